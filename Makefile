@@ -1,0 +1,71 @@
+# One environment in $(VENV), made on the first call of any target and left alone until pyproject.toml or
+# constraints.txt change. Settings: make PYTHON=python3.12 VENV=/tmp/vico-venv test
+
+PYTHON ?= python3
+VENV ?= .venv
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+venv := $(abspath $(VENV))
+bin := $(venv)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check --no-input install --quiet --progress-bar off
+
+# DeepSpeed calls ninja by name when it loads an extension, so the environment comes first on the path.
+export PATH := $(bin):$(PATH)
+export TORCH_EXTENSIONS_DIR := $(venv)/torch_extensions
+export DS_ACCELERATOR ?= cpu
+export OMP_NUM_THREADS := 1
+
+.PHONY: help venv quickstart test test-slow lint clean
+
+help:
+	@echo "make quickstart   set up, then every stage of configs/quickstart.yaml on this machine"
+	@echo "make test         set up, then the fast tests and lint"
+	@echo "make test-slow    set up, then the slow tests; keeps the result in docs/measurements"
+	@echo "make lint         set up, then ruff check and ruff format --check"
+	@echo "make venv         set up only: environment and DeepSpeed extensions in $(VENV)"
+	@echo "make clean        remove caches and build leftovers; $(VENV) and runs stay"
+
+venv: $(venv)/.extensions
+
+# torch comes first and with its pin: DeepSpeed has only a source distribution, whose build imports torch, and
+# an unpinned torch would be the newest one. DS_BUILD_OPS=0 leaves DeepSpeed's extensions to the next rule.
+$(venv)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "PYTHON=$(PYTHON) is missing or older than 3.11; name a newer one: make PYTHON=python3.12"; exit 2; }
+	@echo "Installing into $(VENV) (some minutes on the first call) ..."
+	@$(PYTHON) -m venv $(venv)
+	@$(pip) --constraint constraints.txt setuptools wheel ninja torch
+	@DS_BUILD_OPS=0 $(pip) --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(venv)/.extensions: $(venv)/.installed
+	@command -v g++ > /dev/null \
+	  || { echo "g++ is missing, DeepSpeed's extensions need it; install it: apt install g++"; exit 2; }
+	@echo "Building DeepSpeed's extensions into $(VENV)/torch_extensions (about two minutes) ..."
+	@$(bin)/python -c 'from stages.engine import prebuild_extensions; prebuild_extensions()'
+	@touch $@
+
+quickstart: venv
+	$(bin)/vico run configs/quickstart.yaml
+
+# pytest ends with an error when it collects nothing, so an empty selection cannot pass.
+test: venv
+	$(bin)/python -m pytest -q -m "not slow and not cuda"
+	$(MAKE) --no-print-directory lint
+
+test-slow: venv
+	mkdir -p docs/measurements
+	$(bin)/python -m pytest -q -m "slow and not cuda" 2>&1 \
+	  | tee "docs/measurements/test-slow-$$(date -u +%Y-%m-%d)-$$(git rev-parse --short HEAD).txt"
+
+lint: venv
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path '*/.venv*/*' -prune -exec rm -rf {} +
