@@ -1,0 +1,140 @@
+"""One small consistency training, the same for every way of running it: 10 steps of 4 packs with mixed rates.
+
+Run as a program it is one rank of a DeepSpeed training (environment as torchrun gives it):
+`python -m tests.numerics.consistency_case MODEL OUT STAGE...`
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages.engine import Engine, engine_settings, init_distributed, parameter_groups
+from stages.optimizer_config import OptimizerConfig
+from stages.parts import Parts
+from stages.training import TrainingPlan, derived_seed, share_of_rank, train_step
+from vico.checkpoints import load_model
+from vico.consistency import ConsistencyTask
+from vico.packing import EncodedSample, PackedBatch, packed_batch
+from vico.prompt import PromptFormat, load_prompt_format
+
+NUM_STEPS, PACKS_PER_STEP, SEED = 10, 4, 7
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, grad_clip=1.0)
+SCALED = ("policy.compressed_connector.", 2.0)
+
+
+def samples(prompt_format: PromptFormat, number: int, tiles_per_image: tuple[int, ...]) -> EncodedSample:
+    """A sample drawn from its number alone."""
+    random = np.random.default_rng([SEED, number])
+    question = "<image>\n" * len(tiles_per_image) + "what is written here " * int(random.integers(1, 4))
+    answer = " ".join(str(value) for value in random.integers(0, 99, int(random.integers(1, 9))))
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    size = prompt_format.settings.tile_size
+    pixels = random.standard_normal((sum(tiles_per_image), 3, size, size)).astype(np.float32)
+    return EncodedSample(
+        str(number), number, prompt_format.encode(turns, tiles_per_image), pixels, tiles_per_image
+    )
+
+
+def pack(prompt_format: PromptFormat, step: int, number: int) -> PackedBatch:
+    """Pack `number` of `step`; every third step has an all-text pack first, the last step ends in an empty pack."""
+    random = np.random.default_rng([SEED, step, number])
+    if step == NUM_STEPS - 1 and number == PACKS_PER_STEP - 1:
+        return packed_batch([], [], prompt_format.settings, "sample")
+    shapes = [((3,), (1,)), ((2, 1), ()), ((4,), (1,), (1,)), ((1,),)][int(random.integers(4))]
+    if number == 0 and step % 3 == 0:
+        shapes = ((), ())
+    chosen = [samples(prompt_format, 100 * step + 10 * number + i, shape) for i, shape in enumerate(shapes)]
+    rates = [random.random(sample.skeleton.num_tiles) < 0.5 for sample in chosen]
+    return packed_batch(chosen, rates, prompt_format.settings, "sample")
+
+
+def consistency_task(model_folder: Path, dtype: torch.dtype = torch.float32) -> ConsistencyTask:
+    """Policy with dropout off (its draws are tested elsewhere) and a new connector, and the reference."""
+    policy = load_model(model_folder, dtype)
+    policy.add_compressed_connector(derived_seed(SEED, "compressed_connector"))
+    return ConsistencyTask(policy, load_model(model_folder, dtype), kl_chunk_rows=5)
+
+
+def reference_run(model_folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The same training in one process with torch alone: AdamW over gradients of the whole step."""
+    prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder)
+    groups = parameter_groups(task, OPTIMIZER, SCALED)
+    optimizer = torch.optim.AdamW(
+        [{"params": g.parameters, "weight_decay": g.weight_decay} for g in groups],
+        betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
+    )
+    losses, gradients = [], {}
+    for step in range(NUM_STEPS):
+        packs = [pack(prompt_format, step, number) for number in range(PACKS_PER_STEP)]
+        weight = sum(one.loss_weight for one in packs)
+        loss = sum(task(one)[0] for one in packs) / weight
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        if step in (0, NUM_STEPS - 1):
+            gradients[step] = {n: p.grad.clone() for n, p in task.named_parameters()}
+        torch.nn.utils.clip_grad_norm_(task.parameters(), OPTIMIZER.grad_clip)
+        for group, ours in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] = OPTIMIZER.learning_rate_at(step, NUM_STEPS) * ours.lr_scale
+        optimizer.step()
+    return {
+        "losses": torch.tensor(losses, dtype=torch.float64),
+        "gradients": gradients,
+        "state": task.state_dict(),
+    }
+
+
+def rank_run(model_folder: Path, zero_stage: int) -> dict | None:
+    """The same training on this rank under DeepSpeed; what rank 0 saw, None elsewhere."""
+    init_distributed()
+    prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder)
+    # ZeRO-3 partitions every parameter, however small: the case that fails first
+    zero = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if zero_stage == 3 else {}
+    num_micro_steps = -(-PACKS_PER_STEP // torch.distributed.get_world_size())
+    settings = engine_settings(OPTIMIZER, num_micro_steps, zero_stage, zero)
+    engine = Engine(task, parameter_groups(task, OPTIMIZER, SCALED), settings)
+    losses, gradients = [], {}
+    plan = TrainingPlan(
+        purpose="test",
+        seed=SEED,
+        num_steps=NUM_STEPS,
+        learning_rate=lambda step: OPTIMIZER.learning_rate_at(step, NUM_STEPS),
+        parts=Parts(Path("unused"), 0),
+        checkpoint_every_steps=NUM_STEPS,
+        keep_checkpoints=1,
+        validate_every_steps=NUM_STEPS,
+    )
+    for step in range(NUM_STEPS):
+        packs = [pack(prompt_format, step, number) for number in range(PACKS_PER_STEP)]
+        empty = packed_batch([], [], prompt_format.settings, "sample")
+        mine = [
+            (number, empty if one is None else one)
+            for number, one in share_of_rank(packs, engine.rank, engine.world_size)
+        ]
+        seen = {}
+        sums = train_step(
+            engine,
+            mine,
+            plan,
+            step,
+            before_update=lambda seen=seen: seen.update(engine.whole_gradients()),
+        )
+        losses.append(sums["loss"])
+        if step in (0, NUM_STEPS - 1):
+            gradients[step] = seen
+    state = engine.whole_state()
+    engine.close()
+    if state is None:
+        return None
+    return {"losses": torch.tensor(losses, dtype=torch.float64), "gradients": gradients, "state": state}
+
+
+if __name__ == "__main__":
+    model, out, *stages = sys.argv[1:]
+    torch.set_num_threads(1)
+    for stage in stages:
+        found = rank_run(Path(model), int(stage))
+        if found is not None:
+            torch.save(found, Path(out) / f"zero{stage}.pt")

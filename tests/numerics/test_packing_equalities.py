@@ -1,0 +1,106 @@
+"""Packed = one sample at a time = transformers' own forward; KL is 0 for policy = reference at the full rate."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.numerics.consistency_case import consistency_task, samples
+from tests.tiny_model import make_tiny_model
+from vico.packing import LOSS_REDUCTIONS, packed_batch, packed_row
+from vico.prompt import load_prompt_format
+
+SHAPES = [((3,), (1,)), ((2, 1), ()), ((4,), (1,), (1,)), ((1,),), ((), ())]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def model(request, tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "m", tied=request.param)
+
+
+@pytest.fixture(scope="module")
+def chosen(model):
+    """Samples with one, several and no pictures, and random rates of their tiles."""
+    prompt_format = load_prompt_format(model)
+    shapes = [shape for group in SHAPES for shape in group]
+    found = [samples(prompt_format, number, shape) for number, shape in enumerate(shapes)]
+    random = np.random.default_rng(3)
+    return prompt_format, found, [random.random(sample.skeleton.num_tiles) < 0.5 for sample in found]
+
+
+def loss_and_gradients(task, batches):
+    task.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss, _ = task(batch)
+        loss.backward()
+        total += loss.item()
+    return total, {name: parameter.grad.clone() for name, parameter in task.named_parameters()}
+
+
+@pytest.mark.parametrize("reduction", LOSS_REDUCTIONS)
+def test_packed_equals_unpacked_in_loss_and_gradients(model, chosen, reduction):
+    prompt_format, found, rates = chosen
+    task = consistency_task(model)
+    with torch.no_grad():  # away from the reference, so that the loss is not that of the new connector alone
+        for parameter in task.policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.02)
+    settings = prompt_format.settings
+    packed, gradients = loss_and_gradients(task, [packed_batch(found, rates, settings, reduction)])
+    alone, expected = loss_and_gradients(
+        task, [packed_batch([s], [r], settings, reduction) for s, r in zip(found, rates, strict=True)]
+    )
+    assert packed == pytest.approx(alone, rel=1e-5)
+    for name, gradient in expected.items():
+        if not name.endswith("k_proj.bias"):  # true gradient zero: only rounding is left
+            assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_kl_is_zero_for_the_reference_itself_at_the_full_rate(model, chosen):
+    prompt_format, found, _ = chosen
+    full = [np.zeros(sample.skeleton.num_tiles, bool) for sample in found]
+    task = consistency_task(model)
+    loss, counts = task(packed_batch(found, full, prompt_format.settings, "sample"))
+    assert counts["answer_tokens"] > 0
+    assert loss.item() == 0 and counts["kl_sum"].item() == 0
+
+
+def test_full_rate_gives_the_logits_of_plain_transformers(model, chosen):
+    prompt_format, found, _ = chosen
+    policy = consistency_task(model).policy
+    for sample in found:
+        if not sample.skeleton.num_tiles:
+            continue
+        row = packed_row(
+            [(sample.skeleton, np.zeros(sample.skeleton.num_tiles, bool), 0)], prompt_format.settings
+        )
+        pixels = torch.from_numpy(sample.pixels)
+        with torch.no_grad():
+            full, compressed, _ = policy.visual_tokens(policy.vision_features(pixels), row)
+            ours = policy.lm_head(policy.answer_hidden_states(row, full, compressed))
+            theirs = policy.base(input_ids=row.input_ids[None], pixel_values=pixels).logits[
+                0, row.answer_index
+            ]
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_compressed_tile_takes_the_place_of_a_shorter_block(model, chosen):
+    prompt_format, found, _ = chosen
+    settings, sample = prompt_format.settings, found[0]
+    flags = np.array([True, False, True])
+    row = packed_row([(sample.skeleton, flags, 0)], settings)
+    expected = sample.skeleton.num_text_tokens + settings.tokens_full + 2 * settings.tokens_compressed
+    assert row.lengths == (expected,)
+    tokens = (row.input_ids == settings.image_token_id).sum().item()
+    assert tokens == settings.tokens_full + 2 * settings.tokens_compressed
+    slots = torch.cat([row.full_slots, row.compressed_slots]).sort().values
+    assert torch.equal(slots, (row.input_ids == settings.image_token_id).nonzero()[:, 0])
+    assert torch.equal(row.input_ids[row.answer_index + 1], row.answer_ids)
+
+
+def test_an_empty_pack_costs_nothing_and_moves_nothing(model, chosen):
+    prompt_format, _, _ = chosen
+    task = consistency_task(model)
+    batch = packed_batch([], [], prompt_format.settings, "sample")
+    loss, gradients = loss_and_gradients(task, [batch])
+    assert loss == 0 and batch.loss_weight == 0
+    assert all(gradient.abs().max() == 0 for gradient in gradients.values())

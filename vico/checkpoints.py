@@ -1,0 +1,111 @@
+"""Opening and writing model folders: Hugging Face layout, plus this project's connector and router in the same file."""
+
+# Keys: `model.*` and `lm_head.*` are transformers' own; `compressed_connector.*` and `router.*` are ours.
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig, InternVLForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+from vico.errors import UserError
+from vico.model import VicoModel
+from vico.settings import load_settings, weight_files
+
+OWN_PREFIXES = ("compressed_connector.", "router.")
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the folder's safetensors files; UserError names a file that is cut short."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
+    return tensors
+
+
+def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VicoModel:
+    """The model of a folder in Hugging Face layout, in eval mode, with connector and router where the file has them.
+
+    Raises UserError for missing or surplus tensors (the first five and their count) and for damaged files.
+    """
+    folder = Path(path)
+    settings = load_settings(folder)
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    if config.model_type != "internvl":
+        raise UserError(
+            f"{folder}/config.json: model_type={config.model_type!r} is not 'internvl' (HF layout)"
+        )
+    tensors = read_tensors(folder)
+    own = {key: tensors.pop(key).to(dtype) for key in list(tensors) if key.startswith(OWN_PREFIXES)}
+    transformers_logging.disable_progress_bar()  # a bar a load, on every rank and actor, is noise in logs
+    base, report = InternVLForConditionalGeneration.from_pretrained(
+        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+    )
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in report[what])
+        if keys:
+            raise UserError(
+                f"{folder}: {len(keys)} {what.replace('_', ' ')} in the weights: {', '.join(keys[:5])}; the weights "
+                "do not belong to this config.json"
+            )
+    model = VicoModel(base, settings)
+    prefixes = {key.split(".", 1)[0] for key in own}
+    if "compressed_connector" in prefixes:
+        model.add_compressed_connector(0)
+    if "router" in prefixes:
+        model.add_router(0)
+    try:
+        model.load_state_dict(own, strict=False, assign=False)
+        expected = {key for key in model.state_dict() if key.startswith(OWN_PREFIXES)}
+    except RuntimeError as error:
+        raise UserError(f"{folder}: connector or router tensors have wrong shapes: {error}") from error
+    if expected != set(own):
+        odd = sorted(expected.symmetric_difference(own))
+        raise UserError(
+            f"{folder}: {len(odd)} connector or router tensors missing or surplus: {', '.join(odd[:5])}"
+        )
+    return model.to(device).eval()
+
+
+def model_tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A VicoModel state dict under the keys of the file: `base.` dropped, contiguous."""
+    return {key.removeprefix("base."): tensor.contiguous() for key, tensor in state.items()}
+
+
+def save_model(
+    state: dict[str, torch.Tensor], source: str | Path, folder: str | Path, vico_settings: dict | None = None
+) -> None:
+    """Writes a model folder: tensors of a VicoModel state dict, everything else (config, tokenizer) from `source`.
+
+    `vico_settings` stands in config.json under `vico` (for example the router's threshold). Tied heads are not stored
+    twice.
+    """
+    source, folder = Path(source), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if (
+            file.is_file()
+            and file.suffix in {".json", ".txt", ".model", ".jinja"}
+            and "safetensors" not in file.name
+        ):
+            shutil.copyfile(file, folder / file.name)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    own = {"compressed_connector": any(key.startswith("compressed_connector.") for key in state)}
+    own["router"] = any(key.startswith("router.") for key in state)
+    config["vico"] = {**config.get("vico", {}), **own, **(vico_settings or {})}
+    (folder / "config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    tensors = model_tensors(state)
+    head, embedding = "lm_head.weight", "model.language_model.embed_tokens.weight"
+    if head in tensors and tensors[head].data_ptr() == tensors[embedding].data_ptr():
+        del tensors[head]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,144 @@
+"""What a model folder says about pictures and tokens, read without torch or transformers: planning stays light."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vico.errors import UserError
+from vico.tiling import Tiling
+
+IMAGE_START, IMAGE_END, IMAGE_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+TEMPLATE = "chatml-1"  # moves the tokenizer's fingerprint when vico/prompt.py changes what it writes
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Sizes of one model: `tile_size` in pixels, tokens a tile at both rates, ids and limits of the tiling.
+
+    `tokens_full` is the count at rate 1/4 of the vision tokens, `tokens_compressed` at rate 1/16.
+    """
+
+    tile_size: int
+    tokens_full: int
+    tokens_compressed: int
+    vision_tokens: int
+    image_token_id: int
+    min_tiles: int
+    max_tiles: int
+    use_thumbnail: bool
+    vocab_size: int
+
+    def tiling(self, max_tiles: int | None = None) -> Tiling:
+        """The tiling of this model, with at most `max_tiles` tiles where that is fewer than the model's own limit."""
+        limit = self.max_tiles if max_tiles is None else min(max_tiles, self.max_tiles)
+        return Tiling(self.tile_size, max(limit, self.min_tiles), self.min_tiles, self.use_thumbnail)
+
+
+def _pair(value: int | list[int], path: Path, field: str) -> int:
+    sides = list(value) if isinstance(value, list) else [value, value]
+    if len(set(sides)) != 1:
+        raise UserError(f"{path}: {field}={value} is not square; only square tiles and patches are supported")
+    return int(sides[0])
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy the model folder again") from error
+
+
+def check_model_folder(path: str | Path) -> Path:
+    """The folder as a Path, after a look at the files every loader needs; UserError names the first that is missing."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"inputs.model={folder} is not a folder; give a model folder in Hugging Face layout")
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"inputs.model={folder} has no config.json; give a model folder in Hugging Face layout"
+        )
+    if not weight_files(folder):
+        raise UserError(
+            f"inputs.model={folder} has no model.safetensors (or its index); copy the weights there"
+        )
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(f"inputs.model={folder} has no tokenizer.json; copy the tokenizer's files there")
+    return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in the order of the index where there is one; empty if there are none."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(_json(index)["weight_map"].values()))
+        for name in files:
+            if not (folder / name).is_file():
+                raise UserError(
+                    f"{folder / name} is named in {index.name} but missing; copy the weights again"
+                )
+        return [folder / name for name in files]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else []
+
+
+def tokenizer_files(path: str | Path) -> list[Path]:
+    """The files that decide how text becomes tokens, sorted by name."""
+    return sorted(Path(path) / name for name in _TOKENIZER_FILES if (Path(path) / name).is_file())
+
+
+def load_settings(path: str | Path) -> ModelSettings:
+    """Settings of the model folder at `path`; UserError names file and field where something is missing."""
+    folder = check_model_folder(path)
+    config_path = folder / "config.json"
+    config = _json(config_path)
+    try:
+        vision, text = config["vision_config"], config["text_config"]
+        tile_size = _pair(vision["image_size"], config_path, "vision_config.image_size")
+        patch = _pair(vision["patch_size"], config_path, "vision_config.patch_size")
+        ratio = float(config.get("downsample_ratio", 0.5))
+        image_token_id, vocab_size = int(config["image_token_id"]), int(text["vocab_size"])
+    except KeyError as error:
+        raise UserError(
+            f"{config_path} has no field {error}; this is not an InternVL config in HF layout"
+        ) from error
+    side = tile_size // patch
+    shuffle = round(1 / ratio)
+    if side % (shuffle * shuffle):
+        raise UserError(
+            f"{config_path}: image_size={tile_size} and patch_size={patch} give {side} patches a side, which "
+            f"downsample_ratio={ratio} squared does not divide; the compressed rate needs a multiple of {shuffle**2}"
+        )
+    limits = _tile_limits(folder)
+    return ModelSettings(
+        tile_size=tile_size,
+        tokens_full=(side // shuffle) ** 2,
+        tokens_compressed=(side // shuffle**2) ** 2,
+        vision_tokens=side * side,
+        image_token_id=image_token_id,
+        min_tiles=limits[0],
+        max_tiles=limits[1],
+        use_thumbnail=True,
+        vocab_size=vocab_size,
+    )
+
+
+def _tile_limits(folder: Path) -> tuple[int, int]:
+    """(fewest, most) tiles a picture from the image processor's settings; InternVL's own 1 and 12 without the file."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        if path.is_file():
+            found = _json(path)
+            found = found.get("image_processor", found)
+            return int(found.get("min_patches", 1)), int(found.get("max_patches", 12))
+    return 1, 12

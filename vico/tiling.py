@@ -1,0 +1,110 @@
+"""Cutting a picture into tiles the way InternVL does: closest aspect-ratio grid, thumbnail last.
+
+Pure functions over Pillow pictures; the sharder counts tiles with them, the reader cuts tiles.
+"""
+
+# N tiles (prompt order, thumbnail last), S tile size in pixels
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How pictures are cut: `tile_size` in pixels, grids of `min_tiles` to `max_tiles` tiles (thumbnail not counted)."""
+
+    tile_size: int
+    max_tiles: int = 12
+    min_tiles: int = 1
+    use_thumbnail: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_tiles <= self.max_tiles:
+            raise ValueError(
+                f"min_tiles={self.min_tiles} and max_tiles={self.max_tiles}: need 1 <= min <= max"
+            )
+
+
+@lru_cache(maxsize=64)
+def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """(columns, rows) of every grid, by number of tiles; grids of equal number in the order of a set of tuples.
+
+    The published search sorts a set, so its order inside one number of tiles is that of the set; ties in aspect
+    ratio are decided by it, and parity needs the same construction.
+    """
+    grids = {
+        (columns, rows)
+        for n in range(min_tiles, max_tiles + 1)
+        for columns in range(1, n + 1)
+        for rows in range(1, n + 1)
+        if min_tiles <= columns * rows <= max_tiles
+    }
+    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
+
+
+def tile_grid(width: int, height: int, tiling: Tiling) -> tuple[int, int]:
+    """(columns, rows) of the grid whose aspect ratio is closest to the picture's.
+
+    Of grids that are equally close, a later one in the search wins if the picture covers more than half of its area.
+    """
+    aspect_ratio = width / height
+    best_difference, best = math.inf, (1, 1)
+    for columns, rows in _grids(tiling.min_tiles, tiling.max_tiles):
+        difference = abs(aspect_ratio - columns / rows)
+        if difference < best_difference:
+            best_difference, best = difference, (columns, rows)
+        elif difference == best_difference and width * height > 0.5 * tiling.tile_size**2 * columns * rows:
+            best = (columns, rows)
+    return best
+
+
+def num_tiles(width: int, height: int, tiling: Tiling) -> int:
+    """Tiles of a picture of this size, the thumbnail counted where there is one."""
+    columns, rows = tile_grid(width, height, tiling)
+    cells = columns * rows
+    return cells + int(tiling.use_thumbnail and cells > 1)
+
+
+def tile_boxes(width: int, height: int, tiling: Tiling) -> list[tuple[float, float, float, float]]:
+    """(left, top, right, bottom) of every tile in picture pixels, prompt order; the thumbnail covers the picture."""
+    columns, rows = tile_grid(width, height, tiling)
+    cell_width, cell_height = width / columns, height / rows
+    boxes = [
+        (column * cell_width, row * cell_height, (column + 1) * cell_width, (row + 1) * cell_height)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    if tiling.use_thumbnail and len(boxes) > 1:
+        boxes.append((0.0, 0.0, float(width), float(height)))
+    return boxes
+
+
+def image_tiles(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
+    """The picture's tiles as RGB pictures of `tile_size`, row by row, the thumbnail last when there is more than one."""
+    image = image.convert("RGB")
+    columns, rows = tile_grid(*image.size, tiling)
+    size = tiling.tile_size
+    resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+    tiles = [
+        resized.crop((column * size, row * size, (column + 1) * size, (row + 1) * size))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    if tiling.use_thumbnail and len(tiles) > 1:
+        tiles.append(image.resize((size, size), Image.Resampling.BICUBIC))
+    return tiles
+
+
+def pixel_values(image: Image.Image, tiling: Tiling) -> np.ndarray:
+    """float32 [N, 3, S, S]: the tiles scaled to 0..1 and normalised with the ImageNet mean and deviation."""
+    tiles_NSSC = np.stack([np.asarray(tile, dtype=np.float32) for tile in image_tiles(image, tiling)])
+    mean, std = (np.asarray(values, dtype=np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    normalised_NSSC = (tiles_NSSC / np.float32(255) - mean) / std
+    return np.ascontiguousarray(normalised_NSSC.transpose(0, 3, 1, 2))
