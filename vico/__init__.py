@@ -1,1 +1,1 @@
-"""The ViCO method: tiling, prompts, connectors, router, model, packing, losses, ratios, routing and checkpoint layouts."""
+"""The ViCO method: what is learnt and computed, free of pipelines, clusters and files of theirs."""

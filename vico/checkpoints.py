@@ -1,4 +1,5 @@
-"""Opening and writing model folders: Hugging Face layout, plus this project's connector and router in the same file."""
+"""Opening and writing model folders: Hugging Face layout, plus this project's connector and router in the
+same file."""
 
 # Keys: `model.*` and `lm_head.*` are transformers' own; `compressed_connector.*` and `router.*` are ours.
 
@@ -32,7 +33,8 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VicoModel:
-    """The model of a folder in Hugging Face layout, in eval mode, with connector and router where the file has them.
+    """The model of a folder in Hugging Face layout, in eval mode, with connector and router where the file
+    has them.
 
     Raises UserError for missing or surplus tensors (the first five and their count) and for damaged files.
     """
@@ -53,8 +55,8 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str
         keys = sorted(str(key) for key in report[what])
         if keys:
             raise UserError(
-                f"{folder}: {len(keys)} {what.replace('_', ' ')} in the weights: {', '.join(keys[:5])}; the weights "
-                "do not belong to this config.json"
+                f"{folder}: {len(keys)} {what.replace('_', ' ')} in the weights: {', '.join(keys[:5])}; "
+                "the weights do not belong to this config.json"
             )
     model = VicoModel(base, settings)
     prefixes = {key.split(".", 1)[0] for key in own}
@@ -83,10 +85,11 @@ def model_tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def save_model(
     state: dict[str, torch.Tensor], source: str | Path, folder: str | Path, vico_settings: dict | None = None
 ) -> None:
-    """Writes a model folder: tensors of a VicoModel state dict, everything else (config, tokenizer) from `source`.
+    """Writes a model folder: tensors of a VicoModel state dict, everything else (config, tokenizer) from
+    `source`.
 
-    `vico_settings` stands in config.json under `vico` (for example the router's threshold). Tied heads are not stored
-    twice.
+    `vico_settings` stands in config.json under `vico` (for example the router's threshold). Tied heads are
+    not stored twice.
     """
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

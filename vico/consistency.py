@@ -25,7 +25,8 @@ class ConsistencyTask(nn.Module):
         return self._reference[0]
 
     def forward(self, pack: PackedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor | float]]:
-        """(loss sum, counts of the pack: summed KL in nats, answer tokens, samples, tiles, tokens of both rows)."""
+        """(loss sum, counts of the pack: summed KL in nats, answer tokens, samples, tiles, tokens of both
+        rows)."""
         with torch.no_grad():
             reference_hidden_AD = self._answer_hidden_states(self.reference, pack, pack.reference)[0]
         hidden_AD, tie = self._answer_hidden_states(self.policy, pack, pack.policy)

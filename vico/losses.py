@@ -9,9 +9,9 @@ from torch import nn
 class ChunkedKL(torch.autograd.Function):
     """Weighted sum of per-token KL with its gradients computed in the forward pass, chunk by chunk.
 
-    The weight of every token is known before the forward (`weights_A`), so d loss / d logits = w (softmax(policy) -
-    softmax(reference)) can be folded into the gradients of hidden states and head while a chunk's logits exist: each
-    head is used once a direction, and peak memory is chunk x V.
+    The weight of every token is known before the forward (`weights_A`), so d loss / d logits = w
+    (softmax(policy) - softmax(reference)) can be folded into the gradients of hidden states and head while
+    a chunk's logits exist: each head is used once a direction, and peak memory is chunk x V.
     """
 
     @staticmethod
@@ -71,12 +71,13 @@ def chunked_kl(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum_A weights * KL(reference || policy), KL of each token [A] in nats without gradient).
 
-    Exact: equal to `F.kl_div` over dense log-softmaxes in loss and gradients (of `hidden_AD` and `weight_VD`); ViCO
-    equation of the consistency loss. Raises ValueError where the vocabularies differ.
+    Exact: equal to `F.kl_div` over dense log-softmaxes in loss and gradients (of `hidden_AD` and
+    `weight_VD`); ViCO equation of the consistency loss. Raises ValueError where the vocabularies differ.
     """
     if weight_VD.shape[0] != reference_weight_VD.shape[0]:
         raise ValueError(
-            f"policy vocabulary {weight_VD.shape[0]} and reference vocabulary {reference_weight_VD.shape[0]} differ"
+            f"policy vocabulary {weight_VD.shape[0]} and reference vocabulary "
+            f"{reference_weight_VD.shape[0]} differ"
         )
     return ChunkedKL.apply(
         hidden_AD, weight_VD, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows
@@ -84,8 +85,8 @@ def chunked_kl(
 
 
 class KLHead(nn.Linear):
-    """The LM head as a module that can also give the consistency loss: under ZeRO-3 its weight is only whole inside
-    its own forward and backward, so the loss has to live here."""
+    """The LM head as a module that can also give the consistency loss: under ZeRO-3 its weight is only whole
+    inside its own forward and backward, so the loss has to live here."""
 
     def forward(
         self, hidden_AD, reference_hidden_AD=None, reference_weight_VD=None, weights_A=None, chunk_rows=256

@@ -1,6 +1,8 @@
-"""An InternVL with a second connector and a router: the policy, the reference and the served model are all this class."""
+"""An InternVL with a second connector and a router: the policy, the reference and the served model are all
+this class."""
 
-# N tiles, P vision tokens a tile, v vision width, D language width, F/C tokens of a full/compressed tile, L row, A answers
+# N tiles, P vision tokens a tile, v vision width, D language width, F/C tokens of a full/compressed tile, L
+# row, A answers
 
 import torch
 from torch import nn
@@ -69,10 +71,12 @@ class VicoModel(nn.Module):
     def visual_tokens(
         self, features_NPv: torch.Tensor, row: PackedRow
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """(full tokens of `row.full_tiles`, compressed tokens of `row.compressed_tiles`, a zero that ties them).
+        """(full tokens of `row.full_tiles`, compressed tokens of `row.compressed_tiles`, a zero that ties
+        them).
 
-        Each connector runs once, on its tiles plus one zero tile: ranks and steps then call the same modules in the
-        same order whatever their tiles, which ZeRO-2 and 3 rely on. Add the tie to the loss.
+        Each connector runs once, on its tiles plus one zero tile: ranks and steps then call the same
+        modules in the same order whatever their tiles, which ZeRO-2 and 3 rely on. Add the tie to the
+        loss.
         """
         zero_tile = features_NPv.new_zeros(1, *features_NPv.shape[1:])
         full = self.full_tokens(torch.cat([features_NPv[row.full_tiles], zero_tile]))

@@ -1,7 +1,7 @@
 """Samples packed into one long row: token ids, where tiles' tokens go, which hidden states predict answers.
 
-A pack holds two rows over the same tiles, the policy's (tiles at their rates) and the reference's (all at the full
-rate); answer tokens of both line up one to one.
+A pack holds two rows over the same tiles, the policy's (tiles at their rates) and the reference's (all at
+the full rate); answer tokens of both line up one to one.
 """
 
 # T tiles of a sample, N tiles of a pack, L tokens of a row, A answer tokens, S samples
@@ -33,9 +33,10 @@ class EncodedSample:
 class PackedRow:
     """Sequences end to end in one row of L tokens.
 
-    `full_tiles` and `compressed_tiles` are numbers of tiles of the pack (a tile may be used by several sequences); their
-    tokens go, in that order, to `full_slots` and `compressed_slots`. `answer_index` [A] is the position whose hidden
-    state predicts an answer token, `answer_ids` [A] that token. All int64 tensors but `lengths`.
+    `full_tiles` and `compressed_tiles` are numbers of tiles of the pack (a tile may be used by several
+    sequences); their tokens go, in that order, to `full_slots` and `compressed_slots`. `answer_index` [A]
+    is the position whose hidden state predicts an answer token, `answer_ids` [A] that token. All int64
+    tensors but `lengths`.
     """
 
     input_ids: torch.Tensor
@@ -56,8 +57,9 @@ class PackedRow:
 class PackedBatch:
     """A pack for one micro-step: `pixel_values` float32 [max(N, 1), 3, S, S] and both rows.
 
-    `weights_A` float32 weighs the KL of each answer token, `loss_weight` is what the pack adds to the denominator of
-    the global batch; a pack without tiles holds one zero tile, an empty pack one token and no answer.
+    `weights_A` float32 weighs the KL of each answer token, `loss_weight` is what the pack adds to the
+    denominator of the global batch; a pack without tiles holds one zero tile, an empty pack one token and
+    no answer.
     """
 
     pixel_values: torch.Tensor
@@ -86,7 +88,8 @@ def _moved(packed, device):
 def token_weights(num_answer_tokens: int, reduction: str) -> tuple[float, float]:
     """(weight of each answer token, the sample's share of the denominator) for a sample of N answer tokens.
 
-    sample: 1/N and 1 (ViCO's formula); token: 1 and N; square: N^-1/2 and N^1/2 (InternVL's SFT). N = 0 weighs nothing.
+    sample: 1/N and 1 (ViCO's formula); token: 1 and N; square: N^-1/2 and N^1/2 (InternVL's SFT). N = 0
+    weighs nothing.
     """
     n = num_answer_tokens
     if n == 0:

@@ -1,6 +1,7 @@
 """A conversation as token ids with one slot a tile, and which of its tokens are answers.
 
-ChatML as InternVL writes it; the slot of a tile is widened to its rate's number of tokens in `vico/packing.py`.
+ChatML as InternVL writes it; the slot of a tile is widened to its rate's number of tokens in
+`vico/packing.py`.
 """
 
 # L tokens of the skeleton (a tile counts one)
@@ -28,7 +29,8 @@ _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 @dataclass(frozen=True)
 class Skeleton:
-    """`ids` int64 [L] with one image token a tile; `answer` bool [L], true on answer tokens and their end of turn."""
+    """`ids` int64 [L] with one image token a tile; `answer` bool [L], true on answer tokens and their end of
+    turn."""
 
     ids: np.ndarray
     answer: np.ndarray
@@ -44,7 +46,8 @@ class Skeleton:
 
 
 class PromptFormat:
-    """Turns conversations into skeletons with one tokenizer; checks at construction that its special tokens exist."""
+    """Turns conversations into skeletons with one tokenizer; checks at construction that its special tokens
+    exist."""
 
     def __init__(self, tokenizer, settings: ModelSettings, folder: str = ""):
         self.tokenizer, self.settings = tokenizer, settings
@@ -55,8 +58,8 @@ class PromptFormat:
                 raise UserError(f"{folder}: the tokenizer has no token {token}; InternVL prompts need it")
         if ids[IMAGE_TOKEN] != settings.image_token_id:
             raise UserError(
-                f"{folder}: config.json says image_token_id={settings.image_token_id} but the tokenizer gives "
-                f"{IMAGE_TOKEN} the id {ids[IMAGE_TOKEN]}; use the tokenizer the model was trained with"
+                f"{folder}: config.json says image_token_id={settings.image_token_id} but the tokenizer "
+                f"gives {IMAGE_TOKEN} the id {ids[IMAGE_TOKEN]}; use the tokenizer the model was trained with"
             )
         self._ids = ids
         self.end_of_turn_id = ids[TURN_END]

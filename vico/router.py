@@ -1,4 +1,5 @@
-"""The router (ViR): vision tokens of one tile -> probabilities of compressing (column 0) and keeping (column 1) it.
+"""The router (ViR): vision tokens of one tile -> probabilities of compressing (column 0) and keeping (column
+1) it.
 
 Structure and key names are those of the published Flash checkpoints, dead weights included.
 """
@@ -12,10 +13,11 @@ NUM_HEADS = 16
 
 
 class AttentionPooling(nn.Module):
-    """A learned query reads a tile's vision tokens: attn1, norm1, then attn2, norm2 three times (as published).
+    """A learned query reads a tile's vision tokens: attn1, norm1, then attn2, norm2 three times (as
+    published).
 
-    attn3, attn4, norm3 and norm4 are never used by the published forward but stand in its checkpoints; here they are
-    frozen so that no optimizer, no gradient and no ZeRO hook ever waits for them.
+    attn3, attn4, norm3 and norm4 are never used by the published forward but stand in its checkpoints;
+    here they are frozen so that no optimizer, no gradient and no ZeRO hook ever waits for them.
     """
 
     def __init__(self, width: int):

@@ -1,6 +1,8 @@
-"""Attention over sequences packed end to end: no token sees another sequence. Registered with transformers once.
+"""Attention over sequences packed end to end: no token sees another sequence. Registered with transformers
+once.
 
-CPU: exact SDPA, sequence by sequence. CUDA: one varlen kernel (flash-attn where installed, torch's own otherwise).
+CPU: exact SDPA, sequence by sequence. CUDA: one varlen kernel (flash-attn where installed, torch's own
+otherwise).
 """
 
 # B batch (1 when packed), H query heads, K key heads, L tokens, d head width
@@ -19,7 +21,8 @@ IMPLEMENTATION = "vico_segments"
 def segment_attention(
     module, query_BHLd, key_BKLd, value_BKLd, attention_mask, *, segment_lengths=None, **kwargs
 ):
-    """Causal attention within each of `segment_lengths` (their sum is L); without them, transformers' own SDPA."""
+    """Causal attention within each of `segment_lengths` (their sum is L); without them, transformers' own
+    SDPA."""
     if segment_lengths is None:
         return sdpa_attention_forward(module, query_BHLd, key_BKLd, value_BKLd, attention_mask, **kwargs)
     dropout, scaling = kwargs.get("dropout", 0.0), kwargs.get("scaling")
@@ -75,7 +78,8 @@ def _varlen(query_BHLd, key_BKLd, value_BKLd, segment_lengths, dropout, scaling)
 
 
 def _mask(*args, attention_mask=None, **kwargs):
-    """No mask for a packed row (segments keep apart by themselves) or a lone prompt; a padded batch gets SDPA's."""
+    """No mask for a packed row (segments keep apart by themselves) or a lone prompt; a padded batch gets
+    SDPA's."""
     if attention_mask is None:
         return None
     return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)

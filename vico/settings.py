@@ -1,4 +1,5 @@
-"""What a model folder says about pictures and tokens, read without torch or transformers: planning stays light."""
+"""What a model folder says about pictures and tokens, read without torch or transformers: planning stays
+light."""
 
 import json
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class ModelSettings:
     vocab_size: int
 
     def tiling(self, max_tiles: int | None = None) -> Tiling:
-        """The tiling of this model, with at most `max_tiles` tiles where that is fewer than the model's own limit."""
+        """The tiling of this model, with at most `max_tiles` tiles where that is fewer than the model's own
+        limit."""
         limit = self.max_tiles if max_tiles is None else min(max_tiles, self.max_tiles)
         return Tiling(self.tile_size, max(limit, self.min_tiles), self.min_tiles, self.use_thumbnail)
 
@@ -60,7 +62,8 @@ def _json(path: Path) -> dict:
 
 
 def check_model_folder(path: str | Path) -> Path:
-    """The folder as a Path, after a look at the files every loader needs; UserError names the first that is missing."""
+    """The folder as a Path, after a look at the files every loader needs; UserError names the first that is
+    missing."""
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"inputs.model={folder} is not a folder; give a model folder in Hugging Face layout")
@@ -78,7 +81,8 @@ def check_model_folder(path: str | Path) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, in the order of the index where there is one; empty if there are none."""
+    """The safetensors files of a model folder, in the order of the index where there is one; empty if there
+    are none."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = sorted(set(_json(index)["weight_map"].values()))
@@ -116,8 +120,8 @@ def load_settings(path: str | Path) -> ModelSettings:
     shuffle = round(1 / ratio)
     if side % (shuffle * shuffle):
         raise UserError(
-            f"{config_path}: image_size={tile_size} and patch_size={patch} give {side} patches a side, which "
-            f"downsample_ratio={ratio} squared does not divide; the compressed rate needs a multiple of {shuffle**2}"
+            f"{config_path}: image_size={tile_size} and patch_size={patch} give {side} patches a side, no "
+            f"multiple of {shuffle**2}, which the compressed rate needs at downsample_ratio={ratio}"
         )
     limits = _tile_limits(folder)
     return ModelSettings(
@@ -134,7 +138,8 @@ def load_settings(path: str | Path) -> ModelSettings:
 
 
 def _tile_limits(folder: Path) -> tuple[int, int]:
-    """(fewest, most) tiles a picture from the image processor's settings; InternVL's own 1 and 12 without the file."""
+    """(fewest, most) tiles a picture from the image processor's settings; InternVL's own 1 and 12 without the
+    file."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name
         if path.is_file():

@@ -18,7 +18,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Tiling:
-    """How pictures are cut: `tile_size` in pixels, grids of `min_tiles` to `max_tiles` tiles (thumbnail not counted)."""
+    """How pictures are cut: `tile_size` in pixels, grids of `min_tiles` to `max_tiles` tiles (thumbnail not
+    counted)."""
 
     tile_size: int
     max_tiles: int = 12
@@ -34,10 +35,11 @@ class Tiling:
 
 @lru_cache(maxsize=64)
 def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """(columns, rows) of every grid, by number of tiles; grids of equal number in the order of a set of tuples.
+    """(columns, rows) of every grid, by number of tiles; grids of equal number in the order of a set of
+    tuples.
 
-    The published search sorts a set, so its order inside one number of tiles is that of the set; ties in aspect
-    ratio are decided by it, and parity needs the same construction.
+    The published search sorts a set, so its order inside one number of tiles is that of the set; ties in
+    aspect ratio are decided by it, and parity needs the same construction.
     """
     grids = {
         (columns, rows)
@@ -52,7 +54,8 @@ def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
 def tile_grid(width: int, height: int, tiling: Tiling) -> tuple[int, int]:
     """(columns, rows) of the grid whose aspect ratio is closest to the picture's.
 
-    Of grids that are equally close, a later one in the search wins if the picture covers more than half of its area.
+    Of grids that are equally close, a later one in the search wins if the picture covers more than half of
+    its area.
     """
     aspect_ratio = width / height
     best_difference, best = math.inf, (1, 1)
@@ -73,7 +76,8 @@ def num_tiles(width: int, height: int, tiling: Tiling) -> int:
 
 
 def tile_boxes(width: int, height: int, tiling: Tiling) -> list[tuple[float, float, float, float]]:
-    """(left, top, right, bottom) of every tile in picture pixels, prompt order; the thumbnail covers the picture."""
+    """(left, top, right, bottom) of every tile in picture pixels, prompt order; the thumbnail covers the
+    picture."""
     columns, rows = tile_grid(width, height, tiling)
     cell_width, cell_height = width / columns, height / rows
     boxes = [
@@ -87,7 +91,8 @@ def tile_boxes(width: int, height: int, tiling: Tiling) -> list[tuple[float, flo
 
 
 def image_tiles(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
-    """The picture's tiles as RGB pictures of `tile_size`, row by row, the thumbnail last when there is more than one."""
+    """The picture's tiles as RGB pictures of `tile_size`, row by row, the thumbnail last when there is more
+    than one."""
     image = image.convert("RGB")
     columns, rows = tile_grid(*image.size, tiling)
     size = tiling.tile_size

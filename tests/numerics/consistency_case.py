@@ -38,7 +38,8 @@ def samples(prompt_format: PromptFormat, number: int, tiles_per_image: tuple[int
 
 
 def pack(prompt_format: PromptFormat, step: int, number: int) -> PackedBatch:
-    """Pack `number` of `step`; every third step has an all-text pack first, the last step ends in an empty pack."""
+    """Pack `number` of `step`; every third step has an all-text pack first, the last step ends in an empty
+    pack."""
     random = np.random.default_rng([SEED, step, number])
     if step == NUM_STEPS - 1 and number == PACKS_PER_STEP - 1:
         return packed_batch([], [], prompt_format.settings, "sample")

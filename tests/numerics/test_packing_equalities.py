@@ -1,4 +1,4 @@
-"""Packed = one sample at a time = transformers' own forward; KL is 0 for policy = reference at the full rate."""
+"""Packed = one sample at a time = transformers' own forward; KL is 0 for policy = reference."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""ZeRO-1 = 2 = 3 and 1 = 2 ranks = torch alone, over 10 consistency steps with mixed rates, text-only and empty packs."""
+"""ZeRO-1 = 2 = 3 and 1 = 2 ranks = torch alone, over 10 consistency steps with mixed rates, text-only and
+empty packs."""
 
 import os
 import socket
@@ -14,8 +15,8 @@ from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).parents[2]
 RELATIVE = 1e-5
-# A key bias shifts every score of a query alike, so its true gradient is zero and Adam's normalised step turns rounding
-# into full-size updates. They are not compared.
+# A key bias shifts every score of a query alike, so its true gradient is zero and Adam's normalised step
+# turns rounding into full-size updates. They are not compared.
 ZERO_GRADIENT = ("k_proj.bias",)
 
 

@@ -1,0 +1,81 @@
+"""Consistency training: the policy learns to answer like the frozen reference whatever the rates of its
+tiles.
+
+Config and entry; what a rank does is in `stages/consistency_worker.py`.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.context import Context
+from stages.optimizer_config import OptimizerConfig
+from stages.stage_config import StageConfig
+
+CODE_VERSION = 1
+INPUTS = ("shard", "model")
+NEEDS_RAY = True
+SOURCES = (
+    "stages/consistency.py",
+    "stages/consistency_worker.py",
+    "stages/training.py",
+    "stages/engine.py",
+    "stages/optimizer_config.py",
+    "data_prep/packs.py",
+    "data_prep/reader.py",
+    "vico",
+)
+
+
+class ConsistencyConfig(StageConfig):
+    """What is trained on and how; every field changes the result."""
+
+    seed: int | None = None
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=8e-5)
+    connector_lr_scale: float = Field(2.0, gt=0)
+    """Learning rate of the new connector over that of the rest."""
+    rate_unit: Literal["tile", "image"] = "tile"
+    """Whether each tile draws its rate or each image one rate for all of its tiles."""
+    compress_share: float = Field(0.5, ge=0, le=1)
+    loss_reduction: Literal["sample", "token", "square"] = "sample"
+    reference_tokens_per_pack: int = Field(32768, gt=0)
+    tiles_per_pack: int = Field(96, gt=0)
+    packs_per_step: int = Field(8, gt=0)
+    window_samples: int = Field(4096, gt=0)
+    """Samples are shuffled, packed and balanced within windows of this many."""
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int = Field(0, ge=0)
+    """0: no limit but `epochs`."""
+    validate_every_steps: int = Field(100, gt=0)
+    validation_packs: int = Field(8, gt=0)
+
+
+Config = ConsistencyConfig
+
+
+def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | str]:
+    """Trains on all ranks and publishes `policy/` (a model folder) and `curve.parquet`; returns the last
+    figures."""
+    from stages.consistency_worker import ConsistencySettings, prepared, train_policy
+    from stages.train_workers import run_workers
+    from stages.training import publish_curve, remove_checkpoints
+
+    train = context.site.train
+    settings = ConsistencySettings(
+        config=config,
+        shard_folder=context.inputs["shard"],
+        model_folder=context.inputs["model"],
+        parts=context.parts,
+        zero_stage=train.zero_stage,
+        activation_checkpointing=train.activation_checkpointing,
+        kl_chunk_rows=train.kl_chunk_rows,
+        checkpoint_every_steps=train.checkpoint_every_steps,
+        keep_checkpoints=train.keep_checkpoints,
+        deepspeed=train.deepspeed,
+    )
+    num_steps = prepared(settings, context.site.resources.workers)
+    if not context.parts.done("policy"):
+        run_workers(train_policy, settings, context, num_steps=num_steps)
+    curve = publish_curve(context.parts)
+    remove_checkpoints(context.parts)
+    return {"steps": num_steps, **curve}

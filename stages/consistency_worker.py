@@ -1,0 +1,216 @@
+"""What one rank of the consistency stage does: models, packs of a step, the loop, the policy's folder at the
+end."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.index import load_index
+from data_prep.packs import Pack, PackPlan, fixed_packs
+from data_prep.reader import SampleReader
+from stages.consistency import ConsistencyConfig
+from stages.engine import Engine, engine_settings, init_distributed, parameter_groups
+from stages.optimizer_config import num_training_steps
+from stages.parts import Parts
+from stages.training import TrainingPlan, derived_seed, share_of_rank, sum_over_ranks, train
+from vico.checkpoints import load_model, save_model
+from vico.consistency import ConsistencyTask
+from vico.errors import UserError
+from vico.packing import PackedBatch, packed_batch
+from vico.prompt import load_prompt_format
+from vico.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class ConsistencySettings:
+    """All that a rank needs, picklable: the hashed config, paths, and the site's part."""
+
+    config: ConsistencyConfig
+    shard_folder: Path
+    model_folder: Path
+    parts: Parts
+    zero_stage: int
+    activation_checkpointing: bool
+    kl_chunk_rows: int
+    checkpoint_every_steps: int
+    keep_checkpoints: int
+    deepspeed: Mapping[str, Any]
+
+
+class ConsistencyPacks:
+    """Packs of the whole training: `packs(step)` over all epochs, `batch(pack)` decoded, `calib_packs` for
+    validation."""
+
+    def __init__(self, config: ConsistencyConfig, shard_folder: Path, model_folder: Path):
+        self.config = config
+        self._format = load_prompt_format(model_folder)
+        self._index = load_index(shard_folder)
+        self._reader = SampleReader(shard_folder, self._format)
+        self._plans: dict[int, PackPlan] = {}
+        steps_per_epoch = self._plan(0).num_steps
+        self.num_steps = num_training_steps(config.epochs, config.max_steps, steps_per_epoch)
+
+    @property
+    def settings(self) -> ModelSettings:
+        return self._format.settings
+
+    def _plan(self, epoch: int) -> PackPlan:
+        if epoch not in self._plans:
+            self._plans[epoch] = self._new_plan(epoch)
+        return self._plans[epoch]
+
+    def _new_plan(self, epoch: int) -> PackPlan:
+        config = self.config
+        return PackPlan(
+            self._index.columns("train"),
+            reference_tokens=config.reference_tokens_per_pack,
+            tiles=config.tiles_per_pack,
+            packs_per_step=config.packs_per_step,
+            seed=config.seed,
+            epoch=epoch,
+            tokens_full=self.settings.tokens_full,
+            window_samples=config.window_samples,
+            rate_unit=config.rate_unit,
+            compress_share=config.compress_share,
+        )
+
+    def packs(self, step: int) -> list[Pack]:
+        """The G packs of an update, counted from 0 over all epochs (an epoch's number of steps may differ by
+        repeats)."""
+        epoch = 0
+        while step >= self._plan(epoch).num_steps:
+            step -= self._plan(epoch).num_steps
+            epoch += 1
+        return self._plan(epoch).step(step)
+
+    def batch(self, pack: Pack) -> PackedBatch:
+        samples = [self._reader.sample(int(row)) for row in pack.rows]
+        return packed_batch(samples, pack.compressed, self.settings, self.config.loss_reduction)
+
+    def empty(self) -> PackedBatch:
+        return packed_batch([], [], self.settings, self.config.loss_reduction)
+
+    def calib_packs(self, compressed: bool) -> list[Pack]:
+        """At most `validation_packs` packs of calibration samples, evenly spread, all tiles at one rate."""
+        columns = self._index.columns("calib")
+        if not len(columns):
+            return []
+        config = self.config
+        packs = list(
+            fixed_packs(
+                columns,
+                reference_tokens=config.reference_tokens_per_pack,
+                tiles=config.tiles_per_pack,
+                tokens_full=self.settings.tokens_full,
+                compressed=compressed,
+            )
+        )
+        return packs[:: -(-len(packs) // config.validation_packs)]
+
+
+def prepared(settings: ConsistencySettings, num_workers: int) -> int:
+    """Everything that can be refused before a worker starts; the number of updates."""
+    config = settings.config
+    if num_workers > config.packs_per_step:
+        raise UserError(
+            f"resources.workers={num_workers} is more than consistency.packs_per_step="
+            f"{config.packs_per_step}; a rank needs a pack of its own in every step: lower resources.workers or raise packs_per_step"
+        )
+    packs = ConsistencyPacks(config, settings.shard_folder, settings.model_folder)
+    state_bytes = 16 * sum(path.stat().st_size for path in Path(settings.model_folder).glob("*.safetensors"))
+    needed = state_bytes * (settings.keep_checkpoints + 1)
+    free = shutil.disk_usage(settings.parts.folder).free
+    if free < needed:
+        raise UserError(
+            f"{settings.parts.folder}: {free / 1e9:.1f} GB free, consistency needs up to "
+            f"{needed / 1e9:.1f} GB for train.keep_checkpoints={settings.keep_checkpoints} and one more; free some space or choose "
+            "another --storage"
+        )
+    return packs.num_steps
+
+
+def build_engine(settings: ConsistencySettings) -> Engine:
+    """Policy with a new connector and the frozen reference under one engine, on this rank's device."""
+    config = settings.config
+    dtype = getattr(torch, config.optimizer.dtype)
+    policy = load_model(settings.model_folder, dtype).train()
+    policy.add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
+    if settings.activation_checkpointing:
+        policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+    reference = load_model(settings.model_folder, dtype)
+    if torch.cuda.is_available():
+        reference.to("cuda")
+    task = ConsistencyTask(policy, reference, settings.kl_chunk_rows)
+    num_micro_steps = -(-config.packs_per_step // torch.distributed.get_world_size())
+    return Engine(
+        task,
+        parameter_groups(task, config.optimizer, ("policy.compressed_connector.", config.connector_lr_scale)),
+        engine_settings(config.optimizer, num_micro_steps, settings.zero_stage, settings.deepspeed),
+    )
+
+
+def train_policy(settings: ConsistencySettings) -> None:
+    """The whole stage on one rank; rank 0 publishes the policy's folder."""
+    config = settings.config
+    init_distributed()
+    packs = ConsistencyPacks(config, settings.shard_folder, settings.model_folder)
+    engine = build_engine(settings)
+    plan = TrainingPlan(
+        purpose="consistency",
+        seed=config.seed,
+        num_steps=packs.num_steps,
+        learning_rate=lambda step: config.optimizer.learning_rate_at(step, packs.num_steps),
+        parts=settings.parts,
+        checkpoint_every_steps=settings.checkpoint_every_steps,
+        keep_checkpoints=settings.keep_checkpoints,
+        validate_every_steps=config.validate_every_steps,
+    )
+    train(
+        engine, packs, packs.empty, plan, lambda sums: summary(sums, config), lambda e: validation(e, packs)
+    )
+    state = engine.whole_state()
+    if engine.rank == 0:
+        prefix = "policy."
+        policy = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        shutil.rmtree(settings.parts.partial("policy"), ignore_errors=True)
+        save_model(policy, settings.model_folder, settings.parts.partial("policy"))
+        settings.parts.publish("policy")
+    torch.distributed.barrier()
+
+
+def summary(sums: Mapping[str, float], config: ConsistencyConfig) -> dict[str, float]:
+    """Metrics of a step from its sums over ranks."""
+    budget = config.reference_tokens_per_pack * config.packs_per_step
+    return {
+        "kl_per_token": sums["kl_sum"] / max(sums["answer_tokens"], 1.0),
+        "answer_tokens": sums["answer_tokens"],
+        "samples": sums["samples"],
+        "tiles": sums["tiles"],
+        "share_compressed": sums["compressed_tiles"] / max(sums["tiles"], 1.0),
+        "policy_tokens": sums["policy_tokens"],
+        "reference_tokens": sums["reference_tokens"],
+        "packs": sums["packs"],
+        "fill_rate": sums["reference_tokens"] / budget,
+    }
+
+
+@torch.no_grad()
+def validation(engine: Engine, packs: ConsistencyPacks) -> dict[str, float]:
+    """KL per answer token on calibration samples, all tiles at the full and all at the compressed rate."""
+    task: ConsistencyTask = engine.module
+    task.policy.eval()
+    found = {}
+    for rate, compressed in (("full", False), ("compressed", True)):
+        sums: dict[str, Any] = {"kl_sum": 0.0, "answer_tokens": 0.0}
+        for _, pack in share_of_rank(packs.calib_packs(compressed), engine.rank, engine.world_size):
+            batch = packs.empty() if pack is None else packs.batch(pack)
+            _, counts = engine(batch.to(engine.device))
+            sums = {name: value + counts[name] for name, value in sums.items()}
+        total = sum_over_ranks(sums, engine.device)
+        found[f"kl_{rate}"] = total["kl_sum"] / max(total["answer_tokens"], 1.0)
+    task.policy.train()
+    return found

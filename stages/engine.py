@@ -1,0 +1,258 @@
+"""DeepSpeed behind one door: an engine over one module, its checkpoints, its whole weights, prebuilt
+extensions.
+
+The training loop in `stages/training.py` knows micro-batches and steps; nothing here knows what is
+trained.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import deepspeed
+import torch
+from torch import nn
+
+from stages.optimizer_config import OptimizerConfig
+from stages.parts import Parts
+from vico.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# What decides the result may come from the pipeline's config only, never from a DeepSpeed JSON of the site.
+_OURS = frozenset(
+    [
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "optimizer",
+        "scheduler",
+        "bf16",
+        "fp16",
+        "data_types",
+        "torch_autocast",
+        "amp",
+        "communication_data_type",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "zero_allow_untested_optimizer",
+        "sparse_gradients",
+        "seed",
+        "curriculum_learning",
+        "data_efficiency",
+        "compression_training",
+        "checkpoint",
+        "steps_per_print",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate (`lr_scale` times the schedule's) and a weight decay."""
+
+    parameters: Sequence[nn.Parameter]
+    lr_scale: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How the engine runs (site) and what it computes (hashed config): both are needed to build it.
+
+    `num_micro_steps` micro-steps make an optimizer step; `dtype` float32 or bfloat16; `zero_stage` 1, 2 or 3.
+    """
+
+    num_micro_steps: int
+    dtype: torch.dtype
+    grad_clip: float
+    betas: tuple[float, float]
+    zero_stage: int
+    deepspeed: Mapping[str, object]
+
+    def as_dict(self) -> dict:
+        """The DeepSpeed config; UserError names a key of the site's JSON that is not the site's to set."""
+        refused = sorted(_OURS.intersection(self.deepspeed))
+        if refused:
+            raise UserError(
+                f"train.deepspeed.{refused[0]} in the site file changes the result, so it is not the site's to set; "
+                "set it in the pipeline's config"
+            )
+        zero = {
+            "stage": self.zero_stage,
+            "overlap_comm": torch.cuda.is_available(),
+            "contiguous_gradients": True,
+            **dict(self.deepspeed.get("zero_optimization", {})),
+        }
+        if zero["stage"] != self.zero_stage:
+            raise UserError(
+                f"train.deepspeed.zero_optimization.stage={zero['stage']} and train.zero_stage="
+                f"{self.zero_stage} differ; set train.zero_stage alone"
+            )
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": self.num_micro_steps,
+            "gradient_clipping": self.grad_clip,
+            "bf16": {"enabled": self.dtype == torch.bfloat16},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+            **{key: value for key, value in self.deepspeed.items() if key != "zero_optimization"},
+            "zero_optimization": zero,
+        }
+
+
+def engine_settings(
+    optimizer: OptimizerConfig, num_micro_steps: int, zero_stage: int, deepspeed: Mapping[str, object]
+) -> EngineSettings:
+    """The engine's settings of a hashed optimizer config on this site."""
+    return EngineSettings(
+        num_micro_steps=num_micro_steps,
+        dtype=getattr(torch, optimizer.dtype),
+        grad_clip=optimizer.grad_clip,
+        betas=(optimizer.beta1, optimizer.beta2),
+        zero_stage=zero_stage,
+        deepspeed=deepspeed,
+    )
+
+
+def parameter_groups(
+    module: nn.Module, optimizer: OptimizerConfig, scaled: tuple[str, float] = ("", 1.0)
+) -> list[ParameterGroup]:
+    """Trainable parameters by learning rate and weight decay; `scaled` = (name prefix, its learning rate's
+    scale).
+
+    Vectors (biases, norms, layer scales) do not decay.
+    """
+    prefix, scale = scaled
+    buckets: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            key = (bool(prefix) and name.startswith(prefix), parameter.ndim > 1)
+            buckets.setdefault(key, []).append(parameter)
+    return [
+        ParameterGroup(parameters, scale if new else 1.0, optimizer.weight_decay if decay else 0.0)
+        for (new, decay), parameters in sorted(buckets.items())
+    ]
+
+
+def init_distributed() -> None:
+    """Joins the process group that the launcher has made, or makes it from the environment (gloo without
+    CUDA)."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def prebuild_extensions() -> None:
+    """Compiles the extensions that a CPU run loads, so that no run or test waits for a compiler."""
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    for builder in (CPUAdamBuilder(), ShareMemCommBuilder()):
+        builder.load(verbose=False)
+
+
+class Engine:
+    """One module under DeepSpeed with AdamW; counts micro-steps, saves and loads, gathers whole weights."""
+
+    def __init__(self, module: nn.Module, groups: Sequence[ParameterGroup], settings: EngineSettings):
+        self.settings = settings
+        self._lr_scales = [group.lr_scale for group in groups]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": list(group.parameters), "lr": group.lr_scale, "weight_decay": group.weight_decay}
+                for group in groups
+            ],
+            lr=1.0,
+            betas=settings.betas,
+        )
+        if settings.zero_stage == 3:
+            # torch reads out_proj.weight without calling its module: gather an attention block as one
+            attention = {type(part) for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
+            if attention:
+                deepspeed.utils.set_z3_leaf_modules(module, list(attention))
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings.as_dict())
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    @property
+    def module(self) -> nn.Module:
+        return self._engine.module
+
+    @property
+    def device(self) -> torch.device:
+        return self._engine.device
+
+    def __call__(self, batch):
+        return self._engine(batch)
+
+    def backward(self, loss_sum: torch.Tensor, denominator: float) -> None:
+        """Gradients of `loss_sum / denominator`, both counted over all ranks and micro-steps of the step.
+
+        DeepSpeed averages over ranks and micro-steps, so what it averages is scaled up by their number.
+        """
+        scale = self.world_size * self.settings.num_micro_steps / denominator
+        self._engine.backward(loss_sum * scale)
+
+    def step(self, learning_rate: float) -> None:
+        """Ends a micro-step; the last of the step updates the parameters with `learning_rate` times each
+        group's scale."""
+        for group, scale in zip(self._engine.optimizer.param_groups, self._lr_scales, strict=True):
+            group["lr"] = learning_rate * scale
+        self._engine.step()
+
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient before clipping; nan where DeepSpeed does not keep it."""
+        norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    @property
+    def num_skipped_steps(self) -> int:
+        """Optimizer steps that DeepSpeed left out for overflow."""
+        return int(self._engine.skipped_steps)
+
+    def save_checkpoint(self, parts: Parts, name: str, facts: Mapping[str, object]) -> None:
+        """Writes every rank's files into the part `name` and publishes it once all are there; `facts` must be
+        plain."""
+        folder = parts.partial(name)
+        self._engine.save_checkpoint(str(folder), tag="state", client_state=dict(facts), save_latest=False)
+        torch.distributed.barrier()
+        if self.rank == 0:
+            parts.publish(name)
+        torch.distributed.barrier()
+
+    def load_checkpoint(self, folder: Path) -> Mapping[str, object]:
+        """Loads a published checkpoint and returns its facts; RuntimeError when DeepSpeed finds nothing to
+        load."""
+        loaded, facts = self._engine.load_checkpoint(str(folder), tag="state")
+        if loaded is None:
+            raise RuntimeError(f"DeepSpeed could not load the checkpoint {folder}")
+        return facts
+
+    def whole_state(self) -> dict[str, torch.Tensor] | None:
+        """The module's state dict on rank 0 (CPU, whole tensors under ZeRO-3 too), None elsewhere; call on
+        every rank."""
+        module = self.module
+        if self.settings.zero_stage < 3:
+            return module.state_dict() if self.rank == 0 else None
+        whole: dict[str, torch.Tensor] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if self.rank == 0:
+                    whole[name] = parameter.detach().cpu().clone()
+        whole.update(
+            {name: buffer.detach().cpu() for name, buffer in module.named_buffers()} if self.rank == 0 else {}
+        )
+        return whole if self.rank == 0 else None
+
+    def whole_gradients(self) -> dict[str, torch.Tensor]:
+        """Averaged, unclipped gradients of the step in hand by name; read after the last backward, before
+        `step`."""
+        from deepspeed.utils import safe_get_full_grad
+
+        named = self.module.named_parameters()
+        return {name: safe_get_full_grad(parameter) for name, parameter in named if parameter.requires_grad}
+
+    def close(self) -> None:
+        """Frees DeepSpeed's hooks and buffers, so that another engine can be built in this process."""
+        self._engine.destroy()

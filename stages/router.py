@@ -1,0 +1,72 @@
+"""Router training: the router learns the labels from vision tokens, then its absolute threshold is
+calibrated.
+
+Config and entry; what a rank does is in `stages/router_worker.py`.
+"""
+
+from pydantic import Field
+
+from stages.context import Context
+from stages.optimizer_config import OptimizerConfig
+from stages.stage_config import StageConfig
+
+CODE_VERSION = 1
+INPUTS = ("shard", "consistency", "label")
+NEEDS_RAY = True
+SOURCES = (
+    "stages/router.py",
+    "stages/router_worker.py",
+    "stages/training.py",
+    "stages/engine.py",
+    "stages/optimizer_config.py",
+    "data_prep/packs.py",
+    "data_prep/reader.py",
+    "vico",
+)
+
+
+class RouterConfig(StageConfig):
+    """What the router is trained on and how; every field changes the result."""
+
+    seed: int | None = None
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    tiles_per_pack: int = Field(64, gt=0)
+    packs_per_step: int = Field(4, gt=0)
+    window_samples: int = Field(4096, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int = Field(0, ge=0)
+    """0: no limit but `epochs`."""
+    validate_every_steps: int = Field(100, gt=0)
+    compress_share: float | None = Field(None, ge=0, le=1)
+    """Share of calibration tiles that the threshold compresses; null: the share their labels compress."""
+
+
+Config = RouterConfig
+
+
+def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
+    """Trains on all ranks and publishes `router.safetensors`, `scores.parquet`, `metrics.json` and
+    `curve.parquet`."""
+    from stages.router_worker import RouterSettings, prepared, publish_metrics, train_router
+    from stages.train_workers import run_workers
+    from stages.training import publish_curve, remove_checkpoints
+
+    train = context.site.train
+    settings = RouterSettings(
+        config=config,
+        shard_folder=context.inputs["shard"],
+        policy_folder=context.inputs["consistency"] / "policy",
+        label_folder=context.inputs["label"],
+        parts=context.parts,
+        zero_stage=train.zero_stage,
+        checkpoint_every_steps=train.checkpoint_every_steps,
+        keep_checkpoints=train.keep_checkpoints,
+        deepspeed=train.deepspeed,
+    )
+    num_steps = prepared(settings, context.site.resources.workers)
+    if not context.parts.done("scores.parquet"):
+        run_workers(train_router, settings, context, num_steps=num_steps)
+    metrics = publish_metrics(settings)
+    publish_curve(context.parts)
+    remove_checkpoints(context.parts)
+    return {"steps": num_steps, **{name: value for name, value in metrics.items() if value is not None}}

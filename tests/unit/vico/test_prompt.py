@@ -1,0 +1,61 @@
+"""Prompts: what is an answer, where tiles go, what is refused."""
+
+import pytest
+
+from tests.tiny_model import make_tiny_model
+from vico.prompt import load_prompt_format
+
+
+@pytest.fixture(scope="module")
+def prompt_format(tmp_path_factory):
+    return load_prompt_format(make_tiny_model(tmp_path_factory.mktemp("model")))
+
+
+def turns(*values):
+    return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+
+
+def test_two_turns_with_two_pictures_give_published_chatml(prompt_format):
+    skeleton = prompt_format.encode(turns("<image>\nwhat", "this", "<image>and", "that"), [2, 1])
+    text = prompt_format.tokenizer.decode(skeleton.ids)
+    assert text == (
+        "<|im_start|>user\n<img><IMG_CONTEXT><IMG_CONTEXT></img>\nwhat<|im_end|>\n"
+        "<|im_start|>assistant\nthis<|im_end|>\n"
+        "<|im_start|>user\n<img><IMG_CONTEXT></img>and<|im_end|>\n"
+        "<|im_start|>assistant\nthat<|im_end|>\n"
+    )
+    assert skeleton.num_tiles == 3
+
+
+def test_answers_are_all_assistant_turns_with_their_end_of_turn(prompt_format):
+    skeleton = prompt_format.encode(turns("what", "this", "and", "that"), [])
+    answers = prompt_format.tokenizer.decode(skeleton.ids[skeleton.answer])
+    assert answers == "this<|im_end|>that<|im_end|>"
+    assert skeleton.num_answer_tokens == skeleton.answer.sum()
+    assert skeleton.num_text_tokens == len(skeleton.ids)
+
+
+def test_a_generation_prompt_ends_with_the_open_turn(prompt_format):
+    skeleton = prompt_format.encode(turns("what"), [], add_generation_prompt=True)
+    assert prompt_format.tokenizer.decode(skeleton.ids).endswith("<|im_start|>assistant\n")
+    assert not skeleton.answer.any()
+
+
+def test_a_system_turn_stands_first(prompt_format):
+    conversation = [{"from": "system", "value": "short"}, *turns("what", "this")]
+    text = prompt_format.tokenizer.decode(prompt_format.encode(conversation, []).ids)
+    assert text.startswith("<|im_start|>system\nshort<|im_end|>\n<|im_start|>user\n")
+
+
+@pytest.mark.parametrize(
+    ("conversation", "tiles", "message"),
+    [
+        (turns("<image><image>", "a"), [1], "more <image> marks than pictures"),
+        (turns("<image>", "a"), [1, 1], "1 more pictures than <image> marks"),
+        ([{"from": "robot", "value": "a"}], [], "from='robot' is none of human, gpt, system"),
+        (turns("what is <IMG_CONTEXT>", "a"), [], "spells the token <IMG_CONTEXT>"),
+    ],
+)
+def test_what_does_not_fit_is_refused(prompt_format, conversation, tiles, message):
+    with pytest.raises(ValueError, match=message):
+        prompt_format.encode(conversation, tiles)
