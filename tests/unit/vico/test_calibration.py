@@ -1,0 +1,30 @@
+"""Threshold and calibration error of router scores."""
+
+import numpy as np
+import pytest
+
+from vico.calibration import calibrated_threshold, expected_calibration_error
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 2 / 3, 1.0])
+def test_the_threshold_compresses_the_wanted_share(share):
+    scores = np.random.default_rng(0).random(300)
+    threshold = calibrated_threshold(scores, share)
+    assert (scores >= threshold).mean() == pytest.approx(share, abs=0.5 / 300)
+    assert 0 < threshold <= 1
+
+
+def test_the_threshold_keeps_clear_of_the_scores_beside_it():
+    assert calibrated_threshold(np.array([0.9, 0.5, 0.1]), 1 / 3) == pytest.approx(0.7)
+
+
+def test_no_scores_are_refused():
+    with pytest.raises(ValueError, match="no tiles"):
+        calibrated_threshold(np.array([]), 0.5)
+
+
+def test_calibration_error_is_zero_for_true_probabilities_and_large_for_false_certainty():
+    probability = np.repeat([0.25, 0.75], 400)
+    positive = np.tile([True, False, False, False], 100).tolist() + np.tile([True, True, True, False], 100).tolist()
+    assert expected_calibration_error(probability, np.array(positive)) == pytest.approx(0)
+    assert expected_calibration_error(np.full(100, 0.95), np.zeros(100)) == pytest.approx(0.95)
