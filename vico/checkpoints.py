@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, InternVLForConditionalGeneration
+from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from vico.errors import UserError
+from vico.layouts import tensors_in_our_layout
 from vico.model import VicoModel
-from vico.settings import load_settings, weight_files
+from vico.settings import load_settings, model_config, weight_files
 
 OWN_PREFIXES = ("compressed_connector.", "router.")
 
@@ -33,19 +34,15 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VicoModel:
-    """The model of a folder in Hugging Face layout, in eval mode, with connector and router where the file
-    has them.
+    """The model of a folder in any layout of `vico/layouts.py`, in eval mode, with connector and router where
+    the files have them.
 
     Raises UserError for missing or surplus tensors (the first five and their count) and for damaged files.
     """
     folder = Path(path)
     settings = load_settings(folder)
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    if config.model_type != "internvl":
-        raise UserError(
-            f"{folder}/config.json: model_type={config.model_type!r} is not 'internvl' (HF layout)"
-        )
-    tensors = read_tensors(folder)
+    config = InternVLConfig(**model_config(folder))
+    tensors = tensors_in_our_layout(read_tensors(folder))
     own = {key: tensors.pop(key).to(dtype) for key in list(tensors) if key.startswith(OWN_PREFIXES)}
     transformers_logging.disable_progress_bar()  # a bar a load, on every rank and actor, is noise in logs
     base, report = InternVLForConditionalGeneration.from_pretrained(
@@ -100,7 +97,7 @@ def save_model(
             and "safetensors" not in file.name
         ):
             shutil.copyfile(file, folder / file.name)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = model_config(source)
     own = {"compressed_connector": any(key.startswith("compressed_connector.") for key in state)}
     own["router"] = any(key.startswith("router.") for key in state)
     config["vico"] = {**config.get("vico", {}), **own, **(vico_settings or {})}

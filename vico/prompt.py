@@ -20,6 +20,7 @@ from vico.settings import (
     TURN_END,
     TURN_START,
     ModelSettings,
+    check_model_folder,
     load_settings,
 )
 
@@ -127,6 +128,6 @@ def load_prompt_format(model_path: str | Path) -> PromptFormat:
     """The prompt format of a model folder: its tokenizer (no remote code) and its settings."""
     from transformers import AutoTokenizer
 
-    settings = load_settings(model_path)
+    settings = load_settings(check_model_folder(model_path))
     tokenizer = AutoTokenizer.from_pretrained(str(model_path), trust_remote_code=False, local_files_only=True)
     return PromptFormat(tokenizer, settings, str(model_path))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vico.errors import UserError
+from vico.published_config import hf_config, is_published
 from vico.tiling import Tiling
 
 IMAGE_START, IMAGE_END, IMAGE_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
@@ -62,21 +63,23 @@ def _json(path: Path) -> dict:
 
 
 def check_model_folder(path: str | Path) -> Path:
-    """The folder as a Path, after a look at the files every loader needs; UserError names the first that is
+    """The folder as a Path, after a look at the files that a pipeline needs; UserError names the first that is
     missing."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"inputs.model={folder} is not a folder; give a model folder in Hugging Face layout")
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"inputs.model={folder} has no config.json; give a model folder in Hugging Face layout"
-        )
-    if not weight_files(folder):
-        raise UserError(
-            f"inputs.model={folder} has no model.safetensors (or its index); copy the weights there"
-        )
+    folder = _weights_folder(path)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"inputs.model={folder} has no tokenizer.json; copy the tokenizer's files there")
+    return folder
+
+
+def _weights_folder(path: str | Path) -> Path:
+    """The folder as a Path, if it holds a config and weights."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"inputs.model={folder} is not a folder; give the folder of an InternVL checkpoint")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"inputs.model={folder} has no config.json; give the folder of an InternVL checkpoint")
+    if not weight_files(folder):
+        raise UserError(f"inputs.model={folder} has no model.safetensors (or its index); copy the weights there")
     return folder
 
 
@@ -101,21 +104,51 @@ def tokenizer_files(path: str | Path) -> list[Path]:
     return sorted(Path(path) / name for name in _TOKENIZER_FILES if (Path(path) / name).is_file())
 
 
+def model_config(folder: Path) -> dict:
+    """The folder's config.json in Hugging Face form, whichever layout it is written in."""
+    path = folder / "config.json"
+    config = _json(path)
+    if is_published(config):
+        return hf_config(config, _image_token_id(folder), str(path))
+    if config.get("model_type") != "internvl":
+        raise UserError(
+            f"{path}: model_type={config.get('model_type')!r} is neither 'internvl' (Hugging Face layout) nor a "
+            "published InternVLChatModel config with llm_config; give an InternVL model"
+        )
+    return config
+
+
+def _image_token_id(folder: Path) -> int | None:
+    """The id of the image token by the tokenizer's own files; None without a tokenizer."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        for token in _json(path).get("added_tokens", []):
+            if token["content"] == IMAGE_TOKEN:
+                return int(token["id"])
+    path = folder / "added_tokens.json"
+    return _json(path).get(IMAGE_TOKEN) if path.is_file() else None
+
+
 def load_settings(path: str | Path) -> ModelSettings:
-    """Settings of the model folder at `path`; UserError names file and field where something is missing."""
-    folder = check_model_folder(path)
+    """Settings of the model folder at `path`; UserError names file and field where something is missing.
+
+    A folder without a tokenizer in the published layout gives `image_token_id` -1: it opens, but takes no text.
+    """
+    folder = _weights_folder(path)
     config_path = folder / "config.json"
-    config = _json(config_path)
+    config, written = model_config(folder), _json(config_path)
     try:
         vision, text = config["vision_config"], config["text_config"]
         tile_size = _pair(vision["image_size"], config_path, "vision_config.image_size")
         patch = _pair(vision["patch_size"], config_path, "vision_config.patch_size")
         ratio = float(config.get("downsample_ratio", 0.5))
-        image_token_id, vocab_size = int(config["image_token_id"]), int(text["vocab_size"])
+        vocab_size = int(text["vocab_size"])
+        image_token_id = int(config["image_token_id"]) if not is_published(written) else -1
     except KeyError as error:
         raise UserError(
             f"{config_path} has no field {error}; this is not an InternVL config in HF layout"
         ) from error
+    image_token_id = config.get("image_token_id", image_token_id)
     side = tile_size // patch
     shuffle = round(1 / ratio)
     if side % (shuffle * shuffle):
@@ -123,7 +156,7 @@ def load_settings(path: str | Path) -> ModelSettings:
             f"{config_path}: image_size={tile_size} and patch_size={patch} give {side} patches a side, no "
             f"multiple of {shuffle**2}, which the compressed rate needs at downsample_ratio={ratio}"
         )
-    limits = _tile_limits(folder)
+    limits = _tile_limits(folder, written)
     return ModelSettings(
         tile_size=tile_size,
         tokens_full=(side // shuffle) ** 2,
@@ -132,12 +165,12 @@ def load_settings(path: str | Path) -> ModelSettings:
         image_token_id=image_token_id,
         min_tiles=limits[0],
         max_tiles=limits[1],
-        use_thumbnail=True,
+        use_thumbnail=bool(written.get("use_thumbnail", True)),
         vocab_size=vocab_size,
     )
 
 
-def _tile_limits(folder: Path) -> tuple[int, int]:
+def _tile_limits(folder: Path, config: dict) -> tuple[int, int]:
     """(fewest, most) tiles a picture from the image processor's settings; InternVL's own 1 and 12 without the
     file."""
     for name in ("preprocessor_config.json", "processor_config.json"):
@@ -145,5 +178,6 @@ def _tile_limits(folder: Path) -> tuple[int, int]:
         if path.is_file():
             found = _json(path)
             found = found.get("image_processor", found)
-            return int(found.get("min_patches", 1)), int(found.get("max_patches", 12))
-    return 1, 12
+            if "max_patches" in found:
+                return int(found.get("min_patches", 1)), int(found["max_patches"])
+    return int(config.get("min_dynamic_patch", 1)), int(config.get("max_dynamic_patch", 12))

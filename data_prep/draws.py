@@ -1,0 +1,43 @@
+"""Random numbers as a function of a purpose, a seed and numbers that name what is drawn.
+
+Never of worker, rank or time, and never of a library's generator, whose stream may change between versions.
+"""
+
+import hashlib
+
+import numpy as np
+
+_STEP, _FIRST, _SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def draw_bits(purpose: str, *words: int | np.ndarray) -> np.ndarray:
+    """uint64 hashes of the purpose and the words, in the shape that the words broadcast to (at least [1])."""
+    start = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+    state = np.array([start], np.uint64)
+    for word in words:
+        state = _mixed(state ^ _as_uint64(word))
+    return state
+
+
+def draw_uniform(purpose: str, *words: int | np.ndarray) -> np.ndarray:
+    """float64 in [0, 1), as `draw_bits`."""
+    return (draw_bits(purpose, *words) >> np.uint64(11)) * 2.0**-53
+
+
+def draw_order(purpose: str, *words: int | np.ndarray) -> np.ndarray:
+    """int64 permutation that sorts the draws of `words`; equal draws keep their order."""
+    return np.argsort(draw_bits(purpose, *words), kind="stable")
+
+
+def _as_uint64(word: int | np.ndarray) -> np.ndarray:
+    if isinstance(word, np.ndarray):
+        return word.astype(np.uint64)
+    return np.array([word & 0xFFFFFFFFFFFFFFFF], np.uint64)
+
+
+def _mixed(state: np.ndarray) -> np.ndarray:
+    """One step of splitmix64 (Steele, Lea, Flood 2014); arithmetic modulo 2**64 is meant."""
+    state = state + _STEP
+    state = (state ^ (state >> np.uint64(30))) * _FIRST
+    state = (state ^ (state >> np.uint64(27))) * _SECOND
+    return state ^ (state >> np.uint64(31))

@@ -1,0 +1,164 @@
+"""The index of the shards: one row a sample, in shard order, with byte offsets, split, tiles and tokens.
+
+`load_index` opens what the shard stage wrote. Columns come as numpy arrays for planning; single rows are read
+by row group, so that a large index is never held whole.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vico.errors import UserError
+
+INDEX_FILE = "index.parquet"
+INDEX_SCHEMA = 1
+_META_KEY = b"vico.schema"
+_CACHED_ROW_GROUPS = 8
+
+_COLUMNS = (
+    ("shard", pa.int32()),
+    ("key", pa.string()),
+    ("source", pa.string()),
+    ("line", pa.int64()),
+    ("split", pa.string()),
+    ("group", pa.string()),
+    ("kind", pa.string()),
+    ("repeat", pa.float32()),
+    ("json_offset", pa.int64()),
+    ("json_bytes", pa.int32()),
+    ("image_offsets", pa.list_(pa.int64())),
+    ("image_bytes", pa.list_(pa.int32())),
+    ("image_sha256", pa.list_(pa.binary(32))),
+    ("widths", pa.list_(pa.int32())),
+    ("heights", pa.list_(pa.int32())),
+    ("tiles", pa.list_(pa.int16())),
+    ("num_tiles", pa.int32()),
+    ("max_tiles", pa.int16()),
+    ("text_tokens", pa.int32()),
+    ("answer_tokens", pa.int32()),
+)
+SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS]).with_metadata(
+    {_META_KEY: str(INDEX_SCHEMA).encode()}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class IndexColumns:
+    """What planning needs of the samples of one split, n of them, in index order.
+
+    `rows` int64 [n] are row numbers of the index; `shard` int32 [n]; `text_tokens`, `num_tiles` int32 [n];
+    `repeat` float32 [n]; picture k of sample i has `image_tiles[image_starts[i] + k]` tiles (`image_starts`
+    int64 [n + 1]). `index` names samples in messages; None is allowed.
+    """
+
+    rows: np.ndarray
+    shard: np.ndarray
+    text_tokens: np.ndarray
+    num_tiles: np.ndarray
+    repeat: np.ndarray
+    image_starts: np.ndarray
+    image_tiles: np.ndarray
+    index: "ShardIndex | None" = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, chosen: np.ndarray) -> "IndexColumns":
+        """The samples for which `chosen` (bool [n]) is true, in index order."""
+        image_chosen = np.repeat(chosen, np.diff(self.image_starts))
+        counts = np.diff(self.image_starts)[chosen]
+        return IndexColumns(
+            rows=self.rows[chosen],
+            shard=self.shard[chosen],
+            text_tokens=self.text_tokens[chosen],
+            num_tiles=self.num_tiles[chosen],
+            repeat=self.repeat[chosen],
+            image_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            image_tiles=self.image_tiles[image_chosen],
+            index=self.index,
+        )
+
+    def name(self, i: int) -> str:
+        """The key of sample i for messages, or its row number where no index is at hand."""
+        return f"row {self.rows[i]}" if self.index is None else self.index.row(int(self.rows[i]))["key"]
+
+
+class ShardIndex:
+    """An opened index; safe to use from several threads."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / INDEX_FILE
+        if not self.path.is_file():
+            raise UserError(f"{self.path} does not exist; run the shard stage, its folder is not complete")
+        self._file = pq.ParquetFile(self.path)
+        schema = (self._file.schema_arrow.metadata or {}).get(_META_KEY, b"?").decode()
+        if schema != str(INDEX_SCHEMA):
+            raise UserError(
+                f"{self.path} has schema {schema}, this version reads {INDEX_SCHEMA}; write the shards again"
+            )
+        groups = self._file.metadata
+        sizes = [groups.row_group(n).num_rows for n in range(groups.num_row_groups)]
+        self._group_starts = np.cumsum([0, *sizes])
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._group_starts[-1])
+
+    def __reduce__(self):
+        return ShardIndex, (self.folder,)
+
+    def row(self, row: int) -> dict[str, Any]:
+        """All columns of one row, as plain Python values."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} in {self.path}")
+        group = int(np.searchsorted(self._group_starts, row, side="right")) - 1
+        table = self._row_group(group)
+        return table.slice(row - int(self._group_starts[group]), 1).to_pylist()[0]
+
+    def table(self, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
+        """The named columns (None: all), then `row`, the row number; of all samples or of one split."""
+        names = [name for name, _ in _COLUMNS] if columns is None else list(columns)
+        with self._lock:
+            table = self._file.read(list({*names, "split"}))
+        selected = table.select(names).append_column("row", pa.array(np.arange(len(table))))
+        return selected if split is None else selected.filter(pc.equal(table["split"], split))
+
+    def columns(self, split: str) -> IndexColumns:
+        """The planning columns of one split: train, calib or test."""
+        table = self.table(["shard", "text_tokens", "num_tiles", "repeat", "tiles"], split)
+        tiles = table["tiles"].combine_chunks()
+        lengths = pc.list_value_length(tiles).to_numpy(zero_copy_only=False).astype(np.int64)
+        return IndexColumns(
+            rows=table["row"].to_numpy(),
+            shard=table["shard"].to_numpy(),
+            text_tokens=table["text_tokens"].to_numpy(),
+            num_tiles=table["num_tiles"].to_numpy(),
+            repeat=table["repeat"].to_numpy(),
+            image_starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            image_tiles=tiles.flatten().to_numpy(),
+            index=self,
+        )
+
+    def _row_group(self, group: int) -> pa.Table:
+        with self._lock:
+            table = self._groups.pop(group, None)
+            if table is None:
+                table = self._file.read_row_group(group)
+            self._groups[group] = table
+            if len(self._groups) > _CACHED_ROW_GROUPS:
+                self._groups.popitem(last=False)
+            return table
+
+
+def load_index(folder: Path | str) -> ShardIndex:
+    """The index in a shard stage's output folder; UserError when it is missing or of another schema."""
+    return ShardIndex(Path(folder))

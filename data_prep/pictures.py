@@ -1,0 +1,92 @@
+"""Pictures as records name them: found under their root, looked into, never changed."""
+
+import errno
+import hashlib
+import io
+import os
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+from data_prep.reasons import Rejected
+
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_OPENED_FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder of Pillow ever sees a record's bytes
+_OTHER_FORMATS = (b"GIF8", b"BM", b"II*\0", b"MM\0*", b"<svg", b"<?xml", b"%PDF")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture's original bytes and what was read from them; sizes in pixels, `sha256` of the bytes."""
+
+    data: bytes
+    extension: str
+    width: int
+    height: int
+    sha256: bytes
+
+
+def picture_in_root(root: Path, name: str) -> bytes:
+    """The bytes of the file `root/name`; Rejected when it is missing, not a file, or lies outside the root.
+
+    Links are followed before the check, so that neither `..` nor a link leads out.
+    """
+    try:
+        real_root = _real_path(root)
+        path = os.path.realpath(os.path.join(real_root, name))
+        if os.path.commonpath([path, real_root]) != real_root:
+            raise Rejected("path_outside_root", f"{name} leads out of its root")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Rejected("not_a_file", f"{name} is a folder or a device")
+        with open(path, "rb") as file:
+            return file.read()
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+    ) as error:  # ValueError: a name with a NUL in it
+        raise Rejected("missing_image", f"{name} is not under its root") from error
+    except PermissionError as error:
+        raise Rejected("unreadable_image", f"{name} may not be read") from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise Rejected("missing_image", f"{name[:80]} is no possible file name") from error
+        raise  # a failing disk or server is not the row's fault
+
+
+@lru_cache(maxsize=64)
+def _real_path(root: Path) -> str:
+    return os.path.realpath(root)
+
+
+def checked_picture(data: bytes, name: str, *, max_pixels: int, decode: bool) -> Picture:
+    """The picture in `data`; Rejected when it is no JPEG, PNG or WebP, too large, or broken.
+
+    With `decode` it is decoded whole, else only its header is read.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_OPENED_FORMATS) as image:
+            width, height = image.size
+            extension = _EXTENSIONS[image.format]
+            if width * height > max_pixels:
+                raise Rejected("too_many_pixels", f"{name} has {width} x {height} pixels, over {max_pixels}")
+            if decode:
+                image.load()
+                if image.mode != "RGB":
+                    image.convert("RGB")
+    except (Rejected, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise Rejected("too_many_pixels", f"{name} has over {max_pixels} pixels") from error
+    except (
+        Exception
+    ) as error:  # decoders raise what they like on broken bytes, SyntaxError and struct.error included
+        if data.startswith(_OTHER_FORMATS) or data[4:8] == b"ftyp":
+            raise Rejected("picture_format", f"{name} is not JPEG, PNG or WebP") from error
+        # Pillow's own text for bytes it does not know holds a memory address; the ledger must not
+        what = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise Rejected("undecodable_image", f"{name}: {what}") from error
+    return Picture(data, extension, width, height, hashlib.sha256(data).digest())

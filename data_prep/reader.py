@@ -1,0 +1,146 @@
+"""Samples out of the shards by byte offset, ready to pack; used by every stage that runs the model.
+
+What is read is held against the index, so that a swapped or damaged shard stops the run with its name.
+"""
+
+import io
+import json
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_prep.index import ShardIndex, load_index
+from data_prep.shards import shard_name
+from vico.errors import UserError
+from vico.packing import EncodedSample
+from vico.prompt import PromptFormat
+from vico.tiling import Tiling, pixel_values
+
+_OPEN_SHARDS = 64
+
+
+class ShardMismatch(UserError):
+    """A shard does not hold what the index says."""
+
+
+class SampleReader:
+    """Reads the samples of a shard folder; `row` is a row number of its index. Safe to use from several
+    threads.
+    """
+
+    def __init__(
+        self, shard_folder: Path | str, prompt_format: PromptFormat, index: ShardIndex | None = None
+    ):
+        self.folder, self.prompt_format = Path(shard_folder), prompt_format
+        self.index = load_index(self.folder) if index is None else index
+        self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def record(self, row: int) -> dict[str, Any]:
+        """KEY.json of a sample."""
+        return self._record(self.index.row(row))
+
+    def pictures(self, row: int) -> list[Image.Image]:
+        """The sample's pictures in order, decoded."""
+        return self._pictures(self.index.row(row))
+
+    def sample(self, row: int) -> EncodedSample:
+        """The sample with its tiles, float32 [T, 3, S, S] (T = 0 for text only), and its skeleton.
+
+        Raises ShardMismatch when shard, index and model do not agree on its pictures, tiles or tokens.
+        """
+        entry = self.index.row(row)
+        tiling = self.prompt_format.settings.tiling(entry["max_tiles"])
+        tiles = [pixel_values(image, tiling) for image in self._pictures(entry)]
+        tiles_per_image = tuple(len(one) for one in tiles)
+        if list(tiles_per_image) != entry["tiles"]:
+            raise self._mismatch(
+                entry, f"pictures give {list(tiles_per_image)} tiles, the index has {entry['tiles']}"
+            )
+        skeleton = self.prompt_format.encode(self._record(entry)["conversations"], tiles_per_image)
+        if skeleton.num_text_tokens != entry["text_tokens"]:
+            raise self._mismatch(
+                entry,
+                f"the text gives {skeleton.num_text_tokens} tokens, the index has {entry['text_tokens']}",
+            )
+        pixels = np.concatenate(tiles) if tiles else _no_tiles(tiling)
+        return EncodedSample(entry["key"], row, skeleton, pixels, tiles_per_image)
+
+    def _record(self, entry: dict[str, Any]) -> dict[str, Any]:
+        try:
+            record = json.loads(self._bytes(entry, entry["json_offset"], entry["json_bytes"]))
+            found = record["source"], record["line"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._mismatch(entry, "there is no such sample at its offset") from error
+        if found != (entry["source"], entry["line"]):
+            raise self._mismatch(entry, f"line {found[1]} of {found[0]} lies at its offset")
+        return record
+
+    def _pictures(self, entry: dict[str, Any]) -> list[Image.Image]:
+        pictures = []
+        for n, (offset, num_bytes) in enumerate(
+            zip(entry["image_offsets"], entry["image_bytes"], strict=True)
+        ):
+            data = self._bytes(entry, offset, num_bytes)
+            try:
+                image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+                image.load()
+            except Exception as error:  # it was decoded when the shard was written: the bytes have changed
+                raise self._mismatch(entry, f"picture {n} does not decode ({error})") from error
+            if image.size != (entry["widths"][n], entry["heights"][n]):
+                size = f"{entry['widths'][n]} x {entry['heights'][n]}"
+                raise self._mismatch(
+                    entry, f"picture {n} has {image.width} x {image.height} pixels, not {size}"
+                )
+            pictures.append(image)
+        return pictures
+
+    def _bytes(self, entry: dict[str, Any], offset: int, num_bytes: int) -> bytes:
+        shard = self._shard(entry)
+        data = os.pread(shard.descriptor, num_bytes, offset)
+        if len(data) != num_bytes:
+            raise self._mismatch(entry, f"it ends {num_bytes - len(data)} bytes before the sample does")
+        return data
+
+    def _shard(self, entry: dict[str, Any]) -> "_OpenShard":
+        """The open shard of an entry; one that is dropped here is closed when its last reader is done with
+        it.
+        """
+        number = entry["shard"]
+        with self._lock:
+            shard = self._shards.pop(number, None)
+            if shard is None:
+                try:
+                    shard = _OpenShard(self.folder / shard_name(number))
+                except FileNotFoundError as error:
+                    raise self._mismatch(entry, "the file is missing") from error
+            self._shards[number] = shard
+            if len(self._shards) > _OPEN_SHARDS:
+                self._shards.popitem(last=False)
+            return shard
+
+    def _mismatch(self, entry: dict[str, Any], what: str) -> ShardMismatch:
+        path = self.folder / shard_name(entry["shard"])
+        return ShardMismatch(
+            f"{path} does not match its index at {entry['key']}: {what}; run again with --force shard"
+        )
+
+
+class _OpenShard:
+    """A file descriptor that closes itself."""
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self, close=os.close) -> None:
+        if hasattr(self, "descriptor"):
+            close(self.descriptor)
+
+
+def _no_tiles(tiling: Tiling) -> np.ndarray:
+    return np.zeros((0, 3, tiling.tile_size, tiling.tile_size), np.float32)

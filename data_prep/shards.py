@@ -1,0 +1,157 @@
+"""One block of records written as one shard: its tar, and its rows of the index and of the ledger.
+
+Pure: the same block, limits and tokenizer give the same bytes. `stages/shard.py` maps it over Ray tasks.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data_prep.blocks import Block, RawRow, block_rows
+from data_prep.checks import RowLimits, Sample, checked_sample, parsed_row, record_id
+from data_prep.index import SCHEMA
+from data_prep.reasons import Rejected
+from data_prep.split import Shares, split_of
+from data_prep.tars import ShardTar
+from vico.prompt import PromptFormat
+
+_LINE_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """What holds for the rows of a block: their limits and the shares of the splits."""
+
+    limits: RowLimits
+    shares: Shares
+
+
+@dataclass(frozen=True)
+class ShardContent:
+    """What a written shard holds: rows of the index, rows of the quarantine ledger, facts of its tar."""
+
+    table: pa.Table
+    quarantine: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def shard_name(number: int) -> str:
+    return f"{number:05d}.tar"
+
+
+def sample_key(slug: str, line: int) -> str:
+    return f"{slug}-{line:0{_LINE_DIGITS}d}"
+
+
+def write_shard(
+    path: Path, block: Block, settings: ShardSettings, prompt_format: PromptFormat
+) -> ShardContent:
+    """Write the block's good rows to a tar at `path`; every row is once in the table or the quarantine."""
+    rows: list[dict[str, Any]] = []
+    quarantine: list[dict[str, Any]] = []
+    with ShardTar(path) as tar:
+        for raw in block_rows(block):
+            try:
+                sample = checked_sample(raw, settings.limits, prompt_format)
+                split = _split(sample, block, raw.line, settings.shares)
+            except Rejected as rejected:
+                quarantine.append(_ledger_row(block, raw, rejected))
+                continue
+            rows.append(_written_row(tar, block, raw.line, sample, split))
+    facts = {
+        "name": shard_name(block.number),
+        "source": block.records.name,
+        "first_line": block.first_line,
+        "read": block.num_lines,
+        "samples": len(rows),
+        "bytes": tar.num_bytes,
+        "sha256": tar.sha256,
+    }
+    return ShardContent(_table(rows), quarantine, facts)
+
+
+def _split(sample: Sample, block: Block, line: int, shares: Shares) -> str:
+    if block.records.heldout:
+        return "test"
+    key = sample_key(block.records.slug, line)
+    return split_of(shares, key=key, group=sample.group, pictures=[p.sha256 for p in sample.pictures])
+
+
+def _written_row(tar: ShardTar, block: Block, line: int, sample: Sample, split: str) -> dict[str, Any]:
+    """Append the sample's members to the tar; its row of the index."""
+    key = sample_key(block.records.slug, line)
+    extensions = _extensions(sample)
+    text = json.dumps(_member_json(key, block, line, sample, extensions), ensure_ascii=False)
+    json_member = tar.write(key, "json", text.encode("utf-8"))
+    members = [
+        tar.write(key, extension, picture.data)
+        for extension, picture in zip(extensions, sample.pictures, strict=True)
+    ]
+    return {
+        "shard": block.number,
+        "key": key,
+        "source": block.records.name,
+        "line": line,
+        "split": split,
+        "group": sample.group,
+        "kind": sample.kind,
+        "repeat": block.records.repeat,
+        "json_offset": json_member.offset,
+        "json_bytes": json_member.num_bytes,
+        "image_offsets": [member.offset for member in members],
+        "image_bytes": [member.num_bytes for member in members],
+        "image_sha256": [picture.sha256 for picture in sample.pictures],
+        "widths": [picture.width for picture in sample.pictures],
+        "heights": [picture.height for picture in sample.pictures],
+        "tiles": sample.tiles,
+        "num_tiles": sum(sample.tiles),
+        "max_tiles": sample.max_tiles,
+        "text_tokens": sample.text_tokens,
+        "answer_tokens": sample.answer_tokens,
+    }
+
+
+def _extensions(sample: Sample) -> list[str]:
+    extensions = [picture.extension for picture in sample.pictures]
+    return (
+        extensions if len(extensions) == 1 else [f"{n}.{extension}" for n, extension in enumerate(extensions)]
+    )
+
+
+def _member_json(
+    key: str, block: Block, line: int, sample: Sample, extensions: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "id": sample.record_id,
+        "source": block.records.name,
+        "line": line,
+        "conversations": sample.conversations,
+        "images": [f"{key}.{extension}" for extension in extensions],
+        "kind": sample.kind,
+        "group": sample.group,
+        "repeat": block.records.repeat,
+        "max_tiles": sample.max_tiles,
+        **sample.fields,
+    }
+
+
+def _ledger_row(block: Block, raw: RawRow, rejected: Rejected) -> dict[str, Any]:
+    try:
+        found_id = record_id(parsed_row(raw.content))
+    except Rejected:
+        found_id = None
+    return {
+        "id": found_id,
+        "source": block.records.name,
+        "line": raw.line,
+        "reason": rejected.reason,
+        "message": rejected.message,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -1,0 +1,142 @@
+"""How a stage writes: each part under a partial name of its attempt, synced, renamed once.
+
+Used by the stages, in the driver and in workers; the runner prepares the folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.context import LeaseLost
+from vico.errors import UserError
+
+LEASE_FILE = "lease.json"
+_LOCK_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one stage (`<storage>/<stage>/<fingerprint>`), written by one attempt. Can be pickled.
+
+    A name is a path relative to `output`, such as `00012.tar` or `checkpoints/step-00020`, a file or a
+    folder.
+    """
+
+    folder: Path
+    attempt: int
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output"
+
+    @property
+    def attempt_folder(self) -> Path:
+        return self.folder / "attempts" / str(self.attempt)
+
+    def done(self, name: str) -> bool:
+        """Whether this part is complete, whichever attempt wrote it."""
+        return (self.output / name).exists()
+
+    def partial(self, name: str) -> Path:
+        """Where this attempt writes the part before it is published; the parent folders are there.
+
+        The path itself may be left over from an earlier try within the same attempt; write files with mode
+        "w" and folders from empty.
+        """
+        target = self.output / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target.parent / f".{target.name}.partial-{self.attempt}"
+
+    def publish(self, name: str, *, replace: bool = False) -> Path:
+        """Sync the partial file or folder and rename it to its final name; returns that path.
+
+        Raises LeaseLost when another attempt owns the stage, FileExistsError when the part is there already.
+        `replace` is for files that are drawn again from the parts on every attempt (figures, tables), never
+        for parts.
+        """
+        partial, target = self.partial(name), self.output / name
+        sync_tree(partial)
+        with locked(self.folder):
+            self.check_lease()
+            if target.exists() and not replace:
+                raise FileExistsError(
+                    f"{target} is published already; ask done({name!r}) before writing it again"
+                )
+            os.replace(partial, target)
+        sync_folder(target.parent)
+        return target
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a summary as JSON, replacing that of an earlier attempt; nan and inf raise ValueError."""
+        text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+        self.partial(name).write_text(text + "\n", encoding="utf-8")
+        return self.publish(name, replace=True)
+
+    def check_lease(self) -> None:
+        """Raise LeaseLost when the stage's lease names another attempt or was given back."""
+        try:
+            lease = json.loads((self.folder / LEASE_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return  # a stage run by itself, without a runner
+        if lease["attempt"] == self.attempt and not lease["released"]:
+            return
+        owner = f"attempt {lease['attempt']} on {lease['host']}, pid {lease['pid']}"
+        raise LeaseLost(
+            f"attempt {self.attempt} may no longer write to {self.folder}; the last owner is {owner}"
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A short critical section between all processes that share the folder; the lease is read and written
+    in it."""
+    path = folder / "lease.lock"
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"{path} is locked by a process that does not go on; end it (lsof {path})"
+                    ) from None
+                time.sleep(0.01)
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be locked ({error.strerror}); put --storage on a file system with flock"
+                ) from error
+        yield
+
+
+def sync_tree(path: Path) -> None:
+    """fsync a file, or every file and folder below a folder."""
+    if not path.is_dir():
+        sync_file(path)
+        return
+    for parent, _, names in os.walk(path):
+        for name in names:
+            sync_file(Path(parent, name))
+        sync_folder(Path(parent))
+
+
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """fsync a folder, so that a rename in it outlasts a crash of the machine."""
+    sync_file(path)

@@ -1,0 +1,230 @@
+"""The shard stage: records -> checked samples in WebDataset tars, with index, quarantine ledger and manifest.
+
+One Ray task a shard; what is heavy is imported when the stage runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stages.stage_config import StageConfig
+from vico.errors import UserError
+
+if TYPE_CHECKING:
+    from data_prep.blocks import Block
+    from data_prep.records import RecordSet
+    from data_prep.shards import ShardSettings
+    from stages.context import Context
+    from stages.parts import Parts
+
+CODE_VERSION = 1
+INPUTS = ("records", "heldout", "tokenizer")
+NEEDS_RAY = True
+SOURCES = ("stages/shard.py", "data_prep", "vico/prompt.py", "vico/settings.py", "vico/tiling.py")
+_DISK_MARGIN = 1.05  # tar padding, index and ledger on top of the estimate
+
+logger = logging.getLogger(__name__)
+
+
+class ShardConfig(StageConfig):
+    """Config of the shard stage."""
+
+    samples_per_shard: int = Field(1000, ge=1, le=1_000_000)
+    """Lines a shard is made of; those that are quarantined leave it smaller."""
+    calib_share: float = Field(0.1, ge=0, lt=1)
+    test_share: float = Field(0.1, ge=0, lt=1)
+    """With held-out records these are the test split, and this share stays with train."""
+    split_seed: int = Field(0, ge=0)
+    max_tiles: int = Field(12, ge=1, le=1024)
+    """Most tiles of a row, thumbnails not counted, shared by its pictures; a set's max_dynamic_patch goes
+    before it.
+    """
+    max_pixels: int = Field(89_478_485, ge=1, le=178_956_970)
+    """Most pixels of a picture; the default is where Pillow starts to warn, the limit where it refuses."""
+    max_tokens: int = Field(8192, ge=2)
+    """Most tokens of a row, text and all tiles at the full rate."""
+    verify: Literal["decode", "header"] = "decode"
+    """Whether every picture is decoded whole, or only its header is read."""
+
+    @model_validator(mode="after")
+    def train_is_left(self) -> Self:
+        if self.calib_share + self.test_share >= 1:
+            raise ValueError(
+                f"calib_share={self.calib_share} and test_share={self.test_share} leave nothing for train; "
+                "their sum must be below 1"
+            )
+        return self
+
+
+Config = ShardConfig
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a task needs to write one shard."""
+
+    block: Block
+    settings: ShardSettings
+    tokenizer: Path
+    parts: Parts
+
+
+def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
+    """Write the missing shards, then index, ledger and, last, the manifest; counts for the record."""
+    from data_prep.shard_folder import MANIFEST_FILE
+
+    parts = context.parts
+    if not parts.done(MANIFEST_FILE):
+        from data_prep.blocks import record_blocks
+
+        sets = all_sets(context)
+        context.progress(0, 1, "rows")
+        blocks = record_blocks(sets, config.samples_per_shard, context.check)
+        if not blocks:
+            raise UserError("inputs.records has no rows; give annotation files with at least one line")
+        write_shards(config, context, blocks)
+        write_summary(parts, len(blocks), sets)
+    return finished_counts(parts)
+
+
+def all_sets(context: Context) -> list[RecordSet]:
+    """The sets of the records and of the held-out records, if there are any."""
+    from data_prep.records import check_slugs, record_sets
+
+    sets = record_sets(context.inputs["records"])
+    heldout = context.inputs.get("heldout")
+    if heldout is not None:
+        sets += record_sets(heldout, heldout=True)
+        check_slugs(sets)
+    return sets
+
+
+def write_shards(config: ShardConfig, context: Context, blocks: list[Block]) -> None:
+    """Write the shards that are not there yet, each in a Ray task."""
+    from cluster.ray_session import ray_session
+    from cluster.tasks import map_tasks
+    from data_prep.shards import shard_name
+
+    parts = context.parts
+    missing = [block for block in blocks if not parts.done(shard_name(block.number))]
+    refuse_small_disk(missing, parts)
+    num_rows = sum(block.num_lines for block in blocks)
+    num_done = num_rows - sum(block.num_lines for block in missing)
+    context.progress(num_done, num_rows, "rows")
+    if not missing:
+        return
+    heldout = any(block.records.heldout for block in blocks)
+    tasks = [
+        ShardTask(block, shard_settings(config, block.records, heldout), context.inputs["tokenizer"], parts)
+        for block in missing
+    ]
+    with ray_session(context.site):
+        for number, _ in map_tasks(write_part, tasks, site=context.site, check=context.check):
+            num_done += missing[number].num_lines
+            context.progress(num_done, num_rows, "rows")
+
+
+def shard_settings(config: ShardConfig, records: RecordSet, heldout: bool) -> ShardSettings:
+    """What holds for the rows of one set."""
+    from data_prep.checks import RowLimits
+    from data_prep.shards import ShardSettings
+    from data_prep.split import Shares
+
+    limits = RowLimits(
+        max_tiles=records.max_tiles or config.max_tiles,
+        max_pixels=config.max_pixels,
+        max_tokens=config.max_tokens,
+        decode=config.verify == "decode",
+    )
+    test_share = 0.0 if heldout else config.test_share
+    return ShardSettings(limits, Shares(config.calib_share, test_share, config.split_seed))
+
+
+def write_part(task: ShardTask) -> None:
+    """One shard: its sidecar is published first, its tar last; a sidecar alone is what a killed task left."""
+    from data_prep.shard_folder import sidecar_name, write_sidecar
+    from data_prep.shards import shard_name, write_shard
+
+    parts, number = task.parts, task.block.number
+    tar, sidecar = shard_name(number), sidecar_name(number)
+    if parts.done(tar):  # by a task whose worker died before it could say so
+        return
+    (parts.output / sidecar).unlink(missing_ok=True)
+    try:
+        content = write_shard(
+            parts.partial(tar), task.block, task.settings, prompt_format(str(task.tokenizer))
+        )
+        write_sidecar(parts.partial(sidecar), content)
+        parts.publish(sidecar)
+        parts.publish(tar)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"storage={parts.output} is full ({error.strerror}); free space and run again"
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def prompt_format(tokenizer: str) -> Any:
+    """The prompt format, loaded once a worker process."""
+    from vico.prompt import load_prompt_format
+
+    return load_prompt_format(tokenizer)
+
+
+def refuse_small_disk(blocks: list[Block], parts: Parts) -> None:
+    from data_prep.blocks import estimated_bytes
+
+    parts.output.mkdir(parents=True, exist_ok=True)
+    needed, free = int(estimated_bytes(blocks) * _DISK_MARGIN), shutil.disk_usage(parts.output).free
+    if needed > free:
+        raise UserError(
+            f"storage={parts.output} has {free / 1e9:.1f} GB free but the shards need about "
+            f"{needed / 1e9:.1f} GB; free space or choose another storage"
+        )
+
+
+def write_summary(parts: Parts, num_shards: int, sets: list[RecordSet]) -> None:
+    """index.parquet, quarantine.jsonl and, last, manifest.json from the shards' sidecars."""
+    from data_prep.index import INDEX_FILE
+    from data_prep.shard_folder import (
+        MANIFEST_FILE,
+        QUARANTINE_FILE,
+        contents,
+        manifest,
+        write_index,
+        write_quarantine,
+    )
+
+    write_index(parts.partial(INDEX_FILE), contents(parts.output, num_shards))
+    parts.publish(INDEX_FILE, replace=True)
+    write_quarantine(parts.partial(QUARANTINE_FILE), contents(parts.output, num_shards))
+    parts.publish(QUARANTINE_FILE, replace=True)
+    about = {one.name: {"repeat": one.repeat} for one in sets}
+    parts.write_json(MANIFEST_FILE, manifest(contents(parts.output, num_shards), about))
+
+
+def finished_counts(parts: Parts) -> dict[str, float | int | str]:
+    """What the manifest says, for the stage's record; the sidecars are not needed any more."""
+    import json
+
+    from data_prep.shard_folder import MANIFEST_FILE, SIDECAR_FOLDER
+
+    found = json.loads((parts.output / MANIFEST_FILE).read_text(encoding="utf-8"))
+    shutil.rmtree(parts.output / SIDECAR_FOLDER, ignore_errors=True)
+    counts = {name: found[name] for name in ("read", "written", "quarantined", "pictures", "tiles", "bytes")}
+    counts |= {f"num_{split}": count for split, count in found["splits"].items()}
+    counts |= {f"quarantined_{reason}": count for reason, count in found["reasons"].items()}
+    for split in ("train", "calib", "test"):
+        if not found["splits"][split]:
+            logger.warning("no sample is on the %s side of the split", split)
+    return {**counts, "shards": len(found["shards"])}

@@ -1,0 +1,57 @@
+"""The shard stage by itself, with a plain context; also as a program: JOB.json."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.site import RaySettings, Resources, Site
+from data_prep.records import RecordsConfig
+from stages.parts import Parts
+from stages.shard import ShardConfig, run
+
+
+@dataclass
+class StageContext:
+    """What the stage needs of a runner; keeps what was reported."""
+
+    parts: Parts
+    inputs: dict
+    site: Site
+    stage: str = "shard"
+    reported: list = field(default_factory=list)
+    num_checks: int = 0
+
+    def log(self, metrics, step):
+        raise AssertionError("the shard stage has no metrics by step")
+
+    def progress(self, done, total, unit):
+        self.reported.append((done, total, unit))
+
+    def check(self):
+        self.num_checks += 1
+
+
+def site_with(tasks: int) -> Site:
+    return Site(ray=RaySettings(num_cpus=2), resources=Resources(tasks=tasks))
+
+
+def context_of(
+    folder: Path,
+    model: Path,
+    records: RecordsConfig,
+    heldout: RecordsConfig | None = None,
+    tasks: int = 2,
+    attempt: int = 1,
+) -> StageContext:
+    inputs = {"records": records, "heldout": heldout, "tokenizer": model}
+    return StageContext(Parts(folder, attempt), inputs, site_with(tasks))
+
+
+def main(job: dict) -> None:
+    records = RecordsConfig(format="internvl", path=job["meta"])
+    run(ShardConfig(**job["config"]), context_of(Path(job["folder"]), Path(job["model"]), records))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,255 @@
+"""The shard stage on real Ray: every row accounted for, the same bytes with any workers, kills."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from cluster.ray_session import ray_session
+from data_prep.index import load_index
+from data_prep.reasons import REASONS
+from data_prep.records import RecordsConfig
+from stages.shard import ShardConfig, run
+from tests.integration.shard_run import context_of, site_with
+from tests.record_files import (
+    picture,
+    row,
+    write_good_records,
+    write_hostile_records,
+    write_lines,
+    write_meta,
+)
+from tests.tiny_model import make_tiny_model
+from vico.errors import UserError
+
+LIMITS = {"max_pixels": 200_000, "max_tokens": 400}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def ray_up():
+    with ray_session(site_with(2)):
+        yield
+
+
+def internvl(path: Path) -> RecordsConfig:
+    return RecordsConfig(format="internvl", path=path)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of the output by name; nothing else may lie there."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted((folder / "output").rglob("*"))
+        if path.is_file()
+    }
+
+
+def ledger(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "output" / "quarantine.jsonl").read_text().splitlines()]
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "output" / "manifest.json").read_text())
+
+
+def test_every_row_of_a_hostile_set_is_written_once_or_has_its_reason(tmp_path, model, ray_up):
+    meta, reasons = write_hostile_records(tmp_path / "records")
+    context = context_of(tmp_path / "shard", model, internvl(meta))
+    counts = run(ShardConfig(samples_per_shard=9, **LIMITS), context)
+    found = manifest(tmp_path / "shard")
+    num_rows = len((tmp_path / "records" / "bad.jsonl").read_bytes().splitlines())
+    assert counts["read"] == found["read"] == num_rows
+    assert counts["written"] == 2 and counts["quarantined"] == num_rows - 2
+    assert {entry["line"]: entry["reason"] for entry in ledger(tmp_path / "shard")} == reasons
+    assert found["reasons"] == dict(Counter(reasons.values())) and set(found["reasons"]) <= set(REASONS)
+    assert found["sources"]["bad"]["read"] == num_rows
+    assert [shard["samples"] for shard in found["shards"]] == [1, 0, 0, 0, 1]
+    assert [shard["name"] for shard in found["shards"]] == [f"{n:05d}.tar" for n in range(5)]
+    index = load_index(tmp_path / "shard" / "output")
+    assert [index.row(n)["key"] for n in range(len(index))] == ["bad-00000000", "bad-00000041"]
+    assert context.reported[-1] == (num_rows, num_rows, "rows") and context.num_checks > 0
+
+
+def test_outside_tools_read_the_shards_and_find_the_original_bytes(tmp_path, model, ray_up):
+    meta = write_good_records(tmp_path / "records")
+    run(ShardConfig(samples_per_shard=10), context_of(tmp_path / "shard", model, internvl(meta)))
+    output = tmp_path / "shard" / "output"
+    urls = [str(output / shard["name"]) for shard in manifest(tmp_path / "shard")["shards"]]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"good-{n:08d}" for n in range(24)]
+    for n, sample in enumerate(samples):
+        record = json.loads(sample["json"])
+        assert (record["source"], record["line"], record["id"]) == ("good", n, str(n))
+        for k, name in enumerate(record["images"]):
+            extension = name.removeprefix(f"good-{n:08d}.")
+            original = tmp_path / "records" / "images" / f"{n}-{k}.{extension.split('.')[-1]}"
+            assert sample[extension] == original.read_bytes()
+    with tarfile.open(urls[0]) as tar:
+        names = tar.getnames()
+    assert names[:4] == [
+        "good-00000000.json",
+        "good-00000001.json",
+        "good-00000001.jpg",
+        "good-00000002.json",
+    ]
+    assert names[4:6] == ["good-00000002.0.webp", "good-00000002.1.webp"]
+    listed = subprocess.run(["tar", "xOf", urls[0], "good-00000001.jpg"], capture_output=True, check=True)
+    assert listed.stdout == (tmp_path / "records" / "images" / "1-0.jpg").read_bytes()
+
+
+def test_one_and_two_tasks_give_the_same_bytes(tmp_path, model, ray_up):
+    meta, _ = write_hostile_records(tmp_path / "bad")
+    write_good_records(tmp_path / "good")
+    sets = json.loads(meta.read_text()) | {
+        "good": {
+            "root": str(tmp_path / "good" / "images"),
+            "annotation": str(tmp_path / "good" / "good.jsonl"),
+        }
+    }
+    meta.write_text(json.dumps(sets))
+    contents = []
+    for tasks in (1, 2):
+        folder = tmp_path / f"shard-{tasks}"
+        run(
+            ShardConfig(samples_per_shard=5, **LIMITS), context_of(folder, model, internvl(meta), tasks=tasks)
+        )
+        contents.append(content(folder))
+    assert contents[0] == contents[1]
+    tars = [name for name in contents[0] if name.endswith(".tar")]
+    assert len(tars) == 9 + 5 and len(contents[0]) == len(tars) + 3, "no sidecar and no partial file is left"
+
+
+def test_a_stage_that_lost_parts_goes_on_and_one_that_is_done_changes_nothing(tmp_path, model, ray_up):
+    meta = write_good_records(tmp_path / "records")
+    folder, config = tmp_path / "shard", ShardConfig(samples_per_shard=5)
+    counts = run(config, context_of(folder, model, internvl(meta)))
+    whole = content(folder)
+    assert run(config, context_of(folder, model, internvl(meta), attempt=2)) == counts
+    assert content(folder) == whole
+    shutil.rmtree(tmp_path / "records" / "images")  # nothing is read again
+    assert run(config, context_of(folder, model, internvl(meta), attempt=3)) == counts
+
+
+def test_a_sidecar_without_its_tar_is_written_again(tmp_path, model, ray_up):
+    """A task killed between its two publishes leaves a sidecar; the pictures may have changed since."""
+    meta = write_good_records(tmp_path / "records")
+    config = ShardConfig(samples_per_shard=5)
+    run(config, context_of(tmp_path / "whole", model, internvl(meta)))
+    folder = tmp_path / "shard"
+    (folder / "output" / "sidecars").mkdir(parents=True)
+    (folder / "output" / "sidecars" / "00002.parquet").write_bytes(b"of another time")
+    run(config, context_of(folder, model, internvl(meta)))
+    assert content(folder) == content(tmp_path / "whole")
+
+
+def test_held_out_records_are_the_test_split(tmp_path, model, ray_up):
+    records, heldout = write_good_records(tmp_path / "a"), write_good_records(tmp_path / "b", num_rows=7)
+    context = context_of(tmp_path / "shard", model, internvl(records), internvl(heldout))
+    counts = run(ShardConfig(samples_per_shard=10, calib_share=0.3), context)
+    table = load_index(tmp_path / "shard" / "output").table(["source", "split"]).to_pylist()
+    assert {entry["split"] for entry in table if entry["source"] == "good"} == {"train", "calib"}
+    assert {entry["split"] for entry in table if entry["source"] == "heldout-good"} == {"test"}
+    assert counts["num_test"] == 7 and counts["read"] == 31
+
+
+def test_sets_have_their_own_repeat_and_tiles(tmp_path, model, ray_up):
+    meta = write_meta(tmp_path, few={"max_dynamic_patch": 2, "repeat_time": 0.5}, many={})
+    (tmp_path / "images" / "a.png").write_bytes(picture(1, (400, 100)))
+    for name in ("few", "many"):
+        write_lines(tmp_path / f"{name}.jsonl", [row("a.png")])
+    run(ShardConfig(max_tiles=6), context_of(tmp_path / "shard", model, internvl(meta)))
+    few, many = load_index(tmp_path / "shard" / "output").table().to_pylist()
+    assert (few["max_tiles"], few["tiles"], few["repeat"]) == (2, [3], 0.5)
+    assert (many["max_tiles"], many["tiles"], many["repeat"]) == (6, [5], 1.0)
+    assert few["split"] == many["split"], "the same picture stands on one side in every set"
+
+
+def test_pictures_on_two_sides_are_quarantined(tmp_path, model, ray_up):
+    meta = write_meta(tmp_path, pairs={})
+    for n in range(20):
+        (tmp_path / "images" / f"{n}.png").write_bytes(picture(n))
+    pairs = [row([f"{n}.png", f"{n + 1}.png"], answer=str(n)) for n in range(19)]
+    write_lines(tmp_path / "pairs.jsonl", [*pairs, row(["0.png", "1.png"], group="g", answer="grouped")])
+    config = ShardConfig(calib_share=0.3, test_share=0.3)
+    counts = run(config, context_of(tmp_path / "shard", model, internvl(meta)))
+    assert 0 < counts["quarantined_straddles_split"] == counts["quarantined"] < 19
+    entries = load_index(tmp_path / "shard" / "output").table(["image_sha256", "split", "group"]).to_pylist()
+    sides: dict[bytes, set] = {}
+    for entry in entries:
+        if not entry["group"]:
+            for digest in entry["image_sha256"]:
+                sides.setdefault(digest, set()).add(entry["split"])
+    assert all(len(found) == 1 for found in sides.values())
+    assert [entry for entry in entries if entry["group"] == "g"]
+
+
+def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, ray_up, monkeypatch):
+    meta = write_good_records(tmp_path / "records")
+    monkeypatch.setattr(
+        "stages.shard.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    )
+    with pytest.raises(UserError, match=r"storage=.*GB free but the shards need about"):
+        run(ShardConfig(), context_of(tmp_path / "shard", model, internvl(meta)))
+    assert content(tmp_path / "shard") == {}
+
+
+def test_a_full_disk_in_a_task_is_one_clear_line(tmp_path, model):
+    from data_prep.blocks import record_blocks
+    from data_prep.records import record_sets
+    from stages.shard import ShardTask, shard_settings, write_part
+
+    meta = write_good_records(tmp_path / "records")
+    (block,) = record_blocks(record_sets(internvl(meta)), 1000)
+    context = context_of(tmp_path / "shard", model, internvl(meta))
+    os.symlink("/dev/full", context.parts.partial("00000.tar"))
+    with pytest.raises(UserError, match=r"storage=.* is full \(No space left on device\)"):
+        write_part(
+            ShardTask(block, shard_settings(ShardConfig(), block.records, False), model, context.parts)
+        )
+
+
+def test_records_without_rows_are_refused(tmp_path, model):
+    write_lines(tmp_path / "empty.jsonl", [])
+    meta = write_meta(tmp_path, empty={})
+    with pytest.raises(UserError, match="no rows"):
+        run(ShardConfig(), context_of(tmp_path / "shard", model, internvl(meta)))
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_run(tmp_path, model, ray_up):
+    meta = write_good_records(tmp_path / "records", num_rows=120)
+    config = {"samples_per_shard": 3}
+    run(ShardConfig(**config), context_of(tmp_path / "whole", model, internvl(meta)))
+    folder = tmp_path / "killed"
+    job = {"meta": str(meta), "model": str(model), "folder": str(folder), "config": config}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "tests.integration.shard_run", str(tmp_path / "job.json")]
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, cwd=root, env=environment | {"PYTHONPATH": str(root)})
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("output/*.tar"))) < 4:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    left = list(folder.glob("output/*.tar"))
+    assert not (folder / "output" / "manifest.json").exists() and 4 <= len(left) < 40
+    run(ShardConfig(**config), context_of(folder, model, internvl(meta), attempt=2))
+    after = {name: data for name, data in content(folder).items() if ".partial-1" not in name}
+    assert after == content(tmp_path / "whole")

@@ -1,0 +1,57 @@
+"""Shard tars: plain WebDataset, exact offsets, the same bytes every time."""
+
+import hashlib
+import subprocess
+import tarfile
+
+import webdataset
+
+from data_prep.tars import ShardTar
+
+MEMBERS = [
+    ("a-00000001", "json", b'{"a": 1}'),
+    ("a-00000001", "jpg", b"x" * 1000),
+    ("a-00000002", "json", b"{}"),
+    ("a-00000002", "0.png", b"y" * 512),
+    ("a-00000002", "1.webp", b""),
+    ("b" * 64 + "-00000003", "json", b"z" * 20_000),
+]
+
+
+def write(path):
+    with ShardTar(path) as tar:
+        found = [tar.write(*member) for member in MEMBERS]
+    return tar, found
+
+
+def test_offsets_size_and_digest_are_those_of_the_file(tmp_path):
+    tar, found = write(tmp_path / "a.tar")
+    content = (tmp_path / "a.tar").read_bytes()
+    for member, (_, _, data) in zip(found, MEMBERS, strict=True):
+        assert content[member.offset : member.offset + member.num_bytes] == data
+    assert tar.num_bytes == len(content) and tar.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_the_bytes_depend_on_names_and_data_alone(tmp_path):
+    write(tmp_path / "a.tar")
+    write(tmp_path / "b.tar")
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "vico")
+
+
+def test_webdataset_and_tar_read_it(tmp_path):
+    write(tmp_path / "a.tar")
+    with ShardTar(tmp_path / "empty.tar"):
+        pass
+    samples = list(
+        webdataset.WebDataset([str(tmp_path / n) for n in ("empty.tar", "a.tar")], shardshuffle=False)
+    )
+    assert [sample["__key__"] for sample in samples] == ["a-00000001", "a-00000002", "b" * 64 + "-00000003"]
+    assert samples[0]["jpg"] == b"x" * 1000 and samples[1]["0.png"] == b"y" * 512
+    listed = subprocess.run(["tar", "tf", tmp_path / "a.tar"], capture_output=True, text=True, check=True)
+    assert listed.stdout.split() == [f"{key}.{extension}" for key, extension, _ in MEMBERS]
+    assert (
+        subprocess.run(["tar", "tf", tmp_path / "empty.tar"], capture_output=True, check=True).stdout == b""
+    )

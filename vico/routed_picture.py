@@ -1,0 +1,110 @@
+"""A picture with its tiles drawn over it: how many tokens each gets, compressed ones veiled, the thumbnail
+beside it.
+"""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vico.settings import ModelSettings
+from vico.tiling import Tiling, tile_boxes
+
+KEEP_COLOUR, COMPRESS_COLOUR = (230, 110, 20), (40, 90, 200)
+_VEIL = (190, 205, 235, 150)
+_LONG_SIDE = (
+    480,
+    1600,
+)  # pixels: smaller pictures are enlarged, larger ones reduced, so that labels can be read
+_GAP, _CAPTION = 16, 40
+_PAPER, _INK = (255, 255, 255), (30, 30, 30)
+
+
+def routed_picture(
+    image: Image.Image, tiling: Tiling, settings: ModelSettings, compressed: Sequence[bool]
+) -> Image.Image:
+    """RGB picture with a frame and the token count on every tile; the thumbnail's own decision stands to the
+    right.
+
+    `compressed` has one entry a tile in prompt order, thumbnail last.
+    """
+    boxes = tile_boxes(*image.size, tiling)
+    if len(boxes) != len(compressed):
+        raise ValueError(f"{len(compressed)} decisions for {len(boxes)} tiles")
+    picture = _resized(image)
+    scale = picture.width / image.width
+    cells = len(boxes) - 1 if len(boxes) > 1 and tiling.use_thumbnail else len(boxes)
+    tokens = [settings.tokens_compressed if flag else settings.tokens_full for flag in compressed]
+    drawn = picture.copy()
+    for box, flag, count in list(zip(boxes, compressed, tokens, strict=True))[:cells]:
+        drawn = _with_tile(drawn, [round(side * scale) for side in box], flag, str(count))
+    parts = [drawn]
+    if cells < len(boxes):
+        parts.append(_thumbnail_panel(picture, compressed[-1], tokens[-1]))
+    return _captioned(parts, _caption(compressed, sum(tokens), len(boxes) * settings.tokens_full))
+
+
+def _resized(image: Image.Image) -> Image.Image:
+    longest = max(image.size)
+    scale = min(max(longest, _LONG_SIDE[0]), _LONG_SIDE[1]) / longest
+    size = [max(1, round(side * scale)) for side in image.size]
+    return image.convert("RGB").resize(
+        size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST
+    )
+
+
+def _with_tile(picture: Image.Image, box: Sequence[int], compressed: bool, label: str) -> Image.Image:
+    """The picture with one tile marked: a veil with diagonal lines where compressed, a frame and a label in
+    any case.
+    """
+    left, top, right, bottom = box
+    colour = COMPRESS_COLOUR if compressed else KEEP_COLOUR
+    if compressed:
+        veil = Image.new("RGBA", (max(1, right - left), max(1, bottom - top)), _VEIL)
+        lines = ImageDraw.Draw(veil)
+        for x in range(-veil.height, veil.width, 14):
+            lines.line([(x, veil.height), (x + veil.height, 0)], fill=(*COMPRESS_COLOUR, 110), width=1)
+        picture = picture.copy()
+        picture.paste(veil, (left, top), veil)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle([left + 1, top + 1, right - 2, bottom - 2], outline=colour, width=3)
+    _label(draw, (left + 8, top + 8), label, colour, min(22, max(10, (bottom - top) // 5)))
+    return picture
+
+
+def _label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour, size: int) -> None:
+    font = ImageFont.load_default(size)
+    left, top, right, bottom = draw.textbbox(place, text, font=font)
+    draw.rectangle([left - 4, top - 3, right + 4, bottom + 3], fill=colour)
+    draw.text(place, text, fill=_PAPER, font=font)
+
+
+def _thumbnail_panel(picture: Image.Image, compressed: bool, tokens: int) -> Image.Image:
+    """The whole picture, small, with the thumbnail tile's decision."""
+    width = max(150, picture.width // 4)
+    small = picture.resize(
+        (width, max(1, round(picture.height * width / picture.width))), Image.Resampling.BICUBIC
+    )
+    small = _with_tile(small, (0, 0, *small.size), compressed, str(tokens))
+    panel = Image.new("RGB", (width, small.height + 26), _PAPER)
+    ImageDraw.Draw(panel).text((0, 2), "thumbnail", fill=_INK, font=ImageFont.load_default(16))
+    panel.paste(small, (0, 26))
+    return panel
+
+
+def _caption(compressed: Sequence[bool], tokens: int, tokens_full: int) -> str:
+    saved = 1 - tokens / tokens_full
+    return f"{sum(compressed)} of {len(compressed)} tiles compressed, {tokens} of {tokens_full} tokens ({saved:.0%} saved)"
+
+
+def _captioned(parts: Sequence[Image.Image], caption: str) -> Image.Image:
+    """The parts side by side on white, the caption below."""
+    font = ImageFont.load_default(18)
+    width = sum(part.width for part in parts) + _GAP * (len(parts) - 1)
+    height = max(part.height for part in parts)
+    sheet = Image.new("RGB", (max(width, round(font.getlength(caption)) + 8), height + _CAPTION), _PAPER)
+    left = 0
+    for part in parts:
+        sheet.paste(part, (left, 0))
+        left += part.width + _GAP
+    ImageDraw.Draw(sheet).text((4, height + 9), caption, fill=_INK, font=font)
+    return sheet
