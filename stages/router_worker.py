@@ -133,7 +133,7 @@ class RouterPacks:
         )
 
     def batch(self, pack: Pack) -> LabelledTiles:
-        return self.tiles(pack)[0]
+        return self.tiles(pack)[0] if len(pack.rows) else self.empty()
 
     def tiles(self, pack: Pack) -> tuple[LabelledTiles, list[dict[str, Any]]]:
         """The pack's tiles with labels, and for each where it stands: key, image, tile."""

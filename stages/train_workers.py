@@ -1,5 +1,10 @@
-"""Ray Train behind one door: one function on every rank, started again when a worker dies."""
+"""Ray Train behind one door: one function on every rank, started again when a worker dies.
 
+A rank that ends in an exception of its own leaves it in the attempt's folder: that is not tried again, the
+death of a worker is.
+"""
+
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -7,32 +12,65 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.node_metrics import NodeSampler
-from stages.context import Context
+from stages.context import Context, LeaseLost
+from stages.parts import Parts
 from stages.training import read_metrics
+from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_KNOWN = {error.__name__: error for error in (UserError, LeaseLost)}
+
+
+class WorkersFailed(RuntimeError):
+    """Training ended in an exception of a rank, or in more deaths of workers than `train.max_failures`."""
 
 
 def run_workers(function: Callable[[Any], None], settings: Any, context: Context, *, num_steps: int) -> None:
     """Runs `function(settings)` on `resources.workers` ranks with a process group and waits for all of them.
 
-    A dead worker restarts them all, at most `train.max_failures` times. Each rank logs to the attempt's
-    `rank-<r>.log`. While they run, the context hears of progress, counted in steps of the attempt's
-    metrics file.
+    A dead worker starts them all again, at most `train.max_failures` times. Each rank logs to the attempt's
+    `rank-<r>.log`. While they run, the context hears of progress, counted in steps of the attempt's metrics
+    file. Raises what a rank raised where the user can mend it (UserError), WorkersFailed else.
     """
-    site = context.site
+    folder = context.parts.attempt_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    ended = threading.Event()
+    follower = threading.Thread(target=_follow, args=(context, num_steps, ended), daemon=True)
+    follower.start()
+    try:
+        for deaths in range(context.site.train.max_failures + 1):
+            for left_over in folder.glob("failure-*.json"):
+                left_over.unlink()
+            try:
+                _trainer(function, settings, context, number=deaths).fit()
+                return
+            except ray.train.TrainingFailedError as error:
+                _raise_own_failure(folder, error)
+                logger.warning(
+                    "a worker died (%d of %d): %s", deaths + 1, context.site.train.max_failures, error
+                )
+                last = error
+        raise WorkersFailed(
+            f"workers died {deaths + 1} times, train.max_failures={context.site.train.max_failures}; "
+            f"the last time: {str(last).splitlines()[-1]}"
+        ) from last
+    finally:
+        ended.set()
+        follower.join()
+
+
+def _trainer(function, settings, context: Context, *, number: int) -> TorchTrainer:
+    site, folder = context.site, context.parts.attempt_folder
     use_gpu = site.resources.gpus_per_worker > 0
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _worker,
-        train_loop_config={
-            "function": function,
-            "settings": settings,
-            "attempt_folder": str(context.parts.attempt_folder),
-        },
+        train_loop_config={"function": function, "settings": settings, "attempt_folder": str(folder)},
         scaling_config=ScalingConfig(
             num_workers=site.resources.workers,
             use_gpu=use_gpu,
@@ -40,32 +78,44 @@ def run_workers(function: Callable[[Any], None], settings: Any, context: Context
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=600),
         run_config=RunConfig(
-            name="ray-train",
-            storage_path=str(context.parts.attempt_folder),
-            failure_config=FailureConfig(max_failures=site.train.max_failures),
+            name=f"ray-train-{number}",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=0),  # Ray would try a bug again like a death
         ),
     )
-    ended = threading.Event()
-    follower = threading.Thread(target=_follow, args=(context, num_steps, ended), daemon=True)
-    follower.start()
-    try:
-        trainer.fit()
-    finally:
-        ended.set()
-        follower.join()
+
+
+def _raise_own_failure(folder: Path, error: Exception) -> None:
+    """Raises for a rank that ended in an exception of its own; returns where workers were only lost."""
+    failures = [json.loads(path.read_text()) for path in sorted(folder.glob("failure-*.json"))]
+    own = [failure for failure in failures if not failure["lost_peer"]]
+    if own:
+        first = own[0]
+        if first["type"] in _KNOWN:
+            raise _KNOWN[first["type"]](first["message"]) from error
+        raise WorkersFailed(
+            f"rank {first['rank']}: {first['type']}: {first['message']}; "
+            f"see {folder}/rank-{first['rank']}.log"
+        ) from error
 
 
 def _follow(context: Context, num_steps: int, ended: threading.Event) -> None:
+    reported = -1
     while not ended.wait(1.0):
-        done = read_metrics(context.parts)
-        context.progress(done[-1][0] if done else 0, num_steps, "steps")
-    context.progress(num_steps, num_steps, "steps")
+        done = _last_step(context.parts)
+        if done != reported:
+            context.progress(done, num_steps, "steps")
+            reported = done
+
+
+def _last_step(parts: Parts) -> int:
+    done = read_metrics(parts)
+    return done[-1][0] if done else 0
 
 
 def _worker(loop: dict) -> None:
     rank = ray.train.get_context().get_world_rank()
     folder = Path(loop["attempt_folder"])
-    folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / f"rank-{rank}.log")
     handler.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
@@ -77,11 +127,26 @@ def _worker(loop: dict) -> None:
         sampler.start()
     try:
         loop["function"](loop["settings"])
-    except BaseException:
+    except Exception as error:
         logger.exception("this rank stops")
+        _leave_failure(folder, rank, error)
         raise
     finally:
         if sampler:
             sampler.stop()
         root.removeHandler(handler)
         handler.close()
+
+
+def _leave_failure(folder: Path, rank: int, error: Exception) -> None:
+    text = str(error)
+    lost_peer = isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "NCCL", "Connection"))
+    )
+    failure = {
+        "rank": rank,
+        "type": type(error).__name__,
+        "message": " ".join(text.split()),
+        "lost_peer": lost_peer,
+    }
+    (folder / f"failure-{rank}.json").write_text(json.dumps(failure))

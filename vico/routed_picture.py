@@ -92,8 +92,8 @@ def _thumbnail_panel(picture: Image.Image, compressed: bool, tokens: int) -> Ima
 
 
 def _caption(compressed: Sequence[bool], tokens: int, tokens_full: int) -> str:
-    saved = 1 - tokens / tokens_full
-    return f"{sum(compressed)} of {len(compressed)} tiles compressed, {tokens} of {tokens_full} tokens ({saved:.0%} saved)"
+    saved = f"{tokens} of {tokens_full} tokens ({1 - tokens / tokens_full:.0%} saved)"
+    return f"{sum(compressed)} of {len(compressed)} tiles compressed, {saved}"
 
 
 def _captioned(parts: Sequence[Image.Image], caption: str) -> Image.Image:

@@ -1,0 +1,151 @@
+"""The evaluate stage: answers of the test samples at many choices of tiles, against the tokens they save.
+
+Every answer is generated once a sample and rate vector, however many points of the curves share it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, field_validator
+
+from stages.context import Context
+from stages.inference import Dtype, inference_settings
+from stages.stage_config import StageConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from stages.evaluate_worker import Block
+    from stages.operating_points import Point, TestTiles
+
+CODE_VERSION = 1
+INPUTS = ("shard", "model", "consistency", "ratio", "router")
+NEEDS_RAY = True
+SCORES_FILE, PREDICTIONS_FILE, METRICS_FILE = "scores.parquet", "predictions.parquet", "metrics.json"
+BLOCK_SAMPLES = 16
+"""Samples of a part: few enough that a killed stage loses little, enough for full batches."""
+
+
+class EvaluateConfig(StageConfig):
+    """Config of the evaluate stage."""
+
+    seed: int | None = None
+    max_samples: int = Field(0, ge=0)
+    """Test samples, drawn by seed; 0: all."""
+    shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """Shares of calibration tiles whose thresholds the router is measured at, beside its calibrated one."""
+    relative_threshold: float = Field(0.0, ge=0, lt=1)
+    """Of the published rule, in the entry `served`."""
+    controls: tuple[Literal["random", "shuffled", "oracle"], ...] = ("random", "shuffled", "oracle")
+    num_replicates: int = Field(3, ge=2)
+    """Draws of the controls that are drawn."""
+    max_new_tokens: int = Field(64, ge=1)
+    dtype: Dtype = "float32"
+
+    @field_validator("shares")
+    @classmethod
+    def _shares_are_shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < share < 1 for share in shares):
+            raise ValueError("every share must lie between 0 and 1; both ends are measured anyway")
+        return shares
+
+
+Config = EvaluateConfig
+
+
+def run(config: EvaluateConfig, context: Context) -> dict[str, float | int | str]:
+    """Publishes `parts/<block>.parquet`, `predictions.parquet`, `metrics.json` and figures."""
+    from stages.evaluation_figures import draw_evaluation
+    from stages.evaluation_scores import evaluation_metrics
+    from stages.evaluation_tiles import chosen_samples, sweep, tiles_of
+    from stages.operating_points import operating_points
+
+    samples = chosen_samples(config, context)
+    with open(context.inputs["router"] / METRICS_FILE, encoding="utf-8") as file:
+        calibrated = json.load(file)["absolute_threshold"]
+    tiles = tiles_of(config, context, samples)
+    points = operating_points(
+        tiles,
+        sweep(config, context, calibrated),
+        calibrated,
+        config.relative_threshold,
+        config.controls,
+        config.num_replicates,
+        config.seed,
+    )
+    predictions = _predictions(config, context, blocks_of(samples["row"].to_pylist(), tiles, points))
+    metrics = evaluation_metrics(samples, tiles, points, predictions, context.inputs["model"])
+    metrics["absolute_threshold"] = calibrated
+    context.parts.write_json(METRICS_FILE, metrics)
+    draw_evaluation(context, samples, tiles, metrics)
+    context.log(headline(metrics), 0)
+    return {"samples": len(samples), "tiles": len(tiles.p_compress_N), "answers": len(predictions)}
+
+
+def headline(metrics: dict) -> dict[str, float]:
+    """The figures worth a line each: both ends, and the router at its calibrated threshold."""
+    routed = [e for e in metrics["routed"] if e["threshold"] == metrics["absolute_threshold"]]
+    entries = {
+        "reference": metrics["reference"],
+        "full": metrics["full"],
+        "compressed": metrics["compressed"],
+    }
+    entries |= {"routed": routed[0], "served": metrics["served"][0]}
+    names = ("tokens_saved", "exact_match", "similarity", "kl", "quality_kept", "truncated")
+    return {
+        f"{entry}_{name}": found[name]
+        for entry, found in entries.items()
+        for name in names
+        if found[name] is not None
+    }
+
+
+def blocks_of(rows: list[int], tiles: TestTiles, points: list[Point]) -> list[Block]:
+    """The samples in blocks, each with the distinct rate vectors of all points, in a fixed order."""
+    from stages.evaluate_worker import Block
+    from stages.evaluation_scores import rate_text
+
+    asked: list[dict[str, np.ndarray]] = [{} for _ in rows]
+    for point in points:
+        for compressed in point.replicates:
+            for known, flags in zip(asked, tiles.by_sample(compressed), strict=True):
+                known.setdefault(rate_text(flags), flags)
+    vectors = [tuple(flags for _, flags in sorted(known.items())) for known in asked]
+    return [
+        Block(
+            number, tuple(rows[first : first + BLOCK_SAMPLES]), tuple(vectors[first : first + BLOCK_SAMPLES])
+        )
+        for number, first in enumerate(range(0, len(rows), BLOCK_SAMPLES))
+    ]
+
+
+def _predictions(config: EvaluateConfig, context: Context, blocks: list[Block]) -> pa.Table:
+    """Every scored answer; blocks that an earlier attempt published are read, the others answered."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from cluster.ray_session import ray_session
+    from cluster.tasks import actor_pool
+    from stages.evaluate_worker import Answerer, part_name
+
+    parts = context.parts
+    todo = [block for block in blocks if not parts.done(part_name(block.number))]
+    total = sum(len(block.rows) for block in blocks)
+    num_done = total - sum(len(block.rows) for block in todo)
+    context.progress(num_done, total, "samples")
+    if todo:
+        actor = (inference_settings(context, config.dtype), config.max_new_tokens, parts)
+        with ray_session(context.site):
+            results = actor_pool(Answerer, actor, todo, "write_part", site=context.site, check=context.check)
+            for _, num_samples in results:
+                num_done += num_samples
+                context.progress(num_done, total, "samples")
+    predictions = pa.concat_tables(
+        [pq.read_table(parts.output / part_name(block.number)) for block in blocks]
+    )
+    pq.write_table(predictions, parts.partial(PREDICTIONS_FILE))
+    parts.publish(PREDICTIONS_FILE, replace=True)
+    return predictions

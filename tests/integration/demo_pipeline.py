@@ -1,0 +1,95 @@
+"""A small real pipeline for tests: demo records, a random model with 56 px tiles, all stages, two workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import yaml
+
+from tests.tiny_model import make_tiny_model
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_pipeline(folder: Path) -> Path:
+    """Model, site and pipeline file in `folder`; the path of the pipeline file."""
+    make_tiny_model(folder / "model")
+    site = {
+        "name": "test",
+        "storage": str(folder / "runs"),
+        "train": {"checkpoint_every_steps": 3},
+        "tracking": {"interval_s": 0.5},
+    }
+    (folder / "site.yaml").write_text(yaml.safe_dump(site))
+    pipeline = {
+        "seed": 0,
+        "experiment": "test",
+        "inputs": {
+            "records": {"format": "demo", "num_samples": 96, "seed": 0},
+            "model": str(folder / "model"),
+        },
+        "shard": {"samples_per_shard": 32, "max_tiles": 4, "calib_share": 0.2, "test_share": 0.2},
+        "consistency": {
+            "tiles_per_pack": 16,
+            "reference_tokens_per_pack": 512,
+            "packs_per_step": 2,
+            "max_steps": 10,
+            "validate_every_steps": 5,
+            "validation_packs": 2,
+            "optimizer": {"learning_rate": 1e-3},
+        },
+        "router": {"tiles_per_pack": 16, "packs_per_step": 2, "max_steps": 5},
+        "evaluate": {"max_new_tokens": 4},
+    }
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(pipeline))
+    return path
+
+
+def vico(*arguments: object, **options) -> subprocess.Popen:
+    """Starts the command line in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    return subprocess.Popen(command, env=environment, **options)
+
+
+def finished(process: subprocess.Popen, timeout_s: float = 300) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a command."""
+    out, err = process.communicate(timeout=timeout_s)
+    return process.returncode, out, err
+
+
+def answer(*arguments: object, **options) -> dict | list:
+    """What a `--json` command prints last, after it ended well."""
+    code, out, err = finished(vico(*arguments, "--json", **options))
+    assert code == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def kill_with_children(process: subprocess.Popen) -> None:
+    """kill -9 of a driver and of everything it started (Ray, its workers)."""
+    driver = psutil.Process(process.pid)
+    family = [driver, *driver.children(recursive=True)]
+    for one in family:
+        try:
+            one.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    psutil.wait_procs(family, timeout=10)
+
+
+def wait_until(condition, timeout_s: float, process: subprocess.Popen | None = None) -> None:
+    """Waits for a condition; fails when time is up or `process` ended first."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "time is up"
+        assert process is None or process.poll() is None, f"ended with {process.returncode}"
+        time.sleep(0.05)
