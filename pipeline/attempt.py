@@ -1,0 +1,70 @@
+"""One attempt at one stage: the context its code sees, its metrics file and its log."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.site import Site
+from data_prep.records import RecordsConfig
+from pipeline.lease import Lease
+from pipeline.progress import Display
+from pipeline.signals import StopSignals
+from stages.context import LeaseLost
+from stages.parts import Parts
+
+
+@dataclass
+class StageContext:
+    """The runner's stages.context.Context."""
+
+    stage: str
+    parts: Parts
+    inputs: Mapping[str, Path | RecordsConfig | None]
+    site: Site
+    leases: tuple[Lease, ...]
+    signals: StopSignals
+    display: Display
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        entry = {
+            "step": int(step),
+            "time": time.time(),
+            "metrics": {name: float(value) for name, value in metrics.items()},
+        }
+        path = self.parts.attempt_folder / "metrics.jsonl"
+        with self._writing, path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        self.display.progress(done, total, unit)
+
+    def check(self) -> None:
+        self.signals.check()
+        for lease in self.leases:
+            if lease.lost:
+                raise LeaseLost(f"another driver has taken over {lease.folder}")
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Everything that is logged from INFO on also goes to this file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    formatter = logging.Formatter("%(asctime)s driver %(levelname)s %(name)s: %(message)s")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()

@@ -1,0 +1,222 @@
+"""The command line `vico`. Exit codes: 0 done, 1 failed, 2 bad input, 130 and 143 stopped by a signal."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from stages.context import Interrupted
+from vico.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Train InternVL-style models to spend few visual tokens on simple tiles and many on rich ones.",
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="Pipeline file (YAML).")]
+SiteOption = Annotated[str | None, typer.Option("--site", help="Site file, or the name of one in sites/.")]
+StorageOption = Annotated[Path | None, typer.Option("--storage", help="Storage folder; default: the site's.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override, such as consistency.packs_per_step=4."),
+]
+ForceOption = Annotated[
+    list[str] | None,
+    typer.Option("--force", metavar="STAGE", help="Run this stage again, and what depends on it."),
+]
+UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def main() -> None:
+    """Entry point: what a user can mend is one `error:` line for each fault and exit code 2."""
+    logging.getLogger().addHandler(
+        logging.NullHandler()
+    )  # logs go to files of the run, never to the terminal
+    try:
+        app()
+    except UserError as error:
+        _print_errors(str(error))
+        sys.exit(2)
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    overrides: SetOption = None,
+    force: ForceOption = None,
+    until: UntilOption = None,
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait for another driver.")
+    ] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a pipeline, or go on with it: what is done is reused, a crash is mended by the same command."""
+    from pipeline.graph import pipeline_graph
+    from pipeline.progress import Display
+    from pipeline.runner import run_pipeline
+
+    request = _request(config, site, storage, overrides, force, until, wait)
+    with _answer_stream(as_json) as (stream, answer), Display(stream) as display:
+        result = run_pipeline(request, pipeline_graph(), display)
+    if result.message:
+        _print_errors(result.message)
+    if as_json:
+        _print(answer, {"run": result.run, "state": result.state, "storage": str(result.storage)})
+    sys.exit(result.exit_code)
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    overrides: SetOption = None,
+    force: ForceOption = None,
+    until: UntilOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say of every stage whether it would be reused or run, and why. Writes nothing."""
+    from pipeline.graph import pipeline_graph
+    from pipeline.opening import open_pipeline
+    from pipeline.views import console, plan_table
+
+    planned = open_pipeline(
+        _request(config, site, storage, overrides, force, until), pipeline_graph()
+    ).planned
+    if as_json:
+        _print(sys.stdout, [one.as_json() for one in planned])
+    else:
+        console().print(plan_table(planned))
+
+
+@app.command()
+def status(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Id, beginning of an id, or `latest`.")
+    ] = None,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs, newest first, or show the stages of one."""
+    from pipeline.runs import Runs
+    from pipeline.views import console, run_details, run_summary, runs_table, stages_table
+
+    folder = _site(site, storage).storage
+    runs = Runs(folder)
+    if run is None:
+        found = runs.all()
+        if as_json:
+            _print(sys.stdout, [run_summary(one) for one in found])
+        elif found:
+            console().print(runs_table(found))
+        else:
+            console().print(f"no runs in {folder}", markup=False)
+        return
+    one = runs.named(run)
+    if as_json:
+        _print(sys.stdout, run_details(one, folder))
+        return
+    console().print(f"run {one.run}: {one.state}" + (f" ({one.error})" if one.error else ""), markup=False)
+    console().print(stages_table(one, folder))
+
+
+@app.command()
+def logs(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="Logs of this stage: driver and ranks.")
+    ] = None,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Print what a run wrote to its log."""
+    from pipeline.logs import log_lines
+    from pipeline.runs import Runs
+
+    for line in log_lines(Runs(_site(site, storage).storage), run, stage=stage, follow=follow):
+        typer.echo(line)
+
+
+@app.command()
+def route(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A routed model folder.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Draw the tiles with their tokens to this PNG.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", min=0, max=1, help="Compress a tile from this probability on."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which tiles of pictures get how many tokens."""
+    from pipeline.route import route as route_images
+
+    route_images(model, images, out, threshold, as_json)
+
+
+def _site(site: str | None, storage: Path | None) -> Any:
+    from cluster.site import load_site
+
+    found = load_site(site, storage=storage)
+    if found.storage.exists() and not found.storage.is_dir():
+        raise UserError(f"storage={found.storage} is a file; name a folder with --storage")
+    return found
+
+
+def _request(
+    config: Path,
+    site: str | None,
+    storage: Path | None,
+    overrides: list[str] | None,
+    force: list[str] | None,
+    until: str | None,
+    wait_s: float = 0.0,
+) -> Any:
+    from pipeline.opening import RunRequest
+
+    return RunRequest(config, _site(site, storage), tuple(overrides or ()), tuple(force or ()), until, wait_s)
+
+
+@contextmanager
+def _answer_stream(as_json: bool) -> Iterator[tuple[TextIO, TextIO]]:
+    """(stream for people, stream for the answer). For a program standard output is the answer's alone:
+    whatever else writes to it, libraries and child processes included, is sent to standard error."""
+    if not as_json:
+        yield sys.stdout, sys.stdout
+        return
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    yield sys.stderr, answer
+
+
+def _print(stream: TextIO, value: Any) -> None:
+    stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+    stream.flush()
+
+
+def _print_errors(message: str) -> None:
+    for line in message.splitlines():
+        typer.echo(f"error: {line}", err=True)
+
+
+if __name__ == "__main__":
+    main()

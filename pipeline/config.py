@@ -1,0 +1,138 @@
+"""The pipeline file: seed, experiment, inputs and one block a stage, read and checked before anything
+starts."""
+
+import json
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from cluster.site import Site
+from data_prep.records import RecordsConfig
+from pipeline.config_errors import error_lines
+from pipeline.graph import Graph
+from pipeline.yaml_files import yaml_mapping, yaml_value
+from stages.stage_config import StageConfig
+from vico.errors import UserError
+
+
+class Inputs(BaseModel):
+    """What comes from outside: records, held-out records, and the model folder to start from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    records: RecordsConfig
+    heldout: RecordsConfig | None = None
+    model: Path
+
+
+class PipelineConfig(BaseModel):
+    """A pipeline file. The class that is read has one more field for each stage, by the stage's name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(0, ge=0)
+    experiment: str = Field("vico", min_length=1)
+    inputs: Inputs
+
+    def stage(self, name: str) -> StageConfig:
+        """The stage's config; where it draws and sets no seed of its own, with the pipeline's seed."""
+        block: StageConfig = getattr(self, name)
+        if "seed" in type(block).model_fields and block.seed is None:
+            return block.model_copy(update={"seed": self.seed})
+        return block
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything, defaults and seeds filled in, as JSON types."""
+        content = self.model_dump(mode="json")
+        for name in set(type(self).model_fields) - set(PipelineConfig.model_fields):
+            content[name] = self.stage(name).model_dump(mode="json")
+        return content
+
+
+@cache
+def config_class(graph: Graph) -> type[PipelineConfig]:
+    """The pipeline file's form for these stages; a block may be left out where the stage needs nothing
+    said."""
+    fields: dict[str, Any] = {}
+    for spec in graph.stages:
+        required = any(field.is_required() for field in spec.config_class.model_fields.values())
+        fields[spec.name] = (
+            spec.config_class,
+            Field(...) if required else Field(default_factory=spec.config_class),
+        )
+    return create_model("PipelineConfig", __base__=PipelineConfig, **fields)
+
+
+def load_config(path: Path, graph: Graph, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """The pipeline file with `a.b=value` overrides applied; its paths come out absolute.
+
+    Raises UserError with one line for each fault: dotted path, value, remedy.
+    """
+    content = yaml_mapping(path, "config")
+    for override in overrides:
+        _apply(content, override)
+    form = config_class(graph)
+    try:
+        # By way of JSON, since only there a strict check takes lists for tuples and text for paths.
+        config = form.model_validate_json(json.dumps(content, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError(error_lines(error, form)) from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; mend the YAML there") from error
+    return config.model_copy(update={"inputs": _with_absolute_paths(config.inputs)})
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Put one `a.b=value` into the content; the value is read as YAML."""
+    path, equals, text = override.partition("=")
+    names = path.strip().split(".")
+    if not equals or not all(names):
+        raise UserError(f"--set {override!r} has no key and value; write it as --set consistency.lr=1e-5")
+    block = content
+    for depth, name in enumerate(names[:-1], start=1):
+        inner = block.get(name)
+        if inner is None:
+            inner = block[name] = {}
+        if not isinstance(inner, dict):
+            raise UserError(
+                f"--set {override!r}: {'.'.join(names[:depth])}={inner!r} is no block of keys; set it itself"
+            )
+        block = inner
+    block[names[-1]] = yaml_value(text, f"--set {override!r}")
+
+
+def _with_absolute_paths(inputs: Inputs) -> Inputs:
+    """Paths are meant relative to the working directory of the command; workers have another one."""
+
+    def absolute(records: RecordsConfig | None) -> RecordsConfig | None:
+        if records is None or records.path is None:
+            return records
+        return records.model_copy(update={"path": _absolute(records.path)})
+
+    return inputs.model_copy(
+        update={
+            "records": absolute(inputs.records),
+            "heldout": absolute(inputs.heldout),
+            "model": _absolute(inputs.model),
+        }
+    )
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path.expanduser()))
+
+
+def check_together(config: PipelineConfig, site: Site) -> None:
+    """What only config and site together can know: no training may have more ranks than packs in a step."""
+    for name, block in config:
+        packs = getattr(block, "packs_per_step", None)
+        if packs is not None and site.resources.workers > packs:
+            raise UserError(
+                f"resources.workers={site.resources.workers} (site {site.name}) is more than "
+                f"{name}.packs_per_step={packs}; "
+                f"lower resources.workers or raise {name}.packs_per_step"
+            )

@@ -1,0 +1,60 @@
+"""Facts recorded beside a result that never decide it: commit, packages, machine, and what of the site
+matters."""
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cluster.site import Site
+
+_PROJECT = Path(__file__).resolve().parent.parent
+
+
+@cache
+def git_state() -> dict[str, Any]:
+    """Commit of the checkout this code runs from, and whether tracked files differ from it; None for an
+    installed wheel."""
+    here = os.path.relpath(__file__, _PROJECT)
+    if _git("ls-files", "--error-unmatch", here) is None:
+        return {"commit": None, "dirty": None}
+    commit = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(_PROJECT), *arguments]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Every installed distribution with its version."""
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:
+            found[name.lower().replace("_", "-")] = distribution.version
+    return dict(sorted(found.items()))
+
+
+def site_facts(site: Site) -> dict[str, Any]:
+    """Where it ran: machine and settings of the site that change speed only. No address, path or
+    credential."""
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "resources": site.resources.model_dump(mode="json"),
+        "train": site.train.model_dump(mode="json"),
+    }

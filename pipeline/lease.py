@@ -1,0 +1,229 @@
+"""One writer at a time: the lease of a stage's or a run's folder.
+
+The holder bumps a counter. Another driver takes over at once where it can see that the holder's process is
+dead, else when the counter stood still for STALE_S as it watched it; clocks of two machines are never
+compared. What a driver that lost its lease still tries to publish is refused (stages/parts.py reads the same
+file).
+"""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from pipeline.json_files import StoredModel
+from stages.context import LeaseLost
+from stages.parts import LEASE_FILE, locked
+from vico.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 5.0
+STALE_S = 30.0
+_POLL_S = 0.25
+
+
+class LeaseHeld(Exception):
+    """Another driver that lives holds the lease."""
+
+    def __init__(self, folder: Path, holder: "Holder"):
+        self.folder, self.holder = folder, holder
+        super().__init__(
+            f"{folder} is held by run {holder.run} on host {holder.host}, pid {holder.pid}, "
+            f"since {holder.since}; wait for it with --wait SECONDS, or stop it first"
+        )
+
+
+class Holder(StoredModel):
+    """lease.json: who writes here, as which attempt."""
+
+    run: str
+    attempt: int
+    token: str
+    host: str
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    pid_started: str
+    since: str
+    counter: int = 0
+    released: bool = False
+
+    def is_here(self) -> bool:
+        """Whether its process number means something here: same host, boot and process namespace."""
+        here = (socket.gethostname(), _boot_id(), _pid_namespace())
+        return (self.host, self.boot_id, self.pid_namespace) == here
+
+    def is_dead(self) -> bool:
+        """Whether its process is seen to be gone, or its number to belong to another process by now."""
+        return self.is_here() and _pid_started(self.pid) != self.pid_started
+
+
+def read_lease(folder: Path) -> Holder | None:
+    return Holder.read(folder / LEASE_FILE, "delete it when no vico process works on that folder")
+
+
+class Lease:
+    """A lease this process holds; a thread keeps its counter going until `release`."""
+
+    def __init__(self, folder: Path, holder: Holder, beat_s: float = BEAT_S):
+        self.folder, self.holder = folder, holder
+        self._lost = threading.Event()
+        self._stop = threading.Event()
+        self._beat_s = beat_s
+        self._thread = threading.Thread(target=self._beat, name=f"lease {folder.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def attempt(self) -> int:
+        return self.holder.attempt
+
+    @property
+    def lost(self) -> bool:
+        """Whether the heartbeat found another holder; `verify` looks itself."""
+        return self._lost.is_set()
+
+    def verify(self) -> None:
+        """Raise LeaseLost unless lease.json still names this holder."""
+        current = read_lease(self.folder)
+        if current is None or current.token != self.holder.token:
+            self._lost.set()
+            who = "nobody" if current is None else f"run {current.run} on {current.host}, pid {current.pid}"
+            raise LeaseLost(f"the lease of {self.folder} is no longer ours; now holds it: {who}")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold everyone off the lease while something short is written under it; raises LeaseLost."""
+        with locked(self.folder):
+            self.verify()
+            yield
+
+    def next_attempt(self) -> None:
+        """Go on as a new attempt: what the old one's workers still publish is refused."""
+        with self.writing():
+            self.holder.attempt += 1
+            self.holder.write(self.folder / LEASE_FILE)
+
+    def release(self) -> None:
+        """Give the lease back; quietly if it was lost."""
+        self._stop.set()
+        self._thread.join()
+        with locked(self.folder):
+            current = read_lease(self.folder)
+            if current is not None and current.token == self.holder.token:
+                self.holder.released = True
+                self.holder.write(self.folder / LEASE_FILE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._beat_s):
+            try:
+                with self.writing():
+                    self.holder.counter += 1
+                    self.holder.write(self.folder / LEASE_FILE)
+            except LeaseLost as error:
+                logger.error("%s", error)
+                return
+            except (OSError, UserError) as error:
+                logger.warning("the lease of %s could not be renewed (%s); trying again", self.folder, error)
+
+
+def acquire(
+    folder: Path,
+    run: str,
+    *,
+    min_attempt: int = 1,
+    wait_s: float = 0.0,
+    on_wait: Callable[[Holder], None] | None = None,
+    beat_s: float = BEAT_S,
+    stale_s: float = STALE_S,
+) -> Lease:
+    """The lease of the folder, its attempt number above every earlier one and at least `min_attempt`.
+
+    Raises LeaseHeld when another driver is alive and still holds it after `wait_s`. A holder whose process
+    cannot be seen from here is watched until its counter moves (alive) or stood still for `stale_s` (taken
+    over).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    watch, deadline, told = _Watch(), time.monotonic() + wait_s, False
+    while True:
+        with locked(folder):
+            current = read_lease(folder)
+            if (
+                current is None
+                or current.released
+                or current.is_dead()
+                or watch.stood_still_s(current) >= stale_s
+            ):
+                attempt = max(min_attempt, current.attempt + 1 if current else 1)
+                holder = _this_process(run, attempt)
+                holder.write(folder / LEASE_FILE)
+                return Lease(folder, holder, beat_s)
+        seen_alive = current.is_here() or watch.moved
+        if seen_alive and time.monotonic() >= deadline:
+            raise LeaseHeld(folder, current)
+        if not told and on_wait is not None:
+            on_wait(current)
+        told = True
+        time.sleep(_POLL_S)
+
+
+class _Watch:
+    """How long a holder's counter has stood still, by this process's own clock."""
+
+    def __init__(self):
+        self._last: tuple[str, int] | None = None
+        self._since = 0.0
+        self.moved = False
+
+    def stood_still_s(self, holder: Holder) -> float:
+        now, mark = time.monotonic(), (holder.token, holder.counter)
+        if mark != self._last:
+            self.moved = self._last is not None
+            self._last, self._since = mark, now
+        return now - self._since
+
+
+def _this_process(run: str, attempt: int) -> Holder:
+    return Holder(
+        run=run,
+        attempt=attempt,
+        token=secrets.token_hex(8),
+        host=socket.gethostname(),
+        boot_id=_boot_id(),
+        pid_namespace=_pid_namespace(),
+        pid=os.getpid(),
+        pid_started=_pid_started(os.getpid()) or "",
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _pid_namespace() -> str:
+    """Two containers may share host name and boot and still number their processes apart."""
+    return os.readlink("/proc/self/ns/pid")
+
+
+def _pid_started(pid: int) -> str | None:
+    """When the process started, in ticks since boot; None if there is none or only its corpse."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]

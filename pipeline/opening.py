@@ -1,0 +1,70 @@
+"""A request read, checked and planned, and the run it belongs to. Used by run, plan and submit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.site import Site
+from pipeline.config import check_together, load_config
+from pipeline.digests import DigestCache
+from pipeline.graph import Graph
+from pipeline.planning import Pipeline, PlannedStage, plan, resolve
+from pipeline.runs import RunFile, Runs
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the command line asks for."""
+
+    config: Path
+    site: Site
+    overrides: tuple[str, ...] = ()
+    force: tuple[str, ...] = ()
+    until: str | None = None
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class OpenPipeline:
+    """A request that was read and checked: identities, plan, and the stages to run in any case."""
+
+    pipeline: Pipeline
+    planned: list[PlannedStage]
+    forced: frozenset[str]
+    cache: DigestCache
+
+    @property
+    def is_done(self) -> bool:
+        return all(one.action == "reuse" for one in self.planned)
+
+
+def open_pipeline(request: RunRequest, graph: Graph) -> OpenPipeline:
+    """Read and check the config and plan its stages; writes nothing. Raises UserError."""
+    config = load_config(request.config, graph, request.overrides)
+    check_together(config, request.site)
+    asked = graph.until(request.until)
+    for name in request.force:
+        asked.check_name(name, "--force")
+    cache = DigestCache(request.site.storage)
+    pipeline = resolve(asked, config, cache)
+    forced = frozenset(asked.dependents(request.force))
+    return OpenPipeline(pipeline, plan(pipeline, request.site.storage, forced), forced, cache)
+
+
+def choose_run(
+    opened: OpenPipeline, site: Site, runs: Runs, submission: dict[str, Any] | None = None
+) -> RunFile:
+    """The run to go on with, the finished run when nothing is left to do, or a new one."""
+    pipeline = opened.pipeline
+    with runs.choosing():
+        latest = runs.latest_of(pipeline.digest)
+        if latest is not None and (latest.state != "done" or opened.is_done):
+            return latest
+        return runs.create(
+            pipeline=pipeline.digest,
+            fingerprints=pipeline.fingerprints,
+            experiment=pipeline.config.experiment,
+            config=pipeline.config.resolved(),
+            site=site.name,
+            submission=submission,
+        )

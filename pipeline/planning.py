@@ -1,0 +1,260 @@
+"""Which stages would run, and why: every stage's identity, how it stands in the store, and what changed.
+
+Used by `vico plan` and the runner. Reads only, and imports nothing heavy.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.records import records_fingerprint
+from pipeline.config import PipelineConfig
+from pipeline.digests import DigestCache, model_fingerprint, tokenizer_fingerprint
+from pipeline.graph import SOURCES, Graph, StageSpec
+from pipeline.identity import stage_fingerprint, stage_identity
+from pipeline.runs import pipeline_digest
+from pipeline.sources import source_digests
+from pipeline.store import NO_DAMAGE, Damage, Record, StageFolder, records_of
+from stages.stage_config import StageConfig
+from vico.errors import UserError
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """One stage of a pipeline with all that decides its result."""
+
+    spec: StageSpec
+    config: StageConfig
+    inputs: Mapping[str, str]
+    """Fingerprints by input name; an input the pipeline does not have is left out."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return stage_identity(self.spec.code_version, self.config, self.inputs)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return stage_fingerprint(self.name, self.identity)
+
+    def folder(self, storage: Path) -> StageFolder:
+        return StageFolder(storage, self.name, self.fingerprint)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A config whose stages have their identities."""
+
+    config: PipelineConfig
+    sources: Mapping[str, str]
+    tasks: tuple[StageTask, ...]
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        return {task.name: task.fingerprint for task in self.tasks}
+
+    @property
+    def digest(self) -> str:
+        return pipeline_digest(self.fingerprints)
+
+
+def resolve(graph: Graph, config: PipelineConfig, cache: DigestCache) -> Pipeline:
+    """The pipeline with every stage's fingerprint; reads the input files that the cache does not know.
+
+    Raises UserError for inputs that are missing or malformed.
+    """
+    known = _source_fingerprints(graph, config, cache)
+    sources = dict(known)
+    tasks = []
+    for spec in graph.stages:
+        inputs = {name: known[name] for name in spec.inputs if name in known}
+        task = StageTask(spec, config.stage(spec.name), inputs)
+        known[spec.name] = task.fingerprint
+        tasks.append(task)
+    return Pipeline(config, sources, tuple(tasks))
+
+
+def _source_fingerprints(graph: Graph, config: PipelineConfig, cache: DigestCache) -> dict[str, str]:
+    inputs, needed = config.inputs, graph.sources()
+    found = {}
+    if "records" in needed:
+        found["records"] = records_fingerprint(inputs.records)
+    if "heldout" in needed and inputs.heldout is not None:
+        found["heldout"] = records_fingerprint(inputs.heldout)
+    if "tokenizer" in needed:
+        found["tokenizer"] = tokenizer_fingerprint(inputs.model, cache)
+    if "model" in needed:
+        found["model"] = model_fingerprint(inputs.model, cache)
+    return found
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a stage stands in the store.
+
+    reuse: done. new: nothing is there. resume: parts are there. rebuild: done once, but outputs are missing
+    or damaged. afresh: what is there was made from other bytes or nobody knows from what, and is set aside.
+    unknown: done once, but what it was made from is made again first.
+    """
+
+    way: Literal["reuse", "new", "resume", "rebuild", "afresh", "unknown"]
+    record: Record | None = None
+    reason: str = ""
+    damage: Damage = NO_DAMAGE
+    expected: tuple[str, ...] = ()
+
+
+def standing(folder: StageFolder, inputs: Mapping[str, str | None]) -> Standing:
+    """How the stage stands, given digests of its inputs as they are now (None: not known before they are
+    made).
+
+    Raises UserError when a file of the store is damaged so that only the user can decide.
+    """
+    record = folder.record()
+    if record is None:
+        return _unfinished(folder, inputs)
+    if None in inputs.values():
+        made_first = ", ".join(name for name, value in inputs.items() if value is None)
+        return Standing(
+            "unknown", record, f"runs after {made_first}, unless the bytes from there stay the same"
+        )
+    changed = _changed_inputs(record.inputs, inputs)
+    if changed:
+        return Standing("afresh", record, f"input bytes changed: {changed}")
+    damage = folder.damage(record)
+    if damage:
+        names = (*damage.missing, *damage.resized)
+        return Standing("rebuild", record, f"{damage}; made again", damage, names)
+    return Standing("reuse", record, f"done in run {record.run}")
+
+
+def _unfinished(folder: StageFolder, inputs: Mapping[str, str | None]) -> Standing:
+    last = folder.last_attempt_file()
+    if last is None:
+        if not folder.has_output():
+            return Standing("new")
+        return Standing("afresh", reason=f"{folder.output} has no attempt that made it; set aside")
+    known = {name: value for name, value in inputs.items() if value is not None}
+    changed = _changed_inputs({name: last.inputs.get(name, "nothing") for name in known}, known)
+    if changed and folder.has_output():
+        return Standing("afresh", reason=f"unfinished, and input bytes changed: {changed}")
+    return Standing(
+        "resume", reason=f"unfinished: goes on from attempt {last.attempt}", expected=tuple(last.expected)
+    )
+
+
+def _changed_inputs(old: Mapping[str, str], new: Mapping[str, str | None]) -> str:
+    return ", ".join(
+        f"{name} {_short(old.get(name))} -> {_short(new.get(name))}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    )
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage of `vico plan`."""
+
+    stage: str
+    action: Literal["reuse", "run"]
+    fingerprint: str
+    reasons: list[str]
+    refused: str | None = field(default=None)
+    """Why the stage cannot run before the user has decided something."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "action": self.action,
+            "fingerprint": self.fingerprint,
+            "reasons": self.reasons,
+        }
+
+
+def plan(pipeline: Pipeline, storage: Path, forced: Iterable[str] = ()) -> list[PlannedStage]:
+    """Every stage in order with its action and the reasons; `forced` are the stages to run in any case."""
+    forced = set(forced)
+    outputs: dict[str, str | None] = dict(pipeline.sources)
+    planned = []
+    for task in pipeline.tasks:
+        inputs = {name: outputs[name] for name in task.inputs}
+        one, outputs[task.name] = _planned(task, storage, inputs, task.name in forced)
+        planned.append(one)
+    return planned
+
+
+def _planned(
+    task: StageTask, storage: Path, inputs: Mapping[str, str | None], forced: bool
+) -> tuple[PlannedStage, str | None]:
+    """The stage's plan and the digest of its output, None if that is not known yet."""
+    folder = task.folder(storage)
+    if forced:
+        return PlannedStage(task.name, "run", task.fingerprint, ["--force"]), None
+    try:
+        found = standing(folder, inputs)
+    except UserError as error:
+        return PlannedStage(task.name, "run", task.fingerprint, [str(error)], refused=str(error)), None
+    if found.way == "reuse" and found.record is not None:
+        reasons = [found.reason, *code_changes(task, found.record)]
+        return PlannedStage(task.name, "reuse", task.fingerprint, reasons), found.record.output_digest
+    reasons = [found.reason] if found.reason else changes(task, storage)
+    return PlannedStage(task.name, "run", task.fingerprint, reasons), None
+
+
+def code_changes(task: StageTask, record: Record) -> list[str]:
+    """Source files that differ from those a result was made with, though its fingerprint still holds."""
+    now = source_digests(task.spec.module_name)
+    names = [name for name in {**record.sources, **now} if record.sources.get(name) != now.get(name)]
+    if not names:
+        return []
+    shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return [f"{shown} changed since; fingerprint kept, code_version {task.spec.code_version}"]
+
+
+def changes(task: StageTask, storage: Path) -> list[str]:
+    """What differs from the latest record of the stage, down to the field."""
+    records = records_of(storage, task.name)
+    if not records:
+        return ["no earlier result"]
+    old = records[-1].identity
+    found = []
+    if old["code_version"] != task.spec.code_version:
+        found.append(f"{task.name} code_version: {old['code_version']} -> {task.spec.code_version}")
+    before = _with_defaults(task, old["config"])
+    after = _with_defaults(task, task.identity["config"])
+    for path in sorted({*before, *after}):
+        if before.get(path) != after.get(path):
+            found.append(f"{task.name}.{path}: {before.get(path)!r} -> {after.get(path)!r}")
+    for name in sorted({*old["inputs"], *task.inputs}):
+        was, now = old["inputs"].get(name), task.inputs.get(name)
+        if was != now:
+            kind = "digest" if name in SOURCES else "fingerprint"
+            found.append(f"{name} {kind}: {_short(was)} -> {_short(now)}")
+    return found or [f"no record under {task.fingerprint[:12]}"]
+
+
+def _with_defaults(task: StageTask, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted path -> value, with the defaults that a recorded config leaves out."""
+    required = {name for name, info in task.spec.config_class.model_fields.items() if info.is_required()}
+    flat: dict[str, Any] = {}
+    if not required:
+        _flatten(task.spec.config_class().model_dump(mode="json"), "", flat)
+    _flatten(config, "", flat)
+    return flat
+
+
+def _flatten(block: Mapping[str, Any], prefix: str, into: dict[str, Any]) -> None:
+    for name, value in block.items():
+        if isinstance(value, Mapping) and value:
+            _flatten(value, f"{prefix}{name}.", into)
+        else:
+            into[prefix + name] = value
+
+
+def _short(value: str | None) -> str:
+    return "nothing" if value is None else value[:12]

@@ -1,0 +1,253 @@
+"""`vico run`: finds or makes the run, takes its stages to done one after another, and leaves a true state
+behind.
+
+A crash at any point is mended by the same command: results lie in the store, whoever made them.
+"""
+
+import logging
+import os
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.attempt import logging_to
+from pipeline.graph import Graph
+from pipeline.lease import Lease, LeaseHeld, acquire
+from pipeline.opening import OpenPipeline, RunRequest, choose_run, open_pipeline
+from pipeline.planning import StageTask
+from pipeline.preflight import check_free_space, check_ports, check_storage, disk_full
+from pipeline.progress import Display
+from pipeline.runs import RunAttempt, RunFile, Runs, State
+from pipeline.signals import StopSignals
+from pipeline.stage_run import StageRuns
+from stages.context import Interrupted, LeaseLost
+from vico.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a command ended: the run, its state, the exit code and, unless all is well, one line for the
+    user."""
+
+    run: str
+    state: State
+    storage: Path
+    exit_code: int = 0
+    message: str = ""
+
+
+def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResult:
+    """Run the pipeline or go on with it; raises UserError before anything is started, later every end is a
+    RunResult."""
+    with StopSignals() as signals:
+        while True:
+            opened = open_pipeline(request, graph)
+            refused = [one.refused for one in opened.planned if one.refused]
+            if refused:
+                raise UserError("\n".join(refused))
+            check_storage(request.site.storage)
+            if not opened.is_done:
+                check_free_space(request.site.storage, opened.planned)
+                check_ports(request.site, opened.pipeline, opened.planned)
+            opened.cache.save()
+            result = _with_run(request, opened, signals, display)
+            if result is not None:
+                return result
+
+
+def _with_run(
+    request: RunRequest, opened: OpenPipeline, signals: StopSignals, display: Display
+) -> RunResult | None:
+    """Work on the chosen run; None when another command finished it meanwhile, so that it must be chosen
+    again."""
+    storage = request.site.storage
+    runs = Runs(storage)
+    run = choose_run(opened, request.site, runs)
+    if run.state == "done" and all(entry.reused for entry in run.stages.values()):
+        return _finished(run, opened, display, storage)
+    try:
+        lease = acquire(
+            runs.run_folder(run.run),
+            run.run,
+            wait_s=request.wait_s,
+            on_wait=lambda holder: display.line(
+                f"run {run.run}: waiting for its driver on {holder.host}, pid {holder.pid}"
+            ),
+        )
+    except LeaseHeld as held:
+        return RunResult(run.run, "running", storage, 1, str(held))
+    with lease:
+        now = runs.named(run.run)
+        if now.state != run.state and now.state in ("done", "cancelled"):
+            return None
+        if now.state == "done":
+            for task in opened.pipeline.tasks:
+                now.stages[task.name].enter_reused(task.folder(storage).record())
+            runs.save(now, lease)
+            return _finished(now, opened, display, storage)
+        driver = _Driver(request, opened, runs, now, lease, signals, display)
+        with logging_to(runs.run_folder(run.run) / "driver.log"):
+            return driver.work()
+
+
+def _finished(run: RunFile, opened: OpenPipeline, display: Display, storage: Path) -> RunResult:
+    """The result of a command that found everything done."""
+    for one in opened.planned:
+        display.line(f"{one.stage}: reused, {'; '.join(one.reasons)}")
+    display.line(f"run {run.run}: done")
+    return RunResult(run.run, "done", storage)
+
+
+class _Driver:
+    """One command's work on one run whose lease it holds."""
+
+    def __init__(
+        self,
+        request: RunRequest,
+        opened: OpenPipeline,
+        runs: Runs,
+        run: RunFile,
+        lease: Lease,
+        signals: StopSignals,
+        display: Display,
+    ):
+        self.request, self.opened, self.runs, self.run = request, opened, runs, run
+        self.lease, self.signals, self.display = lease, signals, display
+        self.storage = request.site.storage
+        self._closing = ExitStack()
+        self._tracker: Any = None
+        self._ray = False
+
+    def work(self) -> RunResult:
+        """Take every stage to done; whatever happens, run.json says it, and what was started is shut down."""
+        with self._closing:
+            try:
+                result = self._stages()
+            except LeaseLost as lost:
+                result = RunResult(self.run.run, "interrupted", self.storage, 1, str(lost))
+            self.display.line(f"run {self.run.run}: {result.state}")
+        if self._tracker is not None:
+            self._enter_tracking_ids()
+        return result
+
+    def _stages(self) -> RunResult:
+        self._begin()
+        stage_runs = StageRuns(
+            self.opened.pipeline,
+            self.request.site,
+            self.runs,
+            self.run,
+            self.lease,
+            forced=self.opened.forced,
+            wait_s=self.request.wait_s,
+            signals=self.signals,
+            display=self.display,
+            start_services=self._start_services,
+            mlflow_run_id=self._mlflow_run_id,
+        )
+        task = None
+        try:
+            for task in self.opened.pipeline.tasks:
+                self.signals.check()
+                stage_runs.take(task)
+        except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
+            return self._stopped(task, stop)
+        except LeaseHeld as held:
+            return self._end(task, "interrupted", 1, str(held))
+        except LeaseLost:
+            self._end(task, "interrupted", 1, f"{task.name} was taken over")
+            raise
+        except UserError as error:
+            return self._end(task, "failed", 2, f"{task.name}: {error}")
+        except Exception as error:
+            return self._failed(task, error)
+        return self._end(None, "done", 0, "")
+
+    def _begin(self) -> None:
+        """Enter this command into run.json."""
+        run, display = self.run, self.display
+        going_on = bool(run.attempts)
+        if going_on and run.state == "failed":
+            for entry in run.stages.values():
+                entry.forced = False  # asked for again after a failure, --force means it again
+        run.state, run.error, run.site = "running", None, self.request.site.name
+        for entry in run.stages.values():
+            if entry.state != "done":
+                entry.state = "pending"
+        for attempt in run.attempts:
+            if attempt.state == "running":
+                attempt.state = "interrupted"
+        run.attempts.append(RunAttempt(started=_now(), host=socket.gethostname(), pid=os.getpid()))
+        self.runs.save(run, self.lease)
+        display.line(f"run {run.run}: {'goes on' if going_on else 'starts'} in {self.storage}")
+        kept = [name for name, entry in run.stages.items() if entry.forced and name in self.opened.forced]
+        if kept:
+            display.line(f"--force was followed before the crash: goes on with {', '.join(kept)}")
+
+    def _start_services(self, task: StageTask) -> None:
+        """Start tracking and, for a stage that needs it, Ray; both stay until the command ends."""
+        if self._tracker is None and self.request.site.tracking.enabled:
+            from pipeline.tracking import Tracker
+
+            self._tracker = Tracker(self.storage, self.request.site, self.runs.run_folder(self.run.run))
+            self._tracker.start()
+            self._closing.callback(self._tracker.finish)
+        if task.spec.needs_ray and not self._ray:
+            from cluster.ray_session import ray_session
+
+            self._closing.enter_context(ray_session(self.request.site))
+            self._ray = True
+            self.signals.install()
+
+    def _mlflow_run_id(self, stage: str) -> str | None:
+        return self._tracker.stage_run_id(stage) if self._tracker is not None else None
+
+    def _enter_tracking_ids(self) -> None:
+        """What the tracker learned at the end, when the server may have come back."""
+        for name, entry in self.run.stages.items():
+            if not entry.reused:
+                entry.mlflow_run_id = self._mlflow_run_id(name) or entry.mlflow_run_id
+        self.run.mlflow_run_id = self._tracker.run_id or self.run.mlflow_run_id
+        try:
+            self.runs.save(self.run, self.lease)
+        except LeaseLost as lost:
+            logger.warning("%s", lost)
+
+    def _stopped(self, task: StageTask | None, stop: BaseException) -> RunResult:
+        number = self.signals.received
+        code = 128 + number if number is not None else 1
+        return self._end(task, "interrupted", code, f"stopped by {stop}; the same command goes on")
+
+    def _failed(self, task: StageTask | None, error: Exception) -> RunResult:
+        if disk_full(error):
+            message = (
+                f"{task.name}: no space left in storage={self.storage}; free some, then the same command"
+            )
+            return self._end(task, "failed", 2, message)
+        entry = self.run.stages[task.name]
+        folder = task.folder(self.storage).path / "attempts" / str(entry.attempt)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1] if lines else "no message"  # an error of a worker ends with what was raised there
+        message = f"{task.name} failed: {type(error).__name__}: {reason[:300]}; see {folder / 'driver.log'}"
+        return self._end(task, "failed", 1, message)
+
+    def _end(self, task: StageTask | None, state: State, exit_code: int, message: str) -> RunResult:
+        """Write how it ended; first of all, since what follows a signal may be SIGKILL."""
+        run = self.run
+        run.state, run.error = state, message or None
+        run.attempts[-1].state, run.attempts[-1].ended = state, _now()
+        if task is not None and run.stages[task.name].state != "done":
+            run.stages[task.name].state = state
+        self.runs.save(run, self.lease)
+        if message:
+            logger.error("%s", message)
+        return RunResult(run.run, state, self.storage, exit_code, message)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,219 @@
+"""One stage of a run: found done, or begun, run and recorded under its lease. Called by the runner."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cluster.site import Site
+from data_prep.records import RecordsConfig
+from pipeline.attempt import StageContext, logging_to
+from pipeline.facts import git_state, package_versions, site_facts
+from pipeline.lease import Lease, acquire
+from pipeline.planning import Pipeline, StageTask, Standing, code_changes, standing
+from pipeline.progress import Display, duration
+from pipeline.runs import RunFile, Runs, StageEntry
+from pipeline.signals import StopSignals
+from pipeline.sources import source_digests, sources_digest
+from pipeline.store import OutputFile, Record, StageFolder, outputs_digest
+from stages.parts import Parts
+
+logger = logging.getLogger(__name__)
+
+
+class StageRuns:
+    """Takes the stages of a pipeline one after another to done, for one run whose lease this process
+    holds."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        site: Site,
+        runs: Runs,
+        run: RunFile,
+        lease: Lease,
+        *,
+        forced: frozenset[str],
+        wait_s: float,
+        signals: StopSignals,
+        display: Display,
+        start_services: Callable[[StageTask], None],
+        mlflow_run_id: Callable[[str], str | None],
+    ):
+        self.pipeline, self.site, self.runs, self.run, self.lease = pipeline, site, runs, run, lease
+        self.forced, self.wait_s, self.signals, self.display = forced, wait_s, signals, display
+        self._start_services, self._mlflow_run_id = start_services, mlflow_run_id
+        self._digests: dict[str, str] = dict(pipeline.sources)
+        self._outputs: dict[str, Path] = {}
+
+    def take(self, task: StageTask) -> None:
+        """Bring one stage to done. Raises what its code raises; the states in run.json are the caller's to
+        close."""
+        folder = task.folder(self.site.storage)
+        if not self._must_force(task) and self._reused(task, folder):
+            return
+        lease = acquire(
+            folder.path,
+            self.run.run,
+            min_attempt=folder.last_attempt() + 1,
+            wait_s=self.wait_s,
+            on_wait=lambda holder: self.display.line(
+                f"{task.name}: waiting for run {holder.run} on {holder.host}, pid {holder.pid}"
+            ),
+        )
+        with lease:
+            if self._must_force(task):
+                self._set_aside(task, folder, lease, "--force")
+                self._entry(task).forced = True
+            elif self._reused(task, folder):  # whoever held the lease may have finished it
+                return
+            self._run(task, folder, lease)
+
+    def _entry(self, task: StageTask) -> StageEntry:
+        return self.run.stages[task.name]
+
+    def _must_force(self, task: StageTask) -> bool:
+        return task.name in self.forced and not self._entry(task).forced
+
+    def _inputs(self, task: StageTask) -> dict[str, str]:
+        return {name: self._digests[name] for name in task.inputs}
+
+    def _reused(self, task: StageTask, folder: StageFolder) -> bool:
+        """Whether the stage is done already; then it is entered as such."""
+        found = standing(folder, self._inputs(task))
+        record = found.record
+        if found.way != "reuse" or record is None:
+            return False
+        self._entry(task).enter_reused(record)
+        self._done(task, folder, record.output_digest)
+        self.display.line(f"{task.name}: reused, {found.reason}")
+        for change in code_changes(task, record):
+            self.display.line(f"{task.name}: {change}")
+        return True
+
+    def _done(self, task: StageTask, folder: StageFolder, output_digest: str) -> None:
+        self._digests[task.name] = output_digest
+        self._outputs[task.name] = folder.output
+        self.runs.save(self.run, self.lease)
+
+    def _set_aside(self, task: StageTask, folder: StageFolder, lease: Lease, reason: str) -> None:
+        aside = folder.set_aside(lease)
+        if aside is not None:
+            self.display.line(f"{task.name}: earlier result moved to {aside} ({reason})")
+
+    def _run(self, task: StageTask, folder: StageFolder, lease: Lease) -> None:
+        self._start_services(task)
+        found = standing(folder, self._inputs(task))
+        if found.way == "afresh":
+            self._set_aside(task, folder, lease, found.reason)
+        missing = self._attempt(task, folder, lease, found)
+        if missing:
+            # The stage took its parts for whole and did not look at what was lost in them.
+            self._set_aside(task, folder, lease, f"{missing[0]} is not made again by going on")
+            lease.next_attempt()
+            missing = self._attempt(task, folder, lease, Standing("new"))
+
+    def _attempt(self, task: StageTask, folder: StageFolder, lease: Lease, found: Standing) -> list[str]:
+        """Run the stage's code and record the result; or return the expected outputs that it did not make."""
+        entry, inputs, started = self._entry(task), self._inputs(task), datetime.now(UTC)
+        parts = folder.begin(lease, inputs, found.expected, _iso(started))
+        if found.way == "rebuild":
+            folder.set_record_aside(lease, found.damage)
+        entry.state, entry.attempt, entry.seconds = "running", lease.attempt, None
+        entry.reused, entry.reused_from, entry.mlflow_run_id = False, None, self._mlflow_run_id(task.name)
+        self.runs.save(self.run, self.lease)
+        since = time.monotonic()
+        with logging_to(parts.attempt_folder / "driver.log"):
+            why = f" ({found.reason})" if found.reason else ""
+            self.display.stage_started(task.name, f"{task.name}: starts, attempt {lease.attempt}{why}")
+            try:
+                counts = self._call(task, parts, lease)
+            except Exception:
+                logger.exception("%s: attempt %d failed", task.name, lease.attempt)
+                raise
+            outputs = folder.outputs()
+            missing = [name for name in found.expected if name not in outputs]
+            if missing:
+                return missing
+            seconds = time.monotonic() - since
+            record = self._record(task, lease.attempt, outputs, counts, started, seconds)
+            folder.finish(lease, record)
+            entry.state, entry.seconds, entry.mlflow_run_id = "done", seconds, record.mlflow_run_id
+            self._done(task, folder, record.output_digest)
+            self.display.stage_ended(f"{task.name}: done in {duration(seconds)}{_shown(counts)}")
+        return []
+
+    def _call(self, task: StageTask, parts: Parts, lease: Lease) -> Mapping[str, Any]:
+        context = StageContext(
+            stage=task.name,
+            parts=parts,
+            inputs={name: self._input(name) for name in task.spec.inputs},
+            site=self.site,
+            leases=(self.lease, lease),
+            signals=self.signals,
+            display=self.display,
+        )
+        try:
+            counts = task.spec.run(task.config, context)
+        except Exception:
+            context.check()  # the failure may be what a stop or a lost lease looks like from inside
+            raise
+        context.check()
+        return counts
+
+    def _input(self, name: str) -> Path | RecordsConfig | None:
+        inputs = self.pipeline.config.inputs
+        if name == "records":
+            return inputs.records
+        if name == "heldout":
+            return inputs.heldout
+        if name in ("model", "tokenizer"):
+            return inputs.model
+        return self._outputs[name]
+
+    def _record(
+        self,
+        task: StageTask,
+        attempt: int,
+        outputs: dict[str, OutputFile],
+        counts: Mapping[str, Any],
+        started: datetime,
+        seconds: float,
+    ) -> Record:
+        sources = source_digests(task.spec.module_name)
+        return Record(
+            stage=task.name,
+            fingerprint=task.fingerprint,
+            identity=task.identity,
+            attempt=attempt,
+            run=self.run.run,
+            git=git_state(),
+            source_digest=sources_digest(sources),
+            sources=sources,
+            packages=package_versions(),
+            outputs=outputs,
+            output_digest=outputs_digest(outputs),
+            inputs=self._inputs(task),
+            counts=dict(counts),
+            seconds=seconds,
+            started=_iso(started),
+            ended=_iso(datetime.now(UTC)),
+            site=self.site.name,
+            facts=site_facts(self.site),
+            mlflow_run_id=self._mlflow_run_id(task.name),
+        )
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")
+
+
+def _shown(counts: Mapping[str, Any]) -> str:
+    """Up to six counts for the line that ends a stage."""
+    shown = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in list(counts.items())[:6]
+    ]
+    return ": " + ", ".join(shown) if shown else ""

@@ -1,0 +1,95 @@
+"""What reading commands show: runs, stages and plans as JSON objects and as tables."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.planning import PlannedStage
+from pipeline.progress import duration
+from pipeline.runs import RunFile
+
+_PLAIN_WIDTH = 240
+"""Columns where output is not a terminal, so that no line of a table breaks."""
+
+
+def console() -> Console:
+    """Standard output for tables; colour and width of the terminal, plain and wide elsewhere."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def run_summary(run: RunFile) -> dict[str, Any]:
+    """A run in the list of `vico status --json`."""
+    return {
+        "run": run.run,
+        "state": run.state,
+        "created": run.created,
+        "experiment": run.experiment,
+        "site": run.site,
+        "stages": {name: entry.state for name, entry in run.stages.items()},
+        "error": run.error,
+    }
+
+
+def run_details(run: RunFile, storage: Path) -> dict[str, Any]:
+    """`vico status RUN --json`."""
+    stages = [
+        {
+            "name": name,
+            "state": entry.state,
+            "fingerprint": entry.fingerprint,
+            "attempt": entry.attempt,
+            "seconds": entry.seconds,
+            "reused": entry.reused,
+            "reused_from": entry.reused_from,
+            "path": str(storage / name / entry.fingerprint / "output"),
+            "mlflow_run_id": entry.mlflow_run_id,
+        }
+        for name, entry in run.stages.items()
+    ]
+    return {
+        "run": run.run,
+        "state": run.state,
+        "stages": stages,
+        "created": run.created,
+        "experiment": run.experiment,
+        "site": run.site,
+        "storage": str(storage),
+        "mlflow_run_id": run.mlflow_run_id,
+        "submission": run.submission,
+        "attempts": [attempt.model_dump(mode="json") for attempt in run.attempts],
+        "error": run.error,
+    }
+
+
+def runs_table(runs: list[RunFile]) -> Table:
+    table = Table("run", "state", "experiment", "stages", "site", "error", box=None, pad_edge=False)
+    for run in runs:
+        done = sum(entry.state == "done" for entry in run.stages.values())
+        counts = f"{done}/{len(run.stages)} done"
+        table.add_row(run.run, run.state, run.experiment, counts, run.site, run.error or "")
+    return table
+
+
+def stages_table(run: RunFile, storage: Path) -> Table:
+    table = Table("stage", "state", "attempt", "time", "from", "output", box=None, pad_edge=False)
+    for name, entry in run.stages.items():
+        table.add_row(
+            name,
+            "reused" if entry.reused else entry.state,
+            str(entry.attempt or "-"),
+            "-" if entry.seconds is None else duration(entry.seconds),
+            entry.reused_from or "-",
+            f"{storage.name}/{name}/{entry.fingerprint[:12]}…/output",
+        )
+    return table
+
+
+def plan_table(planned: list[PlannedStage]) -> Table:
+    table = Table("stage", "action", "fingerprint", "why", box=None, pad_edge=False)
+    for one in planned:
+        action = "refused" if one.refused else one.action
+        table.add_row(one.stage, action, one.fingerprint[:12], "\n".join(one.reasons))
+    return table

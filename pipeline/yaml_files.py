@@ -1,0 +1,89 @@
+"""YAML as people write it: `1e-5` is a number, a key given twice is an error, and errors name file and
+line."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vico.errors import UserError
+
+_FLOAT, _INT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
+_MERGE, _MAP = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:map"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML follows YAML 1.1, which reads 1e-5 as text, 1:30 as 90 and 010 as 8; numbers here follow YAML
+    1.2."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_FLOAT, _INT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$|[-+]?\.inf$|\.nan$"
+    ),
+    list("-+0123456789."),
+)
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+def _unique_keys(loader: _Loader, node: yaml.MappingNode) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        if key_node.tag == _MERGE:
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} is not text", key_node.start_mark
+            )
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands twice", key_node.start_mark
+            )
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(_INT, _decimal)
+_Loader.add_constructor(_MAP, _unique_keys)
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """The value that YAML text stands for; UserError names `where`, line and fault."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: {error.problem or error.context}; mend the YAML there") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}; mend the YAML there") from error
+
+
+def yaml_mapping(path: Path, kind: str) -> dict[str, Any]:
+    """The block of keys in a YAML file (an empty file gives none). `kind` names the file in errors:
+    "config", "site"."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{kind} file {path} does not exist; check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"{kind} file {path} is a folder; name the YAML file in it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{kind} file {path} cannot be read ({error}); give a readable YAML file") from error
+    content = yaml_value(text, str(path))
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; a {kind} file is a block of keys")
+    return content
