@@ -12,7 +12,8 @@ VOCABULARY = 320
 
 
 def make_tiny_model(folder: Path, *, seed: int = 0, tile_size: int = 56, tied: bool = True) -> Path:
-    """Writes the model folder and returns it; patches of 14 px, so a 56 px tile has 4 tokens full and 1 compressed."""
+    """Writes the model folder and returns it; patches of 14 px, so a 56 px tile has 4 tokens full and 1
+    compressed."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(str(folder))

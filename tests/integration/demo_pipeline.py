@@ -38,6 +38,7 @@ def write_pipeline(folder: Path) -> Path:
             "tiles_per_pack": 16,
             "reference_tokens_per_pack": 512,
             "packs_per_step": 2,
+            "epochs": 3,
             "max_steps": 10,
             "validate_every_steps": 5,
             "validation_packs": 2,
