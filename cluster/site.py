@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +135,11 @@ class Site(SitePart):
     @property
     def tracking_uri(self) -> str:
         return self.tracking.uri or f"sqlite:///{self.storage.resolve() / 'mlflow.db'}"
+
+    @property
+    def tracking_place(self) -> str:
+        """The tracking URI without the password that it may hold, for files and messages."""
+        return re.sub(r"//[^/@]*@", "//", self.tracking_uri)
 
 
 def load_site(site: str | Path | None = None, *, storage: str | Path | None = None) -> Site:

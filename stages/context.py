@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from stages.parts import Parts
 
 
-class Interrupted(Exception):
-    """The run was asked to stop (SIGINT, SIGTERM, cancel); what is published stays."""
+class Interrupted(BaseException):
+    """The run was asked to stop (SIGINT, SIGTERM, cancel); what is published stays. As KeyboardInterrupt, it
+    passes by whoever catches what went wrong."""
 
 
 class LeaseLost(Exception):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from stages.evaluate_worker import Block
-    from stages.operating_points import Point, TestTiles
+    from stages.operating_points import EvaluatedTiles, Point
 
 CODE_VERSION = 1
 INPUTS = ("shard", "model", "consistency", "ratio", "router")
@@ -103,7 +103,7 @@ def headline(metrics: dict) -> dict[str, float]:
     }
 
 
-def blocks_of(rows: list[int], tiles: TestTiles, points: list[Point]) -> list[Block]:
+def blocks_of(rows: list[int], tiles: EvaluatedTiles, points: list[Point]) -> list[Block]:
     """The samples in blocks, each with the distinct rate vectors of all points, in a fixed order."""
     from stages.evaluate_worker import Block
     from stages.evaluation_scores import rate_text

@@ -18,7 +18,7 @@ from stages.inference import InferenceSettings, opened_policy, opened_reader, op
 from stages.parts import Parts
 from vico.generation import Answer, greedy_answers
 from vico.packing import EncodedSample
-from vico.prompt import IMAGE_MARK, Skeleton
+from vico.prompt import IMAGE_MARK, PromptFormat, Skeleton
 from vico.rates import EncodedTiles, RatedSample, encoded_tiles, rate_losses
 from vico.scoring import exact_match, similarity
 
@@ -59,6 +59,19 @@ class Question:
     text: str
     answer: str
     prompt: Skeleton
+
+
+def last_question(
+    turns: Sequence[dict], tiles_per_image: Sequence[int], prompt_format: PromptFormat
+) -> Question:
+    """The last question of a conversation that has an answer, with all before it as its history."""
+    last = max(n for n, turn in enumerate(turns) if turn["from"] == "gpt")
+    history = turns[:last]
+    asked = [turn["value"] for turn in history if turn["from"] == "human"]
+    num_images = sum(text.count(IMAGE_MARK) for text in asked)
+    prompt = prompt_format.encode(history, tiles_per_image[:num_images], add_generation_prompt=True)
+    text = asked[-1].replace(IMAGE_MARK, "").strip() if asked else ""
+    return Question(text, turns[last]["value"], prompt)
 
 
 def part_name(block: int) -> str:
@@ -136,17 +149,8 @@ class Answerer:
                     yield {**known, "model": model, "rates": rate_text(flags), "kl": float(loss), **scored}
 
     def _question(self, sample: EncodedSample) -> Question:
-        """The last question of a sample that has an answer, with all before it as its history."""
         turns = self.reader.record(sample.row)["conversations"]
-        last = max(n for n, turn in enumerate(turns) if turn["from"] == "gpt")
-        history = turns[:last]
-        asked = [turn["value"] for turn in history if turn["from"] == "human"]
-        num_images = sum(text.count(IMAGE_MARK) for text in asked)
-        prompt = self.reader.prompt_format.encode(
-            history, sample.tiles_per_image[:num_images], add_generation_prompt=True
-        )
-        text = asked[-1].replace(IMAGE_MARK, "").strip() if asked else ""
-        return Question(text, turns[last]["value"], prompt)
+        return last_question(turns, sample.tiles_per_image, self.reader.prompt_format)
 
     def _answers(self, tiles: EncodedTiles, questions, first_tiles, rates) -> list[Answer]:
         prompts = [

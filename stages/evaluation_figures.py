@@ -17,13 +17,13 @@ from stages.figures import (
     read_curves,
     training_curves,
 )
-from stages.operating_points import TestTiles
+from stages.operating_points import EvaluatedTiles
 from vico.prompt import load_prompt_format
 from vico.routed_picture import routed_picture
 from vico.routing import absolute_rule
 
 
-def draw_evaluation(context: Context, samples: pa.Table, tiles: TestTiles, metrics: dict) -> None:
+def draw_evaluation(context: Context, samples: pa.Table, tiles: EvaluatedTiles, metrics: dict) -> None:
     """Publishes `figures/*.png`."""
     publish_figure(context, "quality_against_tokens", quality_against_tokens(metrics))
     publish_figure(
@@ -35,7 +35,7 @@ def draw_evaluation(context: Context, samples: pa.Table, tiles: TestTiles, metri
 
 
 def routed_pictures(
-    context: Context, samples: pa.Table, tiles: TestTiles, threshold: float
+    context: Context, samples: pa.Table, tiles: EvaluatedTiles, threshold: float
 ) -> list[tuple[str, Any]]:
     """(kind and key, first picture with its routed tiles) of some test samples, the kinds by turns."""
     reader = SampleReader(context.inputs["shard"], load_prompt_format(context.inputs["model"]))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stages.operating_points import Point, TestTiles
+from stages.operating_points import EvaluatedTiles, Point
 from vico.settings import load_settings
 
 LISTED = ("routed", "served", "random", "shuffled", "pixel_rule", "oracle")
@@ -45,7 +45,7 @@ def rate_text(compressed: np.ndarray) -> str:
     return "".join("1" if flag else "0" for flag in compressed)
 
 
-def point_scores(point: Point, tiles: TestTiles, found: Sequence[Mapping[str, Score]]) -> PointScores:
+def point_scores(point: Point, tiles: EvaluatedTiles, found: Sequence[Mapping[str, Score]]) -> PointScores:
     """Looks up each sample's score at the point's rates; `found[s]` maps a rate text to a score."""
     by_replicate = [tiles.by_sample(compressed) for compressed in point.replicates]
     scores = [[found[s][rate_text(flags)] for s, flags in enumerate(by_sample)] for by_sample in by_replicate]
@@ -110,7 +110,11 @@ def entries(scored: Sequence[PointScores], subset: Subset) -> dict:
 
 
 def evaluation_metrics(
-    samples: pa.Table, tiles: TestTiles, points: Sequence[Point], predictions: pa.Table, model_folder: Path
+    samples: pa.Table,
+    tiles: EvaluatedTiles,
+    points: Sequence[Point],
+    predictions: pa.Table,
+    model_folder: Path,
 ) -> dict:
     """metrics.json of the stage: all entries over all samples, and under `by_kind` the same by kind of
     content.

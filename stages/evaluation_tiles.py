@@ -14,7 +14,7 @@ from stages.context import Context
 from stages.evaluate import BLOCK_SAMPLES, SCORES_FILE, EvaluateConfig
 from stages.evaluate_worker import TileScorer
 from stages.inference import ROUTER_FILE, inference_settings
-from stages.operating_points import TestTiles
+from stages.operating_points import EvaluatedTiles
 from stages.ratio import RATIOS_FILE
 from stages.sample_choice import chosen_rows
 from vico.calibration import calibrated_threshold
@@ -47,7 +47,7 @@ def sweep(config: EvaluateConfig, context: Context, calibrated: float) -> list[f
     return sorted(found | {calibrated}, reverse=True)
 
 
-def tiles_of(config: EvaluateConfig, context: Context, samples: pa.Table) -> TestTiles:
+def tiles_of(config: EvaluateConfig, context: Context, samples: pa.Table) -> EvaluatedTiles:
     """The samples' tiles with router scores, and with their own ratios where the ratio stage saw all of
     them.
     """
@@ -57,7 +57,7 @@ def tiles_of(config: EvaluateConfig, context: Context, samples: pa.Table) -> Tes
     if all(place in ratios for place in places):
         ratio_N = np.array([ratios[place] for place in places], np.float64)
     scores = router_scores(config, context, samples)
-    return TestTiles(
+    return EvaluatedTiles(
         tiles_per_image=[tuple(tiles) for tiles in samples["tiles"].to_pylist()],
         p_compress_N=np.array([scores[place] for place in places], np.float32),
         ratio_N=ratio_N,

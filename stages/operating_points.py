@@ -17,15 +17,13 @@ from vico.routing import absolute_rule, published_rule
 
 
 @dataclass(frozen=True, eq=False)
-class TestTiles:
+class EvaluatedTiles:
     """All tiles of the test samples, sample after sample in prompt order.
 
     Sample s has the tiles `starts[s]` to `starts[s + 1]`, `tiles_per_image[s]` of each picture.
     `p_compress_N` float32 is the router's probability; `ratio_N` float64 is each tile's own loss ratio, None
     where the ratio stage did not see all.
     """
-
-    __test__ = False  # no test class, whatever pytest makes of the name
 
     tiles_per_image: Sequence[tuple[int, ...]]
     p_compress_N: np.ndarray
@@ -48,13 +46,13 @@ class Point:
     threshold: float | None = None
 
 
-def random_choice(tiles: TestTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
+def random_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
     """As many tiles as the router compresses, drawn from all tiles alike."""
     order = draw_order("random control", seed, replicate, np.arange(len(routed_N)))
     return _first(order, routed_N)
 
 
-def shuffled_choice(tiles: TestTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
+def shuffled_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
     """The router's decisions of another sample with as many pictures and tiles: its habits without its
     eyes.
     """
@@ -70,7 +68,7 @@ def shuffled_choice(tiles: TestTiles, routed_N: np.ndarray, seed: int, replicate
     return np.concatenate(given) if given else routed_N
 
 
-def oracle_choice(tiles: TestTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
+def oracle_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
     """The tiles whose own loss ratios are the smallest, as many as the router compresses."""
     return _first(np.argsort(tiles.ratio_N, kind="stable"), routed_N)
 
@@ -85,7 +83,7 @@ def _first(order: np.ndarray, routed_N: np.ndarray) -> np.ndarray:
 class Control:
     """A way to choose tiles at the router's number of tokens; `drawn` ones are repeated over seeds."""
 
-    choice: Callable[[TestTiles, np.ndarray, int, int], np.ndarray]
+    choice: Callable[[EvaluatedTiles, np.ndarray, int, int], np.ndarray]
     drawn: bool
 
 
@@ -97,7 +95,7 @@ CONTROLS: Mapping[str, Control] = {
 
 
 def operating_points(
-    tiles: TestTiles,
+    tiles: EvaluatedTiles,
     thresholds: Sequence[float],
     served_threshold: float,
     relative_threshold: float,

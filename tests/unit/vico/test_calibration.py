@@ -25,6 +25,8 @@ def test_no_scores_are_refused():
 
 def test_calibration_error_is_zero_for_true_probabilities_and_large_for_false_certainty():
     probability = np.repeat([0.25, 0.75], 400)
-    positive = np.tile([True, False, False, False], 100).tolist() + np.tile([True, True, True, False], 100).tolist()
+    positive = (
+        np.tile([True, False, False, False], 100).tolist() + np.tile([True, True, True, False], 100).tolist()
+    )
     assert expected_calibration_error(probability, np.array(positive)) == pytest.approx(0)
     assert expected_calibration_error(np.full(100, 0.95), np.zeros(100)) == pytest.approx(0.95)

@@ -44,7 +44,7 @@ def test_a_rows_own_limit_lowers_the_models_but_never_raises_it(folder):
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(UserError, match=name):
-        load_settings(folder)
+        load_prompt_format(folder)
 
 
 def test_a_missing_field_is_named(folder):

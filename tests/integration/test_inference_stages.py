@@ -1,0 +1,254 @@
+"""Ratio, label, evaluate and export on real shards and real Ray, by themselves: contracts, resume, the
+router's gaps.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from cluster.ray_session import ray_session
+from data_prep.index import load_index
+from data_prep.reader import SampleReader
+from data_prep.records import RecordsConfig
+from stages import evaluate, export, label, ratio, shard
+from stages.inference import inference_settings
+from stages.parts import Parts
+from stages.ratio_worker import RatioActor, part_name, shards_of
+from tests.stage_context import stage_context
+from tests.tiny_model import make_tiny_model
+from vico.calibration import calibrated_threshold
+from vico.checkpoints import load_model, save_model
+from vico.prompt import load_prompt_format
+from vico.rates import RatedSample, encoded_tiles, rate_losses
+
+STAGES = ("shard", "consistency", "ratio", "label", "router", "evaluate")
+EVALUATE = evaluate.EvaluateConfig(seed=1, max_samples=24, shares=(0.3, 0.6), max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """A store with shards of demo records, and what training would have left: a policy and a router, both
+    random.
+    """
+    folder = tmp_path_factory.mktemp("store")
+    model = make_tiny_model(folder / "start")
+    with ray_session(stage_context("shard", folder, {}).site):
+        records = RecordsConfig(format="demo", num_samples=160, seed=4)
+        inputs = {"records": records, "heldout": None, "tokenizer": model}
+        shard_config = shard.ShardConfig(samples_per_shard=40, calib_share=0.2, test_share=0.2)
+        shard.run(shard_config, stage_context("shard", folder, inputs))
+        write_policy_and_router(folder)
+        ratio.run(ratio.RatioConfig(seed=1), context_of(folder, "ratio", ratio))
+        label.run(label.LabelConfig(seed=1), context_of(folder, "label", label))
+        write_router_scores(folder)
+        evaluate.run(EVALUATE, context_of(folder, "evaluate", evaluate))
+        export.run(export.ExportConfig(), context_of(folder, "export", export))
+        yield folder
+
+
+def context_of(folder, stage, module, attempt=1):
+    outputs = {name: folder / name / "output" for name in STAGES} | {"model": folder / "start"}
+    return stage_context(stage, folder, {name: outputs[name] for name in module.INPUTS}, attempt)
+
+
+def write_policy_and_router(folder):
+    model = load_model(folder / "start")
+    model.add_compressed_connector(3)
+    model.add_router(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.01)
+    router = {f"router.{name}": tensor.clone() for name, tensor in model.router.state_dict().items()}
+    policy = {name: t for name, t in model.state_dict().items() if not name.startswith("router.")}
+    save_model(policy, folder / "start", folder / "consistency" / "output" / "policy")
+    (folder / "router" / "output").mkdir(parents=True)
+    save_file(router, folder / "router" / "output" / "router.safetensors")
+    steps = np.arange(1, 31)
+    curve = pa.table({"step": steps, "name": ["loss"] * 30, "value": np.exp(-steps / 9)})
+    for stage in ("consistency", "router"):
+        pq.write_table(curve, folder / stage / "output" / "curve.parquet")
+
+
+def write_router_scores(folder):
+    """Scores near the labels for calib tiles and for half of the test samples; the rest is left to
+    evaluate.
+    """
+    table = pq.read_table(folder / "label" / "output" / "labels.parquet")
+    table = table.filter(pc.not_equal(table["split"], "train"))
+    noise = np.random.default_rng(0).standard_normal(len(table))
+    p_compress = 1 / (1 + np.exp(3 * table["label"].to_numpy() - 1.5 + noise))
+    table = table.append_column("p_compress", pa.array(p_compress))
+    calib = table.filter(pc.equal(table["split"], "calib"))
+    threshold = calibrated_threshold(calib["p_compress"].to_numpy(), 0.5)
+    test_keys = sorted(set(table.filter(pc.equal(table["split"], "test"))["key"].to_pylist()))
+    unscored = pa.array(test_keys[::2])
+    output = folder / "router" / "output"
+    pq.write_table(table.filter(pc.invert(pc.is_in(table["key"], unscored))), output / "scores.parquet")
+    metrics = {"absolute_threshold": threshold, "auc": 0.9, "num_test": len(table) - len(calib)}
+    (output / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_every_tile_has_its_losses(storage):
+    ratios = pq.read_table(storage / "ratio" / "output" / "ratios.parquet")
+    index = load_index(storage / "shard" / "output").table()
+    expected = [
+        (entry["key"], entry["split"], image, tile, count)
+        for entry in index.to_pylist()
+        for image, count in enumerate(entry["tiles"])
+        for tile in range(count)
+    ]
+    columns = ("key", "split", "image", "tile", "num_tiles")
+    assert list(zip(*(ratios[name].to_pylist() for name in columns), strict=True)) == expected
+    full, compressed = ratios["loss_full"].to_numpy(), ratios["loss_compressed"].to_numpy()
+    assert (full > 0).all() and (compressed > 0).all()
+    np.testing.assert_allclose(ratios["ratio"].to_numpy(), (compressed + 0.01) / (full + 0.01))
+
+
+def test_losses_are_those_of_a_sample_by_itself(storage):
+    """What the actors computed in packed rows of many samples, one variant at a time."""
+    ratios = pq.read_table(storage / "ratio" / "output" / "ratios.parquet")
+    reader = SampleReader(storage / "shard" / "output", load_prompt_format(storage / "start"))
+    policy = load_model(storage / "consistency" / "output" / "policy")
+    reference = load_model(storage / "start")
+    entries = [entry for entry in reader.index.table().to_pylist() if entry["num_tiles"] == 3][:3]
+    for entry in entries:
+        sample = reader.sample(entry["row"])
+        tiles = [encoded_tiles(model, sample.pixels, 1) for model in (policy, reference)]
+        found = ratios.filter(pc.equal(ratios["key"], entry["key"]))
+        for tile, row in enumerate(found.to_pylist()):
+            flags = np.arange(3) == tile
+            for rates, column in ((np.zeros(3, bool), "loss_full"), (flags, "loss_compressed")):
+                asked = [RatedSample(sample.skeleton, 0, [rates])]
+                (value,) = rate_losses(*tiles, asked, row_tokens=1, kl_chunk_rows=10_000)
+                assert row[column] == pytest.approx(value[0], rel=1e-4)
+
+
+def test_unit_image_shares_the_loss_of_all_tiles(storage, tmp_path):
+    context = context_of(storage, "ratio", ratio)
+    config = ratio.RatioConfig(seed=1, unit="image", splits=("train",), max_samples=9)
+    items = shards_of(config, storage / "shard" / "output")
+    assert sum(len(item.rows) for item in items) == 9
+    actor = RatioActor(inference_settings(context, "float32"), "image", Parts(tmp_path, 1))
+    for item in items:
+        actor.write_part(item)
+        table = pq.read_table(tmp_path / "output" / part_name(item.shard))
+        assert set(table["split"].to_pylist()) == {"train"}
+        by_image = table.group_by(["key", "image"]).aggregate([("loss_compressed", "count_distinct")])
+        assert set(by_image["loss_compressed_count_distinct"].to_pylist()) == {1}
+
+
+def test_evaluation_is_complete(storage):
+    output = storage / "evaluate" / "output"
+    metrics = json.loads((output / "metrics.json").read_text())
+    predictions = pq.read_table(output / "predictions.parquet")
+    assert (
+        metrics["num_samples"] == 24
+        and metrics["ratios_known"]
+        and metrics["num_answers"] == len(predictions)
+    )
+    assert [len(metrics[name]) for name in ("routed", "random", "shuffled", "oracle")] == [3, 3, 3, 3]
+    assert metrics["full"]["tokens_saved"] == metrics["reference"]["kl"] == 0
+    assert (
+        metrics["compressed"]["tokens_saved"] == 0.75
+        and metrics["compressed"]["kl"] > metrics["full"]["kl"] > 0
+    )
+    shares = [entry["share_compressed"] for entry in metrics["routed"]]
+    assert shares == sorted(shares) and 0 < shares[0] < shares[-1] < 1
+    assert metrics["served"][0]["share_compressed"] < 1
+    for name in ("random", "shuffled", "oracle"):
+        assert [entry["visual_tokens"] for entry in metrics[name]] == [
+            entry["visual_tokens"] for entry in metrics["routed"]
+        ]
+    for name in ("quality_against_tokens", "routed_pictures", "training_curves"):
+        with Image.open(output / "figures" / f"{name}.png") as figure:
+            assert figure.width > 600
+
+
+def test_each_answer_is_generated_once(storage):
+    predictions = pq.read_table(storage / "evaluate" / "output" / "predictions.parquet")
+    asked = list(zip(*(predictions[name].to_pylist() for name in ("key", "model", "rates")), strict=True))
+    assert len(asked) == len(set(asked))
+    reference = predictions.filter(pc.equal(predictions["model"], "reference"))
+    assert set(reference["rates"].to_pylist()) <= {"0" * n for n in range(14)} and len(reference) == 24
+
+
+def test_the_last_answer_is_asked_for_given_the_history(storage):
+    reader = SampleReader(storage / "shard" / "output", load_prompt_format(storage / "start"))
+    predictions = pq.read_table(storage / "evaluate" / "output" / "predictions.parquet")
+    by_key = {row["key"]: row for row in predictions.to_pylist()}
+    num_turns = []
+    for entry in reader.index.table(["key"]).to_pylist():
+        if entry["key"] in by_key:
+            turns = reader.record(entry["row"])["conversations"]
+            num_turns.append(len(turns))
+            assert by_key[entry["key"]]["answer"] == turns[-1]["value"]
+            assert by_key[entry["key"]]["question"] == turns[-2]["value"].replace("<image>", "").strip()
+    assert max(num_turns) > 2
+
+
+def test_tiles_that_the_router_did_not_score_are_scored(storage):
+    computed = pq.read_table(storage / "evaluate" / "output" / "scores.parquet")
+    known = pq.read_table(storage / "router" / "output" / "scores.parquet")
+    assert len(computed) and not set(computed["key"].to_pylist()) & set(known["key"].to_pylist())
+    reader = SampleReader(storage / "shard" / "output", load_prompt_format(storage / "start"))
+    model = load_model(storage / "export" / "output" / "model")
+    row = {entry["key"]: entry["row"] for entry in reader.index.table(["key"]).to_pylist()}
+    first = computed["key"][0].as_py()
+    with torch.no_grad():
+        features = model.vision_features(torch.from_numpy(reader.sample(row[first]).pixels))
+        expected = model.router.compress_probability(features).numpy()
+    found = computed.filter(pc.equal(computed["key"], first))["p_compress"].to_numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_killed_stage_goes_on_with_its_parts(storage, tmp_path):
+    """Outputs as a kill leaves them: some parts published, one half written, nothing merged."""
+    for stage, module, config in (
+        ("ratio", ratio, ratio.RatioConfig(seed=1)),
+        ("evaluate", evaluate, EVALUATE),
+    ):
+        before = storage / stage / "output"
+        after = tmp_path / stage / "output"
+        (after / "parts").mkdir(parents=True)
+        names = sorted(path.name for path in (before / "parts").iterdir())
+        kept = names[:-1]
+        for name in kept:
+            shutil.copy2(before / "parts" / name, after / "parts" / name)
+        (after / "parts" / f".{names[-1]}.partial-1").write_bytes(b"half")
+        if stage == "evaluate":
+            shutil.copy2(before / "scores.parquet", after / "scores.parquet")
+        times = {name: (after / "parts" / name).stat().st_mtime_ns for name in kept}
+        context = context_of(storage, stage, module, attempt=2)
+        context.parts = stage_context(stage, tmp_path, {}, attempt=2).parts
+        module.run(config, context)
+        assert {name: (after / "parts" / name).stat().st_mtime_ns for name in kept} == times
+        merged = "ratios.parquet" if stage == "ratio" else "predictions.parquet"
+        a, b = (pq.read_table(folder / merged) for folder in (before, after))
+        assert a.schema == b.schema
+        for name in a.column_names:
+            if pa.types.is_floating(a.schema.field(name).type):
+                np.testing.assert_allclose(a[name].to_numpy(), b[name].to_numpy(), rtol=1e-4, atol=1e-7)
+            else:
+                assert a[name].equals(b[name])
+
+
+def test_the_exported_folder_is_policy_and_router_in_one(storage):
+    folder = storage / "export" / "output" / "model"
+    model = load_model(folder)
+    policy = load_model(storage / "consistency" / "output" / "policy").state_dict()
+    exported = model.state_dict()
+    assert all(exported[name].equal(tensor) for name, tensor in policy.items())
+    assert {name.split(".")[0] for name in set(exported) - set(policy)} == {"router"}
+    threshold = json.loads((storage / "router" / "output" / "metrics.json").read_text())["absolute_threshold"]
+    assert json.loads((folder / "config.json").read_text())["vico"]["absolute_threshold"] == threshold
+    card = (folder / "README.md").read_text()
+    assert card.count("\n| ") > 6 and f"{threshold:.6g}" in card and str(storage) not in card
+    assert load_prompt_format(folder).end_of_turn_id == load_prompt_format(storage / "start").end_of_turn_id

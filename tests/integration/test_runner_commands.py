@@ -1,0 +1,264 @@
+"""Whole commands over tiny stages: what runs again and why, what is refused, what is told."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.integration.tiny_pipeline.project import TinyProject
+
+
+@pytest.fixture
+def project(tmp_path):
+    made = TinyProject(tmp_path / "project")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def done(project):
+    project.vico("run")
+    return project
+
+
+def actions(plan):
+    return {stage: action for stage, (action, _) in plan.items()}
+
+
+def test_a_plan_writes_nothing(project):
+    assert project.plan() == {stage: ("run", ["no earlier result"]) for stage in ("draw", "square", "total")}
+    assert not project.storage.exists()
+
+
+def test_a_changed_field_is_named_and_what_depends_on_it_runs(done):
+    plan = done.plan("--set", "square.power=3")
+    assert plan["draw"][0] == "reuse"
+    assert plan["square"] == ("run", ["square.power: 2 -> 3"])
+    assert plan["total"][0] == "run"
+    assert plan["total"][1][0].startswith("square fingerprint: ")
+    first = done.status()["run"]
+    done.vico("run", "--set", "square.power=3")
+    stages = {one["name"]: one for one in done.status()["stages"]}
+    assert stages["draw"]["reused"] and stages["draw"]["reused_from"] == first
+    assert not stages["square"]["reused"] and not stages["total"]["reused"]
+    assert actions(done.plan()) == dict.fromkeys(("draw", "square", "total"), "reuse")
+
+
+def test_changed_records_and_seeds_are_reasons(done):
+    (reason,) = done.plan("--set", "inputs.records.num_samples=5")["draw"][1]
+    assert reason.startswith("records digest: ")
+    assert done.plan("--set", "seed=8")["draw"][1] == ["draw.seed: 7 -> 8"]
+    assert done.plan("--set", "draw.scale=1")["draw"][1] == ["draw.scale: 0.1 -> 1.0"]
+    (reason,) = done.plan("--set", "inputs.heldout={format: demo, num_samples: 3}")["draw"][1]
+    assert reason.startswith("heldout digest: nothing -> ")
+
+
+def test_edits_that_decide_nothing_change_nothing(done):
+    path = done.folder / "pipeline.yaml"
+    lines = path.read_text().strip().splitlines()
+    path.write_text(
+        "# a comment\n" + "draw: {num_parts: 4, scale: 0.1}\nexperiment: other\n" + "\n".join(lines[:-1])
+    )
+    (done.folder / "site.yaml").write_text(
+        "name: elsewhere\ntracking: {enabled: false}\nresources: {workers: 1}\n"
+    )
+    assert actions(done.plan()) == dict.fromkeys(("draw", "square", "total"), "reuse")
+
+
+def test_code_that_changed_under_a_fingerprint_is_told(done, monkeypatch):
+    path = done.stage("square") / "record.json"
+    record = json.loads(path.read_text())
+    name = "tests/integration/tiny_pipeline/square.py"
+    assert name in record["sources"] and "stages/context.py" in record["sources"]
+    record["sources"][name] = "0" * 64
+    path.write_text(json.dumps(record))
+    action, reasons = done.plan()["square"]
+    assert action == "reuse"
+    assert reasons[1] == f"{name} changed since; fingerprint kept, code_version 1"
+
+
+def test_a_missing_output_is_made_again_without_the_rest(done):
+    before = done.outputs()
+    part = done.stage("square") / "output" / "part-1.txt"
+    kept = (done.stage("square") / "output" / "part-0.txt").stat().st_ino
+    part.unlink()
+    plan = done.plan()
+    assert plan["square"] == ("run", ["output/part-1.txt is missing; made again"])
+    assert plan["total"] == ("run", ["runs after square, unless the bytes from there stay the same"])
+    done.vico("run")
+    assert done.outputs() == before
+    assert (done.stage("square") / "output" / "part-0.txt").stat().st_ino == kept
+    stages = {one["name"]: one["reused"] for one in done.status()["stages"]}
+    assert stages == {"draw": True, "square": False, "total": True}
+
+
+def test_a_cut_output_is_set_aside_and_made_again(done):
+    before = done.outputs()
+    part = done.stage("draw") / "output" / "part-3.txt"
+    part.write_text("cut")
+    done.vico("run")
+    assert done.outputs() == before
+    assert (done.stage("draw") / "superseded/1/output/part-3.txt").read_text() == "cut"
+
+
+def test_a_stage_that_does_not_see_what_is_lost_runs_afresh(done):
+    before = done.outputs()
+    (done.stage("total") / "output" / "copy" / "part-2.txt").unlink()  # the stage asks for the folder only
+    output = done.vico("run")
+    assert "total: earlier result moved to" in output and "copy/part-2.txt is not made again" in output
+    assert done.outputs() == before
+    assert done.record("total")["attempt"] == 3
+
+
+def test_other_bytes_of_an_input_are_not_built_on(done):
+    """Someone made the input again and it came out differently: same fingerprint, other bytes."""
+    draw = done.stage("draw")
+    record = json.loads((draw / "record.json").read_text())
+    shutil.rmtree(draw)
+    done.vico("run", "--set", "draw.scale=0.2", "--until", "draw")
+    (other,) = (done.storage / "draw").iterdir()
+    other_record = json.loads((other / "record.json").read_text())
+    other.rename(draw)
+    kept = ("fingerprint", "identity")
+    (draw / "record.json").write_text(json.dumps({**other_record, **{name: record[name] for name in kept}}))
+    plan = done.plan()
+    assert plan["draw"][0] == "reuse"
+    assert plan["square"][0] == "run" and plan["square"][1][0].startswith("input bytes changed: draw ")
+    done.vico("run")
+    assert (done.stage("square") / "superseded/1/record.json").exists()
+    assert done.record("square")["inputs"]["draw"] == other_record["output_digest"]
+
+
+@pytest.mark.parametrize("damage", ["", '{"schema": 1}', "{", "[]", '{"schema": 2}'])
+def test_a_damaged_record_is_refused_until_forced(done, damage):
+    path = done.stage("square") / "record.json"
+    path.write_text(damage)
+    action, (reason,) = done.plan()["square"]
+    assert action == "run" and str(path) in reason
+    before = done.outputs()
+    done.vico("run", code=2)
+    assert done.errors.splitlines() == [f"error: {reason}"]
+    assert path.read_text() == damage
+    done.vico("run", "--force", "square")
+    assert done.outputs() == before
+    assert (done.stage("square") / "superseded/1/record.json").read_text() == damage
+
+
+def test_force_runs_a_stage_and_what_depends_on_it_again(done):
+    before, first = done.outputs(), done.status()["run"]
+    done.vico("run", "--force", "square")
+    assert done.outputs() == before
+    stages = {one["name"]: one for one in done.status()["stages"]}
+    assert {name: one["reused"] for name, one in stages.items()} == {
+        "draw": True,
+        "square": False,
+        "total": False,
+    }
+    assert [stages[name]["attempt"] for name in ("draw", "square", "total")] == [1, 2, 2]
+    assert done.status()["run"] != first
+    assert (done.stage("square") / "superseded/1/record.json").exists()
+
+
+def test_a_forced_run_that_was_killed_goes_on_and_does_not_start_over(done):
+    done.vico("run", "--force", "square", code=-9, TINY_KILL="square:2")
+    done.vico("run", "--force", "square")
+    assert not (done.stage("square") / "superseded/2").exists()
+    assert done.record("square")["attempt"] == 3
+    assert [one["state"] for one in done.status()["attempts"]] == ["interrupted", "done"]
+    done.vico("run", "--force", "square")
+    assert (done.stage("square") / "superseded/2").exists()
+
+
+def test_until_runs_up_to_a_stage(project):
+    output = json.loads(project.vico("run", "--until", "square", "--json"))
+    assert output["state"] == "done"
+    assert [one["name"] for one in project.status()["stages"]] == ["draw", "square"]
+    assert not (project.storage / "total").exists()
+    assert json.loads(project.vico("run", "--until", "square", "--json"))["run"] == output["run"]
+    project.vico("run")
+    stages = project.status()["stages"]
+    assert [one["reused_from"] for one in stages] == [output["run"], output["run"], None]
+
+
+def test_a_run_waiting_from_submission_is_picked_up(project):
+    """What `vico submit` leaves: a pending run of the same pipeline, for the job's own `vico run`."""
+    project.vico("run", code=-9, TINY_KILL="before:draw")
+    (run,) = project.runs()
+    path = project.storage / "runs" / run / "run.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "state": "pending", "attempts": [], "submission": {"job": "j-1"}}))
+    assert project.status()["state"] == "pending"
+    project.vico("run")
+    after = project.status()
+    assert (after["run"], after["state"], after["submission"]) == (run, "done", {"job": "j-1"})
+
+
+def test_status_and_logs_tell_people_and_programs(done):
+    status = done.status()
+    assert set(status) >= {"run", "state", "stages"}
+    for stage in status["stages"]:
+        assert set(stage) >= {
+            "name",
+            "state",
+            "fingerprint",
+            "attempt",
+            "seconds",
+            "reused",
+            "path",
+            "mlflow_run_id",
+        }
+        assert stage["path"] == str(done.stage(stage["name"]) / "output")
+    assert "total   done" in done.vico("status", "latest")
+    assert "3/3 done" in done.vico("status")
+    log = done.vico("logs", "latest", "-f")
+    assert "draw: starts, attempt 1" in log and "run " in log.splitlines()[-1]
+    assert "total: done in" in done.vico("logs", status["run"][:-2], "--stage", "total")
+
+
+def test_nothing_but_the_answer_is_on_standard_output(project):
+    output = project.vico("run", "--json")
+    assert list(json.loads(output)) == ["run", "state", "storage"]
+    assert "draw: starts" in project.errors
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run", "--set", "drew.scale=1"], "unknown key drew; did you mean draw?"),
+        (["run", "--set", "draw.scale=big"], "draw.scale='big' is not a number"),
+        (["run", "--force", "squares"], "--force='squares' is no stage; the stages are draw, square, total"),
+        (["plan", "--until", "totals"], "--until='totals' is no stage"),
+        (["run", "--set", "inputs.records={format: internvl, path: no.json}"], "no.json"),
+        (["status", "nope"], "there are no runs in"),
+        (["logs", "latest"], "there are no runs in"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(project, arguments, message):
+    project.vico(*arguments, code=2)
+    (line,) = project.errors.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert not project.storage.exists()
+
+
+def test_a_storage_that_is_a_file_is_refused(project):
+    project.storage.write_text("")
+    project.vico("run", code=2)
+    assert project.errors == f"error: storage={project.storage} is a file; name a folder with --storage\n"
+
+
+def test_a_config_that_is_not_there_is_refused(project):
+    (project.folder / "pipeline.yaml").unlink()
+    project.vico("run", code=2)
+    assert "pipeline.yaml does not exist" in project.errors
+
+
+def test_metrics_and_facts_are_on_disk(done):
+    lines = (done.stage("draw") / "attempts/1/metrics.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [entry["step"] for entry in entries] == [0, 1, 2, 3]
+    assert set(entries[0]) == {"step", "time", "metrics"} and "length" in entries[0]["metrics"]
+    record = done.record("square")
+    assert record["identity"]["inputs"] == {"draw": done.record("draw")["fingerprint"]}
+    assert record["inputs"] == {"draw": done.record("draw")["output_digest"]}
+    assert record["packages"]["pydantic"] and record["facts"]["resources"]["workers"] == 2
+    assert record["counts"] == {"parts": 4} and record["site"] == "tiny"

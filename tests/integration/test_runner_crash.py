@@ -1,0 +1,183 @@
+"""Real drivers killed, stopped and set against each other: nothing is lost, redone or written twice."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from tests.integration.tiny_pipeline.project import TinyProject, wait_for
+
+STAGES = ("draw", "square", "total")
+
+
+@pytest.fixture
+def project(tmp_path):
+    made = TinyProject(tmp_path / "project")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The outputs of a run that nobody disturbed."""
+    made = TinyProject(tmp_path_factory.mktemp("undisturbed"))
+    made.vico("run")
+    return made.outputs()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("place", ["before", "middle", "unrecorded", "recorded"])
+def test_the_same_command_after_a_kill_gives_what_an_undisturbed_run_gives(
+    project, undisturbed, stage, place
+):
+    number = 0 if stage == "total" else 2
+    where = f"{stage}:{number}" if place == "middle" else f"{place}:{stage}"
+    project.vico("run", code=-signal.SIGKILL, TINY_KILL=where)
+    (run,) = project.runs()
+    killed = project.status()
+    assert killed["state"] == "interrupted"
+    assert "running" not in {one["state"] for one in killed["stages"]}
+    assert (project.storage / stage).exists() == (place != "before")
+
+    output = project.vico("run", "--json")
+    assert json.loads(output.splitlines()[-1]) == {
+        "run": run,
+        "state": "done",
+        "storage": str(project.storage),
+    }
+    assert project.runs() == [run]
+    after = project.status()
+    assert after["state"] == "done"
+    assert [one["state"] for one in after["attempts"]] == ["interrupted", "done"]
+    entry = next(one for one in after["stages"] if one["name"] == stage)
+    assert entry["reused"] == (place == "recorded")
+    assert entry["attempt"] == (2 if place in ("middle", "unrecorded") else 1)
+    assert project.outputs() == undisturbed
+    assert project.half_written() == []
+
+
+def test_parts_published_before_a_kill_are_not_written_again(project):
+    project.vico("run", code=-signal.SIGKILL, TINY_KILL="draw:2")
+    parts = sorted((project.stage("draw") / "output").glob("part-*"))
+    assert [path.name for path in parts] == ["part-0.txt", "part-1.txt"]
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in parts}
+    assert project.plan()["draw"] == ("run", ["unfinished: goes on from attempt 1"])
+    project.vico("run")
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in parts} == before
+
+
+def test_a_finished_run_is_returned_and_nothing_is_created(project):
+    project.vico("run")
+    first, before = project.status(), sorted(project.storage.rglob("*"))
+    output = project.vico("run", "--json")
+    assert json.loads(output)["run"] == first["run"]
+    again = project.status()
+    assert all(one["reused"] and one["reused_from"] == first["run"] for one in again["stages"])
+    assert again["attempts"] == first["attempts"]
+    assert sorted(project.storage.rglob("*")) == before
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_leaves_a_true_state_and_the_same_command_goes_on(project, undisturbed, number, code):
+    process, _ = project.pause("square:1")
+    running = project.status()
+    assert running["state"] == "running"
+    assert [one["state"] for one in running["stages"]] == ["done", "running", "pending"]
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert "stopped by" in errors and "Traceback" not in output + errors
+    stored = json.loads((project.storage / "runs" / running["run"] / "run.json").read_text())
+    assert stored["state"] == "interrupted"
+    assert [entry["state"] for entry in stored["stages"].values()] == ["done", "interrupted", "pending"]
+    project.vico("run")
+    assert project.outputs() == undisturbed
+
+
+def test_a_stage_that_fails_says_so_in_one_line_and_goes_on_when_it_is_mended(project, undisturbed):
+    project.vico("run", code=1, TINY_FAIL="square:1")
+    (line,) = project.errors.splitlines()
+    log = project.stage("square") / "attempts" / "1" / "driver.log"
+    assert line == f"error: square failed: RuntimeError: and its last line; see {log}"
+    assert "Traceback" in log.read_text() and "planted in square:1" in log.read_text()
+    failed = project.status()
+    assert failed["state"] == "failed" and failed["error"] in line
+    assert [one["state"] for one in failed["stages"]] == ["done", "failed", "pending"]
+    project.vico("run")
+    assert project.status()["run"] == failed["run"]
+    assert project.outputs() == undisturbed
+
+
+def test_a_second_driver_says_who_holds_the_run_and_writes_nothing(project):
+    process, go = project.pause("draw:1")
+    run = project.status()["run"]
+    output = project.vico("run", "--json", code=1)
+    assert json.loads(output.splitlines()[-1])["state"] == "running"
+    assert f"held by run {run}" in project.errors and f"pid {process.pid}," in project.errors
+    go.touch()
+    assert process.wait(timeout=20) == 0
+    assert project.runs() == [run]
+    assert len(project.status()["attempts"]) == 1
+
+
+def test_a_second_driver_that_waits_finds_the_work_done(project, undisturbed):
+    process, go = project.pause("draw:1")
+    second = project.start("run", "--wait", "30")
+    wait_for(lambda: second.stdout.readline().startswith("run "), second)  # it said whom it waits for
+    go.touch()
+    assert process.wait(timeout=20) == 0
+    output, _ = second.communicate(timeout=20)
+    assert second.returncode == 0
+    assert "total: reused" in output
+    assert len(project.runs()) == 1
+    assert len(project.status()["attempts"]) == 1
+    assert project.outputs() == undisturbed
+
+
+def test_two_pipelines_that_share_a_stage_have_one_writer_of_it(project):
+    process, go = project.pause("draw:1")
+    project.vico("run", "--set", "square.power=3", code=1)
+    assert "is held by run" in project.errors and f"pid {process.pid}," in project.errors
+    assert project.status()["state"] == "interrupted"
+    waiting = project.start("run", "--set", "square.power=3", "--wait", "30")
+    wait_for(lambda: waiting.stdout.readline().startswith("draw: waiting"), waiting)
+    go.touch()
+    assert process.wait(timeout=20) == 0
+    assert waiting.wait(timeout=20) == 0
+    ours, theirs = project.runs()
+    draw = project.status(ours)["stages"][0]
+    assert draw["reused"] and draw["reused_from"] == theirs
+    assert project.record("draw")["attempt"] == 1
+
+
+def test_drivers_started_at_once_make_one_run(project, undisturbed):
+    for _ in range(4):
+        drivers = [project.start("run", "--wait", "30") for _ in range(3)]
+        assert [driver.wait(timeout=60) for driver in drivers] == [0, 0, 0]
+        assert len(project.runs()) == 1
+        assert len(project.status()["attempts"]) == 1
+        assert project.outputs() == undisturbed
+        subprocess.run(["rm", "-r", str(project.storage)], check=True)
+
+
+@pytest.mark.slow  # the counter is watched for 30 s, twice
+def test_a_driver_that_was_taken_over_publishes_nothing_more(project, undisturbed):
+    """A driver stands still (as a machine that hangs does); its lease is taken over; then it wakes up."""
+    process, go = project.pause("square:1")
+    os.kill(process.pid, signal.SIGSTOP)
+    for folder in (project.storage / "runs" / project.status()["run"], project.stage("square")):
+        path = folder / "lease.json"
+        lease = json.loads(path.read_text())
+        lease["host"] = "elsewhere"  # as it looks from another machine: only the counter tells
+        path.write_text(json.dumps(lease))
+    second = project.start("run", PYTHONUNBUFFERED="1")
+    assert second.wait(timeout=120) == 0
+    os.kill(process.pid, signal.SIGCONT)
+    go.touch()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "taken over" in errors or "no longer" in errors
+    assert project.status()["state"] == "done"
+    assert project.outputs() == undisturbed

@@ -1,0 +1,259 @@
+"""Real runs and a real MLflow on sqlite: the tree of runs, kills, failures, outages, reuse."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.site import Site, load_site
+from pipeline.tracker import sync
+from pipeline.tracking_state import is_complete
+from tests.integration.tiny_pipeline.project import ROOT, TinyProject
+from tests.integration.tracked_training import CHECKPOINT_EVERY, EXPERIMENT
+
+mlflow = pytest.importorskip("mlflow")
+
+
+@pytest.fixture(scope="session")
+def made_database(tmp_path_factory) -> bytes:
+    """A database without runs: making one takes seconds, which most tests need not spend."""
+    path = tmp_path_factory.mktemp("made") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def project(tmp_path, made_database):
+    project = TinyProject(tmp_path / "project")
+    (project.folder / "site.yaml").write_text("name: tiny\ntracking: {interval_s: 0.1}\n")
+    project.storage.mkdir()
+    (project.storage / "mlflow.db").write_bytes(made_database)
+    yield project
+    project.close()
+
+
+class Shown:
+    """What MLflow shows of a storage folder."""
+
+    def __init__(self, storage: Path, experiment: str = "vico"):
+        self.client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
+        found = self.client.get_experiment_by_name(experiment)
+        self.experiment_id = found.experiment_id
+        self.runs = self.client.search_runs([found.experiment_id], max_results=100)
+
+    def run(self, stage: str, run: str | None = None):
+        """The MLflow run of a stage (or `pipeline`) that was not superseded; there must be one."""
+        (found,) = [
+            one
+            for one in self.runs
+            if one.data.tags["vico.stage"] == stage
+            and "vico.superseded" not in one.data.tags
+            and run in (None, one.data.tags["vico.run"])
+        ]
+        return found
+
+    def steps(self, stage: str, metric: str) -> list[int]:
+        history = self.client.get_metric_history(self.run(stage).info.run_id, metric)
+        return [point.step for point in sorted(history, key=lambda point: point.timestamp)]
+
+    def statuses(self) -> dict[str, str]:
+        return {run.data.tags["vico.stage"]: run.info.status for run in self.runs}
+
+
+def test_a_run_is_a_tree_with_params_tags_metrics_data_sets_and_files(project):
+    # MLflow itself would write everything into this run, whatever parent it is told.
+    project.vico("run", MLFLOW_RUN_ID="0" * 32)
+    shown, status = Shown(project.storage), project.status()
+    parent = shown.run("pipeline")
+    assert len(shown.runs) == 4
+    assert set(shown.statuses().values()) == {"FINISHED"}
+    assert {run.data.tags.get("mlflow.parentRunId") for run in shown.runs} == {None, parent.info.run_id}
+    assert parent.data.params["draw.scale"] == "0.1"
+    assert shown.client.list_artifacts(parent.info.run_id)[0].path == "config.yaml"
+    draw, square, total = (shown.run(name) for name in ("draw", "square", "total"))
+    assert draw.data.params == {"seed": "7", "num_parts": "4", "scale": "0.1"}
+    record = project.record("square")
+    assert square.data.tags["vico.fingerprint"] == record["fingerprint"]
+    assert square.data.tags["vico.output_digest"] == record["output_digest"]
+    assert square.data.tags["mlflow.source.git.commit"] == record["git"]["commit"]
+    assert (square.data.tags["vico.state"], square.data.tags["vico.attempt"]) == ("done", "1")
+    assert shown.steps("square", "length") == [0, 1, 2, 3]
+    assert square.data.metrics["summary/parts"] == 4
+    (data_set,) = [given.dataset for given in square.inputs.dataset_inputs]
+    assert (data_set.name, data_set.digest) == ("draw", record["inputs"]["draw"][:36])
+    assert json.loads(data_set.source)["digest"] == record["inputs"]["draw"]
+    assert shown.client.list_artifacts(total.info.run_id, "tables")[0].path == "tables/total.json"
+    ids = {stage["name"]: stage["mlflow_run_id"] for stage in status["stages"]}
+    assert ids == {name: shown.run(name).info.run_id for name in ("draw", "square", "total")}
+    assert status["mlflow_run_id"] == parent.info.run_id
+    assert is_complete(project.storage / "runs" / status["run"], Site(storage=project.storage))
+
+
+def test_after_a_kill_every_step_is_there_once_and_the_status_is_true(project):
+    project.vico("run", code=-signal.SIGKILL, TINY_KILL="square:2")
+    project.vico("run")
+    shown = Shown(project.storage)
+    assert len(shown.runs) == 4, "the second command goes on with the same runs"
+    assert set(shown.statuses().values()) == {"FINISHED"}
+    assert shown.steps("draw", "length") == [0, 1, 2, 3]
+    assert shown.steps("square", "length") == [0, 1, 2, 3]
+    assert shown.run("square").data.tags["vico.attempt"] == "2"
+    assert shown.run("pipeline").data.tags["vico.num_commands"] == "2"
+
+
+def test_failed_and_stopped_runs_say_so_and_go_on(project):
+    project.vico("run", code=1, TINY_FAIL="square:1")
+    shown = Shown(project.storage)
+    assert shown.statuses() == {"pipeline": "FAILED", "draw": "FINISHED", "square": "FAILED"}
+    assert "square failed: RuntimeError" in shown.run("pipeline").data.tags["vico.error"]
+
+    process, _ = project.pause("square:2")
+    wait_for_status(project.storage, "square", "RUNNING")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    shown = Shown(project.storage)
+    assert shown.statuses() == {"pipeline": "KILLED", "draw": "FINISHED", "square": "KILLED"}
+
+    project.vico("run")
+    shown = Shown(project.storage)
+    assert set(shown.statuses().values()) == {"FINISHED"}
+    assert "vico.error" not in shown.run("pipeline").data.tags
+    assert shown.run("square").info.end_time > shown.run("square").info.start_time
+
+
+def wait_for_status(storage: Path, stage: str, status: str) -> None:
+    deadline = time.monotonic() + 60
+    while Shown(storage).statuses().get(stage) != status:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_reused_stages_name_where_they_come_from_and_copy_nothing(project):
+    project.vico("run")
+    first = project.status()["run"]
+    project.vico("run", "--set", "square.power=3")
+    second = project.status()["run"]
+    shown = Shown(project.storage)
+    draw = shown.run("draw", second)
+    assert draw.info.status == "FINISHED"
+    assert draw.data.tags["vico.reused_from"] == first
+    assert draw.data.tags["vico.reused_child"] == shown.run("draw", first).info.run_id
+    assert draw.data.params == shown.run("draw", first).data.params
+    assert draw.data.metrics == {}
+    assert draw.data.tags["mlflow.parentRunId"] == shown.run("pipeline", second).info.run_id
+    assert shown.run("square", second).data.metrics["length"] > 0
+
+
+def test_a_stage_begun_afresh_is_a_new_child(project):
+    project.vico("run", code=1, TINY_FAIL="total:0")
+    before = Shown(project.storage).run("square").info.run_id
+    project.vico("run", "--force", "square")
+    shown = Shown(project.storage)
+    old = shown.client.get_run(before)
+    assert (old.data.tags["vico.superseded"], old.info.status) == ("true", "KILLED")
+    assert shown.run("square").info.run_id != before
+    assert shown.steps("square", "length") == [0, 1, 2, 3]
+
+
+def test_runs_deleted_in_mlflow_are_made_again(project):
+    project.vico("run")
+    run = project.status()["run"]
+    shown = Shown(project.storage)
+    shown.client.delete_run(shown.run("square").info.run_id)
+    site = load_site(project.folder / "site.yaml", storage=project.storage)
+    assert sync(site, project.storage / "runs" / run) is None
+    assert Shown(project.storage).steps("square", "length") == [0, 1, 2, 3]
+    assert len(Shown(project.storage).runs) == 4
+
+
+def test_an_outage_ends_nothing_and_what_it_kept_back_is_sent_later_once(tmp_path, project):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder should be: the database cannot be opened")
+    tracking = f"tracking: {{interval_s: 0.1, uri: 'sqlite:///{blocked}/mlflow.db'}}\n"
+    (project.folder / "site.yaml").write_text(f"name: tiny\n{tracking}")
+    project.vico("run")
+    run = project.status()["run"]
+    site = load_site(project.folder / "site.yaml", storage=project.storage)
+    run_folder = project.storage / "runs" / run
+    log = (run_folder / "driver.log").read_text()
+    assert log.count("goes on trying") == 1, "an outage is logged once"
+    assert log.count("lacks the last of run") == 1
+    assert not is_complete(run_folder, site)
+
+    blocked.unlink()
+    blocked.mkdir()
+    (blocked / "mlflow.db").write_bytes((project.storage / "mlflow.db").read_bytes())
+    assert sync(site, run_folder) is None
+    assert sync(site, run_folder) is None
+    shown = Shown(blocked)
+    assert set(shown.statuses().values()) == {"FINISHED"}
+    assert shown.steps("square", "length") == [0, 1, 2, 3]
+    assert is_complete(run_folder, site)
+
+
+def test_a_place_for_artifacts_that_is_out_of_reach_hides_no_metric_and_no_status(project):
+    (project.folder / "site.yaml").write_text(
+        "name: tiny\ntracking: {interval_s: 0.1, artifacts: 'file:///proc/nothing'}\n"
+    )
+    project.vico("run")
+    shown = Shown(project.storage)
+    assert set(shown.statuses().values()) == {"FINISHED"}
+    assert shown.steps("square", "length") == [0, 1, 2, 3]
+    run_folder = project.storage / "runs" / project.status()["run"]
+    assert not is_complete(run_folder, Site(storage=project.storage))
+
+
+def test_two_runs_make_the_database_at_once(tmp_path):
+    project = TinyProject(tmp_path)
+    (project.folder / "site.yaml").write_text("name: tiny\ntracking: {interval_s: 0.1}\n")
+    try:
+        processes = [project.start("run", "--set", f"seed={seed}") for seed in (1, 2)]
+        for process in processes:
+            output, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, output + errors
+    finally:
+        project.close()
+    shown = Shown(project.storage)
+    assert len(shown.runs) == 8
+    assert {run.info.status for run in shown.runs} == {"FINISHED"}
+    for log in project.storage.glob("runs/*/driver.log"):
+        assert "MLflow" not in log.read_text()
+
+
+def start_training(storage: Path, num_steps: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.integration.tracked_training", str(storage), str(num_steps)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_kills_in_the_middle_of_training_lose_and_repeat_no_step(tmp_path, made_database):
+    """Killed three times at random moments while metrics are sent, each time with steps to do again."""
+    (tmp_path / "mlflow.db").write_bytes(made_database)
+    moments = random.Random(0)
+    for attempt in range(1, 4):
+        process = start_training(tmp_path, 100_000)
+        metrics = tmp_path / f"train/{'f' * 64}/attempts/{attempt}/metrics.jsonl"
+        while not (tmp_path / "mlflow.db-journal").exists() and process.poll() is None:
+            time.sleep(0.001)  # until MLflow is being written to
+        time.sleep(moments.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert metrics.read_text().count("\n") > CHECKPOINT_EVERY
+    *whole, _ = metrics.read_text().splitlines()
+    num_steps = json.loads(whole[-1])["step"] + 200
+    process = start_training(tmp_path, num_steps)
+    assert process.communicate(timeout=120)[0].strip() == "None", "nothing is left unsent"
+    shown = Shown(tmp_path, EXPERIMENT)
+    assert len(shown.runs) == 2
+    assert shown.steps("train", "loss") == list(range(1, num_steps + 1)), "each once, in order"
+    run = shown.run("train")
+    values = shown.client.get_metric_history(run.info.run_id, "loss")
+    assert all(point.value == pytest.approx(1 / point.step) for point in values)
+    attempts = shown.client.get_metric_history(run.info.run_id, "attempt")
+    assert {point.value for point in attempts} == {1, 2, 3, 4}, "of a repeated step, the first stays"

@@ -1,0 +1,33 @@
+"""What the tiny stages share: parts one by one, with places where a test makes the driver wait or die."""
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+from stages.context import Context
+
+
+def write_part(context: Context, number: int, text: str) -> None:
+    """Publish part `number` unless it is done; TINY_PAUSE, TINY_KILL, TINY_FAIL=stage:number happen in it."""
+    name = f"part-{number}.txt"
+    if context.parts.done(name):
+        return
+    context.check()
+    context.parts.partial(name).write_text(text[: len(text) // 2])
+    place = f"{context.stage}:{number}"
+    if os.environ.get("TINY_PAUSE") == place:
+        Path(os.environ["TINY_PAUSED"]).touch()
+        while not Path(os.environ["TINY_PAUSED"] + ".go").exists():
+            time.sleep(0.02)
+    if os.environ.get("TINY_KILL") == place:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("TINY_FAIL") == place and "TINY_ERROR" in os.environ:
+        raise OSError(getattr(errno, os.environ["TINY_ERROR"]), "planted")
+    if os.environ.get("TINY_FAIL") == place:
+        raise RuntimeError(f"planted in {place}\nand its last line")
+    context.parts.partial(name).write_text(text)
+    context.parts.publish(name)
+    context.log({"length": len(text)}, number)
+    context.progress(number + 1, 4, "parts")

@@ -1,0 +1,118 @@
+"""A folder with a config of the tiny stages, and the command line as real processes on it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+CONFIG = """
+seed: 7
+inputs:
+  records: {format: demo, num_samples: 4}
+  model: model
+draw: {scale: 1e-1}
+"""
+
+
+@dataclass
+class TinyProject:
+    """Commands that are still running are ended by `close`."""
+
+    folder: Path
+    started: list[subprocess.Popen] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "pipeline.yaml").write_text(CONFIG)
+        (self.folder / "site.yaml").write_text("name: tiny\ntracking: {enabled: false}\n")
+
+    @property
+    def storage(self) -> Path:
+        return self.folder / "store"
+
+    def start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen:
+        """`vico COMMAND ...` as a process; run and plan get the config."""
+        given = ["pipeline.yaml"] if command in ("run", "plan") else []
+        options = ["--site", "site.yaml", "--storage", str(self.storage)]
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.integration.tiny_pipeline.command",
+                command,
+                *given,
+                *arguments,
+                *options,
+            ],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def vico(self, command: str, *arguments: str, code: int = 0, **environment: str) -> str:
+        """Standard output of a command that must end with this exit code; its errors are in `errors`."""
+        process = self.start(command, *arguments, **environment)
+        output, self.errors = process.communicate(timeout=60)
+        assert process.returncode == code, (process.returncode, output, self.errors)
+        assert "Traceback" not in output + self.errors
+        return output
+
+    def pause(self, place: str, *arguments: str) -> tuple[subprocess.Popen, Path]:
+        """A run that waits in the middle of a part, and the file that lets it go on."""
+        mark = self.folder / f"paused-{len(self.started)}"
+        process = self.start("run", *arguments, TINY_PAUSE=place, TINY_PAUSED=str(mark))
+        wait_for(mark.exists, process)
+        return process, Path(f"{mark}.go")
+
+    def status(self, run: str = "latest") -> dict[str, Any]:
+        return json.loads(self.vico("status", run, "--json"))
+
+    def runs(self) -> list[str]:
+        return [one["run"] for one in json.loads(self.vico("status", "--json"))]
+
+    def plan(self, *arguments: str) -> dict[str, tuple[str, list[str]]]:
+        """stage -> (action, reasons)"""
+        planned = json.loads(self.vico("plan", "--json", *arguments))
+        return {one["stage"]: (one["action"], one["reasons"]) for one in planned}
+
+    def stage(self, name: str) -> Path:
+        """The only folder of the stage."""
+        (found,) = (self.storage / name).iterdir()
+        return found
+
+    def record(self, name: str) -> dict[str, Any]:
+        return json.loads((self.stage(name) / "record.json").read_text())
+
+    def outputs(self) -> dict[str, bytes]:
+        """Every published file below an output folder by path."""
+        return {
+            str(path.relative_to(self.storage)): path.read_bytes()
+            for path in sorted(self.storage.glob("*/*/output/**/*"))
+            if path.is_file() and ".partial-" not in path.name
+        }
+
+    def half_written(self) -> list[Path]:
+        return list(self.storage.rglob("*.partial-*"))
+
+    def close(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+def wait_for(condition, process: subprocess.Popen | None = None, timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)

@@ -1,0 +1,67 @@
+"""A process that trains as far as tracking can tell, for a test to kill: it goes on from its last checkpoint and
+writes the metrics of a step every few milliseconds, with a real tracker beside it.
+
+    python -m tests.integration.tracked_training STORAGE NUM_STEPS
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from cluster.site import Site
+from pipeline.lease import acquire
+from pipeline.runs import RunAttempt, RunFile, Runs
+from pipeline.store import StageFolder
+from pipeline.tracker import Tracker
+
+FINGERPRINT = "f" * 64
+CHECKPOINT_EVERY = 25
+EXPERIMENT = "killed"
+
+
+def the_run(runs: Runs) -> RunFile:
+    found = runs.all()
+    if found:
+        return found[0]
+    return runs.create(
+        pipeline="p" * 64,
+        fingerprints={"train": FINGERPRINT},
+        experiment=EXPERIMENT,
+        config={"seed": 1, "train": {"lr": 1e-3}},
+        site="test",
+    )
+
+
+def main(storage: Path, num_steps: int) -> None:
+    site = Site.model_validate({"storage": str(storage), "tracking": {"interval_s": 0.05}})
+    runs = Runs(storage)
+    run = the_run(runs)
+    with acquire(runs.run_folder(run.run), run.run) as run_lease:
+        folder = StageFolder(storage, "train", FINGERPRINT)
+        with acquire(folder.path, run.run, min_attempt=folder.last_attempt() + 1) as lease:
+            parts = folder.begin(lease, {"records": "d" * 64}, [], "2026-01-01T00:00:00.000+00:00")
+            run.state = run.stages["train"].state = "running"
+            run.stages["train"].attempt = lease.attempt
+            run.attempts.append(RunAttempt(started="2026-01-01T00:00:00.000+00:00", host="here", pid=1))
+            runs.save(run, run_lease)
+            tracker = Tracker(storage, site, runs.run_folder(run.run))
+            tracker.start()
+            checkpoint = folder.output / "checkpoint"
+            step = int(checkpoint.read_text()) if checkpoint.exists() else 0
+            with (parts.attempt_folder / "metrics.jsonl").open("a", buffering=1) as metrics:
+                while step < num_steps:
+                    step += 1
+                    values = {"loss": 1 / step, "attempt": float(lease.attempt)}
+                    metrics.write(json.dumps({"step": step, "time": time.time(), "metrics": values}) + "\n")
+                    time.sleep(0.01)
+                    if step % CHECKPOINT_EVERY == 0:
+                        checkpoint.write_text(str(step))
+            run.state = run.stages["train"].state = run.attempts[-1].state = "done"
+            run.attempts[-1].ended = "2026-01-01T01:00:00.000+00:00"
+            runs.save(run, run_lease)
+            print(tracker.finish())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,90 @@
+"""Site files: what stands in the repository, and what a user is told about a wrong one."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.site import SITES_FOLDER, Site, load_site
+from vico.errors import UserError
+
+
+@pytest.fixture
+def site_file(tmp_path, monkeypatch):
+    """Writes a site file and loads it."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(text: str, **options):
+        path = tmp_path / "here.yaml"
+        path.write_text(text)
+        return load_site(path, **options)
+
+    return load
+
+
+def test_local_site_file_shows_the_defaults():
+    """An installed package has no sites folder; it must behave as the file that the checkout shows."""
+    shown = load_site(SITES_FOLDER / "local.yaml")
+    assert shown.model_copy(update={"storage": Path("runs")}) == Site()
+
+
+def test_every_field_stands_in_the_local_site_file():
+    import yaml
+
+    written = yaml.safe_load((SITES_FOLDER / "local.yaml").read_text())
+    fields = {
+        name: set(getattr(part, "model_fields", {})) if hasattr(part, "model_fields") else None
+        for name, part in ((name, type(getattr(Site(), name))) for name in Site.model_fields)
+    }
+    assert {
+        name: set(value) if isinstance(value, dict) else None for name, value in written.items()
+    } == fields
+
+
+def test_storage_is_absolute_and_overridable(site_file, tmp_path):
+    assert site_file("storage: here").storage == tmp_path / "here"
+    assert site_file("storage: here", storage="there").storage == tmp_path / "there"
+    assert load_site(None).storage == tmp_path / "runs"
+
+
+def test_site_by_name_prefers_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sites").mkdir()
+    (tmp_path / "sites" / "lab.yaml").write_text("name: lab\nray: {address: auto}")
+    assert load_site("lab").name == "lab"
+    with pytest.raises(UserError, match=r"--site lap: there is no sites/lap.yaml; .*lab, local"):
+        load_site("lap")
+    with pytest.raises(UserError, match="no such file"):
+        load_site("sites/lap.yaml")
+
+
+def test_tracking_uri_defaults_to_sqlite_in_the_storage_folder(site_file, tmp_path):
+    assert site_file("storage: a").tracking_uri == f"sqlite:///{tmp_path}/a/mlflow.db"
+    assert site_file("tracking: {uri: 'http://host:5000'}").tracking_uri == "http://host:5000"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("resorces: {}", "resorces is not a field of a site; did you mean resources?"),
+        ("resources: {worker: 1}", "resources.worker is not a field of a site; did you mean workers?"),
+        ("resources: {x: 1}", "known here: workers, actors"),
+        ("resources: {workers: two}", "resources.workers='two': input should be a valid integer"),
+        ("resources: {workers: 0}", "resources.workers=0: input should be greater than or equal to 1"),
+        ("train: {zero_stage: 4}", "train.zero_stage=4: input should be 1, 2 or 3"),
+        ("resources: {workers: 4}", "resources.workers=4 .* needs 4 CPUs, more than ray.num_cpus=2; lower"),
+        ("resources: {threads_per_worker: 2}", "threads_per_worker=2 needs 4 CPUs"),
+        ("ray: {dashboard_port: 8265}", "ray.dashboard_port=8265 has no effect while ray.dashboard is false"),
+        ("- a", "holds a list; a site file holds fields"),
+        ("a: [", "is not YAML"),
+        ("ray: 3", "ray=3: input should be a valid dictionary"),
+    ],
+)
+def test_wrong_site_gives_one_line_with_field_and_remedy(site_file, text, message):
+    with pytest.raises(UserError, match=message) as error:
+        site_file(text)
+    assert "\n" not in str(error.value)
+    assert "here.yaml" in str(error.value)
+
+
+def test_a_joined_cluster_may_be_larger_than_this_machine(site_file):
+    assert site_file("ray: {address: auto}\nresources: {workers: 64}").resources.workers == 64

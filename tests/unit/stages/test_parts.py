@@ -1,0 +1,72 @@
+import json
+import pickle
+
+import pytest
+
+from stages.context import LeaseLost
+from stages.parts import Parts
+
+
+def write_lease(parts, attempt, released=False):
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    lease = {"attempt": attempt, "released": released, "host": "h", "pid": 1}
+    (parts.folder / "lease.json").write_text(json.dumps(lease))
+
+
+@pytest.fixture
+def parts(tmp_path):
+    return Parts(tmp_path / "stage" / "fingerprint", attempt=3)
+
+
+def test_a_part_is_not_there_until_it_is_published(parts):
+    partial = parts.partial("a/00000.tar")
+    assert partial.name == ".00000.tar.partial-3" and partial.parent == parts.output / "a"
+    partial.write_bytes(b"half")
+    assert not parts.done("a/00000.tar")
+    assert parts.publish("a/00000.tar") == parts.output / "a" / "00000.tar"
+    assert parts.done("a/00000.tar") and not partial.exists()
+
+
+def test_a_folder_is_one_part(parts):
+    folder = parts.partial("checkpoints/step-1")
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "rank-0").write_text("state")
+    parts.publish("checkpoints/step-1")
+    assert (parts.output / "checkpoints/step-1/inner/rank-0").read_text() == "state"
+
+
+def test_a_part_is_never_rewritten(parts):
+    parts.partial("x").write_text("first")
+    parts.publish("x")
+    parts.partial("x").write_text("second")
+    with pytest.raises(FileExistsError, match="published already"):
+        parts.publish("x")
+    assert (parts.output / "x").read_text() == "first"
+
+
+def test_a_summary_is_replaced_whole(parts):
+    parts.write_json("metrics.json", {"a": 1})
+    parts.write_json("metrics.json", {"a": 2})
+    assert json.loads((parts.output / "metrics.json").read_text()) == {"a": 2}
+    with pytest.raises(ValueError):
+        parts.write_json("metrics.json", {"a": float("nan")})
+    assert json.loads((parts.output / "metrics.json").read_text()) == {"a": 2}
+
+
+@pytest.mark.parametrize("attempt, released", [(4, False), (2, False), (3, True)])
+def test_an_attempt_that_lost_the_lease_publishes_nothing(parts, attempt, released):
+    write_lease(parts, attempt, released)
+    parts.partial("x").write_text("late")
+    with pytest.raises(LeaseLost, match=f"last owner is attempt {attempt}"):
+        parts.publish("x")
+    with pytest.raises(LeaseLost):
+        parts.write_json("summary.json", {})
+    assert not parts.done("x") and not parts.done("summary.json")
+
+
+def test_the_holder_publishes_also_from_another_process(parts):
+    write_lease(parts, 3)
+    copy = pickle.loads(pickle.dumps(parts))
+    copy.partial("x").write_text("mine")
+    copy.publish("x")
+    assert parts.done("x")
