@@ -6,6 +6,7 @@ Planning imports this, so nothing heavy is imported here.
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -16,7 +17,6 @@ from data_prep.internvl import MetaSet, read_meta
 from vico.errors import UserError
 
 _SLUG_LENGTH = 64  # a tar member's name has 100 bytes: slug, line, number of the picture, extension
-_HASH_CHUNK_BYTES = 1 << 20
 
 
 class RecordsConfig(BaseModel):
@@ -100,36 +100,34 @@ def check_slugs(sets: list[RecordSet]) -> None:
         seen[one.slug] = one.name
 
 
-def records_fingerprint(config: RecordsConfig) -> str:
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def records_fingerprint(config: RecordsConfig, annotation_sha256: Callable[[Path], str] = file_sha256) -> str:
     """sha256 over annotation bytes, set names and semantic fields; roots and paths never enter.
 
-    Pictures are not read here: the index names their digests once they are sharded.
+    Pictures are not read here: the index names their digests once they are sharded. `annotation_sha256` may
+    remember what it has read.
     """
     if config.format == "demo":
         from data_prep.demo import DEMO_VERSION
 
         identity: dict = {"demo": DEMO_VERSION, "num_samples": config.num_samples, "seed": config.seed}
     else:
-        identity = {"sets": [_set_identity(one) for one in read_meta(config.path)]}
+        identity = {"sets": [_set_identity(one, annotation_sha256) for one in read_meta(config.path)]}
     text = json.dumps({"format": config.format, **identity}, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _set_identity(one: MetaSet) -> dict:
+def _set_identity(one: MetaSet, annotation_sha256: Callable[[Path], str]) -> dict:
     return {
         "name": one.name,
-        "annotation": _file_sha256(one.annotation),
+        "annotation": annotation_sha256(one.annotation),
         "repeat_time": one.repeat_time,
         "max_dynamic_patch": one.max_dynamic_patch,
     }
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _slug(name: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,20 +35,24 @@ ForceOption = Annotated[
     typer.Option("--force", metavar="STAGE", help="Run this stage again, and what depends on it."),
 ]
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
+WaitOption = Annotated[
+    float, typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait for another driver.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def main() -> None:
     """Entry point: what a user can mend is one `error:` line for each fault and exit code 2."""
-    logging.getLogger().addHandler(
-        logging.NullHandler()
-    )  # logs go to files of the run, never to the terminal
+    # Logs go to files of the run; without any handler logging would print warnings to the terminal.
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
         app()
     except UserError as error:
         _print_errors(str(error))
         sys.exit(2)
-    except (Interrupted, KeyboardInterrupt):
+    except Interrupted as stop:
+        sys.exit(128 + signal.Signals[str(stop)])
+    except KeyboardInterrupt:
         sys.exit(130)
 
 
@@ -59,9 +64,7 @@ def run(
     overrides: SetOption = None,
     force: ForceOption = None,
     until: UntilOption = None,
-    wait: Annotated[
-        float, typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait for another driver.")
-    ] = 0.0,
+    wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Run a pipeline, or go on with it: what is done is reused, a crash is mended by the same command."""
@@ -77,6 +80,41 @@ def run(
     if as_json:
         _print(answer, {"run": result.run, "state": result.state, "storage": str(result.storage)})
     sys.exit(result.exit_code)
+
+
+@app.command()
+def submit(
+    config: ConfigArgument,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    overrides: SetOption = None,
+    force: ForceOption = None,
+    until: UntilOption = None,
+    wait: WaitOption = 0.0,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Show the job; submit nothing and write nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Hand a run to the site's Ray Jobs server; `vico status` and `vico logs -f` follow it."""
+    from pipeline.graph import pipeline_graph
+    from pipeline.lease import LeaseHeld
+    from pipeline.submit import job_text, open_request, submit
+
+    request, graph = _request(config, site, storage, overrides, force, until, wait), pipeline_graph()
+    if only_print:
+        typer.echo(job_text(request, open_request(request, graph)).shown(request.site))
+        return
+    try:
+        submitted = submit(request, graph)
+    except LeaseHeld as held:
+        _print_errors(str(held))
+        sys.exit(1)
+    if as_json:
+        answer = {"run": submitted.run, "state": submitted.state, "storage": str(submitted.storage)}
+        _print(sys.stdout, {**answer, "submission": submitted.submission})
+    else:
+        typer.echo(submitted.message)
 
 
 @app.command()
@@ -114,12 +152,13 @@ def status(
 ) -> None:
     """List the runs, newest first, or show the stages of one."""
     from pipeline.runs import Runs
+    from pipeline.submit import as_job_stands
     from pipeline.views import console, run_details, run_summary, runs_table, stages_table
 
     folder = _site(site, storage).storage
     runs = Runs(folder)
     if run is None:
-        found = runs.all()
+        found = [as_job_stands(one) for one in runs.all()]
         if as_json:
             _print(sys.stdout, [run_summary(one) for one in found])
         elif found:
@@ -127,7 +166,7 @@ def status(
         else:
             console().print(f"no runs in {folder}", markup=False)
         return
-    one = runs.named(run)
+    one = as_job_stands(runs.named(run))
     if as_json:
         _print(sys.stdout, run_details(one, folder))
         return

@@ -1,7 +1,6 @@
 """Digests of files, remembered by what the file system says of them, and of the inputs from outside the
 pipeline."""
 
-import hashlib
 import json
 import os
 import time
@@ -10,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from data_prep.records import file_sha256
 from pipeline.identity import digest
 from pipeline.json_files import SCHEMA, write_json
 from vico.errors import UserError
@@ -22,11 +22,6 @@ _MODEL_SUFFIXES_UNREAD = (".md", ".py", ".png", ".jpg", ".jpeg", ".gif", ".svg",
 _MODEL_NAMES_UNREAD = ("LICENSE", "NOTICE", "README")
 """No loader of ours reads these: text and pictures about the model, and code, which is never run from
 there."""
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_sha256s(paths: Iterable[Path]) -> list[str]:

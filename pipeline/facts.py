@@ -2,6 +2,7 @@
 matters."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import socket
@@ -13,12 +14,17 @@ from typing import Any
 from cluster.site import Site
 
 _PROJECT = Path(__file__).resolve().parent.parent
+PACKAGED_GIT_FILE = "submitted/git.json"
+"""In the package of a submitted job: what git said where it was packed."""
 
 
 @cache
 def git_state() -> dict[str, Any]:
-    """Commit of the checkout this code runs from, and whether tracked files differ from it; None for an
-    installed wheel."""
+    """Commit of the checkout this code runs from or was packed from, and whether tracked files differ from
+    it; None for an installed wheel."""
+    packaged = _PROJECT / PACKAGED_GIT_FILE
+    if packaged.is_file():
+        return json.loads(packaged.read_text(encoding="utf-8"))
     here = os.path.relpath(__file__, _PROJECT)
     if _git("ls-files", "--error-unmatch", here) is None:
         return {"commit": None, "dirty": None}

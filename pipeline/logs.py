@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.runs import ENDED, RunFile, Runs
+from pipeline.submit import JobWatch
 from vico.errors import UserError
 
 _POLL_S = 0.3
@@ -38,19 +39,23 @@ class Tail:
 
 def log_lines(runs: Runs, name: str, *, stage: str | None, follow: bool) -> Iterator[str]:
     """The lines of a run's log, or of its driver's and ranks' logs in one stage; `follow` goes on until
-    the run ends."""
-    run = runs.named(name)
+    the run ends, or the job that it was submitted as."""
+    run, watch = runs.named(name), JobWatch()
     if stage is not None and stage not in run.stages:
         raise UserError(
             f"--stage={stage!r} is no stage of run {run.run}; its stages are {', '.join(run.stages)}"
         )
     tails: dict[Path, Tail] = {}
     while True:
-        ended = not follow or run.state in ENDED  # asked before reading, so that the last lines are read
+        # Asked before reading, so that the last lines are read.
+        job_end = watch.end(run) if follow else None
+        ended = not follow or run.state in ENDED or job_end is not None
         for path, prefix in _log_files(runs, run, stage):
             tail = tails.setdefault(path, Tail(path, prefix))
             yield from tail.lines(to_end=ended)
         if ended:
+            if job_end is not None:
+                yield job_end
             return
         time.sleep(_POLL_S)
         run = runs.named(run.run)

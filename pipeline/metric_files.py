@@ -2,6 +2,8 @@
 
 import json
 import logging
+import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,3 +66,10 @@ def _line(path: Path, end: int, text: bytes) -> MetricLine:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s: the line that ends at byte %d is no metrics (%s); left out", path, end, error)
         return MetricLine(path, end, 0, 0.0, {})
+
+
+def metric_key(name: str) -> str:
+    """The name as MLflow takes it: it refuses some characters, and names that are no plain path."""
+    key = re.sub(r"[^\w./ :-]", "_", name)[:250]
+    plain = posixpath.normpath(key) == key and key[:1] not in (".", "/")
+    return key if plain else key.replace("/", "_").strip(".") or "_"

@@ -83,9 +83,9 @@ def _source_fingerprints(graph: Graph, config: PipelineConfig, cache: DigestCach
     inputs, needed = config.inputs, graph.sources()
     found = {}
     if "records" in needed:
-        found["records"] = records_fingerprint(inputs.records)
+        found["records"] = records_fingerprint(inputs.records, cache.sha256)
     if "heldout" in needed and inputs.heldout is not None:
-        found["heldout"] = records_fingerprint(inputs.heldout)
+        found["heldout"] = records_fingerprint(inputs.heldout, cache.sha256)
     if "tokenizer" in needed:
         found["tokenizer"] = tokenizer_fingerprint(inputs.model, cache)
     if "model" in needed:

@@ -53,7 +53,7 @@ class Display(AbstractContextManager):
             if self._stage is None:
                 return
             now = time.monotonic()
-            if not self._started:
+            if not self._started or self._first_done == 0:  # what was done before would spoil the rate
                 self._started, self._first_done = now, done
             if self._bars:
                 self._show(done, total, unit)
@@ -75,7 +75,7 @@ class Display(AbstractContextManager):
 
     def _show(self, done: int, total: int, unit: str) -> None:
         if self._task is None:
-            self._task = self._bars.add_task(self._stage, unit=unit)
+            self._task = self._bars.add_task(self._stage, unit=unit, completed=done, total=total)
         self._bars.update(self._task, completed=done, total=total, unit=unit)
 
     def _time_left(self, done: int, total: int, now: float) -> str:

@@ -7,11 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cluster.site import Site
 from pipeline.facts import git_state
 from pipeline.identity import digest
 from pipeline.runs import RunFile, StageEntry, State
 from pipeline.store import Record, StageFolder
+from pipeline.tracking_state import SentState
 
 PIPELINE = "pipeline"
 """The name under which the run as a whole stands beside its stages."""
@@ -66,6 +69,7 @@ class Projection:
     models: tuple[ModelOutput, ...] = ()
     files: tuple[tuple[Path, str], ...] = ()
     """Files with the artifact folder each belongs in."""
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_ended(self) -> bool:
@@ -101,6 +105,7 @@ def of_pipeline(run: RunFile, site: Site) -> Projection:
         end_s=_seconds(ended) if ended else None,
         params=flattened({"seed": run.config.get("seed"), **blocks}),
         tags=tags,
+        texts={"config.yaml": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)},
     )
 
 
@@ -159,7 +164,7 @@ def _stage_tags(
     }
     if entry.reused and entry.reused_from and entry.reused_from != run.run:
         tags["vico.reused_from"] = entry.reused_from
-        tags["vico.reused_child"] = entry.mlflow_run_id or "none"
+        tags["vico.reused_child"] = _child(name, entry, site)
     if record is None:
         host = run.attempts[-1].host if run.attempts else ""
         return tags | {
@@ -176,6 +181,12 @@ def _stage_tags(
         "vico.seconds": f"{record.seconds:.3f}",
         **_git_tags(record.git),
     }
+
+
+def _child(name: str, entry: StageEntry, site: Site) -> str:
+    """The MLflow run of the reused stage in the run it comes from."""
+    state = SentState.of(site.storage / "runs" / entry.reused_from, site.tracking_place)
+    return state.runs[name].id if name in state.runs else entry.mlflow_run_id or ""
 
 
 def _git_tags(git: Mapping[str, Any]) -> dict[str, str]:

@@ -7,12 +7,14 @@ A crash at any point is mended by the same command: results lie in the store, wh
 import logging
 import os
 import socket
+import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cluster.site import Site
 from pipeline.attempt import logging_to
 from pipeline.graph import Graph
 from pipeline.lease import Lease, LeaseHeld, acquire
@@ -23,10 +25,13 @@ from pipeline.progress import Display
 from pipeline.runs import RunAttempt, RunFile, Runs, State
 from pipeline.signals import StopSignals
 from pipeline.stage_run import StageRuns
+from pipeline.tracking_state import STATE_FILE, is_complete
 from stages.context import Interrupted, LeaseLost
 from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_GOES_ON = "the same command goes on"
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def _with_run(
     runs = Runs(storage)
     run = choose_run(opened, request.site, runs)
     if run.state == "done" and all(entry.reused for entry in run.stages.values()):
-        return _finished(run, opened, display, storage)
+        return _finished(run, request.site, opened, display)
     try:
         lease = acquire(
             runs.run_folder(run.run),
@@ -89,18 +94,23 @@ def _with_run(
             for task in opened.pipeline.tasks:
                 now.stages[task.name].enter_reused(task.folder(storage).record())
             runs.save(now, lease)
-            return _finished(now, opened, display, storage)
+            return _finished(now, request.site, opened, display)
         driver = _Driver(request, opened, runs, now, lease, signals, display)
         with logging_to(runs.run_folder(run.run) / "driver.log"):
             return driver.work()
 
 
-def _finished(run: RunFile, opened: OpenPipeline, display: Display, storage: Path) -> RunResult:
-    """The result of a command that found everything done."""
+def _finished(run: RunFile, site: Site, opened: OpenPipeline, display: Display) -> RunResult:
+    """The result of a command that found everything done; tracking is told what an outage kept from it."""
     for one in opened.planned:
         display.line(f"{one.stage}: reused, {'; '.join(one.reasons)}")
     display.line(f"run {run.run}: done")
-    return RunResult(run.run, "done", storage)
+    folder = Runs(site.storage).run_folder(run.run)
+    if site.tracking.enabled and (folder / STATE_FILE).exists() and not is_complete(folder, site):
+        from pipeline.tracker import sync
+
+        display.line(sync(site, folder) or f"run {run.run}: tracking has all of it now")
+    return RunResult(run.run, "done", site.storage)
 
 
 class _Driver:
@@ -122,6 +132,7 @@ class _Driver:
         self._closing = ExitStack()
         self._tracker: Any = None
         self._ray = False
+        self._ending, self._ended = threading.Lock(), False
 
     def work(self) -> RunResult:
         """Take every stage to done; whatever happens, run.json says it, and what was started is shut down."""
@@ -137,6 +148,7 @@ class _Driver:
 
     def _stages(self) -> RunResult:
         self._begin()
+        self.signals.on_stop = self._note_stop
         stage_runs = StageRuns(
             self.opened.pipeline,
             self.request.site,
@@ -150,7 +162,7 @@ class _Driver:
             start_services=self._start_services,
             mlflow_run_id=self._mlflow_run_id,
         )
-        task = None
+        task = self.opened.pipeline.tasks[0]
         try:
             for task in self.opened.pipeline.tasks:
                 self.signals.check()
@@ -158,15 +170,16 @@ class _Driver:
         except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
             return self._stopped(task, stop)
         except LeaseHeld as held:
-            return self._end(task, "interrupted", 1, str(held))
+            return self._end("interrupted", 1, str(held))
         except LeaseLost:
-            self._end(task, "interrupted", 1, f"{task.name} was taken over")
+            self._end("interrupted", 1, f"{task.name} was taken over")
             raise
         except UserError as error:
-            return self._end(task, "failed", 2, f"{task.name}: {error}")
+            self._mark_failed(task, error)
+            return self._end("failed", 2, f"{task.name}: {error}")
         except Exception as error:
             return self._failed(task, error)
-        return self._end(None, "done", 0, "")
+        return self._end("done", 0, "")
 
     def _begin(self) -> None:
         """Enter this command into run.json."""
@@ -192,7 +205,7 @@ class _Driver:
     def _start_services(self, task: StageTask) -> None:
         """Start tracking and, for a stage that needs it, Ray; both stay until the command ends."""
         if self._tracker is None and self.request.site.tracking.enabled:
-            from pipeline.tracking import Tracker
+            from pipeline.tracker import Tracker
 
             self._tracker = Tracker(self.storage, self.request.site, self.runs.run_folder(self.run.run))
             self._tracker.start()
@@ -202,7 +215,7 @@ class _Driver:
 
             self._closing.enter_context(ray_session(self.request.site))
             self._ray = True
-            self.signals.install()
+        self.signals.install()
 
     def _mlflow_run_id(self, stage: str) -> str | None:
         return self._tracker.stage_run_id(stage) if self._tracker is not None else None
@@ -218,35 +231,66 @@ class _Driver:
         except LeaseLost as lost:
             logger.warning("%s", lost)
 
-    def _stopped(self, task: StageTask | None, stop: BaseException) -> RunResult:
-        number = self.signals.received
-        code = 128 + number if number is not None else 1
-        return self._end(task, "interrupted", code, f"stopped by {stop}; the same command goes on")
+    def _stopped(self, task: StageTask, stop: BaseException) -> RunResult:
+        number = self.signals.received(within_s=1.0)
+        if number is None:
+            return self._failed(task, RuntimeError(f"its code ended the process ({stop!r})"))
+        return self._end("interrupted", 128 + number, f"stopped by {number.name}; {_GOES_ON}")
 
-    def _failed(self, task: StageTask | None, error: Exception) -> RunResult:
+    def _note_stop(self) -> None:
+        """Called from a thread: the state stands in run.json before the stage has come to a stop, since job
+        servers kill some seconds after their signal."""
+        with self._ending:
+            if self._ended:
+                return
+            noted = self.run.model_copy(deep=True)
+            _close(noted, "interrupted", f"stopped by a signal; {_GOES_ON}")
+            try:
+                self.runs.save(noted, self.lease)
+            except (LeaseLost, UserError, OSError) as error:
+                logger.warning("the stop could not be noted: %s", error)
+
+    def _mark_failed(self, task: StageTask, error: Exception) -> None:
+        """Also a stage that failed before its attempt began, as when Ray does not start."""
+        entry = self.run.stages[task.name]
+        if entry.state == "pending":
+            entry.state = "failed"
+            logger.error("%s: could not begin", task.name, exc_info=error)
+
+    def _failed(self, task: StageTask, error: Exception) -> RunResult:
+        begun = self.run.stages[task.name].state == "running"
+        self._mark_failed(task, error)
         if disk_full(error):
             message = (
                 f"{task.name}: no space left in storage={self.storage}; free some, then the same command"
             )
-            return self._end(task, "failed", 2, message)
-        entry = self.run.stages[task.name]
-        folder = task.folder(self.storage).path / "attempts" / str(entry.attempt)
+            return self._end("failed", 2, message)
+        attempt = task.folder(self.storage).path / "attempts" / str(self.run.stages[task.name].attempt)
+        log = (attempt if begun else self.runs.run_folder(self.run.run)) / "driver.log"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1] if lines else "no message"  # an error of a worker ends with what was raised there
-        message = f"{task.name} failed: {type(error).__name__}: {reason[:300]}; see {folder / 'driver.log'}"
-        return self._end(task, "failed", 1, message)
+        message = f"{task.name} failed: {type(error).__name__}: {reason[:300]}; see {log}"
+        return self._end("failed", 1, message)
 
-    def _end(self, task: StageTask | None, state: State, exit_code: int, message: str) -> RunResult:
+    def _end(self, state: State, exit_code: int, message: str) -> RunResult:
         """Write how it ended; first of all, since what follows a signal may be SIGKILL."""
         run = self.run
-        run.state, run.error = state, message or None
-        run.attempts[-1].state, run.attempts[-1].ended = state, _now()
-        if task is not None and run.stages[task.name].state != "done":
-            run.stages[task.name].state = state
-        self.runs.save(run, self.lease)
+        with self._ending:
+            self._ended = True
+            _close(run, state, message)
+            self.runs.save(run, self.lease)
         if message:
             logger.error("%s", message)
         return RunResult(run.run, state, self.storage, exit_code, message)
+
+
+def _close(run: RunFile, state: State, message: str) -> None:
+    """Enter the end of a command: the stage that ran ends as the command does."""
+    run.state, run.error = state, message or None
+    run.attempts[-1].state, run.attempts[-1].ended = state, _now()
+    for entry in run.stages.values():
+        if entry.state == "running":
+            entry.state = state
 
 
 def _now() -> str:

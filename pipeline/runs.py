@@ -44,7 +44,8 @@ class StageEntry(BaseModel):
     def enter_reused(self, record: Record) -> None:
         """Take over what the record of the stage says; the run it comes from may be this one."""
         self.state, self.attempt, self.seconds = "done", record.attempt, record.seconds
-        self.reused, self.reused_from, self.mlflow_run_id = True, record.run, record.mlflow_run_id
+        self.reused, self.reused_from = True, record.run
+        self.mlflow_run_id = record.mlflow_run_id or self.mlflow_run_id
 
 
 class RunAttempt(BaseModel):

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from pipeline.digests import file_sha256
+from data_prep.records import file_sha256
 from pipeline.identity import digest
 
 _METHOD = ("vico", "data_prep", "stages")

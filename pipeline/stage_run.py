@@ -18,6 +18,7 @@ from pipeline.runs import RunFile, Runs, StageEntry
 from pipeline.signals import StopSignals
 from pipeline.sources import source_digests, sources_digest
 from pipeline.store import OutputFile, Record, StageFolder, outputs_digest
+from stages.context import Interrupted, LeaseLost
 from stages.parts import Parts
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,12 @@ class StageRuns:
             self.display.stage_started(task.name, f"{task.name}: starts, attempt {lease.attempt}{why}")
             try:
                 counts = self._call(task, parts, lease)
+            except LeaseLost as lost:
+                logger.error("%s: attempt %d ends: %s", task.name, lease.attempt, lost)
+                raise
+            except Interrupted as stop:
+                logger.warning("%s: attempt %d stopped by %s", task.name, lease.attempt, stop)
+                raise
             except Exception:
                 logger.exception("%s: attempt %d failed", task.name, lease.attempt)
                 raise

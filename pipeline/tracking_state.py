@@ -1,10 +1,13 @@
 """What MLflow has been told of a run: `runs/<run>/mlflow.json`. Used by tracking; light."""
 
+import fcntl
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.site import Site
 from pipeline.json_files import StoredModel
@@ -32,16 +35,39 @@ class SentRun(BaseModel):
     """Name and digest of a model -> its id."""
     files: dict[str, list[int]] = {}
     """Path of an artifact -> size and time of change of the file when it was sent."""
-    settled: bool = False
-    """It has ended and was told everything."""
+
+
+class SentSteps:
+    """Which steps of each metric MLflow has.
+
+    All of them are known after it was asked, until `settle`: the steps of a metric come in order, so the
+    last one is enough from then on. That is `last`, the mark that is saved.
+    """
+
+    def __init__(self, last: dict[str, int], known: dict[str, set[int]]):
+        self.last, self._known = last, known
+        last.update({key: max(steps) for key, steps in known.items() if steps})
+
+    def is_new(self, key: str, step: int) -> bool:
+        if key in self._known:
+            return step not in self._known[key]
+        return step > self.last.get(key, step - 1)
+
+    def add(self, key: str, step: int) -> None:
+        if key in self._known:
+            self._known[key].add(step)
+        self.last[key] = max(step, self.last.get(key, step))
+
+    def settle(self) -> None:
+        self._known.clear()
 
 
 class SentState(StoredModel):
     """mlflow.json. Made again from what MLflow has when it is lost."""
 
     uri: str
-    runs: dict[str, SentRun] = {}
-    superseded: list[str] = []
+    runs: dict[str, SentRun] = Field(default_factory=dict)
+    superseded: list[str] = Field(default_factory=list)
     """MLflow runs of stages that were begun afresh since."""
     complete: bool = False
     """The run has ended and MLflow was told everything of it."""
@@ -59,4 +85,17 @@ class SentState(StoredModel):
 
 def is_complete(run_folder: Path, site: Site) -> bool:
     """Whether MLflow was told everything of this run; does not ask it."""
-    return SentState.of(run_folder, site.tracking_uri).complete
+    return SentState.of(run_folder, site.tracking_place).complete
+
+
+@contextmanager
+def sqlite_lock(uri: str) -> Iterator[None]:
+    """Keep others out of an sqlite database where two at once fail: while it is made, or a data set is new."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f"{path.name}.lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

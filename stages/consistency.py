@@ -15,16 +15,6 @@ from stages.stage_config import StageConfig
 CODE_VERSION = 1
 INPUTS = ("shard", "model")
 NEEDS_RAY = True
-SOURCES = (
-    "stages/consistency.py",
-    "stages/consistency_worker.py",
-    "stages/training.py",
-    "stages/engine.py",
-    "stages/optimizer_config.py",
-    "data_prep/packs.py",
-    "data_prep/reader.py",
-    "vico",
-)
 
 
 class ConsistencyConfig(StageConfig):

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from stages.parts import Parts
 
 
-class Interrupted(BaseException):
-    """The run was asked to stop (SIGINT, SIGTERM, cancel); what is published stays. As KeyboardInterrupt, it
-    passes by whoever catches what went wrong."""
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop (SIGINT, SIGTERM, cancel); what is published stays.
+
+    A KeyboardInterrupt, since that is what blocking calls in C give way to: Ray's swallow all others.
+    """
 
 
 class LeaseLost(Exception):

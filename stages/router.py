@@ -13,16 +13,6 @@ from stages.stage_config import StageConfig
 CODE_VERSION = 1
 INPUTS = ("shard", "consistency", "label")
 NEEDS_RAY = True
-SOURCES = (
-    "stages/router.py",
-    "stages/router_worker.py",
-    "stages/training.py",
-    "stages/engine.py",
-    "stages/optimizer_config.py",
-    "data_prep/packs.py",
-    "data_prep/reader.py",
-    "vico",
-)
 
 
 class RouterConfig(StageConfig):

@@ -262,3 +262,15 @@ def test_metrics_and_facts_are_on_disk(done):
     assert record["inputs"] == {"draw": done.record("draw")["output_digest"]}
     assert record["packages"]["pydantic"] and record["facts"]["resources"]["workers"] == 2
     assert record["counts"] == {"parts": 4} and record["site"] == "tiny"
+
+
+def test_what_an_outage_kept_from_tracking_is_sent_by_the_same_command(project):
+    (project.folder / "site.yaml").write_text("name: tiny\n")
+    project.vico("run")
+    (told,) = project.storage.glob("runs/*/mlflow.json")
+    complete = json.loads(told.read_text())
+    assert complete["complete"]
+    told.write_text(json.dumps({**complete, "complete": False}))
+    assert "tracking has all of it now" in project.vico("run")
+    assert json.loads(told.read_text())["complete"]
+    assert "tracking" not in project.vico("run")

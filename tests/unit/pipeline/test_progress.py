@@ -1,0 +1,82 @@
+import io
+import logging
+import threading
+
+import pytest
+
+from pipeline import progress
+from pipeline.progress import Display, duration
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_plain_lines_come_now_and_then_with_the_time_left(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with Display(stream) as display:
+        display.stage_started("shard", "shard: starts")
+        for done in range(101):
+            display.progress(done, 100, "rows")
+            now[0] += 0.5
+        display.stage_ended("shard: done")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "shard: starts" and lines[-1] == "shard: done"
+    assert len(lines) == 2 + 5
+    assert lines[1] == "shard: 20/100 rows, about 40.0 s left"
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_what_was_done_before_does_not_spoil_the_time_left(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    display = Display(stream)
+    display.stage_started("train", "goes on")
+    for done in (0, 0, 900, 905, 910):
+        now[0] += 5.0
+        display.progress(done, 1000, "steps")
+    assert stream.getvalue().splitlines()[-1] == "train: 905/1000 steps, about 1 min 35 s left"
+
+
+def test_a_terminal_gets_bars(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Terminal()
+    with Display(stream) as display:
+        display.stage_started("shard", "shard: starts")
+        display.progress(3, 7, "rows")
+        display.stage_ended("shard: done")
+    assert "3/7" in stream.getvalue() and "rows" in stream.getvalue()
+    assert "shard: done" in stream.getvalue()
+
+
+def test_progress_may_come_from_threads_and_after_the_end():
+    stream = io.StringIO()
+    display = Display(stream)
+    display.stage_started("shard", "starts")
+    threads = [threading.Thread(target=display.progress, args=(n, 9, "rows")) for n in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    display.stage_ended("ends")
+    display.progress(9, 9, "rows")
+    assert stream.getvalue() == "starts\nends\n"
+
+
+def test_every_line_is_in_the_log_too(caplog):
+    caplog.set_level(logging.INFO)
+    display = Display(io.StringIO())
+    display.line("run [x]: 100%s")
+    assert caplog.messages == ["run [x]: 100%s"]
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7500, "2 h 05 min")],
+)
+def test_durations_are_for_people(seconds, text):
+    assert duration(seconds) == text
