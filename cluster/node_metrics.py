@@ -1,6 +1,6 @@
 """What this machine does while a stage runs: CPU, memory, disk, network and GPUs, sampled by a thread.
 
-Rank 0 of a node starts one in a training, the runner for other stages; each sample is a line of the attempt's
+The first rank on each node of a training starts one; each sample is a line of the attempt's
 `system-<node>.jsonl`.
 """
 

@@ -103,6 +103,10 @@ def join(address: str, site: Site) -> None:
 
 
 def start_local(folder: Path, site: Site) -> None:
+    try:
+        site.check_local_ray()  # a site for submitting alone may ask for more
+    except ValueError as error:
+        raise UserError(f"site {site.name}: {error}") from error
     if site.ray.dashboard_port is not None:
         refuse_port_in_use("ray.dashboard_port", site.ray.dashboard_port)
     if not site.ray.dashboard and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(

@@ -121,16 +121,20 @@ class Site(SitePart):
 
     @model_validator(mode="after")
     def local_ray_is_large_enough(self) -> Site:
-        """A local Ray never grows: what it cannot place would wait for ever."""
+        if self.ray.address is None and self.jobs.address is None:
+            self.check_local_ray()
+        return self
+
+    def check_local_ray(self) -> None:
+        """Raise ValueError for what a Ray on this machine cannot place and would wait for for ever."""
         for name in ("workers", "actors", "tasks"):
             count, threads = getattr(self.resources, name), self.resources.threads_per_worker
-            if self.ray.address is None and count * threads > self.ray.num_cpus:
+            if count * threads > self.ray.num_cpus:
                 raise ValueError(
                     f"resources.{name}={count} with resources.threads_per_worker={threads} needs "
                     f"{count * threads} CPUs, more than ray.num_cpus={self.ray.num_cpus}; "
                     f"lower resources.{name} or raise ray.num_cpus"
                 )
-        return self
 
     @property
     def tracking_uri(self) -> str:

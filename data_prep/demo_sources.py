@@ -116,14 +116,11 @@ def _passages() -> tuple[str, ...]:
     from pydoc_data.topics import topics
 
     words: list[str] = []
-    for name in sorted(topics):
-        for paragraph in topics[name].split("\n\n"):
-            if (
-                paragraph.isascii()
-                and len(paragraph) > 80
-                and not any(mark in paragraph for mark in _NOT_PROSE)
-            ):
-                words += [word for word in paragraph.replace('"', "").split() if len(word) <= 16]
+    # Some topics repeat others' paragraphs word for word; a passage must not come twice.
+    paragraphs = dict.fromkeys(p for name in sorted(topics) for p in topics[name].split("\n\n"))
+    for paragraph in paragraphs:
+        if paragraph.isascii() and len(paragraph) > 80 and not any(mark in paragraph for mark in _NOT_PROSE):
+            words += [word for word in paragraph.replace('"', "").split() if len(word) <= 16]
     step = _WORDS_PER_PASSAGE
     return tuple(" ".join(words[i : i + step]) for i in range(0, len(words) - step + 1, step))
 
@@ -156,7 +153,7 @@ def _tables() -> tuple[tuple[int, ...], ...]:
                 values.append(value)
         step = _BARS_PER_TABLE
         tables += [tuple(values[i : i + step]) for i in range(0, len(values) - step + 1, step)]
-    return tuple(tables)
+    return tuple(dict.fromkeys(tables))
 
 
 def group_passages(group: int) -> tuple[str, ...]:

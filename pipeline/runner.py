@@ -209,13 +209,19 @@ class _Driver:
 
             self._tracker = Tracker(self.storage, self.request.site, self.runs.run_folder(self.run.run))
             self._tracker.start()
-            self._closing.callback(self._tracker.finish)
+            self._closing.callback(self._finish_tracking)
         if task.spec.needs_ray and not self._ray:
             from cluster.ray_session import ray_session
 
             self._closing.enter_context(ray_session(self.request.site))
             self._ray = True
         self.signals.install()
+
+    def _finish_tracking(self) -> None:
+        """The last word to MLflow; what it lacks is said, and is no failure of the run."""
+        lacks = self._tracker.finish()
+        if lacks:
+            self.display.line(lacks)
 
     def _mlflow_run_id(self, stage: str) -> str | None:
         return self._tracker.stage_run_id(stage) if self._tracker is not None else None

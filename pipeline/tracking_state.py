@@ -90,7 +90,7 @@ def is_complete(run_folder: Path, site: Site) -> bool:
 
 @contextmanager
 def sqlite_lock(uri: str) -> Iterator[None]:
-    """Keep others out of an sqlite database where two at once fail: while it is made, or a data set is new."""
+    """Keep others out of an sqlite database where two at once fail: when it or a data set in it is made."""
     if not uri.startswith("sqlite:///"):
         yield
         return

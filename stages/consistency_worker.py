@@ -118,7 +118,8 @@ def prepared(settings: ConsistencySettings, num_workers: int) -> int:
     if num_workers > config.packs_per_step:
         raise UserError(
             f"resources.workers={num_workers} is more than consistency.packs_per_step="
-            f"{config.packs_per_step}; a rank needs a pack of its own in every step: lower resources.workers or raise packs_per_step"
+            f"{config.packs_per_step}; every rank needs a pack of its own in a step: lower "
+            "resources.workers or raise packs_per_step"
         )
     packs = ConsistencyPacks(config, settings.shard_folder, settings.model_folder)
     state_bytes = 16 * sum(path.stat().st_size for path in Path(settings.model_folder).glob("*.safetensors"))
@@ -127,8 +128,8 @@ def prepared(settings: ConsistencySettings, num_workers: int) -> int:
     if free < needed:
         raise UserError(
             f"{settings.parts.folder}: {free / 1e9:.1f} GB free, consistency needs up to "
-            f"{needed / 1e9:.1f} GB for train.keep_checkpoints={settings.keep_checkpoints} and one more; free some space or choose "
-            "another --storage"
+            f"{needed / 1e9:.1f} GB for train.keep_checkpoints={settings.keep_checkpoints} and one more; "
+            "free some space or choose another --storage"
         )
     return packs.num_steps
 

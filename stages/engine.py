@@ -77,8 +77,8 @@ class EngineSettings:
         refused = sorted(_OURS.intersection(self.deepspeed))
         if refused:
             raise UserError(
-                f"train.deepspeed.{refused[0]} in the site file changes the result, so it is not the site's to set; "
-                "set it in the pipeline's config"
+                f"train.deepspeed.{refused[0]} in the site file changes the result, so it is not the "
+                "site's to set; set it in the pipeline's config"
             )
         zero = {
             "stage": self.zero_stage,

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 CODE_VERSION = 1
 INPUTS = ("records", "heldout", "tokenizer")
 NEEDS_RAY = True
-SOURCES = ("stages/shard.py", "data_prep", "vico/prompt.py", "vico/settings.py", "vico/tiling.py")
 _DISK_MARGIN = 1.05  # tar padding, index and ledger on top of the estimate
 
 logger = logging.getLogger(__name__)

@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """What a user can mend. The message is one line that names the field or path, the value and the remedy."""
+    """What a user can mend. The message is one line: the field or path, the value, the remedy."""

@@ -25,7 +25,7 @@ _VISION = (
     ("encoder.layer.#.attention.projection_layer.", "encoder.layers.#.attn.proj."),
     ("encoder.layer.#.attention.q_norm.", "encoder.layers.#.attn.q_norm."),
     ("encoder.layer.#.attention.k_norm.", "encoder.layers.#.attn.k_norm."),
-    ("encoder.layer.#.attention.qkv.", "encoder.layers.#.attn.qkv."),  # our name of the fused tensor on its way
+    ("encoder.layer.#.attention.qkv.", "encoder.layers.#.attn.qkv."),  # only on its way to ours
     ("encoder.layer.#.mlp.", "encoder.layers.#.mlp."),
 )
 _REST = (
@@ -92,7 +92,7 @@ def tensors_in_our_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torc
 
 
 def published_plan(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """For each tensor of the published layout, in order, the names of ours that it is made of (three for a qkv)."""
+    """For each tensor of the published layout, in order, the names of ours it is made of (a qkv of three)."""
     plan: dict[str, tuple[str, ...]] = {}
     for name in names:
         split = _SPLIT.match(name)

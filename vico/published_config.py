@@ -45,8 +45,8 @@ def hf_config(config: dict[str, Any], image_token_id: int | None, path: str) -> 
     architecture = (text.get("architectures") or ["none"])[0]
     if architecture not in LANGUAGE_MODELS:
         raise UserError(
-            f"{path}: llm_config.architectures={architecture!r} is none of {', '.join(LANGUAGE_MODELS)}; this "
-            "language model is not supported"
+            f"{path}: llm_config.architectures={architecture!r} is none of {', '.join(LANGUAGE_MODELS)}; "
+            "this language model is not supported"
         )
     for field, wanted in (("select_layer", -1), ("ps_version", "v2")):
         if config.get(field, wanted) != wanted:

@@ -63,8 +63,9 @@ def _json(path: Path) -> dict:
 
 
 def check_model_folder(path: str | Path) -> Path:
-    """The folder as a Path, after a look at the files that a pipeline needs; UserError names the first that is
-    missing."""
+    """The folder as a Path, after a look at the files that a pipeline needs; UserError names the first that
+    is missing.
+    """
     folder = _weights_folder(path)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"inputs.model={folder} has no tokenizer.json; copy the tokenizer's files there")
@@ -77,9 +78,9 @@ def _weights_folder(path: str | Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"inputs.model={folder} is not a folder; give the folder of an InternVL checkpoint")
     if not (folder / "config.json").is_file():
-        raise UserError(f"inputs.model={folder} has no config.json; give the folder of an InternVL checkpoint")
+        raise UserError(f"inputs.model={folder} has no config.json; give an InternVL checkpoint's folder")
     if not weight_files(folder):
-        raise UserError(f"inputs.model={folder} has no model.safetensors (or its index); copy the weights there")
+        raise UserError(f"inputs.model={folder} has no model.safetensors (or index); copy the weights there")
     return folder
 
 
@@ -112,8 +113,8 @@ def model_config(folder: Path) -> dict:
         return hf_config(config, _image_token_id(folder), str(path))
     if config.get("model_type") != "internvl":
         raise UserError(
-            f"{path}: model_type={config.get('model_type')!r} is neither 'internvl' (Hugging Face layout) nor a "
-            "published InternVLChatModel config with llm_config; give an InternVL model"
+            f"{path}: model_type={config.get('model_type')!r} is neither 'internvl' (Hugging Face layout) "
+            "nor a published InternVLChatModel config with llm_config; give an InternVL model"
         )
     return config
 
@@ -132,7 +133,8 @@ def _image_token_id(folder: Path) -> int | None:
 def load_settings(path: str | Path) -> ModelSettings:
     """Settings of the model folder at `path`; UserError names file and field where something is missing.
 
-    A folder without a tokenizer in the published layout gives `image_token_id` -1: it opens, but takes no text.
+    A folder without a tokenizer in the published layout gives `image_token_id` -1: it opens, but takes no
+    text.
     """
     folder = _weights_folder(path)
     config_path = folder / "config.json"

@@ -118,6 +118,33 @@ def test_the_export_holds_policy_and_router(outputs):
     assert config["vico"]["absolute_threshold"] == pytest.approx(threshold)
 
 
+def tracked(storage: Path, run: str) -> dict:
+    """MLflow runs of a run of ours by stage (`pipeline`: the parent), and a client to ask about them."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(experiments, f"tags.`vico.run` = '{run}'")
+    return {"client": client, **{one.data.tags["vico.stage"]: one for one in found}}
+
+
+def test_mlflow_has_one_run_with_a_child_for_every_stage(pipeline, outputs):
+    _, _, run = pipeline
+    runs = tracked(Path(run["storage"]), run["run"])
+    client, parent = runs.pop("client"), runs.pop("pipeline")
+    assert set(runs) == set(STAGES)
+    assert {one.info.status for one in [parent, *runs.values()]} == {"FINISHED"}
+    assert {one.data.tags["mlflow.parentRunId"] for one in runs.values()} == {parent.info.run_id}
+    assert runs["consistency"].data.params["packs_per_step"] == "2"
+    assert runs["consistency"].inputs.dataset_inputs
+    losses = client.get_metric_history(runs["consistency"].info.run_id, "loss")
+    assert sorted(metric.step for metric in losses) == list(range(1, 11))
+    logged = dict(read_metrics(Parts(outputs["consistency"].parent, 1)))
+    assert all(metric.value == logged[metric.step]["loss"] for metric in losses)
+    figures = [file.path for file in client.list_artifacts(runs["evaluate"].info.run_id, "figures")]
+    assert "figures/quality_against_tokens.png" in figures
+
+
 def test_a_second_run_reuses_everything_within_seconds(pipeline):
     config, site, run = pipeline
     started = time.monotonic()
@@ -166,5 +193,10 @@ def test_kill_minus_9_in_training_then_the_same_command_gives_the_same_policy(pi
     assert again.read_bytes() == undisturbed.read_bytes()
     log = "".join(path.read_text() for path in stage.glob("attempts/*/rank-0.log"))
     assert "goes on from step" in log
-    steps = [step for step, _ in read_metrics(Parts(stage, 1))]
-    assert steps == list(range(1, 11))
+    assert [step for step, _ in read_metrics(Parts(stage, 1))] == list(range(1, 11))
+    [killed] = answer("status", "--storage", storage)
+    runs = tracked(storage, killed["run"])
+    losses = runs["client"].get_metric_history(runs["consistency"].info.run_id, "loss")
+    assert sorted(metric.step for metric in losses) == list(
+        range(1, 11)
+    )  # each step once, over both attempts

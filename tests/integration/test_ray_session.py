@@ -128,7 +128,8 @@ def test_a_port_in_use_is_named(ray_session):
 
 
 def test_addresses_without_a_cluster_are_named(ray_session, monkeypatch):
-    assert refusal(ray_session, {"ray": {"address": "auto"}}).startswith("ray.address=auto: no Ray cluster")
+    message = refusal(ray_session, {"ray": {"address": "127.0.0.1:9"}})
+    assert message.startswith("ray.address=127.0.0.1:9: no Ray cluster answers there")
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     message = refusal(ray_session, {})
     assert message.startswith(
@@ -136,6 +137,11 @@ def test_addresses_without_a_cluster_are_named(ray_session, monkeypatch):
     )
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     assert refusal(ray_session, {}).startswith("RAY_ADDRESS=127.0.0.1:9: no Ray cluster answers there")
+
+
+def test_a_local_ray_too_small_for_the_site_is_named(ray_session):
+    message = refusal(ray_session, {"jobs": {"address": "http://host"}, "resources": {"workers": 64}})
+    assert message.startswith("site local: resources.workers=64")
 
 
 def test_an_unusable_temporary_folder_is_named(ray_session):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ import pytest
 from cluster.site import Site, load_site
 from pipeline.tracker import sync
 from pipeline.tracking_state import is_complete
-from tests.integration.tiny_pipeline.project import ROOT, TinyProject
-from tests.integration.tracked_training import CHECKPOINT_EVERY, EXPERIMENT
+from tests.integration.tiny_pipeline.project import ROOT, TinyProject, wait_for
+from tests.integration.tracked_training import CHECKPOINT_EVERY, EXPERIMENT, FINGERPRINT
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -232,15 +233,26 @@ def start_training(storage: Path, num_steps: int) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+def sends_steps_of(attempt: int, storage: Path) -> bool:
+    """Whether what this attempt has measured so far has begun to reach MLflow."""
+    try:
+        (state,) = storage.glob("runs/*/mlflow.json")
+        child = json.loads(state.read_text())["runs"]["train"]
+        metrics = storage / f"train/{FINGERPRINT}/attempts/{attempt}/metrics.jsonl"
+        first = json.loads(metrics.read_text().splitlines()[0])["step"]
+    except (ValueError, KeyError, IndexError, FileNotFoundError):
+        return False
+    return child["steps"].get("loss", 0) > first + CHECKPOINT_EVERY
+
+
 def test_kills_in_the_middle_of_training_lose_and_repeat_no_step(tmp_path, made_database):
     """Killed three times at random moments while metrics are sent, each time with steps to do again."""
     (tmp_path / "mlflow.db").write_bytes(made_database)
     moments = random.Random(0)
     for attempt in range(1, 4):
         process = start_training(tmp_path, 100_000)
-        metrics = tmp_path / f"train/{'f' * 64}/attempts/{attempt}/metrics.jsonl"
-        while not (tmp_path / "mlflow.db-journal").exists() and process.poll() is None:
-            time.sleep(0.001)  # until MLflow is being written to
+        metrics = tmp_path / f"train/{FINGERPRINT}/attempts/{attempt}/metrics.jsonl"
+        wait_for(partial(sends_steps_of, attempt, tmp_path), process, timeout_s=90)
         time.sleep(moments.random())
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -1,5 +1,5 @@
-"""A process that trains as far as tracking can tell, for a test to kill: it goes on from its last checkpoint and
-writes the metrics of a step every few milliseconds, with a real tracker beside it.
+"""A process that trains as far as tracking can tell, for a test to kill: it goes on from its last checkpoint
+and writes the metrics of a step every few milliseconds, with a real tracker beside it.
 
     python -m tests.integration.tracked_training STORAGE NUM_STEPS
 """

@@ -88,3 +88,4 @@ def test_wrong_site_gives_one_line_with_field_and_remedy(site_file, text, messag
 
 def test_a_joined_cluster_may_be_larger_than_this_machine(site_file):
     assert site_file("ray: {address: auto}\nresources: {workers: 64}").resources.workers == 64
+    assert site_file("jobs: {address: 'http://host'}\nresources: {workers: 64}").resources.workers == 64

@@ -31,6 +31,8 @@ def test_learning_rate_warms_up_peaks_and_ends_near_its_final_share():
     assert rates[-1] == pytest.approx(0.2, abs=1e-3)
 
 
-@pytest.mark.parametrize(("epochs", "max_steps", "expected"), [(1, 0, 10), (2.5, 0, 25), (1, 7, 7), (1, 70, 10)])
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "expected"), [(1, 0, 10), (2.5, 0, 25), (1, 7, 7), (1, 70, 10)]
+)
 def test_number_of_steps(epochs, max_steps, expected):
     assert num_training_steps(epochs, max_steps, 10) == expected

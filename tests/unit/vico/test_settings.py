@@ -59,7 +59,7 @@ def test_a_shard_of_the_weights_that_is_missing_is_named(folder):
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="model-00001-of-00002.safetensors"):
+    with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors"):
         load_settings(folder)
 
 

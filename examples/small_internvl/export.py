@@ -1,0 +1,122 @@
+"""Writes a checkpoint of the small InternVL as a model folder: bfloat16 weights, tokenizer, model card.
+
+python examples/small_internvl/export.py WORK models/small-internvl
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from score import answered, checkpoint_model, scores
+
+from vico.prompt import load_prompt_format
+
+_COPIED = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json")
+_COPIED += ("tokenizer_config.json", "chat_template.jinja")
+
+_CARD = """# small-internvl
+
+A {parameters:,} parameter InternVL (transformers' `InternVLForConditionalGeneration`: InternViT and
+Qwen3) made to read numbers, words, bar charts and short lines in pictures of {tile_size} pixel tiles,
+{tokens} tokens a tile. It has the full connector only: no compressed connector and no router, those are
+what the pipeline trains. It is made for the demo and the tests of this repository and is good for nothing
+else.
+
+## How it was made
+
+`examples/small_internvl/`: `make_model.py` (architecture, byte-level tokenizer), `train.py` (SFT,
+{steps:,} steps of 32 pictures, {hours:.1f} hours on one CPU core in bfloat16) and `export.py` (this
+folder). Data: the demo records of `data_prep/demo.py`, drawn without end from the {num_groups} groups
+that lie on the train side of every split with at most 15 % calib and 15 % test (split seed 0), up to four
+questions a picture. Curriculum: sheets of letters for the vision tower alone, then numbers, words, charts
+and random strings, then the demo's whole mix. A second loss, on the letters that stand on each patch,
+teaches the vision tower to read; its head is not part of the model. Nothing of the test side (answers,
+pictures, words, numbers, passages) was trained on.
+
+## Scores
+
+Full rate, greedy, {num_questions} first questions of test-side records (demo seed {seed}); exact match, lines
+by similarity (1 - edit distance / longer length).
+
+| questions | number | exact match |
+|---|---|---|
+{table}
+
+Transcribed lines: similarity {similarity:.3f}.
+
+## Curve
+
+{curve}
+
+Photographs and fonts are not part of this folder; sources and licences stand in `data_prep/demo_sources.py`.
+"""
+
+
+def score_table(row: dict) -> str:
+    """Markdown rows: first the two means, then every kind and task."""
+    names = {"read": "**numbers, words, bar values**", "look": "**nothing to read**"}
+    order = sorted(row["counts"], key=lambda name: (name not in names, name))
+    lines = [
+        f"| {names.get(n, n.replace('/', ', '))} | {row['counts'][n]} | {row['exact_match'][n]:.3f} |"
+        for n in order
+    ]
+    return "\n".join(lines)
+
+
+def curve_table(path: Path) -> str:
+    """Markdown table of the scores during training (fewer questions each)."""
+    if not path.exists():
+        return "(none recorded)"
+    lines = ["| step | numbers, words, bar values | nothing to read | line similarity |", "|---|---|---|---|"]
+    for row in json.loads(path.read_text()):
+        match = row["exact_match"]
+        cells = (row["step"], match["read"], match["look"], row["transcription_similarity"])
+        lines.append("| {} | {:.3f} | {:.3f} | {:.3f} |".format(*cells))
+    return "\n".join(lines)
+
+
+def export(work: Path, out: Path, questions: int, seed: int) -> dict:
+    """Writes the model folder `out` from the last checkpoint of `work`; returns its scores."""
+    from samples import training_groups
+
+    torch.set_num_threads(1)
+    model, state = checkpoint_model(work)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in _COPIED:
+        shutil.copyfile(work / "start" / name, out / name)
+    tensors = {name: tensor.bfloat16().contiguous() for name, tensor in model.state_dict().items()}
+    del tensors["lm_head.weight"]  # tied to the embedding
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
+    form = load_prompt_format(out)
+    row = scores(answered(model, form, questions, seed))
+    card = _CARD.format(
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        tile_size=form.settings.tile_size,
+        tokens=form.settings.tokens_full,
+        steps=state["step"],
+        hours=state["seconds"] / 3600,
+        num_groups=len(training_groups()),
+        num_questions=row["num_questions"],
+        seed=seed,
+        table=score_table(row),
+        similarity=row["transcription_similarity"],
+        curve=curve_table(work / "curve.json"),
+    )
+    (out / "README.md").write_text(card, encoding="utf-8")
+    return {"step": state["step"], **row}
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("work", type=Path)
+    options.add_argument("out", type=Path)
+    options.add_argument("--questions", type=int, default=1000)
+    options.add_argument("--seed", type=int, default=2)
+    arguments = options.parse_args()
+    result = export(arguments.work, arguments.out, arguments.questions, arguments.seed)
+    print(json.dumps(result, indent=1))

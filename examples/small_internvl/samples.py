@@ -1,0 +1,219 @@
+"""Training samples of the small InternVL: demo pictures of training groups with several questions each.
+
+A batch is a pure function of (seed, batch number), so training resumes anywhere. Besides the answers every
+tile carries a map of the letters on its patches, a second target that teaches the vision tower to read early.
+"""
+
+# T tiles of the batch, S tile size, P patches a tile, B samples, L tokens, K letters a patch
+
+import math
+import random
+import string
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from data_prep import demo_sources as sources
+from data_prep.demo import KIND_SHARES, conversation, demo_content, group_name
+from data_prep.demo_canvas import BOLD, MONO, SANS, SERIF, Canvas, ink_on, text_width
+from data_prep.demo_content import Content, Question, sheet
+from data_prep.demo_reading import line_questions, put_text
+from data_prep.demo_text import text_question
+from data_prep.split import TRAIN, Shares, side
+from vico.prompt import PromptFormat
+from vico.tiling import Tiling, image_tiles, tile_boxes
+
+# The widest calib and test shares for which nothing of either was seen in training (split seed 0).
+HELD_OUT = Shares(calib=0.15, test=0.15)
+LETTERS_A_PATCH = 4
+NO_LETTER = 0  # 1 to 95 are the printable ASCII characters without the space
+_LEGIBLE = 8.0  # font pixels in the tile below which letters are not asked for
+_ANSWERS_A_PICTURE = 4
+_LOWER = string.ascii_lowercase
+_PRINTABLE = "".join(chr(code) for code in range(33, 127))
+_TRANSCRIPTIONS_A_PICTURE = 2
+
+# Shares of kinds in the parts of the curriculum; `sheet` (a sheet full of letters) and `letters` (one random
+# string) are in training only. The first part trains the vision tower alone.
+CURRICULUM: tuple[dict[str, float], ...] = (
+    {"sheet": 0.80, "prose": 0.08, "code": 0.04, "chart": 0.04, "number": 0.04},
+    {"letters": 0.70, "sheet": 0.20, "plain": 0.06, "text": 0.04},
+    {"number": 0.35, "word": 0.22, "letters": 0.15, "chart": 0.10, "sheet": 0.15, "plain": 0.03},
+    {
+        **KIND_SHARES,
+        "letters": 0.06,
+        "sheet": 0.08,
+        "number": 0.26,
+        "word": 0.20,
+        "chart": 0.18,
+        "photograph": 0.06,
+        "plain": 0.05,
+    },
+)
+
+
+@cache
+def training_groups() -> tuple[int, ...]:
+    """Groups on the train side of every split with at most the held-out shares."""
+    groups = range(sources.NUM_GROUPS)
+    return tuple(g for g in groups if side(HELD_OUT, "group", group_name(g).encode()) == TRAIN)
+
+
+@cache
+def _training_photo_groups() -> tuple[int, ...]:
+    return tuple(sorted(set(training_groups()) & set(sources.photo_groups())))
+
+
+@dataclass
+class Sample:
+    """A picture and its questions: tiles uint8 [T, S, S, 3], ids and answer [L], letters uint8 [T, P, K]."""
+
+    tiles: np.ndarray
+    ids: np.ndarray
+    answer: np.ndarray
+    letters: np.ndarray
+
+
+def _letters_picture(rng: random.Random, group: int) -> Content:
+    """A random string of letters or digits: it cannot be guessed from the lexicon."""
+    canvas = sheet(rng, group, ((1, 1), (2, 1)), (85, 15))
+    alphabet = _LOWER if rng.random() < 0.6 else string.digits
+    text = "".join(rng.choices(alphabet, k=rng.randint(1, 6)))
+    put_text(canvas, rng, text, rng.uniform(13, 32), (0, 0, canvas.width, canvas.height))
+    noun = "number" if text.isdigit() else "word"
+    return Content("letters", canvas, [Question(f"Which {noun} is shown?", text, "read")])
+
+
+def _letter_sheet(rng: random.Random, group: int) -> Content:
+    """A sheet full of strings at one size: many letters to learn from in every tile."""
+    canvas = sheet(rng, group, ((1, 1),), (1,))
+    name = rng.choice((SANS, SANS, BOLD, SERIF, MONO))
+    size = math.exp(rng.uniform(math.log(9), math.log(40)))
+    ink, top = ink_on(rng, canvas.background), rng.uniform(0, 0.5 * size)
+    pitch = rng.uniform(1.15, 1.8) * size
+    lines = []
+    while top + 1.2 * size < canvas.height:
+        left, texts = rng.uniform(0, size), []
+        while left < canvas.width - size:
+            alphabet = rng.choices(
+                (_LOWER, string.digits, string.ascii_letters, _PRINTABLE), (50, 30, 10, 10)
+            )[0]
+            text = "".join(rng.choices(alphabet, k=rng.randint(1, 7)))
+            while text and left + canvas.measure(text, name, size) > canvas.width:
+                text = text[:-1]
+            if not text:
+                break
+            canvas.text(left, top, text, name, size, ink)
+            left += canvas.measure(text, name, size) + rng.uniform(0.3, 1.5) * size
+            texts.append(text)
+        lines.append(" ".join(texts))
+        top += pitch
+    return Content("sheet", canvas, line_questions(rng, lines)[:1])
+
+
+def _training_questions(rng: random.Random, content: Content) -> list[Question]:
+    """Up to four questions of a picture in random order, two of them transcriptions."""
+    questions = list(content.questions)
+    rng.shuffle(questions)
+    lines = [question for question in questions if question.task == "transcribe"][:_TRANSCRIPTIONS_A_PICTURE]
+    others = [question for question in questions if question.task != "transcribe"][
+        : _ANSWERS_A_PICTURE - len(lines)
+    ]
+    chosen = lines + others
+    rng.shuffle(chosen)
+    return chosen
+
+
+def letter_map(canvas: Canvas, tiling: Tiling, patch_size: int) -> np.ndarray:
+    """uint8 [T, P, K]: the first letters, in reading order, whose centre lies on each patch of each tile."""
+    side_patches = tiling.tile_size // patch_size
+    boxes = tile_boxes(*canvas.image.size, tiling)
+    letters = np.zeros((len(boxes), side_patches * side_patches, LETTERS_A_PATCH), np.uint8)
+    filled = np.zeros(letters.shape[:2], np.int64)
+    for tile, (left, top, right, bottom) in enumerate(boxes):
+        across, down = tiling.tile_size / (right - left), tiling.tile_size / (bottom - top)
+        for run in canvas.runs:
+            row = int((run.top + 0.62 * run.size - top) * down // patch_size)
+            if run.size * down < _LEGIBLE or not 0 <= row < side_patches:
+                continue
+            x = run.left
+            for letter in run.text:
+                width = text_width(letter, run.font, run.size)
+                column = int((x + width / 2 - left) * across // patch_size)
+                x += width
+                if letter == " " or not 0 <= column < side_patches:
+                    continue
+                patch = row * side_patches + column
+                if filled[tile, patch] < LETTERS_A_PATCH:
+                    letters[tile, patch, filled[tile, patch]] = (
+                        max(ord(letter) - 32, 0) if ord(letter) < 127 else 0
+                    )
+                    filled[tile, patch] += 1
+    return letters
+
+
+def make_sample(rng: random.Random, shares: dict[str, float], form: PromptFormat, patch_size: int) -> Sample:
+    """A training sample of a kind drawn from `shares`, on a training group."""
+    kind = rng.choices(list(shares), list(shares.values()))[0]
+    has_photograph = kind in ("photograph", "caption", "figure") or rng.random() < 0.2
+    group = rng.choice(_training_photo_groups() if has_photograph else training_groups())
+    tiling = form.settings.tiling()
+    size, num_patches = tiling.tile_size, (tiling.tile_size // patch_size) ** 2
+    if kind == "text":
+        tiles = np.zeros((0, size, size, 3), np.uint8)
+        letters = np.zeros((0, num_patches, LETTERS_A_PATCH), np.uint8)
+        turns = conversation([text_question(rng, group) for _ in range(3)], False)
+        tiles_per_image = []
+    else:
+        own = {"letters": _letters_picture, "sheet": _letter_sheet}.get(kind)
+        content = own(rng, group) if own else demo_content(rng, kind, group)
+        tiles = np.stack([np.asarray(tile) for tile in image_tiles(content.canvas.image, tiling)])
+        letters = letter_map(content.canvas, tiling, patch_size)
+        turns = conversation(_training_questions(rng, content), True)
+        tiles_per_image = [len(tiles)]
+    skeleton = form.encode(turns, tiles_per_image)
+    ids = np.repeat(
+        skeleton.ids, np.where(skeleton.ids == form.settings.image_token_id, form.settings.tokens_full, 1)
+    )
+    answer = np.zeros(len(ids), bool)
+    answer[ids != form.settings.image_token_id] = skeleton.answer[
+        skeleton.ids != form.settings.image_token_id
+    ]
+    return Sample(tiles, ids, answer, letters)
+
+
+def make_batch(seed: int, number: int, part: int, size: int, form: PromptFormat, patch_size: int) -> dict:
+    """Batch `number` of a part of the curriculum as arrays; samples of similar length share a batch.
+
+    Eight neighbouring batches come from one pool that is sorted by length, so that padding stays small.
+    """
+    pool, place = divmod(number, _BATCHES_A_POOL)
+    samples = _pool(seed, pool, part, size * _BATCHES_A_POOL, form, patch_size)
+    order = random.Random(f"order {seed} {pool}").sample(range(_BATCHES_A_POOL), _BATCHES_A_POOL)
+    chosen = samples[order[place] * size : (order[place] + 1) * size]
+    longest = max(len(sample.ids) for sample in chosen)
+    ids = np.zeros((size, longest), np.int64)
+    answer = np.zeros((size, longest), bool)
+    for i, sample in enumerate(chosen):
+        ids[i, : len(sample.ids)], answer[i, : len(sample.ids)] = sample.ids, sample.answer & (part > 0)
+    return {
+        "tiles": np.concatenate([sample.tiles for sample in chosen]),
+        "ids": ids,
+        "answer": answer,
+        "letters": np.concatenate([sample.letters for sample in chosen]),
+    }
+
+
+_BATCHES_A_POOL = 8
+_pools: dict[tuple, list[Sample]] = {}
+
+
+def _pool(seed: int, pool: int, part: int, size: int, form: PromptFormat, patch_size: int) -> list[Sample]:
+    key = (seed, pool, part, size)
+    if key not in _pools:
+        _pools.clear()
+        rng = random.Random(f"small internvl {seed} {part} {pool}")
+        samples = [make_sample(rng, CURRICULUM[part], form, patch_size) for _ in range(size)]
+        _pools[key] = sorted(samples, key=lambda sample: (len(sample.ids), len(sample.tiles)))
+    return _pools[key]

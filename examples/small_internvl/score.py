@@ -1,0 +1,180 @@
+"""Scores the small InternVL at the full rate on demo records of groups it never trained on.
+
+python examples/small_internvl/score.py WORK --questions 600   # the checkpoint; adds to WORK/curve.json
+python examples/small_internvl/score.py models/small-internvl  # a model folder; prints the row
+"""
+
+# B questions of equal length, L tokens, T tiles, V vocabulary
+
+import argparse
+import io
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+from samples import HELD_OUT
+
+from data_prep.demo import demo_record
+from data_prep.split import TEST, side
+from vico.prompt import PromptFormat, load_prompt_format
+from vico.tiling import num_tiles, pixel_values
+
+_LONGEST_ANSWER = 48
+READ_KINDS = ("number", "word", "chart")
+
+
+@dataclass
+class Asked:
+    """One question of the test side: pixels float32 [T, 3, S, S], prompt ids [L], and what it should say."""
+
+    kind: str
+    task: str
+    answer: str
+    ids: np.ndarray
+    pixels: np.ndarray
+
+
+def test_questions(form: PromptFormat, count: int, seed: int = 1) -> Iterator[Asked]:
+    """The first question of the first `count` demo records (of this seed) that stand on the test side."""
+    tiling, line = form.settings.tiling(), 0
+    while count:
+        row, pictures = demo_record(SimpleNamespace(seed=seed), line)
+        line += 1
+        if side(HELD_OUT, "group", row["group"].encode()) != TEST:
+            continue
+        count -= 1
+        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+        tiles = [num_tiles(*image.size, tiling) for image in images]
+        skeleton = form.encode(row["conversations"][:1], tiles, add_generation_prompt=True)
+        full = form.settings.tokens_full
+        ids = np.repeat(skeleton.ids, np.where(skeleton.ids == form.settings.image_token_id, full, 1))
+        size = form.settings.tile_size
+        pixels = [pixel_values(image, tiling) for image in images] or [
+            np.zeros((0, 3, size, size), np.float32)
+        ]
+        yield Asked(row["kind"], row["task"], row["conversations"][1]["value"], ids, np.concatenate(pixels))
+
+
+@torch.no_grad()
+def generated(model, batch: list[Asked], form: PromptFormat) -> list[str]:
+    """Greedy answers to questions whose prompts have the same length."""
+    inner, dtype = model.model, model.lm_head.weight.dtype
+    ids_BL = torch.from_numpy(np.stack([asked.ids for asked in batch]))
+    embeddings = inner.language_model.embed_tokens(ids_BL)
+    pixels = torch.from_numpy(np.concatenate([asked.pixels for asked in batch])).to(dtype)
+    if len(pixels):
+        tokens = inner.get_image_features(pixels, return_dict=True).pooler_output.flatten(0, 1)
+        mask = (ids_BL == form.settings.image_token_id)[..., None].expand_as(embeddings)
+        embeddings = embeddings.masked_scatter(mask, tokens)
+    answers = [[] for _ in batch]
+    open_turns, cache = set(range(len(batch))), None
+    for _ in range(_LONGEST_ANSWER):
+        out = inner.language_model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+        next_B = model.lm_head(out.last_hidden_state[:, -1]).argmax(-1)
+        for i in sorted(open_turns):
+            if int(next_B[i]) == form.end_of_turn_id:
+                open_turns.discard(i)
+            else:
+                answers[i].append(int(next_B[i]))
+        if not open_turns:
+            break
+        embeddings, cache = inner.language_model.embed_tokens(next_B[:, None]), out.past_key_values
+    return [form.tokenizer.decode(answer) for answer in answers]
+
+
+def similarity(said: str, wanted: str) -> float:
+    """1 - edit distance / longer length."""
+    row = list(range(len(wanted) + 1))
+    for i, a in enumerate(said, 1):
+        previous, row[0] = row[0], i
+        for j, b in enumerate(wanted, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (a != b))
+    return 1 - row[-1] / max(len(said), len(wanted), 1)
+
+
+def answered(model, form: PromptFormat, count: int, seed: int = 1) -> list[tuple[Asked, str]]:
+    """Every test question with the model's answer."""
+    by_length: dict[int, list[Asked]] = defaultdict(list)
+    for asked in test_questions(form, count, seed):
+        by_length[len(asked.ids)].append(asked)
+    results = []
+    for questions in by_length.values():
+        for i in range(0, len(questions), 32):
+            batch = questions[i : i + 32]
+            results += list(zip(batch, generated(model, batch, form), strict=True))
+    return results
+
+
+def scores(results: list[tuple[Asked, str]]) -> dict:
+    """Exact match by kind and task, its means over what is read and looked at, similarity of lines."""
+    exact: dict[str, list[float]] = defaultdict(list)
+    alike: dict[str, list[float]] = defaultdict(list)
+    for asked, said in results:
+        exact[f"{asked.kind}/{asked.task}"].append(float(said == asked.answer))
+        alike[asked.task].append(similarity(said, asked.answer))
+        if asked.task == "look":
+            exact["look"].append(float(said == asked.answer))
+        if asked.task == "read" and asked.kind in READ_KINDS:
+            exact["read"].append(float(said == asked.answer))
+    return {
+        "num_questions": len(results),
+        "exact_match": {name: round(float(np.mean(values)), 4) for name, values in sorted(exact.items())},
+        "counts": {name: len(values) for name, values in sorted(exact.items())},
+        "transcription_similarity": round(float(np.mean(alike["transcribe"])), 4),
+    }
+
+
+def checkpoint_model(folder: Path):
+    """The model of a working folder's last checkpoint in float32, and its state."""
+    from transformers import InternVLForConditionalGeneration
+
+    state = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
+    model = InternVLForConditionalGeneration.from_pretrained(str(folder / "start"), dtype=torch.float32)
+    prefix = "model."
+    weights = {
+        name.removeprefix(prefix): w for name, w in state["weights"].items() if name.startswith(prefix)
+    }
+    missing, surplus = model.load_state_dict(weights, strict=False)
+    assert not surplus and set(missing) <= {"lm_head.weight"}, (missing, surplus)
+    model.tie_weights()
+    return model.eval(), state
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("folder", type=Path)
+    options.add_argument("--questions", type=int, default=600)
+    options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--show", type=int, default=0, help="wrong answers to print")
+    args = options.parse_args()
+    torch.set_num_threads(1)
+    row: dict = {"time": time.time()}
+    is_checkpoint = (args.folder / "checkpoint.pt").exists()
+    if is_checkpoint:
+        model, state = checkpoint_model(args.folder)
+        row.update(step=state["step"], training_seconds=round(state["seconds"]))
+    else:
+        from transformers import InternVLForConditionalGeneration
+
+        model = InternVLForConditionalGeneration.from_pretrained(str(args.folder), dtype=torch.float32).eval()
+    form = load_prompt_format(args.folder / "start" if is_checkpoint else args.folder)
+    results = answered(model, form, args.questions, args.seed)
+    row.update(scores(results))
+    for asked, said in [pair for pair in results if pair[1] != pair[0].answer][: args.show]:
+        print(f"{asked.kind}/{asked.task}: {asked.answer!r} read as {said!r}")
+    if is_checkpoint:
+        curve = args.folder / "curve.json"
+        rows = json.loads(curve.read_text()) if curve.exists() else []
+        curve.write_text(json.dumps([*rows, row], indent=1) + "\n")
+    print(json.dumps(row, indent=1))
+
+
+if __name__ == "__main__":
+    main()

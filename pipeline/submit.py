@@ -1,0 +1,196 @@
+"""`vico submit`: a run is entered as pending, and a Ray Jobs server is given the command that works on it."""
+
+import json
+import os
+import secrets
+import shlex
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.jobs import JobServer, JobStatus, write_package
+from cluster.site import Site
+from pipeline.facts import PACKAGED_GIT_FILE, git_state
+from pipeline.graph import Graph
+from pipeline.lease import acquire
+from pipeline.opening import OpenPipeline, RunRequest, choose_run, open_pipeline
+from pipeline.preflight import check_storage
+from pipeline.runs import RunFile, Runs
+from vico.errors import UserError
+
+CONFIG_FILE, SITE_FILE = "submitted/config.yaml", "submitted/site.yaml"
+KIND = "ray-jobs"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run and the job that works on it; without a package when there was nothing to hand over."""
+
+    run: str
+    state: str
+    storage: Path
+    message: str
+    submission: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class JobText:
+    """What the server is given: a command, the files packed beside the project, the environment."""
+
+    entrypoint: str
+    files: dict[str, str]
+    env_vars: dict[str, str]
+
+    def shown(self, site: Site) -> str:
+        """For `--print`."""
+        runtime_env = {"working_dir": "PACKAGE.zip", "env_vars": self.env_vars}
+        parts = [
+            f"# to {site.jobs.address or 'jobs.address, which is not set in this site'}",
+            yaml.safe_dump({"entrypoint": self.entrypoint, "runtime_env": runtime_env}, width=1000).rstrip(),
+            *(f"# PACKAGE.zip/{name}\n{text.rstrip()}" for name, text in self.files.items()),
+        ]
+        return "\n\n".join(parts)
+
+
+def job_text(request: RunRequest, opened: OpenPipeline) -> JobText:
+    """The job that runs what `vico run` would run here, with all paths absolute and overrides applied."""
+    site = request.site.model_dump(mode="json")
+    site["ray"]["address"] = "auto"  # the job's own cluster, which Ray names in RAY_ADDRESS
+    command = [request.site.jobs.python, "-m", "pipeline.cli", "run", CONFIG_FILE, "--site", SITE_FILE]
+    for stage in request.force:
+        command += ["--force", stage]
+    if request.until:
+        command += ["--until", request.until]
+    if request.wait_s:
+        command += ["--wait", str(request.wait_s)]
+    config = yaml.safe_dump(opened.pipeline.config.resolved(), sort_keys=False, allow_unicode=True)
+    files = {
+        CONFIG_FILE: config,
+        SITE_FILE: yaml.safe_dump(site, sort_keys=False, allow_unicode=True),
+        PACKAGED_GIT_FILE: json.dumps(git_state()),
+    }
+    return JobText(shlex.join(command), files, {"PYTHONUNBUFFERED": "1"})
+
+
+def open_request(request: RunRequest, graph: Graph) -> OpenPipeline:
+    """The request read and checked, as `vico run` does it. Raises UserError."""
+    opened = open_pipeline(request, graph)
+    refused = [one.refused for one in opened.planned if one.refused]
+    if refused:
+        raise UserError("\n".join(refused))
+    return opened
+
+
+def submit(request: RunRequest, graph: Graph) -> Submitted:
+    """Enter the run and hand it to the site's server.
+
+    Raises UserError before anything is written, and LeaseHeld when a driver works on the run.
+    """
+    site, storage = request.site, request.site.storage
+    if site.jobs.address is None:
+        raise UserError(
+            f"jobs.address is not set in site {site.name}; give the Ray Jobs server's http://HOST:8265"
+        )
+    opened = open_request(request, graph)
+    server = JobServer(site.jobs.address)
+    check_storage(storage)
+    runs = Runs(storage)
+    run = choose_run(opened, site, runs)
+    if run.state == "done":
+        return Submitted(run.run, "done", storage, f"run {run.run} is done; there is nothing to submit")
+    if run.submission and submission_state(run.submission).state in ("pending", "running"):
+        message = f"run {run.run} is with {run.submission['address']} already, job {run.submission['id']}"
+        return Submitted(run.run, run.state, storage, message, run.submission)
+    submission = {
+        "kind": KIND,
+        "address": site.jobs.address,
+        "id": f"vico-{run.run}-{secrets.token_hex(2)}",
+        "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    _enter(runs, run.run, submission)
+    with tempfile.TemporaryDirectory(prefix="vico-submit-") as folder:
+        text = job_text(request, opened)
+        package = Path(folder, "package.zip")
+        write_package(package, text.files)
+        num_bytes = os.path.getsize(package)
+        try:
+            runtime_env = {"working_dir": str(package), "env_vars": text.env_vars}
+            server.submit(text.entrypoint, runtime_env, submission["id"])
+        except Exception as error:
+            _enter(runs, run.run, None, f"not submitted: {error}")
+            raise
+    message = (
+        f"run {run.run}: handed to {site.jobs.address} as job {submission['id']} "
+        f"({num_bytes / 1000:.0f} kB of sources); vico logs -f {run.run} --storage {storage} follows it"
+    )
+    return Submitted(run.run, "pending", storage, message, submission)
+
+
+def _enter(runs: Runs, name: str, submission: dict[str, Any] | None, error: str | None = None) -> None:
+    """Write the submission into run.json, which is its driver's unless it has none."""
+    with acquire(runs.run_folder(name), name) as lease:
+        run = runs.named(name)
+        if run.state == "failed":
+            for entry in run.stages.values():
+                entry.forced = False  # asked for again after a failure, --force means it again
+        run.submission, run.error = submission, error
+        run.state = "pending" if error is None else "failed"
+        runs.save(run, lease)
+
+
+def submission_state(submission: dict[str, Any]) -> JobStatus:
+    """How the job of a submission stands, by its server's word."""
+    try:
+        return JobServer(submission["address"]).status(submission["id"])
+    except UserError as error:
+        return JobStatus("unknown", str(error))
+
+
+def as_job_stands(run: RunFile) -> RunFile:
+    """The run in its true state also when its job ended and could not say so in run.json.
+
+    It may have died before the driver started, or on a host that this one cannot look into. The server is
+    asked only where that may be; when it cannot be, that is the run's `error`.
+    """
+    if run.state not in ("pending", "running") or not run.submission or run.submission.get("kind") != KIND:
+        return run
+    state, reason = submission_state(run.submission)
+    if state == "unknown":
+        return run.model_copy(update={"error": reason})
+    if state in ("pending", "running"):
+        return run
+    ended = "cancelled" if state == "cancelled" else "failed"
+    stages = {
+        name: entry.model_copy(update={"state": "interrupted"}) if entry.state == "running" else entry
+        for name, entry in run.stages.items()
+    }
+    error = f"job {run.submission['id']} {state} and did not end the run: {reason or 'no message'}"
+    state = ended if run.state == "pending" else "interrupted"
+    return run.model_copy(update={"state": state, "error": error, "stages": stages})
+
+
+class JobWatch:
+    """For following a run: says, every few seconds, when its job will write no more."""
+
+    def __init__(self, every_s: float = 3.0, patience_s: float = 60.0):
+        self.every_s, self.patience_s = every_s, patience_s
+        self._asked_s = self._known_s = time.monotonic()
+
+    def end(self, run: RunFile) -> str | None:
+        """The line to end with when nothing more is to come, None as long as something may."""
+        now = time.monotonic()
+        if now - self._asked_s < self.every_s:
+            return None
+        stands = as_job_stands(run)
+        self._asked_s = time.monotonic()
+        if stands is run:
+            self._known_s = self._asked_s
+            return None
+        if stands.state == run.state and (run.state == "running" or now - self._known_s < self.patience_s):
+            return None
+        return f"run {run.run}: {stands.state}: {stands.error}"
