@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.index import SCHEMA
@@ -74,6 +75,16 @@ def write_quarantine(path: Path, found: Iterable[ShardContent]) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for content in found:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in content.quarantine)
+
+
+def num_shared_pictures(index_path: Path) -> int:
+    """Pictures (by their bytes) that stand in more than one split, where groups or held-out rows overlap."""
+    table = pq.read_table(index_path, columns=["split", "image_sha256"])
+    digests = table["image_sha256"].combine_chunks()
+    owners = pc.list_parent_indices(digests)
+    pictures = pa.table({"sha256": digests.flatten(), "split": table["split"].combine_chunks().take(owners)})
+    sides = pictures.group_by("sha256").aggregate([("split", "count_distinct")])
+    return int(pc.sum(pc.greater(sides["split_count_distinct"], 1)).as_py() or 0)
 
 
 def manifest(found: Iterable[ShardContent], sets: dict[str, dict[str, Any]]) -> dict[str, Any]:

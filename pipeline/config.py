@@ -127,7 +127,10 @@ def _absolute(path: Path) -> Path:
 
 
 def check_together(config: PipelineConfig, site: Site) -> None:
-    """What only config and site together can know: no training may have more ranks than packs in a step."""
+    """What only several blocks, or config and site, can know together: no training may have more ranks than
+    packs in a step, and the oracle needs the ratio of every test tile it is asked about.
+    """
+    _check_oracle(getattr(config, "ratio", None), getattr(config, "evaluate", None))
     for name, block in config:
         packs = getattr(block, "packs_per_step", None)
         if packs is not None and site.resources.workers > packs:
@@ -136,3 +139,15 @@ def check_together(config: PipelineConfig, site: Site) -> None:
                 f"{name}.packs_per_step={packs}; "
                 f"lower resources.workers or raise {name}.packs_per_step"
             )
+
+
+def _check_oracle(ratio: Any, evaluate: Any) -> None:
+    if ratio is None or evaluate is None or "oracle" not in getattr(evaluate, "controls", ()):
+        return
+    samples_covered = not ratio.max_samples or 0 < evaluate.max_samples <= ratio.max_samples
+    if "test" not in ratio.splits or not samples_covered:
+        raise UserError(
+            "evaluate.controls names oracle, which needs the ratios of all test tiles, but ratio.splits="
+            f"{','.join(ratio.splits)} and ratio.max_samples={ratio.max_samples} leave some out; take "
+            "oracle out of evaluate.controls, or let ratio cover the test split"
+        )

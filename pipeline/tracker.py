@@ -58,12 +58,10 @@ class Tracker:
             self._problem = self._problem or f"no answer within {timeout_s:.0f} s"
         if self._is_synced and self._problem is None:
             return None
-        message = (
+        return (
             f"MLflow at {self.site.tracking_place} lacks the last of run {self.run_folder.name} "
             f"({self._problem}); the files of the run have it, and the same command sends it"
         )
-        logger.warning("%s", message)
-        return message
 
     def _sync_until_ending(self) -> None:
         client: MlflowRuns | None = None

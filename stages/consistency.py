@@ -17,11 +17,17 @@ INPUTS = ("shard", "model")
 NEEDS_RAY = True
 
 
+class ConsistencyOptimizer(OptimizerConfig):
+    """The published rate of the InternVL3.5 SFT scripts (8e-5, cosine, warm-up 3 %) as the default."""
+
+    learning_rate: float = Field(8e-5, gt=0)
+
+
 class ConsistencyConfig(StageConfig):
     """What is trained on and how; every field changes the result."""
 
     seed: int | None = None
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=8e-5)
+    optimizer: ConsistencyOptimizer = ConsistencyOptimizer()
     connector_lr_scale: float = Field(2.0, gt=0)
     """Learning rate of the new connector over that of the rest."""
     rate_unit: Literal["tile", "image"] = "tile"

@@ -51,8 +51,9 @@ class ConsistencyPacks:
         self._index = load_index(shard_folder)
         self._reader = SampleReader(shard_folder, self._format)
         self._plans: dict[int, PackPlan] = {}
-        steps_per_epoch = self._plan(0).num_steps
-        self.num_steps = num_training_steps(config.epochs, config.max_steps, steps_per_epoch)
+        self.num_steps = num_training_steps(
+            config.epochs, config.max_steps, lambda epoch: self._plan(epoch).num_steps
+        )
 
     @property
     def settings(self) -> ModelSettings:
@@ -122,6 +123,7 @@ def prepared(settings: ConsistencySettings, num_workers: int) -> int:
             "resources.workers or raise packs_per_step"
         )
     packs = ConsistencyPacks(config, settings.shard_folder, settings.model_folder)
+    packs.calib_packs(compressed=False)  # a sample that fits no pack shows here, not at the first validation
     state_bytes = 16 * sum(path.stat().st_size for path in Path(settings.model_folder).glob("*.safetensors"))
     needed = state_bytes * (settings.keep_checkpoints + 1)
     free = shutil.disk_usage(settings.parts.folder).free
@@ -139,7 +141,9 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     config = settings.config
     dtype = getattr(torch, config.optimizer.dtype)
     policy = load_model(settings.model_folder, dtype).train()
-    policy.add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
+    policy.router = None  # a router of an earlier training would be carried along untrained
+    if policy.compressed_connector is None:
+        policy.add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
     if settings.activation_checkpointing:
         policy.base.gradient_checkpointing_enable({"use_reentrant": False})
     reference = load_model(settings.model_folder, dtype)
@@ -201,7 +205,8 @@ def summary(sums: Mapping[str, float], config: ConsistencyConfig) -> dict[str, f
 
 @torch.no_grad()
 def validation(engine: Engine, packs: ConsistencyPacks) -> dict[str, float]:
-    """KL per answer token on calibration samples, all tiles at the full and all at the compressed rate."""
+    """KL per answer token on calibration samples, all tiles at the full and all at the compressed rate;
+    nothing where the split is empty."""
     task: ConsistencyTask = engine.module
     task.policy.eval()
     found = {}
@@ -212,6 +217,7 @@ def validation(engine: Engine, packs: ConsistencyPacks) -> dict[str, float]:
             _, counts = engine(batch.to(engine.device))
             sums = {name: value + counts[name] for name, value in sums.items()}
         total = sum_over_ranks(sums, engine.device)
-        found[f"kl_{rate}"] = total["kl_sum"] / max(total["answer_tokens"], 1.0)
+        if total["answer_tokens"]:
+            found[f"kl_{rate}"] = total["kl_sum"] / total["answer_tokens"]
     task.policy.train()
     return found

@@ -5,6 +5,7 @@ The training loop in `stages/training.py` knows micro-batches and steps; nothing
 trained.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,32 +21,39 @@ from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What decides the result may come from the pipeline's config only, never from a DeepSpeed JSON of the site.
-_OURS = frozenset(
-    [
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "optimizer",
-        "scheduler",
-        "bf16",
-        "fp16",
-        "data_types",
-        "torch_autocast",
-        "amp",
-        "communication_data_type",
-        "prescale_gradients",
-        "gradient_predivide_factor",
-        "zero_allow_untested_optimizer",
-        "sparse_gradients",
-        "seed",
-        "curriculum_learning",
-        "data_efficiency",
-        "compression_training",
-        "checkpoint",
-        "steps_per_print",
-    ]
+FACTS_FILE = "facts.json"
+"""Beside the files of the ranks: what can be asked of a checkpoint before it is loaded."""
+
+# What a site's DeepSpeed JSON may say: how memory, messages and reports are arranged. Everything else can
+# change the result and belongs to the pipeline's config.
+_SITES_OWN = frozenset(
+    {
+        "zero_optimization",
+        "activation_checkpointing",
+        "aio",
+        "comms_logger",
+        "flops_profiler",
+        "memory_breakdown",
+        "wall_clock_breakdown",
+    }
+)
+_SITES_OWN_ZERO = frozenset(
+    {
+        "stage",
+        "allgather_bucket_size",
+        "allgather_partitions",
+        "contiguous_gradients",
+        "memory_efficient_linear",
+        "overlap_comm",
+        "reduce_bucket_size",
+        "reduce_scatter",
+        "round_robin_gradients",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_param_persistence_threshold",
+        "stage3_prefetch_bucket_size",
+        "sub_group_size",
+    }
 )
 
 
@@ -74,17 +82,19 @@ class EngineSettings:
 
     def as_dict(self) -> dict:
         """The DeepSpeed config; UserError names a key of the site's JSON that is not the site's to set."""
-        refused = sorted(_OURS.intersection(self.deepspeed))
+        wanted_zero = dict(self.deepspeed.get("zero_optimization", {}))
+        refused = sorted(set(self.deepspeed) - _SITES_OWN)
+        refused += [f"zero_optimization.{key}" for key in sorted(set(wanted_zero) - _SITES_OWN_ZERO)]
         if refused:
             raise UserError(
-                f"train.deepspeed.{refused[0]} in the site file changes the result, so it is not the "
-                "site's to set; set it in the pipeline's config"
+                f"train.deepspeed.{refused[0]} in the site file can change the result, so it is not the "
+                "site's to set; leave it out, or set what it means in the pipeline's config"
             )
         zero = {
             "stage": self.zero_stage,
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
-            **dict(self.deepspeed.get("zero_optimization", {})),
+            **wanted_zero,
         }
         if zero["stage"] != self.zero_stage:
             raise UserError(
@@ -96,6 +106,8 @@ class EngineSettings:
             "gradient_accumulation_steps": self.num_micro_steps,
             "gradient_clipping": self.grad_clip,
             "bf16": {"enabled": self.dtype == torch.bfloat16},
+            # without it ZeRO adds the gradients of micro-steps in bf16, and small ones are lost in the sum
+            **({"data_types": {"grad_accum_dtype": "fp32"}} if self.dtype == torch.bfloat16 else {}),
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
             **{key: value for key, value in self.deepspeed.items() if key != "zero_optimization"},
@@ -215,19 +227,18 @@ class Engine:
         """Writes every rank's files into the part `name` and publishes it once all are there; `facts` must be
         plain."""
         folder = parts.partial(name)
-        self._engine.save_checkpoint(str(folder), tag="state", client_state=dict(facts), save_latest=False)
+        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
         torch.distributed.barrier()
         if self.rank == 0:
+            (folder / FACTS_FILE).write_text(json.dumps(dict(facts)))
             parts.publish(name)
         torch.distributed.barrier()
 
-    def load_checkpoint(self, folder: Path) -> Mapping[str, object]:
-        """Loads a published checkpoint and returns its facts; RuntimeError when DeepSpeed finds nothing to
-        load."""
-        loaded, facts = self._engine.load_checkpoint(str(folder), tag="state")
+    def load_checkpoint(self, folder: Path) -> None:
+        """Loads a published checkpoint; RuntimeError when DeepSpeed finds nothing to load."""
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag="state")
         if loaded is None:
             raise RuntimeError(f"DeepSpeed could not load the checkpoint {folder}")
-        return facts
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:
         """The module's state dict on rank 0 (CPU, whole tensors under ZeRO-3 too), None elsewhere; call on
@@ -236,13 +247,15 @@ class Engine:
         if self.settings.zero_stage < 3:
             return module.state_dict() if self.rank == 0 else None
         whole: dict[str, torch.Tensor] = {}
+        copies: dict[int, torch.Tensor] = {}  # one copy of a tied parameter, so that it stays tied
         for name, parameter in module.named_parameters(remove_duplicate=False):
             with deepspeed.zero.GatheredParameters([parameter]):
                 if self.rank == 0:
-                    whole[name] = parameter.detach().cpu().clone()
-        whole.update(
-            {name: buffer.detach().cpu() for name, buffer in module.named_buffers()} if self.rank == 0 else {}
-        )
+                    if id(parameter) not in copies:
+                        copies[id(parameter)] = parameter.detach().cpu().clone()
+                    whole[name] = copies[id(parameter)]
+        persistent = module.state_dict().keys()
+        whole.update({name: b.detach().cpu() for name, b in module.named_buffers() if name in persistent})
         return whole if self.rank == 0 else None
 
     def whole_gradients(self) -> dict[str, torch.Tensor]:

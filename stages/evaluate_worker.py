@@ -176,7 +176,7 @@ class Answerer:
         }
 
     def _scored(self, question: Question, answer: Answer) -> dict:
-        prediction = self.reader.prompt_format.tokenizer.decode(answer.ids, skip_special_tokens=True)
+        prediction = self.reader.prompt_format.tokenizer.decode(answer.ids, skip_special_tokens=False)
         return {
             "prediction": prediction,
             "exact_match": exact_match(prediction, question.answer),

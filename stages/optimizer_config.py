@@ -1,6 +1,7 @@
 """How a training stage optimises: the hashed settings shared by consistency and router training."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,7 +32,15 @@ class OptimizerConfig(BaseModel):
         return self.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * way)))
 
 
-def num_training_steps(epochs: float, max_steps: int, steps_per_epoch: int) -> int:
-    """Updates of a training: `epochs` of the data, at most `max_steps` where that is not 0."""
-    steps = math.ceil(epochs * steps_per_epoch)
-    return min(steps, max_steps) if max_steps else steps
+def num_training_steps(epochs: float, max_steps: int, steps_of_epoch: Callable[[int], int]) -> int:
+    """Updates of a training: `epochs` of the data, at most `max_steps` where that is not 0.
+
+    Epochs may differ in their number of steps (fractional repeats), so each is asked for its own, up to the
+    limit.
+    """
+    steps = 0
+    for epoch in range(math.ceil(epochs)):
+        steps += math.ceil(min(1.0, epochs - epoch) * steps_of_epoch(epoch))
+        if max_steps and steps >= max_steps:
+            return max_steps
+    return steps

@@ -19,7 +19,7 @@ class RouterConfig(StageConfig):
     """What the router is trained on and how; every field changes the result."""
 
     seed: int | None = None
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    optimizer: OptimizerConfig = OptimizerConfig()
     tiles_per_pack: int = Field(64, gt=0)
     packs_per_step: int = Field(4, gt=0)
     window_samples: int = Field(4096, gt=0)

@@ -81,8 +81,9 @@ class RouterPacks:
                 f"{settings.label_folder}: no label for any train sample; raise ratio.max_samples"
             )
         self._plans: dict[int, PackPlan] = {}
-        config = self.config
-        self.num_steps = num_training_steps(config.epochs, config.max_steps, self._plan(0).num_steps)
+        self.num_steps = num_training_steps(
+            self.config.epochs, self.config.max_steps, lambda epoch: self._plan(epoch).num_steps
+        )
 
     @property
     def settings(self) -> ModelSettings:
@@ -161,7 +162,14 @@ def prepared(settings: RouterSettings, num_workers: int) -> int:
             f"resources.workers={num_workers} is more than router.packs_per_step={config.packs_per_step}; "
             "lower resources.workers or raise packs_per_step"
         )
-    return RouterPacks(settings).num_steps
+    packs = RouterPacks(settings)
+    packs.of_split("test")  # a sample that fits no pack shows here, not after the training
+    if not packs.of_split("calib"):
+        raise UserError(
+            f"{settings.label_folder}: no labelled calib tiles to calibrate the threshold on; raise "
+            "shard.calib_share, or name calib in ratio.splits"
+        )
+    return packs.num_steps
 
 
 def train_router(settings: RouterSettings) -> None:

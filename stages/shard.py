@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CODE_VERSION = 1
 INPUTS = ("records", "heldout", "tokenizer")
 NEEDS_RAY = True
+COUNTS = ("read", "written", "quarantined", "pictures", "pictures_on_several_sides", "tiles", "bytes")
 _DISK_MARGIN = 1.05  # tar padding, index and ledger on top of the estimate
 
 logger = logging.getLogger(__name__)
@@ -200,16 +201,21 @@ def write_summary(parts: Parts, num_shards: int, sets: list[RecordSet]) -> None:
         QUARANTINE_FILE,
         contents,
         manifest,
+        num_shared_pictures,
         write_index,
         write_quarantine,
     )
 
     write_index(parts.partial(INDEX_FILE), contents(parts.output, num_shards))
     parts.publish(INDEX_FILE, replace=True)
+    shared = num_shared_pictures(parts.output / INDEX_FILE)
+    if shared:
+        logger.warning("%d pictures stand on several sides of the split: groups or held-out rows", shared)
     write_quarantine(parts.partial(QUARANTINE_FILE), contents(parts.output, num_shards))
     parts.publish(QUARANTINE_FILE, replace=True)
     about = {one.name: {"repeat": one.repeat} for one in sets}
-    parts.write_json(MANIFEST_FILE, manifest(contents(parts.output, num_shards), about))
+    found = manifest(contents(parts.output, num_shards), about)
+    parts.write_json(MANIFEST_FILE, {**found, "pictures_on_several_sides": shared})
 
 
 def finished_counts(parts: Parts) -> dict[str, float | int | str]:
@@ -220,7 +226,7 @@ def finished_counts(parts: Parts) -> dict[str, float | int | str]:
 
     found = json.loads((parts.output / MANIFEST_FILE).read_text(encoding="utf-8"))
     shutil.rmtree(parts.output / SIDECAR_FOLDER, ignore_errors=True)
-    counts = {name: found[name] for name in ("read", "written", "quarantined", "pictures", "tiles", "bytes")}
+    counts = {name: found[name] for name in COUNTS}
     counts |= {f"num_{split}": count for split, count in found["splits"].items()}
     counts |= {f"quarantined_{reason}": count for reason, count in found["reasons"].items()}
     for split in ("train", "calib", "test"):

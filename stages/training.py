@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch.distributed import ReduceOp, all_reduce
 
-from stages.engine import Engine
+from stages.engine import FACTS_FILE, Engine
 from stages.parts import Parts
+from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -174,12 +175,13 @@ def resume(engine: Engine, plan: TrainingPlan) -> int:
     if not found:
         return 0
     step, folder = found[-1]
-    facts = engine.load_checkpoint(folder)
+    facts = json.loads((folder / FACTS_FILE).read_text())
     if facts["world_size"] != engine.world_size:
-        raise RuntimeError(
+        raise UserError(
             f"{folder} was written by {facts['world_size']} ranks, this attempt has {engine.world_size}: set "
             f"resources.workers={facts['world_size']} in the site, or start anew with --force {plan.purpose}"
         )
+    engine.load_checkpoint(folder)
     logger.info("goes on from step %d (%s)", step, folder)
     return step
 

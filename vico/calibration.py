@@ -16,9 +16,11 @@ def calibrated_threshold(compress_probability_N: np.ndarray, share: float) -> fl
     scores = np.sort(np.asarray(compress_probability_N, np.float64))[::-1]
     if not len(scores):
         raise ValueError("no tiles to calibrate the threshold on")
-    count = round(share * len(scores))
+    # Places where the sorted scores can be cut: equal scores stay together.
+    cuts = np.concatenate([[0], np.flatnonzero(np.diff(scores)) + 1, [len(scores)]])
+    count = int(cuts[np.argmin(np.abs(cuts - share * len(scores)))])
     if count == 0:
-        return float(min(1.0, (scores[0] + 1) / 2))
+        return float(np.nextafter(scores[0], 2.0) if scores[0] >= 1 else (scores[0] + 1) / 2)
     if count == len(scores):
         return float(scores[-1] / 2)
     return float((scores[count - 1] + scores[count]) / 2)

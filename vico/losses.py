@@ -79,6 +79,8 @@ def chunked_kl(
             f"policy vocabulary {weight_VD.shape[0]} and reference vocabulary "
             f"{reference_weight_VD.shape[0]} differ"
         )
+    if not torch.is_grad_enabled():  # else the gradient of the head would be computed for nobody
+        hidden_AD, weight_VD = hidden_AD.detach(), weight_VD.detach()
     return ChunkedKL.apply(
         hidden_AD, weight_VD, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows
     )

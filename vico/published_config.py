@@ -31,6 +31,9 @@ _VISION_FIELDS = (  # (Hugging Face, published, default of the published code)
 )
 
 
+_TILING_FIELDS = ("min_dynamic_patch", "max_dynamic_patch", "use_thumbnail")
+
+
 def is_published(config: dict[str, Any]) -> bool:
     """Whether this config.json is of the published layout, custom or Flash."""
     return "llm_config" in config and "vision_config" in config
@@ -72,5 +75,6 @@ def hf_config(config: dict[str, Any], image_token_id: int | None, path: str) -> 
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": tied,
+        **{key: config[key] for key in _TILING_FIELDS if key in config},
         **({} if image_token_id is None else {"image_token_id": image_token_id}),
     }

@@ -25,6 +25,9 @@ def segment_attention(
     SDPA."""
     if segment_lengths is None:
         return sdpa_attention_forward(module, query_BHLd, key_BKLd, value_BKLd, attention_mask, **kwargs)
+    for feature in ("sliding_window", "softcap", "s_aux"):
+        if kwargs.get(feature) is not None:
+            raise ValueError(f"this language model's {feature} is not supported in packed training")
     dropout, scaling = kwargs.get("dropout", 0.0), kwargs.get("scaling")
     if query_BHLd.is_cuda:
         attended = _varlen(query_BHLd, key_BKLd, value_BKLd, segment_lengths, dropout, scaling)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vico.errors import UserError
 from vico.published_config import hf_config, is_published
-from vico.tiling import Tiling
+from vico.tiling import IMAGENET_MEAN, IMAGENET_STD, Tiling
 
 IMAGE_START, IMAGE_END, IMAGE_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -180,6 +180,19 @@ def _tile_limits(folder: Path, config: dict) -> tuple[int, int]:
         if path.is_file():
             found = _json(path)
             found = found.get("image_processor", found)
+            _check_normalisation(path, found)
             if "max_patches" in found:
                 return int(found.get("min_patches", 1)), int(found["max_patches"])
     return int(config.get("min_dynamic_patch", 1)), int(config.get("max_dynamic_patch", 12))
+
+
+def _check_normalisation(path: Path, processor: dict) -> None:
+    """Tiles are normalised the ImageNet way and resized bicubically; a model that wants otherwise is
+    refused.
+    """
+    for field, wanted in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
+        given = processor.get(field)
+        if given is not None and any(abs(a - b) > 1e-4 for a, b in zip(given, wanted, strict=True)):
+            raise UserError(f"{path}: {field}={given} is not supported, only ImageNet's {list(wanted)} is")
+    if processor.get("resample", 3) != 3:
+        raise UserError(f"{path}: resample={processor['resample']} is not supported, only 3 (bicubic) is")

@@ -18,6 +18,7 @@ RELATIVE = 1e-5
 # A key bias shifts every score of a query alike, so its true gradient is zero and Adam's normalised step
 # turns rounding into full-size updates. They are not compared.
 ZERO_GRADIENT = ("k_proj.bias",)
+TIED = ("lm_head.weight", "model.language_model.embed_tokens.weight")
 
 
 def free_port() -> int:
@@ -82,6 +83,9 @@ def test_losses_gradients_and_parameters_equal_a_single_process(runs, case):
             if not name.endswith(ZERO_GRADIENT):
                 difference = (run["gradients"][step][name] - gradient).norm()
                 assert difference <= RELATIVE * gradient.norm(), f"gradient of {name} at step {step}"
+    assert run["state"].keys() == reference["state"].keys()
+    head, embedding = (run["state"][f"policy.base.{name}"] for name in TIED)
+    assert head.data_ptr() == embedding.data_ptr()  # a copy each would be stored twice and train apart
     for name, expected in reference["state"].items():
         if not name.endswith(ZERO_GRADIENT):
             difference = (run["state"][name] - expected).abs().max()

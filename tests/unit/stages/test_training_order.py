@@ -35,4 +35,8 @@ def test_learning_rate_warms_up_peaks_and_ends_near_its_final_share():
     ("epochs", "max_steps", "expected"), [(1, 0, 10), (2.5, 0, 25), (1, 7, 7), (1, 70, 10)]
 )
 def test_number_of_steps(epochs, max_steps, expected):
-    assert num_training_steps(epochs, max_steps, 10) == expected
+    assert num_training_steps(epochs, max_steps, lambda epoch: 10) == expected
+
+
+def test_epochs_of_different_length_are_all_trained_whole():
+    assert num_training_steps(3, 0, lambda epoch: (10, 12, 11)[epoch]) == 33

@@ -30,3 +30,13 @@ def test_calibration_error_is_zero_for_true_probabilities_and_large_for_false_ce
     )
     assert expected_calibration_error(probability, np.array(positive)) == pytest.approx(0)
     assert expected_calibration_error(np.full(100, 0.95), np.zeros(100)) == pytest.approx(0.95)
+
+
+def test_ties_are_cut_on_the_nearer_side():
+    scores = np.array([0.9, 0.5, 0.5, 0.5, 0.5, 0.5])
+    assert (scores >= calibrated_threshold(scores, 1 / 3)).mean() == pytest.approx(1 / 6)
+    assert (scores >= calibrated_threshold(scores, 0.9)).mean() == 1
+
+
+def test_certain_scores_can_still_all_be_kept():
+    assert (np.ones(4) >= calibrated_threshold(np.ones(4), 0.0)).sum() == 0

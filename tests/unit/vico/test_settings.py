@@ -80,3 +80,9 @@ def test_an_image_token_that_is_not_the_tokenizers_is_refused(folder):
     change(folder, "config.json", image_token_id=7)
     with pytest.raises(UserError, match="image_token_id=7"):
         load_prompt_format(folder)
+
+
+def test_another_normalisation_is_refused(folder):
+    change(folder, "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
+    with pytest.raises(UserError, match=r"image_mean=\[0.5, 0.5, 0.5\] is not supported"):
+        load_settings(folder)
