@@ -56,18 +56,12 @@ def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | 
     from stages.train_workers import run_workers
     from stages.training import publish_curve, remove_checkpoints
 
-    train = context.site.train
     settings = ConsistencySettings(
         config=config,
         shard_folder=context.inputs["shard"],
         model_folder=context.inputs["model"],
         parts=context.parts,
-        zero_stage=train.zero_stage,
-        activation_checkpointing=train.activation_checkpointing,
-        kl_chunk_rows=train.kl_chunk_rows,
-        checkpoint_every_steps=train.checkpoint_every_steps,
-        keep_checkpoints=train.keep_checkpoints,
-        deepspeed=train.deepspeed,
+        train=context.site.train,
     )
     num_steps = prepared(settings, context.site.resources.workers)
     if not context.parts.done("policy"):

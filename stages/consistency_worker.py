@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cluster.site import TrainSettings
 from data_prep.index import load_index
 from data_prep.packs import Pack, PackPlan, fixed_packs
 from data_prep.reader import SampleReader
@@ -16,7 +17,7 @@ from stages.consistency import ConsistencyConfig
 from stages.engine import Engine, engine_settings, init_distributed, parameter_groups
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts
-from stages.training import TrainingPlan, derived_seed, share_of_rank, sum_over_ranks, train
+from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
 from vico.checkpoints import load_model, save_model
 from vico.consistency import ConsistencyTask
 from vico.errors import UserError
@@ -33,12 +34,7 @@ class ConsistencySettings:
     shard_folder: Path
     model_folder: Path
     parts: Parts
-    zero_stage: int
-    activation_checkpointing: bool
-    kl_chunk_rows: int
-    checkpoint_every_steps: int
-    keep_checkpoints: int
-    deepspeed: Mapping[str, Any]
+    train: TrainSettings
 
 
 class ConsistencyPacks:
@@ -125,13 +121,13 @@ def prepared(settings: ConsistencySettings, num_workers: int) -> int:
     packs = ConsistencyPacks(config, settings.shard_folder, settings.model_folder)
     packs.calib_packs(compressed=False)  # a sample that fits no pack shows here, not at the first validation
     state_bytes = 16 * sum(path.stat().st_size for path in Path(settings.model_folder).glob("*.safetensors"))
-    needed = state_bytes * (settings.keep_checkpoints + 1)
+    needed = state_bytes * (settings.train.keep_checkpoints + 1)
     free = shutil.disk_usage(settings.parts.folder).free
     if free < needed:
         raise UserError(
             f"{settings.parts.folder}: {free / 1e9:.1f} GB free, consistency needs up to "
-            f"{needed / 1e9:.1f} GB for train.keep_checkpoints={settings.keep_checkpoints} and one more; "
-            "free some space or choose another --storage"
+            f"{needed / 1e9:.1f} GB for train.keep_checkpoints={settings.train.keep_checkpoints} and one "
+            "more; free some space or choose another --storage"
         )
     return packs.num_steps
 
@@ -144,17 +140,16 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     policy.router = None  # a router of an earlier training would be carried along untrained
     if policy.compressed_connector is None:
         policy.add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
-    if settings.activation_checkpointing:
+    if settings.train.activation_checkpointing:
         policy.base.gradient_checkpointing_enable({"use_reentrant": False})
     reference = load_model(settings.model_folder, dtype)
     if torch.cuda.is_available():
         reference.to("cuda")
-    task = ConsistencyTask(policy, reference, settings.kl_chunk_rows)
-    num_micro_steps = -(-config.packs_per_step // torch.distributed.get_world_size())
+    task = ConsistencyTask(policy, reference, settings.train.kl_chunk_rows)
     return Engine(
         task,
         parameter_groups(task, config.optimizer, ("policy.compressed_connector.", config.connector_lr_scale)),
-        engine_settings(config.optimizer, num_micro_steps, settings.zero_stage, settings.deepspeed),
+        engine_settings(config.optimizer, config.packs_per_step, settings.train),
     )
 
 
@@ -164,16 +159,7 @@ def train_policy(settings: ConsistencySettings) -> None:
     init_distributed()
     packs = ConsistencyPacks(config, settings.shard_folder, settings.model_folder)
     engine = build_engine(settings)
-    plan = TrainingPlan(
-        purpose="consistency",
-        seed=config.seed,
-        num_steps=packs.num_steps,
-        learning_rate=lambda step: config.optimizer.learning_rate_at(step, packs.num_steps),
-        parts=settings.parts,
-        checkpoint_every_steps=settings.checkpoint_every_steps,
-        keep_checkpoints=settings.keep_checkpoints,
-        validate_every_steps=config.validate_every_steps,
-    )
+    plan = training_plan("consistency", config, packs.num_steps, settings.parts, settings.train)
     train(
         engine, packs, packs.empty, plan, lambda sums: summary(sums, config), lambda e: validation(e, packs)
     )

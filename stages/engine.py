@@ -15,6 +15,7 @@ import deepspeed
 import torch
 from torch import nn
 
+from cluster.site import TrainSettings
 from stages.optimizer_config import OptimizerConfig
 from stages.parts import Parts
 from vico.errors import UserError
@@ -115,17 +116,15 @@ class EngineSettings:
         }
 
 
-def engine_settings(
-    optimizer: OptimizerConfig, num_micro_steps: int, zero_stage: int, deepspeed: Mapping[str, object]
-) -> EngineSettings:
-    """The engine's settings of a hashed optimizer config on this site."""
+def engine_settings(optimizer: OptimizerConfig, packs_per_step: int, site: TrainSettings) -> EngineSettings:
+    """The engine's settings of a hashed config on this site; the process group must be there."""
     return EngineSettings(
-        num_micro_steps=num_micro_steps,
+        num_micro_steps=-(-packs_per_step // torch.distributed.get_world_size()),
         dtype=getattr(torch, optimizer.dtype),
         grad_clip=optimizer.grad_clip,
         betas=(optimizer.beta1, optimizer.beta2),
-        zero_stage=zero_stage,
-        deepspeed=deepspeed,
+        zero_stage=site.zero_stage,
+        deepspeed=site.deepspeed,
     )
 
 

@@ -41,17 +41,13 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     from stages.train_workers import run_workers
     from stages.training import publish_curve, remove_checkpoints
 
-    train = context.site.train
     settings = RouterSettings(
         config=config,
         shard_folder=context.inputs["shard"],
         policy_folder=context.inputs["consistency"] / "policy",
         label_folder=context.inputs["label"],
         parts=context.parts,
-        zero_stage=train.zero_stage,
-        checkpoint_every_steps=train.checkpoint_every_steps,
-        keep_checkpoints=train.keep_checkpoints,
-        deepspeed=train.deepspeed,
+        train=context.site.train,
     )
     num_steps = prepared(settings, context.site.resources.workers)
     if not context.parts.done("scores.parquet"):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
+from cluster.site import TrainSettings
 from data_prep.index import IndexColumns, load_index
 from data_prep.packs import Pack, PackPlan, fixed_packs
 from data_prep.reader import SampleReader
@@ -20,7 +21,7 @@ from stages.engine import Engine, engine_settings, init_distributed, parameter_g
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts
 from stages.router import RouterConfig
-from stages.training import TrainingPlan, derived_seed, share_of_rank, sum_over_ranks, train
+from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
 from vico.calibration import calibrated_threshold, expected_calibration_error
 from vico.checkpoints import load_model
 from vico.errors import UserError
@@ -40,10 +41,7 @@ class RouterSettings:
     policy_folder: Path
     label_folder: Path
     parts: Parts
-    zero_stage: int
-    checkpoint_every_steps: int
-    keep_checkpoints: int
-    deepspeed: Mapping[str, Any]
+    train: TrainSettings
 
 
 class TileLabels:
@@ -186,23 +184,9 @@ def train_router(settings: RouterSettings) -> None:
     engine = Engine(
         task,
         parameter_groups(task, config.optimizer),
-        engine_settings(
-            config.optimizer,
-            -(-config.packs_per_step // torch.distributed.get_world_size()),
-            settings.zero_stage,
-            settings.deepspeed,
-        ),
+        engine_settings(config.optimizer, config.packs_per_step, settings.train),
     )
-    plan = TrainingPlan(
-        purpose="router",
-        seed=config.seed,
-        num_steps=packs.num_steps,
-        learning_rate=lambda step: config.optimizer.learning_rate_at(step, packs.num_steps),
-        parts=settings.parts,
-        checkpoint_every_steps=settings.checkpoint_every_steps,
-        keep_checkpoints=settings.keep_checkpoints,
-        validate_every_steps=config.validate_every_steps,
-    )
+    plan = training_plan("router", config, packs.num_steps, settings.parts, settings.train)
     train(engine, packs, packs.empty, plan, summary, lambda engine: validation(engine, packs))
     state = engine.whole_state()
     found = [row for split in ("calib", "test") for row in scores(engine, packs, split)]

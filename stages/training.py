@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch.distributed import ReduceOp, all_reduce
 
+from cluster.site import TrainSettings
 from stages.engine import FACTS_FILE, Engine
 from stages.parts import Parts
 from vico.errors import UserError
@@ -52,6 +53,22 @@ class TrainingPlan:
     checkpoint_every_steps: int
     keep_checkpoints: int
     validate_every_steps: int
+
+
+def training_plan(
+    purpose: str, config: Any, num_steps: int, parts: Parts, site: TrainSettings
+) -> TrainingPlan:
+    """The plan of a stage's hashed config (with `seed`, `optimizer`, `validate_every_steps`) on this site."""
+    return TrainingPlan(
+        purpose=purpose,
+        seed=config.seed,
+        num_steps=num_steps,
+        learning_rate=lambda step: config.optimizer.learning_rate_at(step, num_steps),
+        parts=parts,
+        checkpoint_every_steps=site.checkpoint_every_steps,
+        keep_checkpoints=site.keep_checkpoints,
+        validate_every_steps=config.validate_every_steps,
+    )
 
 
 def derived_seed(*what: int | str) -> int:

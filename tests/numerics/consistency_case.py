@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cluster.site import TrainSettings
 from stages.engine import Engine, engine_settings, init_distributed, parameter_groups
 from stages.optimizer_config import OptimizerConfig
 from stages.parts import Parts
@@ -93,8 +94,8 @@ def rank_run(model_folder: Path, zero_stage: int) -> dict | None:
     prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder)
     # ZeRO-3 partitions every parameter, however small: the case that fails first
     zero = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if zero_stage == 3 else {}
-    num_micro_steps = -(-PACKS_PER_STEP // torch.distributed.get_world_size())
-    settings = engine_settings(OPTIMIZER, num_micro_steps, zero_stage, zero)
+    site = TrainSettings(zero_stage=zero_stage, deepspeed=zero)
+    settings = engine_settings(OPTIMIZER, PACKS_PER_STEP, site)
     engine = Engine(task, parameter_groups(task, OPTIMIZER, SCALED), settings)
     losses, gradients = [], {}
     plan = TrainingPlan(
