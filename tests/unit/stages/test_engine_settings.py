@@ -44,7 +44,7 @@ def test_what_changes_the_result_is_refused_by_name(deepspeed, named):
 
 
 def test_two_zero_stages_that_differ_are_refused():
-    with pytest.raises(UserError, match="stage=3 and train.zero_stage=2"):
+    with pytest.raises(UserError, match=r"stage=3 and train\.zero_stage=2"):
         settings(zero_optimization={"stage": 3}).as_dict()
 
 
