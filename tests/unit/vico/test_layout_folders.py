@@ -1,0 +1,140 @@
+"""Round trips between the layouts, tensor for tensor and byte for byte, over the kinds of model there are."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from tests.tiny_model import make_tiny_model
+from vico.checkpoints import load_model, save_model
+from vico.layout_folders import write_hf_folder, write_published_folder
+from vico.layouts import layout_of
+from vico.settings import load_settings
+
+MOE = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
+KINDS = {
+    "qwen3 tied": {"tied": True},
+    "qwen3 untied, rms norm, q/k norm, no qkv bias": {
+        "tied": False,
+        "vision": {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False},
+    },
+    "qwen2 untied": {"tied": False, "text": {"model_type": "qwen2"}},
+    "qwen2 tied, q/k norm": {"tied": True, "text": {"model_type": "qwen2"}, "vision": {"use_qk_norm": True}},
+    "qwen3_moe untied": {"tied": False, "text": {"model_type": "qwen3_moe", **MOE}},
+}
+THRESHOLD = 0.375
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS.keys())
+def base(request, tmp_path_factory) -> Path:
+    """What transformers saves: the older keys."""
+    return make_tiny_model(tmp_path_factory.mktemp("base") / "m", **request.param)
+
+
+@pytest.fixture(scope="module")
+def routed(base, tmp_path_factory) -> Path:
+    """A policy with its router, as the export stage leaves it."""
+    model = load_model(base)
+    model.add_compressed_connector(1)
+    model.add_router(2)
+    folder = tmp_path_factory.mktemp("routed") / "m"
+    save_model(model.state_dict(), base, folder, {"absolute_threshold": THRESHOLD})
+    return folder
+
+
+def written(write, source: Path, folder: Path, **options) -> Path:
+    folder.mkdir()
+    write(source, folder, **options)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, tuple]:
+    """name -> dtype, shape and bytes of every tensor in the folder's files."""
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+    return {
+        name: (tensor.dtype, tensor.shape, tensor.view(torch.uint8).numpy().tobytes())
+        for name, tensor in tensors.items()
+    }
+
+
+def assert_same_model(one: Path, other: Path) -> None:
+    first, second = load_model(one).state_dict(), load_model(other).state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_flash_written_from_ours_is_the_same_model(routed, tmp_path):
+    flash = written(write_published_folder, routed, tmp_path / "flash")
+    names = contents(flash)
+    assert layout_of(names) == "published"
+    for dead in ("attn3.in_proj_weight", "attn4.out_proj.bias", "norm3.weight", "norm4.bias"):
+        assert f"pooling_before_gating.{dead}" in names
+    config = json.loads((flash / "config.json").read_text())
+    assert config["flash_mode"] is True
+    assert (config["flash_relative_threshold"], config["flash_absolute_threshold"]) == (0.0, THRESHOLD)
+    assert config["torch_dtype"] == "float32"
+    assert load_settings(flash) == load_settings(routed)
+    assert_same_model(flash, routed)
+
+
+@torch.no_grad()
+def test_flash_computes_what_ours_computes(routed, tmp_path):
+    flash = written(write_published_folder, routed, tmp_path / "flash")
+    pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(10, 300, (1, 12), generator=torch.Generator().manual_seed(1))
+    found = []
+    for folder in (routed, flash):
+        model = load_model(folder)
+        features = model.vision_features(pixels)
+        logits = model.base(input_ids=ids).logits
+        tokens = model.full_tokens(features), model.compressed_tokens(features)
+        found.append([*tokens, model.router(features), logits])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_custom_to_ours_to_custom_keeps_every_byte(base, tmp_path):
+    custom = written(write_published_folder, base, tmp_path / "custom")
+    assert "flash_mode" not in json.loads((custom / "config.json").read_text())
+    save_model(load_model(custom).state_dict(), custom, tmp_path / "ours")
+    back = written(write_published_folder, tmp_path / "ours", tmp_path / "back", base=custom)
+    assert contents(back) == contents(custom)
+    assert json.loads((back / "config.json").read_text()) == json.loads((custom / "config.json").read_text())
+
+
+def test_hf_to_ours_to_hf_keeps_every_byte(base, tmp_path):
+    hf = written(write_hf_folder, base, tmp_path / "hf")
+    save_model(load_model(hf).state_dict(), hf, tmp_path / "ours")
+    back = written(write_hf_folder, tmp_path / "ours", tmp_path / "back")
+    assert contents(back) == contents(hf)
+    custom = written(write_published_folder, hf, tmp_path / "custom")
+    assert contents(written(write_hf_folder, custom, tmp_path / "again")) == contents(hf)
+
+
+def test_bfloat16_keeps_every_byte(base, tmp_path):
+    half = load_model(base, torch.bfloat16).state_dict()
+    save_model(half, base, tmp_path / "half")
+    custom = written(write_published_folder, tmp_path / "half", tmp_path / "custom")
+    assert json.loads((custom / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    again = written(write_hf_folder, custom, tmp_path / "again")
+    assert contents(again) == contents(tmp_path / "half")
+
+
+@torch.no_grad()
+def test_plain_transformers_gives_the_full_rate_logits(routed, base, tmp_path):
+    hf = written(write_hf_folder, routed, tmp_path / "hf")
+    plain, ours = AutoModelForImageTextToText.from_pretrained(hf), load_model(base)
+    assert type(plain).__name__ == "InternVLForConditionalGeneration"
+    settings = ours.settings
+    image = torch.full((1, settings.tokens_full), settings.image_token_id)
+    ids = torch.cat([torch.tensor([[10, 11]]), image, torch.tensor([[12, 13, 14]])], dim=1)
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    logits = [
+        model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
+        for model in (plain, AutoModelForImageTextToText.from_pretrained(base))
+    ]
+    assert torch.equal(*logits)
