@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stages.context import Context
 from stages.inference import POLICY_FOLDER, ROUTER_FILE
-from stages.model_card import model_card
+from stages.model_card import model_card, stated_licence
 from stages.stage_config import StageConfig
 
 CODE_VERSION = 1
@@ -52,6 +52,7 @@ def write_model(context: Context, folder: Path, threshold: float) -> None:
     save_model(tensors, policy, folder, {"absolute_threshold": threshold})
     card = model_card(
         base=weights_digest(context.inputs["model"]),
+        licence=stated_licence(context.inputs["model"]),
         data=_json(context.inputs["shard"] / "manifest.json"),
         metrics=_json(context.inputs["evaluate"] / "metrics.json"),
         router=_json(context.inputs["router"] / "metrics.json"),

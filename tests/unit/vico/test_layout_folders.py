@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from tests.model_folders import THRESHOLD, routed_model, written
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model, save_model
 from vico.layout_folders import write_hf_folder, write_published_folder
@@ -25,30 +26,20 @@ KINDS = {
     "qwen2 tied, q/k norm": {"tied": True, "text": {"model_type": "qwen2"}, "vision": {"use_qk_norm": True}},
     "qwen3_moe untied": {"tied": False, "text": {"model_type": "qwen3_moe", **MOE}},
 }
-THRESHOLD = 0.375
 
 
 @pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS.keys())
 def base(request, tmp_path_factory) -> Path:
     """What transformers saves: the older keys."""
-    return make_tiny_model(tmp_path_factory.mktemp("base") / "m", **request.param)
+    folder = make_tiny_model(tmp_path_factory.mktemp("base") / "m", **request.param)
+    assert layout_of(load_file(folder / "model.safetensors")) == "older_hf"
+    return folder
 
 
 @pytest.fixture(scope="module")
 def routed(base, tmp_path_factory) -> Path:
     """A policy with its router, as the export stage leaves it."""
-    model = load_model(base)
-    model.add_compressed_connector(1)
-    model.add_router(2)
-    folder = tmp_path_factory.mktemp("routed") / "m"
-    save_model(model.state_dict(), base, folder, {"absolute_threshold": THRESHOLD})
-    return folder
-
-
-def written(write, source: Path, folder: Path, **options) -> Path:
-    folder.mkdir()
-    write(source, folder, **options)
-    return folder
+    return routed_model(base, tmp_path_factory.mktemp("routed") / "m")
 
 
 def contents(folder: Path) -> dict[str, tuple]:
@@ -138,3 +129,52 @@ def test_plain_transformers_gives_the_full_rate_logits(routed, base, tmp_path):
         for model in (plain, AutoModelForImageTextToText.from_pretrained(base))
     ]
     assert torch.equal(*logits)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory) -> Path:
+    """A policy with connector and router over a tied head, for what does not differ by kind."""
+    folder = tmp_path_factory.mktemp("tied")
+    return routed_model(make_tiny_model(folder / "base"), folder / "m")
+
+
+def test_shards_hold_what_one_file_holds(tied, tmp_path):
+    whole = written(write_published_folder, tied, tmp_path / "whole")
+    limit = 200_000
+    shards = written(write_published_folder, tied, tmp_path / "shards", shard_bytes=limit)
+    files = sorted(shards.glob("*.safetensors"))
+    assert len(files) > 3 and not (shards / "model.safetensors").exists()
+    assert contents(shards) == contents(whole)
+    for path in files:
+        assert len(load_file(path)) == 1 or path.stat().st_size < limit + 10_000  # header beside the tensors
+    index = json.loads((shards / "model.safetensors.index.json").read_text())
+    assert {path.name for path in files} == set(index["weight_map"].values())
+    assert_same_model(shards, tied)
+
+
+def test_a_published_base_gives_config_template_code_and_its_stored_head(tied, tmp_path):
+    base = written(write_published_folder, tied, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    auto_map = {"AutoModel": "modeling_internvl_chat.InternVLChatModel"}
+    config |= {"auto_map": auto_map, "flash_absolute_threshold": 0.9, "flash_relative_threshold": 0.5}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "modeling_internvl_chat.py").write_text("raise SystemExit('a checkpoint's code was run')\n")
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    tensors = load_file(base / "model.safetensors")
+    tensors["language_model.lm_head.weight"] = tensors["language_model.model.embed_tokens.weight"].clone()
+    save_file(tensors, base / "model.safetensors")
+    policy = load_model(base)
+    with torch.no_grad():
+        policy.lm_head.weight.add_(1)  # tied: the embedding moves with it
+    save_model(policy.state_dict(), base, tmp_path / "policy")
+    flash = written(
+        write_published_folder, tmp_path / "policy", tmp_path / "f", base=base, absolute_threshold=0.25
+    )
+    changed = {"flash_absolute_threshold": 0.25, "flash_relative_threshold": 0.0}
+    assert json.loads((flash / "config.json").read_text()) == {**config, **changed}
+    for name in ("modeling_internvl_chat.py", "chat_template.jinja", "tokenizer.json"):
+        assert (flash / name).read_bytes() == (base / name).read_bytes()
+    found = contents(flash)
+    assert found.keys() == tensors.keys()
+    assert found["language_model.lm_head.weight"] == found["language_model.model.embed_tokens.weight"]
+    assert_same_model(flash, tmp_path / "policy")
