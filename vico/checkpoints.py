@@ -19,7 +19,7 @@ from vico.layouts import tensors_in_our_layout
 from vico.model import VicoModel
 from vico.published_config import is_published
 from vico.settings import load_settings, model_config, weight_files, written_config
-from vico.tensor_files import StoredTensor, stored_tensors
+from vico.tensor_files import StoredTensor, stored_tensors, tensors_of_file
 
 OWN_PREFIXES = tuple(f"{part}." for part in OWN_PARTS)
 
@@ -36,11 +36,13 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def checked_tensors(folder: Path) -> dict[str, StoredTensor]:
+def checked_tensors(folder: Path, added: Path | None = None) -> dict[str, StoredTensor]:
     """The tensors of a folder's files under our names, none read; UserError where they are not those of its
-    config.json.
+    config.json. `added` is a file of tensors under our names that take the place of the folder's.
     """
     tensors = tensors_in_our_layout(stored_tensors(folder))
+    if added is not None:
+        tensors |= tensors_of_file(added)
     written = written_config(folder)
     own = sorted(name for name in tensors if name.startswith(OWN_PREFIXES))
     if own and is_published(written) and "flash_mode" not in written:

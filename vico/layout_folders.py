@@ -14,8 +14,9 @@ from vico.errors import UserError
 from vico.expected_tensors import HEAD, OWN_PARTS
 from vico.layouts import published_plan
 from vico.published_config import is_published, published_config
-from vico.settings import load_settings, model_config, written_config
+from vico.settings import ModelSettings, load_settings, model_config, written_config
 from vico.tensor_files import SHARD_BYTES, StoredTensor, stored_tensors, write_tensor_files
+from vico.tiling import IMAGENET_MEAN, IMAGENET_STD
 
 _EMBEDDING = "model.language_model.embed_tokens.weight"
 _PUBLISHED_HEAD = "language_model.lm_head.weight"
@@ -27,14 +28,16 @@ def write_hf_folder(
     source: Path,
     folder: Path,
     *,
+    router_file: Path | None = None,
     absolute_threshold: float | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes Hugging Face's layout, connector and router beside it where the source has them.
 
-    Plain transformers opens it at the full rate. The threshold stands in config.json under `vico`.
+    `router_file` holds a router (keys `router.*`) trained for the source. Plain transformers opens the folder
+    at the full rate. The threshold stands in config.json under `vico`.
     """
-    tensors = checked_tensors(source)
+    tensors = checked_tensors(source, router_file)
     config = model_config(source)
     config["dtype"] = _dtype(tensors)
     own = {part: any(name.startswith(f"{part}.") for name in tensors) for part in OWN_PARTS}
@@ -42,7 +45,30 @@ def write_hf_folder(
     config["vico"] = {**config.get("vico", {}), **own, **threshold}
     write_tensor_files(folder, {name: (one,) for name, one in tensors.items()}, shard_bytes)
     copy_files(source, folder, _TEXT_FILES)
+    _write_image_processor(folder, load_settings(source))
     _write_config(folder, config)
+
+
+def _write_image_processor(folder: Path, settings: ModelSettings) -> None:
+    """Image settings that transformers reads, where what a published base brought is another processor's."""
+    path = folder / "preprocessor_config.json"
+    if (folder / "processor_config.json").is_file() or (path.is_file() and "GotOcr2" in path.read_text()):
+        return
+    processor = {
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "crop_to_patches": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+        "min_patches": settings.min_tiles,
+        "max_patches": settings.max_tiles,
+        "resample": 3,
+        "size": {"height": settings.tile_size, "width": settings.tile_size},
+    }
+    path.write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
 
 
 def write_published_folder(

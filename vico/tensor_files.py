@@ -48,24 +48,29 @@ class StoredTensor:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the folder's weight files by its name in them; UserError names a file that is cut
-    short.
-    """
+    """Every tensor of the folder's weight files by its name in them."""
     found: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt"):
-                pass  # safetensors itself checks header, ranges and the file's length
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_bytes))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                start = 8 + header_bytes + begin
-                found[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), start, end - begin)
+        found |= tensors_of_file(path)
+    return found
+
+
+def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file by name; UserError where it is cut short."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass  # safetensors itself checks header, ranges and the file's length
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_bytes))
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            start = 8 + header_bytes + begin
+            found[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), start, end - begin)
     return found
 
 

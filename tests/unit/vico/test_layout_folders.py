@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from tests.model_folders import THRESHOLD, routed_model, written
 from tests.tiny_model import make_tiny_model
@@ -178,3 +179,26 @@ def test_a_published_base_gives_config_template_code_and_its_stored_head(tied, t
     assert found.keys() == tensors.keys()
     assert found["language_model.lm_head.weight"] == found["language_model.model.embed_tokens.weight"]
     assert_same_model(flash, tmp_path / "policy")
+
+
+def test_a_router_file_joins_the_policy(tied, tmp_path):
+    model = load_model(tied)
+    router = {f"router.{name}": tensor.clone() for name, tensor in model.router.state_dict().items()}
+    save_file(router, tmp_path / "router.safetensors")
+    policy = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("router.")}
+    save_model(policy, tied, tmp_path / "policy")
+    router_file = tmp_path / "router.safetensors"
+    hf = written(write_hf_folder, tmp_path / "policy", tmp_path / "hf", router_file=router_file)
+    assert contents(hf) == contents(tied)
+    assert json.loads((hf / "config.json").read_text())["vico"]["router"] is True
+
+
+def test_hf_from_a_published_folder_says_how_to_cut_pictures(tied, tmp_path):
+    custom = written(write_published_folder, tied, tmp_path / "custom")
+    clip = {"image_processor_type": "CLIPImageProcessor", "size": 56, "crop_size": 56}
+    (custom / "preprocessor_config.json").write_text(json.dumps(clip))
+    hf = written(write_hf_folder, custom, tmp_path / "hf")
+    processor = AutoImageProcessor.from_pretrained(hf)
+    pixels = processor(Image.new("RGB", (112, 56)), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (3, 3, 56, 56)  # two tiles and a thumbnail
+    assert load_settings(hf) == load_settings(tied)
