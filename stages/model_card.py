@@ -16,8 +16,8 @@ pipeline_tag: image-text-to-text
 # An InternVL with a router over its tiles
 
 Each tile of a picture takes {tokens_full} visual tokens, or {tokens_compressed} where the router finds it
-simple. {layout} `vico.checkpoints.load_model(folder)` opens it, `vico route` shows its decisions on a
-picture.
+simple. {layout}
+`vico.checkpoints.load_model(folder)` opens it, `vico route` shows its decisions on a picture.
 
 | | |
 |---|---|
