@@ -132,6 +132,8 @@ def test_a_place_that_cannot_be_written_is_refused(finished, tmp_path):
     (tmp_path / "there").mkdir()
     assert "there exists" in str(export(storage, run, tmp_path / "there").exception)
     assert "does not exist" in str(export(storage, run, tmp_path / "no" / "out").exception)
+    long = tmp_path / ("o" * 250)  # the partial name beside it is too long
+    assert "cannot be written" in str(export(storage, run, long).exception)
 
 
 def test_a_fault_on_the_way_leaves_nothing_behind(copy, tmp_path):

@@ -10,6 +10,9 @@ from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.errors import UserError
 from vico.layout_folders import write_published_folder
+from vico.published_config import published_config
+from vico.settings import model_config
+from vico.tensor_files import stored_tensors, write_tensor_files
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +111,38 @@ def test_a_truncated_shard_is_named(tied, tmp_path):
     path.unlink()
     with pytest.raises(UserError, match=f"{path.name} is named in .* but missing"):
         load_model(shards)
+
+
+def uneven_qkv(config, tensors):
+    name = "vision_model.encoder.layers.0.attn.qkv.weight"
+    tensors[name] = tensors[name][:-1].contiguous()
+
+
+def test_a_fused_qkv_that_does_not_split_is_refused(flash, tmp_path):
+    with pytest.raises(UserError, match="has no 3 equal parts"):
+        load_model(changed_copy(flash, tmp_path / "m", uneven_qkv))
+
+
+def test_a_dtype_that_servers_do_not_know_is_refused(tied, tmp_path):
+    def widen(config, tensors):
+        tensors |= {name: tensor.double() for name, tensor in tensors.items()}
+
+    source = changed_copy(tied, tmp_path / "m", widen)
+    with pytest.raises(UserError, match="weights of dtype F64 are not supported, only F32, F16, BF16 are"):
+        written(write_published_folder, source, tmp_path / "out")
+
+
+def test_a_file_that_shrinks_while_it_is_copied_is_named(tied, tmp_path):
+    source = changed_copy(tied, tmp_path / "m", lambda config, tensors: None)
+    tensors = {name: (one,) for name, one in stored_tensors(source).items()}
+    path = source / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"{path} became shorter while it was read"):
+        write_tensor_files(tmp_path, tensors)
+
+
+def test_a_vision_tower_that_the_published_code_does_not_know_is_refused(tied):
+    config = model_config(tied)
+    config["vision_config"]["use_mean_pooling"] = False
+    with pytest.raises(UserError, match="use_mean_pooling=False has no place in the published layout"):
+        published_config(config, {}, "float32")

@@ -202,3 +202,13 @@ def test_hf_from_a_published_folder_says_how_to_cut_pictures(tied, tmp_path):
     pixels = processor(Image.new("RGB", (112, 56)), return_tensors="pt")["pixel_values"]
     assert pixels.shape == (3, 3, 56, 56)  # two tiles and a thumbnail
     assert load_settings(hf) == load_settings(tied)
+
+
+def test_the_golden_flash_folder_is_written_as_it_is(tmp_path):
+    golden = Path(__file__).parents[2] / "data" / "golden" / "flash-tiny"
+    back = written(write_published_folder, golden, tmp_path / "back", base=golden)
+    weights = load_file(golden / "model.safetensors")
+    assert all(torch.equal(one, weights[name]) for name, one in load_file(back / "model.safetensors").items())
+    assert contents(back).keys() == weights.keys()
+    config = json.loads((golden / "config.json").read_text())
+    assert json.loads((back / "config.json").read_text()) == {**config, "torch_dtype": "float32"}
