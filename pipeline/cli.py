@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -209,6 +209,24 @@ def route(
     from pipeline.route import route as route_images
 
     route_images(model, images, out, threshold, as_json)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
+    layout: Annotated[
+        Literal["flash", "hf"],
+        typer.Option("--layout", help="flash: published InternVL Flash, for servers; hf: Hugging Face."),
+    ],
+    site: SiteOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Write the model of a finished run as a folder that servers or transformers open."""
+    from pipeline.export_command import export as export_run
+
+    export_run(_site(site, storage).storage, run, out, layout)
+    typer.echo(f"exported to {out}")
 
 
 def _site(site: str | None, storage: Path | None) -> Any:

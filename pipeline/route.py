@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pipeline.views import console
 from vico.errors import UserError
-from vico.settings import ModelSettings, load_settings
+from vico.settings import ModelSettings, load_settings, model_config
 from vico.tiling import tile_boxes, tile_grid
 
 if TYPE_CHECKING:
@@ -67,12 +67,11 @@ def route(
 
 def own_threshold(model: Path) -> float:
     """The calibrated threshold in a model folder's config.json."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    threshold = config.get("vico", {}).get("absolute_threshold")
+    threshold = model_config(model).get("vico", {}).get("absolute_threshold")
     if threshold is None:
         raise UserError(
-            f"{model}/config.json has no vico.absolute_threshold; give --threshold, or a folder that the "
-            "export stage wrote"
+            f"{model}/config.json has no vico.absolute_threshold or flash_absolute_threshold; give "
+            "--threshold, or a folder that the export stage wrote"
         )
     return float(threshold)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from stages.context import Context
 from stages.inference import POLICY_FOLDER, ROUTER_FILE
-from stages.model_card import model_card
+from stages.model_card import model_card, stated_licence
 from stages.stage_config import StageConfig
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 INPUTS = ("shard", "model", "consistency", "router", "evaluate")
 NEEDS_RAY = False
 MODEL_FOLDER = "model"
@@ -43,15 +43,17 @@ def write_model(context: Context, folder: Path, threshold: float) -> None:
     """The policy's folder with the router's tensors, the threshold in config.json under `vico`, and a model
     card.
     """
-    from safetensors.torch import load_file
+    from vico.layout_folders import write_hf_folder
 
-    from vico.checkpoints import read_tensors, save_model
-
-    policy = context.inputs["consistency"] / POLICY_FOLDER
-    tensors = {**read_tensors(policy), **load_file(context.inputs["router"] / ROUTER_FILE)}
-    save_model(tensors, policy, folder, {"absolute_threshold": threshold})
+    folder.mkdir()
+    policy, router_file = (
+        context.inputs["consistency"] / POLICY_FOLDER,
+        context.inputs["router"] / ROUTER_FILE,
+    )
+    write_hf_folder(policy, folder, router_file=router_file, absolute_threshold=threshold)
     card = model_card(
         base=weights_digest(context.inputs["model"]),
+        licence=stated_licence(context.inputs["model"]),
         data=_json(context.inputs["shard"] / "manifest.json"),
         metrics=_json(context.inputs["evaluate"] / "metrics.json"),
         router=_json(context.inputs["router"] / "metrics.json"),

@@ -1,7 +1,10 @@
 """A random InternVL of some 10^5 parameters in HF layout, for tests: any tile size, tied or untied head."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,9 +14,17 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "<IMG_CONTEXT
 VOCABULARY = 320
 
 
-def make_tiny_model(folder: Path, *, seed: int = 0, tile_size: int = 56, tied: bool = True) -> Path:
+def make_tiny_model(
+    folder: Path,
+    *,
+    seed: int = 0,
+    tile_size: int = 56,
+    tied: bool = True,
+    vision: Mapping[str, Any] = MappingProxyType({}),
+    text: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
     """Writes the model folder and returns it; patches of 14 px, so a 56 px tile has 4 tokens full and 1
-    compressed."""
+    compressed. `vision` and `text` change fields of the two configs."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(str(folder))
@@ -26,6 +37,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0, tile_size: int = 56, tied: b
             "image_size": [tile_size, tile_size],
             "patch_size": [14, 14],
             "attention_bias": True,
+            **vision,
         },
         text_config={
             "model_type": "qwen3",
@@ -38,6 +50,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0, tile_size: int = 56, tied: b
             "vocab_size": VOCABULARY,
             "tie_word_embeddings": tied,
             "max_position_embeddings": 4096,
+            **text,
         },
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=(tile_size // 28) ** 2,

@@ -14,11 +14,14 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from vico.errors import UserError
+from vico.expected_tensors import OWN_PARTS, check_shapes, tensors_of_files
 from vico.layouts import tensors_in_our_layout
 from vico.model import VicoModel
-from vico.settings import load_settings, model_config, weight_files
+from vico.published_config import is_published
+from vico.settings import load_settings, model_config, weight_files, written_config
+from vico.tensor_files import StoredTensor, stored_tensors, tensors_of_file
 
-OWN_PREFIXES = ("compressed_connector.", "router.")
+OWN_PREFIXES = tuple(f"{part}." for part in OWN_PARTS)
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -33,14 +36,34 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def checked_tensors(folder: Path, added: Path | None = None) -> dict[str, StoredTensor]:
+    """The tensors of a folder's files under our names, none read; UserError where they are not those of its
+    config.json. `added` is a file of tensors under our names that take the place of the folder's.
+    """
+    tensors = tensors_in_our_layout(stored_tensors(folder))
+    if added is not None:
+        tensors |= tensors_of_file(added)
+    written = written_config(folder)
+    own = sorted(name for name in tensors if name.startswith(OWN_PREFIXES))
+    if own and is_published(written) and "flash_mode" not in written:
+        raise UserError(
+            f"{folder}: the weights hold {len(own)} tensors of connector and router, but config.json has no "
+            "flash_mode; set flash_mode to true (or false for a model that never compresses)"
+        )
+    check_shapes({name: one.shape for name, one in tensors.items()}, model_config(folder), str(folder))
+    return tensors
+
+
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VicoModel:
     """The model of a folder in any layout of `vico/layouts.py`, in eval mode, with connector and router where
     the files have them.
 
-    Raises UserError for missing or surplus tensors (the first five and their count) and for damaged files.
+    Raises UserError for missing, surplus and wrongly shaped tensors (the first five and their count) and for
+    damaged files, before any weight is read.
     """
     folder = Path(path)
     settings = load_settings(folder)
+    checked_tensors(folder)
     config = InternVLConfig(**model_config(folder))
     tensors = tensors_in_our_layout(read_tensors(folder))
     own = {key: tensors.pop(key).to(dtype) for key in list(tensors) if key.startswith(OWN_PREFIXES)}
@@ -48,35 +71,21 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str
     base, report = InternVLForConditionalGeneration.from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
     )
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in report[what])
-        if keys:
-            raise UserError(
-                f"{folder}: {len(keys)} {what.replace('_', ' ')} in the weights: {', '.join(keys[:5])}; "
-                "the weights do not belong to this config.json"
-            )
+    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     model = VicoModel(base, settings)
     prefixes = {key.split(".", 1)[0] for key in own}
     if "compressed_connector" in prefixes:
         model.add_compressed_connector(0)
     if "router" in prefixes:
         model.add_router(0)
-    try:
-        model.load_state_dict(own, strict=False, assign=False)
-        expected = {key for key in model.state_dict() if key.startswith(OWN_PREFIXES)}
-    except RuntimeError as error:
-        raise UserError(f"{folder}: connector or router tensors have wrong shapes: {error}") from error
-    if expected != set(own):
-        odd = sorted(expected.symmetric_difference(own))
-        raise UserError(
-            f"{folder}: {len(odd)} connector or router tensors missing or surplus: {', '.join(odd[:5])}"
-        )
+    model.load_state_dict(own, strict=False)
     return model.to(device).eval()
 
 
 def model_tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A VicoModel state dict under the keys of the file: `base.` dropped, contiguous."""
-    return {key.removeprefix("base."): tensor.contiguous() for key, tensor in state.items()}
+    """A VicoModel state dict under the keys of the file: `base.` dropped, experts single, contiguous."""
+    tensors = tensors_of_files({key.removeprefix("base."): tensor for key, tensor in state.items()})
+    return {key: tensor.contiguous() for key, tensor in tensors.items()}
 
 
 def save_model(

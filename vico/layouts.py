@@ -5,12 +5,19 @@ InternVLChatModel (custom and Flash); `older_hf` lacks the leading `model.`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
-
-import torch
+from collections.abc import Iterable, Mapping
+from typing import Literal, Protocol, Self, TypeVar
 
 Layout = Literal["hf", "older_hf", "published"]
+
+
+class Splittable(Protocol):
+    """What a tensor must be able to do here: torch's, or one that still lies in a file."""
+
+    def chunk(self, number: int, /) -> tuple[Self, ...]: ...
+
+
+T = TypeVar("T", bound=Splittable)
 
 _TOWER, _PUBLISHED_TOWER = "model.vision_tower.", "vision_model."
 # (ours, published) below the tower; `#` stands for the number of a layer
@@ -74,12 +81,12 @@ def _renamed(name: str, pairs: Iterable[tuple[str, str]], *, to_ours: bool) -> s
     return name
 
 
-def tensors_in_our_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def tensors_in_our_layout(tensors: Mapping[str, T]) -> dict[str, T]:
     """The tensors under our names; the fused qkv of a published vision tower is split in three views."""
     layout = layout_of(tensors)
     if layout == "hf":
         return dict(tensors)
-    renamed: dict[str, torch.Tensor] = {}
+    renamed: dict[str, T] = {}
     for name, tensor in tensors.items():
         ours = _renamed(name, _PAIRS[layout], to_ours=True)
         fused = _FUSED.match(ours)
@@ -102,8 +109,3 @@ def published_plan(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
             parts = tuple(f"{split[1]}{part}_proj.{split[3]}" for part in _QKV)
             plan[_renamed(f"{split[1]}qkv.{split[3]}", _PAIRS["published"], to_ours=False)] = parts
     return plan
-
-
-def published_tensor(parts: tuple[str, ...], get: Callable[[str], torch.Tensor]) -> torch.Tensor:
-    """The tensor of the published layout made of our `parts`, each read by `get`."""
-    return get(parts[0]) if len(parts) == 1 else torch.cat([get(part) for part in parts])

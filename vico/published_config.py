@@ -29,8 +29,12 @@ _VISION_FIELDS = (  # (Hugging Face, published, default of the published code)
     ("initializer_range", "initializer_range", 0.02),
     ("layer_scale_init_value", "initializer_factor", 0.1),
 )
-
-
+_HF_DEFAULTS = {"norm_type": "layer_norm", "use_qk_norm": False}  # where they differ from the published ones
+_HF_ONLY = (  # (field of the vision config, the only value that the published code knows)
+    ("use_mask_token", False),
+    ("use_mean_pooling", True),
+    ("use_absolute_position_embeddings", True),
+)
 _TILING_FIELDS = ("min_dynamic_patch", "max_dynamic_patch", "use_thumbnail")
 
 
@@ -75,6 +79,87 @@ def hf_config(config: dict[str, Any], image_token_id: int | None, path: str) -> 
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": tied,
+        **({"dtype": config["torch_dtype"]} if config.get("torch_dtype") else {}),
+        **({"vico": _flash_parts(config)} if config.get("flash_mode") else {}),
         **{key: config[key] for key in _TILING_FIELDS if key in config},
         **({} if image_token_id is None else {"image_token_id": image_token_id}),
     }
+
+
+def _flash_parts(config: dict[str, Any]) -> dict[str, Any]:
+    thresholds = {
+        ours: config[f"flash_{ours}"]
+        for ours in ("relative_threshold", "absolute_threshold")
+        if config.get(f"flash_{ours}") is not None
+    }
+    return {"compressed_connector": True, "router": True, **thresholds}
+
+
+def published_config(
+    config: dict[str, Any],
+    tiling: dict[str, Any],
+    dtype: str,
+    base: dict[str, Any] | None = None,
+    absolute_threshold: float | None = None,
+) -> dict[str, Any]:
+    """The published config of a Hugging Face one; `base`, where given, is the published config it came from.
+
+    `tiling` holds min_dynamic_patch, max_dynamic_patch and use_thumbnail. With a threshold the model is a
+    Flash one; the relative threshold is 0.0, under which a server follows our rule most nearly.
+    """
+    made = dict(base) if base is not None else {**_published_config(config), **tiling}
+    made = {key: value for key, value in made.items() if not key.startswith("flash_")}
+    if absolute_threshold is not None:
+        made |= {
+            "flash_mode": True,
+            "flash_relative_threshold": 0.0,
+            "flash_absolute_threshold": absolute_threshold,
+        }
+    return {**made, "torch_dtype": dtype}
+
+
+def _published_config(config: dict[str, Any]) -> dict[str, Any]:
+    vision = config["vision_config"]
+    for field, only in _HF_ONLY:
+        if vision.get(field, only) != only:
+            raise UserError(f"vision_config.{field}={vision[field]} has no place in the published layout")
+    tied = bool(config.get("tie_word_embeddings"))
+    size, patch = vision["image_size"], vision["patch_size"]
+    size = size[0] if isinstance(size, list) else size
+    return {
+        "architectures": ["InternVLChatModel"],
+        "model_type": "internvl_chat",
+        "downsample_ratio": config.get("downsample_ratio", 0.5),
+        "dynamic_image_size": True,
+        "force_image_size": size,
+        "select_layer": -1,
+        "ps_version": "v2",
+        "template": "internvl2_5",
+        "tie_word_embeddings": tied,
+        "vision_config": {
+            "architectures": ["InternVisionModel"],
+            "model_type": "intern_vit_6b",
+            **{
+                theirs: vision.get(ours, _HF_DEFAULTS.get(ours, default))
+                for ours, theirs, default in _VISION_FIELDS
+            },
+            "drop_path_rate": 0.0,
+            "image_size": size,
+            "patch_size": patch[0] if isinstance(patch, list) else patch,
+        },
+        "llm_config": {**_llm_config(config["text_config"]), "tie_word_embeddings": tied},
+    }
+
+
+def _llm_config(text: dict[str, Any]) -> dict[str, Any]:
+    """A text config in the form of transformers 4, which the published code and its servers read."""
+    text = dict(text)
+    [architecture] = [name for name, kind in LANGUAGE_MODELS.items() if kind == text["model_type"]]
+    rope = text.pop("rope_parameters", None)
+    if rope:
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        text["rope_theta"] = rope["rope_theta"]
+        text["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    if "num_local_experts" in text:
+        text["num_experts"] = text.pop("num_local_experts")
+    return {**text, "architectures": [architecture]}

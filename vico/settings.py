@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vico.errors import UserError
-from vico.published_config import hf_config, is_published
+from vico.published_config import LANGUAGE_MODELS, hf_config, is_published
 from vico.tiling import IMAGENET_MEAN, IMAGENET_STD, Tiling
 
 IMAGE_START, IMAGE_END, IMAGE_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
@@ -105,6 +105,11 @@ def tokenizer_files(path: str | Path) -> list[Path]:
     return sorted(Path(path) / name for name in _TOKENIZER_FILES if (Path(path) / name).is_file())
 
 
+def written_config(folder: Path) -> dict:
+    """The folder's config.json as it stands there."""
+    return _json(folder / "config.json")
+
+
 def model_config(folder: Path) -> dict:
     """The folder's config.json in Hugging Face form, whichever layout it is written in."""
     path = folder / "config.json"
@@ -116,6 +121,14 @@ def model_config(folder: Path) -> dict:
             f"{path}: model_type={config.get('model_type')!r} is neither 'internvl' (Hugging Face layout) "
             "nor a published InternVLChatModel config with llm_config; give an InternVL model"
         )
+    text = config.get("text_config", {})
+    if text.setdefault("model_type", "qwen2") not in LANGUAGE_MODELS.values():
+        raise UserError(
+            f"{path}: text_config.model_type={text['model_type']!r} is none of "
+            f"{', '.join(LANGUAGE_MODELS.values())}; this language model is not supported"
+        )
+    # transformers 4 went by the text config, and 5 takes a missing key for True
+    config.setdefault("tie_word_embeddings", bool(text.get("tie_word_embeddings", False)))
     return config
 
 

@@ -71,7 +71,7 @@ def test_help_comes_at_once():
 
 def test_every_command_is_listed():
     listed = vico("--help").stdout
-    for name in ("run", "plan", "status", "logs", "submit", "route"):
+    for name in ("run", "plan", "status", "logs", "submit", "route", "export"):
         assert f"\n  {name} " in listed
 
 

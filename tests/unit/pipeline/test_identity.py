@@ -126,7 +126,7 @@ STAGES = {
     "label": "30efd053ae342da0",
     "router": "f596f9bb8cebe884",
     "evaluate": "6014c07cf23aa6a6",
-    "export": "a6c8817af87022b4",
+    "export": "fb9c4bb7fde14b46",
 }
 
 

@@ -44,13 +44,13 @@ def rewrite(folder, change):
 def test_a_missing_tensor_is_named(folder):
     key = "model.multi_modal_projector.linear_1.weight"
     rewrite(folder, lambda tensors: tensors.pop(key))
-    with pytest.raises(UserError, match=f"1 missing keys in the weights: {re.escape(key)}"):
+    with pytest.raises(UserError, match=f"1 missing tensors in the weights: {re.escape(key)}"):
         load_model(folder)
 
 
 def test_a_surplus_tensor_is_named(folder):
     rewrite(folder, lambda tensors: tensors.update({"model.extra": torch.zeros(1)}))
-    with pytest.raises(UserError, match=r"1 unexpected keys in the weights: model\.extra"):
+    with pytest.raises(UserError, match=r"1 surplus tensors in the weights: model\.extra"):
         load_model(folder)
 
 

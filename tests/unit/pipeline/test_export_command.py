@@ -1,0 +1,145 @@
+"""`vico export`: what stands in the folder it writes, and what it says of bad input."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.runs import Runs
+from tests.tiny_model import make_tiny_model
+from vico.checkpoints import load_model, save_model
+from vico.errors import UserError
+
+STAGES = ("shard", "consistency", "ratio", "label", "router", "evaluate", "export")
+THRESHOLD = 0.625
+ENTRY = {
+    "threshold": THRESHOLD,
+    "share_compressed": 0.5,
+    "tokens_saved": 0.25,
+    "exact_match": 0.75,
+    "similarity": 0.875,
+    "quality_kept": 0.97,
+}
+METRICS = {
+    "tokens_a_tile": {"full": 4, "compressed": 1},
+    "num_samples": 12,
+    "reference": ENTRY,
+    "full": ENTRY,
+    "compressed": ENTRY,
+    "routed": [ENTRY],
+    "served": [{**ENTRY, "share_compressed": 0.4375}],
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The storage of a run that is done, as far as an export reads it."""
+    folder = tmp_path_factory.mktemp("finished")
+    base = make_tiny_model(folder / "base")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
+    storage = folder / "store"
+    fingerprints = {name: f"{number}" * 64 for number, name in enumerate(STAGES)}
+    config = {"inputs": {"model": str(base)}}
+    runs = Runs(storage)
+    run = runs.create(pipeline="p", fingerprints=fingerprints, experiment="e", config=config, site="s")
+    output = {name: storage / name / fingerprints[name] / "output" for name in STAGES}
+    for path in output.values():
+        path.mkdir(parents=True)
+    set_states(storage, dict.fromkeys(STAGES, "done"))
+    manifest = {"written": 40, "shards": [{"sha256": "a"}]}
+    (output["shard"] / "manifest.json").write_text(json.dumps(manifest))
+    router = {"absolute_threshold": THRESHOLD, "auc": 0.9, "num_test": 30}
+    (output["router"] / "metrics.json").write_text(json.dumps(router))
+    (output["evaluate"] / "metrics.json").write_text(json.dumps(METRICS))
+    model = load_model(base)
+    model.add_compressed_connector(1)
+    model.add_router(2)
+    save_model(model.state_dict(), base, output["export"] / "model", {"absolute_threshold": THRESHOLD})
+    return storage, run.run, base
+
+
+def set_states(storage, states):
+    [path] = storage.glob("runs/*/run.json")
+    content = json.loads(path.read_text())
+    for name, state in states.items():
+        content["stages"][name]["state"] = state
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    storage, run, _ = finished
+    shutil.copytree(storage, tmp_path / "store")
+    return tmp_path / "store", run
+
+
+def export(storage, run, out, layout="flash"):
+    arguments = ["export", run, str(out), "--layout", layout, "--storage", str(storage)]
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.mark.parametrize("layout", ["flash", "hf"])
+def test_the_folder_opens_as_the_model_of_the_run(finished, tmp_path, layout):
+    storage, run, base = finished
+    result = export(storage, run, tmp_path / "out", layout)
+    assert result.exit_code == 0, result.exception
+    [source] = storage.glob("export/*/output/model")
+    expected, found = load_model(source).state_dict(), load_model(tmp_path / "out").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config if layout == "flash" else config["vico"])[
+        "flash_absolute_threshold" if layout == "flash" else "absolute_threshold"
+    ] == THRESHOLD
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no partial folder is left
+
+
+def test_the_card_names_run_licence_and_both_rules(finished, tmp_path):
+    storage, run, _ = finished
+    export(storage, run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for part in (f"`{run}`", "apache-2.0", "`flash_absolute_threshold`", "**ours**", "**served**", "43.8%"):
+        assert part in card
+
+
+def test_a_run_that_is_not_done_is_refused(copy, tmp_path):
+    storage, run = copy
+    set_states(storage, {"evaluate": "failed"})
+    with pytest.raises(UserError, match="its stage evaluate is failed"):
+        raise export(storage, run, tmp_path / "out").exception
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_and_a_base_that_are_gone_are_named(copy, tmp_path):
+    storage, run = copy
+    [output] = storage.glob("router/*/output")
+    (output / "metrics.json").unlink()
+    assert "--force router" in str(export(storage, run, tmp_path / "out").exception)
+    shutil.rmtree(output)
+    assert f"{output} is gone" in str(export(storage, run, tmp_path / "out").exception)
+    output.mkdir()
+    [path] = storage.glob("runs/*/run.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config": {"inputs": {"model": "/gone"}}}))
+    assert "inputs.model=/gone is gone" in str(export(storage, run, tmp_path / "out").exception)
+
+
+def test_a_place_that_cannot_be_written_is_refused(finished, tmp_path):
+    storage, run, _ = finished
+    (tmp_path / "there").mkdir()
+    assert "there exists" in str(export(storage, run, tmp_path / "there").exception)
+    assert "does not exist" in str(export(storage, run, tmp_path / "no" / "out").exception)
+    long = tmp_path / ("o" * 250)  # the partial name beside it is too long
+    assert "cannot be written" in str(export(storage, run, long).exception)
+
+
+def test_a_fault_on_the_way_leaves_nothing_behind(copy, tmp_path):
+    storage, run = copy
+    [weights] = storage.glob("export/*/output/model/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(UserError, match="is not a whole safetensors file"):
+        raise export(storage, run, tmp_path / "out").exception
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
