@@ -25,6 +25,7 @@ app = typer.Typer(
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="Pipeline file (YAML).")]
 SiteOption = Annotated[str | None, typer.Option("--site", help="Site file, or the name of one in sites/.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")]
 StorageOption = Annotated[Path | None, typer.Option("--storage", help="Storage folder; default: the site's.")]
 SetOption = Annotated[
     list[str] | None,
@@ -176,7 +177,7 @@ def status(
 
 @app.command()
 def logs(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")],
+    run: RunArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
     stage: Annotated[
         str | None, typer.Option("--stage", help="Logs of this stage: driver and ranks.")
@@ -190,6 +191,30 @@ def logs(
 
     for line in log_lines(Runs(_site(site, storage).storage), run, stage=stage, follow=follow):
         typer.echo(line)
+
+
+@app.command()
+def audit(
+    run: RunArgument,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that all that is recorded of a run still holds: files, digests, lineage, metrics, MLflow."""
+    from pipeline.audit import audit_run
+    from pipeline.views import console, findings_table
+
+    found = audit_run(_site(site, storage), run)
+    if as_json:
+        _print(sys.stdout, found.as_json())
+    else:
+        if found.problems:
+            console().print(findings_table(found))
+        for note in found.notes:
+            console().print(f"note: {note}", markup=False)
+        checked = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.checked.items())
+        console().print(f"{len(found.problems)} problems; checked {checked}", markup=False)
+    sys.exit(1 if found.problems else 0)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.records import records_fingerprint
-from pipeline.config import PipelineConfig
+from pipeline.config import Inputs, PipelineConfig
 from pipeline.digests import DigestCache, model_fingerprint, tokenizer_fingerprint
 from pipeline.graph import SOURCES, Graph, StageSpec
 from pipeline.identity import stage_fingerprint, stage_identity
@@ -80,17 +80,20 @@ def resolve(graph: Graph, config: PipelineConfig, cache: DigestCache) -> Pipelin
 
 
 def _source_fingerprints(graph: Graph, config: PipelineConfig, cache: DigestCache) -> dict[str, str]:
-    inputs, needed = config.inputs, graph.sources()
-    found = {}
-    if "records" in needed:
-        found["records"] = records_fingerprint(inputs.records, cache.sha256)
-    if "heldout" in needed and inputs.heldout is not None:
-        found["heldout"] = records_fingerprint(inputs.heldout, cache.sha256)
-    if "tokenizer" in needed:
-        found["tokenizer"] = tokenizer_fingerprint(inputs.model, cache)
-    if "model" in needed:
-        found["model"] = model_fingerprint(inputs.model, cache)
-    return found
+    needed = graph.sources()
+    found = {name: source_fingerprint(name, config.inputs, cache) for name in SOURCES if name in needed}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def source_fingerprint(name: str, inputs: Inputs, cache: DigestCache) -> str | None:
+    """The digest of one input from outside the pipeline, None for one that it does not have."""
+    if name == "records":
+        return records_fingerprint(inputs.records, cache.sha256)
+    if name == "heldout":
+        return None if inputs.heldout is None else records_fingerprint(inputs.heldout, cache.sha256)
+    if name == "tokenizer":
+        return tokenizer_fingerprint(inputs.model, cache)
+    return model_fingerprint(inputs.model, cache)
 
 
 @dataclass(frozen=True)

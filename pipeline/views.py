@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from pipeline.findings import Findings
 from pipeline.planning import PlannedStage
 from pipeline.progress import duration
 from pipeline.runs import RunFile
@@ -92,4 +94,11 @@ def plan_table(planned: list[PlannedStage]) -> Table:
     for one in planned:
         action = "refused" if one.refused else one.action
         table.add_row(one.stage, action, one.fingerprint[:12], "\n".join(one.reasons))
+    return table
+
+
+def findings_table(found: Findings) -> Table:
+    table = Table("stage", "problem", "what", "where", box=None, pad_edge=False)
+    for one in found.problems:
+        table.add_row(one.stage, one.kind, escape(one.message), escape(one.path))
     return table
