@@ -34,7 +34,7 @@ def _audit_run_file(run: RunFile, path: Path, found: Findings) -> None:
         )
     unfinished = [name for name, entry in run.stages.items() if entry.state != "done"]
     if unfinished:
-        found.note(f"run {run.run} is {run.state}; not done: {', '.join(unfinished)}")
+        found.note(PIPELINE, f"run {run.run} is {run.state}; not done: {', '.join(unfinished)}")
     elif run.state == "done" and any(attempt.ended is None for attempt in run.attempts[-1:]):
         found.problem(PIPELINE, "run", path, "says done, but its last command has no end")
 
@@ -42,7 +42,7 @@ def _audit_run_file(run: RunFile, path: Path, found: Findings) -> None:
 def _audit_mlflow(run: RunFile, site: Site, found: Findings) -> None:
     if not site.tracking.enabled:
         if run.mlflow_run_id is not None:
-            found.note(f"MLflow was not asked: tracking.enabled is false in site {site.name}")
+            found.note(PIPELINE, f"MLflow was not asked: tracking.enabled is false in site {site.name}")
         return
     from pipeline.tracking_audit import audit_mlflow
 

@@ -65,7 +65,7 @@ def _audit_link(
         )
         found.problem(stage, "lineage", path, message)
     if made is None:
-        found.note(f"{stage}: what it was made from cannot be held against {name}, whose record is not there")
+        found.note(stage, f"what it was made from cannot be held against {name}, whose record is not there")
     elif made.output_digest != record.inputs.get(name):
         message = (
             f"was made from {name} output {str(record.inputs.get(name))[:12]}, "

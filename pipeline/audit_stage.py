@@ -9,9 +9,10 @@ from pipeline.digests import file_sha256s
 from pipeline.facts import has_commit, package_versions
 from pipeline.findings import Findings
 from pipeline.metric_files import MetricFiles, MetricLine
+from pipeline.run_records import record_of
 from pipeline.runs import RunFile
 from pipeline.sources import sources_digest
-from pipeline.store import RECORD_FILE, AttemptFile, Record, StageFolder, record_digest
+from pipeline.store import AttemptFile, Record, StageFolder, record_digest
 from vico.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -46,7 +47,7 @@ def _audit_record(folder: StageFolder, record: Record, found: Findings) -> None:
     path, stage = folder.record_path, folder.stage
     content = json.loads(path.read_text(encoding="utf-8"))
     if record.record_digest is None:
-        found.note(f"{stage}: the record has no digest of itself (written by an older vico)")
+        found.note(stage, "the record has no digest of itself (written by an older vico)")
     elif record_digest(content) != record.record_digest:
         found.problem(stage, "record", path, "was edited: record_digest does not fit its content")
     if sources_digest(record.sources) != record.source_digest:
@@ -89,42 +90,39 @@ def _audit_facts(record: Record, found: Findings) -> None:
     """Code and packages: what is gone is a problem, what has moved on since is a note."""
     commit = record.git.get("commit")
     if commit is None:
-        found.note(f"{record.stage}: made by code without a commit")
+        found.note(record.stage, "made by code without a commit")
     elif has_commit(commit) is False:
         message = f"commit {commit} is not in this checkout; fetch the branch that has it"
         found.problem(record.stage, "git", commit, message)
     if record.git.get("dirty"):
-        found.note(f"{record.stage}: tracked files differed from commit {commit}; sources are kept by digest")
+        found.note(record.stage, f"tracked files differed from commit {commit}; sources are kept by digest")
     now = package_versions()
     moved = [name for name in record.packages if record.packages[name] != now.get(name)]
     if moved:
         shown = ", ".join(f"{name} {record.packages[name]} -> {now.get(name, 'gone')}" for name in moved[:5])
         more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
-        found.note(f"{record.stage}: packages differ from those recorded: {shown}{more}")
+        found.note(record.stage, f"packages differ from those recorded: {shown}{more}")
 
 
 def _is_of_run(run: RunFile, folder: StageFolder, record: Record, found: Findings) -> bool:
     """Whether the record is the one this run made or reused; said when another run put its own there."""
     entry = run.stages[folder.stage]
-    if record.run == (entry.reused_from or run.run) and record.attempt == entry.attempt:
+    own = record_of(run, folder.stage, folder.path.parent.parent)
+    if own is not None and not own.is_superseded:
         return True
-    for path in sorted(folder.path.glob(f"superseded/*/{RECORD_FILE}")):
-        old = Record.read(path, "it was set aside")
-        if old is not None and (old.run, old.attempt) == (entry.reused_from or run.run, entry.attempt):
-            if old.output_digest == record.output_digest:
-                found.note(f"{folder.stage}: made again by run {record.run}, with the same bytes")
-                return False
-            message = f"run {record.run} made it again with other bytes; this run's result is set aside here"
-            found.problem(folder.stage, "superseded", path, message)
-            return False
-    if entry.state != "done":
-        return False  # killed between record and run.json: the same command enters it
-    message = (
-        f"is of run {record.run}, attempt {record.attempt}; run.json says {entry.reused_from or run.run}, "
-        f"attempt {entry.attempt}"
-    )
-    found.problem(folder.stage, "record", folder.record_path, message)
-    return False
+    if own is not None and own.record.output_digest == record.output_digest:
+        found.note(folder.stage, f"made again by run {record.run}, with the same bytes")
+        return True
+    if own is not None:
+        message = f"run {record.run} made it again with other bytes; this run's result is set aside here"
+        found.problem(folder.stage, "superseded", own.path, message)
+    elif entry.state == "done":
+        message = (
+            f"is of run {record.run}, attempt {record.attempt}; run.json says "
+            f"{entry.reused_from or run.run}, attempt {entry.attempt}"
+        )
+        found.problem(folder.stage, "record", folder.record_path, message)
+    return False  # not done: killed between record and run.json, which the same command enters
 
 
 def audit_metrics(folder: StageFolder, found: Findings) -> None:

@@ -218,6 +218,61 @@ def audit(
 
 
 @app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The run to hold against it.")],
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs between two runs: config, inputs, code, packages, metrics, outputs."""
+    from pipeline.diff import run_differences
+    from pipeline.views import console, differences_table
+
+    found = run_differences(_site(site, storage).storage, first, second)
+    if as_json:
+        _print(sys.stdout, found)
+    else:
+        console().print(differences_table(found))
+
+
+@app.command()
+def reproduce(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where the config goes.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run it in a fresh storage and compare every output.")
+    ] = False,
+    fresh: Annotated[
+        Path | None, typer.Option("--fresh-storage", metavar="FOLDER", help="The storage of that run.")
+    ] = None,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the config of a run and print the command that gives the run again."""
+    from pipeline import reproduce
+    from pipeline.graph import pipeline_graph
+
+    where, graph = _site(site, storage), pipeline_graph()
+    recipe = reproduce.write_recipe(where, run, out, fresh, graph)
+    with _answer_stream(as_json) as (stream, answer):
+        if verify:
+            reproduce.verify(recipe, where, graph, stream)
+        if as_json:
+            _print(answer, recipe.as_json())
+        else:
+            for note in recipe.notes:
+                typer.echo(f"# {note}")
+            typer.echo(recipe.command)
+            for name in recipe.differs or ():
+                typer.echo(f"differs: {name}")
+            if recipe.differs == []:
+                typer.echo("every output is the same, byte for byte")
+    sys.exit(1 if recipe.differs else 0)
+
+
+@app.command()
 def route(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A routed model folder.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],

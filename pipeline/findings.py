@@ -20,18 +20,22 @@ class Problem:
 
 @dataclass
 class Findings:
-    """What an audit finds. `notes` are worth knowing, and no fault of what is recorded."""
+    """What an audit finds. `noted` (text -> stages) is worth knowing, and no fault of what is recorded."""
 
     problems: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    noted: dict[str, list[str]] = field(default_factory=dict)
     checked: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(FACTS_CHECKED, 0)))
 
     def problem(self, stage: str, kind: str, path: Path | str, message: str) -> None:
         self.problems.append(Problem(stage, kind, str(path), message))
 
-    def note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+    def note(self, stage: str, text: str) -> None:
+        self.noted.setdefault(text, []).append(stage)
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for each note, with the stages that it is about."""
+        return [f"{', '.join(dict.fromkeys(stages))}: {text}" for text, stages in self.noted.items()]
 
     def as_json(self) -> dict[str, Any]:
         return {

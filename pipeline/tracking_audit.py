@@ -40,7 +40,9 @@ def audit_mlflow(run: RunFile, site: Site, found: Findings) -> None:
     ids = {PIPELINE: run.mlflow_run_id, **{name: one.mlflow_run_id for name, one in run.stages.items()}}
     ids |= {name: sent.id for name, sent in state.runs.items()}
     if not any(ids.values()):
-        found.note(f"MLflow was not asked: run {run.run} was never tracked at {site.tracking_place}")
+        found.note(
+            PIPELINE, f"MLflow was not asked: run {run.run} was never tracked at {site.tracking_place}"
+        )
         return
     if state.runs and not state.complete and run.state == "done":
         message = "MLflow lacks the last of the run; the command that made the run sends it"
@@ -64,7 +66,7 @@ def _projection(run: RunFile, name: str, site: Site, found: Findings) -> Project
     try:
         return of_pipeline(run, site) if name == PIPELINE else of_stage(run, name, site)
     except UserError:
-        found.note(f"{name}: MLflow cannot be held against a record that is damaged")
+        found.note(name, "MLflow cannot be held against a record that is damaged")
         return None
 
 
@@ -87,9 +89,7 @@ class _Comparison:
 
     def make(self) -> None:
         if self.is_superseded:
-            self.found.note(
-                f"{self.projection.name}: made again by another run; MLflow's is of the earlier one"
-            )
+            self.found.note(self.projection.name, "made again by another run; MLflow's is of the earlier one")
             return
         run = self._shown()
         if run is None:

@@ -102,3 +102,19 @@ def findings_table(found: Findings) -> Table:
     for one in found.problems:
         table.add_row(one.stage, one.kind, escape(one.message), escape(one.path))
     return table
+
+
+def differences_table(found: dict[str, Any]) -> Table:
+    """`vico diff`: digests shortened, which are told apart by their beginnings."""
+    table = Table("what", "stage", "name", *found["runs"], box=None, pad_edge=False)
+    for kind, rows in found.items():
+        for row in rows if kind not in ("runs", "same") else ():
+            name = f"{row['name']} (from step {row['step']})" if "step" in row else row["name"]
+            sides = ["-" if row[side] is None else _shortened(str(row[side])) for side in ("a", "b")]
+            table.add_row(kind, row["stage"] or "-", *map(escape, (name, *sides)))
+    return table
+
+
+def _shortened(text: str) -> str:
+    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return text[:12] if is_digest else text[:60]
