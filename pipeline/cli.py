@@ -273,6 +273,33 @@ def reproduce(
 
 
 @app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List it; remove nothing.")] = False,
+    drop: Annotated[
+        list[str] | None, typer.Option("--drop", metavar="RUN", help="Give up this run, too.")
+    ] = None,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what no run needs: results of given-up runs, what was set aside, what was left half-written."""
+    from pipeline.garbage import collect
+    from pipeline.lease import LeaseHeld
+    from pipeline.views import console, garbage_table
+
+    try:
+        found = collect(_site(site, storage).storage, drop or (), dry_run=dry_run)
+    except LeaseHeld as held:
+        _print_errors(str(held))
+        sys.exit(1)
+    if as_json:
+        total = sum(one.bytes for one in found)
+        _print(sys.stdout, {"dry_run": dry_run, "bytes": total, "removed": [one.as_json() for one in found]})
+    else:
+        console().print(garbage_table(found, dry_run))
+
+
+@app.command()
 def route(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A routed model folder.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],

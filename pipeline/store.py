@@ -154,7 +154,7 @@ class StageFolder:
             self.output.mkdir(exist_ok=True)
             parts.attempt_folder.mkdir(parents=True)
             begun.write(parts.attempt_folder / "attempt.json")
-        for leftover in list(_partials(self.output)):
+        for leftover in list(partials(self.output)):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return parts
 
@@ -243,7 +243,8 @@ def _is_partial(name: str) -> bool:
     return name.startswith(".") and ".partial-" in name
 
 
-def _partials(output: Path) -> Iterator[Path]:
+def partials(output: Path) -> Iterator[Path]:
+    """Files and folders of an output that were not published."""
     for parent, folders, files in os.walk(output):
         for name in [*folders, *files]:
             if _is_partial(name):

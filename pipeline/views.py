@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.findings import Findings
+from pipeline.garbage import Garbage
 from pipeline.planning import PlannedStage
 from pipeline.progress import duration
 from pipeline.runs import RunFile
@@ -112,6 +113,15 @@ def differences_table(found: dict[str, Any]) -> Table:
             name = f"{row['name']} (from step {row['step']})" if "step" in row else row["name"]
             sides = ["-" if row[side] is None else _shortened(str(row[side])) for side in ("a", "b")]
             table.add_row(kind, row["stage"] or "-", *map(escape, (name, *sides)))
+    return table
+
+
+def garbage_table(found: list[Garbage], dry_run: bool) -> Table:
+    mib = sum(one.bytes for one in found) / (1 << 20)
+    title = f"{'would free' if dry_run else 'freed'} {mib:.1f} MiB in {len(found)} places"
+    table = Table("what", "MiB", "why", "where", box=None, pad_edge=False, title=title, title_justify="left")
+    for one in found:
+        table.add_row(one.kind, f"{one.bytes / (1 << 20):.1f}", escape(one.why), escape(str(one.path)))
     return table
 
 
