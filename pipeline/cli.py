@@ -39,6 +39,9 @@ UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", hel
 WaitOption = Annotated[
     float, typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait for another driver.")
 ]
+StrictOption = Annotated[
+    bool, typer.Option("--strict-code", help="Run stages again whose source files have changed.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -65,6 +68,7 @@ def run(
     overrides: SetOption = None,
     force: ForceOption = None,
     until: UntilOption = None,
+    strict_code: StrictOption = False,
     wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,7 +77,7 @@ def run(
     from pipeline.progress import Display
     from pipeline.runner import run_pipeline
 
-    request = _request(config, site, storage, overrides, force, until, wait)
+    request = _request(config, site, storage, overrides, force, until, wait, strict_code)
     with _answer_stream(as_json) as (stream, answer), Display(stream) as display:
         result = run_pipeline(request, pipeline_graph(), display)
     if result.message:
@@ -91,6 +95,7 @@ def submit(
     overrides: SetOption = None,
     force: ForceOption = None,
     until: UntilOption = None,
+    strict_code: StrictOption = False,
     wait: WaitOption = 0.0,
     only_print: Annotated[
         bool, typer.Option("--print", help="Show the job; submit nothing and write nothing.")
@@ -102,7 +107,10 @@ def submit(
     from pipeline.lease import LeaseHeld
     from pipeline.submit import job_text, open_request, submit
 
-    request, graph = _request(config, site, storage, overrides, force, until, wait), pipeline_graph()
+    request, graph = (
+        _request(config, site, storage, overrides, force, until, wait, strict_code),
+        pipeline_graph(),
+    )
     if only_print:
         typer.echo(job_text(request, open_request(request, graph)).shown(request.site))
         return
@@ -126,6 +134,7 @@ def plan(
     overrides: SetOption = None,
     force: ForceOption = None,
     until: UntilOption = None,
+    strict_code: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say of every stage whether it would be reused or run, and why. Writes nothing."""
@@ -134,7 +143,7 @@ def plan(
     from pipeline.views import console, plan_table
 
     planned = open_pipeline(
-        _request(config, site, storage, overrides, force, until), pipeline_graph()
+        _request(config, site, storage, overrides, force, until, strict_code=strict_code), pipeline_graph()
     ).planned
     if as_json:
         _print(sys.stdout, [one.as_json() for one in planned])
@@ -195,7 +204,12 @@ def logs(
 
 @app.command()
 def audit(
-    run: RunArgument,
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")
+    ] = None,
+    reap: Annotated[
+        bool, typer.Option("--reap", help="First end the MLflow runs of drivers that are dead.")
+    ] = False,
     site: SiteOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
@@ -204,7 +218,14 @@ def audit(
     from pipeline.audit import audit_run
     from pipeline.views import console, findings_table
 
-    found = audit_run(_site(site, storage), run)
+    if run is None and not reap:
+        raise UserError("RUN is missing; name a run (or `latest`), or give --reap")
+    where = _site(site, storage)
+    if reap and not _reaped(where):
+        sys.exit(1)
+    if run is None:
+        return
+    found = audit_run(where, run)
     if as_json:
         _print(sys.stdout, found.as_json())
     else:
@@ -335,10 +356,27 @@ def _request(
     force: list[str] | None,
     until: str | None,
     wait_s: float = 0.0,
+    strict_code: bool = False,
 ) -> Any:
     from pipeline.opening import RunRequest
 
-    return RunRequest(config, _site(site, storage), tuple(overrides or ()), tuple(force or ()), until, wait_s)
+    where = _site(site, storage)
+    asked = tuple(overrides or ()), tuple(force or ()), until
+    return RunRequest(config, where, *asked, wait_s, strict_code)
+
+
+def _reaped(site: Any) -> bool:
+    """Close what is stale in MLflow and say so on standard error; whether all of it could be closed."""
+    if not site.tracking.enabled:
+        raise UserError(f"--reap: tracking.enabled is false in site {site.name}; name the site with MLflow")
+    from pipeline.tracking_audit import reap
+
+    closed, left = reap(site)
+    for line in closed:
+        typer.echo(f"closed in MLflow: {line}", err=True)
+    for line in left:
+        _print_errors(line)
+    return not left
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from cluster.site import Site
 from pipeline.findings import Findings
 from pipeline.metric_files import MetricFiles, metric_key
 from pipeline.projection import PIPELINE, Projection, of_pipeline, of_stage
-from pipeline.runs import RunFile, Runs
+from pipeline.runs import ENDED, RunFile, Runs
+from pipeline.tracker import sync
 from pipeline.tracking import DIGEST_LENGTH, PARAM_LENGTH, TAG_LENGTH, mlflow_client, one_line
 from pipeline.tracking_state import STATE_FILE, SentState
 from vico.errors import UserError
@@ -201,3 +202,54 @@ def active_run(client: MlflowClient, run_id: str) -> Any:
             raise
         return None
     return run if run.info.lifecycle_stage == "active" else None
+
+
+def reap(site: Site) -> tuple[list[str], list[str]]:
+    """End the MLflow runs that show RUNNING for runs nobody works on any more: (what was closed, what could
+    not be). Their driver was killed before it could tell; MLflow is told the rest of their files, too.
+    """
+    database = Path(site.tracking_uri.removeprefix("sqlite:///"))
+    if site.tracking_uri.startswith("sqlite:///") and not database.is_file():
+        return [], []
+    try:
+        client = mlflow_client(site.tracking_uri)
+        stale = _running(client)
+    except Exception as error:
+        return [], [f"MLflow at {site.tracking_place}: {one_line(error)}"]
+    runs, closed, left = Runs(site.storage), [], []
+    states = {run.run: run.state for run in runs.all()}
+    for name in dict.fromkeys(run.data.tags["vico.run"] for run in stale):
+        own = [run for run in stale if run.data.tags["vico.run"] == name]
+        if name in states and states[name] in ENDED:
+            problem = sync(site, runs.run_folder(name))
+            _end(client, own)
+            (left if problem else closed).append(problem or f"run {name}: {states[name]}")
+        elif name not in states and any(_is_of_storage(run, site) for run in own):
+            _end(client, own)
+            closed.append(f"run {name}: its folder is gone")
+    return closed, left
+
+
+def _running(client: MlflowClient) -> list[Any]:
+    """Our runs of all experiments that MLflow shows as running."""
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    found, token = [], None
+    while True:
+        page = client.search_runs(experiments, "attributes.status = 'RUNNING'", page_token=token)
+        found += [run for run in page if "vico.run" in run.data.tags]
+        token = page.token
+        if not token:
+            return found
+
+
+def _is_of_storage(run: Any, site: Site) -> bool:
+    """Whether the MLflow run of a pipeline says that it lies here; those of other storages are let alone."""
+    return run.data.tags.get("vico.storage") == str(site.storage)
+
+
+def _end(client: MlflowClient, stale: list[Any]) -> None:
+    """End those that still run: our files no longer know of them."""
+    for run in stale:
+        now = active_run(client, run.info.run_id)
+        if now is not None and now.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "KILLED")

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.site import Site
 from pipeline.audit import audit_run
-from tests.integration.tiny_pipeline.project import TinyProject
+from tests.integration.tiny_pipeline.project import TinyProject, wait_for
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -212,3 +212,41 @@ def test_a_database_that_is_gone_or_no_database(project):
     path.write_text("no database")
     ((stage, kind, _),) = problems(project, tracking=True)
     assert (stage, kind) == ("pipeline", "mlflow_unreachable")
+
+
+def test_reap_closes_what_a_killed_driver_left_running_and_nothing_else(made, tmp_path):
+    project = TinyProject(tmp_path / "killed")
+    shutil.copy(made.folder / "site.yaml", project.folder)
+    project.storage.mkdir()
+    shutil.copy(made.storage / "mlflow.db", project.storage)
+    process, _ = project.pause("square:1", "--set", "seed=8")
+    client = mlflow.MlflowClient(f"sqlite:///{project.storage}/mlflow.db")
+    wait_for(lambda: len(running(client)) == 2, process)
+    (run,) = project.runs()
+    project.vico("audit", "--reap")
+    alive = running(client)
+    assert project.errors == "" and len(alive) == 2, "its driver lives"
+    process.kill()
+    process.wait()
+    project.vico("audit", "--reap")
+    assert project.errors == f"closed in MLflow: run {run}: interrupted\n"
+    assert running(client) == []
+    assert json.loads(project.vico("audit", "latest", "--json"))["problems"] == []
+    for one in alive:
+        client.update_run(one.info.run_id, status="RUNNING")
+    shutil.rmtree(project.storage / "runs" / run)
+    project.vico("audit", "--reap")
+    assert project.errors == f"closed in MLflow: run {run}: its folder is gone\n"
+    assert running(client) == []
+
+
+def test_reap_needs_mlflow_and_audit_a_run(project):
+    project.vico("audit", "--reap", code=2)
+    assert "tracking.enabled is false" in project.errors
+    project.vico("audit", code=2)
+    assert "RUN is missing" in project.errors
+
+
+def running(client):
+    (experiment,) = client.search_experiments(filter_string="name = 'vico'")
+    return client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
