@@ -16,6 +16,7 @@ from cluster.site import Site
 from pipeline.findings import Findings
 from pipeline.metric_files import MetricFiles, metric_key
 from pipeline.projection import PIPELINE, Projection, of_pipeline, of_stage
+from pipeline.run_records import record_of
 from pipeline.runs import ENDED, RunFile, Runs
 from pipeline.tracker import sync
 from pipeline.tracking import DIGEST_LENGTH, PARAM_LENGTH, TAG_LENGTH, mlflow_client, one_line
@@ -65,7 +66,13 @@ def audit_mlflow(run: RunFile, site: Site, found: Findings) -> None:
 def _projection(run: RunFile, name: str, site: Site, found: Findings) -> Projection | None:
     """What MLflow should show; None where the store cannot say, which the audit of the store has told."""
     try:
-        return of_pipeline(run, site) if name == PIPELINE else of_stage(run, name, site)
+        if name == PIPELINE:
+            return of_pipeline(run, site)
+        record = record_of(run, name, site.storage)
+        if record is None or not record.is_superseded:
+            return of_stage(run, name, site)
+        found.note(name, "made again by another run; what MLflow shows of this one was not compared")
+        return None
     except UserError:
         found.note(name, "MLflow cannot be held against a record that is damaged")
         return None

@@ -30,10 +30,10 @@ def project(made, tmp_path):
     return copy
 
 
-def problems(project, *, tracking=False):
+def problems(project, *, tracking=False, run="latest"):
     """(stage, kind, path below the store) of each problem"""
     site = Site.model_validate({"storage": str(project.storage), "tracking": {"enabled": tracking}})
-    found = audit_run(site, "latest")
+    found = audit_run(site, run)
     assert json.loads(json.dumps(found.as_json()))["ok"] == (not found.problems)
     return [
         (one.stage, one.kind, one.path.replace(f"{project.stage(one.stage)}/", ""))
@@ -166,6 +166,15 @@ def test_a_stage_made_again_with_other_bytes_by_another_run(project):
     assert ("draw", "superseded", "superseded/1/record.json") not in problems(project)
     edit(folder / "superseded/1/record.json", lambda record: record.update(output_digest="0" * 64))
     assert ("draw", "superseded", "superseded/1/record.json") in problems(project)
+
+
+def test_what_another_run_mended_is_no_problem_of_the_first(project):
+    (project.stage("draw") / "output" / "part-1.txt").unlink()
+    (first,) = project.runs()
+    project.vico("run")
+    assert project.runs()[1:] == [first]
+    assert problems(project, tracking=True, run=first) == []
+    assert problems(project) == []
 
 
 @pytest.fixture
