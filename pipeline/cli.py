@@ -25,6 +25,7 @@ app = typer.Typer(
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="Pipeline file (YAML).")]
 SiteOption = Annotated[str | None, typer.Option("--site", help="Site file, or the name of one in sites/.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")]
 StorageOption = Annotated[Path | None, typer.Option("--storage", help="Storage folder; default: the site's.")]
 SetOption = Annotated[
     list[str] | None,
@@ -37,6 +38,9 @@ ForceOption = Annotated[
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
 WaitOption = Annotated[
     float, typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait for another driver.")
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict-code", help="Run stages again whose source files have changed.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -64,6 +68,7 @@ def run(
     overrides: SetOption = None,
     force: ForceOption = None,
     until: UntilOption = None,
+    strict_code: StrictOption = False,
     wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,7 +77,7 @@ def run(
     from pipeline.progress import Display
     from pipeline.runner import run_pipeline
 
-    request = _request(config, site, storage, overrides, force, until, wait)
+    request = _request(config, site, storage, overrides, force, until, wait, strict_code)
     with _answer_stream(as_json) as (stream, answer), Display(stream) as display:
         result = run_pipeline(request, pipeline_graph(), display)
     if result.message:
@@ -90,6 +95,7 @@ def submit(
     overrides: SetOption = None,
     force: ForceOption = None,
     until: UntilOption = None,
+    strict_code: StrictOption = False,
     wait: WaitOption = 0.0,
     only_print: Annotated[
         bool, typer.Option("--print", help="Show the job; submit nothing and write nothing.")
@@ -101,7 +107,10 @@ def submit(
     from pipeline.lease import LeaseHeld
     from pipeline.submit import job_text, open_request, submit
 
-    request, graph = _request(config, site, storage, overrides, force, until, wait), pipeline_graph()
+    request, graph = (
+        _request(config, site, storage, overrides, force, until, wait, strict_code),
+        pipeline_graph(),
+    )
     if only_print:
         typer.echo(job_text(request, open_request(request, graph)).shown(request.site))
         return
@@ -125,6 +134,7 @@ def plan(
     overrides: SetOption = None,
     force: ForceOption = None,
     until: UntilOption = None,
+    strict_code: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say of every stage whether it would be reused or run, and why. Writes nothing."""
@@ -133,7 +143,7 @@ def plan(
     from pipeline.views import console, plan_table
 
     planned = open_pipeline(
-        _request(config, site, storage, overrides, force, until), pipeline_graph()
+        _request(config, site, storage, overrides, force, until, strict_code=strict_code), pipeline_graph()
     ).planned
     if as_json:
         _print(sys.stdout, [one.as_json() for one in planned])
@@ -176,7 +186,7 @@ def status(
 
 @app.command()
 def logs(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")],
+    run: RunArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
     stage: Annotated[
         str | None, typer.Option("--stage", help="Logs of this stage: driver and ranks.")
@@ -190,6 +200,124 @@ def logs(
 
     for line in log_lines(Runs(_site(site, storage).storage), run, stage=stage, follow=follow):
         typer.echo(line)
+
+
+@app.command()
+def audit(
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")
+    ] = None,
+    reap: Annotated[
+        bool, typer.Option("--reap", help="First end the MLflow runs of drivers that are dead.")
+    ] = False,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that all that is recorded of a run still holds: files, digests, lineage, metrics, MLflow."""
+    from pipeline.audit import audit_run
+    from pipeline.views import console, findings_table
+
+    if run is None and not reap:
+        raise UserError("RUN is missing; name a run (or `latest`), or give --reap")
+    where = _site(site, storage)
+    if reap and not _reaped(where):
+        sys.exit(1)
+    if run is None:
+        return
+    found = audit_run(where, run)
+    if as_json:
+        _print(sys.stdout, found.as_json())
+    else:
+        if found.problems:
+            console().print(findings_table(found))
+        for note in found.notes:
+            console().print(f"note: {note}", markup=False)
+        checked = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.checked.items())
+        console().print(f"{len(found.problems)} problems; checked {checked}", markup=False)
+    sys.exit(1 if found.problems else 0)
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The run to hold against it.")],
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs between two runs: config, inputs, code, packages, metrics, outputs."""
+    from pipeline.diff import run_differences
+    from pipeline.views import console, differences_table
+
+    found = run_differences(_site(site, storage).storage, first, second)
+    if as_json:
+        _print(sys.stdout, found)
+    else:
+        console().print(differences_table(found))
+
+
+@app.command()
+def reproduce(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where the config goes.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run it in a fresh storage and compare every output.")
+    ] = False,
+    fresh: Annotated[
+        Path | None, typer.Option("--fresh-storage", metavar="FOLDER", help="The storage of that run.")
+    ] = None,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the config of a run and print the command that gives the run again."""
+    from pipeline import reproduce
+    from pipeline.graph import pipeline_graph
+
+    where, graph = _site(site, storage), pipeline_graph()
+    recipe = reproduce.write_recipe(where, run, out, fresh, graph)
+    with _answer_stream(as_json) as (stream, answer):
+        if verify:
+            reproduce.verify(recipe, where, graph, stream)
+        if as_json:
+            _print(answer, recipe.as_json())
+        else:
+            for note in recipe.notes:
+                typer.echo(f"# {note}")
+            typer.echo(recipe.command)
+            for name in recipe.differs or ():
+                typer.echo(f"differs: {name}")
+            if recipe.differs == []:
+                typer.echo("every output is the same, byte for byte")
+    sys.exit(1 if recipe.differs else 0)
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List it; remove nothing.")] = False,
+    drop: Annotated[
+        list[str] | None, typer.Option("--drop", metavar="RUN", help="Give up this run, too.")
+    ] = None,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what no run needs: results of given-up runs, what was set aside, what was left half-written."""
+    from pipeline.garbage import collect
+    from pipeline.lease import LeaseHeld
+    from pipeline.views import console, garbage_table
+
+    try:
+        found = collect(_site(site, storage).storage, drop or (), dry_run=dry_run)
+    except LeaseHeld as held:
+        _print_errors(str(held))
+        sys.exit(1)
+    if as_json:
+        total = sum(one.bytes for one in found)
+        _print(sys.stdout, {"dry_run": dry_run, "bytes": total, "removed": [one.as_json() for one in found]})
+    else:
+        console().print(garbage_table(found, dry_run))
 
 
 @app.command()
@@ -246,10 +374,27 @@ def _request(
     force: list[str] | None,
     until: str | None,
     wait_s: float = 0.0,
+    strict_code: bool = False,
 ) -> Any:
     from pipeline.opening import RunRequest
 
-    return RunRequest(config, _site(site, storage), tuple(overrides or ()), tuple(force or ()), until, wait_s)
+    where = _site(site, storage)
+    asked = tuple(overrides or ()), tuple(force or ()), until
+    return RunRequest(config, where, *asked, wait_s, strict_code)
+
+
+def _reaped(site: Any) -> bool:
+    """Close what is stale in MLflow and say so on standard error; whether all of it could be closed."""
+    if not site.tracking.enabled:
+        raise UserError(f"--reap: tracking.enabled is false in site {site.name}; name the site with MLflow")
+    from pipeline.tracking_audit import reap
+
+    closed, left = reap(site)
+    for line in closed:
+        typer.echo(f"closed in MLflow: {line}", err=True)
+    for line in left:
+        _print_errors(line)
+    return not left
 
 
 @contextmanager

@@ -33,6 +33,13 @@ def git_state() -> dict[str, Any]:
     return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
+def has_commit(commit: str) -> bool | None:
+    """Whether the checkout this code runs from has the commit; None where there is no checkout to ask."""
+    if _git("rev-parse", "--git-dir") is None:
+        return None
+    return _git("cat-file", "-e", f"{commit}^{{commit}}") is not None
+
+
 def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(_PROJECT), *arguments]
     try:

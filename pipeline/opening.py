@@ -22,6 +22,7 @@ class RunRequest:
     force: tuple[str, ...] = ()
     until: str | None = None
     wait_s: float = 0.0
+    strict_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def open_pipeline(request: RunRequest, graph: Graph) -> OpenPipeline:
     cache = DigestCache(request.site.storage)
     pipeline = resolve(asked, config, cache)
     forced = frozenset(asked.dependents(request.force))
-    return OpenPipeline(pipeline, plan(pipeline, request.site.storage, forced), forced, cache)
+    planned = plan(pipeline, request.site.storage, forced, strict_code=request.strict_code)
+    return OpenPipeline(pipeline, planned, forced, cache)
 
 
 def choose_run(

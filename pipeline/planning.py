@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.records import records_fingerprint
-from pipeline.config import PipelineConfig
+from pipeline.config import Inputs, PipelineConfig
 from pipeline.digests import DigestCache, model_fingerprint, tokenizer_fingerprint
 from pipeline.graph import SOURCES, Graph, StageSpec
 from pipeline.identity import stage_fingerprint, stage_identity
@@ -80,17 +80,20 @@ def resolve(graph: Graph, config: PipelineConfig, cache: DigestCache) -> Pipelin
 
 
 def _source_fingerprints(graph: Graph, config: PipelineConfig, cache: DigestCache) -> dict[str, str]:
-    inputs, needed = config.inputs, graph.sources()
-    found = {}
-    if "records" in needed:
-        found["records"] = records_fingerprint(inputs.records, cache.sha256)
-    if "heldout" in needed and inputs.heldout is not None:
-        found["heldout"] = records_fingerprint(inputs.heldout, cache.sha256)
-    if "tokenizer" in needed:
-        found["tokenizer"] = tokenizer_fingerprint(inputs.model, cache)
-    if "model" in needed:
-        found["model"] = model_fingerprint(inputs.model, cache)
-    return found
+    needed = graph.sources()
+    found = {name: source_fingerprint(name, config.inputs, cache) for name in SOURCES if name in needed}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def source_fingerprint(name: str, inputs: Inputs, cache: DigestCache) -> str | None:
+    """The digest of one input from outside the pipeline, None for one that it does not have."""
+    if name == "records":
+        return records_fingerprint(inputs.records, cache.sha256)
+    if name == "heldout":
+        return None if inputs.heldout is None else records_fingerprint(inputs.heldout, cache.sha256)
+    if name == "tokenizer":
+        return tokenizer_fingerprint(inputs.model, cache)
+    return model_fingerprint(inputs.model, cache)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,18 @@ def standing(folder: StageFolder, inputs: Mapping[str, str | None]) -> Standing:
         names = (*damage.missing, *damage.resized)
         return Standing("rebuild", record, f"{damage}; made again", damage, names)
     return Standing("reuse", record, f"done in run {record.run}")
+
+
+def task_standing(
+    task: StageTask, storage: Path, inputs: Mapping[str, str | None], *, strict_code: bool
+) -> Standing:
+    """How a stage of a pipeline stands; with `strict_code`, other source files are a reason to start afresh
+    even though its fingerprint holds."""
+    found = standing(task.folder(storage), inputs)
+    changed = changed_sources(task, found.record) if found.record and found.way == "reuse" else ""
+    if strict_code and changed:
+        return Standing("afresh", found.record, f"{changed} changed since (--strict-code)")
+    return found
 
 
 def _unfinished(folder: StageFolder, inputs: Mapping[str, str | None]) -> Standing:
@@ -176,27 +191,28 @@ class PlannedStage:
         }
 
 
-def plan(pipeline: Pipeline, storage: Path, forced: Iterable[str] = ()) -> list[PlannedStage]:
+def plan(
+    pipeline: Pipeline, storage: Path, forced: Iterable[str] = (), *, strict_code: bool = False
+) -> list[PlannedStage]:
     """Every stage in order with its action and the reasons; `forced` are the stages to run in any case."""
     forced = set(forced)
     outputs: dict[str, str | None] = dict(pipeline.sources)
     planned = []
     for task in pipeline.tasks:
         inputs = {name: outputs[name] for name in task.inputs}
-        one, outputs[task.name] = _planned(task, storage, inputs, task.name in forced)
+        one, outputs[task.name] = _planned(task, storage, inputs, task.name in forced, strict_code)
         planned.append(one)
     return planned
 
 
 def _planned(
-    task: StageTask, storage: Path, inputs: Mapping[str, str | None], forced: bool
+    task: StageTask, storage: Path, inputs: Mapping[str, str | None], forced: bool, strict_code: bool
 ) -> tuple[PlannedStage, str | None]:
     """The stage's plan and the digest of its output, None if that is not known yet."""
-    folder = task.folder(storage)
     if forced:
         return PlannedStage(task.name, "run", task.fingerprint, ["--force"]), None
     try:
-        found = standing(folder, inputs)
+        found = task_standing(task, storage, inputs, strict_code=strict_code)
     except UserError as error:
         return PlannedStage(task.name, "run", task.fingerprint, [str(error)], refused=str(error)), None
     if found.way == "reuse" and found.record is not None:
@@ -208,12 +224,17 @@ def _planned(
 
 def code_changes(task: StageTask, record: Record) -> list[str]:
     """Source files that differ from those a result was made with, though its fingerprint still holds."""
+    changed = changed_sources(task, record)
+    if not changed:
+        return []
+    return [f"{changed} changed since; fingerprint kept, code_version {task.spec.code_version}"]
+
+
+def changed_sources(task: StageTask, record: Record) -> str:
+    """Up to three of the source files that are not those a result was made with; empty if all are."""
     now = source_digests(task.spec.module_name)
     names = [name for name in {**record.sources, **now} if record.sources.get(name) != now.get(name)]
-    if not names:
-        return []
-    shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return [f"{shown} changed since; fingerprint kept, code_version {task.spec.code_version}"]
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def changes(task: StageTask, storage: Path) -> list[str]:

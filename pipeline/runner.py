@@ -156,6 +156,7 @@ class _Driver:
             self.run,
             self.lease,
             forced=self.opened.forced,
+            strict_code=self.request.strict_code,
             wait_s=self.request.wait_s,
             signals=self.signals,
             display=self.display,

@@ -12,7 +12,7 @@ from data_prep.records import RecordsConfig
 from pipeline.attempt import StageContext, logging_to
 from pipeline.facts import git_state, package_versions, site_facts
 from pipeline.lease import Lease, acquire
-from pipeline.planning import Pipeline, StageTask, Standing, code_changes, standing
+from pipeline.planning import Pipeline, StageTask, Standing, code_changes, task_standing
 from pipeline.progress import Display, duration
 from pipeline.runs import RunFile, Runs, StageEntry
 from pipeline.signals import StopSignals
@@ -37,6 +37,7 @@ class StageRuns:
         lease: Lease,
         *,
         forced: frozenset[str],
+        strict_code: bool,
         wait_s: float,
         signals: StopSignals,
         display: Display,
@@ -44,7 +45,8 @@ class StageRuns:
         mlflow_run_id: Callable[[str], str | None],
     ):
         self.pipeline, self.site, self.runs, self.run, self.lease = pipeline, site, runs, run, lease
-        self.forced, self.wait_s, self.signals, self.display = forced, wait_s, signals, display
+        self.forced, self.strict_code, self.wait_s = forced, strict_code, wait_s
+        self.signals, self.display = signals, display
         self._start_services, self._mlflow_run_id = start_services, mlflow_run_id
         self._digests: dict[str, str] = dict(pipeline.sources)
         self._outputs: dict[str, Path] = {}
@@ -81,9 +83,12 @@ class StageRuns:
     def _inputs(self, task: StageTask) -> dict[str, str]:
         return {name: self._digests[name] for name in task.inputs}
 
+    def _standing(self, task: StageTask) -> Standing:
+        return task_standing(task, self.site.storage, self._inputs(task), strict_code=self.strict_code)
+
     def _reused(self, task: StageTask, folder: StageFolder) -> bool:
         """Whether the stage is done already; then it is entered as such."""
-        found = standing(folder, self._inputs(task))
+        found = self._standing(task)
         record = found.record
         if found.way != "reuse" or record is None:
             return False
@@ -106,7 +111,7 @@ class StageRuns:
 
     def _run(self, task: StageTask, folder: StageFolder, lease: Lease) -> None:
         self._start_services(task)
-        found = standing(folder, self._inputs(task))
+        found = self._standing(task)
         if found.way == "afresh":
             self._set_aside(task, folder, lease, found.reason)
         missing = self._attempt(task, folder, lease, found)

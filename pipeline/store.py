@@ -4,6 +4,8 @@
 inputs are the ones it was made from.
 """
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.digests import file_sha256s
 from pipeline.identity import digest, stage_fingerprint
-from pipeline.json_files import StoredModel
+from pipeline.json_files import StoredModel, write_json
 from pipeline.lease import Lease
 from stages.parts import Parts, sync_folder
 from vico.errors import UserError
@@ -52,6 +54,8 @@ class Record(StoredModel):
     site: str
     facts: dict[str, Any]
     mlflow_run_id: str | None = None
+    record_digest: str | None = None
+    """Of all the rest of the file, by `finish`; the audit sees by it what was edited by hand."""
 
 
 class AttemptFile(StoredModel):
@@ -150,7 +154,7 @@ class StageFolder:
             self.output.mkdir(exist_ok=True)
             parts.attempt_folder.mkdir(parents=True)
             begun.write(parts.attempt_folder / "attempt.json")
-        for leftover in list(_partials(self.output)):
+        for leftover in list(partials(self.output)):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return parts
 
@@ -184,11 +188,15 @@ class StageFolder:
         """Write the record, which makes the stage done; raises LeaseLost when another driver has taken
         over."""
         with lease.writing():
-            record.write(self.record_path)
+            content = record.model_dump(mode="json", by_alias=True)
+            write_json(self.record_path, {**content, "record_digest": record_digest(content)})
+
+    def output_names(self) -> list[str]:
+        return sorted(_published(self.output))
 
     def outputs(self) -> dict[str, OutputFile]:
         """Every published file with its size and digest, sorted by name."""
-        names = sorted(_published(self.output))
+        names = self.output_names()
         paths = [self.output / name for name in names]
         sizes = [path.stat().st_size for path in paths]
         return {
@@ -212,6 +220,12 @@ def outputs_digest(outputs: Mapping[str, OutputFile]) -> str:
     return digest({name: file.model_dump() for name, file in outputs.items()})
 
 
+def record_digest(content: Mapping[str, Any]) -> str:
+    """Digest of a record.json by its content, its own digest left out."""
+    rest = {name: value for name, value in content.items() if name != "record_digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def records_of(storage: Path, stage: str) -> list[Record]:
     """The readable records of a stage under all fingerprints, the latest last."""
     found = []
@@ -229,7 +243,8 @@ def _is_partial(name: str) -> bool:
     return name.startswith(".") and ".partial-" in name
 
 
-def _partials(output: Path) -> Iterator[Path]:
+def partials(output: Path) -> Iterator[Path]:
+    """Files and folders of an output that were not published."""
     for parent, folders, files in os.walk(output):
         for name in [*folders, *files]:
             if _is_partial(name):

@@ -64,6 +64,8 @@ def job_text(request: RunRequest, opened: OpenPipeline) -> JobText:
     command = [request.site.jobs.python, "-m", "pipeline.cli", "run", CONFIG_FILE, "--site", SITE_FILE]
     for stage in request.force:
         command += ["--force", stage]
+    if request.strict_code:
+        command.append("--strict-code")
     if request.until:
         command += ["--until", request.until]
     if request.wait_s:

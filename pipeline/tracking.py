@@ -246,7 +246,9 @@ class MlflowRuns:
             if model is None:
                 model = self.client.create_logged_model(self.experiment_id, one.name, sent.id, tags)
             self.client.finalize_logged_model(model.model_id, "READY")
-            self.client.log_outputs(sent.id, [LoggedModelOutput(model.model_id, step=0)])
+            outputs = self.client.get_run(sent.id).outputs
+            if model.model_id not in [known.model_id for known in (outputs.model_outputs if outputs else [])]:
+                self.client.log_outputs(sent.id, [LoggedModelOutput(model.model_id, step=0)])  # not twice
             sent.models[f"{one.name}:{one.digest}"] = model.model_id
 
     def _tell_files(self, projection: Projection, sent: SentRun) -> None:

@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from pipeline.findings import Findings
+from pipeline.garbage import Garbage
 from pipeline.planning import PlannedStage
 from pipeline.progress import duration
 from pipeline.runs import RunFile
@@ -93,3 +96,35 @@ def plan_table(planned: list[PlannedStage]) -> Table:
         action = "refused" if one.refused else one.action
         table.add_row(one.stage, action, one.fingerprint[:12], "\n".join(one.reasons))
     return table
+
+
+def findings_table(found: Findings) -> Table:
+    table = Table("stage", "problem", "what", "where", box=None, pad_edge=False)
+    for one in found.problems:
+        table.add_row(one.stage, one.kind, escape(one.message), escape(one.path))
+    return table
+
+
+def differences_table(found: dict[str, Any]) -> Table:
+    """`vico diff`: digests shortened, which are told apart by their beginnings."""
+    table = Table("what", "stage", "name", *found["runs"], box=None, pad_edge=False)
+    for kind, rows in found.items():
+        for row in rows if kind not in ("runs", "same") else ():
+            name = f"{row['name']} (from step {row['step']})" if "step" in row else row["name"]
+            sides = ["-" if row[side] is None else _shortened(str(row[side])) for side in ("a", "b")]
+            table.add_row(kind, row["stage"] or "-", *map(escape, (name, *sides)))
+    return table
+
+
+def garbage_table(found: list[Garbage], dry_run: bool) -> Table:
+    mib = sum(one.bytes for one in found) / (1 << 20)
+    title = f"{'would free' if dry_run else 'freed'} {mib:.1f} MiB in {len(found)} places"
+    table = Table("what", "MiB", "why", "where", box=None, pad_edge=False, title=title, title_justify="left")
+    for one in found:
+        table.add_row(one.kind, f"{one.bytes / (1 << 20):.1f}", escape(one.why), escape(str(one.path)))
+    return table
+
+
+def _shortened(text: str) -> str:
+    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return text[:12] if is_digest else text[:60]

@@ -77,6 +77,26 @@ def test_code_that_changed_under_a_fingerprint_is_told(done, monkeypatch):
     assert reasons[1] == f"{name} changed since; fingerprint kept, code_version 1"
 
 
+def test_strict_code_runs_what_other_code_made(done):
+    path = done.stage("square") / "record.json"
+    record = json.loads(path.read_text())
+    name = "tests/integration/tiny_pipeline/square.py"
+    record["sources"][name] = "0" * 64
+    path.write_text(json.dumps(record))
+    plan = done.plan("--strict-code")
+    assert plan["draw"][0] == "reuse"
+    assert plan["square"] == ("run", [f"{name} changed since (--strict-code)"])
+    assert plan["total"] == ("run", ["runs after square, unless the bytes from there stay the same"])
+    done.vico("run", "--strict-code")
+    stages = {one["name"]: one for one in done.status()["stages"]}
+    assert [one["attempt"] for one in stages.values()] == [1, 2, 1]
+    assert stages["total"]["reused"], "the new code gave the same bytes"
+    assert actions(done.plan("--strict-code")) == dict.fromkeys(("draw", "square", "total"), "reuse")
+    assert len(done.runs()) == 2
+    done.vico("run", "--strict-code")
+    assert len(done.runs()) == 2
+
+
 def test_a_missing_output_is_made_again_without_the_rest(done):
     before = done.outputs()
     part = done.stage("square") / "output" / "part-1.txt"

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from cluster.site import Site, load_site
+from pipeline.store import StageFolder, outputs_digest
 from pipeline.tracker import sync
-from pipeline.tracking_state import is_complete
+from pipeline.tracking_state import STATE_FILE, is_complete
 from tests.integration.tiny_pipeline.project import ROOT, TinyProject, wait_for
 from tests.integration.tracked_training import CHECKPOINT_EVERY, EXPERIMENT, FINGERPRINT
 
@@ -171,6 +172,25 @@ def test_runs_deleted_in_mlflow_are_made_again(project):
     assert sync(site, project.storage / "runs" / run) is None
     assert Shown(project.storage).steps("square", "length") == [0, 1, 2, 3]
     assert len(Shown(project.storage).runs) == 4
+
+
+def test_a_lost_state_is_made_again_from_what_mlflow_has(project):
+    """Models, too: MLflow refuses an output that it has already."""
+    project.vico("run")
+    path = project.stage("draw") / "output" / "policy.safetensors"
+    path.write_text("weights")
+    folder = StageFolder(project.storage, "draw", project.stage("draw").name)
+    outputs = folder.outputs()
+    record = folder.record().model_copy(update={"outputs": outputs, "output_digest": outputs_digest(outputs)})
+    record.write(folder.record_path)
+    site = load_site(project.folder / "site.yaml", storage=project.storage)
+    run_folder = project.storage / "runs" / project.status()["run"]
+    for _ in range(2):
+        (run_folder / STATE_FILE).unlink()
+        assert sync(site, run_folder) is None
+    shown = Shown(project.storage)
+    assert len(shown.runs) == 4
+    assert len(shown.client.search_logged_models([shown.experiment_id])) == 1
 
 
 def test_an_outage_ends_nothing_and_what_it_kept_back_is_sent_later_once(tmp_path, project):

@@ -26,7 +26,7 @@ DOORS = {
     "ray": ("cluster/",),
     "ray.train": ("stages/train_workers.py",),
     "deepspeed": ("stages/engine.py",),
-    "mlflow": ("pipeline/tracking.py",),
+    "mlflow": ("pipeline/tracking.py", "pipeline/tracking_audit.py"),
     "webdataset": ("data_prep/tars.py",),
 }
 IMPORT_CALLS = {"import_module", "__import__", "find_spec", "LazyLoader"}

@@ -47,7 +47,17 @@ def done(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["plan", "--tiny"], ["run", "--tiny"], ["status"], ["status", "latest"]],
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["plan", "--tiny"],
+        ["run", "--tiny"],
+        ["status"],
+        ["status", "latest"],
+        ["audit", "latest"],
+        ["diff", "latest", "latest"],
+        ["gc", "--dry-run"],
+    ],
 )
 def test_reading_commands_and_a_reused_run_import_nothing_heavy(done, arguments):
     if "--help" not in arguments:

@@ -1,0 +1,261 @@
+"""The tamper matrix: real tiny runs, damaged one way each; audit names stage and path, and nothing else."""
+
+import json
+import shutil
+
+import pytest
+
+from cluster.site import Site
+from pipeline.audit import audit_run
+from tests.integration.tiny_pipeline.project import TinyProject, wait_for
+
+mlflow = pytest.importorskip("mlflow")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A project with a run that was killed once and went on, told to a real sqlite MLflow."""
+    project = TinyProject(tmp_path_factory.mktemp("audited"))
+    (project.folder / "site.yaml").write_text("name: tiny\ntracking: {interval_s: 0.1}\n")
+    project.vico("run", code=-9, TINY_KILL="square:2")
+    project.vico("run")
+    return project
+
+
+@pytest.fixture
+def project(made, tmp_path):
+    """A copy to damage; MLflow's database moves with the store."""
+    copy = TinyProject(tmp_path / "copy")
+    shutil.copytree(made.storage, copy.storage)
+    return copy
+
+
+def problems(project, *, tracking=False, run="latest"):
+    """(stage, kind, path below the store) of each problem"""
+    site = Site.model_validate({"storage": str(project.storage), "tracking": {"enabled": tracking}})
+    found = audit_run(site, run)
+    assert json.loads(json.dumps(found.as_json()))["ok"] == (not found.problems)
+    return [
+        (one.stage, one.kind, one.path.replace(f"{project.stage(one.stage)}/", ""))
+        if one.stage != "pipeline"
+        else (one.stage, one.kind, one.path)
+        for one in found.problems
+    ]
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content, indent=1))
+
+
+def test_nothing_is_reported_on_the_untouched_run(made, project):
+    answer = json.loads(made.vico("audit", "latest", "--json"))
+    assert answer["problems"] == [] and answer["ok"]
+    assert answer["checked"]["stages"] == 3
+    assert answer["checked"]["files"] == 14
+    assert answer["checked"]["mlflow_runs"] == 4
+    assert answer["checked"]["mlflow_metrics"] == 12
+    assert problems(project, tracking=True) == [], "nor on a store that was moved"
+    assert "0 problems; checked 3 stages" in made.vico("audit", "latest")
+
+
+def test_an_audit_changes_nothing_in_the_store(project):
+    before = {path: path.read_bytes() for path in project.storage.rglob("*") if path.is_file()}
+    problems(project)
+    assert {path: path.read_bytes() for path in project.storage.rglob("*") if path.is_file()} == before
+
+
+def test_a_problem_ends_with_code_1_and_its_path(project):
+    path = project.stage("draw") / "output" / "part-1.txt"
+    path.unlink()
+    answer = json.loads(project.vico("audit", "latest", "--json", code=1))
+    (problem,) = answer["problems"]
+    assert not answer["ok"]
+    assert problem["stage"] == "draw" and problem["path"] == str(path)
+    assert "output_missing" in project.vico("audit", "latest", code=1)
+
+
+def test_a_file_swapped_for_one_of_equal_size(project):
+    path = project.stage("square") / "output" / "part-2.txt"
+    path.write_bytes(path.read_bytes()[::-1])
+    assert problems(project) == [("square", "output_content", "output/part-2.txt")]
+
+
+def test_a_truncated_file(project):
+    path = project.stage("total") / "output" / "copy" / "part-3.txt"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert problems(project) == [("total", "output_size", "output/copy/part-3.txt")]
+
+
+def test_a_file_that_nobody_recorded(project):
+    (project.stage("draw") / "output" / "part-9.txt").write_text("0.5")
+    assert problems(project) == [("draw", "output_unrecorded", "output/part-9.txt")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["counts"].update(parts=5),
+        lambda record: record.update(seconds=1.0),
+        lambda record: record["packages"].update(torch="9.9"),
+        lambda record: record["git"].update(dirty=not record["git"]["dirty"]),
+    ],
+    ids=["counts", "seconds", "packages", "git"],
+)
+def test_a_record_edited_by_hand_where_nothing_else_would_tell(project, change):
+    edit(project.stage("square") / "record.json", change)
+    assert problems(project) == [("square", "record", "record.json")]
+
+
+def test_a_record_with_other_outputs_or_another_config_is_not_believed(project):
+    path = project.stage("total") / "record.json"
+    edit(path, lambda record: record["outputs"]["total.json"].update(sha256="0" * 64))
+    assert problems(project) == [("total", "record", "record.json")]
+    path.write_text("{")
+    assert problems(project) == [("total", "record", "record.json")]
+    path.unlink()
+    assert problems(project) == [("total", "record_missing", "record.json")]
+
+
+def test_a_record_that_names_other_inputs(project):
+    edit(project.stage("square") / "record.json", lambda record: record["inputs"].update(draw="0" * 64))
+    assert [(stage, kind) for stage, kind, _ in problems(project)] == [
+        ("square", "record"),
+        ("square", "attempt"),
+        ("square", "input"),
+    ]
+
+
+def test_records_that_changed_at_their_source(project):
+    (run,) = project.storage.glob("runs/*/run.json")
+    edit(run, lambda content: content["config"]["inputs"]["records"].update(num_samples=5))
+    assert [(stage, kind) for stage, kind, _ in problems(project)] == [("draw", "input_changed")]
+
+
+def test_a_run_file_edited_by_hand(project):
+    (run,) = project.storage.glob("runs/*/run.json")
+    edit(run, lambda content: content["config"]["draw"].update(scale=0.2))
+    assert [(stage, kind) for stage, kind, _ in problems(project)] == [("draw", "config")]
+    edit(run, lambda content: content.update(pipeline="0" * 64))
+    assert ("pipeline", "run", str(run)) in problems(project)
+
+
+def test_a_commit_that_is_nowhere(project):
+    edit(project.stage("draw") / "record.json", lambda record: record["git"].update(commit="0" * 40))
+    assert ("draw", "git", "0" * 40) in problems(project)
+
+
+def test_steps_that_are_gone_or_there_twice(project):
+    path = project.stage("square") / "attempts" / "1" / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 2
+    path.write_text(lines[0])
+    assert problems(project) == [("square", "metrics_gap", "attempts")]
+    path.write_text("".join([*lines, lines[1]]))
+    assert problems(project) == [("square", "metrics_overlap", "attempts/1/metrics.jsonl")]
+    path.write_text("".join([*lines, "{}\n"]))
+    assert problems(project) == [("square", "metrics", "attempts/1/metrics.jsonl")]
+
+
+def test_a_stage_made_again_with_other_bytes_by_another_run(project):
+    folder = project.stage("draw")
+    (folder / "superseded" / "1").mkdir(parents=True)
+    shutil.copy(folder / "record.json", folder / "superseded" / "1")
+    edit(folder / "record.json", lambda record: record.update(run="another", attempt=2))
+    assert ("draw", "superseded", "superseded/1/record.json") not in problems(project)
+    edit(folder / "superseded/1/record.json", lambda record: record.update(output_digest="0" * 64))
+    assert ("draw", "superseded", "superseded/1/record.json") in problems(project)
+
+
+def test_what_another_run_mended_is_no_problem_of_the_first(project):
+    (project.stage("draw") / "output" / "part-1.txt").unlink()
+    (first,) = project.runs()
+    project.vico("run")
+    assert project.runs()[1:] == [first]
+    assert problems(project, tracking=True, run=first) == []
+    assert problems(project) == []
+
+
+@pytest.fixture
+def client(project):
+    return mlflow.MlflowClient(f"sqlite:///{project.storage}/mlflow.db")
+
+
+def mlflow_id(project, stage):
+    (path,) = project.storage.glob("runs/*/run.json")
+    return json.loads(path.read_text())["stages"][stage]["mlflow_run_id"]
+
+
+def test_a_deleted_mlflow_run(project, client):
+    run_id = mlflow_id(project, "square")
+    client.delete_run(run_id)
+    assert problems(project, tracking=True) == [("square", "mlflow_missing", f"mlflow:{run_id}")]
+
+
+def test_metrics_params_tags_and_status_changed_in_mlflow(project, client):
+    import sqlite3
+
+    run_id = mlflow_id(project, "square")
+    with sqlite3.connect(project.storage / "mlflow.db") as database:
+        deleted = database.execute(
+            "delete from metrics where run_uuid = ? and key = 'length' and step = 1", (run_id,)
+        )
+        assert deleted.rowcount == 1
+        database.execute("update params set value = '3' where run_uuid = ? and key = 'power'", (run_id,))
+    client.set_tag(run_id, "vico.output_digest", "0" * 64)
+    client.set_terminated(run_id, "FAILED")
+    assert {(stage, kind) for stage, kind, _ in problems(project, tracking=True)} == {
+        ("square", "mlflow_metrics"),
+        ("square", "mlflow_params"),
+        ("square", "mlflow_tags"),
+        ("square", "mlflow_status"),
+    }
+
+
+def test_a_database_that_is_gone_or_no_database(project):
+    path = project.storage / "mlflow.db"
+    path.unlink()
+    assert problems(project, tracking=True) == [("pipeline", "mlflow_missing", str(path))]
+    assert not path.exists()
+    path.write_text("no database")
+    ((stage, kind, _),) = problems(project, tracking=True)
+    assert (stage, kind) == ("pipeline", "mlflow_unreachable")
+
+
+def test_reap_closes_what_a_killed_driver_left_running_and_nothing_else(made, tmp_path):
+    project = TinyProject(tmp_path / "killed")
+    shutil.copy(made.folder / "site.yaml", project.folder)
+    project.storage.mkdir()
+    shutil.copy(made.storage / "mlflow.db", project.storage)
+    process, _ = project.pause("square:1", "--set", "seed=8")
+    client = mlflow.MlflowClient(f"sqlite:///{project.storage}/mlflow.db")
+    wait_for(lambda: len(running(client)) == 2, process)
+    (run,) = project.runs()
+    project.vico("audit", "--reap")
+    alive = running(client)
+    assert project.errors == "" and len(alive) == 2, "its driver lives"
+    process.kill()
+    process.wait()
+    project.vico("audit", "--reap")
+    assert project.errors == f"closed in MLflow: run {run}: interrupted\n"
+    assert running(client) == []
+    assert json.loads(project.vico("audit", "latest", "--json"))["problems"] == []
+    for one in alive:
+        client.update_run(one.info.run_id, status="RUNNING")
+    shutil.rmtree(project.storage / "runs" / run)
+    project.vico("audit", "--reap")
+    assert project.errors == f"closed in MLflow: run {run}: its folder is gone\n"
+    assert running(client) == []
+
+
+def test_reap_needs_mlflow_and_audit_a_run(project):
+    project.vico("audit", "--reap", code=2)
+    assert "tracking.enabled is false" in project.errors
+    project.vico("audit", code=2)
+    assert "RUN is missing" in project.errors
+
+
+def running(client):
+    (experiment,) = client.search_experiments(filter_string="name = 'vico'")
+    return client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")

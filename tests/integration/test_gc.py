@@ -1,0 +1,106 @@
+"""What gc removes and what it never touches: real commands over tiny stages."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from tests.integration.tiny_pipeline.project import TinyProject
+
+
+@pytest.fixture
+def project(tmp_path):
+    made = TinyProject(tmp_path / "project")
+    yield made
+    made.close()
+
+
+def gc(project, *arguments):
+    """kind -> paths below the store"""
+    found = json.loads(project.vico("gc", "--json", *arguments))
+    kinds = {}
+    for one in found["removed"]:
+        kinds.setdefault(one["kind"], []).append(os.path.relpath(one["path"], project.storage))
+        assert os.path.exists(one["path"]) == found["dry_run"]
+    return kinds
+
+
+def everything(project):
+    return {path for path in project.storage.rglob("*") if path.is_file()}
+
+
+def test_what_runs_need_stays(project):
+    project.vico("run")
+    project.vico("run", "--set", "square.power=3")
+    project.vico("run", "--force", "square")
+    before = everything(project)
+    assert gc(project) == {}
+    assert everything(project) == before
+    for run in project.runs():
+        assert json.loads(project.vico("audit", run, "--json"))["problems"] == []
+
+
+def test_a_dropped_run_goes_with_what_it_alone_needs(project):
+    project.vico("run")
+    first = project.runs()[0]
+    before = everything(project)
+    project.vico("run", "--set", "square.power=3")
+    second = project.runs()[0]
+    listed = gc(project, "--dry-run", "--drop", second)
+    assert listed["run"] == [f"runs/{second}"]
+    assert sorted(path.partition("/")[0] for path in listed["stage"]) == ["square", "total"]
+    assert gc(project, "--drop", second) == listed
+    assert everything(project) == before
+    assert project.runs() == [first]
+    assert json.loads(project.vico("audit", first, "--json"))["ok"]
+    assert {action for action, _ in project.plan().values()} == {"reuse"}
+
+
+def test_leftovers_go_and_outputs_stay(project):
+    project.vico("run", code=-9, TINY_KILL="square:2")
+    (partial,) = project.half_written()
+    shutil.copytree(project.stage("draw") / "output", project.stage("draw") / "superseded" / "1" / "output")
+    (project.storage / "runs" / "20200101-000000-dead").mkdir()
+    stranger = project.storage / "notes" / "mine.txt"
+    stranger.parent.mkdir()
+    stranger.write_text("not ours")
+    before = project.outputs()
+    assert "partial" in project.vico("gc", "--dry-run")
+    found = gc(project)
+    assert set(found) == {"run", "superseded", "partial"}
+    assert found["partial"] == [str(partial.relative_to(project.storage))]
+    assert project.outputs() == before and stranger.exists()
+    project.vico("run")
+    assert gc(project) == {}
+
+
+def test_a_record_that_was_set_aside_is_needed_by_its_run(project):
+    project.vico("run")
+    project.vico("run", "--force", "total")
+    aside = project.stage("total") / "superseded" / "1"
+    first = project.runs()[1]
+    assert gc(project) == {} and aside.exists()
+    assert gc(project, "--drop", first)["superseded"] == [str(aside.relative_to(project.storage))]
+    assert json.loads(project.vico("audit", "latest", "--json"))["ok"]
+
+
+def test_nothing_is_removed_while_a_driver_works(project):
+    process, go = project.pause("square:1")
+    before = project.half_written()
+    for option in ([], ["--dry-run"]):
+        project.vico("gc", *option, code=1)
+        assert f"pid {process.pid}" in project.errors
+    assert before and project.half_written() == before
+    go.touch()
+    assert process.wait(timeout=30) == 0
+
+
+def test_a_run_that_cannot_be_read_stops_it(project):
+    project.vico("run")
+    (path,) = project.storage.glob("runs/*/run.json")
+    path.write_text("{")
+    before = everything(project)
+    project.vico("gc", code=2)
+    assert str(path) in project.errors
+    assert everything(project) - before <= {project.storage / "runs" / "lease.lock"}
