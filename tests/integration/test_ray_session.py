@@ -70,6 +70,12 @@ def test_session_gives_workers_their_environment_and_leaves_nothing(tmp_path, sh
     assert not (home / ".ray").exists(), "no token may be left in the home folder"
 
 
+def is_agent(process: psutil.Process) -> bool:
+    """One of Ray's two agents, by its title or, before it has given itself one, by its program."""
+    words = [process.name(), *process.cmdline()]
+    return any("Agent" in word or word.endswith(("agent.py", "agent/main.py")) for word in words)
+
+
 def test_ray_goes_when_its_driver_is_killed(short_folder):
     code = f"""
         import time
@@ -87,8 +93,7 @@ def test_ray_goes_when_its_driver_is_killed(short_folder):
         line = process.stdout.readline()
     assert line, "the driver ended before its first task"
     started = psutil.Process(process.pid).children(recursive=True)
-    # Ray's two idle agents take about a minute; by then they may not have given themselves their title
-    agents = [child for child in started if "agent" in " ".join([child.name(), *child.cmdline()]).lower()]
+    agents = [child for child in started if is_agent(child)]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     others = [child for child in started if child not in agents]
