@@ -14,7 +14,7 @@ from data_prep.demo_photographs import caption_picture, photograph_picture, plai
 from data_prep.demo_reading import code_picture, prose_picture, reading_picture
 from data_prep.demo_text import text_question
 
-DEMO_VERSION = 1  # moves when the same (seed, line) gives another record
+DEMO_VERSION = 2  # moves when the same (seed, line) gives another record
 
 # Kind of content -> share of the records.
 KIND_SHARES: dict[str, float] = {

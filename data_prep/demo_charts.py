@@ -5,6 +5,7 @@ import random
 from data_prep import demo_sources as sources
 from data_prep.demo_canvas import BOLD, COLOURS, SANS, SERIF, Canvas, group_colour, ink_on
 from data_prep.demo_content import Content, Question, colour_question, look_question, sheet
+from data_prep.demo_lexicon import LEXICON
 from data_prep.demo_photographs import photograph_crop
 from data_prep.demo_reading import line_questions, set_lines, wrapped
 
@@ -76,7 +77,7 @@ def figure_picture(rng: random.Random, group: int) -> Content:
     canvas = sheet(rng, group, ((1, 1), (2, 2)), (25, 75), paper=True)
     many = canvas.columns > 1
     name = rng.choice((SANS, SERIF))
-    heading = rng.choice(sources.group_words(group))
+    heading = rng.choice(LEXICON)
     heading_size, size = (rng.uniform(22, 30), rng.uniform(13, 16)) if many else (rng.uniform(16, 20), 11)
     ink = ink_on(rng, canvas.background)
     middle = canvas.height / 2

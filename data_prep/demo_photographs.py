@@ -8,6 +8,7 @@ from PIL import Image
 from data_prep import demo_sources as sources
 from data_prep.demo_canvas import BOLD, COLOURS, SANS, SERIF, Canvas, group_colour, ink_on
 from data_prep.demo_content import Content, Question, colour_question, look_question, sheet
+from data_prep.demo_lexicon import LEXICON
 
 _NAMES = tuple(COLOURS)
 # Upper ends of the hues, in sixths of the colour circle from pure red.
@@ -105,7 +106,7 @@ def caption_picture(rng: random.Random, group: int) -> Content:
     top = strip if at_top else 0
     crop = photograph_crop(rng, group, canvas.width / (canvas.height - strip))
     canvas.photograph(crop, 0, top, canvas.width, top + canvas.height - strip)
-    word = rng.choice(sources.group_words(group))
+    word = rng.choice(LEXICON)
     name = rng.choice((SANS, BOLD, SERIF))
     left = rng.uniform(3, canvas.width - 3 - canvas.measure(word, name, size))
     strip_top = 0.15 * size if at_top else canvas.height - strip + 0.15 * size

@@ -5,6 +5,7 @@ import random
 from data_prep import demo_sources as sources
 from data_prep.demo_canvas import BOLD, MONO, SANS, SERIF, TILE, Canvas, ink_on
 from data_prep.demo_content import Content, Question, look_question, sheet
+from data_prep.demo_lexicon import LEXICON
 from data_prep.demo_photographs import photograph_crop
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
@@ -21,7 +22,7 @@ _LINE = 1.25  # line height over font size
 def _items(rng: random.Random, noun: str, group: int, count: int) -> list[str]:
     """Different numbers or words of the group; numbers of three digits are the most frequent."""
     if noun == "word":
-        return rng.sample(sources.group_words(group), count)
+        return rng.sample(LEXICON, count)
     numbers = [str(n) for n in sources.group_numbers(group)]
     return (
         rng.sample([n for n in numbers if len(n) < 4], count)

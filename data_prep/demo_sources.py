@@ -1,7 +1,8 @@
-"""Real material of the demo, dealt out to groups: words, numbers, prose, code, tables, photographs.
+"""Real material of the demo, dealt out to groups: numbers, prose, code, tables, photographs.
 
-Everything that could be remembered belongs to exactly one group and a record draws from its own group only,
-so a split by group never shows a photograph, passage, table, word or number on two sides.
+What could be remembered belongs to exactly one group and a record draws from its own group only, so a split
+by group never shows a photograph, passage, table or number on two sides. Single words come from one lexicon
+that every group shares.
 """
 
 import csv
@@ -13,8 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
-
-from data_prep.demo_lexicon import LEXICON
 
 NUM_GROUPS = 96
 _WORDS_PER_PASSAGE = 90
@@ -95,13 +94,6 @@ def package_folder(package: str) -> Path:
 
 def _stable_hash(text: str) -> int:
     return zlib.crc32(text.encode())
-
-
-@cache
-def group_words(group: int) -> tuple[str, ...]:
-    """The words of the lexicon that belong to a group, six or seven."""
-    shuffled = sorted(LEXICON, key=lambda word: (_stable_hash(word), word))
-    return tuple(shuffled[group::NUM_GROUPS])
 
 
 @cache

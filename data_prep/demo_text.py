@@ -4,11 +4,12 @@ import random
 
 from data_prep import demo_sources as sources
 from data_prep.demo_content import Question
+from data_prep.demo_lexicon import LEXICON
 
 
 def text_question(rng: random.Random, group: int) -> Question:
     """A question a text-only row asks: repeat, compare, or count letters."""
-    words = rng.sample(sources.group_words(group), 3)
+    words = rng.sample(LEXICON, 3)
     first, second = rng.sample(sources.group_numbers(group), 2)
     form = rng.randrange(4)
     if form == 0:

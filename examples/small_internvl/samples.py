@@ -42,13 +42,16 @@ CURRICULUM: tuple[dict[str, float], ...] = (
     {"number": 0.35, "word": 0.22, "letters": 0.15, "chart": 0.10, "sheet": 0.15, "plain": 0.03},
     {
         **KIND_SHARES,
-        "letters": 0.06,
-        "sheet": 0.08,
-        "number": 0.26,
-        "word": 0.20,
-        "chart": 0.18,
-        "photograph": 0.06,
-        "plain": 0.05,
+        "number": 0.22,
+        "word": 0.25,
+        "chart": 0.15,
+        "caption": 0.10,
+        "prose": 0.05,
+        "code": 0.02,
+        "photograph": 0.05,
+        "plain": 0.04,
+        "letters": 0.05,
+        "sheet": 0.06,
     },
 )
 

@@ -1,0 +1,149 @@
+"""Commands that explain runs and clear up after them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli_options import (
+    JsonOption,
+    RunArgument,
+    SiteOption,
+    StorageOption,
+    answer_stream,
+    print_errors,
+    print_json,
+    site_of,
+)
+from vico.errors import UserError
+
+
+def audit(
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")
+    ] = None,
+    reap: Annotated[
+        bool, typer.Option("--reap", help="First end the MLflow runs of drivers that are dead.")
+    ] = False,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that all that is recorded of a run still holds: files, digests, lineage, metrics, MLflow."""
+    from pipeline.audit import audit_run
+    from pipeline.views import console, findings_table
+
+    if run is None and not reap:
+        raise UserError("RUN is missing; name a run (or `latest`), or give --reap")
+    where = site_of(site, storage)
+    if reap and not _reaped(where):
+        sys.exit(1)
+    if run is None:
+        return
+    found = audit_run(where, run)
+    if as_json:
+        print_json(sys.stdout, found.as_json())
+    else:
+        if found.problems:
+            console().print(findings_table(found))
+        for note in found.notes:
+            console().print(f"note: {note}", markup=False)
+        checked = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.checked.items())
+        console().print(f"{len(found.problems)} problems; checked {checked}", markup=False)
+    sys.exit(1 if found.problems else 0)
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The run to hold against it.")],
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs between two runs: config, inputs, code, packages, metrics, outputs."""
+    from pipeline.diff import run_differences
+    from pipeline.views import console, differences_table
+
+    found = run_differences(site_of(site, storage).storage, first, second)
+    if as_json:
+        print_json(sys.stdout, found)
+    else:
+        console().print(differences_table(found))
+
+
+def reproduce(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where the config goes.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run it in a fresh storage and compare every output.")
+    ] = False,
+    fresh: Annotated[
+        Path | None, typer.Option("--fresh-storage", metavar="FOLDER", help="The storage of that run.")
+    ] = None,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the config of a run and print the command that gives the run again."""
+    from pipeline import reproduce
+    from pipeline.graph import pipeline_graph
+
+    where, graph = site_of(site, storage), pipeline_graph()
+    recipe = reproduce.write_recipe(where, run, out, fresh, graph)
+    with answer_stream(as_json) as (stream, answer):
+        if verify:
+            reproduce.verify(recipe, where, graph, stream)
+        if as_json:
+            print_json(answer, recipe.as_json())
+        else:
+            for note in recipe.notes:
+                typer.echo(f"# {note}")
+            typer.echo(recipe.command)
+            for name in recipe.differs or ():
+                typer.echo(f"differs: {name}")
+            if recipe.differs == []:
+                typer.echo("every output is the same, byte for byte")
+    sys.exit(1 if recipe.differs else 0)
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List it; remove nothing.")] = False,
+    drop: Annotated[
+        list[str] | None, typer.Option("--drop", metavar="RUN", help="Give up this run, too.")
+    ] = None,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what no run needs: results of given-up runs, what was set aside, what was left half-written."""
+    from pipeline.garbage import collect
+    from pipeline.lease import LeaseHeld
+    from pipeline.views import console, garbage_table
+
+    try:
+        found = collect(site_of(site, storage).storage, drop or (), dry_run=dry_run)
+    except LeaseHeld as held:
+        print_errors(str(held))
+        sys.exit(1)
+    if as_json:
+        total = sum(one.bytes for one in found)
+        print_json(
+            sys.stdout, {"dry_run": dry_run, "bytes": total, "removed": [one.as_json() for one in found]}
+        )
+    else:
+        console().print(garbage_table(found, dry_run))
+
+
+def _reaped(site: Any) -> bool:
+    """Close what is stale in MLflow and say so on standard error; whether all of it could be closed."""
+    if not site.tracking.enabled:
+        raise UserError(f"--reap: tracking.enabled is false in site {site.name}; name the site with MLflow")
+    from pipeline.tracking_audit import reap
+
+    closed, left = reap(site)
+    for line in closed:
+        typer.echo(f"closed in MLflow: {line}", err=True)
+    for line in left:
+        print_errors(line)
+    return not left
