@@ -33,6 +33,8 @@ _ANSWERS_A_PICTURE = 4
 _LOWER = string.ascii_lowercase
 _PRINTABLE = "".join(chr(code) for code in range(33, 127))
 _TRANSCRIPTIONS_A_PICTURE = 2
+# Pictures of several tiles cost five times as much and teach the same letters: so many of them are kept.
+_SEVERAL_TILES_KEPT = 0.3
 
 # Shares of kinds in the parts of the curriculum; `sheet` (a sheet full of letters) and `letters` (one random
 # string) are in training only. The first part trains the vision tower alone.
@@ -156,6 +158,15 @@ def letter_map(canvas: Canvas, tiling: Tiling, patch_size: int) -> np.ndarray:
     return letters
 
 
+def _training_content(rng: random.Random, kind: str, group: int) -> Content:
+    """A picture of the kind, mostly one of a single tile."""
+    own = {"letters": _letters_picture, "sheet": _letter_sheet}.get(kind)
+    while True:
+        content = own(rng, group) if own else demo_content(rng, kind, group)
+        if content.canvas.columns * content.canvas.rows == 1 or rng.random() < _SEVERAL_TILES_KEPT:
+            return content
+
+
 def make_sample(rng: random.Random, shares: dict[str, float], form: PromptFormat, patch_size: int) -> Sample:
     """A training sample of a kind drawn from `shares`, on a training group."""
     kind = rng.choices(list(shares), list(shares.values()))[0]
@@ -169,8 +180,7 @@ def make_sample(rng: random.Random, shares: dict[str, float], form: PromptFormat
         turns = conversation([text_question(rng, group) for _ in range(3)], False)
         tiles_per_image = []
     else:
-        own = {"letters": _letters_picture, "sheet": _letter_sheet}.get(kind)
-        content = own(rng, group) if own else demo_content(rng, kind, group)
+        content = _training_content(rng, kind, group)
         tiles = np.stack([np.asarray(tile) for tile in image_tiles(content.canvas.image, tiling)])
         letters = letter_map(content.canvas, tiling, patch_size)
         turns = conversation(_training_questions(rng, content), True)
