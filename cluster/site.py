@@ -74,6 +74,17 @@ class TrainSettings(SitePart):
     checkpoint_every_steps: int = Field(20, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(2, ge=0)
+    """How often all ranks start again after one died or hung."""
+    max_preemptions: int = Field(100, ge=0)
+    """How often they start again after a rank got SIGTERM; their checkpoint is published before."""
+    hang_timeout_s: float = Field(1800, gt=0)
+    """A rank that ends no step for so long leaves its stacks and ends."""
+    loss_spike_factor: float = Field(10, gt=1)
+    """A loss over so many times the median of the last 50 counts as a spike."""
+    max_loss_spikes: int | None = Field(None, ge=0)
+    """null: spikes are counted only."""
+    max_skipped_steps: int | None = Field(None, ge=0)
+    """null: updates that DeepSpeed left out for overflow are counted only."""
     reference: Literal["replicated"] = "replicated"
     deepspeed: dict[str, Any] = {}
     """A DeepSpeed config merged under ours; keys that change the result are refused."""

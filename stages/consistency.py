@@ -53,8 +53,9 @@ def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | 
     """Trains on all ranks and publishes `policy/` (a model folder) and `curve.parquet`; returns the last
     figures."""
     from stages.consistency_worker import ConsistencySettings, prepared, train_policy
+    from stages.train_checkpoints import remove_checkpoints
     from stages.train_workers import run_workers
-    from stages.training import publish_curve, remove_checkpoints
+    from stages.training_metrics import publish_curve
 
     settings = ConsistencySettings(
         config=config,

@@ -5,7 +5,6 @@ The training loop in `stages/training.py` knows micro-batches and steps; nothing
 trained.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,11 @@ import torch
 from torch import nn
 
 from cluster.site import TrainSettings
+from stages.background_writer import BackgroundWriter
 from stages.optimizer_config import OptimizerConfig
-from stages.parts import Parts
 from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-FACTS_FILE = "facts.json"
-"""Beside the files of the ranks: what can be asked of a checkpoint before it is loaded."""
 
 # What a site's DeepSpeed JSON may say: how memory, messages and reports are arranged. Everything else can
 # change the result and belongs to the pipeline's config.
@@ -184,6 +180,8 @@ class Engine:
             if attention:
                 deepspeed.utils.set_z3_leaf_modules(module, list(attention))
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings.as_dict())
+        self._writer = BackgroundWriter(self._engine.checkpoint_engine)
+        self._engine.checkpoint_engine = self._writer
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     @property
@@ -213,29 +211,38 @@ class Engine:
         self._engine.step()
 
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient before clipping; nan where DeepSpeed does not keep it."""
-        norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        """Norm of the last step's gradient before clipping."""
+        return float(self._engine.get_global_grad_norm())
 
     @property
     def num_skipped_steps(self) -> int:
         """Optimizer steps that DeepSpeed left out for overflow."""
         return int(self._engine.skipped_steps)
 
-    def save_checkpoint(self, parts: Parts, name: str, facts: Mapping[str, object]) -> None:
-        """Writes every rank's files into the part `name` and publishes it once all are there; `facts` must be
-        plain."""
-        folder = parts.partial(name)
-        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
-        torch.distributed.barrier()
-        if self.rank == 0:
-            (folder / FACTS_FILE).write_text(json.dumps(dict(facts)))
-            parts.publish(name)
+    def write_checkpoint(self, folder: Path, tag: str) -> None:
+        """Begins to write every rank's files into `folder/tag`; returns when their copies are in host
+        memory."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def checkpoint_written(self) -> bool:
+        """Whether this rank's files are on the disk; raises OSError and the like of their writing."""
+        return self._writer.written()
+
+    def wait_for_checkpoint(self) -> None:
+        """Waits until this rank's files are on the disk."""
+        self._writer.wait()
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
         torch.distributed.barrier()
 
-    def load_checkpoint(self, folder: Path) -> None:
-        """Loads a published checkpoint; RuntimeError when DeepSpeed finds nothing to load."""
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag="state")
+    def load_checkpoint(self, folder: Path, tag: str, *, universal: bool) -> None:
+        """Loads a published checkpoint, `universal` one that any number of ranks can load; RuntimeError when
+        DeepSpeed finds nothing to load."""
+        config = self._engine._config  # the only switch there is stands in the config of the start
+        config.load_universal_checkpoint = universal
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        config.load_universal_checkpoint = False
         if loaded is None:
             raise RuntimeError(f"DeepSpeed could not load the checkpoint {folder}")
 
@@ -267,4 +274,5 @@ class Engine:
 
     def close(self) -> None:
         """Frees DeepSpeed's hooks and buffers, so that another engine can be built in this process."""
+        self._writer.cleanup()
         self._engine.destroy()

@@ -38,8 +38,9 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     """Trains on all ranks and publishes `router.safetensors`, `scores.parquet`, `metrics.json` and
     `curve.parquet`."""
     from stages.router_worker import RouterSettings, prepared, publish_metrics, train_router
+    from stages.train_checkpoints import remove_checkpoints
     from stages.train_workers import run_workers
-    from stages.training import publish_curve, remove_checkpoints
+    from stages.training_metrics import publish_curve
 
     settings = RouterSettings(
         config=config,

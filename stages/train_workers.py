@@ -4,6 +4,7 @@ A rank that ends in an exception of its own leaves it in the attempt's folder: t
 death of a worker is.
 """
 
+import itertools
 import json
 import logging
 import threading
@@ -19,7 +20,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster.node_metrics import NodeSampler
 from stages.context import Context, LeaseLost
 from stages.parts import Parts
-from stages.training import read_metrics
+from stages.train_faults import STACKS_FILE, Preempted, hung_ranks
+from stages.training_metrics import MetricsFile, read_metrics
+from stages.universal import convert_last_checkpoint
 from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -27,39 +30,49 @@ logger = logging.getLogger(__name__)
 _KNOWN = {error.__name__: error for error in (UserError, LeaseLost)}
 
 
+_FAILURE, _PREEMPTION = "worker failure", "preemption"
+
+
 class WorkersFailed(RuntimeError):
-    """Training ended in an exception of a rank, or in more deaths of workers than `train.max_failures`."""
+    """Training ended in an exception of a rank, or in more failures or preemptions than the site allows."""
 
 
 def run_workers(function: Callable[[Any], None], settings: Any, context: Context, *, num_steps: int) -> None:
     """Runs `function(settings)` on `resources.workers` ranks with a process group and waits for all of them.
 
-    A dead worker starts them all again, at most `train.max_failures` times. Each rank logs to the attempt's
-    `rank-<r>.log`. While they run, the context hears of progress, counted in steps of the attempt's metrics
-    file. Raises what a rank raised where the user can mend it (UserError), WorkersFailed else.
+    They start again after a death or a hang (at most `train.max_failures` times) and after a preemption (at
+    most `train.max_preemptions` times), from the last checkpoint, converted where other ranks wrote it. Each
+    rank logs to the attempt's `rank-<r>.log`. While they run, the context hears of progress, counted in steps
+    of the attempt's metrics file. Raises what a rank raised where the user can mend it (UserError),
+    WorkersFailed else.
     """
-    folder = context.parts.attempt_folder
+    site, folder = context.site, context.parts.attempt_folder
     folder.mkdir(parents=True, exist_ok=True)
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(context, num_steps, ended), daemon=True)
     follower.start()
+    report, counts = MetricsFile(folder / "restarts.jsonl"), {_FAILURE: 0, _PREEMPTION: 0}
+    left = {_FAILURE: site.train.max_failures, _PREEMPTION: site.train.max_preemptions}
     try:
-        for deaths in range(context.site.train.max_failures + 1):
-            for left_over in folder.glob("failure-*.json"):
-                left_over.unlink()
+        for number in itertools.count():
+            convert_last_checkpoint(context.parts, site.resources.workers, site.train.zero_stage)
+            for pattern in ("failure-*.json", STACKS_FILE.format(rank="*")):
+                for left_over in folder.glob(pattern):
+                    left_over.unlink()
             try:
-                _trainer(function, settings, context, number=deaths).fit()
+                _trainer(function, settings, context, number=number).fit()
                 return
             except ray.train.TrainingFailedError as error:
-                _raise_own_failure(folder, error)
-                logger.warning(
-                    "a worker died (%d of %d): %s", deaths + 1, context.site.train.max_failures, error
-                )
-                last = error
-        raise WorkersFailed(
-            f"workers died {deaths + 1} times, train.max_failures={context.site.train.max_failures}; "
-            f"the last time: {str(last).splitlines()[-1]}"
-        ) from last
+                kind, reason = _cause(folder, error)
+                logger.warning("%s: %s; %d more of the kind are allowed", kind, reason, left[kind])
+                if not left[kind]:
+                    setting = "max_failures" if kind == _FAILURE else "max_preemptions"
+                    raise WorkersFailed(
+                        f"{kind}: {reason}; train.{setting}={getattr(site.train, setting)} is used up"
+                    ) from error
+                left[kind] -= 1
+                counts[kind] += 1
+                report.append(number + 1, {f"num_{kind.replace(' ', '_')}s": float(counts[kind])})
     finally:
         ended.set()
         follower.join()
@@ -85,10 +98,11 @@ def _trainer(function, settings, context: Context, *, number: int) -> TorchTrain
     )
 
 
-def _raise_own_failure(folder: Path, error: Exception) -> None:
-    """Raises for a rank that ended in an exception of its own; returns where workers were only lost."""
+def _cause(folder: Path, error: Exception) -> tuple[str, str]:
+    """(kind, reason) of an end that another start mends; raises for a rank's own exception."""
     failures = [json.loads(path.read_text()) for path in sorted(folder.glob("failure-*.json"))]
-    own = [failure for failure in failures if not failure["lost_peer"]]
+    preempted = [failure for failure in failures if failure["type"] == Preempted.__name__]
+    own = [failure for failure in failures if not failure["lost_peer"] and failure not in preempted]
     if own:
         first = own[0]
         if first["type"] in _KNOWN:
@@ -97,6 +111,12 @@ def _raise_own_failure(folder: Path, error: Exception) -> None:
             f"rank {first['rank']}: {first['type']}: {first['message']}; "
             f"see {folder}/rank-{first['rank']}.log"
         ) from error
+    if preempted:
+        return _PREEMPTION, preempted[0]["message"]
+    hung = hung_ranks(folder)
+    if hung:
+        return _FAILURE, "; ".join(hung)
+    return _FAILURE, f"a worker died ({str(error).splitlines()[-1]})"
 
 
 def _follow(context: Context, num_steps: int, ended: threading.Event) -> None:

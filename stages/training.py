@@ -5,27 +5,22 @@ What a step holds depends on the step alone (never on ranks), so a position in t
 """
 
 import hashlib
-import json
-import logging
-import shutil
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch.distributed import ReduceOp, all_reduce
 
 from cluster.site import TrainSettings
-from stages.engine import FACTS_FILE, Engine
+from stages.engine import Engine
 from stages.parts import Parts
-from vico.errors import UserError
-
-logger = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints"
+from stages.train_checkpoints import Checkpoints
+from stages.train_faults import Diverged, LossWatch, Preempted, StopNotice, Watchdog
+from stages.training_metrics import MetricsFile
 
 
 class StepSource(Protocol):
@@ -50,8 +45,7 @@ class TrainingPlan:
     num_steps: int
     learning_rate: Callable[[int], float]
     parts: Parts
-    checkpoint_every_steps: int
-    keep_checkpoints: int
+    site: TrainSettings
     validate_every_steps: int
 
 
@@ -65,8 +59,7 @@ def training_plan(
         num_steps=num_steps,
         learning_rate=lambda step: config.optimizer.learning_rate_at(step, num_steps),
         parts=parts,
-        checkpoint_every_steps=site.checkpoint_every_steps,
-        keep_checkpoints=site.keep_checkpoints,
+        site=site,
         validate_every_steps=config.validate_every_steps,
     )
 
@@ -124,24 +117,55 @@ def train_step(
     plan: TrainingPlan,
     step: int,
     before_update: Callable[[], None] = lambda: None,
+    flags: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """One optimizer update on this rank's packs; the loss is the weighted sum over the packs of all ranks.
 
-    Returns sums over ranks (what the module counts, `loss`) and the gradient norm. `before_update` is
-    called when the step's gradients are complete.
+    Returns sums over ranks (what the module counts, `loss`, `flags`) and the gradient norm. `before_update`
+    is called when the step's gradients are complete. Raises Diverged on every rank, before the update, when
+    the loss of a pack is not finite.
     """
     loss_weight = sum_over_ranks({"w": sum(batch.loss_weight for _, batch in batches)}, engine.device)["w"]
     sums: dict[str, torch.Tensor] = {}
+    losses: list[tuple[int, torch.Tensor]] = []
     for micro_step, (number, batch) in enumerate(batches, start=1):
         torch.manual_seed(derived_seed(plan.seed, plan.purpose, step, number))
         loss_sum, counts = engine(batch.to(engine.device))
         engine.backward(loss_sum, denominator=max(loss_weight, 1e-12))
-        if micro_step == len(batches):
-            before_update()
-        engine.step(plan.learning_rate(step))
+        losses.append((number, loss_sum.detach()))
         counts = {"loss": loss_sum.detach() / max(loss_weight, 1e-12), **counts}
         sums = {name: sums.get(name, 0) + value for name, value in counts.items()}
-    return {**sum_over_ranks(sums, engine.device), "grad_norm": engine.grad_norm()}
+        if micro_step == len(batches):
+            before_update()
+            totals = sum_over_ranks({**sums, **(flags or {})}, engine.device)
+            if not math.isfinite(totals["loss"]):
+                _raise_not_finite(step, losses)
+        engine.step(plan.learning_rate(step))
+    return {**totals, "grad_norm": engine.grad_norm()}
+
+
+def _raise_not_finite(step: int, losses: Sequence[tuple[int, torch.Tensor]]) -> NoReturn:
+    """Names, on every rank, the packs of the step whose loss is not finite."""
+    mine = [(number, float(loss)) for number, loss in losses if not torch.isfinite(loss)]
+    found: list[list[tuple[int, float]]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, mine)
+    packs = ", ".join(
+        f"pack {number}: {loss}" for number, loss in sorted(one for rank in found for one in rank)
+    )
+    raise Diverged(
+        f"step {step + 1}: the loss is not finite ({packs}), the update was not made; look at the samples of "
+        "the step (vico audit RUN --step), lower optimizer.learning_rate, or train in float32"
+    )
+
+
+def probe_loss(engine: Engine, source: StepSource, step: int) -> float:
+    """Loss sum of the first pack of the last of `step` updates, without dropout: the same on every rank."""
+    batch = source.batch(source.packs(step - 1)[0])
+    engine.module.eval()
+    with torch.no_grad():
+        loss, _ = engine(batch.to(engine.device))
+    engine.module.train()
+    return float(loss)
 
 
 def train(
@@ -156,116 +180,59 @@ def train(
     way.
 
     `summary` turns the sums of a step into metrics, `validate` gives metrics of the calibration data.
-    Metrics go to the attempt's file from rank 0.
+    Metrics go to the attempt's file from rank 0. Raises Preempted after SIGTERM to any rank, its checkpoint
+    published; Diverged where the numbers go wrong.
     """
-    step = resume(engine, plan)
+    folder = plan.parts.attempt_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    notice = StopNotice(folder, engine.rank)
+    watchdog = Watchdog(folder, engine.rank, plan.site.hang_timeout_s)
     prefetch = Prefetch(source, empty, engine.rank, engine.world_size)
+    try:
+        _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog)
+    finally:
+        prefetch.close()
+        watchdog.close()
+        notice.close()
+
+
+def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) -> None:
+    checkpoints = Checkpoints(
+        engine, plan.parts, plan.site.keep_checkpoints, lambda step: probe_loss(engine, source, step)
+    )
+    step, resumed = checkpoints.restore()
     report = MetricsFile(plan.parts.attempt_folder / "metrics.jsonl") if engine.rank == 0 else None
-    skipped = engine.num_skipped_steps
+    skipped, watch = engine.num_skipped_steps, LossWatch(plan.site)
     while step < plan.num_steps:
+        watchdog.step_done(step)
         started = time.monotonic()
         batches = prefetch.batches(step, plan.num_steps)
         waited = time.monotonic() - started
-        sums = train_step(engine, batches, plan, step)
+        flags = {"stop": float(notice.given()), "written": float(checkpoints.written())}
+        sums = train_step(engine, batches, plan, step, flags=flags)
+        checkpoints.publish_if(sums["written"] == engine.world_size)
         step += 1
+        counts = watch.counts(step, sums["loss"], sums["grad_norm"], engine.num_skipped_steps - skipped)
         metrics = {
             **summary(sums),
+            **counts,
+            **resumed,
             "loss": sums["loss"],
             "grad_norm": sums["grad_norm"],
             "learning_rate": plan.learning_rate(step - 1),
-            "skipped_steps": float(engine.num_skipped_steps - skipped),
             "seconds_data_wait": waited,
             "seconds_step": time.monotonic() - started,
         }
+        resumed = {}
         if step % plan.validate_every_steps == 0 or step == plan.num_steps:
             metrics.update({f"validation_{name}": value for name, value in validate(engine).items()})
+        stop = sums["stop"] > 0 and step < plan.num_steps
+        if step < plan.num_steps and (stop or step % plan.site.checkpoint_every_steps == 0):
+            checkpoints.begin(step)
+            metrics["seconds_checkpoint"] = checkpoints.seconds_stopped
         if report:
             report.append(step, metrics)
-        if step % plan.checkpoint_every_steps == 0 and step < plan.num_steps:
-            save(engine, plan, step)
-    prefetch.close()
-
-
-def resume(engine: Engine, plan: TrainingPlan) -> int:
-    """Loads the last complete checkpoint where there is one; the number of updates done."""
-    found = checkpoints(plan.parts)
-    if not found:
-        return 0
-    step, folder = found[-1]
-    facts = json.loads((folder / FACTS_FILE).read_text())
-    if facts["world_size"] != engine.world_size:
-        raise UserError(
-            f"{folder} was written by {facts['world_size']} ranks, this attempt has {engine.world_size}: set "
-            f"resources.workers={facts['world_size']} in the site, or start anew with --force {plan.purpose}"
-        )
-    engine.load_checkpoint(folder)
-    logger.info("goes on from step %d (%s)", step, folder)
-    return step
-
-
-def save(engine: Engine, plan: TrainingPlan, step: int) -> None:
-    """Publishes the checkpoint of `step` and removes all but the newest `keep_checkpoints`."""
-    name = f"{CHECKPOINTS}/step-{step:07d}"
-    if not plan.parts.done(name):
-        engine.save_checkpoint(plan.parts, name, {"step": step, "world_size": engine.world_size})
-    if engine.rank == 0:
-        for _, folder in checkpoints(plan.parts)[: -plan.keep_checkpoints]:
-            shutil.rmtree(folder)
-
-
-def checkpoints(parts: Parts) -> list[tuple[int, Path]]:
-    """(step, folder) of every complete checkpoint, oldest first."""
-    return sorted(
-        (int(path.name.removeprefix("step-")), path) for path in parts.output.glob(f"{CHECKPOINTS}/step-*")
-    )
-
-
-class MetricsFile:
-    """Appends metrics by step, one JSON object a line, each line in one write."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-
-    def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, "time": time.time(), "metrics": dict(metrics)}) + "\n")
-
-
-def read_metrics(parts: Parts) -> list[tuple[int, dict[str, float]]]:
-    """(step, metrics) of the whole training over all attempts, each step once (the first report counts)."""
-    steps: dict[int, dict[str, float]] = {}
-    attempts = sorted(
-        (parts.folder / "attempts").glob("*/metrics.jsonl"), key=lambda path: int(path.parent.name)
-    )
-    for path in attempts:
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):  # a killed writer leaves half a line
-                entry = json.loads(line)
-                steps.setdefault(entry["step"], entry["metrics"])
-    return sorted(steps.items())
-
-
-CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "kl_per_token", "share_compressed", "accuracy")
-
-
-def publish_curve(parts: Parts) -> dict[str, float]:
-    """Writes `curve.parquet` (step, name, value) of the figures that depend on the data alone; returns the
-    last ones."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [
-        (step, name, value)
-        for step, metrics in read_metrics(parts)
-        for name, value in metrics.items()
-        if name in CURVE_METRICS or name.startswith("validation_")
-    ]
-    steps, names, values = zip(*rows, strict=True) if rows else ((), (), ())
-    pq.write_table(pa.table({"step": steps, "name": names, "value": values}), parts.partial("curve.parquet"))
-    parts.publish("curve.parquet", replace=True)
-    return {f"last_{name}": value for _, name, value in rows}
-
-
-def remove_checkpoints(parts: Parts) -> None:
-    """Drops what only a resume needs, once the stage's result is published."""
-    shutil.rmtree(parts.output / CHECKPOINTS, ignore_errors=True)
+        if stop:
+            checkpoints.finish()
+            raise Preempted(f"a rank got SIGTERM; step {step} is done and its checkpoint published")
+    checkpoints.finish()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from stages.parts import Parts
-from stages.training import read_metrics
+from stages.training_metrics import read_metrics
 from tests.integration.demo_pipeline import (
     answer,
     finished,

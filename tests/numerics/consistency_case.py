@@ -104,8 +104,7 @@ def rank_run(model_folder: Path, zero_stage: int) -> dict | None:
         num_steps=NUM_STEPS,
         learning_rate=lambda step: OPTIMIZER.learning_rate_at(step, NUM_STEPS),
         parts=Parts(Path("unused"), 0),
-        checkpoint_every_steps=NUM_STEPS,
-        keep_checkpoints=1,
+        site=site,
         validate_every_steps=NUM_STEPS,
     )
     for step in range(NUM_STEPS):

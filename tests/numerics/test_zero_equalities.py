@@ -1,56 +1,19 @@
 """ZeRO-1 = 2 = 3 and 1 = 2 ranks = torch alone, over 10 consistency steps with mixed rates, text-only and
 empty packs."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.numerics.consistency_case import reference_run
+from tests.numerics.ranks import finish, start_ranks
 from tests.tiny_model import make_tiny_model
 
-ROOT = Path(__file__).parents[2]
+MODULE = "tests.numerics.consistency_case"
 RELATIVE = 1e-5
 # A key bias shifts every score of a query alike, so its true gradient is zero and Adam's normalised step
 # turns rounding into full-size updates. They are not compared.
 ZERO_GRADIENT = ("k_proj.bias",)
 TIED = ("lm_head.weight", "model.language_model.embed_tokens.weight")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start_ranks(model: Path, out: Path, world_size: int) -> list[subprocess.Popen]:
-    """Ranks of one group; each goes through ZeRO-1, 2 and 3 in one process, since its start-up costs 10 s."""
-    out.mkdir()
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
-    ranks = []
-    for rank in range(world_size):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        command = [
-            sys.executable,
-            "-m",
-            "tests.numerics.consistency_case",
-            str(model),
-            str(out),
-            "1",
-            "2",
-            "3",
-        ]
-        with (out / f"rank-{rank}.log").open("w") as log:
-            ranks.append(
-                subprocess.Popen(
-                    command, cwd=ROOT, env={**os.environ, **address, **place}, stdout=log, stderr=log
-                )
-            )
-    return ranks
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +24,10 @@ def runs(tmp_path_factory):
     found = {}
     for world_size in (1, 2):
         out = folder / str(world_size)
-        ranks = start_ranks(model, out, world_size)
+        ranks = start_ranks(MODULE, [str(model), str(out), "1", "2", "3"], out, world_size)
         if world_size == 1:
             found["torch"] = reference_run(model)
-        codes = [rank.wait(timeout=300) for rank in ranks]
-        assert codes == [0] * world_size, (out / "rank-0.log").read_text()[-3000:]
+        finish(ranks, out)
         for stage in (1, 2, 3):
             found[world_size, stage] = torch.load(out / f"zero{stage}.pt", weights_only=True)
     return found

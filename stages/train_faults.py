@@ -1,0 +1,118 @@
+"""What can befall a rank between two steps: a notice to stop, a hang, a loss that is no number, spikes,
+skipped updates.
+"""
+
+import faulthandler
+import math
+import os
+import signal
+import statistics
+from collections import deque
+from pathlib import Path
+
+from cluster.site import TrainSettings
+
+NOTICE_FILE = "stop-notice-{rank}.txt"
+STACKS_FILE = "stacks-{rank}.txt"
+_WINDOW = 50  # losses whose median a spike is measured against
+_LEAST_SEEN = 10
+
+
+class Preempted(Exception):
+    """A rank got SIGTERM; the step was ended and its checkpoint published on every rank."""
+
+
+class Diverged(RuntimeError):
+    """The training has gone wrong in its numbers; nothing after the last checkpoint is kept."""
+
+
+class StopNotice:
+    """SIGTERM to this process, such as a node sends that is taken away.
+
+    Python's own handlers run in the main thread only and Ray Train runs us in another. The handler of
+    `faulthandler` is plain C: it writes the stacks to a file, and a file that is not empty is the notice.
+    """
+
+    def __init__(self, folder: Path, rank: int):
+        self._file = (folder / NOTICE_FILE.format(rank=rank)).open("w")
+        faulthandler.register(signal.SIGTERM, file=self._file, all_threads=True, chain=False)
+
+    def given(self) -> bool:
+        return os.fstat(self._file.fileno()).st_size > 0
+
+    def close(self) -> None:
+        faulthandler.unregister(signal.SIGTERM)
+        self._file.close()
+
+
+class Watchdog:
+    """Ends this process when no step ends within `timeout_s`, and leaves its last step and its stacks.
+
+    The timer is a thread of `faulthandler` in C: it fires even where a library holds Python's lock. The
+    ranks that wait for a hung one end in the same way, so their files together say which one hung where.
+    """
+
+    def __init__(self, folder: Path, rank: int, timeout_s: float):
+        self._file = (folder / STACKS_FILE.format(rank=rank)).open("w")
+        self._rank, self._timeout_s = rank, timeout_s
+
+    def step_done(self, step: int) -> None:
+        """Starts the time anew; `step` updates are done."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(
+            f"rank {self._rank}: last step {step}, no further one within {self._timeout_s:g} s\n"
+        )
+        self._file.flush()
+        faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._file)
+
+    def close(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        Path(self._file.name).unlink()
+        self._file.close()
+
+
+def hung_ranks(folder: Path) -> list[str]:
+    """What watchdogs left in an attempt's folder: a line a rank whose time ran out."""
+    lines = []
+    for path in sorted(folder.glob(STACKS_FILE.format(rank="*"))):
+        first, _, stacks = path.read_text(encoding="utf-8").partition("\n")
+        if stacks.strip():
+            lines.append(f"{first} (stacks in {path})")
+    return lines
+
+
+class LossWatch:
+    """Counts spikes of the loss and updates that were skipped; raises Diverged past the site's budgets.
+
+    A spike is a loss over `loss_spike_factor` times the median of the last 50.
+    """
+
+    def __init__(self, settings: TrainSettings):
+        self._settings = settings
+        self._losses: deque[float] = deque(maxlen=_WINDOW)
+        self._num_spikes = self._num_skipped = 0
+
+    def counts(self, step: int, loss: float, grad_norm: float, num_skipped: int) -> dict[str, float]:
+        """Metrics of the step that has just ended; call on every rank with the same numbers."""
+        settings = self._settings
+        if not math.isfinite(grad_norm) and num_skipped == self._num_skipped:
+            raise Diverged(
+                f"step {step}: the gradient's norm is {grad_norm} (loss {loss:.6g}); lower "
+                "optimizer.learning_rate, or look at the samples of the step (vico audit RUN --step)"
+            )
+        self._num_skipped = num_skipped
+        seen = len(self._losses) >= _LEAST_SEEN
+        if seen and loss > settings.loss_spike_factor * statistics.median(self._losses):
+            self._num_spikes += 1
+        self._losses.append(loss)
+        for name, count, most in (
+            ("max_loss_spikes", self._num_spikes, settings.max_loss_spikes),
+            ("max_skipped_steps", num_skipped, settings.max_skipped_steps),
+        ):
+            if most is not None and count > most:
+                raise Diverged(
+                    f"step {step}: train.{name}={most} is passed ({count}); lower optimizer.learning_rate, "
+                    f"or raise train.{name} in the site"
+                )
+        return {"loss_spikes": float(self._num_spikes), "skipped_steps": float(num_skipped)}

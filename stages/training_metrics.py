@@ -1,0 +1,54 @@
+"""Metrics of a training by step: written by rank 0, read over all attempts, drawn as a curve."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from stages.parts import Parts
+
+
+class MetricsFile:
+    """Appends metrics by step, one JSON object a line, each line in one write."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, "time": time.time(), "metrics": dict(metrics)}) + "\n")
+
+
+def read_metrics(parts: Parts) -> list[tuple[int, dict[str, float]]]:
+    """(step, metrics) of the whole training over all attempts, each step once (the first report counts)."""
+    steps: dict[int, dict[str, float]] = {}
+    attempts = sorted(
+        (parts.folder / "attempts").glob("*/metrics.jsonl"), key=lambda path: int(path.parent.name)
+    )
+    for path in attempts:
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):  # a killed writer leaves half a line
+                entry = json.loads(line)
+                steps.setdefault(entry["step"], entry["metrics"])
+    return sorted(steps.items())
+
+
+CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "kl_per_token", "share_compressed", "accuracy")
+
+
+def publish_curve(parts: Parts) -> dict[str, float]:
+    """Writes `curve.parquet` (step, name, value) of the figures that depend on the data alone; returns the
+    last ones."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        (step, name, value)
+        for step, metrics in read_metrics(parts)
+        for name, value in metrics.items()
+        if name in CURVE_METRICS or name.startswith("validation_")
+    ]
+    steps, names, values = zip(*rows, strict=True) if rows else ((), (), ())
+    pq.write_table(pa.table({"step": steps, "name": names, "value": values}), parts.partial("curve.parquet"))
+    parts.publish("curve.parquet", replace=True)
+    return {f"last_{name}": value for _, name, value in rows}

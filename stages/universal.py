@@ -1,0 +1,64 @@
+"""A checkpoint of one number of ranks (or ZeRO stage) made loadable by another, through DeepSpeed's universal
+format.
+
+The driver converts before the ranks start: none of them waits, and no collective times out.
+"""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from stages.parts import Parts
+from stages.train_checkpoints import FACTS_FILE, STATE, checkpoints, universal_folder
+
+logger = logging.getLogger(__name__)
+
+
+def convert_last_checkpoint(parts: Parts, num_workers: int, zero_stage: int) -> Path | None:
+    """Converts the last checkpoint where other ranks wrote it; its universal folder, or None where none is
+    needed.
+
+    The folder belongs to the attempt and is renamed into place when it is whole.
+    """
+    found = checkpoints(parts)
+    if not found:
+        return None
+    step, folder = found[-1]
+    facts = json.loads((folder / FACTS_FILE).read_text())
+    if (facts["world_size"], facts["zero_stage"]) == (num_workers, zero_stage):
+        return None
+    target = universal_folder(parts, step)
+    if not target.exists():
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _convert(folder / STATE, partial / STATE, facts["zero_stage"])
+        os.replace(partial, target)
+        logger.info(
+            "%s of %s ranks at ZeRO-%s converted for %s ranks at ZeRO-%s",
+            folder,
+            facts["world_size"],
+            facts["zero_stage"],
+            num_workers,
+            zero_stage,
+        )
+    return target
+
+
+def _convert(source: Path, target: Path, zero_stage: int) -> None:
+    """DeepSpeed's own program in a process of its own: the driver need not import DeepSpeed."""
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(source), "--output_folder", str(target)]
+    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    if zero_stage < 3:
+        command.append("--inject_missing_state")
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"{source} could not be converted for another number of ranks: "
+            f"{done.stdout.strip().splitlines()[-1] if done.stdout.strip() else 'no output'}"
+        )

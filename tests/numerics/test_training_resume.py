@@ -1,0 +1,171 @@
+"""20 steps = 10 + resume + 10 bit for bit at every ZeRO stage; other numbers of ranks follow the same curve;
+a NaN, a SIGTERM and a hang end as they should.
+"""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.parts import Parts
+from stages.train_checkpoints import checkpoints
+from stages.train_faults import hung_ranks
+from stages.training_metrics import read_metrics
+from stages.universal import convert_last_checkpoint
+from tests.numerics.ranks import finish, start_ranks
+from tests.numerics.training_case import CHECKPOINT_EVERY, NUM_STEPS
+from tests.tiny_model import make_tiny_model
+
+MODULE = "tests.numerics.training_case"
+RELATIVE = 1e-5
+HANG_TIMEOUT_S = 15
+
+
+def scenario(name: str, zero_stage: int, attempt: int = 1, **more) -> str:
+    return json.dumps({"name": name, "zero_stage": zero_stage, "attempt": attempt, **more})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("resume") / "model")
+
+
+def started(model: Path, folder: Path, scenarios: list[str], world_size: int):
+    logs = folder / f"logs-{world_size}"
+    return start_ranks(MODULE, [str(model), str(folder), *scenarios], logs, world_size), logs
+
+
+@pytest.fixture(scope="module")
+def two_ranks(model, tmp_path_factory) -> Path:
+    """On 2 ranks and at each stage: 20 steps undisturbed, and 12 steps, then a resume from step 10."""
+    folder = tmp_path_factory.mktemp("two")
+    wanted = []
+    for stage in (1, 2, 3):
+        wanted.append(scenario(f"straight-{stage}", stage))
+        wanted.append(scenario(f"resumed-{stage}", stage, stop_after=11))
+        wanted.append(scenario(f"resumed-{stage}", stage, attempt=2))
+    finish(*started(model, folder, wanted, 2))
+    return folder
+
+
+def curve(folder: Path) -> dict[int, float]:
+    return {step: metrics["loss"] for step, metrics in read_metrics(Parts(folder, 1))}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_resumed_training_is_the_undisturbed_one_bit_for_bit(two_ranks, stage):
+    straight, resumed = two_ranks / f"straight-{stage}", two_ranks / f"resumed-{stage}"
+    first = (resumed / "attempts/1/metrics.jsonl").read_text().splitlines()
+    second = [json.loads(line) for line in (resumed / "attempts/2/metrics.jsonl").read_text().splitlines()]
+    assert json.loads(first[-1])["step"] == 11
+    assert [entry["step"] for entry in second] == list(range(11, NUM_STEPS + 1))
+    assert second[0]["metrics"]["resume_loss_change"] == 0
+    assert curve(resumed) == curve(straight)
+    expected = torch.load(straight / "weights-1.pt", weights_only=True)
+    found = torch.load(resumed / "weights-2.pt", weights_only=True)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_checkpoint_is_published_without_stopping_the_steps(two_ranks):
+    parts = Parts(two_ranks / "straight-2", 1)
+    assert [step for step, _ in checkpoints(parts)] == [10, 15]
+    noted = [step for step, metrics in read_metrics(parts) if "seconds_checkpoint" in metrics]
+    assert noted == [CHECKPOINT_EVERY, 2 * CHECKPOINT_EVERY, 3 * CHECKPOINT_EVERY]
+    assert not list(parts.output.glob("checkpoints/.*"))
+
+
+def elastic(model: Path, two_ranks: Path, stage: int, folder: Path) -> dict[int, float]:
+    """Losses of steps after the resume: 2 ranks to step 10, one rank to 15, three ranks to the end."""
+    name = f"elastic-{stage}"
+    kept = folder / name
+    shutil.copytree(two_ranks / f"resumed-{stage}", kept)
+    shutil.rmtree(kept / "attempts")
+    for step, path in checkpoints(Parts(kept, 1)):
+        if step > 10:
+            shutil.rmtree(path)
+    for attempt, world_size, more in ((1, 1, {"stop_after": 16}), (2, 3, {})):
+        for step, path in checkpoints(Parts(kept, attempt)):
+            if step > 5 * (attempt + 1):
+                shutil.rmtree(path)
+        assert convert_last_checkpoint(Parts(kept, attempt), world_size, stage) is not None
+        finish(*started(model, folder, [scenario(name, stage, attempt, **more)], world_size))
+    entries = [
+        json.loads(line)
+        for attempt in (1, 2)
+        for line in (kept / f"attempts/{attempt}/metrics.jsonl").read_text().splitlines()
+    ]
+    noted = [
+        entry["metrics"]["resume_loss_change"]
+        for entry in entries
+        if "resume_loss_change" in entry["metrics"]
+    ]
+    assert len(noted) == 2
+    assert max(noted) <= RELATIVE
+    assert {entry["step"] for entry in entries} == set(range(11, NUM_STEPS + 1))
+    return {entry["step"]: entry["metrics"]["loss"] for entry in entries}
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_two_then_one_then_three_ranks_follow_the_undisturbed_curve(model, two_ranks, stage, tmp_path):
+    expected = curve(two_ranks / f"straight-{stage}")
+    for step, loss in elastic(model, two_ranks, stage, tmp_path).items():
+        assert loss == pytest.approx(expected[step], rel=RELATIVE), f"step {step}"
+
+
+@pytest.fixture(scope="module")
+def faults(model, tmp_path_factory) -> Path:
+    """On 2 ranks: a NaN in a pack of rank 1, SIGTERM to rank 1 and a resume, then a hang of rank 1."""
+    folder = tmp_path_factory.mktemp("faults")
+    wanted = [
+        scenario("nan", 2, nan_at=7, rank=1),
+        scenario("preempted", 2, sleep_s=0.15),
+        scenario("preempted", 2, attempt=2),
+        scenario("hang", 2, hang_at=7, rank=1, hang_timeout_s=HANG_TIMEOUT_S),
+    ]
+    ranks, logs = started(model, folder, wanted, 2)
+    noted = folder / "preempted/rank-1-step.txt"
+    deadline = time.monotonic() + 240
+    while not (noted.exists() and int(noted.read_text() or 0) >= 6):
+        assert time.monotonic() < deadline and ranks[1].poll() is None, (logs / "rank-1.log").read_text()[
+            -3000:
+        ]
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGTERM)
+    assert [rank.wait(timeout=300) for rank in ranks] == [1, 1]
+    return folder
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_pack(faults):
+    for rank in (0, 1):
+        outcome = (faults / f"nan/outcome-{rank}.txt").read_text()
+        assert outcome.startswith("Diverged: step 8: the loss is not finite (pack 1: nan, pack 3: nan)")
+    assert [step for step, _ in checkpoints(Parts(faults / "nan", 1))] == [5]
+
+
+def test_sigterm_to_one_rank_publishes_a_checkpoint_and_the_resume_loses_no_step(faults, two_ranks):
+    for rank in (0, 1):
+        assert (
+            (faults / f"preempted/outcome-{rank}.txt").read_text().startswith("Preempted: a rank got SIGTERM")
+        )
+    last = [
+        json.loads(line) for line in (faults / "preempted/attempts/1/metrics.jsonl").read_text().splitlines()
+    ]
+    again = json.loads((faults / "preempted/attempts/2/metrics.jsonl").read_text().splitlines()[0])
+    assert again["step"] == last[-1]["step"] + 1 < NUM_STEPS
+    expected = torch.load(two_ranks / "straight-2/weights-1.pt", weights_only=True)
+    found = torch.load(faults / "preempted/weights-2.pt", weights_only=True)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_hung_rank_leaves_its_last_step_and_its_stacks(faults):
+    lines = hung_ranks(faults / "hang/attempts/1")
+    assert [line.split(":")[0] for line in lines] == ["rank 0", "rank 1"]
+    stacks = (faults / "hang/attempts/1/stacks-1.txt").read_text()
+    assert "last step 7" in stacks and "training_case.py" in stacks and "in batch" in stacks

@@ -1,0 +1,117 @@
+"""One rank that goes through whole trainings, one after another: checkpoints, resumes, faults.
+
+`python -m tests.numerics.training_case MODEL FOLDER SCENARIO...`, each scenario a JSON object:
+`name` (folder of the stage), `attempt`, `zero_stage`; `stop_after` a step (as a kill would end it);
+`nan_at` or `hang_at` a step and the `rank` it befalls; `sleep_s` a pack.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from cluster.site import TrainSettings
+from stages.engine import Engine, engine_settings, init_distributed, parameter_groups
+from stages.optimizer_config import OptimizerConfig
+from stages.parts import Parts
+from stages.train_checkpoints import checkpoints
+from stages.train_faults import Diverged, Preempted
+from stages.training import TrainingPlan, train
+from tests.numerics.consistency_case import PACKS_PER_STEP, SCALED, SEED, consistency_task, pack
+from vico.packing import PackedBatch, packed_batch
+from vico.prompt import load_prompt_format
+
+NUM_STEPS, CHECKPOINT_EVERY = 20, 5
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, grad_clip=1.0)
+
+
+class Stopped(Exception):
+    """The scenario ends here, as a kill would have ended it."""
+
+
+class Packs:
+    """Packs by (step, number); what goes wrong happens where a pack is read."""
+
+    num_steps = NUM_STEPS
+
+    def __init__(self, model_folder: Path, rank: int, scenario: dict):
+        self._format, self._scenario = load_prompt_format(model_folder), scenario
+        self._befalls = rank == scenario.get("rank")
+
+    def packs(self, step: int) -> list[tuple[int, int]]:
+        return [(step, number) for number in range(PACKS_PER_STEP)]
+
+    def batch(self, place: tuple[int, int]) -> PackedBatch:
+        step, number = place
+        time.sleep(self._scenario.get("sleep_s", 0))
+        made = pack(self._format, step % 10, number)
+        if self._befalls and step == self._scenario.get("hang_at"):
+            time.sleep(3600)
+        if self._befalls and step == self._scenario.get("nan_at"):
+            made.weights_A.fill_(float("nan"))
+        return made
+
+    def empty(self) -> PackedBatch:
+        return packed_batch([], [], self._format.settings, "sample")
+
+
+def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
+    """Trains; rank 0 writes `weights-<attempt>.pt` at the end, a rank that fails `outcome-<rank>.txt`."""
+    stage, attempt = scenario["zero_stage"], scenario["attempt"]
+    # ZeRO-3 partitions every parameter, however small: the case that fails first
+    zero = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if stage == 3 else {}
+    site = TrainSettings(
+        zero_stage=stage,
+        deepspeed=zero,
+        checkpoint_every_steps=CHECKPOINT_EVERY,
+        hang_timeout_s=scenario.get("hang_timeout_s", 1800),
+    )
+    task = consistency_task(model_folder)
+    settings = engine_settings(OPTIMIZER, PACKS_PER_STEP, site)
+    engine = Engine(task, parameter_groups(task, OPTIMIZER, SCALED), settings)
+    source, parts = Packs(model_folder, engine.rank, scenario), Parts(folder, attempt)
+    plan = TrainingPlan(
+        purpose="test",
+        seed=SEED,
+        num_steps=NUM_STEPS,
+        learning_rate=lambda step: OPTIMIZER.learning_rate_at(step, NUM_STEPS),
+        parts=parts,
+        site=site,
+        validate_every_steps=NUM_STEPS,
+    )
+    found = checkpoints(parts)
+    step = found[-1][0] if found else 0
+
+    def summary(sums: dict) -> dict[str, float]:
+        nonlocal step
+        step += 1
+        (folder / f"rank-{engine.rank}-step.txt").write_text(str(step))
+        if step == scenario.get("stop_after"):
+            engine.wait_for_checkpoint()  # so that the next step publishes it on every rank
+        if step - 1 == scenario.get("stop_after"):
+            raise Stopped
+        return {"samples": sums["samples"]}
+
+    try:
+        train(engine, source, source.empty, plan, summary, lambda engine: {})
+        state = engine.whole_state()
+        if state is not None:
+            torch.save(state, folder / f"weights-{attempt}.pt")
+    except Stopped:
+        pass
+    except (Diverged, Preempted) as error:
+        (folder / f"outcome-{engine.rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    engine.close()
+
+
+if __name__ == "__main__":
+    model, out, *scenarios = sys.argv[1:]
+    torch.set_num_threads(1)
+    init_distributed()
+    for text in scenarios:
+        wanted = json.loads(text)
+        place = Path(out) / wanted["name"]
+        place.mkdir(parents=True, exist_ok=True)
+        train_scenario(Path(model), place, wanted)
