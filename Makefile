@@ -19,12 +19,13 @@ export TORCH_EXTENSIONS_DIR := $(venv)/torch_extensions
 export DS_ACCELERATOR ?= cpu
 export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart test test-slow lint clean
+.PHONY: help venv quickstart test test-slow drill lint clean
 
 help:
 	@echo "make quickstart   set up, then every stage of configs/quickstart.yaml on this machine"
 	@echo "make test         set up, then the fast tests and lint"
 	@echo "make test-slow    set up, then the slow tests; keeps the result in docs/measurements"
+	@echo "make drill        set up, then 20 trainings with kills on a 3-node Ray cluster; keeps the report"
 	@echo "make lint         set up, then ruff check and ruff format --check"
 	@echo "make venv         set up only: environment and DeepSpeed extensions in $(VENV)"
 	@echo "make clean        remove caches and build leftovers; $(VENV) and runs stay"
@@ -61,6 +62,11 @@ test-slow: venv
 	mkdir -p docs/measurements
 	$(bin)/python -m pytest -q -m "slow and not cuda" 2>&1 \
 	  | tee "docs/measurements/test-slow-$$(date -u +%Y-%m-%d)-$$(git rev-parse --short HEAD).txt"
+
+drill: venv
+	mkdir -p docs/measurements
+	$(bin)/python -m tests.drill \
+	  --report "docs/measurements/drill-$$(date -u +%Y-%m-%d)-$$(git rev-parse --short HEAD).md"
 
 lint: venv
 	$(bin)/ruff check .

@@ -85,7 +85,10 @@ class TrainSettings(SitePart):
     """null: spikes are counted only."""
     max_skipped_steps: int | None = Field(None, ge=0)
     """null: updates that DeepSpeed left out for overflow are counted only."""
-    reference: Literal["replicated"] = "replicated"
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What lies in host memory; parameters (with the optimizer) under ZeRO-3 only."""
+    reference: Literal["replicated", "sharded", "cpu"] = "replicated"
+    """A copy on every rank, spread over the ranks, or spread and in host memory."""
     deepspeed: dict[str, Any] = {}
     """A DeepSpeed config merged under ours; keys that change the result are refused."""
 

@@ -14,13 +14,21 @@ from data_prep.index import load_index
 from data_prep.packs import Pack, PackPlan, fixed_packs
 from data_prep.reader import SampleReader
 from stages.consistency import ConsistencyConfig
-from stages.engine import Engine, engine_settings, init_distributed, parameter_groups
+from stages.engine import (
+    Engine,
+    engine_settings,
+    init_distributed,
+    parameter_groups,
+    sharded_inference,
+    whole_parameter,
+)
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts
 from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
 from vico.checkpoints import load_model, save_model
 from vico.consistency import ConsistencyTask
 from vico.errors import UserError
+from vico.model import VicoModel
 from vico.packing import PackedBatch, packed_batch
 from vico.prompt import load_prompt_format
 from vico.settings import ModelSettings
@@ -141,16 +149,32 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     if policy.compressed_connector is None:
         policy.add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
     if settings.train.activation_checkpointing:
-        policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(policy)
     reference = load_model(settings.model_folder, dtype)
-    if torch.cuda.is_available():
-        reference.to("cuda")
-    task = ConsistencyTask(policy, reference, settings.train.kl_chunk_rows)
+    task = ConsistencyTask(
+        policy, reference, settings.train.kl_chunk_rows, **reference_placement(settings.train.reference)
+    )
     return Engine(
         task,
         parameter_groups(task, config.optimizer, ("policy.compressed_connector.", config.connector_lr_scale)),
         engine_settings(config.optimizer, config.packs_per_step, settings.train),
     )
+
+
+def checkpoint_activations(policy: VicoModel) -> None:
+    """Layers of the vision tower and the language model are computed again in the backward, not kept."""
+    policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def reference_placement(where: str) -> dict[str, Any]:
+    """How `ConsistencyTask` is to hold the reference: a copy on every rank, or spread over ranks (and host
+    memory)."""
+    if where == "replicated":
+        return {"shard": lambda states: states.to("cuda" if torch.cuda.is_available() else "cpu")}
+    return {
+        "shard": lambda states: sharded_inference(states, offload=where == "cpu"),
+        "whole": whole_parameter,
+    }
 
 
 def train_policy(settings: ConsistencySettings) -> None:

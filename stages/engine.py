@@ -7,11 +7,13 @@ trained.
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import deepspeed
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import nn
 
 from cluster.site import TrainSettings
@@ -75,6 +77,7 @@ class EngineSettings:
     grad_clip: float
     betas: tuple[float, float]
     zero_stage: int
+    offload: str
     deepspeed: Mapping[str, object]
 
     def as_dict(self) -> dict:
@@ -91,6 +94,7 @@ class EngineSettings:
             "stage": self.zero_stage,
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
+            **offloading(self.offload, self.zero_stage),
             **wanted_zero,
         }
         if zero["stage"] != self.zero_stage:
@@ -120,8 +124,46 @@ def engine_settings(optimizer: OptimizerConfig, packs_per_step: int, site: Train
         grad_clip=optimizer.grad_clip,
         betas=(optimizer.beta1, optimizer.beta2),
         zero_stage=site.zero_stage,
+        offload=site.offload,
         deepspeed=site.deepspeed,
     )
+
+
+def offloading(what: str, zero_stage: int) -> dict[str, object]:
+    """ZeRO's keys that keep optimizer states, or parameters too, in host memory; UserError where the stage
+    has no parameters to move."""
+    if what == "none":
+        return {}
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if what == "optimizer":
+        return {"offload_optimizer": host}
+    if zero_stage != 3:
+        raise UserError(
+            f"train.offload=parameters needs train.zero_stage=3, it is {zero_stage}; set zero_stage: 3, or "
+            "offload: optimizer"
+        )
+    return {"offload_optimizer": host, "offload_param": host}
+
+
+def sharded_inference(module: nn.Module, offload: bool) -> nn.Module:
+    """The frozen module with its parameters spread over all ranks (ZeRO-3 without an optimizer), on the
+    device or in host memory; call it like the module."""
+    zero: dict[str, object] = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    if offload:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": next(module.parameters()).dtype == torch.bfloat16},
+        "steps_per_print": 2**31,
+        "zero_optimization": zero,
+    }
+    engine, *_ = deepspeed.initialize(model=module, config=config)
+    return engine
+
+
+def whole_parameter(parameter: nn.Parameter) -> AbstractContextManager:
+    """The parameter whole on this rank for the time of the context, for reading."""
+    return deepspeed.zero.GatheredParameters([parameter])
 
 
 def parameter_groups(
@@ -166,7 +208,9 @@ class Engine:
     def __init__(self, module: nn.Module, groups: Sequence[ParameterGroup], settings: EngineSettings):
         self.settings = settings
         self._lr_scales = [group.lr_scale for group in groups]
-        optimizer = torch.optim.AdamW(
+        # DeepSpeed updates states in host memory by an AdamW of its own: torch's would be slow there.
+        adamw = torch.optim.AdamW if settings.offload == "none" else DeepSpeedCPUAdam
+        optimizer = adamw(
             [
                 {"params": list(group.parameters), "lr": group.lr_scale, "weight_decay": group.weight_decay}
                 for group in groups

@@ -1,7 +1,10 @@
-"""One small consistency training, the same for every way of running it: 10 steps of 4 packs with mixed rates.
+"""One small consistency training, the same for every way of running it: 10 steps of 4 packs.
+
+Its packs come in kinds: `mixed` (rates by tile, text-only and empty packs among them), `tile` and `image`
+(rates by tile or image), `text-N` (on N ranks the first one sees no picture).
 
 Run as a program it is one rank of a DeepSpeed training (environment as torchrun gives it):
-`python -m tests.numerics.consistency_case MODEL OUT STAGE...`
+`python -m tests.numerics.consistency_case MODEL OUT CASE...`, a case being KIND:ZERO_STAGE:DTYPE[:VARIANT].
 """
 
 import sys
@@ -11,6 +14,7 @@ import numpy as np
 import torch
 
 from cluster.site import TrainSettings
+from stages.consistency_worker import checkpoint_activations, reference_placement
 from stages.engine import Engine, engine_settings, init_distributed, parameter_groups
 from stages.optimizer_config import OptimizerConfig
 from stages.parts import Parts
@@ -38,28 +42,35 @@ def samples(prompt_format: PromptFormat, number: int, tiles_per_image: tuple[int
     )
 
 
-def pack(prompt_format: PromptFormat, step: int, number: int) -> PackedBatch:
-    """Pack `number` of `step`; every third step has an all-text pack first, the last step ends in an empty
-    pack."""
+def pack(prompt_format: PromptFormat, step: int, number: int, kind: str = "mixed") -> PackedBatch:
+    """Pack `number` of `step`; of the mixed ones every third step has an all-text pack first, the last step
+    ends in an empty one."""
     random = np.random.default_rng([SEED, step, number])
-    if step == NUM_STEPS - 1 and number == PACKS_PER_STEP - 1:
+    if kind == "mixed" and step == NUM_STEPS - 1 and number == PACKS_PER_STEP - 1:
         return packed_batch([], [], prompt_format.settings, "sample")
+    text_ranks = int(kind.removeprefix("text-")) if kind.startswith("text-") else 0
     shapes = [((3,), (1,)), ((2, 1), ()), ((4,), (1,), (1,)), ((1,),)][int(random.integers(4))]
-    if number == 0 and step % 3 == 0:
+    if (kind == "mixed" and number == 0 and step % 3 == 0) or (text_ranks and number % text_ranks == 0):
         shapes = ((), ())
     chosen = [samples(prompt_format, 100 * step + 10 * number + i, shape) for i, shape in enumerate(shapes)]
-    rates = [random.random(sample.skeleton.num_tiles) < 0.5 for sample in chosen]
+    if kind == "image":
+        rates = [np.repeat(random.random(len(shape)) < 0.5, shape) for shape in shapes]
+    else:
+        rates = [random.random(sample.skeleton.num_tiles) < 0.5 for sample in chosen]
     return packed_batch(chosen, rates, prompt_format.settings, "sample")
 
 
-def consistency_task(model_folder: Path, dtype: torch.dtype = torch.float32) -> ConsistencyTask:
+def consistency_task(
+    model_folder: Path, dtype: torch.dtype = torch.float32, reference: str = "replicated"
+) -> ConsistencyTask:
     """Policy with dropout off (its draws are tested elsewhere) and a new connector, and the reference."""
     policy = load_model(model_folder, dtype)
     policy.add_compressed_connector(derived_seed(SEED, "compressed_connector"))
-    return ConsistencyTask(policy, load_model(model_folder, dtype), kl_chunk_rows=5)
+    placement = reference_placement(reference)
+    return ConsistencyTask(policy, load_model(model_folder, dtype), kl_chunk_rows=5, **placement)
 
 
-def reference_run(model_folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+def reference_run(model_folder: Path, kind: str = "mixed") -> dict[str, dict[str, torch.Tensor]]:
     """The same training in one process with torch alone: AdamW over gradients of the whole step."""
     prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder)
     groups = parameter_groups(task, OPTIMIZER, SCALED)
@@ -69,7 +80,7 @@ def reference_run(model_folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     )
     losses, gradients = [], {}
     for step in range(NUM_STEPS):
-        packs = [pack(prompt_format, step, number) for number in range(PACKS_PER_STEP)]
+        packs = [pack(prompt_format, step, number, kind) for number in range(PACKS_PER_STEP)]
         weight = sum(one.loss_weight for one in packs)
         loss = sum(task(one)[0] for one in packs) / weight
         optimizer.zero_grad()
@@ -88,14 +99,27 @@ def reference_run(model_folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def rank_run(model_folder: Path, zero_stage: int) -> dict | None:
-    """The same training on this rank under DeepSpeed; what rank 0 saw, None elsewhere."""
+def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant: str = "") -> dict | None:
+    """The same training on this rank under DeepSpeed; what rank 0 saw, None elsewhere.
+
+    `variant`: `offload-optimizer`, `offload-parameters`, `reference-sharded`, `reference-cpu` or
+    `checkpointing` (of activations).
+    """
     init_distributed()
-    prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder)
+    prompt_format = load_prompt_format(model_folder)
+    where, _, what = variant.partition("-")
+    place = what if where == "reference" else "replicated"
+    task = consistency_task(model_folder, getattr(torch, dtype), place)
+    if variant == "checkpointing":
+        checkpoint_activations(task.policy.train())  # transformers does it in training mode only
+        for part in task.policy.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
     # ZeRO-3 partitions every parameter, however small: the case that fails first
     zero = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if zero_stage == 3 else {}
-    site = TrainSettings(zero_stage=zero_stage, deepspeed=zero)
-    settings = engine_settings(OPTIMIZER, PACKS_PER_STEP, site)
+    offload = what if where == "offload" else "none"
+    site = TrainSettings(zero_stage=zero_stage, deepspeed=zero, offload=offload)
+    settings = engine_settings(OPTIMIZER.model_copy(update={"dtype": dtype}), PACKS_PER_STEP, site)
     engine = Engine(task, parameter_groups(task, OPTIMIZER, SCALED), settings)
     losses, gradients = [], {}
     plan = TrainingPlan(
@@ -108,7 +132,7 @@ def rank_run(model_folder: Path, zero_stage: int) -> dict | None:
         validate_every_steps=NUM_STEPS,
     )
     for step in range(NUM_STEPS):
-        packs = [pack(prompt_format, step, number) for number in range(PACKS_PER_STEP)]
+        packs = [pack(prompt_format, step, number, kind) for number in range(PACKS_PER_STEP)]
         empty = packed_batch([], [], prompt_format.settings, "sample")
         mine = [
             (number, empty if one is None else one)
@@ -133,9 +157,10 @@ def rank_run(model_folder: Path, zero_stage: int) -> dict | None:
 
 
 if __name__ == "__main__":
-    model, out, *stages = sys.argv[1:]
+    model, out, *cases = sys.argv[1:]
     torch.set_num_threads(1)
-    for stage in stages:
-        found = rank_run(Path(model), int(stage))
+    for case in cases:
+        wanted_kind, stage, wanted_dtype, *more = case.split(":")
+        found = rank_run(Path(model), wanted_kind, int(stage), wanted_dtype, *more)
         if found is not None:
-            torch.save(found, Path(out) / f"zero{stage}.pt")
+            torch.save(found, Path(out) / f"{case}.pt")

@@ -1,5 +1,7 @@
-"""ZeRO-1 = 2 = 3 and 1 = 2 ranks = torch alone, over 10 consistency steps with mixed rates, text-only and
-empty packs."""
+"""ZeRO-1 = 2 = 3 and 1 = 2 = 3 ranks = torch alone over 10 consistency steps: rates by tile or image,
+text-only and empty packs."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,35 +12,102 @@ from tests.tiny_model import make_tiny_model
 
 MODULE = "tests.numerics.consistency_case"
 RELATIVE = 1e-5
+BFLOAT16 = 2e-2  # of the loss, over 10 steps that take it down from the first
 # A key bias shifts every score of a query alike, so its true gradient is zero and Adam's normalised step
 # turns rounding into full-size updates. They are not compared.
 ZERO_GRADIENT = ("k_proj.bias",)
 TIED = ("lm_head.weight", "model.language_model.embed_tokens.weight")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """What torch alone, one rank and two ranks computed: {(world size, ZeRO stage): run}."""
-    folder = tmp_path_factory.mktemp("zero")
+STAGES = (1, 2, 3)
+# The fast part: every stage at one and two ranks on packs of all sorts; the whole matrix is slow.
+FAST = {world_size: [f"mixed:{stage}:float32" for stage in STAGES] for world_size in (1, 2)}
+VARIANTS = [
+    "mixed:2:float32:offload-optimizer",
+    "mixed:3:float32:offload-parameters",
+    "mixed:2:float32:reference-sharded",
+    "mixed:3:float32:reference-sharded",
+    "mixed:3:float32:reference-cpu",
+    "mixed:2:float32:checkpointing",
+    "mixed:3:float32:checkpointing",
+]
+SLOW = {
+    world_size: [
+        f"{kind}:{stage}:float32"
+        for kind in ("tile", "image", f"text-{max(world_size, 2)}")
+        for stage in STAGES
+    ]
+    + [f"mixed:{stage}:bfloat16" for stage in STAGES]
+    + ([f"mixed:{stage}:float32" for stage in STAGES] if world_size == 3 else [])
+    for world_size in (1, 2, 3)
+}
+
+
+def runs_of(cases: dict[int, list[str]], folder: Path) -> dict:
+    """What torch alone and the ranks computed: {kind: run} and {(world size, case): run}."""
     model = make_tiny_model(folder / "model")
     found = {}
-    for world_size in (1, 2):
+    for world_size, wanted in cases.items():
         out = folder / str(world_size)
-        ranks = start_ranks(MODULE, [str(model), str(out), "1", "2", "3"], out, world_size)
-        if world_size == 1:
-            found["torch"] = reference_run(model)
-        finish(ranks, out)
-        for stage in (1, 2, 3):
-            found[world_size, stage] = torch.load(out / f"zero{stage}.pt", weights_only=True)
+        ranks = start_ranks(MODULE, [str(model), str(out), *wanted], out, world_size)
+        for kind in {case.split(":")[0] for case in wanted} - found.keys():
+            found[kind] = reference_run(model, kind)
+        finish(ranks, out, timeout_s=900)
+        for case in wanted:
+            found[world_size, case] = torch.load(out / f"{case}.pt", weights_only=True)
     return found
 
 
-CASES = [(world_size, stage) for world_size in (1, 2) for stage in (1, 2, 3)]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return runs_of(FAST, tmp_path_factory.mktemp("zero"))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}ranks-zero{case[1]}")
-def test_losses_gradients_and_parameters_equal_a_single_process(runs, case):
-    reference, run = runs["torch"], runs[case]
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory):
+    return runs_of(SLOW, tmp_path_factory.mktemp("matrix"))
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory):
+    return runs_of({2: VARIANTS}, tmp_path_factory.mktemp("variants"))
+
+
+def listed(cases: dict[int, list[str]], dtype: str) -> list:
+    return [
+        pytest.param(world_size, case, id=f"{world_size}ranks-{case}")
+        for world_size, wanted in cases.items()
+        for case in wanted
+        if case.split(":")[2] == dtype
+    ]
+
+
+@pytest.mark.parametrize(("world_size", "case"), listed(FAST, "float32"))
+def test_losses_gradients_and_parameters_equal_a_single_process(runs, world_size, case):
+    assert_equal(runs[world_size, case], runs[case.split(":")[0]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world_size", "case"), listed(SLOW, "float32"))
+def test_the_whole_matrix_equals_a_single_process(matrix, world_size, case):
+    assert_equal(matrix[world_size, case], matrix[case.split(":")[0]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", VARIANTS)
+def test_where_states_and_the_reference_lie_changes_nothing(variants, case):
+    assert_equal(variants[2, case], variants["mixed"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world_size", "case"), listed(SLOW, "bfloat16"))
+def test_bfloat16_stays_near_float32(matrix, world_size, case):
+    losses, expected = matrix[world_size, case]["losses"], matrix["mixed"]["losses"]
+    torch.testing.assert_close(losses, expected, rtol=BFLOAT16, atol=0)
+
+
+def assert_equal(run: dict, reference: dict) -> None:
+    """Losses of every step, gradients of the first and last, parameters at the end."""
     torch.testing.assert_close(run["losses"], reference["losses"], rtol=RELATIVE, atol=0)
     for step, expected in reference["gradients"].items():
         for name, gradient in expected.items():
@@ -55,13 +124,13 @@ def test_losses_gradients_and_parameters_equal_a_single_process(runs, case):
 
 
 def test_losses_are_worth_comparing(runs):
-    losses = runs["torch"]["losses"]
+    losses = runs["mixed"]["losses"]
     assert losses.min() > 1e-3
     assert losses.unique().numel() == losses.numel()
 
 
 def test_the_parameters_left_out_have_no_gradient(runs):
-    for gradients in runs["torch"]["gradients"].values():
+    for gradients in runs["mixed"]["gradients"].values():
         left_out = [gradient for name, gradient in gradients.items() if name.endswith(ZERO_GRADIENT)]
         assert left_out
         assert all(gradient.norm() < 1e-10 for gradient in left_out)
