@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.engine import EngineSettings
+from stages.engine import EngineSettings, offloading
 from vico.errors import UserError
 
 
@@ -14,8 +14,15 @@ def settings(zero_stage=2, dtype=torch.float32, **deepspeed) -> EngineSettings:
         grad_clip=1.0,
         betas=(0.9, 0.999),
         zero_stage=zero_stage,
+        offload="none",
         deepspeed=deepspeed,
     )
+
+
+def test_parameters_in_host_memory_need_zero_3():
+    assert offloading("parameters", 3).keys() == {"offload_optimizer", "offload_param"}
+    with pytest.raises(UserError, match="train.offload=parameters needs train.zero_stage=3, it is 2"):
+        offloading("parameters", 2)
 
 
 def test_the_sites_settings_are_merged_under_ours():
