@@ -44,6 +44,8 @@ class ConsistencyConfig(StageConfig):
     """0: no limit but `epochs`."""
     validate_every_steps: int = Field(100, gt=0)
     validation_packs: int = Field(8, gt=0)
+    select: Literal["last", "best"] = "last"
+    """The policy that is published: of the last step, or the one with the lowest validation KL."""
 
 
 Config = ConsistencyConfig

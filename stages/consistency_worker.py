@@ -13,6 +13,7 @@ from cluster.site import TrainSettings
 from data_prep.index import load_index
 from data_prep.packs import Pack, PackPlan, fixed_packs
 from data_prep.reader import SampleReader
+from stages.best_policy import SCORE_FILE, BestPolicy, kept
 from stages.consistency import ConsistencyConfig
 from stages.engine import (
     Engine,
@@ -127,7 +128,12 @@ def prepared(settings: ConsistencySettings, num_workers: int) -> int:
             "resources.workers or raise packs_per_step"
         )
     packs = ConsistencyPacks(config, settings.shard_folder, settings.model_folder)
-    packs.calib_packs(compressed=False)  # a sample that fits no pack shows here, not at the first validation
+    calib = packs.calib_packs(compressed=False)  # a sample that fits no pack shows here, not at validation
+    if config.select == "best" and not calib:
+        raise UserError(
+            "consistency.select=best needs calibration samples and the shards have none; raise "
+            "shard.calib_share, or set consistency.select: last"
+        )
     state_bytes = 16 * sum(path.stat().st_size for path in Path(settings.model_folder).glob("*.safetensors"))
     needed = state_bytes * (settings.train.keep_checkpoints + 1)
     free = shutil.disk_usage(settings.parts.folder).free
@@ -184,17 +190,31 @@ def train_policy(settings: ConsistencySettings) -> None:
     packs = ConsistencyPacks(config, settings.shard_folder, settings.model_folder)
     engine = build_engine(settings)
     plan = training_plan("consistency", config, packs.num_steps, settings.parts, settings.train)
-    train(
-        engine, packs, packs.empty, plan, lambda sums: summary(sums, config), lambda e: validation(e, packs)
-    )
-    state = engine.whole_state()
+    best = BestPolicy(settings.parts, settings.model_folder, keep=config.select == "best")
+
+    def validated(engine: Engine, step: int) -> dict[str, float]:
+        figures = validation(engine, packs)
+        return {**figures, **best.offer(step, figures, lambda: policy_state(engine))}
+
+    train(engine, packs, packs.empty, plan, lambda sums: summary(sums, config), validated)
+    state = policy_state(engine)
     if engine.rank == 0:
-        prefix = "policy."
-        policy = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        shutil.rmtree(settings.parts.partial("policy"), ignore_errors=True)
-        save_model(policy, settings.model_folder, settings.parts.partial("policy"))
+        partial, chosen = settings.parts.partial("policy"), kept(settings.parts)
+        shutil.rmtree(partial, ignore_errors=True)
+        if config.select == "best" and chosen:
+            shutil.copytree(chosen[-1], partial, ignore=shutil.ignore_patterns(SCORE_FILE))
+        else:
+            save_model(state, settings.model_folder, partial)
         settings.parts.publish("policy")
     torch.distributed.barrier()
+
+
+def policy_state(engine: Engine) -> dict[str, torch.Tensor] | None:
+    """The policy's whole tensors on rank 0, None elsewhere; call on every rank."""
+    state, prefix = engine.whole_state(), "policy."
+    if state is None:
+        return None
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def summary(sums: Mapping[str, float], config: ConsistencyConfig) -> dict[str, float]:

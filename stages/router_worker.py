@@ -187,7 +187,7 @@ def train_router(settings: RouterSettings) -> None:
         engine_settings(config.optimizer, config.packs_per_step, settings.train),
     )
     plan = training_plan("router", config, packs.num_steps, settings.parts, settings.train)
-    train(engine, packs, packs.empty, plan, summary, lambda engine: validation(engine, packs))
+    train(engine, packs, packs.empty, plan, summary, lambda engine, _: validation(engine, packs))
     state = engine.whole_state()
     found = [row for split in ("calib", "test") for row in scores(engine, packs, split)]
     everyone: list[Any] = [None] * engine.world_size

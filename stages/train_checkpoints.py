@@ -44,7 +44,8 @@ def universal_folder(parts: Parts, step: int) -> Path:
 
 def remove_checkpoints(parts: Parts) -> None:
     """Drops what only a resume needs, once the stage's result is published."""
-    shutil.rmtree(parts.output / CHECKPOINTS, ignore_errors=True)
+    for name in (CHECKPOINTS, "best"):
+        shutil.rmtree(parts.output / name, ignore_errors=True)
     for attempt in (parts.folder / "attempts").glob("*/universal"):
         shutil.rmtree(attempt, ignore_errors=True)
 

@@ -174,12 +174,12 @@ def train(
     empty: Callable[[], Any],
     plan: TrainingPlan,
     summary: Callable[[Mapping[str, float]], Mapping[str, float]],
-    validate: Callable[[Engine], Mapping[str, float]],
+    validate: Callable[[Engine, int], Mapping[str, float]],
 ) -> None:
     """Trains from the last complete checkpoint to `plan.num_steps`, saving, validating and reporting on the
     way.
 
-    `summary` turns the sums of a step into metrics, `validate` gives metrics of the calibration data.
+    `summary` turns the sums of a step into metrics, `validate(engine, step)` gives those of calibration data.
     Metrics go to the attempt's file from rank 0. Raises Preempted after SIGTERM to any rank, its checkpoint
     published; Diverged where the numbers go wrong.
     """
@@ -225,7 +225,7 @@ def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) 
         }
         resumed = {}
         if step % plan.validate_every_steps == 0 or step == plan.num_steps:
-            metrics.update({f"validation_{name}": value for name, value in validate(engine).items()})
+            metrics.update({f"validation_{name}": value for name, value in validate(engine, step).items()})
         stop = sums["stop"] > 0 and step < plan.num_steps
         if step < plan.num_steps and (stop or step % plan.site.checkpoint_every_steps == 0):
             checkpoints.begin(step)

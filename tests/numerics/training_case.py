@@ -95,7 +95,7 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
         return {"samples": sums["samples"]}
 
     try:
-        train(engine, source, source.empty, plan, summary, lambda engine: {})
+        train(engine, source, source.empty, plan, summary, lambda engine, step: {})
         state = engine.whole_state()
         if state is not None:
             torch.save(state, folder / f"weights-{attempt}.pt")

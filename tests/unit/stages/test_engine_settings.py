@@ -21,7 +21,7 @@ def settings(zero_stage=2, dtype=torch.float32, **deepspeed) -> EngineSettings:
 
 def test_parameters_in_host_memory_need_zero_3():
     assert offloading("parameters", 3).keys() == {"offload_optimizer", "offload_param"}
-    with pytest.raises(UserError, match="train.offload=parameters needs train.zero_stage=3, it is 2"):
+    with pytest.raises(UserError, match=r"train\.offload=parameters needs train\.zero_stage=3, it is 2"):
         offloading("parameters", 2)
 
 

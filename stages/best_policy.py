@@ -1,0 +1,79 @@
+"""The policy with the lowest KL on calibration packs, kept while training goes on; a warning when it rises.
+
+Every rank makes the same calls: the figures are sums over ranks, so all decide alike.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from stages.parts import Parts
+from vico.checkpoints import save_model
+
+logger = logging.getLogger(__name__)
+
+BEST = "best"
+SCORE_FILE = "score.json"
+_RISE = 1.5
+
+
+class BestPolicy:
+    """Keeps `best/step-<n>/` in the stage's output: the policy folder and the figure it won with.
+
+    The figure is the KL per answer token of calibration packs, both rates added up.
+    """
+
+    def __init__(self, parts: Parts, model_folder: Path, keep: bool):
+        self._parts, self._model_folder, self._keep = parts, model_folder, keep
+        self._best: tuple[float, int] | None = None
+        for folder in kept(parts):
+            score = json.loads((folder / SCORE_FILE).read_text())
+            self._best = min(self._best or (score["kl"], score["step"]), (score["kl"], score["step"]))
+
+    def offer(
+        self, step: int, figures: Mapping[str, float], state: Callable[[], Mapping[str, Tensor] | None]
+    ) -> dict[str, float]:
+        """Keeps the policy of `step` where it is the best so far; gives `kl_over_best`.
+
+        `figures` holds `kl_full` and `kl_compressed`, or nothing; `state` gives the policy's tensors on the
+        rank that writes and None elsewhere; every rank calls it alike. Logs a warning where the KL is half
+        as high again as its best: the early sign of a collapse.
+        """
+        if not figures:
+            return {}
+        kl = figures["kl_full"] + figures["kl_compressed"]
+        if self._best is None or kl < self._best[0]:
+            self._best = kl, step
+            if self._keep:
+                self._write(step, kl, state())
+        over = kl / max(self._best[0], 1e-12)
+        if over > _RISE:
+            logger.warning(
+                "step %d: the validation KL is %.2f times its best (step %d); a lower "
+                "optimizer.learning_rate keeps it down, select: best publishes the best policy",
+                step,
+                over,
+                self._best[1],
+            )
+        return {"kl_over_best": over}
+
+    def _write(self, step: int, kl: float, state: Mapping[str, Tensor] | None) -> None:
+        name = f"{BEST}/step-{step:07d}"
+        if state is None or self._parts.done(name):
+            return
+        partial = self._parts.partial(name)
+        shutil.rmtree(partial, ignore_errors=True)
+        save_model(state, self._model_folder, partial)
+        (partial / SCORE_FILE).write_text(json.dumps({"step": step, "kl": kl}))
+        self._parts.publish(name)
+        for folder in kept(self._parts)[:-1]:
+            shutil.rmtree(folder)
+
+
+def kept(parts: Parts) -> list[Path]:
+    """Folders of the policies kept so far, oldest first."""
+    return sorted(parts.output.glob(f"{BEST}/step-*"))

@@ -1,0 +1,51 @@
+"""The best policy so far is kept over restarts, is the one that is published, and a rise is told."""
+
+import logging
+
+import pytest
+import torch
+
+from stages.best_policy import BestPolicy, kept
+from stages.parts import Parts
+from tests.tiny_model import make_tiny_model
+from vico.checkpoints import load_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("best") / "model")
+
+
+def figures(full: float, compressed: float) -> dict[str, float]:
+    return {"kl_full": full, "kl_compressed": compressed}
+
+
+def state(model, value: float):
+    tensors = load_model(model, torch.float32).state_dict()
+    return lambda: {name: torch.full_like(tensor, value) for name, tensor in tensors.items()}
+
+
+def value_kept(parts: Parts) -> float:
+    [folder] = kept(parts)
+    return next(load_model(folder, torch.float32).parameters()).flatten()[0].item()
+
+
+def test_the_lowest_sum_of_both_rates_is_kept_over_a_restart(model, tmp_path, caplog):
+    parts = Parts(tmp_path, 1)
+    best = BestPolicy(parts, model, keep=True)
+    assert best.offer(10, figures(0.5, 0.5), state(model, 1.0)) == {"kl_over_best": 1.0}
+    assert best.offer(20, figures(0.1, 0.7), state(model, 2.0)) == {"kl_over_best": 1.0}
+    again = BestPolicy(Parts(tmp_path, 2), model, keep=True)
+    with caplog.at_level(logging.WARNING):
+        assert again.offer(30, figures(0.0, 0.9), state(model, 3.0))["kl_over_best"] == pytest.approx(1.125)
+        assert not caplog.records
+        assert again.offer(40, figures(0.8, 0.8), state(model, 4.0))["kl_over_best"] == pytest.approx(2.0)
+    assert "step 40: the validation KL is 2.00 times its best (step 20)" in caplog.text
+    assert value_kept(parts) == 2.0
+
+
+def test_nothing_is_kept_where_the_last_policy_is_wanted(model, tmp_path):
+    best = BestPolicy(Parts(tmp_path, 1), model, keep=False)
+    best.offer(10, figures(0.5, 0.5), state(model, 1.0))
+    assert kept(Parts(tmp_path, 1)) == []
+    assert best.offer(20, {}, state(model, 1.0)) == {}
