@@ -5,60 +5,92 @@
 import torch
 from torch import nn
 
+# Rows of a chunk whose float32 copies stand at once. On a CPU few, so that they stay in the cache and the
+# allocator gives the same pages again; on CUDA the whole chunk, where more launches would cost more.
+_CPU_BLOCK_ROWS = 16
+# Rows of the head whose product is added in one go where the sum is kept in another dtype than the product.
+_HEAD_SLICE = 16384
+
 
 class ChunkedKL(torch.autograd.Function):
     """Weighted sum of per-token KL with its gradients computed in the forward pass, chunk by chunk.
 
     The weight of every token is known before the forward (`weights_A`), so d loss / d logits = w
     (softmax(policy) - softmax(reference)) can be folded into the gradients of hidden states and head while
-    a chunk's logits exist: each head is used once a direction, and peak memory is chunk x V.
+    a chunk's logits exist: each head is used once a direction. Beside the gradients stand two chunks of
+    logits, in the models' dtype, and on a CPU float32 copies of 16 rows of them. The gradient of the head
+    is summed in float32 (that is its own buffer where the model is float32, and one more where it is
+    bfloat16). Gradients are handed out once: a second backward over the same graph raises RuntimeError.
     """
 
     @staticmethod
-    def forward(ctx, hidden_AD, weight_VD, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows):
+    def forward(
+        ctx, hidden_AD, weight_VD, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows, num_ids
+    ):
         need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         grad_hidden_AD = torch.zeros_like(hidden_AD) if need_hidden else None
         # fp32 accumulation: with bf16 weights the sum over chunks would lose what a single product keeps
         dtype = torch.promote_types(weight_VD.dtype, torch.float32)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if need_weight else None
+        head_VD, reference_head_VD = weight_VD[:num_ids], reference_weight_VD[:num_ids]
         kl_A = hidden_AD.new_zeros(len(hidden_AD), dtype=dtype)
+        most_rows = min(chunk_rows, len(hidden_AD))
+        policy_CV = hidden_AD.new_empty(most_rows, num_ids)
+        reference_CV = reference_hidden_AD.new_empty(most_rows, num_ids)
         for start in range(0, len(hidden_AD), chunk_rows):
-            rows = slice(start, start + chunk_rows)
-            kl_A[rows], difference = _chunk_kl(
-                hidden_AD[rows] @ weight_VD.T, reference_hidden_AD[rows] @ reference_weight_VD.T
+            chunk_AD = hidden_AD[start : start + chunk_rows]
+            rows = slice(start, start + len(chunk_AD))
+            logits_CV = torch.mm(chunk_AD, head_VD.T, out=policy_CV[: len(chunk_AD)])
+            target_CV = torch.mm(
+                reference_hidden_AD[rows], reference_head_VD.T, out=reference_CV[: len(chunk_AD)]
             )
-            if not (need_hidden or need_weight):
-                continue
-            grad_logits = (difference * weights_A[rows, None]).to(hidden_AD.dtype)
+            kl_A[rows] = _kl_leaving_gradient(logits_CV, target_CV, weights_A[rows])
             if need_hidden:
-                grad_hidden_AD[rows] = grad_logits @ weight_VD
+                torch.mm(logits_CV, head_VD, out=grad_hidden_AD[rows])
             if need_weight:
-                grad_weight_VD += grad_logits.T @ hidden_AD[rows]
-        ctx.save_for_backward(grad_hidden_AD, grad_weight_VD)
+                _add_product(grad_weight_VD[:num_ids], logits_CV.T, chunk_AD)
+        ctx.gradients = (grad_hidden_AD, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(kl_A)
         return (kl_A * weights_A).sum(), kl_A
 
     @staticmethod
     def backward(ctx, grad_loss, _):
-        grad_hidden_AD, grad_weight_VD = ctx.saved_tensors
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this KL were handed out already; run its forward again")
+        (grad_hidden_AD, grad_weight_VD), ctx.gradients = ctx.gradients, None
         if grad_hidden_AD is not None:
-            grad_hidden_AD = grad_hidden_AD * grad_loss.to(grad_hidden_AD.dtype)
-        if grad_weight_VD is not None:
-            grad_weight_VD = (grad_weight_VD * grad_loss).to(ctx.weight_dtype)
-        return grad_hidden_AD, grad_weight_VD, None, None, None, None
+            grad_hidden_AD.mul_(grad_loss)
+        if grad_weight_VD is not None:  # in place: another [V, D] would be the largest buffer of the step
+            grad_weight_VD = grad_weight_VD.mul_(grad_loss).to(ctx.weight_dtype)
+        return grad_hidden_AD, grad_weight_VD, None, None, None, None, None
 
 
-def _chunk_kl(
-    logits_CV: torch.Tensor, reference_logits_CV: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(KL [C], softmax(policy) - softmax(reference) [C, V]) of one chunk, float32 or better."""
+def _kl_leaving_gradient(
+    logits_CV: torch.Tensor, reference_logits_CV: torch.Tensor, weights_C: torch.Tensor
+) -> torch.Tensor:
+    """KL [C] of a chunk in float32; `logits_CV` then holds w (softmax(policy) - softmax(reference))."""
     dtype = torch.promote_types(logits_CV.dtype, torch.float32)
-    log_policy = logits_CV.to(dtype).log_softmax(-1)
-    log_reference = reference_logits_CV.to(dtype).log_softmax(-1)
-    reference = log_reference.exp()
-    kl_C = (reference * (log_reference - log_policy)).sum(-1)
-    return kl_C, log_policy.exp_().sub_(reference)
+    kl_C = logits_CV.new_empty(len(logits_CV), dtype=dtype)
+    block = len(logits_CV) if logits_CV.is_cuda else _CPU_BLOCK_ROWS
+    for start in range(0, len(logits_CV), block):
+        rows = slice(start, start + block)
+        log_policy = logits_CV[rows].to(dtype).log_softmax(-1)
+        log_reference = reference_logits_CV[rows].to(dtype).log_softmax(-1)
+        reference = log_reference.exp()
+        kl_C[rows] = log_reference.sub_(log_policy).mul_(reference).sum(-1)
+        logits_CV[rows] = log_policy.exp_().sub_(reference).mul_(weights_C[rows, None])
+    return kl_C
+
+
+def _add_product(sum_VD: torch.Tensor, grad_logits_VC: torch.Tensor, hidden_CD: torch.Tensor) -> None:
+    """sum_VD += grad_logits_VC @ hidden_CD, without another [V, D] beside it."""
+    if sum_VD.dtype == hidden_CD.dtype:
+        sum_VD.addmm_(grad_logits_VC, hidden_CD)
+        return
+    for start in range(0, len(sum_VD), _HEAD_SLICE):
+        rows = slice(start, start + _HEAD_SLICE)
+        sum_VD[rows] += grad_logits_VC[rows] @ hidden_CD
 
 
 def chunked_kl(
@@ -68,21 +100,25 @@ def chunked_kl(
     reference_weight_VD: torch.Tensor,
     weights_A: torch.Tensor,
     chunk_rows: int = 256,
+    num_ids: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum_A weights * KL(reference || policy), KL of each token [A] in nats without gradient).
 
     Exact: equal to `F.kl_div` over dense log-softmaxes in loss and gradients (of `hidden_AD` and
-    `weight_VD`); ViCO equation of the consistency loss. Raises ValueError where the vocabularies differ.
+    `weight_VD`); ViCO equation of the consistency loss. `num_ids`: only the first so many rows of both
+    heads are ids, what follows is padding; it enters neither softmax and gets the gradient zero. Without it
+    all rows are ids, and ValueError is raised where the heads differ in their number.
     """
-    if weight_VD.shape[0] != reference_weight_VD.shape[0]:
-        raise ValueError(
-            f"policy vocabulary {weight_VD.shape[0]} and reference vocabulary "
-            f"{reference_weight_VD.shape[0]} differ"
-        )
+    sizes = len(weight_VD), len(reference_weight_VD)
+    if num_ids is None and sizes[0] != sizes[1]:
+        raise ValueError(f"policy vocabulary {sizes[0]} and reference vocabulary {sizes[1]} differ")
+    num_ids = sizes[0] if num_ids is None else num_ids
+    if num_ids > min(sizes):
+        raise ValueError(f"num_ids={num_ids} is more than the {min(sizes)} rows of the smaller head")
     if not torch.is_grad_enabled():  # else the gradient of the head would be computed for nobody
         hidden_AD, weight_VD = hidden_AD.detach(), weight_VD.detach()
     return ChunkedKL.apply(
-        hidden_AD, weight_VD, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows
+        hidden_AD, weight_VD, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows, num_ids
     )
 
 
@@ -91,11 +127,17 @@ class KLHead(nn.Linear):
     inside its own forward and backward, so the loss has to live here."""
 
     def forward(
-        self, hidden_AD, reference_hidden_AD=None, reference_weight_VD=None, weights_A=None, chunk_rows=256
+        self,
+        hidden_AD,
+        reference_hidden_AD=None,
+        reference_weight_VD=None,
+        weights_A=None,
+        chunk_rows=256,
+        num_ids=None,
     ):
         """Logits without a reference; with one, the pair of `chunked_kl`."""
         if reference_hidden_AD is None:
             return super().forward(hidden_AD)
         return chunked_kl(
-            hidden_AD, self.weight, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows
+            hidden_AD, self.weight, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows, num_ids
         )

@@ -1,5 +1,8 @@
 """Chunked KL over both heads equals the dense formula in loss and gradients, for every chunking and dtype."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,3 +95,49 @@ def test_different_vocabularies_are_refused():
     hidden, weight, reference_hidden, reference_weight, weights = case(torch.float32)
     with pytest.raises(ValueError, match="policy vocabulary 101 and reference vocabulary 99 differ"):
         chunked_kl(hidden, weight, reference_hidden, reference_weight[:99], weights)
+
+
+@pytest.mark.parametrize("rows", [(101, 96), (96, 101), (101, 101)], ids=str)
+def test_padding_ids_enter_neither_softmax_and_get_no_gradient(rows):
+    """Ids 0..95; what lies past them in either head is huge, so that a leak would show."""
+    hidden, weight, reference_hidden, reference_weight, weights = (t.detach() for t in case(torch.float64))
+    weight[96:] = 50.0
+    reference_weight[96:] = -50.0
+    hidden.requires_grad_(), weight.requires_grad_()
+    mine = hidden.detach().clone().requires_grad_(), weight.detach()[: rows[0]].clone().requires_grad_()
+    loss, kl = chunked_kl(
+        *mine, reference_hidden, reference_weight[: rows[1]], weights, chunk_rows=7, num_ids=96
+    )
+    expected, expected_kl = dense(hidden, weight[:96], reference_hidden, reference_weight[:96], weights)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(kl, expected_kl, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(mine[0].grad, hidden.grad, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(mine[1].grad[:96], weight.grad[:96], rtol=1e-12, atol=1e-14)
+    assert torch.all(mine[1].grad[96:] == 0)
+
+
+def test_more_ids_than_the_smaller_head_has_rows_are_refused():
+    hidden, weight, reference_hidden, reference_weight, weights = case(torch.float32)
+    with pytest.raises(ValueError, match="num_ids=100 is more than the 99 rows"):
+        chunked_kl(hidden, weight, reference_hidden, reference_weight[:99], weights, num_ids=100)
+
+
+def test_a_second_backward_over_one_forward_is_refused():
+    loss, _ = chunked_kl(*case(torch.float32))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="handed out already"):
+        loss.backward()
+
+
+def test_memory_does_not_grow_with_answer_tokens():
+    """Peak above inputs and gradients, in a process of its own: four chunks of tokens cost what one costs."""
+    code = """
+import torch
+from benchmarks import kl
+kl.VOCABULARY, kl.WIDTH = 20_000, 32
+print(*[kl.measured("ours", tokens, torch.float32, "cpu")["memory_gb"] for tokens in (256, 1024)])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    one_chunk, four_chunks = (float(gb) for gb in found.stdout.split()[-2:])
+    assert four_chunks < one_chunk + 0.01, (one_chunk, four_chunks)

@@ -1,0 +1,70 @@
+"""A reference is the policy's start model: other sizes are refused, heads that differ by padding are not; one
+vision pass gives the loss of two."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.numerics.consistency_case import consistency_task, samples
+from tests.tiny_model import VOCABULARY, make_tiny_model
+from vico.checkpoints import load_model
+from vico.consistency import ConsistencyTask
+from vico.errors import UserError
+from vico.packing import packed_batch
+from vico.prompt import load_prompt_format
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("start") / "m")
+
+
+def a_pack(prompt_format):
+    found = [samples(prompt_format, number, shape) for number, shape in enumerate([(3,), (2, 1), ()])]
+    random = np.random.default_rng(5)
+    rates = [random.random(sample.skeleton.num_tiles) < 0.5 for sample in found]
+    return packed_batch(found, rates, prompt_format.settings, "sample")
+
+
+def test_a_reference_with_other_tiles_is_refused(folder, tmp_path):
+    other = make_tiny_model(tmp_path / "larger", tile_size=112)
+    with pytest.raises(UserError, match="reference: tile_size=112, but the policy has tile_size=56"):
+        ConsistencyTask(load_model(folder), load_model(other), 5)
+
+
+def test_another_vocabulary_is_refused_and_padding_is_not(folder, tmp_path):
+    other = make_tiny_model(tmp_path / "padded", text={"vocab_size": VOCABULARY + 8})
+    with pytest.raises(UserError, match=f"vocab_size={VOCABULARY + 8}, but the policy has vocab_size="):
+        ConsistencyTask(load_model(folder), load_model(other), 5, num_token_ids=VOCABULARY + 1)
+    task = ConsistencyTask(load_model(folder), load_model(other), 5, num_token_ids=VOCABULARY - 20)
+    assert task.num_ids == VOCABULARY
+
+
+def frozen(task, folder):
+    """The same policy with a frozen vision tower, and so one vision pass."""
+    task.policy.base.model.vision_tower.requires_grad_(False)
+    reference = load_model(folder)
+    task = ConsistencyTask(task.policy, reference, task.kl_chunk_rows)
+    assert reference.base.model.vision_tower is None
+    return task
+
+
+def test_one_vision_pass_equals_two_in_loss_and_gradients(folder):
+    prompt_format = load_prompt_format(folder)
+    pack = a_pack(prompt_format)
+    two, one = consistency_task(folder).train(), frozen(consistency_task(folder), folder).train()
+    for task in (two, one):
+        task.policy.compressed_connector.eval()  # its dropout would be drawn anew
+    calls = []
+    one.policy.base.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    expected, found = two(pack)[0], one(pack)[0]
+    assert len(calls) == 1
+    assert found.item() == expected.item() > 0
+    expected.backward()
+    found.backward()
+    gradients = dict(two.named_parameters())
+    for name, parameter in one.named_parameters():
+        if "vision_tower" in name:
+            assert parameter.grad is None
+        else:
+            torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-6, atol=1e-9)
