@@ -2,7 +2,8 @@
 
 They agree in everything: grid, order, thumbnail, resizing, normalisation. The two searches differ in one
 respect: among grids of equal number of tiles the published one goes in the order of a set, transformers' by
-columns. That could show only where two of these are equally close to a picture; those are compared on purpose.
+columns. That could show only where two of these are equally close to a picture; those are
+compared too.
 """
 
 from fractions import Fraction
