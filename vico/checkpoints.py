@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from vico.errors import UserError
 from vico.expected_tensors import OWN_PARTS, check_shapes, tensors_of_files
+from vico.hub import model_folder
 from vico.layouts import tensors_in_our_layout
 from vico.model import VicoModel
 from vico.published_config import is_published
@@ -55,13 +56,13 @@ def checked_tensors(folder: Path, added: Path | None = None) -> dict[str, Stored
 
 
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VicoModel:
-    """The model of a folder in any layout of `vico/layouts.py`, in eval mode, with connector and router where
-    the files have them.
+    """The model of a folder, or of a Hub id (`owner/name`, fetched once), in any layout of `vico/layouts.py`,
+    in eval mode, with connector and router where the files have them.
 
     Raises UserError for missing, surplus and wrongly shaped tensors (the first five and their count) and for
     damaged files, before any weight is read.
     """
-    folder = Path(path)
+    folder = model_folder(path)
     settings = load_settings(folder)
     checked_tensors(folder)
     config = InternVLConfig(**model_config(folder))

@@ -1,0 +1,113 @@
+"""Hub ids: fetched from a server that speaks the Hub's protocol, from the cache after that, else one line."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_model import make_tiny_model
+from vico.hub import model_folder
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# what the caller sees: the class of the model and its folder, or the one line of a UserError
+OPEN = """
+import sys
+from vico.checkpoints import load_model
+from vico.errors import UserError
+try:
+    print(type(load_model(sys.argv[1])).__name__)
+except UserError as error:
+    print("error:", error)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The address of a server that gives out one model, `someone/tiny`."""
+    folder = make_tiny_model(tmp_path_factory.mktemp("hub") / "m")
+    (folder / "weights.bin").write_bytes(b"never asked for")
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            start, _, name = self.path.partition(f"/resolve/{COMMIT}/")
+            if start == "/someone/tiny" and (folder / name).is_file():
+                content = (folder / name).read_bytes()
+                etag = hashlib.sha256(content).hexdigest()
+                return self.reply(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+            if self.path.startswith("/api/models/someone/tiny/tree"):
+                return self.reply(200, json.dumps(self.files()).encode())
+            if self.path.startswith("/api/models/someone/tiny"):
+                siblings = [{"rfilename": file["path"]} for file in self.files()]
+                info = {"id": "someone/tiny", "modelId": "someone/tiny", "sha": COMMIT, "siblings": siblings}
+                return self.reply(200, json.dumps(info).encode())
+            return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+        do_HEAD = do_GET
+
+        def files(self) -> list[dict]:
+            paths = sorted(folder.iterdir())
+            return [
+                {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0" * 40} for p in paths
+            ]
+
+        def reply(self, status: int, content: bytes, headers: dict | None = None) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def opened(name: str, endpoint: str, cache: Path, **environment: str) -> str:
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, name],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_an_id_is_fetched_once_and_opens_offline_after_that(hub, tmp_path):
+    address, asked = hub
+    assert opened("someone/tiny", address, tmp_path) == "VicoModel"
+    assert any(path.endswith("/model.safetensors") for path in asked)
+    assert not any(path.endswith("weights.bin") for path in asked)
+    asked.clear()
+    assert opened("someone/tiny", address, tmp_path, HF_HUB_OFFLINE="1") == "VicoModel"
+    assert not asked
+
+
+def test_what_cannot_be_had_is_one_line_with_the_remedy(hub, tmp_path):
+    unknown = opened("someone/else", hub[0], tmp_path)
+    assert unknown.startswith("error: model=someone/else is neither a folder here nor a model")
+    offline = opened("someone/tiny", hub[0], tmp_path, HF_HUB_OFFLINE="1")
+    assert offline.startswith("error: model=someone/tiny is no folder here and not in the Hub's cache")
+    assert "hf download someone/tiny" in offline and "\n" not in offline
+
+
+@pytest.mark.parametrize("name", ["models/small-internvl/missing", "/nowhere/model", "single"])
+def test_a_path_is_not_taken_for_an_id(name):
+    assert model_folder(name) == Path(name)
