@@ -31,6 +31,7 @@ COMMANDS = (  # in the order of `vico --help`
     cli_explain.gc,
     cli_model.route,
     cli_model.export,
+    cli_model.serve,
 )
 for command in COMMANDS:
     app.command()(command)

@@ -41,3 +41,42 @@ def export(
 
     export_run(site_of(site, storage).storage, run, out, layout)
     typer.echo(f"exported to {out}")
+
+
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id, routed or not.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option("--dtype", help="Weights and computation.")
+    ] = "float32",
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", min=0, max=1, help="In place of the model's own."),
+    ] = None,
+    max_body_mb: Annotated[int, typer.Option("--max-body-mb", min=1, help="Bytes of a request.")] = 32,
+    max_megapixels: Annotated[int, typer.Option("--max-megapixels", min=1, help="Of one picture.")] = 50,
+    max_pictures: Annotated[int, typer.Option("--max-pictures", min=0, help="Of one request.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of one answer.")] = 1024,
+    max_total_tokens: Annotated[
+        int, typer.Option("--max-total-tokens", min=0, help="Prompt and answer; 0 is the model's own limit.")
+    ] = 0,
+    max_requests: Annotated[
+        int, typer.Option("--max-requests", min=1, help="In the server at once; one is answered at a time.")
+    ] = 32,
+) -> None:
+    """Answer chat requests of OpenAI's form about pictures until stopped."""
+    from pipeline.serve import Place
+    from pipeline.serve import serve as serve_model
+    from pipeline.serve_request import Limits
+
+    limits = Limits(
+        body_bytes=max_body_mb * 2**20,
+        picture_pixels=max_megapixels * 10**6,
+        pictures=max_pictures,
+        new_tokens=max_new_tokens,
+        total_tokens=max_total_tokens,
+        waiting=max_requests,
+    )
+    serve_model(model, Place(host, port, device, dtype), limits, threshold)

@@ -2,12 +2,12 @@
 
 # B prompts of a batch, L longest prompt, D language width
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from vico.rates import EncodedTiles, TiledSequence, num_tokens
 
@@ -37,7 +37,47 @@ def greedy_answers(
     exceed it); the answers are those that each prompt gets by itself. Settings of the model's own
     generation_config.json, such as sampling or penalties, are not applied.
     """
-    config = GenerationConfig(
+    config = _greedy(end_of_turn_id, max_new_tokens)
+    answers: list[Answer | None] = [None] * len(prompts)
+    for numbers in _batches(prompts, tiles.model.settings, max_new_tokens, batch_tokens):
+        embeds_BLD, mask_BL = _left_padded(tiles.embeddings([prompts[n] for n in numbers]))
+        new_ids = _generated(tiles, embeds_BLD, mask_BL, config)
+        for n, ids in zip(numbers, new_ids.cpu().numpy(), strict=True):
+            ends = np.flatnonzero(ids == end_of_turn_id)
+            answers[n] = Answer(ids[: ends[0]] if len(ends) else ids, truncated=not len(ends))
+    return answers
+
+
+@torch.no_grad()
+def streamed_answer(
+    tiles: EncodedTiles,
+    prompt: TiledSequence,
+    *,
+    end_of_turn_id: int,
+    max_new_tokens: int,
+    on_token: Callable[[int], bool],
+) -> None:
+    """The same continuation, told token by token: `on_token` gets each id, the end of turn included, as soon
+    as it is known, and ends the answer by returning True.
+    """
+    embeds_BLD, mask_BL = _left_padded(tiles.embeddings([prompt]))
+    config = _greedy(end_of_turn_id, max_new_tokens)
+    _generated(tiles, embeds_BLD, mask_BL, config, StoppingCriteriaList([_EachToken(on_token)]))
+
+
+class _EachToken(StoppingCriteria):
+    """Hands on the newest id of a batch of one; generate() asks after every token whether to stop."""
+
+    def __init__(self, on_token: Callable[[int], bool]):
+        self.on_token = on_token
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **unused: object) -> torch.Tensor:
+        stop = self.on_token(int(input_ids[0, -1]))
+        return torch.full((1,), stop, dtype=torch.bool, device=input_ids.device)
+
+
+def _greedy(end_of_turn_id: int, max_new_tokens: int) -> GenerationConfig:
+    return GenerationConfig(
         do_sample=False,
         num_beams=1,
         use_cache=True,
@@ -45,18 +85,21 @@ def greedy_answers(
         eos_token_id=end_of_turn_id,
         pad_token_id=end_of_turn_id,
     )
-    answers: list[Answer | None] = [None] * len(prompts)
-    for numbers in _batches(prompts, tiles.model.settings, max_new_tokens, batch_tokens):
-        embeds_BLD, mask_BL = _left_padded(tiles.embeddings([prompts[n] for n in numbers]))
-        base = tiles.model.base
-        base.generation_config = (
-            config  # generate() fills what a given config leaves open from the model's own
-        )
-        new_ids = base.generate(inputs_embeds=embeds_BLD, attention_mask=mask_BL, generation_config=config)
-        for n, ids in zip(numbers, new_ids.cpu().numpy(), strict=True):
-            ends = np.flatnonzero(ids == end_of_turn_id)
-            answers[n] = Answer(ids[: ends[0]] if len(ends) else ids, truncated=not len(ends))
-    return answers
+
+
+def _generated(
+    tiles: EncodedTiles,
+    embeds_BLD: torch.Tensor,
+    mask_BL: torch.Tensor,
+    config: GenerationConfig,
+    stopping: StoppingCriteriaList | None = None,
+) -> torch.Tensor:
+    """New ids int64 [B, up to max_new_tokens]."""
+    base = tiles.model.base
+    base.generation_config = config  # generate() fills what a given config leaves open from the model's own
+    return base.generate(
+        inputs_embeds=embeds_BLD, attention_mask=mask_BL, generation_config=config, stopping_criteria=stopping
+    )
 
 
 def _batches(prompts, settings, max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:

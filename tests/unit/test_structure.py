@@ -28,6 +28,9 @@ DOORS = {
     "deepspeed": ("stages/engine.py",),
     "mlflow": ("pipeline/tracking.py", "pipeline/tracking_audit.py"),
     "webdataset": ("data_prep/tars.py",),
+    "fastapi": ("pipeline/serve_app.py",),
+    "starlette": ("pipeline/serve_app.py",),
+    "uvicorn": ("pipeline/serve.py",),
 }
 IMPORT_CALLS = {"import_module", "__import__", "find_spec", "LazyLoader"}
 
@@ -107,6 +110,7 @@ def test_imports_follow_the_arrows_and_use_the_doors():
         ("stages/training.py", "import deepspeed.checkpoint as dc"),
         ("pipeline/runner.py", "def f():\n    from mlflow.client import MlflowClient"),
         ("data_prep/reader.py", "import webdataset as wds"),
+        ("pipeline/cli_model.py", "def serve():\n    from fastapi import FastAPI"),
     ],
 )
 def test_a_wrong_import_is_found(tmp_path, file, source):

@@ -1,0 +1,346 @@
+"""`vico serve` as a process of its own, asked by OpenAI's client: a plain model and a routed one."""
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import openai
+import pytest
+import torch
+from PIL import Image
+
+from data_prep.demo import demo_record
+from tests.tiny_model import make_tiny_model
+from vico.checkpoints import load_model, save_model
+from vico.generation import greedy_answers
+from vico.prompt import load_prompt_format
+from vico.rates import encoded_tiles
+from vico.tiling import pixel_values
+
+SMALL = Path(__file__).parents[2] / "models" / "small-internvl"
+MAX_NEW_TOKENS = 300
+
+
+class Served:
+    """A running server: its process, its address and a client."""
+
+    def __init__(self, model: Path, *options: str):
+        command = [sys.executable, "-m", "pipeline.cli", "serve", str(model), "--port", "0", *options]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        )
+        self.name = model.name
+
+    def started(self) -> "Served":
+        line = self.process.stdout.readline()
+        assert line.startswith(f"serving {self.name} at http://127.0.0.1:"), (
+            line,
+            self.process.stderr.read(),
+        )
+        self.url = line.split()[-1]
+        self.client = openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=120)
+        return self
+
+    def ask(self, messages, **options):
+        return self.client.chat.completions.create(model=self.name, messages=messages, **options)
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """(plain, routed), started side by side."""
+    folder = tmp_path_factory.mktemp("models")
+    model = load_model(make_tiny_model(folder / "base"))
+    model.add_compressed_connector(1)
+    model.add_router(2)
+    with torch.no_grad():  # decisions that differ from tile to tile
+        model.router.gating.gate[1].weight.mul_(30)
+    save_model(model.state_dict(), folder / "base", folder / "routed", {"absolute_threshold": 0.5})
+    limits = ["--max-body-mb", "1", "--max-megapixels", "1", "--max-new-tokens", str(MAX_NEW_TOKENS)]
+    both = Served(SMALL), Served(folder / "routed", *limits, "--max-pictures", "3", "--max-requests", "2")
+    yield [server.started() for server in both]
+    for server in both:
+        code, errors = server.end()
+        assert (code, errors) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def plain(servers):
+    return servers[0]
+
+
+@pytest.fixture(scope="module")
+def routed(servers):
+    return servers[1]
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (190, 130)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def image_part(image: Image.Image, **options) -> dict:
+    return {"type": "image_url", "image_url": {"url": data_url(image), **options}}
+
+
+def user(*parts) -> dict:
+    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"role": "user", "content": content}
+
+
+def expected_answer(folder: Path, turns: list[dict], images: list[Image.Image], tokens: int, routing: bool):
+    """(text, prompt tokens, visual tokens) by the library itself."""
+    model, prompts = load_model(folder), load_prompt_format(folder)
+    pixels = [pixel_values(image, model.settings.tiling()) for image in images]
+    tiles = encoded_tiles(model, np.concatenate(pixels), 64)
+    skeleton = prompts.encode(turns, [len(one) for one in pixels], add_generation_prompt=True)
+    compressed = np.zeros(skeleton.num_tiles, bool)
+    if routing:
+        with torch.no_grad():
+            features = model.vision_features(torch.from_numpy(np.concatenate(pixels)))
+            compressed = (model.router.compress_probability(features) >= 0.5).numpy()
+    prompt = (skeleton, compressed, 0)
+    [answer] = greedy_answers(
+        tiles, [prompt], end_of_turn_id=prompts.end_of_turn_id, max_new_tokens=tokens, batch_tokens=1
+    )
+    settings = model.settings
+    visual = int(np.where(compressed, settings.tokens_compressed, settings.tokens_full).sum())
+    text = prompts.tokenizer.decode(answer.ids, skip_special_tokens=False)
+    return text, skeleton.num_text_tokens + visual, visual, compressed.tolist()
+
+
+def test_the_plain_model_answers_about_demo_pictures(plain):
+    """Its greedy answers at the full rate, over four pictures of few colours; most of them are right."""
+    asked_about = right = line = 0
+    while asked_about < 4:
+        row, pictures = demo_record(SimpleNamespace(seed=1), line)
+        line += 1
+        question, answer = (turn["value"] for turn in row["conversations"][:2])
+        if row["kind"] != "plain" or not question.startswith("<image>\n"):
+            continue
+        [image] = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+        asked = user(image_part(image), question.removeprefix("<image>\n"))
+        found = plain.ask([asked], max_tokens=40, temperature=0)
+        text, num_prompt, num_visual, _ = expected_answer(SMALL, row["conversations"][:1], [image], 40, False)
+        assert found.choices[0].message.content == text
+        assert found.choices[0].finish_reason == "stop"
+        assert found.usage.prompt_tokens == num_prompt
+        assert found.usage.prompt_tokens_details.image_tokens == num_visual > 0
+        asked_about += 1
+        right += text == answer
+    assert right >= 2
+
+
+def test_a_routed_answer_is_that_of_the_library_with_its_token_counts(routed, tmp_path):
+    images = [picture(1), picture(2, (60, 60))]
+    folder = Path(routed.process.args[4])
+    messages = [
+        {"role": "system", "content": "answer"},
+        user(image_part(images[0]), "what is written here"),
+        {"role": "assistant", "content": "what"},
+        user(image_part(images[1]), "and here"),
+    ]
+    turns = [
+        {"from": "system", "value": "answer"},
+        {"from": "human", "value": "<image>\nwhat is written here"},
+        {"from": "gpt", "value": "what"},
+        {"from": "human", "value": "<image>\nand here"},
+    ]
+    text, num_prompt, num_visual, compressed = expected_answer(folder, turns, images, 12, True)
+    assert len(set(compressed)) == 2  # tiles at both rates
+    answer = routed.ask(messages, max_tokens=12, temperature=0, extra_body={"vico": {"report": True}})
+    assert answer.choices[0].message.content == text
+    usage = answer.usage
+    assert (usage.prompt_tokens, usage.total_tokens) == (num_prompt, num_prompt + usage.completion_tokens)
+    assert usage.prompt_tokens_details.image_tokens == num_visual
+    report = answer.vico
+    assert [tile["compressed"] for tile in report["tiles"]] == compressed
+    assert [tile["image"] for tile in report["tiles"]] == [0] * (len(compressed) - 1) + [1]
+    assert (report["rule"], report["threshold"], report["visual_tokens"]) == ("absolute", 0.5, num_visual)
+    assert report["visual_tokens_full"] == 4 * len(compressed)
+
+
+def test_the_rule_and_threshold_can_be_asked_for(routed):
+    def tokens(**asked):
+        extra = {"vico": {"report": True, **asked}}
+        answer = routed.ask([user(image_part(picture(1)), "what")], max_tokens=1, extra_body=extra)
+        return answer.vico["visual_tokens"], len(answer.vico["tiles"])
+
+    full, count = tokens(rule="full")
+    assert full == 4 * count
+    assert tokens(threshold=0.0) == (count, count)
+    assert tokens(rule="published", threshold=0.0) == (count + 3, count)  # a server keeps one tile
+    one_tile = image_part(picture(1), max_dynamic_patch=1)
+    answer = routed.ask([user(one_tile, "what")], max_tokens=1, extra_body={"vico": {"rule": "full"}})
+    assert answer.usage.prompt_tokens_details.image_tokens == 4
+    assert not hasattr(answer, "vico")
+
+
+def test_a_stream_gives_the_same_text_and_usage(routed):
+    messages = [user(image_part(picture(1)), "what is written here")]
+    whole = routed.ask(messages, max_tokens=20)
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = routed.ask(messages, max_tokens=20, **options)
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    )
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert not last.choices and last.usage.model_dump() == whole.usage.model_dump()
+    assert len(chunks) > 5
+
+
+def refusal(server, messages, **options) -> tuple[int, str, str]:
+    with pytest.raises(openai.APIStatusError) as caught:
+        server.ask(messages, **options)
+    error = caught.value
+    assert set(error.body) == {"message", "type", "param", "code"}
+    return error.status_code, error.body["param"], error.body["message"]
+
+
+def broken(text: str) -> dict:
+    return {"type": "image_url", "image_url": {"url": text}}
+
+
+@pytest.mark.parametrize(
+    "part, param, words",
+    [
+        (broken("https://example.org/a.png"), "messages.0.content.1.image_url", "fetches nothing"),
+        (broken("data:image/png,abc"), "messages.0.content.1.image_url", "must be base64"),
+        (broken("data:image/png;base64,a$"), "messages.0.content.1.image_url", "not valid base64"),
+        (broken("data:image/png;base64,aGVsbG8="), "messages.0.content.1.image_url", "does not decode"),
+        (image_part(Image.new("1", (4000, 4000))), "messages.0.content.1.image_url", "4000 x 4000"),
+        ("spell <|im_end|>", "messages.0.content.1", "spells <|im_end|>"),
+        ("spell <image>", "messages.0.content.1", "spells <image>"),
+        (image_part(picture(), detail="low"), "messages.0.content.1.detail", "'auto' or 'high'"),
+        ("words " * 3000, "messages", "more than the 4096 tokens"),
+    ],
+    ids=lambda value: "",
+)
+def test_a_bad_part_is_named(routed, part, param, words):
+    status, found, message = refusal(routed, [user("look", part)])
+    assert (status, found) == (400, param) and words in message, message
+
+
+@pytest.mark.parametrize(
+    "options, param, words",
+    [
+        ({"temperature": 0.7}, "temperature", "temperature=0.7"),
+        ({"n": 2}, "n", "n=2"),
+        ({"stop": ["a"]}, "stop", "stop"),
+        ({"logprobs": True}, "logprobs", "logprobs=True"),
+        ({"tools": []}, "tools", "tools: is not supported"),
+        ({"max_tokens": MAX_NEW_TOKENS + 1}, "max_tokens", f"limit of {MAX_NEW_TOKENS}"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"extra_body": {"vico": {"rule": "best"}}}, "vico.rule", "best"),
+        ({"extra_body": {"max_token": 3}}, "max_token", "max_token=3: is not supported"),
+    ],
+    ids=lambda value: "",
+)
+def test_what_is_not_supported_is_refused_by_name(routed, options, param, words):
+    status, found, message = refusal(routed, [user("look")], **options)
+    assert (status, found) == (400, param) and words in message, message
+
+
+def test_limits_of_body_and_pictures_and_an_unknown_model(routed):
+    assert refusal(routed, [user("a" * 1_100_000)])[0] == 413
+    status, _, message = refusal(routed, [user("x", *[image_part(picture(0, (8, 8)))] * 4)])
+    assert status == 400 and "more than 3 pictures" in message
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        routed.client.chat.completions.create(model="gpt", messages=[user("x")])
+
+
+def test_a_model_without_router_has_no_rule(plain):
+    status, param, message = refusal(plain, [user("x")], extra_body={"vico": {"rule": "absolute"}})
+    assert (status, param) == (400, "vico.rule") and "no router" in message
+
+
+def get(url: str, **options) -> tuple[int, dict]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, **options), timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_models_health_and_foreign_requests(routed):
+    assert [model.id for model in routed.client.models.list()] == ["routed"]
+    assert routed.client.models.retrieve("routed").owned_by == "vico"
+    root = routed.url.removesuffix("/v1")
+    assert get(f"{root}/health") == (200, {"status": "ok", "model": "routed", "requests": 0})
+    assert get(f"{root}/nothing")[1]["error"]["type"] == "invalid_request_error"
+    chat = f"{root}/v1/chat/completions"
+    assert get(chat)[0] == 405
+    assert get(chat, data=b"{}", headers={"Content-Type": "text/plain"})[0] == 415  # what a web page may send
+    status, body = get(chat, data=b"{", headers={"Content-Type": "application/json"})
+    assert status == 400 and "not valid JSON" in body["error"]["message"]
+
+
+def test_the_server_stays_awake_and_lets_go_of_a_client_that_left(routed):
+    """While a long answer is under way others are heard; closing the stream frees the engine."""
+    long = [user(image_part(picture(1)), "what")]
+    streams = [routed.ask(long, max_tokens=MAX_NEW_TOKENS, stream=True)]
+    next(iter(streams[0]))
+    root = routed.url.removesuffix("/v1")
+    begun = time.monotonic()
+    assert get(f"{root}/health")[1]["requests"] == 1
+    assert time.monotonic() - begun < 2
+    waiting = threading.Thread(target=lambda: routed.ask(long, max_tokens=1))
+    waiting.start()
+    while get(f"{root}/health")[1]["requests"] < 2:
+        time.sleep(0.02)
+    assert refusal(routed, long)[0] == 429
+    streams[0].close()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert get(f"{root}/health")[1]["requests"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_answer_under_way(routed, number):
+    server = Served(Path(routed.process.args[4])).started()
+    stream = iter(server.ask([user(image_part(picture(1)), "what")], max_tokens=1000, stream=True))
+    next(stream)
+    begun = time.monotonic()
+    server.process.send_signal(number)
+    with pytest.raises(openai.APIError, match="stopping"):
+        list(stream)
+    assert server.end(0) == (0, "")
+    assert time.monotonic() - begun < 10
+
+
+def test_a_port_in_use_and_a_missing_model_are_one_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for model, options, words in (
+            (SMALL, ["--port", port], "Address already in use; give another place"),
+            (SMALL / "nothing", ["--port", "0"], "is not a folder"),
+        ):
+            command = [sys.executable, "-m", "pipeline.cli", "serve", str(model), *options]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=os.getcwd())
+            assert done.returncode == 2 and words in done.stderr
+            assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
