@@ -73,6 +73,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str
         None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
     )
     assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    _set_qk_norm_epsilon(base)
     model = VicoModel(base, settings)
     prefixes = {key.split(".", 1)[0] for key in own}
     if "compressed_connector" in prefixes:
@@ -81,6 +82,14 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str
         model.add_router(0)
     model.load_state_dict(own, strict=False)
     return model.to(device).eval()
+
+
+def _set_qk_norm_epsilon(base: InternVLForConditionalGeneration) -> None:
+    """The vision tower's q/k norm as published, where its epsilon is not the one transformers fixes."""
+    epsilon = getattr(base.config.vision_config, "qk_norm_eps", None)
+    if epsilon is not None:
+        for layer in base.model.vision_tower.encoder.layer:
+            layer.attention.q_norm.variance_epsilon = layer.attention.k_norm.variance_epsilon = epsilon
 
 
 def model_tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -35,6 +35,7 @@ _HF_ONLY = (  # (field of the vision config, the only value that the published c
     ("use_mean_pooling", True),
     ("use_absolute_position_embeddings", True),
 )
+HF_QK_NORM_EPSILON = 1e-6
 _TILING_FIELDS = ("min_dynamic_patch", "max_dynamic_patch", "use_thumbnail")
 
 
@@ -71,6 +72,7 @@ def hf_config(config: dict[str, Any], image_token_id: int | None, path: str) -> 
             **{ours: vision.get(theirs, default) for ours, theirs, default in _VISION_FIELDS},
             "image_size": [size, size],
             "patch_size": [patch, patch],
+            **_qk_norm_epsilon(vision),
         },
         "text_config": {**text, "tie_word_embeddings": tied},
         "downsample_ratio": ratio,
@@ -84,6 +86,13 @@ def hf_config(config: dict[str, Any], image_token_id: int | None, path: str) -> 
         **{key: config[key] for key in _TILING_FIELDS if key in config},
         **({} if image_token_id is None else {"image_token_id": image_token_id}),
     }
+
+
+def _qk_norm_epsilon(vision: dict[str, Any]) -> dict[str, float]:
+    """Our field `qk_norm_eps`: the published q/k norm has the layers' epsilon, transformers' always 1e-6."""
+    epsilon = vision.get("layer_norm_eps", HF_QK_NORM_EPSILON)
+    own = vision.get("qk_normalization", True) and epsilon != HF_QK_NORM_EPSILON
+    return {"qk_norm_eps": epsilon} if own else {}
 
 
 def _flash_parts(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""The parity test over our own cases: sizes, norms, biases, heads and language models the golden one lacks.
+
+The same command that takes the golden folder takes these; a case with one wrong number fails in it.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from tests.numerics.published_cases import write_case
+
+TEST = Path(__file__).with_name("test_published_parity.py")
+MOE = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
+CASES = {
+    "rms_norm_qk_norm_no_bias": {
+        "vision": {"norm_type": "rms_norm", "qk_normalization": True, "qkv_bias": False}
+    },
+    # the published q/k norm takes its epsilon from the config too
+    "rms_norm_qk_norm_coarse_epsilon": {
+        "vision": {"norm_type": "rms_norm", "qk_normalization": True, "layer_norm_eps": 1e-3}
+    },
+    "layer_norm_qk_norm": {"vision": {"qk_normalization": True, "num_hidden_layers": 3}, "relative": 0.5},
+    "tied_head_other_sizes": {
+        "tied": True,
+        "vision": {"hidden_size": 96, "num_attention_heads": 6, "image_size": 168, "qkv_bias": False},
+        "text": {"hidden_size": 64, "num_hidden_layers": 3, "head_dim": 24},
+        "tiles": (1, 3, 1),
+    },
+    "qwen2": {"architecture": "Qwen2ForCausalLM"},
+    "qwen2_tied_one_tile": {"architecture": "Qwen2ForCausalLM", "tied": True, "tiles": (1,)},
+    "mixture_of_experts": {"architecture": "Qwen3MoeForCausalLM", "text": MOE, "tiles": (5,)},
+}
+
+
+def parity(root: Path) -> tuple[int, str]:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(TEST),
+        "--golden",
+        str(root),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=TEST.parents[2])
+    return done.returncode, done.stdout
+
+
+def test_every_case_passes_and_a_wrong_one_fails(tmp_path):
+    for number, (name, options) in enumerate(CASES.items()):
+        write_case(tmp_path / name, seed=number, **options)
+    wrong = shutil.copytree(tmp_path / "qwen2", tmp_path / "wrong")
+    expected = load_file(wrong / "expected.safetensors")
+    expected["v64"][0, 0, 0] += 1e-3
+    save_file(expected, wrong / "expected.safetensors")
+    code, output = parity(tmp_path)
+    failed = [line for line in output.splitlines() if line.startswith("FAILED")]
+    assert code == 1 and len(failed) == 1 and "test_both_connectors[wrong]" in failed[0], output
+    assert f"1 failed, {6 * (len(CASES) + 1) - 1} passed" in output, output
+
+
+def test_a_folder_without_cases_is_an_error(tmp_path):
+    assert parity(tmp_path)[0] != 0
