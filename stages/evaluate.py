@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from stages.evaluate_worker import Block
     from stages.operating_points import EvaluatedTiles, Point
 
-CODE_VERSION = 1
-INPUTS = ("shard", "model", "consistency", "ratio", "router")
+CODE_VERSION = 2
+INPUTS = ("records", "heldout", "shard", "model", "consistency", "ratio", "router")
 NEEDS_RAY = True
-SCORES_FILE, PREDICTIONS_FILE, METRICS_FILE = "scores.parquet", "predictions.parquet", "metrics.json"
+SCORES_FILE, TILES_FILE = "scores.parquet", "tiles.parquet"
+PREDICTIONS_FILE, METRICS_FILE, TABLE_FILE = "predictions.parquet", "metrics.json", "table.md"
 BLOCK_SAMPLES = 16
 """Samples of a part: few enough that a killed stage loses little, enough for full batches."""
 
@@ -39,9 +40,16 @@ class EvaluateConfig(StageConfig):
     """Shares of calibration tiles whose thresholds the router is measured at, beside its calibrated one."""
     relative_threshold: float = Field(0.0, ge=0, lt=1)
     """Of the published rule, in the entry `served`."""
-    controls: tuple[Literal["random", "shuffled", "oracle"], ...] = ("random", "shuffled", "oracle")
+    controls: tuple[Literal["random", "shuffled", "pixel_rule", "oracle"], ...] = (
+        "random",
+        "shuffled",
+        "pixel_rule",
+        "oracle",
+    )
     num_replicates: int = Field(3, ge=2)
     """Draws of the controls that are drawn."""
+    num_resamples: int = Field(1000, ge=100)
+    """Bootstrap resamples of the test samples, for the 95 % intervals."""
     max_new_tokens: int = Field(64, ge=1)
     dtype: Dtype = "float32"
 
@@ -57,32 +65,72 @@ Config = EvaluateConfig
 
 
 def run(config: EvaluateConfig, context: Context) -> dict[str, float | int | str]:
-    """Publishes `parts/<block>.parquet`, `predictions.parquet`, `metrics.json` and figures."""
+    """Publishes `parts/<block>.parquet`, `predictions.parquet`, `tiles.parquet`, `metrics.json`, `table.md`
+    and figures.
+    """
+    from cluster.ray_session import ray_session
     from stages.evaluation_figures import draw_evaluation
-    from stages.evaluation_scores import evaluation_metrics
-    from stages.evaluation_tiles import chosen_samples, sweep, tiles_of
+    from stages.evaluation_table import evaluation_table
+    from stages.evaluation_tiles import chosen_samples, ratio_by_content, sweep, tile_contents_of, tiles_of
     from stages.operating_points import operating_points
+    from stages.pixel_rule import measured_tiles, pixel_rule_choice, tile_labels
 
     samples = chosen_samples(config, context)
     with open(context.inputs["router"] / METRICS_FILE, encoding="utf-8") as file:
         calibrated = json.load(file)["absolute_threshold"]
-    tiles = tiles_of(config, context, samples)
-    points = operating_points(
-        tiles,
-        sweep(config, context, calibrated),
-        calibrated,
-        config.relative_threshold,
-        config.controls,
-        config.num_replicates,
-        config.seed,
-    )
-    predictions = _predictions(config, context, blocks_of(samples["row"].to_pylist(), tiles, points))
-    metrics = evaluation_metrics(samples, tiles, points, predictions, context.inputs["model"])
-    metrics["absolute_threshold"] = calibrated
+    with ray_session(context.site):
+        measured = measured_tiles(config, context, samples)
+        choice = pixel_rule_choice(measured, tile_labels(context))
+        tiles = tiles_of(config, context, samples, measured, choice["feature"])
+        points = operating_points(
+            tiles,
+            sweep(config, context, calibrated),
+            calibrated,
+            config.relative_threshold,
+            config.controls,
+            config.num_replicates,
+            config.seed,
+        )
+        predictions = _predictions(config, context, blocks_of(samples["row"].to_pylist(), tiles, points))
+    metrics = _metrics(config, context, samples, tiles, points, predictions)
+    metrics |= {"absolute_threshold": calibrated, "pixel_rule_choice": choice}
+    contents = tile_contents_of(samples, measured)
+    metrics["ratio_by_content"] = ratio_by_content(tiles, contents)
     context.parts.write_json(METRICS_FILE, metrics)
-    draw_evaluation(context, samples, tiles, metrics)
+    context.parts.partial(TABLE_FILE).write_text(evaluation_table(metrics), encoding="utf-8")
+    context.parts.publish(TABLE_FILE, replace=True)
+    draw_evaluation(context, samples, tiles, contents, predictions, metrics)
     context.log(headline(metrics), 0)
     return {"samples": len(samples), "tiles": len(tiles.p_compress_N), "answers": len(predictions)}
+
+
+def _metrics(config: EvaluateConfig, context: Context, samples, tiles, points, predictions) -> dict:
+    """The entries with their intervals, and what rests on several of them."""
+    from stages.evaluation_intervals import (
+        add_intervals,
+        comparisons,
+        described,
+        resampled_points,
+        router_auc,
+    )
+    from stages.evaluation_scores import all_point_scores, evaluation_metrics
+    from stages.resampling import resampling
+    from vico.settings import load_settings
+
+    settings = load_settings(context.inputs["model"])
+    saving = 1 - settings.tokens_compressed / settings.tokens_full
+    scored = all_point_scores(samples, tiles, points, predictions)
+    metrics = evaluation_metrics(samples, tiles, scored, settings)
+    draws = resampling(samples["group"].to_pylist(), config.num_resamples, config.seed)
+    resampled = resampled_points(scored, tiles.num_tiles_S, saving, draws)
+    add_intervals(metrics, resampled)
+    return {
+        **metrics,
+        **comparisons(resampled, saving),
+        "router": router_auc(tiles, draws),
+        "intervals": described(draws),
+        "num_answers": len(predictions),
+    }
 
 
 def headline(metrics: dict) -> dict[str, float]:
@@ -95,12 +143,12 @@ def headline(metrics: dict) -> dict[str, float]:
     }
     entries |= {"routed": routed[0], "served": metrics["served"][0]}
     names = ("tokens_saved", "exact_match", "similarity", "kl", "quality_kept", "truncated")
-    return {
-        f"{entry}_{name}": found[name]
-        for entry, found in entries.items()
-        for name in names
-        if found[name] is not None
-    }
+    found = {f"{entry}_{name}": values[name] for entry, values in entries.items() for name in names}
+    found["router_auc"] = metrics["router"]["auc"]
+    if metrics["gap_closed"]:
+        found["gap_closed"] = metrics["gap_closed"]["at_point"]["share"]
+        found["gap_closed_over_curve"] = metrics["gap_closed"]["over_curve"]["share"]
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def blocks_of(rows: list[int], tiles: EvaluatedTiles, points: list[Point]) -> list[Block]:
@@ -127,7 +175,6 @@ def _predictions(config: EvaluateConfig, context: Context, blocks: list[Block]) 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from cluster.ray_session import ray_session
     from cluster.tasks import actor_pool
     from stages.evaluate_worker import Answerer, part_name
 
@@ -138,11 +185,10 @@ def _predictions(config: EvaluateConfig, context: Context, blocks: list[Block]) 
     context.progress(num_done, total, "samples")
     if todo:
         actor = (inference_settings(context, config.dtype), config.max_new_tokens, parts)
-        with ray_session(context.site):
-            results = actor_pool(Answerer, actor, todo, "write_part", site=context.site, check=context.check)
-            for _, num_samples in results:
-                num_done += num_samples
-                context.progress(num_done, total, "samples")
+        results = actor_pool(Answerer, actor, todo, "write_part", site=context.site, check=context.check)
+        for _, num_samples in results:
+            num_done += num_samples
+            context.progress(num_done, total, "samples")
     predictions = pa.concat_tables(
         [pq.read_table(parts.output / part_name(block.number)) for block in blocks]
     )

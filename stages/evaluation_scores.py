@@ -6,13 +6,12 @@ kind too.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from stages.operating_points import EvaluatedTiles, Point
-from vico.settings import load_settings
+from vico.settings import ModelSettings
 
 LISTED = ("routed", "served", "random", "shuffled", "pixel_rule", "oracle")
 """Entries that are lists in metrics.json; the others stand alone."""
@@ -109,24 +108,24 @@ def entries(scored: Sequence[PointScores], subset: Subset) -> dict:
     return result
 
 
+def all_point_scores(
+    samples: pa.Table, tiles: EvaluatedTiles, points: Sequence[Point], predictions: pa.Table
+) -> list[PointScores]:
+    """The scores of the reference, then of each point."""
+    found = scores_by_sample(samples["key"].to_pylist(), predictions)
+    none = np.zeros(len(tiles.p_compress_N), bool)
+    scored = [point_scores(Point("reference", (none,)), tiles, [one["reference"] for one in found])]
+    return scored + [point_scores(point, tiles, [one["policy"] for one in found]) for point in points]
+
+
 def evaluation_metrics(
-    samples: pa.Table,
-    tiles: EvaluatedTiles,
-    points: Sequence[Point],
-    predictions: pa.Table,
-    model_folder: Path,
+    samples: pa.Table, tiles: EvaluatedTiles, scored: Sequence[PointScores], settings: ModelSettings
 ) -> dict:
     """metrics.json of the stage: all entries over all samples, and under `by_kind` the same by kind of
     content.
     """
-    keys = samples["key"].to_pylist()
-    found = scores_by_sample(keys, predictions)
-    none = np.zeros(len(tiles.p_compress_N), bool)
-    scored = [point_scores(Point("reference", (none,)), tiles, [one["reference"] for one in found])]
-    scored += [point_scores(point, tiles, [one["policy"] for one in found]) for point in points]
     kinds = np.asarray(samples["kind"].to_pylist())
-    settings = load_settings(model_folder)
-    counts_S = np.diff(tiles.starts)
+    counts_S = tiles.num_tiles_S
 
     def subset(mask_S: np.ndarray) -> Subset:
         similarity = float(scored[0].scores["similarity"][0, mask_S].mean())
@@ -137,10 +136,9 @@ def evaluation_metrics(
         return {"num_samples": int(mask_S.sum()), **entries(scored, subset(mask_S))}
 
     return {
-        **summary(np.ones(len(keys), bool)),
-        "num_tiles": len(none),
+        **summary(np.ones(len(samples), bool)),
+        "num_tiles": len(tiles.p_compress_N),
         "tokens_a_tile": {"full": settings.tokens_full, "compressed": settings.tokens_compressed},
-        "num_answers": len(predictions),
         "ratios_known": tiles.ratio_N is not None,
         "by_kind": {str(kind): summary(kinds == kind) for kind in np.unique(kinds)},
     }

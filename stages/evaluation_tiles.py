@@ -1,20 +1,22 @@
-"""What evaluation looks at: the chosen test samples, their tiles with router scores and ratios, the
-thresholds of the sweep.
+"""What evaluation looks at: the chosen test samples, their tiles with router scores, ratios and pixel
+measures, the thresholds of the sweep.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.ray_session import ray_session
 from cluster.tasks import actor_pool
 from data_prep.index import load_index
 from stages.context import Context
 from stages.evaluate import BLOCK_SAMPLES, SCORES_FILE, EvaluateConfig
 from stages.evaluate_worker import TileScorer
 from stages.inference import ROUTER_FILE, inference_settings
-from stages.operating_points import EvaluatedTiles
+from stages.operating_points import UNLABELLED, EvaluatedTiles
+from stages.pixel_rule import tile_labels
 from stages.ratio import RATIOS_FILE
 from stages.sample_choice import chosen_rows
 from vico.calibration import calibrated_threshold
@@ -24,11 +26,11 @@ TilePlace = tuple[str, int, int]  # key, image, tile
 
 
 def chosen_samples(config: EvaluateConfig, context: Context) -> pa.Table:
-    """row, key, kind and tiles of the chosen test samples, in index order; those without an answer stay
-    out.
+    """row, key, kind, group and tiles of the chosen test samples, in index order; those without an answer
+    stay out.
     """
     folder = context.inputs["shard"]
-    table = load_index(folder).table(["key", "kind", "tiles", "answer_tokens"], "test")
+    table = load_index(folder).table(["key", "kind", "group", "tiles", "answer_tokens"], "test")
     table = table.filter(pc.greater(table["answer_tokens"], 0))
     if not len(table):
         raise UserError(
@@ -47,9 +49,11 @@ def sweep(config: EvaluateConfig, context: Context, calibrated: float) -> list[f
     return sorted(found | {calibrated}, reverse=True)
 
 
-def tiles_of(config: EvaluateConfig, context: Context, samples: pa.Table) -> EvaluatedTiles:
-    """The samples' tiles with router scores, and with their own ratios where the ratio stage saw all of
-    them.
+def tiles_of(
+    config: EvaluateConfig, context: Context, samples: pa.Table, measured: pa.Table, feature: str | None
+) -> EvaluatedTiles:
+    """The samples' tiles with router scores, with their own ratios where the ratio stage saw all of them,
+    and with the pixel measure `feature` of `measured`. Needs Ray where the router stage left tiles out.
     """
     places = tile_places(samples)
     ratios = by_tile(pq.read_table(context.inputs["ratio"] / RATIOS_FILE), "ratio")
@@ -57,10 +61,14 @@ def tiles_of(config: EvaluateConfig, context: Context, samples: pa.Table) -> Eva
     if all(place in ratios for place in places):
         ratio_N = np.array([ratios[place] for place in places], np.float64)
     scores = router_scores(config, context, samples)
+    labels = tile_labels(context)
+    detail = {} if feature is None else by_tile(measured, feature)
     return EvaluatedTiles(
         tiles_per_image=[tuple(tiles) for tiles in samples["tiles"].to_pylist()],
         p_compress_N=np.array([scores[place] for place in places], np.float32),
         ratio_N=ratio_N,
+        detail_N=None if feature is None else np.array([detail[place] for place in places], np.float64),
+        label_N=np.array([labels.get(place, UNLABELLED) for place in places], np.int8),
     )
 
 
@@ -78,6 +86,31 @@ def by_tile(table: pa.Table, column: str) -> dict[TilePlace, float]:
     """A column of a table with a row a tile, by key, image and tile."""
     rows = zip(*(table[name].to_pylist() for name in ("key", "image", "tile", column)), strict=True)
     return {(key, image, tile): value for key, image, tile, value in rows}
+
+
+def tile_contents_of(samples: pa.Table, measured: pa.Table) -> list[str | None]:
+    """What each tile of the samples shows where its record says so (the demo's do), in the tiles' order."""
+    contents = by_tile(measured, "content")
+    return [contents[place] for place in tile_places(samples)]
+
+
+def ratio_by_content(tiles: EvaluatedTiles, contents: Sequence[str | None]) -> dict[str, dict]:
+    """Number of tiles and median loss ratio by content, falling; empty where ratios or contents are unknown.
+
+    `plain and photograph` is the median over both together: what small text is held against.
+    """
+    if tiles.ratio_N is None:
+        return {}
+    content_N = np.array([content or "" for content in contents])
+    groups = {str(name): content_N == name for name in np.unique(content_N) if name}
+    both = np.isin(content_N, ("plain", "photograph"))
+    if both.any():
+        groups["plain and photograph"] = both
+    found = {
+        name: {"tiles": int(mask_N.sum()), "median": float(np.median(tiles.ratio_N[mask_N]))}
+        for name, mask_N in groups.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: -item[1]["median"]))
 
 
 def router_scores(config: EvaluateConfig, context: Context, samples: pa.Table) -> dict[TilePlace, float]:
@@ -101,11 +134,10 @@ def _computed_scores(config: EvaluateConfig, context: Context, samples: pa.Table
     items = [rows[first : first + BLOCK_SAMPLES] for first in range(0, len(rows), BLOCK_SAMPLES)]
     actor = (inference_settings(context, config.dtype), context.inputs["router"] / ROUTER_FILE)
     found: dict[int, list[np.ndarray]] = {}
-    with ray_session(context.site):
-        results = actor_pool(TileScorer, actor, items, "scores", site=context.site, check=context.check)
-        for number, scores in results:
-            found[number] = scores
-            context.progress(len(found), len(items), "score blocks")
+    results = actor_pool(TileScorer, actor, items, "scores", site=context.site, check=context.check)
+    for number, scores in results:
+        found[number] = scores
+        context.progress(len(found), len(items), "score blocks")
     key, image, tile = zip(*tile_places(samples), strict=True)
     values = np.concatenate([one for number in sorted(found) for one in found[number]])
     table = pa.table({"key": key, "image": image, "tile": tile, "p_compress": values})

@@ -1,6 +1,4 @@
-"""The figures of the stages, as PNG: losses by kind of content, quality against tokens, training curves,
-routed pictures.
-"""
+"""Figures of the stages, as PNG: losses by kind of content, training curves, routed pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,19 +10,13 @@ import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from stages.context import Context
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart.
 ORANGE, BLUE, GREEN, PINK, SKY, GREY = "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#777777"
-CURVES = (  # entry of metrics.json, label, colour, line
-    ("oracle", "oracle (the tiles' own ratios)", GREEN, "--"),
-    ("routed", "router", ORANGE, "-"),
-    ("pixel_rule", "pixel rule", PINK, "-."),
-    ("shuffled", "router, decisions shuffled", SKY, ":"),
-    ("random", "random tiles", GREY, "--"),
-)
 SMALLEST_LOSS = 1e-6  # nats; losses below are drawn there, a log axis has no 0
 SHEET_PICTURES, SHEET_COLUMNS = 12, 3
 
@@ -87,61 +79,6 @@ def boxes(axes: Axes, values: Sequence[np.ndarray], colour: str, shift: float, l
         drawn["boxes"][0].set_label(label)
 
 
-def quality_against_tokens(metrics: Mapping[str, Any]) -> Figure:
-    """Similarity kept and exact match over tokens saved: the router, the controls, both ends, the served
-    rule.
-    """
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, column in ((left, "quality_kept"), (right, "exact_match")):
-        for name, label, colour, line in CURVES:
-            curve(axes, metrics[name], column, label, colour, line, metrics["reference"]["similarity"])
-        ends(axes, metrics, column)
-        axes.set_xlabel("visual tokens saved")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.grid(alpha=0.3)
-    left.set_ylabel("similarity (ANLS) kept of the reference's")
-    right.set_ylabel("exact match")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.suptitle(f"Quality against visual tokens, {metrics['num_samples']:,} test samples", fontsize=11)
-    return figure
-
-
-def curve(axes: Axes, found: Sequence[Mapping], column: str, label, colour, line, reference: float) -> None:
-    """One entry's points in order of tokens saved; where they were drawn several times, a band of one sd each
-    way.
-    """
-    points = sorted((e for e in found if e[column] is not None), key=lambda e: e["tokens_saved"])
-    if not points:
-        return
-    x, y = (np.array([point[name] for point in points]) for name in ("tokens_saved", column))
-    axes.plot(x, y, line, color=colour, label=label, marker="o", markersize=3.5)
-    if column == "quality_kept" and all("similarity_sd" in point for point in points):
-        sd = np.array([point["similarity_sd"] for point in points]) / reference
-        axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.18, linewidth=0)
-
-
-def ends(axes: Axes, metrics: Mapping[str, Any], column: str) -> None:
-    """Reference, both ends of the policy, the served rule and the calibrated point, each with its own
-    mark.
-    """
-    calibrated = [e for e in metrics["routed"] if e["threshold"] == metrics["absolute_threshold"]]
-    reference = metrics["reference"][column]
-    if reference is not None:
-        axes.axhline(reference, color="black", linewidth=0.9, linestyle=":", label="reference (start model)")
-    marks = (
-        (metrics["full"], "policy, all tiles full", ORANGE, "s", 45),
-        (metrics["compressed"], "policy, all tiles compressed", BLUE, "s", 45),
-        *((entry, "router at its calibrated threshold", ORANGE, "D", 55) for entry in calibrated),
-        *((entry, "published rule, one prompt a call", PINK, "X", 60) for entry in metrics["served"]),
-    )
-    for entry, label, colour, mark, size in marks:
-        if entry[column] is not None:
-            style = {"marker": mark, "s": size, "color": colour, "zorder": 3, "edgecolors": "white"}
-            axes.scatter([entry["tokens_saved"]], [entry[column]], label=label, **style)
-
-
 def training_curves(stages: Mapping[str, pa.Table]) -> Figure:
     """A row a stage, from its `curve.parquet` (step, name, value): losses, other measures, learning rate."""
     figure = Figure(figsize=(12, 3.4 * len(stages)), layout="constrained")
@@ -189,16 +126,25 @@ def curves_of(table: pa.Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def picture_sheet(pictures: Sequence[tuple[str, Any]]) -> Figure:
-    """(title, picture) pairs on a grid."""
+def picture_sheet(pictures: Sequence[tuple[str, Any]], legend: Sequence[tuple[str, Any, str]]) -> Figure:
+    """(title, picture) pairs on a grid, as wide in each cell as the cell allows.
+
+    `legend` is (label, colour, hatch) of each mark.
+    """
     num_rows = max(1, -(-len(pictures) // SHEET_COLUMNS))
-    figure = Figure(figsize=(13, 3.6 * num_rows), layout="constrained")
+    figure = Figure(figsize=(4.4 * SHEET_COLUMNS, 3.7 * num_rows + 0.5), layout="constrained")
     grid = figure.subplots(num_rows, SHEET_COLUMNS, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, (title, picture) in zip(grid, pictures, strict=False):
         axes.imshow(np.asarray(picture), interpolation="lanczos")
-        axes.set_title(title, fontsize=9)
+        axes.set_anchor("NW")
+        axes.set_title(title, fontsize=9, loc="left", parse_math=False)
+    keys = [
+        Patch(facecolor="white", edgecolor=colour, hatch=hatch, linewidth=2, label=label)
+        for label, colour, hatch in legend
+    ]
+    figure.legend(handles=keys, loc="outside upper center", ncols=len(keys), fontsize=11, frameon=False)
     return figure
 
 

@@ -15,6 +15,8 @@ import torch
 from data_prep.draws import draw_order
 from vico.routing import absolute_rule, published_rule
 
+UNLABELLED = -1
+
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedTiles:
@@ -22,16 +24,23 @@ class EvaluatedTiles:
 
     Sample s has the tiles `starts[s]` to `starts[s + 1]`, `tiles_per_image[s]` of each picture.
     `p_compress_N` float32 is the router's probability; `ratio_N` float64 is each tile's own loss ratio, None
-    where the ratio stage did not see all.
+    where the ratio stage did not see all. `detail_N` float64 is the pixel measure of the pixel rule, None
+    where there is no rule; `label_N` int8 is 1 keep, 0 compress, UNLABELLED where the router stage had none.
     """
 
     tiles_per_image: Sequence[tuple[int, ...]]
     p_compress_N: np.ndarray
     ratio_N: np.ndarray | None
+    detail_N: np.ndarray | None = None
+    label_N: np.ndarray | None = None
 
     @property
     def starts(self) -> np.ndarray:
         return np.cumsum([0, *(sum(tiles) for tiles in self.tiles_per_image)])
+
+    @property
+    def num_tiles_S(self) -> np.ndarray:
+        return np.diff(self.starts)
 
     def by_sample(self, values_N: np.ndarray) -> list[np.ndarray]:
         return np.split(values_N, self.starts[1:-1])
@@ -73,6 +82,11 @@ def oracle_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replic
     return _first(np.argsort(tiles.ratio_N, kind="stable"), routed_N)
 
 
+def pixel_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
+    """The tiles with the least detail in their pixels, as many as the router compresses."""
+    return _first(np.argsort(tiles.detail_N, kind="stable"), routed_N)
+
+
 def _first(order: np.ndarray, routed_N: np.ndarray) -> np.ndarray:
     chosen = np.zeros(len(routed_N), bool)
     chosen[order[: int(routed_N.sum())]] = True
@@ -81,16 +95,21 @@ def _first(order: np.ndarray, routed_N: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Control:
-    """A way to choose tiles at the router's number of tokens; `drawn` ones are repeated over seeds."""
+    """A way to choose tiles at the router's number of tokens; `drawn` ones are repeated over seeds.
+
+    `needs` names the field of EvaluatedTiles without which there is no such choice.
+    """
 
     choice: Callable[[EvaluatedTiles, np.ndarray, int, int], np.ndarray]
     drawn: bool
+    needs: str = "p_compress_N"
 
 
 CONTROLS: Mapping[str, Control] = {
     "random": Control(random_choice, drawn=True),
     "shuffled": Control(shuffled_choice, drawn=True),
-    "oracle": Control(oracle_choice, drawn=False),
+    "pixel_rule": Control(pixel_choice, drawn=False, needs="detail_N"),
+    "oracle": Control(oracle_choice, drawn=False, needs="ratio_N"),
 }
 
 
@@ -123,9 +142,9 @@ def operating_points(
         Point("served", (served,), served_threshold),
     ]
     for name in controls:
-        if name == "oracle" and tiles.ratio_N is None:
-            continue
         control = CONTROLS[name]
+        if getattr(tiles, control.needs) is None:
+            continue
         for point in routed:
             replicates = range(num_replicates if control.drawn else 1)
             chosen = (control.choice(tiles, point.replicates[0], seed, r) for r in replicates)

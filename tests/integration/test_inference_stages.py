@@ -13,12 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.metrics import roc_auc_score
 
 from cluster.ray_session import ray_session
 from data_prep.index import load_index
 from data_prep.reader import SampleReader
 from data_prep.records import RecordsConfig
 from stages import evaluate, export, label, ratio, shard
+from stages.evaluation_table import evaluation_table
 from stages.inference import inference_settings
 from stages.parts import Parts
 from stages.ratio_worker import RatioActor, part_name, shards_of
@@ -30,6 +32,7 @@ from vico.prompt import load_prompt_format
 from vico.rates import RatedSample, encoded_tiles, rate_losses
 
 STAGES = ("shard", "consistency", "ratio", "label", "router", "evaluate")
+RECORDS = RecordsConfig(format="demo", num_samples=160, seed=4)
 EVALUATE = evaluate.EvaluateConfig(seed=1, max_samples=24, shares=(0.3, 0.6), max_new_tokens=6)
 
 
@@ -41,8 +44,7 @@ def storage(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     model = make_tiny_model(folder / "start")
     with ray_session(stage_context("shard", folder, {}).site):
-        records = RecordsConfig(format="demo", num_samples=160, seed=4)
-        inputs = {"records": records, "heldout": None, "tokenizer": model}
+        inputs = {"records": RECORDS, "heldout": None, "tokenizer": model}
         shard_config = shard.ShardConfig(samples_per_shard=40, calib_share=0.2, test_share=0.2)
         shard.run(shard_config, stage_context("shard", folder, inputs))
         write_policy_and_router(folder)
@@ -56,6 +58,7 @@ def storage(tmp_path_factory):
 
 def context_of(folder, stage, module, attempt=1):
     outputs = {name: folder / name / "output" for name in STAGES} | {"model": folder / "start"}
+    outputs |= {"records": RECORDS, "heldout": None}
     return stage_context(stage, folder, {name: outputs[name] for name in module.INPUTS}, attempt)
 
 
@@ -154,7 +157,8 @@ def test_evaluation_is_complete(storage):
         and metrics["ratios_known"]
         and metrics["num_answers"] == len(predictions)
     )
-    assert [len(metrics[name]) for name in ("routed", "random", "shuffled", "oracle")] == [3, 3, 3, 3]
+    listed = ("routed", "random", "shuffled", "pixel_rule", "oracle")
+    assert [len(metrics[name]) for name in listed] == [3] * 5
     assert metrics["full"]["tokens_saved"] == metrics["reference"]["kl"] == 0
     assert (
         metrics["compressed"]["tokens_saved"] == 0.75
@@ -163,13 +167,48 @@ def test_evaluation_is_complete(storage):
     shares = [entry["share_compressed"] for entry in metrics["routed"]]
     assert shares == sorted(shares) and 0 < shares[0] < shares[-1] < 1
     assert metrics["served"][0]["share_compressed"] < 1
-    for name in ("random", "shuffled", "oracle"):
+    for name in listed[1:]:
         assert [entry["visual_tokens"] for entry in metrics[name]] == [
             entry["visual_tokens"] for entry in metrics["routed"]
         ]
-    for name in ("quality_against_tokens", "routed_pictures", "training_curves"):
+    for name in ("quality_against_tokens", "routed_pictures", "training_curves", "ratios_by_content"):
         with Image.open(output / "figures" / f"{name}.png") as figure:
             assert figure.width > 600
+
+
+def test_the_pixel_rule_and_what_tiles_show(storage):
+    """Chosen on calib by the labels, from the tiles that the model sees; the demo knows what they show."""
+    output = storage / "evaluate" / "output"
+    metrics = json.loads((output / "metrics.json").read_text())
+    measured = pq.read_table(output / "tiles.parquet")
+    choice = metrics["pixel_rule_choice"]
+    assert choice["auc_calib"][choice["feature"]] == max(choice["auc_calib"].values())
+    labels = pq.read_table(storage / "label" / "output" / "labels.parquet")
+    joined = measured.join(labels, ["key", "image", "tile"], right_suffix="_labels")
+    calib = joined.filter(pc.equal(joined["split"], "calib"))
+    keep = calib["label"].to_numpy() == 1
+    expected = roc_auc_score(keep, calib[choice["feature"]].to_numpy())
+    assert choice["auc_calib"][choice["feature"]] == pytest.approx(expected)
+    assert measured["content"].null_count == 0
+    plain = pc.equal(measured["content"], "plain")
+    assert pc.max(measured.filter(plain)["gray_deviation"]).as_py() < 9
+    shown = {name: found["tiles"] for name, found in metrics["ratio_by_content"].items()}
+    both = shown.pop("plain and photograph")
+    assert sum(shown.values()) == metrics["num_tiles"] and both == shown["plain"] + shown["photograph"]
+
+
+def test_what_rests_on_several_entries_has_an_interval(storage):
+    output = storage / "evaluate" / "output"
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["intervals"]["unit"] == "sample" and metrics["intervals"]["num_units"] == 24
+    assert 1 < metrics["intervals"]["num_groups"] < 20
+    assert metrics["router"]["num_tiles"] > 0
+    for where in ("at_point", "over_curve"):
+        assert set(metrics["gap_closed"][where]) >= {"routed", "random", "oracle", "share", "interval"}
+        assert set(metrics["routed_minus"][where]) >= {"random", "shuffled", "pixel_rule", "oracle"}
+    table = (output / "table.md").read_text()
+    assert table == evaluation_table(metrics)
+    assert table.count("pixel rule |") == table.count("| **router**") >= 2
 
 
 def test_each_answer_is_generated_once(storage):
@@ -224,7 +263,8 @@ def test_a_killed_stage_goes_on_with_its_parts(storage, tmp_path):
             shutil.copy2(before / "parts" / name, after / "parts" / name)
         (after / "parts" / f".{names[-1]}.partial-1").write_bytes(b"half")
         if stage == "evaluate":
-            shutil.copy2(before / "scores.parquet", after / "scores.parquet")
+            for name in ("scores.parquet", "tiles.parquet"):
+                shutil.copy2(before / name, after / name)
         times = {name: (after / "parts" / name).stat().st_mtime_ns for name in kept}
         context = context_of(storage, stage, module, attempt=2)
         context.parts = stage_context(stage, tmp_path, {}, attempt=2).parts

@@ -4,9 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.evaluation_scores import evaluation_metrics, rate_text
+from stages.evaluation_scores import all_point_scores, evaluation_metrics, rate_text
 from stages.operating_points import EvaluatedTiles, Point
 from tests.tiny_model import make_tiny_model
+from vico.settings import load_settings
 
 SHAPES = [(3,), (1,), (), (1, 1)]
 KINDS = ["prose", "plain", "text", "prose"]
@@ -49,7 +50,8 @@ def metrics(model):
             by_sample = TILES.by_sample(replicate)
             rows += [prediction(s, "policy", rate_text(part)) for s, part in enumerate(by_sample)]
     samples = pa.table({"key": KEYS, "kind": KINDS, "tiles": [list(shape) for shape in SHAPES]})
-    return evaluation_metrics(samples, TILES, points, pa.Table.from_pylist(rows), model)
+    scored = all_point_scores(samples, TILES, points, pa.Table.from_pylist(rows))
+    return evaluation_metrics(samples, TILES, scored, load_settings(model))
 
 
 def test_tokens_are_exact_counts(metrics):
