@@ -237,7 +237,7 @@ def _files(folder: StageFolder) -> Iterator[tuple[Path, str]]:
     for path in sorted(folder.output.glob("figures/*.png")):
         if not path.name.startswith("."):
             yield path, "figures"
-    for path in sorted(folder.output.glob("*.json")):
+    for path in sorted([*folder.output.glob("*.json"), *folder.output.glob("*.md")]):
         if not path.name.startswith(".") and path.stat().st_size <= TABLE_BYTES:
             yield path, "tables"
 

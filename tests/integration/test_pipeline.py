@@ -142,6 +142,8 @@ def test_mlflow_has_one_run_with_a_child_for_every_stage(pipeline, outputs):
     logged = dict(read_metrics(Parts(outputs["consistency"].parent, 1)))
     assert all(metric.value == logged[metric.step]["loss"] for metric in losses)
     figures = [file.path for file in client.list_artifacts(runs["evaluate"].info.run_id, "figures")]
+    tables = [file.path for file in client.list_artifacts(runs["evaluate"].info.run_id, "tables")]
+    assert "tables/table.md" in tables
     assert "figures/quality_against_tokens.png" in figures
 
 
