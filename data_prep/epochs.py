@@ -3,10 +3,11 @@
 Used by `data_prep/packs.py`.
 """
 
-# n samples in index order
+# n samples in index order, K shards, C the most copies of a sample
 
 import numpy as np
 
+from data_prep.column_files import ColumnFiles
 from data_prep.draws import draw_order, draw_uniform
 from data_prep.index import IndexColumns
 
@@ -18,26 +19,27 @@ class EpochOrder:
 
     Copy c of a shard's samples is a unit; the units of all shards are shuffled together, so that a sample's
     copies are spread over the epoch. A repeat of 2.3 gives two copies and, for a random 30 % of the rows, a
-    third.
+    third. `shard_entries` int64 [C, K] counts the entries of each unit; given, it saves a pass over the
+    samples.
     """
 
-    def __init__(self, index: IndexColumns, seed: int, epoch: int):
-        self._copies = _num_copies(index, seed, epoch)
-        is_first = np.r_[True, index.shard[1:] != index.shard[:-1]]
-        starts = np.flatnonzero(is_first)
-        ends = np.r_[starts[1:], len(index)]
-        parts = []  # (starts, ends, copy, entries) of the units with the same copy number
-        for copy in range(int(self._copies.max(initial=0))):
-            sizes = np.add.reduceat((self._copies > copy).astype(np.int32), starts)
-            used = sizes > 0
-            parts.append((starts[used], ends[used], np.full(int(used.sum()), copy), sizes[used]))
-        none = np.zeros(0, np.int64)
-        unit_starts, unit_ends, unit_copies, sizes = (
-            np.concatenate([none, *(part[n] for part in parts)]) for n in range(4)
-        )
-        order = draw_order("shard order", seed, epoch, index.shard[unit_starts], unit_copies)
-        self._starts, self._ends, self._unit_copies = unit_starts[order], unit_ends[order], unit_copies[order]
-        self._entry_starts = np.concatenate([none, [0], np.cumsum(sizes[order])])
+    def __init__(
+        self,
+        index: IndexColumns | ColumnFiles,
+        seed: int,
+        epoch: int,
+        shard_entries: np.ndarray | None = None,
+    ):
+        self._index, self._seed, self._epoch = index, seed, epoch
+        numbers, starts = index.shard_runs()
+        if shard_entries is None:
+            shard_entries = self._counted(starts)
+        self.shard_entries = shard_entries
+        copies, shards = np.nonzero(shard_entries)
+        order = draw_order("shard order", seed, epoch, numbers[shards], copies)
+        self._unit_copies, shards = copies[order], shards[order]
+        self._starts, self._ends = starts[shards], starts[shards + 1]
+        self._entry_starts = np.r_[0, np.cumsum(shard_entries[self._unit_copies, shards])].astype(np.int64)
 
     @property
     def num_entries(self) -> int:
@@ -50,7 +52,7 @@ class EpochOrder:
         unit = int(np.searchsorted(self._entry_starts, first, side="right")) - 1
         while unit < len(self._starts) and self._entry_starts[unit] < last:
             start, end, copy = self._starts[unit], self._ends[unit], self._unit_copies[unit]
-            members = start + np.flatnonzero(self._copies[start:end] > copy)
+            members = start + np.flatnonzero(self._copies(start, end) > copy)
             before = int(self._entry_starts[unit])
             chosen = members[max(0, first - before) : last - before]
             positions.append(chosen)
@@ -58,15 +60,29 @@ class EpochOrder:
             unit += 1
         return np.concatenate(positions), np.concatenate(copies)
 
-
-def _num_copies(index: IndexColumns, seed: int, epoch: int) -> np.ndarray:
-    """uint16 [n]: how often each sample comes; the fractional part of `repeat` is a share drawn by seed,
-    epoch and row.
-    """
-    copies = np.floor(index.repeat).astype(np.uint16)
-    for first in range(0, len(index), _CHUNK_ROWS):
-        chunk = slice(first, first + _CHUNK_ROWS)
-        share = index.repeat[chunk] - np.floor(index.repeat[chunk])
+    def _copies(self, start: int, end: int) -> np.ndarray:
+        """int64 [end - start]: how often each sample comes; the fractional part of `repeat` is a share drawn
+        by seed, epoch and row.
+        """
+        repeat = np.asarray(self._index.repeat[start:end])
+        whole = np.floor(repeat)
+        copies, share = whole.astype(np.int64), repeat - whole
         if share.any():
-            copies[chunk] += draw_uniform("repeat share", seed, epoch, index.rows[chunk]) < share
-    return copies
+            copies += (
+                draw_uniform("repeat share", self._seed, self._epoch, self._index.rows[start:end]) < share
+            )
+        return copies
+
+    def _counted(self, starts: np.ndarray) -> np.ndarray:
+        """`shard_entries`, from a pass over the samples in chunks."""
+        counts: list[np.ndarray] = []
+        num_shards = len(starts) - 1
+        for first in range(0, len(self._index), _CHUNK_ROWS):
+            last = min(first + _CHUNK_ROWS, len(self._index))
+            copies = self._copies(first, last)
+            shards = np.searchsorted(starts, np.arange(first, last), side="right") - 1
+            for copy in range(int(copies.max(initial=0))):
+                if copy == len(counts):
+                    counts.append(np.zeros(num_shards, np.int64))
+                counts[copy] += np.bincount(shards[copies > copy], minlength=num_shards)
+        return np.stack(counts) if counts else np.zeros((0, num_shards), np.int64)

@@ -71,24 +71,41 @@ class IndexColumns:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def at(self, positions: np.ndarray) -> "IndexColumns":
+        """The samples at these positions, int64 [any], in that order."""
+        return columns_at(self, positions)
+
     def take(self, chosen: np.ndarray) -> "IndexColumns":
         """The samples for which `chosen` (bool [n]) is true, in index order."""
-        image_chosen = np.repeat(chosen, np.diff(self.image_starts))
-        counts = np.diff(self.image_starts)[chosen]
-        return IndexColumns(
-            rows=self.rows[chosen],
-            shard=self.shard[chosen],
-            text_tokens=self.text_tokens[chosen],
-            num_tiles=self.num_tiles[chosen],
-            repeat=self.repeat[chosen],
-            image_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            image_tiles=self.image_tiles[image_chosen],
-            index=self.index,
-        )
+        return self.at(np.flatnonzero(chosen))
+
+    def shard_runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """(number of each of K shards, where its samples start and the last end, int64 [K + 1])."""
+        starts = np.flatnonzero(np.r_[True, self.shard[1:] != self.shard[:-1]][: len(self)])
+        return self.shard[starts], np.r_[starts, len(self)].astype(np.int64)
 
     def name(self, i: int) -> str:
         """The key of sample i for messages, or its row number where no index is at hand."""
         return f"row {self.rows[i]}" if self.index is None else self.index.row(int(self.rows[i]))["key"]
+
+
+def columns_at(columns: Any, positions: np.ndarray) -> IndexColumns:
+    """The samples at `positions` of anything with the columns of IndexColumns, in memory."""
+    starts = columns.image_starts
+    first = np.asarray(starts[positions])
+    counts = np.asarray(starts[positions + 1]) - first
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    images = np.repeat(first - ends[:-1], counts) + np.arange(ends[-1])
+    return IndexColumns(
+        rows=np.asarray(columns.rows[positions]),
+        shard=np.asarray(columns.shard[positions]),
+        text_tokens=np.asarray(columns.text_tokens[positions]),
+        num_tiles=np.asarray(columns.num_tiles[positions]),
+        repeat=np.asarray(columns.repeat[positions]),
+        image_starts=ends,
+        image_tiles=np.asarray(columns.image_tiles[images]),
+        index=columns.index,
+    )
 
 
 class ShardIndex:

@@ -7,11 +7,12 @@ the step. Built by the stages that train; nothing here depends on ranks or worke
 # n samples of the split, S samples of a pack, T tiles of a sample; an entry is one coming of a sample
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data_prep.bins import best_fit
+from data_prep.column_files import ColumnFiles
 from data_prep.draws import draw_order
 from data_prep.epochs import EpochOrder
 from data_prep.index import IndexColumns
@@ -19,6 +20,7 @@ from data_prep.rates import RATE_UNITS, tile_rates
 from vico.errors import UserError
 
 _CACHED_WINDOWS = 4
+_CHUNK_ROWS = 1 << 20
 # Cost of one tile through the vision tower in tokens of the language model: 1,024 vision tokens at about a
 # tenth of the work of an 8B decoder. Only which packs share a step depends on it.
 TILE_COST = 100.0
@@ -41,10 +43,21 @@ class Pack:
 
 
 @dataclass(frozen=True, eq=False)
-class _Window:
-    """Entry e is copy `copies[e]` of the sample at `positions[e]`; pack p holds entries `members[p]`."""
+class PlanSummary:
+    """What takes a pass over all samples: entries of every shard's copies (`EpochOrder.shard_entries`) and
+    packs of every window, int64 [W]. With it a plan is opened at any step at once.
+    """
 
-    positions: np.ndarray
+    shard_entries: np.ndarray
+    packs_per_window: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """Entry e is copy `copies[e]` of sample e, of `tokens[e]` tokens; pack p holds entries `members[p]`."""
+
+    samples: IndexColumns
+    tokens: np.ndarray
     copies: np.ndarray
     members: list[np.ndarray]
 
@@ -54,14 +67,14 @@ class PackPlan:
 
     Shards are shuffled, then cut into windows of `window_samples` entries, whose samples are shuffled and
     packed by both budgets (`reference_tokens`, `tiles`). Packs that share a step have similar cost. Windows
-    are planned when asked for; only the number of packs of each is kept (`packs_per_window`, which may be
-    given to save that pass). Rates: a tile is compressed with probability `compress_share`, drawn for each
+    are planned when asked for; only `summary` is kept of all (given, it saves a pass over the samples).
+    Rates: a tile is compressed with probability `compress_share`, drawn for each
     tile or for each picture (`rate_unit`); with `full` none is.
     """
 
     def __init__(
         self,
-        index: IndexColumns,
+        index: IndexColumns | ColumnFiles,
         *,
         reference_tokens: int,
         tiles: int,
@@ -72,7 +85,7 @@ class PackPlan:
         window_samples: int = 1024,
         rate_unit: str = "tile",
         compress_share: float = 0.5,
-        packs_per_window: np.ndarray | None = None,
+        summary: PlanSummary | None = None,
     ):
         if rate_unit not in RATE_UNITS:
             raise UserError(f"rate_unit={rate_unit!r} is none of {', '.join(RATE_UNITS)}")
@@ -83,20 +96,23 @@ class PackPlan:
         self.index, self.seed, self.epoch = index, seed, epoch
         self.reference_tokens, self.tiles, self.packs_per_step = reference_tokens, tiles, packs_per_step
         self.window_samples, self.rate_unit, self.compress_share = window_samples, rate_unit, compress_share
-        self._sample_tokens = sample_tokens(index, tokens_full)
-        check_budgets(index, self._sample_tokens, reference_tokens=reference_tokens, tiles=tiles)
-        self._order = EpochOrder(index, seed, epoch)
+        self.tokens_full = tokens_full
+        if summary is None:
+            for first in range(0, len(index), _CHUNK_ROWS):
+                samples = index.at(np.arange(first, min(first + _CHUNK_ROWS, len(index))))
+                tokens = sample_tokens(samples, tokens_full)
+                check_budgets(samples, tokens, reference_tokens=reference_tokens, tiles=tiles)
+        self._order = EpochOrder(index, seed, epoch, None if summary is None else summary.shard_entries)
         self.num_windows = -(-self._order.num_entries // window_samples)
         self._windows: dict[int, _Window] = {}
-        if packs_per_window is None:
-            packs_per_window = np.array(
-                [len(self._packed(w).members) for w in range(self.num_windows)], np.int64
-            )
-        if len(packs_per_window) != self.num_windows:
+        if summary is None:
+            counts = [len(self._packed(w).members) for w in range(self.num_windows)]
+            summary = PlanSummary(self._order.shard_entries, np.array(counts, np.int64))
+        if len(summary.packs_per_window) != self.num_windows:
             raise ValueError(
-                f"packs_per_window is for {len(packs_per_window)} windows, not {self.num_windows}"
+                f"the summary is for {len(summary.packs_per_window)} windows, not {self.num_windows}"
             )
-        self.packs_per_window = packs_per_window
+        self.summary, packs_per_window = summary, summary.packs_per_window
         self._window_starts = np.concatenate([[0], np.cumsum(packs_per_window)]).astype(np.int64)
 
     @property
@@ -127,14 +143,13 @@ class PackPlan:
         w = int(np.searchsorted(self._window_starts, number, side="right")) - 1
         window = self._window(w)
         members = window.members[number - int(self._window_starts[w])]
-        positions, copies = window.positions[members], window.copies[members]
         return Pack(
             number=number,
-            rows=self.index.rows[positions],
-            copies=copies,
-            compressed=self._compressed(positions, copies),
-            num_tokens=int(self._sample_tokens[positions].sum()),
-            num_tiles=int(self.index.num_tiles[positions].sum()),
+            rows=window.samples.rows[members],
+            copies=window.copies[members],
+            compressed=self._compressed(window, members),
+            num_tokens=int(window.tokens[members].sum()),
+            num_tiles=int(window.samples.num_tiles[members].sum()),
         )
 
     def _window(self, w: int) -> _Window:
@@ -143,7 +158,7 @@ class PackPlan:
         if window is None:
             packed = self._packed(w)
             order = self._pack_order(w, packed)
-            window = _Window(packed.positions, packed.copies, [packed.members[p] for p in order])
+            window = replace(packed, members=[packed.members[p] for p in order])
             kept = list(self._windows.items())[-(_CACHED_WINDOWS - 1) :]
             self._windows = dict([*kept, (w, window)])  # a new dict: other threads may be reading the old one
         return window
@@ -152,14 +167,14 @@ class PackPlan:
         """Window w with its packs in the order in which they were opened."""
         first = w * self.window_samples
         positions, copies = self._order.entries(first, min(first + self.window_samples, self.num_entries))
-        shuffled = draw_order("entry order", self.seed, self.epoch, self.index.rows[positions], copies)
-        positions, copies = positions[shuffled], copies[shuffled]
-        packs, num_packs = best_fit(
-            self._sample_tokens[positions], self.index.num_tiles[positions], self.reference_tokens, self.tiles
-        )
+        samples = self.index.at(positions)
+        shuffled = draw_order("entry order", self.seed, self.epoch, samples.rows, copies)
+        samples, copies = samples.at(shuffled), copies[shuffled]
+        tokens = sample_tokens(samples, self.tokens_full)
+        packs, num_packs = best_fit(tokens, samples.num_tiles, self.reference_tokens, self.tiles)
         by_pack = np.argsort(packs, kind="stable")
         members = np.split(by_pack, np.searchsorted(packs[by_pack], np.arange(1, num_packs)))
-        return _Window(positions, copies, members)
+        return _Window(samples, tokens, copies, members)
 
     def _pack_order(self, w: int, window: _Window) -> np.ndarray:
         """Packs sorted by cost, cut into the window's shares of its steps, the shares shuffled.
@@ -168,8 +183,7 @@ class PackPlan:
         that they match whatever the neighbour gives.
         """
         costs = [
-            TILE_COST * float(self.index.num_tiles[window.positions[m]].sum())
-            + float(self._sample_tokens[window.positions[m]].sum())
+            TILE_COST * float(window.samples.num_tiles[m].sum()) + float(window.tokens[m].sum())
             for m in window.members
         ]
         by_cost = np.argsort(costs, kind="stable")
@@ -183,20 +197,20 @@ class PackPlan:
         shuffled = draw_order("step order", self.seed, self.epoch, w, np.arange(num_whole))
         return np.concatenate([head, *(runs[n] for n in shuffled), tail])
 
-    def _compressed(self, positions: np.ndarray, copies: np.ndarray) -> list[np.ndarray]:
-        """The rates of samples, a bool [T] each; true = compressed."""
-        rates = []
-        for position, copy in zip(positions.tolist(), copies.tolist(), strict=True):
-            start, end = self.index.image_starts[position : position + 2]
+    def _compressed(self, window: _Window, members: np.ndarray) -> list[np.ndarray]:
+        """The rates of a pack's samples, a bool [T] each; true = compressed."""
+        rates, samples = [], window.samples
+        for entry in members.tolist():
+            start, end = samples.image_starts[entry : entry + 2]
             rates.append(
                 tile_rates(
                     self.rate_unit,
                     self.compress_share,
                     seed=self.seed,
                     epoch=self.epoch,
-                    row=int(self.index.rows[position]),
-                    copy=copy,
-                    tiles_per_image=self.index.image_tiles[start:end],
+                    row=int(samples.rows[entry]),
+                    copy=int(window.copies[entry]),
+                    tiles_per_image=samples.image_tiles[start:end],
                 )
             )
         return rates

@@ -12,6 +12,7 @@ import torch
 from cluster.site import TrainSettings
 from data_prep.index import load_index
 from data_prep.packs import Pack, PackPlan, fixed_packs
+from data_prep.plan_cache import cached_plan
 from data_prep.reader import SampleReader
 from stages.best_policy import SCORE_FILE, BestPolicy, kept
 from stages.consistency import ConsistencyConfig
@@ -50,9 +51,11 @@ class ConsistencyPacks:
     """Packs of the whole training: `packs(step)` over all epochs, `batch(pack)` decoded, `calib_packs` for
     validation."""
 
-    def __init__(self, config: ConsistencyConfig, shard_folder: Path, model_folder: Path):
-        self.config = config
-        self._format = load_prompt_format(model_folder)
+    def __init__(self, settings: ConsistencySettings):
+        config, shard_folder = settings.config, settings.shard_folder
+        self.config, self._shard_folder = config, shard_folder
+        self._cache = settings.parts.folder / "plan"  # not an output: built anew where it is gone
+        self._format = load_prompt_format(settings.model_folder)
         self._index = load_index(shard_folder)
         self._reader = SampleReader(shard_folder, self._format)
         self._plans: dict[int, PackPlan] = {}
@@ -71,8 +74,11 @@ class ConsistencyPacks:
 
     def _new_plan(self, epoch: int) -> PackPlan:
         config = self.config
-        return PackPlan(
-            self._index.columns("train"),
+        return cached_plan(
+            self._shard_folder,
+            "train",
+            self._cache,
+            self._index,
             reference_tokens=config.reference_tokens_per_pack,
             tiles=config.tiles_per_pack,
             packs_per_step=config.packs_per_step,
@@ -127,7 +133,7 @@ def prepared(settings: ConsistencySettings, num_workers: int) -> int:
             f"{config.packs_per_step}; every rank needs a pack of its own in a step: lower "
             "resources.workers or raise packs_per_step"
         )
-    packs = ConsistencyPacks(config, settings.shard_folder, settings.model_folder)
+    packs = ConsistencyPacks(settings)
     calib = packs.calib_packs(compressed=False)  # a sample that fits no pack shows here, not at validation
     if config.select == "best" and not calib:
         raise UserError(
@@ -187,7 +193,7 @@ def train_policy(settings: ConsistencySettings) -> None:
     """The whole stage on one rank; rank 0 publishes the policy's folder."""
     config = settings.config
     init_distributed()
-    packs = ConsistencyPacks(config, settings.shard_folder, settings.model_folder)
+    packs = ConsistencyPacks(settings)
     engine = build_engine(settings)
     plan = training_plan("consistency", config, packs.num_steps, settings.parts, settings.train)
     best = BestPolicy(settings.parts, settings.model_folder, keep=config.select == "best")
@@ -229,6 +235,8 @@ def summary(sums: Mapping[str, float], config: ConsistencyConfig) -> dict[str, f
         "policy_tokens": sums["policy_tokens"],
         "reference_tokens": sums["reference_tokens"],
         "packs": sums["packs"],
+        "tiles_per_pack": sums["tiles"] / max(sums["packs"], 1.0),
+        "tokens_per_pack": sums["reference_tokens"] / max(sums["packs"], 1.0),
         "fill_rate": sums["reference_tokens"] / budget,
     }
 

@@ -115,7 +115,7 @@ def test_a_position_is_one_number(samples, changed, data):
     plan = plan_of(index, **changed)
     n = data.draw(st.integers(0, plan.num_steps - 1))
     whole = everything(plan)
-    given_summary = plan_of(index, packs_per_window=plan.packs_per_window, **changed)
+    given_summary = plan_of(index, summary=plan.summary, **changed)
     for other in (plan_of(index, **changed), given_summary):
         found = [
             (
@@ -226,11 +226,11 @@ def test_packs_are_full_and_a_step_has_packs_of_like_cost():
 
 def test_a_window_is_planned_when_it_is_asked_for(monkeypatch):
     index = random_columns(3000)
-    summary = plan_of(index).packs_per_window
+    summary = plan_of(index).summary
     planned = []
     original = PackPlan._packed
     monkeypatch.setattr(PackPlan, "_packed", lambda self, w: planned.append(w) or original(self, w))
-    plan = plan_of(index, packs_per_window=summary)
+    plan = plan_of(index, summary=summary)
     plan.step(plan.num_steps // 2)
     assert 1 <= len(planned) <= 2
     for n in range(plan.num_steps):
