@@ -64,6 +64,11 @@ class PromptFormat:
             )
         self._ids = ids
         self.end_of_turn_id = ids[TURN_END]
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)  # none for a tokenizer in Python
+        if self._backend is not None:
+            self._backend.no_truncation()  # a tokenizer.json may bring them
+            self._backend.no_padding()
+        self._fixed = {text: self._text(text) for text in ("\n", *(f"{role}\n" for role in _ROLES.values()))}
 
     @staticmethod
     def _special() -> tuple[str, ...]:
@@ -71,7 +76,12 @@ class PromptFormat:
 
     def _text(self, text: str) -> list[int]:
         """Ids of a stretch of text; special tokens spelled out in it (`<ref>`, `<box>`) are taken as such."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        if not text:
+            return []
+        if self._backend is None:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # what the call above comes to; it takes some 0.2 ms around it, half of the time to shard a sample
+        return self._backend.encode(text, add_special_tokens=False).ids
 
     def _question(self, value: str, tiles: list[int]) -> list[int]:
         """Ids of one turn in which each `<image>` takes the next count from `tiles` (consumed)."""
@@ -108,16 +118,16 @@ class PromptFormat:
             role = _ROLES.get(turn["from"])
             if role is None:
                 raise ValueError(f"from={turn['from']!r} is none of {', '.join(_ROLES)}")
-            put([self._ids[TURN_START], *self._text(f"{role}\n")])
+            put([self._ids[TURN_START], *self._fixed[f"{role}\n"]])
             if role == "assistant":
                 put([*self._text(turn["value"]), self._ids[TURN_END]], is_answer=True)
-                put(self._text("\n"))
+                put(self._fixed["\n"])
             else:
-                put([*self._question(turn["value"], tiles), self._ids[TURN_END], *self._text("\n")])
+                put([*self._question(turn["value"], tiles), self._ids[TURN_END], *self._fixed["\n"]])
         if tiles:
             raise ValueError(f"{len(tiles)} more pictures than {IMAGE_MARK} marks")
         if add_generation_prompt:
-            put([self._ids[TURN_START], *self._text("assistant\n")])
+            put([self._ids[TURN_START], *self._fixed["assistant\n"]])
         skeleton = Skeleton(np.asarray(ids, np.int64), np.asarray(answer, bool), sum(tiles_per_image))
         if int((skeleton.ids == self.settings.image_token_id).sum()) != skeleton.num_tiles:
             raise ValueError(f"the text itself spells the token {IMAGE_TOKEN}")

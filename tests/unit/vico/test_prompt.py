@@ -59,3 +59,15 @@ def test_a_system_turn_stands_first(prompt_format):
 def test_what_does_not_fit_is_refused(prompt_format, conversation, tiles, message):
     with pytest.raises(ValueError, match=message):
         prompt_format.encode(conversation, tiles)
+
+
+def test_texts_are_encoded_as_the_tokenizer_would_also_when_its_file_truncates(prompt_format):
+    """The Rust tokenizer is called directly; its own settings for length and padding must not reach it."""
+    from vico.prompt import PromptFormat
+
+    texts = ["user\n", "\n", "a <ref>box</ref> and  two spaces", "é, 中文 and \U0001f600", "<|im_end|>"]
+    wanted = [prompt_format.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert [prompt_format._text(text) for text in texts] == wanted
+    prompt_format.tokenizer.backend_tokenizer.enable_truncation(2)
+    again = PromptFormat(prompt_format.tokenizer, prompt_format.settings)
+    assert [again._text(text) for text in texts] == wanted

@@ -1,0 +1,61 @@
+"""20,000 JPEG records for the benchmarks: crops of the demo's photographs and drawn pages, made once."""
+
+import io
+import json
+import random
+from pathlib import Path
+
+from data_prep.demo_photographs import photograph_crop
+from data_prep.demo_reading import prose_picture
+from data_prep.demo_sources import NUM_GROUPS, photo_groups
+from data_prep.records import RecordsConfig
+
+LONG_SIDE = 640
+_NUM_PAGES = 40  # drawing one takes longer than encoding many crops of it
+
+
+def write_jpeg_records(folder: Path, num_samples: int) -> RecordsConfig:
+    """A meta file, its JSONL and `images/`; what is there from an earlier call with this number is kept."""
+    folder = folder / f"records-{num_samples}"
+    meta = folder / "meta.json"
+    if not meta.is_file():
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        rng = random.Random("benchmark records")
+        pages = [prose_picture(rng, rng.randrange(NUM_GROUPS)).canvas.image for _ in range(_NUM_PAGES)]
+        groups = photo_groups()
+        with open(folder / "set.jsonl", "w", encoding="utf-8") as file:
+            for n in range(num_samples):
+                picture = (
+                    _crop(rng, rng.choice(pages))
+                    if n % 4 == 0
+                    else photograph_crop(rng, rng.choice(groups), rng.uniform(0.6, 1.7))
+                )
+                picture = picture.convert("RGB")
+                picture.thumbnail((LONG_SIDE, LONG_SIDE))
+                name = f"{n:06d}.jpg"
+                (folder / "images" / name).write_bytes(jpeg(picture))
+                file.write(json.dumps(record(n, name)) + "\n")
+        meta.write_text(json.dumps({"jpegs": {"root": "images", "annotation": "set.jsonl"}}))
+    return RecordsConfig(format="internvl", path=meta)
+
+
+def record(n: int, name: str) -> dict:
+    turns = [
+        {"from": "human", "value": "<image>\nWhat does the picture show? Answer in a few words."},
+        {
+            "from": "gpt",
+            "value": f"Picture {n} shows a scene with several things in it, seen from the front.",
+        },
+    ]
+    return {"id": n, "image": name, "conversations": turns}
+
+
+def jpeg(picture) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=90)
+    return data.getvalue()
+
+
+def _crop(rng: random.Random, page):
+    left, top = rng.randrange(max(1, page.width // 4)), rng.randrange(max(1, page.height // 4))
+    return page.crop((left, top, left + page.width * 3 // 4, top + page.height * 3 // 4))

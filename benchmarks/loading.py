@@ -1,0 +1,162 @@
+"""Loading samples with the same decode: our reader in plan order, webdataset, and ray.data beside them; and
+the time of a seek in a large synthetic index.
+
+    python -m benchmarks.loading --json                      # 20,000 JPEGs in shards, 1,000 loaded at a time
+    python -m benchmarks.loading --num-samples 300 --loaded-samples 100 --index-samples 100000 --json
+
+Decoding is the same code in all ways: the picture, its tiles as float32, the token ids of the text. Ours and
+webdataset decode in this process; ray.data uses as many cores as the session has.
+"""
+
+import argparse
+import io
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import ray
+import webdataset
+from PIL import Image
+
+from benchmarks.jpeg_records import write_jpeg_records
+from benchmarks.planning import SETTINGS
+from benchmarks.reports import interleaved, ratio, report
+from benchmarks.synthetic_index import write_synthetic_index
+from cluster.ray_session import ray_session
+from data_prep.index import load_index
+from data_prep.packs import PackPlan
+from data_prep.plan_cache import cached_plan
+from data_prep.reader import SampleReader
+from stages.shard import ShardConfig, run
+from tests.integration.shard_run import context_of
+from tests.tiny_model import make_tiny_model
+from vico.prompt import load_prompt_format
+from vico.tiling import pixel_values
+
+MAX_TILES = 6
+SEEK_STEP = 1_000_000
+
+
+@lru_cache(maxsize=1)
+def prompt_format(model: str):
+    return load_prompt_format(model)
+
+
+def decoded(jpg: bytes, text: bytes, model: str) -> int:
+    """What the reader makes of a sample, from its bytes; the number of tiles."""
+    form = prompt_format(model)
+    image = Image.open(io.BytesIO(jpg), formats=("JPEG", "PNG", "WEBP"))
+    image.load()
+    record = json.loads(text)
+    pixels = pixel_values(image, form.settings.tiling(record["max_tiles"]))
+    form.encode(record["conversations"], [len(pixels)])
+    return len(pixels)
+
+
+class Ways:
+    """The ways on one folder of shards; each call loads `loaded` samples and returns their number."""
+
+    def __init__(self, folder: Path, num_samples: int, loaded: int):
+        self.scratch, self.loaded = Path(tempfile.mkdtemp(dir=folder)), min(loaded, num_samples * 3 // 4)
+        self.model = make_tiny_model(self.scratch / "model", tile_size=448)
+        self.context = context_of(self.scratch, self.model, write_jpeg_records(folder, num_samples))
+        self.calls = 0
+
+    def write_shards(self) -> None:
+        run(ShardConfig(samples_per_shard=1000, verify="header", max_tiles=MAX_TILES), self.context)
+        self.folder = self.context.parts.output
+        self.urls = sorted(map(str, self.folder.glob("*.tar")))
+        self.reader = SampleReader(self.folder, load_prompt_format(self.model))
+
+    def ours(self) -> int:
+        """Packs of an epoch of its own, in the order of training."""
+        self.calls += 1
+        plan = PackPlan(load_index(self.folder).columns("train"), **{**SETTINGS, "epoch": self.calls})
+        num_samples = 0
+        for number in range(plan.num_packs):
+            for row in plan.pack(number).rows.tolist():
+                self.reader.sample(row)
+                num_samples += 1
+                if num_samples == self.loaded:
+                    return num_samples
+        raise RuntimeError("the epoch is too short")
+
+    def webdataset(self) -> int:
+        """Shards and samples shuffled, the buffer as long as a window of the plan."""
+        dataset = webdataset.WebDataset(self.urls, shardshuffle=len(self.urls), seed=self.calls).shuffle(1024)
+        for num_samples, sample in enumerate(dataset, start=1):
+            decoded(sample["jpg"], sample["json"], str(self.model))
+            if num_samples == self.loaded:
+                return num_samples
+        raise RuntimeError("the shards are too few")
+
+    def ray_data(self) -> int:
+        """The first shards that hold enough samples, read and decoded by Ray's tasks."""
+        per_shard = len(self.reader.index) // len(self.urls)
+        urls = self.urls[: -(-self.loaded // per_shard)]
+        data = ray.data.read_webdataset(urls, decoder=False)
+        model = str(self.model)
+
+        def tiles(row: dict) -> dict:
+            return {"tiles": np.int32(decoded(row["jpg"], row["json"], model))}
+
+        return sum(1 for _ in data.map(tiles).iter_rows())
+
+
+def seeks(folder: Path, num_samples: int) -> dict:
+    """Seconds to build columns and summary of a synthetic index, and to open the plan and plan one step."""
+    index = folder / f"index-{num_samples}"
+    if not index.is_dir():
+        write_synthetic_index(index, num_samples)
+    started = time.perf_counter()
+    plan = cached_plan(index, "train", index / "cache", **SETTINGS)
+    built, step = time.perf_counter() - started, min(SEEK_STEP, plan.num_steps - 1)
+    found = []
+    for _ in range(5):
+        started = time.perf_counter()
+        cached_plan(index, "train", index / "cache", **SETTINGS).step(step)
+        found.append(time.perf_counter() - started)
+    return {"samples": num_samples, "step": step, "first_open_s": built, "seek_s": statistics.median(found)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-samples", type=int, default=20_000)
+    parser.add_argument("--loaded-samples", type=int, default=1000)
+    parser.add_argument("--index-samples", type=int, default=50_000_000)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "vico-benchmarks")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    seek = seeks(options.folder, options.index_samples)
+    print(f"step {seek['step']} of {seek['samples']} samples: {seek['seek_s']:.3f} s", flush=True)
+    ways = Ways(options.folder, options.num_samples, options.loaded_samples)
+    try:
+        with ray_session(ways.context.site):
+            ways.write_shards()
+            each = {
+                "ours": ways.ours,
+                "webdataset.WebDataset": ways.webdataset,
+                "ray.data.read_webdataset": ways.ray_data,
+            }
+            for way in each.values():  # page cache, imports and Ray's workers are warm for all
+                way()
+            rows = interleaved(each, options.repetitions)
+    finally:
+        shutil.rmtree(ways.scratch)
+    ratios = {
+        "loading_vs_webdataset": ratio(rows, "ours", "webdataset.WebDataset"),
+        "loading_vs_ray_data": ratio(rows, "ours", "ray.data.read_webdataset"),
+        "seek_s": round(seek["seek_s"], 4),
+    }
+    report("loading", [*rows, {"way": "seek", **seek}], ratios, options.json)
+
+
+if __name__ == "__main__":
+    main()
