@@ -9,20 +9,17 @@ webdataset decode in this process; ray.data uses as many cores as the session ha
 """
 
 import argparse
-import io
-import json
 import shutil
 import statistics
 import tempfile
 import time
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import ray
 import webdataset
-from PIL import Image
 
+from benchmarks.decoding import decoded
 from benchmarks.jpeg_records import write_jpeg_records
 from benchmarks.planning import SETTINGS
 from benchmarks.reports import interleaved, ratio, report
@@ -36,26 +33,9 @@ from stages.shard import ShardConfig, run
 from tests.integration.shard_run import context_of
 from tests.tiny_model import make_tiny_model
 from vico.prompt import load_prompt_format
-from vico.tiling import pixel_values
 
 MAX_TILES = 6
 SEEK_STEP = 1_000_000
-
-
-@lru_cache(maxsize=1)
-def prompt_format(model: str):
-    return load_prompt_format(model)
-
-
-def decoded(jpg: bytes, text: bytes, model: str) -> int:
-    """What the reader makes of a sample, from its bytes; the number of tiles."""
-    form = prompt_format(model)
-    image = Image.open(io.BytesIO(jpg), formats=("JPEG", "PNG", "WEBP"))
-    image.load()
-    record = json.loads(text)
-    pixels = pixel_values(image, form.settings.tiling(record["max_tiles"]))
-    form.encode(record["conversations"], [len(pixels)])
-    return len(pixels)
 
 
 class Ways:

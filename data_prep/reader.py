@@ -3,10 +3,13 @@
 What is read is held against the index, so that a swapped or damaged shard stops the run with its name.
 """
 
+import hashlib
 import io
 import json
+import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,10 @@ from vico.prompt import PromptFormat
 from vico.tiling import Tiling, pixel_values
 
 _OPEN_SHARDS = 64
+_READ_ATTEMPTS = 3
+_RETRY_WAIT_S = 0.2
+
+logger = logging.getLogger(__name__)
 
 
 class ShardMismatch(UserError):
@@ -86,19 +93,31 @@ class SampleReader:
         for n, (offset, num_bytes) in enumerate(
             zip(entry["image_offsets"], entry["image_bytes"], strict=True)
         ):
-            data = self._bytes(entry, offset, num_bytes)
+            data = self._picture_bytes(entry, n, offset, num_bytes)
             try:
                 image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
                 image.load()
-            except Exception as error:  # it was decoded when the shard was written: the bytes have changed
+            except Exception as error:  # sharded with verify=header, it was never decoded before
                 raise self._mismatch(entry, f"picture {n} does not decode ({error})") from error
-            if image.size != (entry["widths"][n], entry["heights"][n]):
-                size = f"{entry['widths'][n]} x {entry['heights'][n]}"
-                raise self._mismatch(
-                    entry, f"picture {n} has {image.width} x {image.height} pixels, not {size}"
-                )
             pictures.append(image)
         return pictures
+
+    def _picture_bytes(self, entry: dict[str, Any], n: int, offset: int, num_bytes: int) -> bytes:
+        """A picture's bytes as they were when the shard was written; read anew from a reopened file where
+        their digest differs, since a network file system may give a wrong page once.
+        """
+        for attempt in range(_READ_ATTEMPTS):
+            if attempt:
+                logger.warning("%s: picture %d has a wrong digest, reading it again", entry["key"], n)
+                time.sleep(_RETRY_WAIT_S * attempt)
+                with self._lock:
+                    self._shards.pop(entry["shard"], None)
+            data = self._bytes(entry, offset, num_bytes)
+            if hashlib.sha256(data).digest() == entry["image_sha256"][n]:
+                return data
+        raise self._mismatch(
+            entry, f"picture {n} has other bytes than when it was written ({_READ_ATTEMPTS} reads)"
+        )
 
     def _bytes(self, entry: dict[str, Any], offset: int, num_bytes: int) -> bytes:
         shard = self._shard(entry)

@@ -1,10 +1,12 @@
 """What was written is read back; a shard that disagrees with its index stops the run."""
 
+import hashlib
 import io
 import json
 import os
 import pickle
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -147,6 +149,19 @@ def damaged(folder, what):
         data = io.BytesIO()
         Image.new("RGB", (8, 8)).save(data, "PNG")
         content[offset : offset + len(data.getvalue())] = data.getvalue()
+    elif (
+        what == "undecodable from the start"
+    ):  # sharded with verify=header: the digest is of the broken bytes
+        end = offset + entry["image_bytes"][0]
+        content[offset : offset + 40] = bytes(40)
+        table = pq.read_table(folder / "index.parquet")
+        digests = table["image_sha256"].to_pylist()
+        digests[11][0] = hashlib.sha256(content[offset:end]).digest()
+        place = table.schema.get_field_index("image_sha256")
+        table = table.set_column(
+            place, table.schema.field(place), pa.array(digests, table.schema[place].type)
+        )
+        pq.write_table(table, folder / "index.parquet")
     elif what == "other line":
         start, end = entry["json_offset"], entry["json_offset"] + entry["json_bytes"]
         content[start:end] = bytes(content[start:end]).replace(b'"line": 11', b'"line": 12')
@@ -159,8 +174,9 @@ def damaged(folder, what):
         ("missing", "the file is missing"),
         ("cut", "bytes before the sample does"),
         ("swapped", "does not match its index"),
-        ("broken picture", "picture 0 does not decode"),
-        ("other picture", "picture 0 has 8 x 8 pixels"),
+        ("broken picture", "picture 0 has other bytes than when it was written"),
+        ("other picture", "picture 0 has other bytes than when it was written"),
+        ("undecodable from the start", "picture 0 does not decode"),
         ("other line", "line 12 of good lies at its offset"),
     ],
 )
@@ -170,6 +186,21 @@ def test_a_shard_that_disagrees_with_its_index_is_named(copied, prompt_format, w
         SampleReader(copied, prompt_format).sample(11)
     assert "00001.tar" in str(caught.value) and "good-00000011" in str(caught.value)
     assert isinstance(caught.value, UserError) and "\n" not in str(caught.value)
+
+
+def test_a_page_that_was_wrong_once_is_read_again(copied, prompt_format, caplog):
+    """The shard is put right while the reader waits, as a network file system does."""
+    tar = copied / shard_name(1)
+    whole = tar.read_bytes()
+    damaged(copied, "broken picture")
+    reader = SampleReader(copied, prompt_format)
+    mended = threading.Timer(
+        0.1, lambda: (copied / "mended").write_bytes(whole) and os.replace(copied / "mended", tar)
+    )
+    mended.start()
+    assert reader.sample(11).key == "good-00000011"
+    mended.join()
+    assert "good-00000011: picture 0 has a wrong digest, reading it again" in caplog.text
 
 
 def test_another_tiling_or_tokenizer_than_the_index_is_refused(copied, prompt_format):
