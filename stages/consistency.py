@@ -6,7 +6,7 @@ Config and entry; what a rank does is in `stages/consistency_worker.py`.
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.context import Context
 from stages.optimizer_config import OptimizerConfig
@@ -30,6 +30,14 @@ class ConsistencyConfig(StageConfig):
     optimizer: ConsistencyOptimizer = ConsistencyOptimizer()
     connector_lr_scale: float = Field(2.0, gt=0)
     """Learning rate of the new connector over that of the rest."""
+    connector_warmup_steps: int = Field(0, ge=0)
+    """Updates at the start in which the new connector alone is moved; schedule and clipping run as ever."""
+    train_vision: bool = True
+    """False freezes the vision tower; one pass of it then serves policy and reference."""
+    vision_lr_decay: float = Field(1.0, gt=0, le=1)
+    """Factor of the learning rate from each layer of the vision tower to the one before it; 1: none."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Probability that a tile skips a branch of the vision tower's last layer, falling to 0 in the first."""
     rate_unit: Literal["tile", "image"] = "tile"
     """Whether each tile draws its rate or each image one rate for all of its tiles."""
     compress_share: float = Field(0.5, ge=0, le=1)
@@ -46,6 +54,17 @@ class ConsistencyConfig(StageConfig):
     validation_packs: int = Field(8, gt=0)
     select: Literal["last", "best"] = "last"
     """The policy that is published: of the last step, or the one with the lowest validation KL."""
+
+    @model_validator(mode="after")
+    def settings_take_effect(self) -> "ConsistencyConfig":
+        for field, neutral in (("vision_lr_decay", 1.0), ("drop_path", 0.0)):
+            value = getattr(self, field)
+            if not self.train_vision and value != neutral:
+                raise ValueError(
+                    f"{field}={value} has no effect while train_vision is false; set {field}: {neutral}, or "
+                    "train_vision: true"
+                )
+        return self
 
 
 Config = ConsistencyConfig

@@ -20,15 +20,16 @@ from stages.engine import (
     Engine,
     engine_settings,
     init_distributed,
-    parameter_groups,
     sharded_inference,
     whole_parameter,
 )
+from stages.learning_rates import consistency_rates, parameter_groups
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts
 from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
 from vico.checkpoints import load_model, save_model
 from vico.consistency import ConsistencyTask
+from vico.drop_path import add_drop_path
 from vico.errors import UserError
 from vico.model import VicoModel
 from vico.packing import PackedBatch, packed_batch
@@ -134,6 +135,11 @@ def prepared(settings: ConsistencySettings, num_workers: int) -> int:
             "resources.workers or raise packs_per_step"
         )
     packs = ConsistencyPacks(settings)
+    if config.connector_warmup_steps >= packs.num_steps:
+        raise UserError(
+            f"consistency.connector_warmup_steps={config.connector_warmup_steps} leaves none of the "
+            f"{packs.num_steps} updates to the rest of the model; lower it, or raise epochs or max_steps"
+        )
     calib = packs.calib_packs(compressed=False)  # a sample that fits no pack shows here, not at validation
     if config.select == "best" and not calib:
         raise UserError(
@@ -162,13 +168,17 @@ def build_engine(settings: ConsistencySettings) -> Engine:
         policy.add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
     if settings.train.activation_checkpointing:
         checkpoint_activations(policy)
+    tower = policy.base.model.vision_tower
+    tower.requires_grad_(config.train_vision)
+    if config.drop_path:
+        add_drop_path(tower, config.drop_path)
     reference = load_model(settings.model_folder, dtype)
     task = ConsistencyTask(
         policy, reference, settings.train.kl_chunk_rows, **reference_placement(settings.train.reference)
     )
     return Engine(
         task,
-        parameter_groups(task, config.optimizer, ("policy.compressed_connector.", config.connector_lr_scale)),
+        parameter_groups(task, config.optimizer, consistency_rates(config, len(tower.encoder.layer))),
         engine_settings(config.optimizer, config.packs_per_step, settings.train),
     )
 

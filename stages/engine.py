@@ -18,6 +18,7 @@ from torch import nn
 
 from cluster.site import TrainSettings
 from stages.background_writer import BackgroundWriter
+from stages.learning_rates import ParameterGroup
 from stages.optimizer_config import OptimizerConfig
 from vico.errors import UserError
 
@@ -54,15 +55,6 @@ _SITES_OWN_ZERO = frozenset(
         "sub_group_size",
     }
 )
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that share a learning rate (`lr_scale` times the schedule's) and a weight decay."""
-
-    parameters: Sequence[nn.Parameter]
-    lr_scale: float
-    weight_decay: float
 
 
 @dataclass(frozen=True)
@@ -166,26 +158,6 @@ def whole_parameter(parameter: nn.Parameter) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters([parameter])
 
 
-def parameter_groups(
-    module: nn.Module, optimizer: OptimizerConfig, scaled: tuple[str, float] = ("", 1.0)
-) -> list[ParameterGroup]:
-    """Trainable parameters by learning rate and weight decay; `scaled` = (name prefix, its learning rate's
-    scale).
-
-    Vectors (biases, norms, layer scales) do not decay.
-    """
-    prefix, scale = scaled
-    buckets: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            key = (bool(prefix) and name.startswith(prefix), parameter.ndim > 1)
-            buckets.setdefault(key, []).append(parameter)
-    return [
-        ParameterGroup(parameters, scale if new else 1.0, optimizer.weight_decay if decay else 0.0)
-        for (new, decay), parameters in sorted(buckets.items())
-    ]
-
-
 def init_distributed() -> None:
     """Joins the process group that the launcher has made, or makes it from the environment (gloo without
     CUDA)."""
@@ -207,14 +179,11 @@ class Engine:
 
     def __init__(self, module: nn.Module, groups: Sequence[ParameterGroup], settings: EngineSettings):
         self.settings = settings
-        self._lr_scales = [group.lr_scale for group in groups]
+        self._rates = [group.rate for group in groups]
         # DeepSpeed updates states in host memory by an AdamW of its own: torch's would be slow there.
         adamw = torch.optim.AdamW if settings.offload == "none" else DeepSpeedCPUAdam
         optimizer = adamw(
-            [
-                {"params": list(group.parameters), "lr": group.lr_scale, "weight_decay": group.weight_decay}
-                for group in groups
-            ],
+            [{"params": list(group.parameters), "weight_decay": group.weight_decay} for group in groups],
             lr=1.0,
             betas=settings.betas,
         )
@@ -247,11 +216,11 @@ class Engine:
         scale = self.world_size * self.settings.num_micro_steps / denominator
         self._engine.backward(loss_sum * scale)
 
-    def step(self, learning_rate: float) -> None:
-        """Ends a micro-step; the last of the step updates the parameters with `learning_rate` times each
-        group's scale."""
-        for group, scale in zip(self._engine.optimizer.param_groups, self._lr_scales, strict=True):
-            group["lr"] = learning_rate * scale
+    def step(self, learning_rate: float, update: int) -> None:
+        """Ends a micro-step; the last of update `update` (from 0) moves each group by its own rate, the
+        schedule being at `learning_rate`."""
+        for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate.at(learning_rate, update)
         self._engine.step()
 
     def grad_norm(self) -> float:

@@ -17,7 +17,8 @@ from cluster.site import TrainSettings
 from data_prep.index import IndexColumns, load_index
 from data_prep.packs import Pack, PackPlan, fixed_packs
 from data_prep.reader import SampleReader
-from stages.engine import Engine, engine_settings, init_distributed, parameter_groups
+from stages.engine import Engine, engine_settings, init_distributed
+from stages.learning_rates import parameter_groups
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts
 from stages.router import RouterConfig

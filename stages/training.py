@@ -140,7 +140,7 @@ def train_step(
             totals = sum_over_ranks({**sums, **(flags or {})}, engine.device)
             if not math.isfinite(totals["loss"]):
                 _raise_not_finite(step, losses)
-        engine.step(plan.learning_rate(step))
+        engine.step(plan.learning_rate(step), step)
     return {**totals, "grad_norm": engine.grad_norm()}
 
 

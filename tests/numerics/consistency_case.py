@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from cluster.site import TrainSettings
+from stages.consistency import ConsistencyConfig
 from stages.consistency_worker import checkpoint_activations, reference_placement
-from stages.engine import Engine, engine_settings, init_distributed, parameter_groups
+from stages.engine import Engine, engine_settings, init_distributed
+from stages.learning_rates import consistency_rates, parameter_groups
 from stages.optimizer_config import OptimizerConfig
 from stages.parts import Parts
 from stages.training import TrainingPlan, derived_seed, share_of_rank, train_step
@@ -26,7 +28,8 @@ from vico.prompt import PromptFormat, load_prompt_format
 
 NUM_STEPS, PACKS_PER_STEP, SEED = 10, 4, 7
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, grad_clip=1.0)
-SCALED = ("policy.compressed_connector.", 2.0)
+CONFIG = ConsistencyConfig(connector_lr_scale=2.0, connector_warmup_steps=2, vision_lr_decay=0.8)
+RATES = consistency_rates(CONFIG, num_vision_layers=2)
 
 
 def samples(prompt_format: PromptFormat, number: int, tiles_per_image: tuple[int, ...]) -> EncodedSample:
@@ -73,7 +76,7 @@ def consistency_task(
 def reference_run(model_folder: Path, kind: str = "mixed") -> dict[str, dict[str, torch.Tensor]]:
     """The same training in one process with torch alone: AdamW over gradients of the whole step."""
     prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder)
-    groups = parameter_groups(task, OPTIMIZER, SCALED)
+    groups = parameter_groups(task, OPTIMIZER, RATES)
     optimizer = torch.optim.AdamW(
         [{"params": g.parameters, "weight_decay": g.weight_decay} for g in groups],
         betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
@@ -90,11 +93,14 @@ def reference_run(model_folder: Path, kind: str = "mixed") -> dict[str, dict[str
             gradients[step] = {n: p.grad.clone() for n, p in task.named_parameters()}
         torch.nn.utils.clip_grad_norm_(task.parameters(), OPTIMIZER.grad_clip)
         for group, ours in zip(optimizer.param_groups, groups, strict=True):
-            group["lr"] = OPTIMIZER.learning_rate_at(step, NUM_STEPS) * ours.lr_scale
+            group["lr"] = ours.rate.at(OPTIMIZER.learning_rate_at(step, NUM_STEPS), step)
         optimizer.step()
+        if step == CONFIG.connector_warmup_steps - 1:
+            after_warmup = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     return {
         "losses": torch.tensor(losses, dtype=torch.float64),
         "gradients": gradients,
+        "after_warmup": after_warmup,
         "state": task.state_dict(),
     }
 
@@ -120,7 +126,7 @@ def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant
     offload = what if where == "offload" else "none"
     site = TrainSettings(zero_stage=zero_stage, deepspeed=zero, offload=offload)
     settings = engine_settings(OPTIMIZER.model_copy(update={"dtype": dtype}), PACKS_PER_STEP, site)
-    engine = Engine(task, parameter_groups(task, OPTIMIZER, SCALED), settings)
+    engine = Engine(task, parameter_groups(task, OPTIMIZER, RATES), settings)
     losses, gradients = [], {}
     plan = TrainingPlan(
         purpose="test",

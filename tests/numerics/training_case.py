@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 from cluster.site import TrainSettings
-from stages.engine import Engine, engine_settings, init_distributed, parameter_groups
+from stages.engine import Engine, engine_settings, init_distributed
+from stages.learning_rates import parameter_groups
 from stages.optimizer_config import OptimizerConfig
 from stages.parts import Parts
 from stages.train_checkpoints import checkpoints
 from stages.train_faults import Diverged, Preempted
 from stages.training import TrainingPlan, train
-from tests.numerics.consistency_case import PACKS_PER_STEP, SCALED, SEED, consistency_task, pack
+from tests.numerics.consistency_case import PACKS_PER_STEP, RATES, SEED, consistency_task, pack
 from vico.packing import PackedBatch, packed_batch
 from vico.prompt import load_prompt_format
 
@@ -70,7 +71,7 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
     )
     task = consistency_task(model_folder)
     settings = engine_settings(OPTIMIZER, PACKS_PER_STEP, site)
-    engine = Engine(task, parameter_groups(task, OPTIMIZER, SCALED), settings)
+    engine = Engine(task, parameter_groups(task, OPTIMIZER, RATES), settings)
     source, parts = Packs(model_folder, engine.rank, scenario), Parts(folder, attempt)
     plan = TrainingPlan(
         purpose="test",
