@@ -89,8 +89,23 @@ class TrainSettings(SitePart):
     """What lies in host memory; parameters (with the optimizer) under ZeRO-3 only."""
     reference: Literal["replicated", "sharded", "cpu"] = "replicated"
     """A copy on every rank, spread over the ranks, or spread and in host memory."""
+    profile: bool = False
+    """Splits the time of a step into its parts; on CUDA it waits for the device at each, which costs time."""
+    trace_steps: tuple[int, int] | None = None
+    """First and last update, counted from 1, that torch's profiler records; null: none."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Peak of one device in the training's dtype, dense; null: no share of it (`mfu`) is reported."""
     deepspeed: dict[str, Any] = {}
     """A DeepSpeed config merged under ours; keys that change the result are refused."""
+
+    @model_validator(mode="after")
+    def trace_has_steps(self) -> TrainSettings:
+        if self.trace_steps is not None and not 1 <= self.trace_steps[0] <= self.trace_steps[1]:
+            raise ValueError(
+                f"train.trace_steps={list(self.trace_steps)} is no range of updates; give the first and the "
+                "last one, counted from 1, such as [5, 6]"
+            )
+        return self
 
 
 class Inference(SitePart):

@@ -23,7 +23,7 @@ from stages.engine import (
     sharded_inference,
     whole_parameter,
 )
-from stages.learning_rates import consistency_rates, parameter_groups
+from stages.learning_rates import check_warmup, consistency_rates, parameter_groups
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts
 from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
@@ -135,11 +135,7 @@ def prepared(settings: ConsistencySettings, num_workers: int) -> int:
             "resources.workers or raise packs_per_step"
         )
     packs = ConsistencyPacks(settings)
-    if config.connector_warmup_steps >= packs.num_steps:
-        raise UserError(
-            f"consistency.connector_warmup_steps={config.connector_warmup_steps} leaves none of the "
-            f"{packs.num_steps} updates to the rest of the model; lower it, or raise epochs or max_steps"
-        )
+    check_warmup(config, packs.num_steps)
     calib = packs.calib_packs(compressed=False)  # a sample that fits no pack shows here, not at validation
     if config.select == "best" and not calib:
         raise UserError(
@@ -176,11 +172,13 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     task = ConsistencyTask(
         policy, reference, settings.train.kl_chunk_rows, **reference_placement(settings.train.reference)
     )
-    return Engine(
+    engine = Engine(
         task,
         parameter_groups(task, config.optimizer, consistency_rates(config, len(tower.encoder.layer))),
         engine_settings(config.optimizer, config.packs_per_step, settings.train),
     )
+    task.phases = engine.phases  # one clock for the parts of a step
+    return engine
 
 
 def checkpoint_activations(policy: VicoModel) -> None:
@@ -256,7 +254,7 @@ def validation(engine: Engine, packs: ConsistencyPacks) -> dict[str, float]:
     """KL per answer token on calibration samples, all tiles at the full and all at the compressed rate;
     nothing where the split is empty."""
     task: ConsistencyTask = engine.module
-    task.policy.eval()
+    task.eval()
     found = {}
     for rate, compressed in (("full", False), ("compressed", True)):
         sums: dict[str, Any] = {"kl_sum": 0.0, "answer_tokens": 0.0}
@@ -267,5 +265,5 @@ def validation(engine: Engine, packs: ConsistencyPacks) -> dict[str, float]:
         total = sum_over_ranks(sums, engine.device)
         if total["answer_tokens"]:
             found[f"kl_{rate}"] = total["kl_sum"] / total["answer_tokens"]
-    task.policy.train()
+    task.train()
     return found

@@ -21,6 +21,7 @@ from stages.background_writer import BackgroundWriter
 from stages.learning_rates import ParameterGroup
 from stages.optimizer_config import OptimizerConfig
 from vico.errors import UserError
+from vico.phases import Phases
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,7 @@ class Engine:
 
     def __init__(self, module: nn.Module, groups: Sequence[ParameterGroup], settings: EngineSettings):
         self.settings = settings
+        self.phases = Phases()
         self._rates = [group.rate for group in groups]
         # DeepSpeed updates states in host memory by an AdamW of its own: torch's would be slow there.
         adamw = torch.optim.AdamW if settings.offload == "none" else DeepSpeedCPUAdam
@@ -214,14 +216,16 @@ class Engine:
         DeepSpeed averages over ranks and micro-steps, so what it averages is scaled up by their number.
         """
         scale = self.world_size * self.settings.num_micro_steps / denominator
-        self._engine.backward(loss_sum * scale)
+        with self.phases.phase("backward"):
+            self._engine.backward(loss_sum * scale)
 
     def step(self, learning_rate: float, update: int) -> None:
         """Ends a micro-step; the last of update `update` (from 0) moves each group by its own rate, the
         schedule being at `learning_rate`."""
         for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate.at(learning_rate, update)
-        self._engine.step()
+        with self.phases.phase("optimizer"):
+            self._engine.step()
 
     def grad_norm(self) -> float:
         """Norm of the last step's gradient before clipping."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from stages.consistency import ConsistencyConfig
 from stages.optimizer_config import OptimizerConfig
+from vico.errors import UserError
 
 CONNECTOR = "policy.compressed_connector."
 _TOWER = "policy.base.model.vision_tower."
@@ -56,6 +57,15 @@ def parameter_groups(
         ParameterGroup(parameters, rate, optimizer.weight_decay if decay else 0.0)
         for (rate, decay), parameters in sorted(buckets.items(), key=lambda bucket: bucket[0])
     ]
+
+
+def check_warmup(config: ConsistencyConfig, num_steps: int) -> None:
+    """UserError where the connector's warm-up takes up all of the `num_steps` updates."""
+    if config.connector_warmup_steps >= num_steps:
+        raise UserError(
+            f"consistency.connector_warmup_steps={config.connector_warmup_steps} leaves none of the "
+            f"{num_steps} updates to the rest of the model; lower it, or raise epochs or max_steps"
+        )
 
 
 def consistency_rates(config: ConsistencyConfig, num_vision_layers: int) -> Callable[[str], Rate]:

@@ -18,6 +18,7 @@ from torch.distributed import ReduceOp, all_reduce
 from cluster.site import TrainSettings
 from stages.engine import Engine
 from stages.parts import Parts
+from stages.profiling import StepTrace, speed_metrics
 from stages.train_checkpoints import Checkpoints
 from stages.train_faults import Diverged, LossWatch, Preempted, StopNotice, Watchdog
 from stages.training_metrics import MetricsFile
@@ -203,8 +204,12 @@ def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) 
     step, resumed = checkpoints.restore()
     report = MetricsFile(plan.parts.attempt_folder / "metrics.jsonl") if engine.rank == 0 else None
     skipped, watch = engine.num_skipped_steps, LossWatch(plan.site)
+    engine.phases.enabled = plan.site.profile
+    trace = StepTrace(plan.parts.attempt_folder, engine.rank, plan.site.trace_steps)
     while step < plan.num_steps:
         watchdog.step_done(step)
+        trace.begin(step + 1)
+        engine.phases.taken()  # what validation left
         started = time.monotonic()
         batches = prefetch.batches(step, plan.num_steps)
         waited = time.monotonic() - started
@@ -212,6 +217,8 @@ def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) 
         sums = train_step(engine, batches, plan, step, flags=flags)
         checkpoints.publish_if(sums["written"] == engine.world_size)
         step += 1
+        seconds = time.monotonic() - started
+        trace.end(step)
         counts = watch.counts(step, sums["loss"], sums["grad_norm"], engine.num_skipped_steps - skipped)
         metrics = {
             **summary(sums),
@@ -221,7 +228,9 @@ def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) 
             "grad_norm": sums["grad_norm"],
             "learning_rate": plan.learning_rate(step - 1),
             "seconds_data_wait": waited,
-            "seconds_step": time.monotonic() - started,
+            "seconds_step": seconds,
+            **{f"seconds_{part}": spent for part, spent in engine.phases.taken().items()},
+            **speed_metrics(sums, seconds, engine.world_size, plan.site),
         }
         resumed = {}
         if step % plan.validate_every_steps == 0 or step == plan.num_steps:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vico.errors import UserError
+from vico.flops import consistency_flops, row_work
 from vico.model import VicoModel
 from vico.packing import PackedBatch, PackedRow
 from vico.phases import Phases
@@ -141,6 +142,13 @@ class ConsistencyTask(nn.Module):
             "policy_tokens": 0.0 if empty else float(sum(pack.policy.lengths)),
             "reference_tokens": 0.0 if empty else float(sum(pack.reference.lengths)),
             "packs": float(not empty),
+            "flops": consistency_flops(
+                self.policy.base.config,
+                pack.num_tiles,
+                row_work(pack.policy),
+                row_work(pack.reference),
+                train_vision=not self.one_vision_pass,
+            ),
         }
         return loss + tie.to(loss.dtype), counts
 

@@ -2,6 +2,7 @@
 a NaN, a SIGTERM and a hang end as they should.
 """
 
+import gzip
 import json
 import shutil
 import signal
@@ -23,6 +24,8 @@ from tests.tiny_model import make_tiny_model
 MODULE = "tests.numerics.training_case"
 RELATIVE = 1e-5
 HANG_TIMEOUT_S = 15
+PROFILED = {"profile": True, "trace_steps": [3, 4], "peak_tflops": 0.1}
+PARTS = ("reference", "vision", "language", "loss", "backward", "optimizer")
 
 
 def scenario(name: str, zero_stage: int, attempt: int = 1, **more) -> str:
@@ -45,7 +48,7 @@ def two_ranks(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     wanted = []
     for stage in (1, 2, 3):
-        wanted.append(scenario(f"straight-{stage}", stage))
+        wanted.append(scenario(f"straight-{stage}", stage, site=PROFILED))
         wanted.append(scenario(f"resumed-{stage}", stage, stop_after=11))
         wanted.append(scenario(f"resumed-{stage}", stage, attempt=2))
     finish(*started(model, folder, wanted, 2))
@@ -117,6 +120,22 @@ def test_two_then_one_then_three_ranks_follow_the_undisturbed_curve(model, two_r
     expected = curve(two_ranks / f"straight-{stage}")
     for step, loss in elastic(model, two_ranks, stage, tmp_path).items():
         assert loss == pytest.approx(expected[step], rel=RELATIVE), f"step {step}"
+
+
+def test_a_profiled_step_names_its_parts_and_leaves_a_trace(two_ranks):
+    folder = two_ranks / "straight-2" / "attempts" / "1"
+    entries = [json.loads(line)["metrics"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for metrics in entries:
+        parts = [metrics[f"seconds_{part}"] for part in PARTS]
+        assert all(seconds > 0 for seconds in parts)
+        assert sum(parts) + metrics["seconds_data_wait"] <= metrics["seconds_step"]
+        assert metrics["mfu"] == pytest.approx(metrics["tflops_per_rank"] / PROFILED["peak_tflops"])
+        assert metrics["tokens_per_second"] > 0 and metrics["peak_memory_bytes"] > 1e8
+    assert any(metrics["tiles_per_second"] > 0 for metrics in entries)
+    with gzip.open(folder / "trace-steps-3-4.json.gz", "rt") as trace:
+        names = {event.get("name") for event in json.load(trace)["traceEvents"]}
+    assert "aten::mm" in names
+    assert not list(folder.glob("partial-*"))
 
 
 @pytest.fixture(scope="module")

@@ -68,10 +68,12 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
         deepspeed=zero,
         checkpoint_every_steps=CHECKPOINT_EVERY,
         hang_timeout_s=scenario.get("hang_timeout_s", 1800),
+        **scenario.get("site", {}),
     )
     task = consistency_task(model_folder)
     settings = engine_settings(OPTIMIZER, PACKS_PER_STEP, site)
     engine = Engine(task, parameter_groups(task, OPTIMIZER, RATES), settings)
+    task.phases = engine.phases
     source, parts = Packs(model_folder, engine.rank, scenario), Parts(folder, attempt)
     plan = TrainingPlan(
         purpose="test",

@@ -74,6 +74,11 @@ def test_tracking_uri_defaults_to_sqlite_in_the_storage_folder(site_file, tmp_pa
         ("resources: {workers: 4}", "resources.workers=4 .* needs 4 CPUs, more than ray.num_cpus=2; lower"),
         ("resources: {threads_per_worker: 2}", "threads_per_worker=2 needs 4 CPUs"),
         ("ray: {dashboard_port: 8265}", "ray.dashboard_port=8265 has no effect while ray.dashboard is false"),
+        (
+            "train: {trace_steps: [3, 2]}",
+            r"train.trace_steps=\[3, 2\] is no range of updates; give",
+        ),
+        ("train: {peak_tflops: 0}", "train.peak_tflops=0: input should be greater than 0"),
         ("- a", "holds a list; a site file holds fields"),
         ("a: [", "is not YAML"),
         ("ray: 3", "ray=3: input should be a valid dictionary"),

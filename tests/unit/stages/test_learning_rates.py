@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from stages.consistency import ConsistencyConfig
-from stages.learning_rates import consistency_rates, parameter_groups
+from stages.learning_rates import check_warmup, consistency_rates, parameter_groups
 from stages.optimizer_config import OptimizerConfig
 from tests.numerics.consistency_case import CONFIG, consistency_task, reference_run
 from tests.tiny_model import make_tiny_model
+from vico.errors import UserError
 
 TOWER = "policy.base.model.vision_tower."
 CONNECTOR = "policy.compressed_connector."
@@ -51,6 +52,12 @@ def test_the_new_connector_alone_moves_in_its_warm_up_and_all_move_after_it(fold
         assert moved_in_warmup == name.startswith(CONNECTOR), name
         if name in trained:
             assert not torch.equal(before, run["state"][name]), name
+
+
+def test_a_warm_up_that_leaves_nothing_to_the_rest_is_refused():
+    check_warmup(CONFIG, num_steps=3)
+    with pytest.raises(UserError, match="connector_warmup_steps=2 leaves none of the 2 updates"):
+        check_warmup(CONFIG, num_steps=2)
 
 
 @pytest.mark.parametrize("setting", [{"vision_lr_decay": 0.9}, {"drop_path": 0.1}])
