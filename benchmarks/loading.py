@@ -79,7 +79,7 @@ class Ways:
         """The first shards that hold enough samples, read and decoded by Ray's tasks."""
         per_shard = len(self.reader.index) // len(self.urls)
         urls = self.urls[: -(-self.loaded // per_shard)]
-        data = ray.data.read_webdataset(urls, decoder=False)
+        data = ray.data.read_webdataset(urls, decoder=None)
         model = str(self.model)
 
         def tiles(row: dict) -> dict:
