@@ -1,20 +1,24 @@
-"""Records as blocks of consecutive lines, one block a shard, and the reading of one block.
+"""Records as blocks of consecutive rows, one block a shard, and the reading of one block.
 
-The driver finds the blocks in one streaming pass over each annotation file; a task reads its block by byte
-range.
+One streaming pass over each file finds where its blocks start and which rows stand there twice; a task reads
+its block from there. What a row looks like is the business of the formats' own modules.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import BinaryIO
 
 import numpy as np
 
+from data_prep.json_lists import first_byte, list_elements
 from data_prep.pictures import picture_in_root
+from data_prep.raw_rows import DIGEST_BYTES, RawRow
 from data_prep.records import RecordSet
+from data_prep.row_forms import converted
+from data_prep.storage import Place, opened
 from vico.errors import UserError
 
 _LINES_PER_TICK = 20_000
@@ -23,10 +27,11 @@ _NUM_PROBED_BLOCKS, _NUM_PROBED_ROWS = 8, 8
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive lines of one set, the content of shard `number`.
+    """Consecutive rows of one set, the content of shard `number`.
 
-    Lines count from 0 in their set. `offset` is the byte where the first of them starts (0 for the demo);
-    `duplicates` are the lines of the block whose content stands on an earlier line of the set.
+    Lines count from 0 in their set. `offset` says where the first of them starts: its byte, or its number in
+    a parquet file (0 for the demo); `duplicates` are the lines of the block whose content stands on an
+    earlier line of the set.
     """
 
     number: int
@@ -35,16 +40,6 @@ class Block:
     num_lines: int
     offset: int = 0
     duplicates: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class RawRow:
-    """One line as it was found; `picture_bytes` reads a picture that the row names."""
-
-    line: int
-    content: bytes
-    is_duplicate: bool
-    picture_bytes: Callable[[str], bytes]
 
 
 def record_blocks(
@@ -60,22 +55,51 @@ def record_blocks(
 
 
 def block_rows(block: Block) -> Iterator[RawRow]:
-    """The rows of a block, one at a time."""
-    if block.records.demo is not None:
-        yield from _demo_rows(block)
-        return
-    duplicates = set(block.duplicates)
-    picture_bytes = partial(picture_in_root, block.records.root)
-    with open(block.records.annotation, "rb") as file:
-        file.seek(block.offset)
-        for line in range(block.first_line, block.first_line + block.num_lines):
-            content = file.readline()
-            if not content:
-                raise UserError(
-                    f"{block.records.annotation} became shorter while it was sharded; "
-                    "leave it alone and run again"
-                )
-            yield RawRow(line, content.strip(), line in duplicates, picture_bytes)
+    """The rows of a block, one at a time; UserError when its file has fewer rows than it had."""
+    records, duplicates = block.records, set(block.duplicates)
+    if records.demo is not None:
+        found = _demo_rows(block)
+    elif records.format == "parquet":
+        from data_prep.parquet_rows import parquet_rows
+
+        found = parquet_rows(records.annotation, records.root, block.first_line, block.num_lines, duplicates)
+    elif records.format == "webdataset":
+        from data_prep.tar_rows import tar_rows
+
+        found = tar_rows(records.annotation, block.offset, block.first_line, block.num_lines, duplicates)
+    else:
+        found = _text_rows(block, duplicates)
+    num_rows = 0
+    for row in found:
+        num_rows += 1
+        yield row
+    if num_rows != block.num_lines:
+        raise _shorter(records.annotation)
+
+
+def _shorter(annotation: Place) -> UserError:
+    return UserError(f"{annotation} became shorter while it was sharded; leave it alone and run again")
+
+
+def _text_rows(block: Block, duplicates: set[int]) -> Iterator[RawRow]:
+    """Rows of a file of lines, or of a JSON list."""
+    records = block.records
+    picture_bytes = partial(picture_in_root, records.root)
+    with opened(records.annotation) as file:
+        if _is_list(records, file):
+            contents = (data for _, data in list_elements(file, str(records.annotation), block.offset))
+        else:
+            file.seek(block.offset)
+            contents = (line.strip() for line in file)
+        lines = range(block.first_line, block.first_line + block.num_lines)
+        for line, content in zip(lines, contents, strict=False):
+            row = converted(content) if records.format == "sharegpt" else content
+            yield RawRow(line, row, line in duplicates, picture_bytes)
+
+
+def _is_list(records: RecordSet, file: BinaryIO) -> bool:
+    """InternVL's annotations are lines; other text formats come as a JSON list or as lines."""
+    return records.format in ("llava", "sharegpt") and first_byte(file) == b"["
 
 
 def estimated_bytes(blocks: list[Block]) -> int:
@@ -107,25 +131,48 @@ def _row_bytes(row: RawRow) -> int:
 def _annotation_blocks(
     records: RecordSet, samples_per_shard: int, tick: Callable[[], None]
 ) -> Iterator[Block]:
-    """One pass over the file: where every block starts, and 16 bytes a line to find repeated content by."""
+    """One pass over the file: where every block starts, and 16 bytes a row to find repeated content by."""
     starts: list[int] = []
     digests = bytearray()
-    offset = num_lines = 0
-    with open(records.annotation, "rb", buffering=io.DEFAULT_BUFFER_SIZE * 64) as file:
-        for content in file:
-            if num_lines % samples_per_shard == 0:
-                starts.append(offset)
-            if num_lines % _LINES_PER_TICK == 0:
-                tick()
-            digests += hashlib.blake2b(content.strip(), digest_size=16).digest()
-            offset += len(content)
-            num_lines += 1
+    num_rows = 0
+    for place, digest in _digests(records):
+        if num_rows % samples_per_shard == 0:
+            starts.append(place)
+        if num_rows % _LINES_PER_TICK == 0:
+            tick()
+        digests += digest
+        num_rows += 1
     duplicates = repeated_lines(np.frombuffer(digests, np.uint64).reshape(-1, 2))
     for n, start in enumerate(starts):
         first = n * samples_per_shard
-        last = min(first + samples_per_shard, num_lines)
+        last = min(first + samples_per_shard, num_rows)
         inside = duplicates[np.searchsorted(duplicates, first) : np.searchsorted(duplicates, last)]
         yield Block(0, records, first, last - first, start, tuple(inside.tolist()))
+
+
+def _digests(records: RecordSet) -> Iterator[tuple[int, bytes]]:
+    """(where it starts, digest of its content) of every row."""
+    if records.format == "parquet":
+        from data_prep.parquet_rows import parquet_digests
+
+        return parquet_digests(records.annotation)
+    if records.format == "webdataset":
+        from data_prep.tar_rows import tar_digests
+
+        return tar_digests(records.annotation)
+    return _text_digests(records)
+
+
+def _text_digests(records: RecordSet) -> Iterator[tuple[int, bytes]]:
+    with opened(records.annotation) as file:
+        if _is_list(records, file):
+            for offset, content in list_elements(file, str(records.annotation)):
+                yield offset, hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+            return
+        offset = 0
+        for content in file:
+            yield offset, hashlib.blake2b(content.strip(), digest_size=DIGEST_BYTES).digest()
+            offset += len(content)
 
 
 def repeated_lines(digests: np.ndarray) -> np.ndarray:

@@ -7,13 +7,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.blocks import RawRow
 from data_prep.pictures import Picture, checked_picture
+from data_prep.raw_rows import RawRow
 from data_prep.reasons import Rejected
 from vico.prompt import IMAGE_MARK, PromptFormat
 from vico.tiling import num_tiles
 
-_READ_FIELDS = ("id", "conversations", "image", "video", "kind", "category", "group")
+_READ_FIELDS = ("id", "conversations", "image", "video", "kind", "category", "group", "license", "origin")
 # ours in KEY.json, or computed anew from the pictures
 _REPLACED_FIELDS = ("source", "line", "images", "repeat", "max_tiles", "width", "height", "length")
 _MAX_FIELD_CHARS = 200
@@ -31,13 +31,19 @@ class RowLimits:
 
 @dataclass(frozen=True)
 class Sample:
-    """A checked row; `tiles` counts each picture's, thumbnail included, at most `max_tiles` in a grid."""
+    """A checked row; `tiles` counts each picture's, thumbnail included, at most `max_tiles` in a grid.
+
+    `license` and `origin` (the row's `origin` or `source`: the collection it came from) are empty where the
+    row says nothing.
+    """
 
     record_id: str | None
     conversations: list[dict[str, str]]
     pictures: list[Picture]
     kind: str
     group: str
+    license: str
+    origin: str
     fields: dict[str, Any]
     max_tiles: int
     tiles: list[int]
@@ -47,6 +53,8 @@ class Sample:
 
 def checked_sample(raw: RawRow, limits: RowLimits, prompt_format: PromptFormat) -> Sample:
     """The sample in a raw row; raises Rejected with the first check that fails, cheap ones first."""
+    if raw.refused is not None:
+        raise Rejected(*raw.refused)
     row = parsed_row(raw.content)
     if row.get("video"):
         raise Rejected("video", "the row has a video")
@@ -77,6 +85,8 @@ def checked_sample(raw: RawRow, limits: RowLimits, prompt_format: PromptFormat) 
         pictures=pictures,
         kind=kind or ("image" if pictures else "text"),
         group=group,
+        license=_plain_text(row.get("license")),
+        origin=_plain_text(row.get("origin") or row.get("source")),
         fields=_small_fields(row),
         max_tiles=tiling.max_tiles,
         tiles=tiles,
@@ -151,6 +161,10 @@ def _word(row: dict, field: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise Rejected("broken_row", f"{field} is a {type(value).__name__}; it must be text")
     return str(value)
+
+
+def _plain_text(value: Any) -> str:
+    return value.strip()[:_MAX_FIELD_CHARS] if isinstance(value, str) else ""
 
 
 def _check_answers(conversations: list[dict[str, str]]) -> None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from vico.errors import UserError
 
 INDEX_FILE = "index.parquet"
-INDEX_SCHEMA = 1
+INDEX_SCHEMA = 2
 _META_KEY = b"vico.schema"
 _CACHED_ROW_GROUPS = 8
 
@@ -31,6 +31,8 @@ _COLUMNS = (
     ("split", pa.string()),
     ("group", pa.string()),
     ("kind", pa.string()),
+    ("license", pa.string()),
+    ("origin", pa.string()),
     ("repeat", pa.float32()),
     ("json_offset", pa.int64()),
     ("json_bytes", pa.int32()),

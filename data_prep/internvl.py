@@ -1,7 +1,7 @@
 """InternVL's meta JSON: which annotation file belongs to which picture root, and what holds for its rows.
 
-`length` is ignored, as InternVL's own reader does. Relative paths are looked for in the meta file's folder,
-then in the working directory (where InternVL's scripts look).
+`length` is ignored, as InternVL's own reader does; `license` and `source` are ours. Relative paths are looked
+for in the meta file's folder, then in the working directory (where InternVL's scripts look).
 """
 
 import json
@@ -10,9 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.storage import Place, content, is_file, is_folder, is_remote, joined, name_of, parent
 from vico.errors import UserError
 
-_FIELDS = ("root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time", "length")
+_FIELDS = (
+    "root",
+    "annotation",
+    "data_augment",
+    "max_dynamic_patch",
+    "repeat_time",
+    "length",
+    "license",
+    "source",
+)
 _MAX_REPEAT = 10_000
 
 
@@ -21,16 +31,18 @@ class MetaSet:
     """One entry of the meta file; paths are absolute. A `repeat_time` below 1 is a share of the rows."""
 
     name: str
-    root: Path
-    annotation: Path
+    root: Place
+    annotation: Place
     repeat_time: float
     max_dynamic_patch: int | None
+    license: str = ""
+    source: str = ""
 
 
-def read_meta(path: Path) -> list[MetaSet]:
+def read_meta(path: Place) -> list[MetaSet]:
     """The sets of a meta file in file order; UserError names file, set and field of what is wrong."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = content(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(
             f"records path={path} does not exist; give the path of an InternVL meta JSON file"
@@ -72,25 +84,42 @@ def _meta_set(path: Path, name: str, fields: Any) -> MetaSet:
             f"{where} has data_augment={fields['data_augment']}, which is not done here; set it to false"
         )
     annotation = _found(where, path, "annotation", fields.get("annotation"))
-    if not annotation.is_file():
+    if not is_file(annotation):
         raise UserError(f"{where} has annotation={annotation}, which is not a file; name a JSONL file")
-    if annotation.suffix != ".jsonl":
+    if not name_of(annotation).endswith(".jsonl"):
         raise UserError(f"{where} has annotation={annotation}; it must be a file of JSON lines named *.jsonl")
     root = _found(where, path, "root", fields.get("root", ""))
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(f"{where} has root={root}, which is not a folder; name the folder of its pictures")
-    return MetaSet(name, root, annotation, _repeat_time(where, fields), _max_dynamic_patch(where, fields))
+    return MetaSet(
+        name,
+        root,
+        annotation,
+        _repeat_time(where, fields),
+        _max_dynamic_patch(where, fields),
+        _text(where, fields, "license"),
+        _text(where, fields, "source"),
+    )
 
 
-def _found(where: str, meta_path: Path, field: str, value: Any) -> Path:
+def _found(where: str, meta_path: Place, field: str, value: Any) -> Place:
     if not isinstance(value, str):
         raise UserError(f"{where} has {field}={value!r}; it must be a path")
-    beside_meta, here = meta_path.resolve().parent / value, Path.cwd() / value
-    for candidate in (beside_meta, here):
-        if candidate.exists():
+    beside_meta, here = joined(parent(meta_path), value), joined(Path.cwd(), value)
+    for candidate in dict.fromkeys((beside_meta, here)):
+        if candidate.exists() if isinstance(candidate, Path) else is_file(candidate) or is_folder(candidate):
             return candidate
+        if is_remote(candidate):
+            raise UserError(f"{where} has {field}={value}: {candidate} does not exist; mend the path")
     places = f"neither {beside_meta} nor {here} exists" if beside_meta != here else f"{here} does not exist"
     raise UserError(f"{where} has {field}={value}: {places}; mend the path")
+
+
+def _text(where: str, fields: dict, field: str) -> str:
+    value = fields.get(field, "")
+    if not isinstance(value, str):
+        raise UserError(f"{where} has {field}={value!r}; it must be text")
+    return value
 
 
 def _repeat_time(where: str, fields: dict) -> float:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+import posixpath
 import stat
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from data_prep.reasons import Rejected
+from data_prep.storage import Place, content, joined
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _OPENED_FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder of Pillow ever sees a record's bytes
@@ -29,11 +31,14 @@ class Picture:
     sha256: bytes
 
 
-def picture_in_root(root: Path, name: str) -> bytes:
+def picture_in_root(root: Place, name: str) -> bytes:
     """The bytes of the file `root/name`; Rejected when it is missing, not a file, or lies outside the root.
 
-    Links are followed before the check, so that neither `..` nor a link leads out.
+    Links are followed before the check, so that neither `..` nor a link leads out. A remote root whose server
+    fails raises Unreachable.
     """
+    if not isinstance(root, Path):
+        return _remote_picture(root, name)
     try:
         real_root = _real_path(root)
         path = os.path.realpath(os.path.join(real_root, name))
@@ -55,6 +60,17 @@ def picture_in_root(root: Path, name: str) -> bytes:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise Rejected("missing_image", f"{name[:80]} is no possible file name") from error
         raise  # a failing disk or server is not the row's fault
+
+
+def _remote_picture(root: str, name: str) -> bytes:
+    if "://" in name or posixpath.normpath(f"./{name}").startswith("..") or name.startswith("/"):
+        raise Rejected("path_outside_root", f"{name} leads out of its root")
+    try:
+        return content(joined(root, name))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Rejected("missing_image", f"{name} is not under its root") from error
+    except IsADirectoryError as error:
+        raise Rejected("not_a_file", f"{name} is a folder") from error
 
 
 @lru_cache(maxsize=64)

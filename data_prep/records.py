@@ -5,29 +5,56 @@ Planning imports this, so nothing heavy is imported here.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Self
+from pathlib import PurePosixPath
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data_prep.internvl import MetaSet, read_meta
+from data_prep.storage import Place, as_place, is_file, is_folder, matching_files, name_of, opened, parent
 from vico.errors import UserError
 
 _SLUG_LENGTH = 64  # a tar member's name has 100 bytes: slug, line, number of the picture, extension
+Format = Literal["demo", "internvl", "llava", "sharegpt", "parquet", "webdataset"]
+_SUFFIXES = {"llava": ".json", "sharegpt": ".json", "parquet": ".parquet", "webdataset": ".tar"}
+# format -> fields besides `path` that it reads
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "demo": ("num_samples", "seed"),
+    "internvl": (),
+    "llava": ("root", "license", "source"),
+    "sharegpt": ("root", "license", "source"),
+    "parquet": ("root", "license", "source"),
+    "webdataset": ("license", "source"),
+}
 
 
 class RecordsConfig(BaseModel):
-    """`{format: internvl, path: META.json}` or `{format: demo, num_samples: N, seed: S}`."""
+    """`{format: demo, num_samples: N, seed: S}`, or a format and a path, also remote.
+
+    `path` is InternVL's meta file, else a file, a folder or a pattern such as `shards/*.tar`: one set for
+    each file.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["demo", "internvl"]
-    path: Path | None = None
+    format: Format
+    path: str | None = None
+    root: str | None = None
+    """Folder of the pictures that rows name; default: the folder of the file."""
+    license: str = ""
+    source: str = ""
+    """Licence and origin of rows that do not state their own; they go to the index and the model card."""
     num_samples: int = Field(default=240, ge=1, le=10_000_000)
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("path", "root", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @model_validator(mode="after")
     def _fields_fit_the_format(self) -> Self:
@@ -35,33 +62,37 @@ class RecordsConfig(BaseModel):
             raise ValueError(
                 f"path={self.path} has no effect with format=demo; leave it out or use format=internvl"
             )
-        if self.format == "internvl":
-            if self.path is None:
-                raise ValueError("path is missing; format=internvl needs the path of a meta JSON file")
-            for name in ("num_samples", "seed"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)} has no effect with format=internvl; leave it out"
-                    )
+        if self.format != "demo" and self.path is None:
+            what = "a meta JSON file" if self.format == "internvl" else "its files"
+            raise ValueError(f"path is missing; format={self.format} needs the path of {what}")
+        for name in ("root", "license", "source", "num_samples", "seed"):
+            changed = getattr(self, name) != type(self).model_fields[name].default
+            if changed and name not in _FIELDS[self.format]:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no effect with format={self.format}; leave it out"
+                )
         return self
 
 
 @dataclass(frozen=True)
 class RecordSet:
-    """One named set of records: the rows of one annotation file under one picture root, or the demo's rows.
+    """One named set of records: the rows of one file under one picture root, or the demo's rows.
 
     `slug` is the name as it stands in keys; `repeat` and `max_tiles` (None: the stage's own) hold for every
-    row.
+    row, `license` and `origin` for those that state none.
     """
 
     name: str
     slug: str
     repeat: float = 1.0
     max_tiles: int | None = None
-    annotation: Path | None = None
-    root: Path | None = None
+    annotation: Place | None = None
+    root: Place | None = None
     demo: RecordsConfig | None = None
     heldout: bool = False
+    format: Format = "internvl"
+    license: str = ""
+    origin: str = ""
 
 
 def record_sets(config: RecordsConfig, *, heldout: bool = False) -> list[RecordSet]:
@@ -81,11 +112,40 @@ def record_sets(config: RecordsConfig, *, heldout: bool = False) -> list[RecordS
             annotation=one.annotation,
             root=one.root,
             heldout=heldout,
+            format=config.format,
+            license=one.license,
+            origin=one.source,
         )
-        for one in read_meta(config.path)
+        for one in _named_sets(config)
     ]
     check_slugs(sets)
     return sets
+
+
+def _named_sets(config: RecordsConfig) -> list[MetaSet]:
+    """The sets as a meta file would state them; for other formats one for each file, named after it."""
+    place = as_place(config.path)
+    if config.format == "internvl":
+        return read_meta(place)
+    files = matching_files(place, _SUFFIXES[config.format])
+    for file in files:
+        if not is_file(file):
+            raise UserError(f"records path={file} is not a file; name the file, a folder or a pattern")
+    root = None if config.root is None else as_place(config.root)
+    if root is not None and not is_folder(root):
+        raise UserError(f"records root={root} is not a folder; name the folder of the pictures")
+    return [
+        MetaSet(
+            name=PurePosixPath(name_of(file)).stem,
+            root=parent(file) if root is None else root,
+            annotation=file,
+            repeat_time=1.0,
+            max_dynamic_patch=None,
+            license=config.license,
+            source=config.source,
+        )
+        for file in files
+    ]
 
 
 def check_slugs(sets: list[RecordSet]) -> None:
@@ -100,33 +160,37 @@ def check_slugs(sets: list[RecordSet]) -> None:
         seen[one.slug] = one.name
 
 
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+def file_sha256(place: Place) -> str:
+    with opened(place) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def records_fingerprint(config: RecordsConfig, annotation_sha256: Callable[[Path], str] = file_sha256) -> str:
-    """sha256 over annotation bytes, set names and semantic fields; roots and paths never enter.
+def records_fingerprint(
+    config: RecordsConfig, annotation_sha256: Callable[[Place], str] = file_sha256
+) -> str:
+    """sha256 over the bytes of annotations, set names and semantic fields; roots and paths never enter.
 
-    Pictures are not read here: the index names their digests once they are sharded. `annotation_sha256` may
-    remember what it has read.
+    Pictures beside an annotation are not read here: the index names their digests once they are sharded.
+    Parquet files and tars are read whole. `annotation_sha256` may remember what it has read.
     """
     if config.format == "demo":
         from data_prep.demo import DEMO_VERSION
 
         identity: dict = {"demo": DEMO_VERSION, "num_samples": config.num_samples, "seed": config.seed}
     else:
-        identity = {"sets": [_set_identity(one, annotation_sha256) for one in read_meta(config.path)]}
+        identity = {"sets": [_set_identity(one, annotation_sha256) for one in _named_sets(config)]}
     text = json.dumps({"format": config.format, **identity}, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _set_identity(one: MetaSet, annotation_sha256: Callable[[Path], str]) -> dict:
+def _set_identity(one: MetaSet, annotation_sha256: Callable[[Place], str]) -> dict:
+    stated = {"license": one.license, "source": one.source}
     return {
         "name": one.name,
         "annotation": annotation_sha256(one.annotation),
         "repeat_time": one.repeat_time,
         "max_dynamic_patch": one.max_dynamic_patch,
+        **{name: value for name, value in stated.items() if value},
     }
 
 

@@ -1,8 +1,10 @@
 """The shard stage's output: sidecars of single shards, and what is put together from them.
 
-A shard's sidecar (its rows of the index, with ledger rows and tar facts in the file's metadata) is written
-before its tar; a shard is complete when its tar is there. Sidecars go once the manifest, which is written
-last, is there.
+A shard's sidecar (its rows of the index; ledger rows and tar facts in the file's metadata) is written
+before its tar, both into `sidecars/`. When all are there it is known which samples straddle the
+split by the pictures of others: a shard without any moves to its final name as it is, one with some is
+written again without them, its new sidecar (`.kept`) first. A shard is complete when its tar has its final
+name. The sidecars go once the manifest, which is written last, is there.
 """
 
 import json
@@ -12,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.index import SCHEMA
@@ -21,14 +22,25 @@ from data_prep.split import SPLITS
 from vico.errors import UserError
 
 MANIFEST_FILE, QUARANTINE_FILE = "manifest.json", "quarantine.jsonl"
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
 SIDECAR_FOLDER = "sidecars"
 _META_KEY = b"vico.shard"
 _ROWS_PER_GROUP = 16_384
+_NUM_NAMED = 50  # licences and origins that the manifest names
 
 
 def sidecar_name(number: int) -> str:
     return f"{SIDECAR_FOLDER}/{number:05d}.parquet"
+
+
+def waiting_tar(number: int) -> str:
+    """The tar of a shard that was checked by itself."""
+    return f"{SIDECAR_FOLDER}/{shard_name(number)}"
+
+
+def kept_sidecar_name(number: int) -> str:
+    """The sidecar of a shard that was written again without the samples that straddle the split."""
+    return f"{SIDECAR_FOLDER}/{number:05d}.kept.parquet"
 
 
 def write_sidecar(path: Path, content: ShardContent) -> None:
@@ -44,10 +56,17 @@ def read_sidecar(path: Path) -> ShardContent:
     return ShardContent(table.replace_schema_metadata(SCHEMA.metadata), about["quarantine"], about["facts"])
 
 
+def checked_contents(folder: Path, num_shards: int) -> Iterator[ShardContent]:
+    """The contents of all shards in order as they were checked, each by itself."""
+    for number in range(num_shards):
+        yield read_sidecar(folder / sidecar_name(number))
+
+
 def contents(folder: Path, num_shards: int) -> Iterator[ShardContent]:
     """The contents of all shards in order; UserError when a tar has another size than it was written with."""
     for number in range(num_shards):
-        content = read_sidecar(folder / sidecar_name(number))
+        kept = folder / kept_sidecar_name(number)
+        content = read_sidecar(kept if kept.exists() else folder / sidecar_name(number))
         tar = folder / shard_name(number)
         found, written = tar.stat().st_size, content.facts["bytes"]
         if found != written:
@@ -77,16 +96,6 @@ def write_quarantine(path: Path, found: Iterable[ShardContent]) -> None:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in content.quarantine)
 
 
-def num_shared_pictures(index_path: Path) -> int:
-    """Pictures (by their bytes) that stand in more than one split, where groups or held-out rows overlap."""
-    table = pq.read_table(index_path, columns=["split", "image_sha256"])
-    digests = table["image_sha256"].combine_chunks()
-    owners = pc.list_parent_indices(digests)
-    pictures = pa.table({"sha256": digests.flatten(), "split": table["split"].combine_chunks().take(owners)})
-    sides = pictures.group_by("sha256").aggregate([("split", "count_distinct")])
-    return int(pc.sum(pc.greater(sides["split_count_distinct"], 1)).as_py() or 0)
-
-
 def manifest(found: Iterable[ShardContent], sets: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Totals, totals by set and by reason, and every shard with its size and sha256.
 
@@ -95,6 +104,7 @@ def manifest(found: Iterable[ShardContent], sets: dict[str, dict[str, Any]]) -> 
     """
     totals: Counter[str] = Counter()
     splits, reasons = Counter(dict.fromkeys(SPLITS, 0)), Counter()
+    licenses, origins = Counter(), Counter()
     by_source = {name: {"read": 0, "written": 0, "quarantined": 0, **about} for name, about in sets.items()}
     shards = []
     for content in found:
@@ -109,6 +119,8 @@ def manifest(found: Iterable[ShardContent], sets: dict[str, dict[str, Any]]) -> 
         totals["pictures"] += sum(len(tiles) for tiles in content.table["tiles"].to_pylist())
         totals["bytes"] += facts["bytes"]
         splits.update(content.table["split"].to_pylist())
+        licenses.update(content.table["license"].to_pylist())
+        origins.update(content.table["origin"].to_pylist())
         reasons.update(row["reason"] for row in content.quarantine)
         shards.append({**facts, "quarantined": num_quarantined})
     names = ("read", "written", "quarantined", "pictures", "tiles", "bytes")
@@ -117,6 +129,15 @@ def manifest(found: Iterable[ShardContent], sets: dict[str, dict[str, Any]]) -> 
         **{name: totals[name] for name in names},
         "splits": dict(splits),
         "reasons": dict(sorted(reasons.items())),
+        "licenses": _most_common(licenses),
+        "origins": _most_common(origins),
         "sources": by_source,
         "shards": shards,
     }
+
+
+def _most_common(counts: Counter[str]) -> dict[str, int]:
+    """The most frequent values with their samples, the rest as one; "" is what nobody stated."""
+    kept = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in kept[_NUM_NAMED:])
+    return dict(kept[:_NUM_NAMED]) | ({"other": rest} if rest else {})

@@ -4,22 +4,24 @@ Pure: the same block, limits and tokenizer give the same bytes. `stages/shard.py
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from data_prep.blocks import Block, RawRow, block_rows
+from data_prep.blocks import Block, block_rows
 from data_prep.checks import RowLimits, Sample, checked_sample, parsed_row, record_id
 from data_prep.index import SCHEMA
+from data_prep.raw_rows import RawRow
 from data_prep.reasons import Rejected
 from data_prep.split import Shares, split_of
-from data_prep.tars import ShardTar
+from data_prep.tars import NoTar, ShardTar
 from vico.prompt import PromptFormat
 
 _LINE_DIGITS = 8
+LEAK_MESSAGE = "a picture of it (by its bytes) stands on another side too, further from training"
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,26 @@ def sample_key(slug: str, line: int) -> str:
 
 
 def write_shard(
-    path: Path, block: Block, settings: ShardSettings, prompt_format: PromptFormat
+    path: Path | None,
+    block: Block,
+    settings: ShardSettings,
+    prompt_format: PromptFormat,
+    leaked: Container[int] = (),
 ) -> ShardContent:
-    """Write the block's good rows to a tar at `path`; every row is once in the table or the quarantine."""
+    """Write the block's good rows to a tar at `path`; every row is once in the table or the quarantine.
+
+    `leaked` are lines that straddle the split by what other rows hold. Without a path nothing is written, and
+    the content says what would have been.
+    """
     rows: list[dict[str, Any]] = []
     quarantine: list[dict[str, Any]] = []
-    with ShardTar(path) as tar:
+    with NoTar() if path is None else ShardTar(path) as tar:
         for raw in block_rows(block):
             try:
                 sample = checked_sample(raw, settings.limits, prompt_format)
                 split = _split(sample, block, raw.line, settings.shares)
+                if raw.line in leaked:
+                    raise Rejected("straddles_split", LEAK_MESSAGE)
             except Rejected as rejected:
                 quarantine.append(_ledger_row(block, raw, rejected))
                 continue
@@ -81,7 +93,9 @@ def _split(sample: Sample, block: Block, line: int, shares: Shares) -> str:
     return split_of(shares, key=key, group=sample.group, pictures=[p.sha256 for p in sample.pictures])
 
 
-def _written_row(tar: ShardTar, block: Block, line: int, sample: Sample, split: str) -> dict[str, Any]:
+def _written_row(
+    tar: ShardTar | NoTar, block: Block, line: int, sample: Sample, split: str
+) -> dict[str, Any]:
     """Append the sample's members to the tar; its row of the index."""
     key = sample_key(block.records.slug, line)
     extensions = _extensions(sample)
@@ -99,6 +113,8 @@ def _written_row(tar: ShardTar, block: Block, line: int, sample: Sample, split: 
         "split": split,
         "group": sample.group,
         "kind": sample.kind,
+        "license": sample.license or block.records.license,
+        "origin": sample.origin or block.records.origin,
         "repeat": block.records.repeat,
         "json_offset": json_member.offset,
         "json_bytes": json_member.num_bytes,
@@ -135,6 +151,8 @@ def _member_json(
         "group": sample.group,
         "repeat": block.records.repeat,
         "max_tiles": sample.max_tiles,
+        **({"license": row_license} if (row_license := sample.license or block.records.license) else {}),
+        **({"origin": origin} if (origin := sample.origin or block.records.origin) else {}),
         **sample.fields,
     }
 

@@ -55,6 +55,25 @@ class ShardTar:
         return self._file.digest.hexdigest()
 
 
+class NoTar:
+    """Stands for a tar where rows are only checked; counts the bytes of the members."""
+
+    sha256 = ""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, exc_type, exc_value, traceback) -> None:
+        pass
+
+    def write(self, key: str, extension: str, data: bytes) -> Member:
+        self.num_bytes += _BLOCK_BYTES + -(-len(data) // _BLOCK_BYTES) * _BLOCK_BYTES
+        return Member(0, len(data))
+
+
 class _DigestingFile:
     """A file that is only written, with the size and sha256 of what went in."""
 

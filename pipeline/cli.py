@@ -6,10 +6,10 @@ import sys
 
 import typer
 
-from pipeline import cli_explain, cli_model, cli_runs
+from pipeline import cli_data, cli_explain, cli_model, cli_runs
 from pipeline.cli_options import print_errors
 from stages.context import Interrupted
-from vico.errors import UserError
+from vico.errors import Unreachable, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 
 COMMANDS = (  # in the order of `vico --help`
+    cli_data.init,
     cli_runs.run,
     cli_runs.submit,
     cli_runs.plan,
@@ -33,8 +34,13 @@ COMMANDS = (  # in the order of `vico --help`
     cli_model.export,
     cli_model.serve,
 )
+DATA_COMMANDS = (cli_data.check, cli_data.build)
 for command in COMMANDS:
     app.command()(command)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The shard stage by itself.")
+for command in DATA_COMMANDS:
+    data_app.command()(command)
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:
@@ -46,6 +52,9 @@ def main() -> None:
     except UserError as error:
         print_errors(str(error))
         sys.exit(2)
+    except Unreachable as error:
+        print_errors(str(error))
+        sys.exit(1)
     except Interrupted as stop:
         sys.exit(128 + signal.Signals[str(stop)])
     except KeyboardInterrupt:

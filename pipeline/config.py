@@ -111,7 +111,9 @@ def _with_absolute_paths(inputs: Inputs) -> Inputs:
     def absolute(records: RecordsConfig | None) -> RecordsConfig | None:
         if records is None or records.path is None:
             return records
-        return records.model_copy(update={"path": _absolute(records.path)})
+        return records.model_copy(
+            update={"path": _absolute_text(records.path), "root": _absolute_text(records.root)}
+        )
 
     return inputs.model_copy(
         update={
@@ -120,6 +122,11 @@ def _with_absolute_paths(inputs: Inputs) -> Inputs:
             "model": _absolute(inputs.model),
         }
     )
+
+
+def _absolute_text(path: str | None) -> str | None:
+    """A path made absolute; an address such as s3:// is that already."""
+    return path if path is None or "://" in path else str(_absolute(Path(path)))
 
 
 def _absolute(path: Path) -> Path:

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from data_prep import storage
 from data_prep.records import file_sha256
+from data_prep.storage import Place
 from pipeline.identity import digest
 from pipeline.json_files import SCHEMA, write_json
 from vico.errors import UserError
@@ -39,8 +41,11 @@ class DigestCache:
         self._known = self._load()
         self._changed = False
 
-    def sha256(self, path: Path) -> str:
-        """The file's digest, from the cache while real path, size, times and inode are what they were."""
+    def sha256(self, path: Place) -> str:
+        """The file's digest, from the cache while real path, size, times and inode are what they were; of a
+        remote file, its size and version."""
+        if isinstance(path, str):
+            return self._remote_sha256(path)
         real = os.path.realpath(path)
         before = os.stat(real)
         mark = [before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino]
@@ -53,10 +58,23 @@ class DigestCache:
             self._changed = True
         return value
 
+    def _remote_sha256(self, address: str) -> str:
+        mark = [*storage.mark(address), "remote", ""][:4]
+        known = self._known.get(address)
+        if known is not None and known[:-1] == mark:
+            return known[-1]
+        value = file_sha256(address)
+        if len(storage.mark(address)) == 2:  # a server that names no version may change the file unseen
+            self._known[address] = [*mark, value]
+            self._changed = True
+        return value
+
     def save(self) -> None:
         """Keep what was learned; files that are gone are forgotten."""
         if self._changed:
-            files = {path: mark for path, mark in self._known.items() if os.path.exists(path)}
+            files = {
+                path: mark for path, mark in self._known.items() if "://" in path or os.path.exists(path)
+            }
             write_json(self.path, {"schema": SCHEMA, "files": files})
             self._changed = False
 

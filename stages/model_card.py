@@ -24,7 +24,8 @@ simple. {layout}
 | base model | {base_name}, sha256 of its weights `{base_digest}` |
 | licence of the base model | {licence} |
 | data | {samples} samples in {shards} shards, sha256 over those of the shards `{data_digest}` |
-| licences of the data | as stated by each record: `license` in the shards' KEY.json |
+| licences of the data | {data_licences} |
+| origins of the data | {data_origins} |
 {run}| method | ViCO: consistency training against the base model, then a router trained on loss ratios |
 | router on test tiles | AUC {auc}, {num_test} tiles |
 
@@ -93,6 +94,8 @@ def model_card(
         tokens_compressed=sizes["compressed"],
         base_name=base[0],
         base_digest=base[1],
+        data_licences=_stated(data.get("licenses", {}), "as stated by each record"),
+        data_origins=_stated(data.get("origins", {}), "as named by each record"),
         samples=f"{data['written']:,}",
         shards=len(shards),
         data_digest=hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
@@ -110,6 +113,19 @@ def model_card(
         compressed=metrics["compressed"]["similarity"],
         compressed_saved=metrics["compressed"]["tokens_saved"],
     )
+
+
+def _stated(counts: Mapping[str, int], how: str) -> str:
+    """Values with their samples, for a cell of a table; what no record and no set states is said last."""
+    named = [f"{_cell(value)} ({count:,})" for value, count in counts.items() if value]
+    silent = counts.get("", 0)
+    if not named:
+        return "not stated by records or sets"
+    return f"{how}: {', '.join(named)}" + (f"; {silent:,} not stated" if silent else "")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
 
 
 def _row(rule: str, entry: Mapping[str, Any], bold: bool) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,10 +27,10 @@ if TYPE_CHECKING:
     from stages.context import Context
     from stages.parts import Parts
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 INPUTS = ("records", "heldout", "tokenizer")
 NEEDS_RAY = True
-COUNTS = ("read", "written", "quarantined", "pictures", "pictures_on_several_sides", "tiles", "bytes")
+COUNTS = ("read", "written", "quarantined", "pictures", "tiles", "bytes")
 _DISK_MARGIN = 1.05  # tar padding, index and ledger on top of the estimate
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ class ShardTask:
     settings: ShardSettings
     tokenizer: Path
     parts: Parts
+    leaked: frozenset[int] | None = None
+    """Lines to leave out of the final shard; None: the shard is checked by itself and waits."""
 
 
 def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
@@ -91,6 +95,7 @@ def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
         if not blocks:
             raise UserError("inputs.records has no rows; give annotation files with at least one line")
         write_shards(config, context, blocks)
+        settle_shards(config, context, blocks)
         write_summary(parts, len(blocks), sets)
     return finished_counts(parts)
 
@@ -108,28 +113,87 @@ def all_sets(context: Context) -> list[RecordSet]:
 
 
 def write_shards(config: ShardConfig, context: Context, blocks: list[Block]) -> None:
-    """Write the shards that are not there yet, each in a Ray task."""
+    """Write the shards that are not there yet, each in a Ray task; they wait for `settle_shards`.
+
+    No data goes through Ray, and a task holds one row with its pictures at a time, so `resources.tasks`
+    bounds the bytes in flight.
+    """
     from cluster.ray_session import ray_session
     from cluster.tasks import map_tasks
+    from data_prep.shard_folder import waiting_tar
     from data_prep.shards import shard_name
 
     parts = context.parts
-    missing = [block for block in blocks if not parts.done(shard_name(block.number))]
+    missing = [
+        block
+        for block in blocks
+        if not parts.done(shard_name(block.number)) and not parts.done(waiting_tar(block.number))
+    ]
     refuse_small_disk(missing, parts)
     num_rows = sum(block.num_lines for block in blocks)
     num_done = num_rows - sum(block.num_lines for block in missing)
     context.progress(num_done, num_rows, "rows")
     if not missing:
         return
-    heldout = any(block.records.heldout for block in blocks)
-    tasks = [
-        ShardTask(block, shard_settings(config, block.records, heldout), context.inputs["tokenizer"], parts)
-        for block in missing
-    ]
+    tasks = shard_tasks(config, context, blocks, missing)
     with ray_session(context.site):
         for number, _ in map_tasks(write_part, tasks, site=context.site, check=context.check):
             num_done += missing[number].num_lines
             context.progress(num_done, num_rows, "rows")
+
+
+def settle_shards(config: ShardConfig, context: Context, blocks: list[Block]) -> None:
+    """Give the shards their final names; those with samples that straddle the split are written again without
+    them."""
+    from cluster.ray_session import ray_session
+    from cluster.tasks import map_tasks
+    from data_prep.leaks import leaked_lines
+    from data_prep.shard_folder import checked_contents, kept_sidecar_name, waiting_tar
+    from data_prep.shards import shard_name
+
+    parts = context.parts
+    leaked = leaked_lines(lambda: checked_contents(parts.output, len(blocks)))
+    again = []
+    for block in blocks:
+        context.check()
+        if parts.done(shard_name(block.number)):
+            continue
+        if block.number in leaked:
+            again.append(block)
+            continue
+        (parts.output / kept_sidecar_name(block.number)).unlink(missing_ok=True)
+        os.replace(parts.output / waiting_tar(block.number), parts.partial(shard_name(block.number)))
+        parts.publish(shard_name(block.number))
+    if again:
+        logger.warning(
+            "%d samples have a picture on another side of the split; they go to quarantine",
+            sum(len(lines) for lines in leaked.values()),
+        )
+        tasks = shard_tasks(config, context, blocks, again, leaked)
+        with ray_session(context.site):
+            for _ in map_tasks(write_part, tasks, site=context.site, check=context.check):
+                pass
+
+
+def shard_tasks(
+    config: ShardConfig,
+    context: Context,
+    blocks: list[Block],
+    chosen: list[Block],
+    leaked: Mapping[int, frozenset[int]] | None = None,
+) -> list[ShardTask]:
+    """The tasks of the chosen blocks; those with `leaked` lines write the final shard."""
+    heldout = any(block.records.heldout for block in blocks)
+    return [
+        ShardTask(
+            block,
+            shard_settings(config, block.records, heldout),
+            context.inputs["tokenizer"],
+            context.parts,
+            None if leaked is None else leaked[block.number],
+        )
+        for block in chosen
+    ]
 
 
 def shard_settings(config: ShardConfig, records: RecordSet, heldout: bool) -> ShardSettings:
@@ -150,18 +214,19 @@ def shard_settings(config: ShardConfig, records: RecordSet, heldout: bool) -> Sh
 
 def write_part(task: ShardTask) -> None:
     """One shard: its sidecar is published first, its tar last; a sidecar alone is what a killed task left."""
-    from data_prep.shard_folder import sidecar_name, write_sidecar
+    from data_prep.shard_folder import kept_sidecar_name, sidecar_name, waiting_tar, write_sidecar
     from data_prep.shards import shard_name, write_shard
 
     parts, number = task.parts, task.block.number
-    tar, sidecar = shard_name(number), sidecar_name(number)
+    waits = task.leaked is None
+    tar = waiting_tar(number) if waits else shard_name(number)
+    sidecar = sidecar_name(number) if waits else kept_sidecar_name(number)
     if parts.done(tar):  # by a task whose worker died before it could say so
         return
     (parts.output / sidecar).unlink(missing_ok=True)
     try:
-        content = write_shard(
-            parts.partial(tar), task.block, task.settings, prompt_format(str(task.tokenizer))
-        )
+        tokens = prompt_format(str(task.tokenizer))
+        content = write_shard(parts.partial(tar), task.block, task.settings, tokens, task.leaked or ())
         write_sidecar(parts.partial(sidecar), content)
         parts.publish(sidecar)
         parts.publish(tar)
@@ -201,21 +266,16 @@ def write_summary(parts: Parts, num_shards: int, sets: list[RecordSet]) -> None:
         QUARANTINE_FILE,
         contents,
         manifest,
-        num_shared_pictures,
         write_index,
         write_quarantine,
     )
 
     write_index(parts.partial(INDEX_FILE), contents(parts.output, num_shards))
     parts.publish(INDEX_FILE, replace=True)
-    shared = num_shared_pictures(parts.output / INDEX_FILE)
-    if shared:
-        logger.warning("%d pictures stand on several sides of the split: groups or held-out rows", shared)
     write_quarantine(parts.partial(QUARANTINE_FILE), contents(parts.output, num_shards))
     parts.publish(QUARANTINE_FILE, replace=True)
     about = {one.name: {"repeat": one.repeat} for one in sets}
-    found = manifest(contents(parts.output, num_shards), about)
-    parts.write_json(MANIFEST_FILE, {**found, "pictures_on_several_sides": shared})
+    parts.write_json(MANIFEST_FILE, manifest(contents(parts.output, num_shards), about))
 
 
 def finished_counts(parts: Parts) -> dict[str, float | int | str]:

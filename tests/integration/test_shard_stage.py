@@ -166,6 +166,42 @@ def test_held_out_records_are_the_test_split(tmp_path, model, ray_up):
     assert counts["num_test"] == 7 and counts["read"] == 31
 
 
+def test_training_rows_with_a_held_out_picture_are_quarantined(tmp_path, model, ray_up):
+    """Also where a row has a group, which puts it on a side without looking at its pictures."""
+    meta = write_meta(tmp_path / "train", mine={})
+    for n in range(12):
+        (tmp_path / "train" / "images" / f"{n}.png").write_bytes(picture(n))
+    rows = [row(f"{n}.png", group="g" if n % 2 else None, answer=str(n)) for n in range(12)]
+    write_lines(tmp_path / "train" / "mine.jsonl", [*rows, row(["0.png", "7.png"], group="h")])
+    heldout = write_meta(tmp_path / "held", out={"root": str(tmp_path / "train" / "images")})
+    write_lines(tmp_path / "held" / "out.jsonl", [row("6.png"), row("7.png")])
+    config, folder = ShardConfig(samples_per_shard=4, calib_share=0), tmp_path / "shard"
+    counts = run(config, context_of(folder, model, internvl(meta), internvl(heldout)))
+    found = {(entry["source"], entry["line"]): entry["reason"] for entry in ledger(folder)}
+    assert found == {("mine", line): "straddles_split" for line in (6, 7, 12)}
+    assert (counts["read"], counts["written"], counts["quarantined"]) == (15, 12, 3)
+    assert manifest(folder)["splits"] == {"train": 10, "calib": 0, "test": 2}
+    shards = manifest(folder)["shards"]
+    samples = list(
+        webdataset.WebDataset([str(folder / "output" / one["name"]) for one in shards], shardshuffle=False)
+    )
+    keys = load_index(folder / "output").table(["key"])["key"].to_pylist()
+    assert [sample["__key__"] for sample in samples] == keys and "mine-00000007" not in keys
+    assert not (folder / "output" / "sidecars").exists()
+
+
+def test_licences_and_origins_come_from_row_or_set_and_are_counted(tmp_path, model, ray_up):
+    meta = write_meta(tmp_path, mine={"license": "CC-BY-4.0", "source": "a museum"})
+    rows = [row(), row(answer="2", license="CC0"), row(answer="3", source="a book")]
+    write_lines(tmp_path / "mine.jsonl", rows)
+    run(ShardConfig(), context_of(tmp_path / "shard", model, internvl(meta)))
+    table = load_index(tmp_path / "shard" / "output").table(["license", "origin"])
+    assert table["license"].to_pylist() == ["CC-BY-4.0", "CC0", "CC-BY-4.0"]
+    assert table["origin"].to_pylist() == ["a museum", "a museum", "a book"]
+    assert manifest(tmp_path / "shard")["licenses"] == {"CC-BY-4.0": 2, "CC0": 1}
+    assert manifest(tmp_path / "shard")["origins"] == {"a museum": 2, "a book": 1}
+
+
 def test_sets_have_their_own_repeat_and_tiles(tmp_path, model, ray_up):
     meta = write_meta(tmp_path, few={"max_dynamic_patch": 2, "repeat_time": 0.5}, many={})
     (tmp_path / "images" / "a.png").write_bytes(picture(1, (400, 100)))
@@ -215,7 +251,7 @@ def test_a_full_disk_in_a_task_is_one_clear_line(tmp_path, model):
     meta = write_good_records(tmp_path / "records")
     (block,) = record_blocks(record_sets(internvl(meta)), 1000)
     context = context_of(tmp_path / "shard", model, internvl(meta))
-    os.symlink("/dev/full", context.parts.partial("00000.tar"))
+    os.symlink("/dev/full", context.parts.partial("sidecars/00000.tar"))
     with pytest.raises(UserError, match=r"storage=.* is full \(No space left on device\)"):
         write_part(
             ShardTask(block, shard_settings(ShardConfig(), block.records, False), model, context.parts)
@@ -242,13 +278,13 @@ def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_ru
     process = subprocess.Popen(command, cwd=root, env=environment | {"PYTHONPATH": str(root)})
     try:
         deadline = time.monotonic() + 120
-        while len(list(folder.glob("output/*.tar"))) < 4:
+        while len(list(folder.glob("output/sidecars/*.tar"))) < 4:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    left = list(folder.glob("output/*.tar"))
+    left = list(folder.glob("output/**/*.tar"))
     assert not (folder / "output" / "manifest.json").exists() and 4 <= len(left) < 40
     run(ShardConfig(**config), context_of(folder, model, internvl(meta), attempt=2))
     after = {name: data for name, data in content(folder).items() if ".partial-1" not in name}

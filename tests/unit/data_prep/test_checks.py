@@ -6,9 +6,10 @@ import zlib
 
 import pytest
 
-from data_prep.blocks import RawRow, block_rows, record_blocks
+from data_prep.blocks import block_rows, record_blocks
 from data_prep.checks import RowLimits, checked_sample
 from data_prep.pictures import checked_picture, picture_in_root
+from data_prep.raw_rows import RawRow
 from data_prep.reasons import REASONS, Rejected
 from data_prep.records import RecordsConfig, record_sets
 from tests.record_files import picture, row, write_hostile_records
@@ -75,7 +76,7 @@ def test_a_sample_keeps_bytes_words_and_small_fields(prompt_format):
     }
     sample = sample_of(row("a.jpg", **fields), prompt_format, {"a.jpg": data})
     assert (sample.record_id, sample.kind, sample.group) == ("7", "sign", "12")
-    assert sample.fields == {"license": "CC0", "score": 0.5}
+    assert (sample.fields, sample.license, sample.origin) == ({"score": 0.5}, "CC0", "")
     (one,) = sample.pictures
     assert (one.data, one.extension, one.width, one.height) == (data, "jpg", 120, 60)
     assert sample_of(row(), prompt_format).kind == "text"

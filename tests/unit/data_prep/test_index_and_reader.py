@@ -211,7 +211,7 @@ def test_another_tiling_or_tokenizer_than_the_index_is_refused(copied, prompt_fo
     one_more = pc.add(table["text_tokens"], pa.scalar(1, pa.int32()))
     place = table.schema.get_field_index("text_tokens")
     table = table.set_column(place, "text_tokens", one_more)
-    pq.write_table(table.replace_schema_metadata({b"vico.schema": b"1"}), copied / "index.parquet")
+    pq.write_table(table.replace_schema_metadata({b"vico.schema": b"2"}), copied / "index.parquet")
     with pytest.raises(ShardMismatch, match="the text gives"):
         SampleReader(copied, prompt_format).sample(1)
 
@@ -221,7 +221,7 @@ def test_a_missing_or_foreign_index_is_refused(copied, tmp_path):
         load_index(tmp_path)
     table = pq.read_table(copied / "index.parquet")
     pq.write_table(table.replace_schema_metadata({b"vico.schema": b"99"}), copied / "index.parquet")
-    with pytest.raises(UserError, match="has schema 99, this version reads 1"):
+    with pytest.raises(UserError, match="has schema 99, this version reads 2"):
         load_index(copied)
 
 

@@ -17,7 +17,8 @@ from vico.errors import UserError
         ({"format": "internvl"}, "path is missing"),
         ({"format": "demo", "path": "meta.json"}, "path=meta.json has no effect"),
         ({"format": "internvl", "path": "meta.json", "num_samples": 7}, "num_samples=7 has no effect"),
-        ({"format": "webdataset", "path": "x"}, "format"),
+        ({"format": "webdatasets", "path": "x"}, "format"),
+        ({"format": "internvl", "path": "x", "root": "y"}, "root=y has no effect"),
         ({"format": "demo", "num_sample": 7}, "num_sample"),
     ],
 )

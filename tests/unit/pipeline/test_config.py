@@ -199,7 +199,7 @@ def test_paths_are_relative_to_the_working_directory(load, monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path / "work")
     head = "inputs: {records: {format: internvl, path: ../meta.json}, model: models/tiny}\n"
     inputs = load(head=head).inputs
-    assert inputs.records.path == tmp_path / "meta.json"
+    assert inputs.records.path == str(tmp_path / "meta.json")
     assert inputs.model == tmp_path / "work" / "models" / "tiny"
 
 

@@ -1,0 +1,141 @@
+"""A real S3 server (moto) in a process of its own, and a proxy before it that injects faults."""
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+HOST = "127.0.0.1"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+_HOP_HEADERS = ("transfer-encoding", "connection", "content-length")
+
+
+class FaultyProxy(ThreadingHTTPServer):
+    """Forwards to an S3 server. `fault` is called with the number of each request from 0 and gives None,
+    "503", or "stop" (the body ends half way through)."""
+
+    daemon_threads = True
+
+    def __init__(self, target_port: int):
+        super().__init__((HOST, 0), _Handler)
+        self.target_port, self.fault, self.num_requests = target_port, lambda number: None, 0
+        self.faults: list[str] = []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultyProxy
+
+    def _forward(self) -> None:
+        with self.server.lock:
+            fault = self.server.fault(self.server.num_requests)
+            self.server.num_requests += 1
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length) if length else None
+        if fault == "503":
+            self.server.faults.append(fault)
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        connection = http.client.HTTPConnection(HOST, self.server.target_port, timeout=30)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        data = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in _HOP_HEADERS:
+                self.send_header(name, value)
+        is_head = self.command == "HEAD"
+        length = answer.getheader("Content-Length") if is_head else len(data)
+        self.send_header("Content-Length", str(length or 0))
+        self.end_headers()
+        if fault == "stop" and self.command == "GET" and len(data) > 10:
+            self.server.faults.append(fault)
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        if not is_head:
+            self.wfile.write(data)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def s3_server() -> Iterator[FaultyProxy]:
+    """The proxy before a running server; both are gone afterwards."""
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(port, process)
+        proxy = FaultyProxy(port)
+        thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+        thread.start()
+        yield proxy
+        proxy.shutdown()
+        proxy.server_close()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for(port: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"http://{HOST}:{port}/moto-api/", timeout=2).close()
+            return
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, "the S3 server does not start"
+            time.sleep(0.1)
+
+
+def upload(proxy: FaultyProxy, bucket: str, files: dict[str, bytes]) -> None:
+    """Objects by their keys, in a bucket that is made when it is not there."""
+    import botocore.session
+
+    client = botocore.session.Session().create_client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=f"http://{HOST}:{proxy.target_port}",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+    client.create_bucket(Bucket=bucket)
+    for key, data in files.items():
+        client.put_object(Bucket=bucket, Key=key, Body=data)
+
+
+def environment(proxy: FaultyProxy, patience_s: float = 30) -> dict[str, str]:
+    """Environment variables that send S3 to the proxy."""
+    return {
+        **CREDENTIALS,
+        "AWS_ENDPOINT_URL_S3": proxy.url,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "VICO_REMOTE_PATIENCE_S": str(patience_s),
+        "NO_PROXY": f"{HOST},localhost," + os.environ.get("NO_PROXY", ""),
+    }
