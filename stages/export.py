@@ -14,7 +14,7 @@ from stages.inference import POLICY_FOLDER, ROUTER_FILE
 from stages.model_card import model_card, stated_licence
 from stages.stage_config import StageConfig
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 INPUTS = ("shard", "model", "consistency", "router", "evaluate")
 NEEDS_RAY = False
 MODEL_FOLDER = "model"

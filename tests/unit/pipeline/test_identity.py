@@ -120,13 +120,13 @@ def test_a_value_without_a_stable_form_is_refused(value):
 
 # By stage at its defaults and seed 0, outside inputs named by themselves; CODE_VERSION and INPUTS move them.
 STAGES = {
-    "shard": "c000653abd6510de",
-    "consistency": "fe476432f773d916",
-    "ratio": "ecc6bc0b771e55c9",
-    "label": "30efd053ae342da0",
-    "router": "f596f9bb8cebe884",
-    "evaluate": "6014c07cf23aa6a6",
-    "export": "fb9c4bb7fde14b46",
+    "shard": "153540cef93c8ca6",
+    "consistency": "93bc3dbd32c8ac3e",
+    "ratio": "672750b177dd8959",
+    "label": "f0d1c29110c73c7c",
+    "router": "b887a73a6a63a273",
+    "evaluate": "231c0fb0ece8d6c7",
+    "export": "cdc6b84e1958a70e",
 }
 
 
