@@ -56,6 +56,7 @@ def vico(*arguments: object, **options) -> subprocess.Popen:
     """Starts the command line in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
+    environment |= options.pop("extra_environment", {})
     command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     return subprocess.Popen(command, env=environment, **options)

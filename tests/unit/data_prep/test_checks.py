@@ -3,6 +3,7 @@
 import json
 import os
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -131,3 +132,9 @@ def test_a_picture_bomb_is_refused_before_it_is_decoded():
     with pytest.raises(Rejected) as caught:
         checked_picture(bomb, "bomb.png", max_pixels=178_956_970, decode=True)
     assert caught.value.reason == "too_many_pixels"
+
+
+def test_the_page_about_records_lists_every_reason():
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    for reason, when in REASONS.items():
+        assert f"| `{reason}` | {when} |" in page

@@ -1,0 +1,79 @@
+"""`vico init`, `vico data check` and `vico data build` as a user gives them, on good and bad records."""
+
+import json
+from collections import Counter
+
+import pytest
+import yaml
+
+from tests.integration.demo_pipeline import answer, finished, vico
+from tests.record_files import write_good_records, write_hostile_records
+from tests.s3_server import environment, s3_server, upload
+from tests.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with a model, a site and a pipeline file on the hostile set."""
+    folder = tmp_path_factory.mktemp("project")
+    make_tiny_model(folder / "model")
+    meta, reasons = write_hostile_records(folder / "bad")
+    site = {"name": "test", "storage": str(folder / "runs"), "tracking": {"enabled": False}}
+    (folder / "site.yaml").write_text(yaml.safe_dump(site))
+    content = {
+        "inputs": {"records": {"format": "internvl", "path": str(meta)}, "model": str(folder / "model")},
+        "shard": {"samples_per_shard": 9, "max_pixels": 200_000, "max_tokens": 400},
+    }
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(content))
+    return folder, reasons
+
+
+def test_a_hostile_set_is_checked_and_built_and_every_row_is_accounted_for(project):
+    folder, reasons = project
+    where = (folder / "pipeline.yaml", "--site", folder / "site.yaml")
+    report = answer("data", "check", *where)
+    assert not (folder / "runs").exists(), "a check writes nothing"
+    assert report["read"] == report["written"] + report["quarantined"]
+    assert report["reasons"] == dict(sorted(Counter(reasons.values()).items()))
+    assert {row["line"] for rows in report["examples"].values() for row in rows} <= set(reasons)
+
+    code, out, err = finished(vico("data", "build", *where))
+    assert code == 0, err[-2000:]
+    assert "shard: done" in out and f"read {report['read']}" in out, "a summary"
+    (output,) = (folder / "runs" / "shard").glob("*/output")
+    rows = [json.loads(line) for line in (output / "quarantine.jsonl").read_text().splitlines()]
+    assert {row["line"]: row["reason"] for row in rows} == reasons
+    manifest = json.loads((output / "manifest.json").read_text())
+    for name in ("read", "written", "quarantined", "reasons", "splits"):
+        found = {k: v for k, v in manifest[name].items() if v} if name == "splits" else manifest[name]
+        assert found == report[name], "the check said what the build did"
+
+
+def test_a_server_that_fails_ends_the_command_with_one_line_and_exit_code_1(project):
+    folder, _ = project
+    with s3_server() as proxy:
+        upload(proxy, "records", {"a.json": b"[]"})
+        proxy.fault = lambda number: "503"
+        env = environment(proxy, patience_s=1)
+        records = ("--set", "inputs.records={format: llava, path: s3://records/a.json}")
+        for command in (("data", "check"), ("run", "--until", "shard")):
+            arguments = (folder / "pipeline.yaml", "--site", folder / "site.yaml", *records)
+            code, _, err = finished(vico(*command, *arguments, extra_environment=env))
+            assert code == 1 and "s3://records/a.json could not be read in" in err
+            assert "Traceback" not in err and len(err.splitlines()) == 1
+
+
+def test_init_writes_a_meta_file_and_a_pipeline_that_can_be_planned(tmp_path, project):
+    write_good_records(tmp_path / "data").unlink()
+    model = project[0] / "model"
+    arguments = ("init", tmp_path / "mine.yaml", "--data", tmp_path / "data", "--model", model)
+    code, out, err = finished(vico(*arguments))
+    assert code == 0 and "24 good" in out, err
+    (entry,) = json.loads((tmp_path / "data" / "meta.json").read_text()).values()
+    assert (entry["root"], entry["annotation"], entry["length"]) == ("images", "good.jsonl", 24)
+    planned = answer("plan", tmp_path / "mine.yaml", "--storage", tmp_path / "runs")
+    assert planned[0]["stage"] == "shard" and planned[0]["action"] == "run"
+    code, _, err = finished(vico(*arguments))
+    assert code == 2 and "mine.yaml exists" in err
+    code, _, err = finished(vico("init", tmp_path / "new.yaml", "--data", tmp_path / "data" / "images"))
+    assert code == 2 and "has no *.jsonl file" in err
