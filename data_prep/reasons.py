@@ -18,7 +18,7 @@ REASONS: dict[str, str] = {
     "too_many_pixels": "A picture has more pixels than shard.max_pixels.",
     "image_count": "The conversation has more or fewer <image> marks than the row has pictures.",
     "over_budget": "Text and tiles take more tokens than shard.max_tokens.",
-    "straddles_split": "The row's pictures fall on two sides of the split, or stand on another side elsewhere.",
+    "straddles_split": "The row's pictures fall on two sides, or stand on another side elsewhere.",
 }
 
 
