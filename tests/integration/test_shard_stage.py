@@ -1,5 +1,6 @@
 """The shard stage on real Ray: every row accounted for, the same bytes with any workers, kills."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,10 +8,12 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 import webdataset
 
@@ -289,3 +292,28 @@ def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_ru
     run(ShardConfig(**config), context_of(folder, model, internvl(meta), attempt=2))
     after = {name: data for name, data in content(folder).items() if ".partial-1" not in name}
     assert after == content(tmp_path / "whole")
+
+
+def test_a_killed_worker_changes_nothing(tmp_path, model, ray_up):
+    """kill -9 of the processes that write shards, in the middle: tried again, the same bytes, none left."""
+    meta = write_good_records(tmp_path / "records", num_rows=120)
+    config = ShardConfig(samples_per_shard=3)
+    run(config, context_of(tmp_path / "whole", model, internvl(meta)))
+    folder, killed = tmp_path / "killed", []
+
+    def kill_workers():
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("output/sidecars/*.tar"))) < 4 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                title = "".join(process.cmdline())
+                if title.startswith("ray::") and "gent" not in title:
+                    process.kill()
+                    killed.append(title)
+
+    killer = threading.Thread(target=kill_workers)
+    killer.start()
+    run(config, context_of(folder, model, internvl(meta)))
+    killer.join()
+    assert any("call" in title for title in killed) and content(folder) == content(tmp_path / "whole")
