@@ -73,7 +73,7 @@ class Ways:
     def __init__(self, folder: Path, num_samples: int):
         self.num_samples = num_samples
         self.records = write_jpeg_records(folder, num_samples)
-        self.images, self.annotation = (self.records.path.parent / n for n in ("images", "set.jsonl"))
+        self.images, self.annotation = (Path(self.records.path).parent / n for n in ("images", "set.jsonl"))
         self.scratch = Path(tempfile.mkdtemp(dir=folder))
         self.model = make_tiny_model(self.scratch / "model", tile_size=448)
         self.site = context_of(self.scratch, self.model, self.records).site
