@@ -14,6 +14,7 @@ import yaml
 from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).parents[2]
+STAGES = ["shard", "consistency", "ratio", "label", "router", "evaluate", "export"]
 
 
 def write_pipeline(folder: Path) -> Path:
@@ -52,17 +53,18 @@ def write_pipeline(folder: Path) -> Path:
     return path
 
 
-def vico(*arguments: object, **options) -> subprocess.Popen:
-    """Starts the command line in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def vico(*arguments: object, dies: str = "", **options) -> subprocess.Popen:
+    """Starts the command line in a process of its own; `dies`: PLACE:STAGE at which it kills itself."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "VICO_DIE": dies}
     environment.pop("RAY_ADDRESS", None)
     environment |= options.pop("extra_environment", {})
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    module = "tests.integration.planted_deaths" if dies else "pipeline.cli"
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     return subprocess.Popen(command, env=environment, **options)
 
 
-def finished(process: subprocess.Popen, timeout_s: float = 300) -> tuple[int, str, str]:
+def finished(process: subprocess.Popen, timeout_s: float = 900) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of a command."""
     out, err = process.communicate(timeout=timeout_s)
     return process.returncode, out, err

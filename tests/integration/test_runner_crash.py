@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -33,8 +35,8 @@ def test_the_same_command_after_a_kill_gives_what_an_undisturbed_run_gives(
     project, undisturbed, stage, place
 ):
     number = 0 if stage == "total" else 2
-    where = f"{stage}:{number}" if place == "middle" else f"{place}:{stage}"
-    project.vico("run", code=-signal.SIGKILL, TINY_KILL=where)
+    planted = {"TINY_KILL": f"{stage}:{number}"} if place == "middle" else {"VICO_DIE": f"{place}:{stage}"}
+    project.vico("run", code=-signal.SIGKILL, **planted)
     (run,) = project.runs()
     killed = project.status()
     assert killed["state"] == "interrupted"
@@ -160,6 +162,37 @@ def test_drivers_started_at_once_make_one_run(project, undisturbed):
         assert len(project.status()["attempts"]) == 1
         assert project.outputs() == undisturbed
         subprocess.run(["rm", "-r", str(project.storage)], check=True)
+
+
+@pytest.mark.slow  # forty processes
+def test_two_drivers_at_once_are_one_writer_in_twenty_rounds(project, undisturbed):
+    """One writes; the other waits, or says who holds the run, or comes late and finds the work done. In every
+    second round one of them is killed somewhere, and the same command mends it."""
+    moments, refused = random.Random(0), 0
+    for number in range(20):
+        waiting = ["--wait", "60"] if number % 4 < 2 else []
+        drivers = [project.start("run", *waiting) for _ in range(2)]
+        if number % 2:
+            time.sleep(0.5 + moments.random())
+            drivers[0].kill()
+        ends = []
+        for driver in drivers:
+            output, errors = driver.communicate(timeout=120)
+            assert "Traceback" not in output + errors
+            assert driver.returncode in (0, -signal.SIGKILL) or "is held by run" in errors, errors
+            ends.append(driver.returncode)
+        refused += ends.count(1)
+        if -signal.SIGKILL in ends or 0 not in ends:
+            project.vico("run")
+        assert len(project.runs()) == 1
+        assert project.status()["state"] == "done"
+        assert project.outputs() == undisturbed
+        assert project.half_written() == []
+        for stage in STAGES:
+            begun = {path.name for path in project.stage(stage).glob("attempts/*")}
+            assert len(begun) <= (2 if number % 2 else 1), "a stage was begun by two drivers"
+        subprocess.run(["rm", "-r", str(project.storage)], check=True)
+    assert refused, "no round had a driver that found the run held"
 
 
 @pytest.mark.slow  # the counter is watched for 30 s, twice
