@@ -30,6 +30,8 @@ TABLE_BYTES = 1_000_000
 """Larger JSON files of an output stay in the store alone."""
 MANIFEST = "manifest.json"
 """The file by which a data set in an output is known."""
+HANDED_OUT = "export"
+"""The stage whose model becomes a version in the model registry."""
 _NO_DATA = ("model", "tokenizer")
 
 
@@ -47,6 +49,10 @@ class ModelOutput:
     name: str
     uri: str
     digest: str
+
+    @property
+    def mark(self) -> str:
+        return f"{self.name}:{self.digest}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Projection:
     counts: Mapping[str, float] = field(default_factory=dict)
     datasets: tuple[DataSet, ...] = ()
     models: tuple[ModelOutput, ...] = ()
+    registers_as: str = ""
+    """Name under which the models become versions in the model registry; empty where they do not."""
     files: tuple[tuple[Path, str], ...] = ()
     """Files with the artifact folder each belongs in."""
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -135,6 +143,7 @@ def of_stage(run: RunFile, name: str, site: Site) -> Projection | None:
         counts={} if elsewhere or record is None else dict(_numbers(record.counts)),
         datasets=tuple(_datasets(run, name, site, inputs, record)),
         models=() if elsewhere or record is None else tuple(_models(folder, record)),
+        registers_as=run.experiment if name == HANDED_OUT else "",
         files=() if elsewhere else tuple(_files(folder)),
     )
 

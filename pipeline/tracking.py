@@ -1,12 +1,11 @@
 """MLflow as a projection of the store: a run is what its files say, and MLflow is made to agree with them.
 
 All of it can be done again: what a kill or an outage keeps from MLflow is sent later, once. Called by the
-tracker's thread. Only this module imports MLflow, which takes 4 to 6 seconds, so only inside functions.
+tracker's thread. MLflow takes 4 to 6 seconds to import, so it is imported inside functions only.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -14,17 +13,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.secrets import without_passwords
 from cluster.site import Site
 from pipeline.metric_files import MetricFiles, metric_key
 from pipeline.projection import Projection, of_pipeline, of_stage
 from pipeline.runs import ENDED, Runs
+from pipeline.tracking_outputs import Made
 from pipeline.tracking_state import STATE_FILE, SentRun, SentState, SentSteps, sqlite_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 # Limits of MLflow: metrics of a batch, params or tags of a batch, characters.
-NUM_METRICS, NUM_PARAMS, DIGEST_LENGTH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 36, 6000, 5000
+NUM_METRICS, NUM_PARAMS, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 5000
 
 
 class MlflowRuns:
@@ -78,10 +79,12 @@ class MlflowRuns:
         self._tell_params(projection, sent)
         self._tell_tags(projection, sent, parent_id)
         self._tell_metrics(projection, sent)
-        self._tell_datasets(projection, sent)
+        made = Made(self.client, self.site.tracking_uri, self.experiment_id, projection, sent)
+        made.tell_datasets()
         self._tell_status(projection, sent)
-        self._tell_models(projection, sent)
-        self._tell_files(projection, sent)
+        made.tell_models(self._identity(projection))
+        made.tell_files()
+        made.tell_versions()
 
     def _sent(self, projection: Projection, parent_id: str | None) -> SentRun:
         """The MLflow run of the projection: found or made, and, the first time, asked for what it has."""
@@ -143,6 +146,7 @@ class MlflowRuns:
             datasets=[f"{dataset.name}:{dataset.digest}" for dataset in datasets],
             models=known.models if known else {},
             files=known.files if known else {},
+            versions=known.versions if known else {},
         )
         self._steps[name] = SentSteps(sent.steps, steps)
         self._metrics.pop(name, None)
@@ -195,6 +199,7 @@ class MlflowRuns:
                 ]
                 self._tell_values(sent, steps, values)
                 files.take(lines)
+                self._save()  # after an outage there may be minutes of them
             steps.settle()
         end_s = projection.end_s or projection.start_s
         counts = [(f"summary/{key}", 0, value, end_s) for key, value in projection.counts.items()]
@@ -215,53 +220,6 @@ class MlflowRuns:
             self.client.log_batch(sent.id, metrics=chunk, synchronous=True)
             for metric in chunk:
                 steps.add(metric.key, metric.step)
-
-    def _tell_datasets(self, projection: Projection, sent: SentRun) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        for one in projection.datasets:
-            digest = one.digest[:DIGEST_LENGTH]
-            if f"{one.name}:{digest}" in sent.datasets:
-                continue
-            source = json.dumps(one.source, sort_keys=True)
-            profile = json.dumps(one.profile) if one.profile else None
-            dataset = Dataset(one.name, digest, "vico", source, profile=profile)
-            given = DatasetInput(dataset, [InputTag("mlflow.data.context", one.context)])
-            with sqlite_lock(self.site.tracking_uri):
-                self.client.log_inputs(sent.id, datasets=[given])
-            sent.datasets.append(f"{one.name}:{digest}")
-
-    def _tell_models(self, projection: Projection, sent: SentRun) -> None:
-        """An external LoggedModel for each: where its files are and their digest, not the files."""
-        from mlflow.entities import LoggedModelOutput
-
-        for one in projection.models:
-            if f"{one.name}:{one.digest}" in sent.models:
-                continue
-            filters = f"source_run_id = '{sent.id}' and tags.`vico.digest` = '{one.digest}'"
-            found = list(self.client.search_logged_models([self.experiment_id], filters, max_results=1))
-            tags = {"mlflow.model.isExternal": "true", "vico.digest": one.digest, "vico.uri": one.uri}
-            tags |= self._identity(projection)
-            model = found[0] if found else None
-            if model is None:
-                model = self.client.create_logged_model(self.experiment_id, one.name, sent.id, tags)
-            self.client.finalize_logged_model(model.model_id, "READY")
-            outputs = self.client.get_run(sent.id).outputs
-            if model.model_id not in [known.model_id for known in (outputs.model_outputs if outputs else [])]:
-                self.client.log_outputs(sent.id, [LoggedModelOutput(model.model_id, step=0)])  # not twice
-            sent.models[f"{one.name}:{one.digest}"] = model.model_id
-
-    def _tell_files(self, projection: Projection, sent: SentRun) -> None:
-        for name, text in projection.texts.items():
-            if name not in sent.files:
-                self.client.log_text(sent.id, text, name)
-                sent.files[name] = [len(text), 0]
-        for path, folder in projection.files:
-            facts = path.stat()
-            signature = [facts.st_size, facts.st_mtime_ns]
-            if sent.files.get(f"{folder}/{path.name}") != signature:
-                self.client.log_artifact(sent.id, str(path), folder)
-                sent.files[f"{folder}/{path.name}"] = signature
 
     def _tell_status(self, projection: Projection, sent: SentRun) -> None:
         if sent.status == projection.status:
@@ -318,4 +276,5 @@ def chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """The error without a password that the URL of a server may hold."""
+    return f"{type(error).__name__}: {without_passwords(' '.join(str(error).split()))[:200]}"

@@ -33,6 +33,8 @@ class SentRun(BaseModel):
     datasets: list[str] = []
     models: dict[str, str] = {}
     """Name and digest of a model -> its id."""
+    versions: dict[str, str] = {}
+    """Name and digest of a model -> its version in the model registry."""
     files: dict[str, list[int]] = {}
     """Path of an artifact -> size and time of change of the file when it was sent."""
 

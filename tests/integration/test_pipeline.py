@@ -13,34 +13,14 @@ from safetensors.torch import load_file
 from stages.parts import Parts
 from stages.training_metrics import read_metrics
 from tests.integration.demo_pipeline import (
+    STAGES,
     answer,
     finished,
     kill_with_children,
     vico,
     wait_until,
-    write_pipeline,
 )
 from vico.checkpoints import load_model
-
-STAGES = ["shard", "consistency", "ratio", "label", "router", "evaluate", "export"]
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    """Pipeline and site file, and the last line of one undisturbed run."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    config = write_pipeline(folder)
-    site = folder / "site.yaml"
-    return config, site, answer("run", config, "--site", site)
-
-
-@pytest.fixture(scope="module")
-def outputs(pipeline) -> dict[str, Path]:
-    _, site, run = pipeline
-    status = answer("status", run["run"], "--site", site)
-    assert [stage["name"] for stage in status["stages"]] == STAGES
-    assert {stage["state"] for stage in status["stages"]} == {"done"}
-    return {stage["name"]: Path(stage["path"]) for stage in status["stages"]}
 
 
 def read_json(path: Path):
@@ -145,6 +125,9 @@ def test_mlflow_has_one_run_with_a_child_for_every_stage(pipeline, outputs):
     tables = [file.path for file in client.list_artifacts(runs["evaluate"].info.run_id, "tables")]
     assert "tables/table.md" in tables
     assert "figures/quality_against_tokens.png" in figures
+    version = client.get_model_version_by_alias("test", "candidate")
+    assert (version.run_id, version.tags["vico.run"]) == (runs["export"].info.run_id, run["run"])
+    assert version.tags["vico.uri"] == (outputs["export"] / "model").as_uri()
 
 
 def test_a_second_run_reuses_everything_within_seconds(pipeline):

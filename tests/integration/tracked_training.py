@@ -1,7 +1,7 @@
 """A process that trains as far as tracking can tell, for a test to kill: it goes on from its last checkpoint
 and writes the metrics of a step every few milliseconds, with a real tracker beside it.
 
-    python -m tests.integration.tracked_training STORAGE NUM_STEPS
+    python -m tests.integration.tracked_training STORAGE NUM_STEPS [TRACKING_URI]
 """
 
 import json
@@ -17,6 +17,10 @@ from pipeline.tracker import Tracker
 
 FINGERPRINT = "f" * 64
 CHECKPOINT_EVERY = 25
+STOP_FILE = "stop"
+"""In the storage: the training ends with the step it is at, as if it were the last."""
+STEP_S, SERVER_STEP_S = 0.01, 0.05
+"""A busy machine's server takes some seconds for a thousand values; no real training outruns it."""
 EXPERIMENT = "killed"
 
 
@@ -33,8 +37,8 @@ def the_run(runs: Runs) -> RunFile:
     )
 
 
-def main(storage: Path, num_steps: int) -> None:
-    site = Site.model_validate({"storage": str(storage), "tracking": {"interval_s": 0.05}})
+def main(storage: Path, num_steps: int, uri: str | None = None) -> None:
+    site = Site.model_validate({"storage": str(storage), "tracking": {"interval_s": 0.05, "uri": uri}})
     runs = Runs(storage)
     run = the_run(runs)
     with acquire(runs.run_folder(run.run), run.run) as run_lease:
@@ -50,11 +54,11 @@ def main(storage: Path, num_steps: int) -> None:
             checkpoint = folder.output / "checkpoint"
             step = int(checkpoint.read_text()) if checkpoint.exists() else 0
             with (parts.attempt_folder / "metrics.jsonl").open("a", buffering=1) as metrics:
-                while step < num_steps:
+                while step < num_steps and not (storage / STOP_FILE).exists():
                     step += 1
                     values = {"loss": 1 / step, "attempt": float(lease.attempt)}
                     metrics.write(json.dumps({"step": step, "time": time.time(), "metrics": values}) + "\n")
-                    time.sleep(0.01)
+                    time.sleep(STEP_S if uri is None else SERVER_STEP_S)
                     if step % CHECKPOINT_EVERY == 0:
                         checkpoint.write_text(str(step))
             run.state = run.stages["train"].state = run.attempts[-1].state = "done"
@@ -64,4 +68,4 @@ def main(storage: Path, num_steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -26,7 +26,7 @@ DOORS = {
     "ray": ("cluster/",),
     "ray.train": ("stages/train_workers.py",),
     "deepspeed": ("stages/engine.py",),
-    "mlflow": ("pipeline/tracking.py", "pipeline/tracking_audit.py"),
+    "mlflow": ("pipeline/tracking.py", "pipeline/tracking_outputs.py", "pipeline/tracking_audit.py"),
     "webdataset": ("data_prep/tars.py",),
     "fastapi": ("pipeline/serve_app.py",),
     "starlette": ("pipeline/serve_app.py",),
