@@ -1,6 +1,7 @@
 """One stage of a run in the store: its record, every byte of its output, and the metrics of its attempts.
 Called by the audit."""
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,8 @@ from pipeline.store import AttemptFile, Record, StageFolder, record_digest
 from vico.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
+CLOCK_SLACK_S = 1.0
+"""Clocks are set right by less than that all the time."""
 _MORE_LINES = 1 << 30
 
 
@@ -140,6 +143,10 @@ def audit_metrics(folder: StageFolder, found: Findings) -> None:
     good = [line for line in own if line.time_s > 0.0]
     for path, step in _twice(good):
         found.problem(folder.stage, "metrics_overlap", path, f"step {step} stands there twice")
+    for earlier, later in itertools.pairwise(good):
+        if later.path == earlier.path and later.time_s < earlier.time_s - CLOCK_SLACK_S:
+            back_s = earlier.time_s - later.time_s
+            found.note(folder.stage, f"the clock jumped back {back_s:.0f} s before step {later.step}")
     steps = {line.step for line in good}
     missing = [step for step in range(min(steps, default=0), max(steps, default=0)) if step not in steps]
     if missing:

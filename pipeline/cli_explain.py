@@ -1,6 +1,7 @@
 """Commands that explain runs and clear up after them."""
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +27,19 @@ def audit(
     reap: Annotated[
         bool, typer.Option("--reap", help="First end the MLflow runs of drivers that are dead.")
     ] = False,
+    sample: Annotated[
+        str | None, typer.Option("--sample", metavar="KEY", help="Only say where this sample was used.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", metavar="N", help="Only say which samples made step N, from 1.")
+    ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check that all that is recorded of a run still holds: files, digests, lineage, metrics, MLflow."""
     from pipeline.audit import audit_run
+    from pipeline.audit_report import log_report
     from pipeline.views import console, findings_table
 
     if run is None and not reap:
@@ -41,7 +49,13 @@ def audit(
         sys.exit(1)
     if run is None:
         return
+    if sample is not None or step is not None:
+        _show_samples(where, run, sample, step, as_json)
+        return
     found = audit_run(where, run)
+    unlogged = log_report(where, run, found, datetime.now(UTC).isoformat(timespec="seconds"))
+    if unlogged:
+        found.note("pipeline", unlogged)
     if as_json:
         print_json(sys.stdout, found.as_json())
     else:
@@ -133,6 +147,22 @@ def gc(
         )
     else:
         console().print(garbage_table(found, dry_run))
+
+
+def _show_samples(site: Any, run: str, sample: str | None, step: int | None, as_json: bool) -> None:
+    """The answer to --sample or --step."""
+    from pipeline.audit_samples import RunSamples
+    from pipeline.views import console, sample_tables, step_tables
+
+    if sample is not None and step is not None:
+        raise UserError("--sample and --step are two questions; ask one at a time")
+    samples = RunSamples(site, run)
+    found = samples.sample(sample) if sample is not None else samples.step(step)
+    if as_json:
+        print_json(sys.stdout, found)
+        return
+    for table in sample_tables(found) if sample is not None else step_tables(found):
+        console().print(table)
 
 
 def _reaped(site: Any) -> bool:

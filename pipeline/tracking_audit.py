@@ -19,7 +19,8 @@ from pipeline.projection import PIPELINE, Projection, of_pipeline, of_stage
 from pipeline.run_records import record_of
 from pipeline.runs import ENDED, RunFile, Runs
 from pipeline.tracker import sync
-from pipeline.tracking import DIGEST_LENGTH, PARAM_LENGTH, TAG_LENGTH, mlflow_client, one_line
+from pipeline.tracking import PARAM_LENGTH, TAG_LENGTH, mlflow_client, one_line
+from pipeline.tracking_outputs import DIGEST_LENGTH
 from pipeline.tracking_state import STATE_FILE, SentState
 from vico.errors import UserError
 
@@ -196,6 +197,23 @@ def same(recorded: float, shown: float) -> bool:
     if not math.isfinite(recorded):
         return math.isnan(recorded) or abs(shown) > _LARGEST
     return math.isclose(recorded, shown, rel_tol=1e-12, abs_tol=1e-300)
+
+
+def log_texts(site: Site, run: RunFile, texts: Mapping[str, str]) -> str | None:
+    """Put texts by artifact path into the MLflow run of the pipeline; why not, None if they are there or the
+    run was never tracked."""
+    folder = Runs(site.storage).run_folder(run.run)
+    sent = SentState.of(folder, site.tracking_place).runs.get(PIPELINE)
+    run_id = sent.id if sent is not None else run.mlflow_run_id
+    if run_id is None:
+        return None
+    try:
+        client = mlflow_client(site.tracking_uri)
+        for path, text in texts.items():
+            client.log_text(run_id, text, path)
+    except Exception as error:  # of a server, a database, a store of artifacts
+        return f"the report is not in MLflow at {site.tracking_place}: {one_line(error)}"
+    return None
 
 
 def active_run(client: MlflowClient, run_id: str) -> Any:

@@ -116,6 +116,38 @@ def differences_table(found: dict[str, Any]) -> Table:
     return table
 
 
+def sample_tables(found: dict[str, Any]) -> list[Table]:
+    """`vico audit --sample`: its uses in training, then its rows in the stages' tables."""
+    title = f"{found['key']}: split {found['split']}, shard {found['shard']}, tiles {found['tiles']}"
+    tables = [_rows_table(found["uses"], f"{title}; used {len(found['uses'])} times")]
+    return tables + [_rows_table(rows, name) for name, rows in found.items() if _is_rows(name, rows)]
+
+
+def step_tables(found: dict[str, Any]) -> list[Table]:
+    """`vico audit --step`: the samples of the step in each training."""
+    step = found["step"]
+    return [_rows_table(rows, f"{stage}, step {step}") for stage, rows in found["stages"].items()]
+
+
+def _is_rows(name: str, value: Any) -> bool:
+    return name != "uses" and isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _rows_table(rows: list[dict[str, Any]], title: str) -> Table:
+    table = Table(*(rows[0] if rows else ()), box=None, pad_edge=False, title=escape(title))
+    table.title_justify = "left"
+    for row in rows:
+        table.add_row(*(_value_shown(value) for value in row.values()))
+    return table
+
+
+def _value_shown(value: Any) -> str:
+    """Rates of tiles as letters: f full, c compressed."""
+    if isinstance(value, list):
+        return "".join("c" if one else "f" for one in value)
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+
+
 def garbage_table(found: list[Garbage], dry_run: bool) -> Table:
     mib = sum(one.bytes for one in found) / (1 << 20)
     title = f"{'would free' if dry_run else 'freed'} {mib:.1f} MiB in {len(found)} places"

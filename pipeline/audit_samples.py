@@ -1,0 +1,135 @@
+"""`vico audit RUN --sample KEY` and `--step N`: in which packs and steps a sample was used and what was
+measured of it, and which samples made a step. Asked of the plan that the training itself follows.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.site import Site
+from data_prep.index import ShardIndex, load_index
+from pipeline.config import Inputs
+from pipeline.graph import StageSpec
+from pipeline.run_records import record_of
+from pipeline.runs import RunFile, Runs
+from vico.errors import UserError
+
+TRAININGS = ("consistency", "router")
+TABLES = {"ratio": "ratios.parquet", "label": "labels.parquet", "router": "scores.parquet"}
+"""Stage -> the table of its output that has rows by key."""
+
+
+class RunSamples:
+    """The finished stages of one run as far as samples go; a stage that is not done is left out."""
+
+    def __init__(self, site: Site, name: str):
+        self.site = site
+        self.run: RunFile = Runs(site.storage).named(name)
+        found = {stage: record_of(self.run, stage, site.storage) for stage in self.run.stages}
+        self.records = {stage: one for stage, one in found.items() if one is not None}
+        if "shard" not in self.records:
+            raise UserError(f"run {self.run.run} has no finished shard stage, so no samples; finish the run")
+        self.index: ShardIndex = load_index(self.output("shard"))
+
+    def output(self, stage: str) -> Path:
+        return self.records[stage].folder / "output"
+
+    def sample(self, key: str) -> dict[str, Any]:
+        """Where the sample lies, every use of it in training, and its rows in the tables of the stages.
+
+        Raises UserError for a key that no shard holds.
+        """
+        table = self.index.table(["key"])
+        found = table.filter(pc.equal(table["key"], key))["row"].to_pylist()
+        if not found:
+            raise UserError(f"--sample {key}: {self._why_not(key)}")
+        row = self.index.row(found[0])
+        place = {name: row[name] for name in ("shard", "split", "group", "repeat", "tiles", "text_tokens")}
+        uses = [
+            use
+            for stage in self._trainings()
+            for use in self._uses(stage)
+            if use.pop("row") == found[0] and row["split"] == "train"
+        ]
+        return {"run": self.run.run, "key": key, **place, "uses": uses, **self._measured(key)}
+
+    def step(self, number: int) -> dict[str, Any]:
+        """The samples of update `number` (from 1, as in the metrics) of each training."""
+        stages: dict[str, Any] = {}
+        for stage in self._trainings():
+            packs = self._packs(stage)
+            if 1 <= number <= packs.num_steps:
+                uses = [{"key": self._key(use.pop("row")), **use} for use in _uses_of_step(packs, number)]
+                stages[stage] = [_without(use, "stage", "step") for use in uses]
+        if not stages:
+            longest = max((self._packs(stage).num_steps for stage in self._trainings()), default=0)
+            raise UserError(
+                f"--step {number}: the trainings of run {self.run.run} have at most {longest} steps, from 1"
+            )
+        return {"run": self.run.run, "step": number, "stages": stages}
+
+    def _why_not(self, key: str) -> str:
+        """Whether the ledger says why the sample is in no shard."""
+        ledger = self.output("shard") / "quarantine.jsonl"
+        for line in ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else ():
+            entry = json.loads(line)
+            if key in (entry.get("key"), f"{entry.get('source')}-{entry.get('line')}"):
+                return f"quarantined: {entry['reason']} ({entry['message']})"
+        return f"no shard of run {self.run.run} holds it; keys are in {self.index.path}"
+
+    def _key(self, row: int) -> str:
+        return self.index.row(row)["key"]
+
+    def _trainings(self) -> list[str]:
+        """Those whose steps are known: one whose result was adopted has none here."""
+        adopted = self.run.config["inputs"].get("adopt", {})
+        return [stage for stage in TRAININGS if stage in self.records and stage not in adopted]
+
+    def _uses(self, stage: str) -> Iterator[dict[str, Any]]:
+        packs = self._packs(stage)
+        for step in range(1, packs.num_steps + 1):
+            yield from ({"stage": stage, **use} for use in _uses_of_step(packs, step))
+
+    def _packs(self, stage: str) -> Any:
+        """The packs of all steps, as the ranks of the stage get them."""
+        record = self.records[stage].record
+        config = StageSpec(stage, f"stages.{stage}").config_class.model_validate_json(
+            json.dumps(record.identity["config"])
+        )
+        shard = self.output("shard")
+        if stage == "consistency":
+            from stages.consistency_worker import ConsistencyPacks
+
+            inputs = Inputs.model_validate_json(json.dumps(self.run.config["inputs"]))
+            return ConsistencyPacks(config, shard, inputs.model)
+        from stages.parts import Parts
+        from stages.router_worker import RouterPacks, RouterSettings
+
+        policy, labels = self.output("consistency") / "policy", self.output("label")
+        parts = Parts(self.records[stage].folder, record.attempt)
+        return RouterPacks(RouterSettings(config, shard, policy, labels, parts, self.site.train))
+
+    def _measured(self, key: str) -> dict[str, list[dict[str, Any]]]:
+        """The sample's rows of every stage's table, under the name of the table."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for stage, name in TABLES.items():
+            if stage in self.records and (self.output(stage) / name).is_file():
+                table = pq.read_table(self.output(stage) / name, filters=[("key", "=", key)])
+                rows = [_without(row, "key", "split") for row in table.to_pylist()]
+                found[name.removesuffix(".parquet")] = rows
+        return found
+
+
+def _uses_of_step(packs: Any, step: int) -> Iterator[dict[str, Any]]:
+    for number, pack in enumerate(packs.packs(step - 1)):
+        for row, copy, compressed in zip(pack.rows, pack.copies, pack.compressed, strict=True):
+            rates = [bool(one) for one in compressed]
+            yield {"step": step, "pack": number, "row": int(row), "copy": int(copy), "compressed": rates}
+
+
+def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
