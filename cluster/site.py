@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cluster.secrets import without_passwords
 from vico.errors import UserError
 
 SITES_FOLDER = Path(__file__).resolve().parent.parent / "sites"
@@ -138,6 +138,33 @@ class Jobs(SitePart):
     """The interpreter on the cluster, in which this project's dependencies are installed."""
 
 
+class Retries(SitePart):
+    """How often a stage that failed is begun again by the same command, by the kind of failure and over the
+    whole run. What only the user can mend (bad input, a full disk) never is. Workers are replaced within a
+    stage before that: resources.max_retries, train.max_failures.
+    """
+
+    worker: int = Field(0, ge=0)
+    """A process or node died for good, or a rank ended in an error."""
+    io: int = Field(0, ge=0)
+    """A file system or a connection failed."""
+    memory: int = Field(0, ge=0)
+    error: int = Field(0, ge=0)
+    """Anything else that code raised."""
+    pause_s: float = Field(30, ge=0)
+    """Before the stage begins again."""
+
+
+class Hook(SitePart):
+    """What is told when a command on a run has ended, however it ended."""
+
+    command: list[str] = []
+    """Program and arguments; gets JSON on standard input."""
+    url: str | None = Field(None, pattern=r"^https?://[^/]+")
+    """Gets the same JSON as a POST."""
+    timeout_s: float = Field(30, gt=0)
+
+
 class Site(SitePart):
     name: str = "local"
     storage: Path = Path("runs")
@@ -147,6 +174,8 @@ class Site(SitePart):
     inference: Inference = Inference()
     tracking: Tracking = Tracking()
     jobs: Jobs = Jobs()
+    retries: Retries = Retries()
+    hook: Hook = Hook()
 
     @model_validator(mode="after")
     def local_ray_is_large_enough(self) -> Site:
@@ -172,7 +201,7 @@ class Site(SitePart):
     @property
     def tracking_place(self) -> str:
         """The tracking URI without the password that it may hold, for files and messages."""
-        return re.sub(r"//[^/@]*@", "//", self.tracking_uri)
+        return without_passwords(self.tracking_uri)
 
 
 def load_site(site: str | Path | None = None, *, storage: str | Path | None = None) -> Site:

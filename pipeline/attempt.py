@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.secrets import MaskingFormatter
 from cluster.site import Site
 from data_prep.records import RecordsConfig
 from pipeline.lease import Lease
@@ -55,7 +56,7 @@ class StageContext:
 def logging_to(path: Path) -> Iterator[None]:
     """Everything that is logged from INFO on also goes to this file."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    formatter = logging.Formatter("%(asctime)s driver %(levelname)s %(name)s: %(message)s")
+    formatter = MaskingFormatter("%(asctime)s driver %(levelname)s %(name)s: %(message)s")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     root = logging.getLogger()

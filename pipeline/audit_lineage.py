@@ -31,6 +31,11 @@ def audit_lineage(run: RunFile, records: Mapping[str, Record], storage: Path, fo
     sources: dict[str, dict[str, list[str]]] = {}
     for stage, record in records.items():
         path = StageFolder(storage, stage, record.fingerprint).record_path
+        adopted_from = (run.config.get("inputs") or {}).get("adopt", {}).get(stage)
+        if adopted_from is not None:
+            text = f"adopted from {adopted_from}, digest {str(record.identity['config'].get('digest'))[:12]}"
+            found.note(stage, f"{text}; its own lineage is not known here")
+            continue
         _audit_config(stage, record, run, run_path, found)
         for name in sorted({*record.inputs, *record.identity.get("inputs", {})}):
             found.checked["inputs"] += 1

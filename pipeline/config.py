@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from cluster.secrets import places_of_passwords
 from cluster.site import Site
 from data_prep.records import RecordsConfig
 from pipeline.config_errors import error_lines
@@ -27,6 +28,8 @@ class Inputs(BaseModel):
     records: RecordsConfig
     heldout: RecordsConfig | None = None
     model: Path
+    adopt: dict[str, Path] = {}
+    """Stage -> folder with its result, made elsewhere: it is taken over by digest, the stage does not run."""
 
 
 class PipelineConfig(BaseModel):
@@ -75,6 +78,12 @@ def load_config(path: Path, graph: Graph, overrides: Sequence[str] = ()) -> Pipe
     content = yaml_mapping(path, "config")
     for override in overrides:
         _apply(content, override)
+    secret = places_of_passwords(content)
+    if secret:
+        raise UserError(
+            f"{secret[0]} holds a password, which every record of the run would keep; give the URL without "
+            "it, and the password in the environment or the files that its library reads"
+        )
     form = config_class(graph)
     try:
         # By way of JSON, since only there a strict check takes lists for tuples and text for paths.
@@ -83,6 +92,8 @@ def load_config(path: Path, graph: Graph, overrides: Sequence[str] = ()) -> Pipe
         raise UserError(error_lines(error, form)) from error
     except ValueError as error:
         raise UserError(f"{path}: {error}; mend the YAML there") from error
+    for stage in config.inputs.adopt:
+        graph.check_name(stage, "inputs.adopt")
     return config.model_copy(update={"inputs": _with_absolute_paths(config.inputs)})
 
 
@@ -120,6 +131,7 @@ def _with_absolute_paths(inputs: Inputs) -> Inputs:
             "records": absolute(inputs.records),
             "heldout": absolute(inputs.heldout),
             "model": _absolute(inputs.model),
+            "adopt": {stage: _absolute(folder) for stage, folder in inputs.adopt.items()},
         }
     )
 

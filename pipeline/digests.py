@@ -69,6 +69,11 @@ class DigestCache:
             self._changed = True
         return value
 
+    def sha256s(self, paths: Iterable[Path]) -> list[str]:
+        """The digests of many files; those that are not known are read by several threads."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self.sha256, paths))
+
     def save(self) -> None:
         """Keep what was learned; files that are gone are forgotten."""
         if self._changed:

@@ -17,6 +17,7 @@ from pipeline.identity import stage_fingerprint, stage_identity
 from pipeline.runs import pipeline_digest
 from pipeline.sources import source_digests
 from pipeline.store import NO_DAMAGE, Damage, Record, StageFolder, records_of
+from stages.adopted import AdoptedConfig, adopted_files, files_digest
 from stages.stage_config import StageConfig
 from vico.errors import UserError
 
@@ -29,6 +30,8 @@ class StageTask:
     config: StageConfig
     inputs: Mapping[str, str]
     """Fingerprints by input name; an input the pipeline does not have is left out."""
+    adopted_from: Path | None = None
+    """The folder with the result, where it was made elsewhere."""
 
     @property
     def name(self) -> str:
@@ -74,9 +77,17 @@ def resolve(graph: Graph, config: PipelineConfig, cache: DigestCache) -> Pipelin
     for spec in graph.stages:
         inputs = {name: known[name] for name in spec.inputs if name in known}
         task = StageTask(spec, config.stage(spec.name), inputs)
+        if spec.name in config.inputs.adopt:
+            task = _adopting_task(spec.name, config.inputs.adopt[spec.name], cache)
         known[spec.name] = task.fingerprint
         tasks.append(task)
     return Pipeline(config, sources, tuple(tasks))
+
+
+def _adopting_task(stage: str, folder: Path, cache: DigestCache) -> StageTask:
+    """The task that takes over a stage's result from elsewhere; it has no inputs of the pipeline's."""
+    found = files_digest(adopted_files(stage, folder), cache.sha256)
+    return StageTask(StageSpec(stage, "stages.adopted"), AdoptedConfig(digest=found), {}, folder)
 
 
 def _source_fingerprints(graph: Graph, config: PipelineConfig, cache: DigestCache) -> dict[str, str]:
@@ -219,6 +230,8 @@ def _planned(
         reasons = [found.reason, *code_changes(task, found.record)]
         return PlannedStage(task.name, "reuse", task.fingerprint, reasons), found.record.output_digest
     reasons = [found.reason] if found.reason else changes(task, storage)
+    if task.adopted_from is not None:
+        reasons = [f"adopted from {task.adopted_from}, digest {task.config.digest[:12]}", *reasons]
     return PlannedStage(task.name, "run", task.fingerprint, reasons), None
 
 

@@ -1,6 +1,5 @@
 """What must hold before a run starts anything: a storage folder with room, and free ports."""
 
-import errno
 import os
 import shutil
 from pathlib import Path
@@ -50,14 +49,3 @@ def check_ports(site: Site, pipeline: Pipeline, planned: list[PlannedStage]) -> 
         from cluster.ray_session import refuse_port_in_use
 
         refuse_port_in_use("ray.dashboard_port", site.ray.dashboard_port)
-
-
-def disk_full(error: BaseException | None) -> bool:
-    """Whether an exception, or what caused it, says that a disk is full; Ray wraps what its workers raise."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error):
-            return True
-        error = error.__cause__
-    return False

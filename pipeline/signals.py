@@ -62,6 +62,11 @@ class StopSignals:
         if self._received is not None:
             raise Interrupted(signal.Signals(self._received).name)
 
+    def wait(self, seconds: float) -> None:
+        """Sleep, unless a signal comes: then raise Interrupted."""
+        self._heard.wait(seconds)
+        self.check()
+
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._note(number)
         self._give_back()

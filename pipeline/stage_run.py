@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cluster.node_metrics import NodeSampler
 from cluster.site import Site
 from data_prep.records import RecordsConfig
 from pipeline.attempt import StageContext, logging_to
+from pipeline.digests import DigestCache
 from pipeline.facts import git_state, package_versions, site_facts
 from pipeline.lease import Lease, acquire
 from pipeline.planning import Pipeline, StageTask, Standing, code_changes, task_standing
@@ -18,8 +20,10 @@ from pipeline.runs import RunFile, Runs, StageEntry
 from pipeline.signals import StopSignals
 from pipeline.sources import source_digests, sources_digest
 from pipeline.store import OutputFile, Record, StageFolder, outputs_digest
+from stages.adopted import FOLDER as ADOPTED_FOLDER
 from stages.context import Interrupted, LeaseLost
 from stages.parts import Parts
+from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,7 @@ class StageRuns:
         runs: Runs,
         run: RunFile,
         lease: Lease,
+        cache: DigestCache,
         *,
         forced: frozenset[str],
         strict_code: bool,
@@ -45,6 +50,7 @@ class StageRuns:
         mlflow_run_id: Callable[[str], str | None],
     ):
         self.pipeline, self.site, self.runs, self.run, self.lease = pipeline, site, runs, run, lease
+        self.cache, self._whole = cache, set[str]()
         self.forced, self.strict_code, self.wait_s = forced, strict_code, wait_s
         self.signals, self.display = signals, display
         self._start_services, self._mlflow_run_id = start_services, mlflow_run_id
@@ -104,12 +110,29 @@ class StageRuns:
         self._outputs[task.name] = folder.output
         self.runs.save(self.run, self.lease)
 
+    def _refuse_changed_inputs(self, task: StageTask) -> None:
+        """UserError when bytes of a stage that this one reads are not those recorded, sizes being right.
+        Files that were read before and have not been touched since are not read again."""
+        for name in task.inputs:
+            if name not in self._outputs or name in self._whole:
+                continue
+            folder = StageFolder(self.site.storage, name, self.run.stages[name].fingerprint)
+            record = folder.record()
+            path = folder.changed(record, self.cache.sha256s) if record is not None else None
+            if path is not None:
+                raise UserError(
+                    f"{path} is not what stage {name} wrote, though its size is; --force {name} sets it "
+                    "aside and runs the stage again"
+                )
+            self._whole.add(name)
+
     def _set_aside(self, task: StageTask, folder: StageFolder, lease: Lease, reason: str) -> None:
         aside = folder.set_aside(lease)
         if aside is not None:
             self.display.line(f"{task.name}: earlier result moved to {aside} ({reason})")
 
     def _run(self, task: StageTask, folder: StageFolder, lease: Lease) -> None:
+        self._refuse_changed_inputs(task)
         self._start_services(task)
         found = self._standing(task)
         if found.way == "afresh":
@@ -145,7 +168,7 @@ class StageRuns:
             except Exception:
                 logger.exception("%s: attempt %d failed", task.name, lease.attempt)
                 raise
-            outputs = folder.outputs()
+            outputs = folder.outputs(self.cache.sha256s)
             missing = [name for name in found.expected if name not in outputs]
             if missing:
                 return missing
@@ -161,14 +184,15 @@ class StageRuns:
         context = StageContext(
             stage=task.name,
             parts=parts,
-            inputs={name: self._input(name) for name in task.spec.inputs},
+            inputs={name: self._input(name) for name in task.spec.inputs} | _adopted(task),
             site=self.site,
             leases=(self.lease, lease),
             signals=self.signals,
             display=self.display,
         )
         try:
-            counts = task.spec.run(task.config, context)
+            with NodeSampler(parts.attempt_folder):
+                counts = task.spec.run(task.config, context)
         except Exception:
             context.check()  # the failure may be what a stop or a lost lease looks like from inside
             raise
@@ -216,6 +240,11 @@ class StageRuns:
             facts=site_facts(self.site),
             mlflow_run_id=self._mlflow_run_id(task.name),
         )
+
+
+def _adopted(task: StageTask) -> dict[str, Path]:
+    """What a stage reads in place of its inputs when its result comes from elsewhere."""
+    return {} if task.adopted_from is None else {ADOPTED_FOLDER: task.adopted_from}
 
 
 def _iso(moment: datetime) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,12 @@ class StageFolder:
         latest = max(paths, key=lambda path: int(path.parent.name), default=None)
         return AttemptFile.read(latest, f"--force {self.stage} starts the stage afresh") if latest else None
 
+    def changed(self, record: Record, sha256s: Callable[[list[Path]], list[str]]) -> Path | None:
+        """The first output whose bytes are not those recorded."""
+        paths = [self.output / name for name in record.outputs]
+        found = zip(paths, sha256s(paths), record.outputs.values(), strict=True)
+        return next((path for path, sha256, file in found if sha256 != file.sha256), None)
+
     def has_output(self) -> bool:
         return self.output.is_dir() and any(self.output.iterdir())
 
@@ -194,14 +200,14 @@ class StageFolder:
     def output_names(self) -> list[str]:
         return sorted(_published(self.output))
 
-    def outputs(self) -> dict[str, OutputFile]:
+    def outputs(self, sha256s: Callable[[list[Path]], list[str]] = file_sha256s) -> dict[str, OutputFile]:
         """Every published file with its size and digest, sorted by name."""
         names = self.output_names()
         paths = [self.output / name for name in names]
         sizes = [path.stat().st_size for path in paths]
         return {
             name: OutputFile(bytes=size, sha256=sha256)
-            for name, size, sha256 in zip(names, sizes, file_sha256s(paths), strict=True)
+            for name, size, sha256 in zip(names, sizes, sha256s(paths), strict=True)
         }
 
     def _superseded(self) -> Path:

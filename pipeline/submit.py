@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from cluster.jobs import JobServer, JobStatus, write_package
+from cluster.secrets import places_of_passwords
 from cluster.site import Site
 from pipeline.facts import PACKAGED_GIT_FILE, git_state
 from pipeline.graph import Graph
@@ -80,7 +81,15 @@ def job_text(request: RunRequest, opened: OpenPipeline) -> JobText:
 
 
 def open_request(request: RunRequest, graph: Graph) -> OpenPipeline:
-    """The request read and checked, as `vico run` does it. Raises UserError."""
+    """The request read and checked, as `vico run` does it. Raises UserError, also for a site whose passwords
+    the job's package would keep.
+    """
+    secret = places_of_passwords(request.site.model_dump(mode="json"))
+    if secret:
+        raise UserError(
+            f"{secret[0]} (site {request.site.name}) holds a password, which the job's package would keep; "
+            "take it out, and set MLFLOW_TRACKING_USERNAME and _PASSWORD in the cluster's environment"
+        )
     opened = open_pipeline(request, graph)
     refused = [one.refused for one in opened.planned if one.refused]
     if refused:

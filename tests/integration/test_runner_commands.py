@@ -149,6 +149,24 @@ def test_other_bytes_of_an_input_are_not_built_on(done):
     assert done.record("square")["inputs"]["draw"] == other_record["output_digest"]
 
 
+def test_a_file_swapped_for_one_of_equal_size_is_not_built_on(done):
+    path = done.stage("draw") / "output" / "part-2.txt"
+    path.write_bytes(path.read_bytes()[::-1])
+    done.vico("run", "--set", "square.power=3", code=2)
+    assert f"{path} is not what stage draw wrote" in done.errors and "--force draw" in done.errors
+    assert len(list(done.storage.glob("square/*/attempts"))) == 1, "nothing of square was begun"
+    done.vico("run", "--set", "square.power=3", "--force", "draw")
+
+
+def test_a_storage_that_becomes_read_only_is_named_and_nothing_half_written_is_believed(project):
+    project.vico("run", code=1, TINY_FAIL="square:2", TINY_ERROR="EROFS")
+    assert "square failed: OSError: [Errno 30] planted" in project.errors
+    assert project.status()["state"] == "failed"
+    assert not (project.stage("square") / "record.json").exists()
+    project.vico("run")
+    assert project.half_written() == []
+
+
 @pytest.mark.parametrize("damage", ["", '{"schema": 1}', "{", "[]", '{"schema": 2}'])
 def test_a_damaged_record_is_refused_until_forced(done, damage):
     path = done.stage("square") / "record.json"
@@ -202,7 +220,7 @@ def test_until_runs_up_to_a_stage(project):
 
 def test_a_run_waiting_from_submission_is_picked_up(project):
     """What `vico submit` leaves: a pending run of the same pipeline, for the job's own `vico run`."""
-    project.vico("run", code=-9, TINY_KILL="before:draw")
+    project.vico("run", code=-9, VICO_DIE="before:draw")
     (run,) = project.runs()
     path = project.storage / "runs" / run / "run.json"
     stored = json.loads(path.read_text())

@@ -23,11 +23,23 @@ def write_part(context: Context, number: int, text: str) -> None:
             time.sleep(0.02)
     if os.environ.get("TINY_KILL") == place:
         os.kill(os.getpid(), signal.SIGKILL)
-    if os.environ.get("TINY_FAIL") == place and "TINY_ERROR" in os.environ:
+    fails = os.environ.get("TINY_FAIL") == place and not _failed_before()
+    if fails and "TINY_ERROR" in os.environ:
         raise OSError(getattr(errno, os.environ["TINY_ERROR"]), "planted")
-    if os.environ.get("TINY_FAIL") == place:
+    if fails:
         raise RuntimeError(f"planted in {place}\nand its last line")
     context.parts.partial(name).write_text(text)
     context.parts.publish(name)
     context.log({"length": len(text)}, number)
     context.progress(number + 1, 4, "parts")
+
+
+def _failed_before() -> bool:
+    """With TINY_ONCE=FILE a failure happens once."""
+    if "TINY_ONCE" not in os.environ:
+        return False
+    mark = Path(os.environ["TINY_ONCE"])
+    if mark.exists():
+        return True
+    mark.touch()
+    return False

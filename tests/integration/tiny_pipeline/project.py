@@ -62,6 +62,7 @@ class TinyProject:
         """Standard output of a command that must end with this exit code; its errors are in `errors`."""
         process = self.start(command, *arguments, **environment)
         output, self.errors = process.communicate(timeout=60)
+        self.last_output = output
         assert process.returncode == code, (process.returncode, output, self.errors)
         assert "Traceback" not in output + self.errors
         return output

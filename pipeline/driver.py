@@ -1,0 +1,271 @@
+"""The work of one command on one run whose lease it holds: its stages, one after another, and a true state
+whatever happens. Called by the runner.
+"""
+
+import logging
+import os
+import socket
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cluster.secrets import without_passwords
+from pipeline.failures import RetriesLeft, disk_full
+from pipeline.hook import call_hook
+from pipeline.lease import Lease, LeaseHeld
+from pipeline.opening import OpenPipeline, RunRequest
+from pipeline.planning import StageTask
+from pipeline.progress import Display
+from pipeline.runs import RunAttempt, RunFile, Runs, State
+from pipeline.signals import StopSignals
+from pipeline.stage_run import StageRuns
+from stages.context import Interrupted, LeaseLost
+from vico.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_GOES_ON = "the same command goes on"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a command ended: the run, its state, the exit code and, unless all is well, one line for the
+    user."""
+
+    run: str
+    state: State
+    storage: Path
+    exit_code: int = 0
+    message: str = ""
+
+
+class Driver:
+    """One command's work on one run whose lease it holds."""
+
+    def __init__(
+        self,
+        request: RunRequest,
+        opened: OpenPipeline,
+        runs: Runs,
+        run: RunFile,
+        lease: Lease,
+        signals: StopSignals,
+        display: Display,
+    ):
+        self.request, self.opened, self.runs, self.run = request, opened, runs, run
+        self.lease, self.signals, self.display = lease, signals, display
+        self.storage = request.site.storage
+        self._closing = ExitStack()
+        self._tracker: Any = None
+        self._retries = RetriesLeft(request.site.retries)
+        self._ray = False
+        self._ending, self._ended = threading.Lock(), False
+
+    def work(self) -> RunResult:
+        """Take every stage to done; whatever happens, run.json says it, and what was started is shut down."""
+        with self._closing:
+            try:
+                result = self._stages()
+            except LeaseLost as lost:
+                result = RunResult(self.run.run, "interrupted", self.storage, 1, str(lost))
+            self.display.line(f"run {self.run.run}: {result.state}")
+        if self._tracker is not None:
+            self._enter_tracking_ids()
+        self._tell_hook(result)
+        return result
+
+    def _tell_hook(self, result: RunResult) -> None:
+        """After everything else: what it starts finds the run as it ended."""
+        ending = {
+            "run": result.run,
+            "state": result.state,
+            "storage": str(result.storage),
+            "experiment": self.run.experiment,
+            "message": result.message,
+            "exit_code": result.exit_code,
+        }
+        fault = call_hook(self.request.site.hook, ending)
+        if fault:
+            self.display.line(fault)
+
+    def _stages(self) -> RunResult:
+        self._begin()
+        self.signals.on_stop = self._note_stop
+        stage_runs = StageRuns(
+            self.opened.pipeline,
+            self.request.site,
+            self.runs,
+            self.run,
+            self.lease,
+            self.opened.cache,
+            forced=self.opened.forced,
+            strict_code=self.request.strict_code,
+            wait_s=self.request.wait_s,
+            signals=self.signals,
+            display=self.display,
+            start_services=self._start_services,
+            mlflow_run_id=self._mlflow_run_id,
+        )
+        task = self.opened.pipeline.tasks[0]
+        try:
+            for task in self.opened.pipeline.tasks:
+                self.signals.check()
+                self._take(task, stage_runs)
+                self.opened.cache.save()
+        except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
+            return self._stopped(task, stop)
+        except LeaseHeld as held:
+            return self._end("interrupted", 1, str(held))
+        except LeaseLost:
+            self._end("interrupted", 1, f"{task.name} was taken over")
+            raise
+        except UserError as error:
+            self._mark_failed(task, error)
+            return self._end("failed", 2, without_passwords(f"{task.name}: {error}"))
+        except Exception as error:
+            return self._failed(task, error)
+        return self._end("done", 0, "")
+
+    def _take(self, task: StageTask, stage_runs: StageRuns) -> None:
+        """Bring a stage to done; what the site has retries for is begun again, from its last part."""
+        while True:
+            try:
+                return stage_runs.take(task)
+            except (LeaseHeld, LeaseLost):
+                raise
+            except Exception as error:
+                kind = self._retries.take(error)
+                if kind is None:
+                    raise
+                message = (
+                    f"{task.name}: {type(error).__name__}, tried again in {self._retries.pause_s:g} s "
+                    f"(retries.{kind}: {self._retries.left(kind)} more)"
+                )
+                logger.warning("%s", message, exc_info=error)
+                self.display.line(message)
+                self.signals.wait(self._retries.pause_s)
+
+    def _begin(self) -> None:
+        """Enter this command into run.json."""
+        run, display = self.run, self.display
+        going_on = bool(run.attempts)
+        if going_on and run.state == "failed":
+            for entry in run.stages.values():
+                entry.forced = False  # asked for again after a failure, --force means it again
+        run.state, run.error, run.site = "running", None, self.request.site.name
+        for entry in run.stages.values():
+            if entry.state != "done":
+                entry.state = "pending"
+        for attempt in run.attempts:
+            if attempt.state == "running":
+                attempt.state = "interrupted"
+        run.attempts.append(RunAttempt(started=_now(), host=socket.gethostname(), pid=os.getpid()))
+        self.runs.save(run, self.lease)
+        display.line(f"run {run.run}: {'goes on' if going_on else 'starts'} in {self.storage}")
+        kept = [name for name, entry in run.stages.items() if entry.forced and name in self.opened.forced]
+        if kept:
+            display.line(f"--force was followed before the crash: goes on with {', '.join(kept)}")
+
+    def _start_services(self, task: StageTask) -> None:
+        """Start tracking and, for a stage that needs it, Ray; both stay until the command ends."""
+        if self._tracker is None and self.request.site.tracking.enabled:
+            from pipeline.tracker import Tracker
+
+            self._tracker = Tracker(self.storage, self.request.site, self.runs.run_folder(self.run.run))
+            self._tracker.start()
+            self._closing.callback(self._finish_tracking)
+        if task.spec.needs_ray and not self._ray:
+            from cluster.ray_session import ray_session
+
+            self._closing.enter_context(ray_session(self.request.site))
+            self._ray = True
+        self.signals.install()
+
+    def _finish_tracking(self) -> None:
+        """The last word to MLflow; what it lacks is said, and is no failure of the run."""
+        lacks = self._tracker.finish()
+        if lacks:
+            self.display.line(lacks)
+
+    def _mlflow_run_id(self, stage: str) -> str | None:
+        return self._tracker.stage_run_id(stage) if self._tracker is not None else None
+
+    def _enter_tracking_ids(self) -> None:
+        """What the tracker learned at the end, when the server may have come back."""
+        for name, entry in self.run.stages.items():
+            if not entry.reused:
+                entry.mlflow_run_id = self._mlflow_run_id(name) or entry.mlflow_run_id
+        self.run.mlflow_run_id = self._tracker.run_id or self.run.mlflow_run_id
+        try:
+            self.runs.save(self.run, self.lease)
+        except LeaseLost as lost:
+            logger.warning("%s", lost)
+
+    def _stopped(self, task: StageTask, stop: BaseException) -> RunResult:
+        number = self.signals.received(within_s=1.0)
+        if number is None:
+            return self._failed(task, RuntimeError(f"its code ended the process ({stop!r})"))
+        return self._end("interrupted", 128 + number, f"stopped by {number.name}; {_GOES_ON}")
+
+    def _note_stop(self) -> None:
+        """Called from a thread: the state stands in run.json before the stage has come to a stop, since job
+        servers kill some seconds after their signal."""
+        with self._ending:
+            if self._ended:
+                return
+            noted = self.run.model_copy(deep=True)
+            _close(noted, "interrupted", f"stopped by a signal; {_GOES_ON}")
+            try:
+                self.runs.save(noted, self.lease)
+            except (LeaseLost, UserError, OSError) as error:
+                logger.warning("the stop could not be noted: %s", error)
+
+    def _mark_failed(self, task: StageTask, error: Exception) -> None:
+        """Also a stage that failed before its attempt began, as when Ray does not start."""
+        entry = self.run.stages[task.name]
+        if entry.state == "pending":
+            entry.state = "failed"
+            logger.error("%s: could not begin", task.name, exc_info=error)
+
+    def _failed(self, task: StageTask, error: Exception) -> RunResult:
+        begun = self.run.stages[task.name].state == "running"
+        self._mark_failed(task, error)
+        if disk_full(error):
+            message = (
+                f"{task.name}: no space left in storage={self.storage}; free some, then the same command"
+            )
+            return self._end("failed", 2, message)
+        attempt = task.folder(self.storage).path / "attempts" / str(self.run.stages[task.name].attempt)
+        log = (attempt if begun else self.runs.run_folder(self.run.run)) / "driver.log"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1] if lines else "no message"  # an error of a worker ends with what was raised there
+        reason = without_passwords(reason)[:300]
+        message = f"{task.name} failed: {type(error).__name__}: {reason}; see {log}"
+        return self._end("failed", 1, message)
+
+    def _end(self, state: State, exit_code: int, message: str) -> RunResult:
+        """Write how it ended; first of all, since what follows a signal may be SIGKILL."""
+        run = self.run
+        with self._ending:
+            self._ended = True
+            _close(run, state, message)
+            self.runs.save(run, self.lease)
+        if message:
+            logger.error("%s", message)
+        return RunResult(run.run, state, self.storage, exit_code, message)
+
+
+def _close(run: RunFile, state: State, message: str) -> None:
+    """Enter the end of a command: the stage that ran ends as the command does."""
+    run.state, run.error = state, message or None
+    run.attempts[-1].state, run.attempts[-1].ended = state, _now()
+    for entry in run.stages.values():
+        if entry.state == "running":
+            entry.state = state
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

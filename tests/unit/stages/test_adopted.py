@@ -1,0 +1,41 @@
+"""What may be adopted as the result of which stage."""
+
+import pytest
+
+from stages.adopted import NEEDED, adopted_files, files_digest
+from vico.errors import UserError
+
+
+def write(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_a_model_folder_is_taken_for_the_policy(tmp_path):
+    folder = write(tmp_path, "config.json", "model.safetensors", ".cache/x")
+    assert set(adopted_files("consistency", folder)) == {"policy/config.json", "policy/model.safetensors"}
+
+
+def test_an_output_folder_is_taken_as_it_is(tmp_path):
+    folder = write(tmp_path, "policy/config.json", "policy/model.safetensors")
+    assert set(adopted_files("consistency", folder)) == {"policy/config.json", "policy/model.safetensors"}
+
+
+@pytest.mark.parametrize("stage", NEEDED)
+def test_a_folder_without_what_later_stages_read_is_refused(tmp_path, stage):
+    folder = write(tmp_path, "something")
+    with pytest.raises(
+        UserError, match=f"inputs.adopt.{stage}=.* has no {NEEDED[stage][0]}; give the output"
+    ):
+        adopted_files(stage, folder)
+
+
+def test_the_digest_is_of_names_and_contents(tmp_path):
+    one, two = write(tmp_path / "one", "a", "b"), write(tmp_path / "two", "a", "b")
+    read = lambda path: path.read_text()  # noqa: E731
+    first = files_digest(adopted_files("x", one), read)
+    assert first == files_digest(adopted_files("x", two), read)
+    (two / "b").rename(two / "c")
+    assert first != files_digest(adopted_files("x", two), read)
