@@ -119,3 +119,10 @@ def test_a_hook_that_fails_is_told_and_fails_nothing(project, listener, hook, wo
     said = project.errors + project.last_output
     assert words in said and "secret-path" not in said
     assert project.status()["state"] == "done"
+
+
+def test_a_job_takes_no_password_along(project):
+    site(project, tracking={"uri": "http://me:secret@mlflow"}, jobs={"address": "http://ray:8265"})
+    project.vico("submit", "pipeline.yaml", "--print", code=2)
+    assert "tracking.uri (site tiny) holds a password" in project.errors
+    assert "secret" not in project.errors + project.last_output
