@@ -132,7 +132,7 @@ def test_secrets_are_written_nowhere(server, tmp_path):
         environment = {"HF_TOKEN": "planted-token", "AWS_SECRET_ACCESS_KEY": "planted-key"}
         project.vico("run", "--set", f"seed={number}", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", **environment)
         said = project.errors + project.last_output
-        project.vico("audit", "latest", code=number and 1, **environment)
+        project.vico("audit", "latest", **environment)
         assert "planted" not in said + project.errors + project.last_output
     project.vico("run", "--set", "inputs.model=https://me:planted-set@models/x", code=2)
     assert "inputs.model holds a password" in project.errors and "planted" not in project.errors
