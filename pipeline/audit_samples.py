@@ -16,6 +16,7 @@ from pipeline.config import Inputs
 from pipeline.graph import StageSpec
 from pipeline.run_records import record_of
 from pipeline.runs import RunFile, Runs
+from stages.parts import Parts
 from vico.errors import UserError
 
 TRAININGS = ("consistency", "router")
@@ -100,17 +101,15 @@ class RunSamples:
         config = StageSpec(stage, f"stages.{stage}").config_class.model_validate_json(
             json.dumps(record.identity["config"])
         )
-        shard = self.output("shard")
+        shard, parts = self.output("shard"), Parts(self.records[stage].folder, record.attempt)
         if stage == "consistency":
-            from stages.consistency_worker import ConsistencyPacks
+            from stages.consistency_worker import ConsistencyPacks, ConsistencySettings
 
             inputs = Inputs.model_validate_json(json.dumps(self.run.config["inputs"]))
-            return ConsistencyPacks(config, shard, inputs.model)
-        from stages.parts import Parts
+            return ConsistencyPacks(ConsistencySettings(config, shard, inputs.model, parts, self.site.train))
         from stages.router_worker import RouterPacks, RouterSettings
 
         policy, labels = self.output("consistency") / "policy", self.output("label")
-        parts = Parts(self.records[stage].folder, record.attempt)
         return RouterPacks(RouterSettings(config, shard, policy, labels, parts, self.site.train))
 
     def _measured(self, key: str) -> dict[str, list[dict[str, Any]]]:
