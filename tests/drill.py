@@ -2,9 +2,10 @@
 
     python -m tests.drill --rounds 20 --report docs/measurements/drill.md        (or: make drill)
 
-Each round trains a small policy in a storage of its own and kills one thing with SIGKILL at a random step;
-what ended is started again by the same command. It must end with the weights of the undisturbed training, bit
-for bit, or within 1e-5 relative where it went on with fewer ranks; every step must be in MLflow exactly once.
+Each round trains a small policy in a storage of its own and kills one thing with SIGKILL at a random step (a
+preemption is a SIGTERM to a rank); what ended is started again by the same command. It must end with the
+weights of the undisturbed training, bit for bit, or within 1e-5 relative where it went on with fewer ranks;
+every step must be in MLflow exactly once.
 """
 
 import argparse
@@ -15,13 +16,14 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
 import yaml
 
-KINDS = ("worker", "raylet", "driver", "driver, then one rank")
+KINDS = ("worker", "raylet", "driver", "driver, then one rank", "preemption")
 NUM_STEPS = 24
 CHECKPOINT_EVERY = 4
 TOLERANCE = 1e-5
@@ -68,10 +70,10 @@ def write_files(folder: Path, address: str) -> Path:
 class Drill:
     """The cluster, the undisturbed training, and rounds against it."""
 
-    def __init__(self, folder: Path, seed: int):
+    def __init__(self, folder: Path, seed: int, kinds: Sequence[str]):
         from ray.cluster_utils import Cluster
 
-        self.folder, self.random = folder, random.Random(seed)
+        self.folder, self.random, self.kinds = folder, random.Random(seed), kinds
         (folder / "ray").mkdir()
         os.environ["RAY_TMPDIR"] = str(folder / "ray")
         head = {"num_cpus": 1, "include_dashboard": False}
@@ -96,7 +98,7 @@ class Drill:
 
     def run(self, number: int) -> Round:
         """One round: start, kill, start again where need be, compare."""
-        one = Round(number, KINDS[number % len(KINDS)], self.random.randint(1, NUM_STEPS - 3))
+        one = Round(number, self.kinds[number % len(self.kinds)], self.random.randint(1, NUM_STEPS - 3))
         storage = self.folder / f"round-{number:02d}"
         storage.mkdir()
         shutil.copytree(self.undisturbed / "shard", storage / "shard")  # sharding is not what is drilled
@@ -130,6 +132,8 @@ class Drill:
     def kill(self, kind: str, driver) -> None:
         if kind == "worker":
             self.random.choice(self.ranks()).kill()
+        elif kind == "preemption":
+            self.random.choice(self.ranks()).terminate()
         elif kind == "raylet":
             node = self.random.choice(sorted(self.cluster.worker_nodes, key=lambda node: node.unique_id))
             node.kill_raylet(allow_graceful=False)
@@ -216,7 +220,9 @@ def tracked_steps(storage: Path) -> tuple[list[int], float]:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     [run] = client.search_runs(experiments, "tags.`vico.stage` = 'consistency'")
     losses = client.get_metric_history(run.info.run_id, "loss")
-    return sorted(metric.step for metric in losses), run.data.metrics.get("num_worker_failures", 0.0)
+    return sorted(metric.step for metric in losses), (
+        run.data.metrics.get("num_worker_failures", 0.0) + run.data.metrics.get("num_preemptions", 0.0)
+    )
 
 
 def report(rounds: list[Round], folder: Path, seconds: float) -> str:
@@ -240,6 +246,7 @@ def report(rounds: list[Round], folder: Path, seconds: float) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--rounds", type=int, default=20)
+    options.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--report", type=Path)
     options.add_argument("--json", action="store_true")
@@ -247,7 +254,7 @@ def main() -> None:
     os.environ.update({f"RAY_health_check_{name}": str(value) for name, value in _HEALTH.items()})
     folder = Path(tempfile.mkdtemp(prefix="vico-drill-", dir="/tmp"))
     began = time.monotonic()
-    drill = Drill(folder, arguments.seed)
+    drill = Drill(folder, arguments.seed, arguments.kinds)
     rounds: list[Round] = []
     try:
         drill.train_undisturbed()

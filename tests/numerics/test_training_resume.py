@@ -82,44 +82,48 @@ def test_a_checkpoint_is_published_without_stopping_the_steps(two_ranks):
     assert not list(parts.output.glob("checkpoints/.*"))
 
 
-def elastic(model: Path, two_ranks: Path, stage: int, folder: Path) -> dict[int, float]:
-    """Losses of steps after the resume: 2 ranks to step 10, one rank to 15, three ranks to the end."""
+def elastic(
+    model: Path, two_ranks: Path, folder: Path, stage: int, parts: list[tuple[int, int, dict]]
+) -> dict[int, float]:
+    """Losses after step 10 of 2 ranks at `stage`, gone on by `parts`: (ranks, ZeRO stage, more) each."""
     name = f"elastic-{stage}"
     kept = folder / name
     shutil.copytree(two_ranks / f"resumed-{stage}", kept)
     shutil.rmtree(kept / "attempts")
-    for step, path in checkpoints(Parts(kept, 1)):
-        if step > 10:
-            shutil.rmtree(path)
-    for attempt, world_size, more in ((1, 1, {"stop_after": 16}), (2, 3, {})):
-        for step, path in checkpoints(Parts(kept, attempt)):
+    losses = {}
+    for attempt, (world_size, zero_stage, more) in enumerate(parts, start=1):
+        stage_parts = Parts(kept, attempt)
+        for step, path in checkpoints(stage_parts):
             if step > 5 * (attempt + 1):
                 shutil.rmtree(path)
-        assert convert_last_checkpoint(Parts(kept, attempt), world_size, stage) is not None
-        finish(*started(model, folder, [scenario(name, stage, attempt, **more)], world_size))
-    entries = [
-        json.loads(line)
-        for attempt in (1, 2)
-        for line in (kept / f"attempts/{attempt}/metrics.jsonl").read_text().splitlines()
-    ]
-    noted = [
-        entry["metrics"]["resume_loss_change"]
-        for entry in entries
-        if "resume_loss_change" in entry["metrics"]
-    ]
-    assert len(noted) == 2
-    assert max(noted) <= RELATIVE
-    assert {entry["step"] for entry in entries} == set(range(11, NUM_STEPS + 1))
-    return {entry["step"]: entry["metrics"]["loss"] for entry in entries}
+        assert convert_last_checkpoint(stage_parts, world_size, zero_stage) is not None
+        finish(*started(model, folder, [scenario(name, zero_stage, attempt, **more)], world_size))
+        for line in (kept / f"attempts/{attempt}/metrics.jsonl").read_text().splitlines():
+            entry = json.loads(line)
+            losses[entry["step"]] = entry["metrics"]["loss"]
+            assert entry["metrics"].get("resume_loss_change", 0.0) <= RELATIVE
+        assert '"resume_loss_change"' in (kept / f"attempts/{attempt}/metrics.jsonl").read_text()
+    assert losses.keys() == set(range(11, NUM_STEPS + 1))
+    return losses
+
+
+def assert_follows(losses: dict[int, float], expected: dict[int, float]) -> None:
+    for step, loss in losses.items():
+        assert loss == pytest.approx(expected[step], rel=RELATIVE), f"step {step}"
 
 
 @pytest.mark.parametrize(
     "stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
 )
 def test_two_then_one_then_three_ranks_follow_the_undisturbed_curve(model, two_ranks, stage, tmp_path):
-    expected = curve(two_ranks / f"straight-{stage}")
-    for step, loss in elastic(model, two_ranks, stage, tmp_path).items():
-        assert loss == pytest.approx(expected[step], rel=RELATIVE), f"step {step}"
+    parts = [(1, stage, {"stop_after": 16}), (3, stage, {})]
+    assert_follows(elastic(model, two_ranks, tmp_path, stage, parts), curve(two_ranks / f"straight-{stage}"))
+
+
+@pytest.mark.slow
+def test_another_zero_stage_goes_on(model, two_ranks, tmp_path):
+    parts = [(2, 3, {})]
+    assert_follows(elastic(model, two_ranks, tmp_path, 2, parts), curve(two_ranks / "straight-2"))
 
 
 def test_a_profiled_step_names_its_parts_and_leaves_a_trace(two_ranks):
