@@ -136,7 +136,7 @@ class Drill:
             self.random.choice(self.ranks()).terminate()
         elif kind == "raylet":
             node = self.random.choice(sorted(self.cluster.worker_nodes, key=lambda node: node.unique_id))
-            node.kill_raylet(allow_graceful=False)
+            node.kill_raylet()
         else:
             driver.kill()
             driver.wait()

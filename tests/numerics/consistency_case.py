@@ -23,11 +23,13 @@ from stages.parts import Parts
 from stages.training import TrainingPlan, derived_seed, share_of_rank, train_step
 from vico.checkpoints import load_model
 from vico.consistency import ConsistencyTask
+from vico.model import VicoModel
 from vico.packing import EncodedSample, PackedBatch, packed_batch
 from vico.prompt import PromptFormat, load_prompt_format
 
 NUM_STEPS, PACKS_PER_STEP, SEED = 10, 4, 7
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, grad_clip=1.0)
+SHARPER = 4.0
 CONFIG = ConsistencyConfig(connector_lr_scale=2.0, connector_warmup_steps=2, vision_lr_decay=0.8)
 RATES = consistency_rates(CONFIG, num_vision_layers=2)
 
@@ -63,14 +65,22 @@ def pack(prompt_format: PromptFormat, step: int, number: int, kind: str = "mixed
     return packed_batch(chosen, rates, prompt_format.settings, "sample")
 
 
+def sharp_model(model_folder: Path, dtype: torch.dtype) -> VicoModel:
+    """The model with larger logits: a random model's are so flat that a KL of two is mostly rounding."""
+    model = load_model(model_folder, dtype)
+    with torch.no_grad():
+        model.base.model.language_model.norm.weight.mul_(SHARPER)
+    return model
+
+
 def consistency_task(
     model_folder: Path, dtype: torch.dtype = torch.float32, reference: str = "replicated"
 ) -> ConsistencyTask:
     """Policy with dropout off (its draws are tested elsewhere) and a new connector, and the reference."""
-    policy = load_model(model_folder, dtype)
+    policy, frozen = (sharp_model(model_folder, dtype) for _ in range(2))
     policy.add_compressed_connector(derived_seed(SEED, "compressed_connector"))
     placement = reference_placement(reference)
-    return ConsistencyTask(policy, load_model(model_folder, dtype), kl_chunk_rows=5, **placement)
+    return ConsistencyTask(policy, frozen, kl_chunk_rows=5, **placement)
 
 
 def reference_run(model_folder: Path, kind: str = "mixed") -> dict[str, dict[str, torch.Tensor]]:
