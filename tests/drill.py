@@ -145,7 +145,7 @@ class Drill:
         """The processes of the ranks: children of this cluster's raylets alone."""
         found = []
         for node in [self.cluster.head_node, *self.cluster.worker_nodes]:
-            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            raylet = psutil.Process(living_raylet(node).pid)
             for child in raylet.children(recursive=True):
                 if "RayTrainWorker" in " ".join(child.cmdline()):
                     found.append(child)
@@ -188,13 +188,19 @@ class Drill:
     def mend_cluster(self) -> None:
         """Three living nodes again."""
         for node in list(self.cluster.worker_nodes):
-            if node.all_processes["raylet"][0].process.poll() is not None:
+            if not living_raylet(node):
                 self.cluster.remove_node(node, allow_graceful=False)
         while len(self.cluster.worker_nodes) < 2:
             self.cluster.add_node(num_cpus=1)
 
     def close(self) -> None:
         self.cluster.shutdown()
+
+
+def living_raylet(node):
+    """The process of a node's raylet; None where it is dead (Ray forgets the ones it killed itself)."""
+    living = [one.process for one in node.all_processes.get("raylet", ()) if one.process.poll() is None]
+    return living[0] if living else None
 
 
 def policy(storage: Path) -> Path:
