@@ -75,7 +75,7 @@ class Checkpoints:
             return 0, {}
         step, folder = found[-1]
         facts = json.loads((folder / FACTS_FILE).read_text())
-        own = (facts["world_size"], facts["zero_stage"]) == self._layout()
+        own = facts["world_size"] == self._engine.world_size
         source = folder if own else universal_folder(self._parts, step)
         self._engine.load_checkpoint(source, STATE, universal=not own)
         before, after = facts["probe_loss"], self._probe(step)
@@ -93,9 +93,6 @@ class Checkpoints:
             "resume_loss_change": difference,
         }
 
-    def _layout(self) -> tuple[int, int]:
-        return self._engine.world_size, self._engine.settings.zero_stage
-
     def begin(self, step: int) -> None:
         """Starts the checkpoint of `step`; returns when its state is copied to host memory."""
         name = f"{CHECKPOINTS}/step-{step:07d}"
@@ -103,11 +100,10 @@ class Checkpoints:
         if self._parts.done(name):
             return
         started = time.monotonic()
-        world_size, zero_stage = self._layout()
         facts = {
             "step": step,
-            "world_size": world_size,
-            "zero_stage": zero_stage,
+            "world_size": self._engine.world_size,
+            "zero_stage": self._engine.settings.zero_stage,
             "dtype": str(self._engine.settings.dtype).removeprefix("torch."),
             "probe_loss": self._probe(step),
         }

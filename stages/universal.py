@@ -1,5 +1,4 @@
-"""A checkpoint of one number of ranks (or ZeRO stage) made loadable by another, through DeepSpeed's universal
-format.
+"""A checkpoint of one number of ranks made loadable by another, through DeepSpeed's universal format.
 
 The driver converts before the ranks start: none of them waits, and no collective times out.
 """
@@ -14,22 +13,30 @@ from pathlib import Path
 
 from stages.parts import Parts
 from stages.train_checkpoints import FACTS_FILE, STATE, checkpoints, universal_folder
+from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
 def convert_last_checkpoint(parts: Parts, num_workers: int, zero_stage: int) -> Path | None:
-    """Converts the last checkpoint where other ranks wrote it; its universal folder, or None where none is
-    needed.
+    """Converts the last checkpoint where another number of ranks wrote it; its universal folder, or None
+    where none is needed.
 
-    The folder belongs to the attempt and is renamed into place when it is whole.
+    The folder belongs to the attempt and is renamed into place when it is whole. Raises UserError where the
+    checkpoint is of another ZeRO stage.
     """
     found = checkpoints(parts)
     if not found:
         return None
     step, folder = found[-1]
     facts = json.loads((folder / FACTS_FILE).read_text())
-    if (facts["world_size"], facts["zero_stage"]) == (num_workers, zero_stage):
+    if facts["zero_stage"] != zero_stage:
+        raise UserError(
+            f"train.zero_stage={zero_stage}, and {folder} was written at ZeRO-{facts['zero_stage']}, whose files "
+            f"no other stage loads; set train.zero_stage={facts['zero_stage']} in the site, or start the stage "
+            "anew with --force"
+        )
+    if facts["world_size"] == num_workers:
         return None
     target = universal_folder(parts, step)
     if not target.exists():
@@ -39,12 +46,7 @@ def convert_last_checkpoint(parts: Parts, num_workers: int, zero_stage: int) -> 
         _convert(folder / STATE, partial / STATE, facts["zero_stage"])
         os.replace(partial, target)
         logger.info(
-            "%s of %s ranks at ZeRO-%s converted for %s ranks at ZeRO-%s",
-            folder,
-            facts["world_size"],
-            facts["zero_stage"],
-            num_workers,
-            zero_stage,
+            "%s of %s ranks converted for %s", folder, facts["world_size"], num_workers
         )
     return target
 
