@@ -257,11 +257,24 @@ class Engine:
         """Loads a published checkpoint, `universal` one that any number of ranks can load; RuntimeError when
         DeepSpeed finds nothing to load."""
         config = self._engine._config  # the only switch there is stands in the config of the start
+        groups = self._engine.optimizer.param_groups
+        own = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         config.load_universal_checkpoint = universal
         loaded, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         config.load_universal_checkpoint = False
         if loaded is None:
             raise RuntimeError(f"DeepSpeed could not load the checkpoint {folder}")
+        if universal:
+            self._mend_universal(own)
+
+    def _mend_universal(self, own: Sequence[Mapping[str, object]]) -> None:
+        """Undoes what ZeRO-3's universal load of DeepSpeed 0.19 gets wrong without a word: every group takes
+        the weight decay of the first, and all share one step counter, which each of them then counts up."""
+        for group, settings in zip(self._engine.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+        for state in self._engine.optimizer.optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:
         """The module's state dict on rank 0 (CPU, whole tensors under ZeRO-3 too), None elsewhere; call on

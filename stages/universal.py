@@ -32,9 +32,9 @@ def convert_last_checkpoint(parts: Parts, num_workers: int, zero_stage: int) -> 
     facts = json.loads((folder / FACTS_FILE).read_text())
     if facts["zero_stage"] != zero_stage:
         raise UserError(
-            f"train.zero_stage={zero_stage}, and {folder} was written at ZeRO-{facts['zero_stage']}, whose files "
-            f"no other stage loads; set train.zero_stage={facts['zero_stage']} in the site, or start the stage "
-            "anew with --force"
+            f"train.zero_stage={zero_stage}, and {folder} was written at ZeRO-{facts['zero_stage']}, whose "
+            f"files no other stage loads; set train.zero_stage={facts['zero_stage']} in the site, or start "
+            "the stage anew with --force"
         )
     if facts["world_size"] == num_workers:
         return None
@@ -45,9 +45,7 @@ def convert_last_checkpoint(parts: Parts, num_workers: int, zero_stage: int) -> 
         partial.mkdir(parents=True)
         _convert(folder / STATE, partial / STATE, facts["zero_stage"])
         os.replace(partial, target)
-        logger.info(
-            "%s of %s ranks converted for %s", folder, facts["world_size"], num_workers
-        )
+        logger.info("%s of %s ranks converted for %s", folder, facts["world_size"], num_workers)
     return target
 
 

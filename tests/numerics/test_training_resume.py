@@ -122,7 +122,9 @@ def test_two_then_one_then_three_ranks_follow_the_undisturbed_curve(model, two_r
 
 
 def test_a_checkpoint_of_another_zero_stage_is_refused(two_ranks):
-    with pytest.raises(UserError, match=r"train\.zero_stage=3, and .* was written at ZeRO-2, .* set train\.zero_stage=2"):
+    with pytest.raises(
+        UserError, match=r"train\.zero_stage=3, and .* was written at ZeRO-2, .* set train\.zero_stage=2"
+    ):
         convert_last_checkpoint(Parts(two_ranks / "resumed-2", 3), 2, 3)
 
 
