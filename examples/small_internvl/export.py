@@ -28,13 +28,13 @@ else.
 ## How it was made
 
 `examples/small_internvl/`: `make_model.py` (architecture, byte-level tokenizer), `train.py` (SFT,
-{steps:,} steps of 32 pictures, {hours:.1f} hours on one CPU core in bfloat16) and `export.py` (this
+{steps:,} steps of 32 pictures{earlier}, {hours:.1f} hours on one CPU core in bfloat16) and `export.py` (this
 folder). Data: the demo records of `data_prep/demo.py`, drawn without end from the {num_groups} groups
 that lie on the train side of every split with at most 15 % calib and 15 % test (split seed 0), up to four
 questions a picture. Curriculum: sheets of letters for the vision tower alone, then numbers, words, charts
 and random strings, then the demo's whole mix. A second loss, on the letters that stand on each patch,
-teaches the vision tower to read; its head is not part of the model. Nothing of the test side (answers,
-pictures, words, numbers, passages) was trained on.
+teaches the vision tower to read; its head is not part of the model. Nothing of the test side (pictures,
+numbers, passages, tables) was trained on; single words come from one lexicon of 295 that all sides share.
 
 ## Scores
 
@@ -78,7 +78,7 @@ def curve_table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def export(work: Path, out: Path, questions: int, seed: int) -> dict:
+def export(work: Path, out: Path, questions: int, seed: int, earlier_steps: int = 0) -> dict:
     """Writes the model folder `out` from the last checkpoint of `work`; returns its scores."""
     from samples import training_groups
 
@@ -99,6 +99,7 @@ def export(work: Path, out: Path, questions: int, seed: int) -> dict:
         tile_size=form.settings.tile_size,
         tokens=form.settings.tokens_full,
         steps=state["step"],
+        earlier=f" after {earlier_steps:,} of an earlier run" if earlier_steps else "",
         hours=state["seconds"] / 3600,
         num_groups=len(training_groups()),
         num_questions=row["num_questions"],
@@ -117,6 +118,9 @@ if __name__ == "__main__":
     options.add_argument("out", type=Path)
     options.add_argument("--questions", type=int, default=1000)
     options.add_argument("--seed", type=int, default=2)
+    options.add_argument("--earlier-steps", type=int, default=0, help="of the run that made start/")
     arguments = options.parse_args()
-    result = export(arguments.work, arguments.out, arguments.questions, arguments.seed)
+    result = export(
+        arguments.work, arguments.out, arguments.questions, arguments.seed, arguments.earlier_steps
+    )
     print(json.dumps(result, indent=1))
