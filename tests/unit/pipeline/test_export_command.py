@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model, save_model
 from vico.errors import UserError
 
+ROOT = Path(__file__).parents[3]
 STAGES = ("shard", "consistency", "ratio", "label", "router", "evaluate", "export")
 THRESHOLD = 0.625
 ENTRY = {
@@ -143,3 +147,19 @@ def test_a_fault_on_the_way_leaves_nothing_behind(copy, tmp_path):
     with pytest.raises(UserError, match="is not a whole safetensors file"):
         raise export(storage, run, tmp_path / "out").exception
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_kill_minus_9_on_the_way_leaves_no_folder_of_that_name(finished, tmp_path):
+    storage, run, _ = finished
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "pipeline.cli", "export", run, str(out)]
+    command += ["--layout", "flash", "--storage", str(storage)]
+    with subprocess.Popen(command, cwd=ROOT) as exporter:
+        while not any(tmp_path.iterdir()):
+            assert exporter.poll() is None
+        exporter.kill()
+    assert not out.exists()
+    [partial] = tmp_path.iterdir()
+    assert partial.name.startswith(".out.partial-")
+    assert export(storage, run, out).exit_code == 0
+    assert load_model(out).router is not None
