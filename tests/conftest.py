@@ -1,6 +1,21 @@
-"""Options of the parity tests."""
+"""Options of the parity tests; signals as a terminal's programs have them."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
 
 
 def pytest_addoption(parser):
     parser.addoption("--tiling", help="a file of tiling cases (default: tests/data/tiling.json)")
     parser.addoption("--golden", help="a folder of parity cases (default: tests/data/golden)")
+
+
+@pytest.fixture
+def terminal_signals() -> Iterator[None]:
+    """SIGINT and SIGHUP not ignored, here and in started programs: `nohup` and a shell's `&` ignore them."""
+    asked = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in asked.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

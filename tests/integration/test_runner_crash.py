@@ -81,6 +81,7 @@ def test_a_finished_run_is_returned_and_nothing_is_created(project):
     assert sorted(project.storage.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("terminal_signals")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_leaves_a_true_state_and_the_same_command_goes_on(project, undisturbed, number, code):
     process, _ = project.pause("square:1")

@@ -318,6 +318,7 @@ def test_the_server_stays_awake_and_lets_go_of_a_client_that_left(routed):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("terminal_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_an_answer_under_way(routed, number):
     server = Served(Path(routed.process.args[4])).started()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.numerics.consistency_case import consistency_task, samples
+from tests.numerics.consistency_case import consistency_task, samples, sharp_model
 from tests.tiny_model import VOCABULARY, make_tiny_model
 from vico.checkpoints import load_model
 from vico.consistency import ConsistencyTask
@@ -43,7 +43,7 @@ def test_another_vocabulary_is_refused_and_padding_is_not(folder, tmp_path):
 def frozen(task, folder):
     """The same policy with a frozen vision tower, and so one vision pass."""
     task.policy.base.model.vision_tower.requires_grad_(False)
-    reference = load_model(folder)
+    reference = sharp_model(folder, torch.float32)
     task = ConsistencyTask(task.policy, reference, task.kl_chunk_rows)
     assert reference.base.model.vision_tower is None
     return task

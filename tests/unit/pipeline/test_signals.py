@@ -12,7 +12,7 @@ from stages.context import Interrupted
 
 
 @pytest.fixture(autouse=True)
-def handlers_are_given_back():
+def handlers_are_given_back(terminal_signals):
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     assert {number: signal.getsignal(number) for number in before} == before
