@@ -16,6 +16,7 @@ import numpy as np
 from data_prep.json_lists import first_byte, list_elements
 from data_prep.pictures import picture_in_root
 from data_prep.raw_rows import DIGEST_BYTES, RawRow
+from data_prep.reasons import Rejected
 from data_prep.records import RecordSet
 from data_prep.row_forms import converted
 from data_prep.storage import Place, opened
@@ -123,7 +124,8 @@ def _row_bytes(row: RawRow) -> int:
         names = json.loads(row.content).get("image") or []
         for name in [names] if isinstance(names, str) else names:
             total += 1024 + len(row.picture_bytes(name))
-    except Exception:  # a bad row is the checks' business; this is an estimate
+    except (ValueError, TypeError, AttributeError, RecursionError, Rejected):
+        # an ill-formed row, or a picture that is refused: the checks count it, here is an estimate
         return total
     return total
 

@@ -82,4 +82,4 @@ def demo_mix(num_samples: int, seed: int, tiling: Tiling) -> dict[str, dict[str,
 
 if __name__ == "__main__":
     samples = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    print(json.dumps(demo_mix(samples, 0, Tiling(112, 4)), indent=1))  # noqa: T201
+    print(json.dumps(demo_mix(samples, 0, Tiling(112, 4)), indent=1))  # noqa: T201 - a program

@@ -18,11 +18,11 @@ from stages.best_policy import SCORE_FILE, BestPolicy, kept
 from stages.consistency import ConsistencyConfig
 from stages.engine import (
     Engine,
-    engine_settings,
     init_distributed,
     sharded_inference,
     whole_parameter,
 )
+from stages.engine_settings import engine_settings
 from stages.learning_rates import check_warmup, consistency_rates, parameter_groups
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts

@@ -37,7 +37,8 @@ Config = RouterConfig
 def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     """Trains on all ranks and publishes `router.safetensors`, `scores.parquet`, `metrics.json` and
     `curve.parquet`."""
-    from stages.router_worker import RouterSettings, prepared, publish_metrics, train_router
+    from stages.router_metrics import publish_metrics
+    from stages.router_worker import RouterSettings, prepared, train_router
     from stages.train_checkpoints import remove_checkpoints
     from stages.train_workers import run_workers
     from stages.training_metrics import publish_curve
@@ -53,7 +54,7 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     num_steps = prepared(settings, context.site.resources.workers)
     if not context.parts.done("scores.parquet"):
         run_workers(train_router, settings, context, num_steps=num_steps)
-    metrics = publish_metrics(settings)
+    metrics = publish_metrics(context.parts, context.inputs["label"], config.compress_share)
     publish_curve(context.parts)
     remove_checkpoints(context.parts)
     return {"steps": num_steps, **{name: value for name, value in metrics.items() if value is not None}}

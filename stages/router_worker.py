@@ -17,13 +17,13 @@ from cluster.site import TrainSettings
 from data_prep.index import IndexColumns, load_index
 from data_prep.packs import Pack, PackPlan, fixed_packs
 from data_prep.reader import SampleReader
-from stages.engine import Engine, engine_settings, init_distributed
+from stages.engine import Engine, init_distributed
+from stages.engine_settings import engine_settings
 from stages.learning_rates import parameter_groups
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts
 from stages.router import RouterConfig
 from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
-from vico.calibration import calibrated_threshold, expected_calibration_error
 from vico.checkpoints import load_model
 from vico.errors import UserError
 from vico.prompt import load_prompt_format
@@ -259,48 +259,3 @@ def publish(parts: Parts, state: Mapping[str, torch.Tensor], rows: list[dict[str
         pa.Table.from_pylist(rows, pa.schema(list(columns.items()))), parts.partial("scores.parquet")
     )
     parts.publish("scores.parquet")
-
-
-def publish_metrics(settings: RouterSettings) -> dict[str, float | int | None]:
-    """Calibrates the threshold on calib, measures on test, writes `metrics.json` and returns it.
-
-    Positive = label 1 = keep, score = probability of keep; a measure that needs both classes is null
-    without them.
-    """
-    table = pq.read_table(settings.parts.output / "scores.parquet")
-    table = table.filter(pc.not_equal(table["label"], IGNORED))
-    by_split = {split: table.filter(pc.equal(table["split"], split)) for split in ("calib", "test")}
-    calib = by_split["calib"]
-    if not len(calib):
-        raise UserError("the calib split has no labelled tiles to calibrate on; raise shard.calib_share")
-    share = settings.config.compress_share
-    if share is None:
-        share = float(pc.mean(pc.equal(calib["label"], 0)).as_py())
-    threshold = calibrated_threshold(calib["p_compress"].to_numpy(), share)
-    labels = pq.read_table(settings.label_folder / "labels.parquet", columns=["split"])["split"]
-    metrics = {
-        **measures(by_split["test"], threshold),
-        "absolute_threshold": threshold,
-        "calibrated_share": share,
-        "num_train": int(pc.sum(pc.equal(labels, "train")).as_py()),
-        "num_calib": len(calib),
-        "num_test": len(by_split["test"]),
-    }
-    settings.parts.write_json("metrics.json", metrics)
-    return metrics
-
-
-def measures(test: pa.Table, threshold: float) -> dict[str, float | None]:
-    """AUC, accuracies at the threshold, ECE of test tiles."""
-    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-
-    keep, p_compress = test["label"].to_numpy() == 1, test["p_compress"].to_numpy()
-    predicted_keep = p_compress < threshold
-    both = keep.any() and not keep.all()
-    return {
-        "auc": float(roc_auc_score(keep, 1 - p_compress)) if both else None,
-        "accuracy": float((predicted_keep == keep).mean()) if len(keep) else None,
-        "balanced_accuracy": float(balanced_accuracy_score(keep, predicted_keep)) if both else None,
-        "positive_share": float(keep.mean()) if len(keep) else None,
-        "ece": expected_calibration_error(1 - p_compress, keep) if len(keep) else None,
-    }

@@ -3,13 +3,12 @@
 import json
 import shutil
 
+import mlflow
 import pytest
 
 from cluster.site import Site
 from pipeline.audit import audit_run
 from tests.integration.tiny_pipeline.project import TinyProject, wait_for
-
-mlflow = pytest.importorskip("mlflow")
 
 
 @pytest.fixture(scope="module")

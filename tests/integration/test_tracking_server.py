@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import mlflow
 import pytest
 
 from pipeline.projection import ModelOutput, Projection
@@ -15,8 +16,6 @@ from pipeline.tracking_state import SentRun
 from tests.integration.mlflow_server import MlflowServer
 from tests.integration.tiny_pipeline.project import ROOT, TinyProject, wait_for
 from tests.integration.tracked_training import EXPERIMENT, FINGERPRINT, STOP_FILE
-
-mlflow = pytest.importorskip("mlflow")
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from cluster.site import Site, load_site
@@ -18,8 +19,6 @@ from pipeline.tracker import sync
 from pipeline.tracking_state import STATE_FILE, is_complete
 from tests.integration.tiny_pipeline.project import ROOT, TinyProject, wait_for
 from tests.integration.tracked_training import CHECKPOINT_EVERY, EXPERIMENT, FINGERPRINT
-
-mlflow = pytest.importorskip("mlflow")
 
 
 @pytest.fixture(scope="session")

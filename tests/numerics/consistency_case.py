@@ -16,7 +16,8 @@ import torch
 from cluster.site import TrainSettings
 from stages.consistency import ConsistencyConfig
 from stages.consistency_worker import checkpoint_activations, reference_placement
-from stages.engine import Engine, engine_settings, init_distributed
+from stages.engine import Engine, init_distributed
+from stages.engine_settings import engine_settings
 from stages.learning_rates import consistency_rates, parameter_groups
 from stages.optimizer_config import OptimizerConfig
 from stages.parts import Parts
@@ -115,6 +116,18 @@ def reference_run(model_folder: Path, kind: str = "mixed") -> dict[str, dict[str
     }
 
 
+def assert_in_effect(task: ConsistencyTask, engine: Engine, where: str, what: str) -> None:
+    """That the variant is more than a word: equal figures would not tell."""
+    zero = engine._engine.optimizer
+    assert type(zero.optimizer).__name__ == ("DeepSpeedCPUAdam" if where == "offload" else "AdamW")
+    if what == "parameters":
+        assert {p.ds_tensor.device.type for p in task.policy.parameters()} == {"cpu"}
+        assert engine._engine.zero_offload_param().device == "cpu"
+    assert hasattr(task._reference[1], "ds_id") == (where == "reference")
+    layers = task.policy.base.model.language_model.layers
+    assert all(layer.gradient_checkpointing == (where == "checkpointing") for layer in layers)
+
+
 def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant: str = "") -> dict | None:
     """The same training on this rank under DeepSpeed; what rank 0 saw, None elsewhere.
 
@@ -137,6 +150,7 @@ def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant
     site = TrainSettings(zero_stage=zero_stage, deepspeed=zero, offload=offload)
     settings = engine_settings(OPTIMIZER.model_copy(update={"dtype": dtype}), PACKS_PER_STEP, site)
     engine = Engine(task, parameter_groups(task, OPTIMIZER, RATES), settings)
+    assert_in_effect(task, engine, where, what)
     losses, gradients = [], {}
     plan = TrainingPlan(
         purpose="test",

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from cluster.site import TrainSettings
-from stages.engine import Engine, engine_settings, init_distributed
+from stages.engine import Engine, init_distributed
+from stages.engine_settings import engine_settings
 from stages.learning_rates import parameter_groups
 from stages.optimizer_config import OptimizerConfig
 from stages.parts import Parts

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.engine import EngineSettings, offloading
+from stages.engine_settings import EngineSettings, offloading
 from vico.errors import UserError
 
 
