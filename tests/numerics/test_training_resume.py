@@ -52,6 +52,7 @@ def two_ranks(model, tmp_path_factory) -> Path:
         wanted.append(scenario(f"straight-{stage}", stage, site=PROFILED))
         wanted.append(scenario(f"resumed-{stage}", stage, stop_after=11))
         wanted.append(scenario(f"resumed-{stage}", stage, attempt=2))
+    wanted.append(scenario("resumed-2", 2, attempt=3, tamper=True))
     finish(*started(model, folder, wanted, 2))
     return folder
 
@@ -81,6 +82,12 @@ def test_a_checkpoint_is_published_without_stopping_the_steps(two_ranks):
     noted = [step for step, metrics in read_metrics(parts) if "seconds_checkpoint" in metrics]
     assert noted == [CHECKPOINT_EVERY, 2 * CHECKPOINT_EVERY, 3 * CHECKPOINT_EVERY]
     assert not list(parts.output.glob("checkpoints/.*"))
+
+
+def test_a_checkpoint_that_gives_another_loss_than_noted_is_refused_on_every_rank(two_ranks):
+    for rank in (0, 1):
+        told = (two_ranks / f"resumed-2/outcome-{rank}.txt").read_text()
+        assert told.startswith("CheckpointDiffers: ") and "remove " in told and "step-0000015" in told
 
 
 def elastic(

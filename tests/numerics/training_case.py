@@ -2,7 +2,8 @@
 
 `python -m tests.numerics.training_case MODEL FOLDER SCENARIO...`, each scenario a JSON object:
 `name` (folder of the stage), `attempt`, `zero_stage`; `stop_after` a step (as a kill would end it);
-`nan_at` or `hang_at` a step and the `rank` it befalls; `sleep_s` a pack.
+`nan_at` or `hang_at` a step and the `rank` it befalls; `sleep_s` a pack; `tamper` with the loss noted in the
+last checkpoint.
 """
 
 import json
@@ -18,7 +19,7 @@ from stages.engine_settings import engine_settings
 from stages.learning_rates import parameter_groups
 from stages.optimizer_config import OptimizerConfig
 from stages.parts import Parts
-from stages.train_checkpoints import checkpoints
+from stages.train_checkpoints import FACTS_FILE, CheckpointDiffers, checkpoints
 from stages.train_faults import Diverged, Preempted
 from stages.training import TrainingPlan, train
 from tests.numerics.consistency_case import PACKS_PER_STEP, RATES, SEED, consistency_task, pack
@@ -98,6 +99,11 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
             raise Stopped
         return {"samples": sums["samples"]}
 
+    if scenario.get("tamper") and engine.rank == 0:
+        facts = found[-1][1] / FACTS_FILE
+        content = json.loads(facts.read_text())
+        facts.write_text(json.dumps({**content, "probe_loss": 1.001 * content["probe_loss"]}))
+    engine.barrier()
     try:
         train(engine, source, source.empty, plan, summary, lambda engine, step: {})
         state = engine.whole_state()
@@ -105,7 +111,7 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
             torch.save(state, folder / f"weights-{attempt}.pt")
     except Stopped:
         pass
-    except (Diverged, Preempted) as error:
+    except (CheckpointDiffers, Diverged, Preempted) as error:
         (folder / f"outcome-{engine.rank}.txt").write_text(f"{type(error).__name__}: {error}")
     engine.close()
 

@@ -1,0 +1,71 @@
+"""What a training makes of odd losses and gradients, and what the driver makes of ranks that ended."""
+
+import json
+import math
+
+import pytest
+
+from cluster.site import TrainSettings
+from stages.train_faults import Diverged, LossWatch
+from vico.errors import UserError
+
+
+def watched(losses, grad_norms=None, skipped=None, **settings):
+    """The counts of the last step after watching all of them."""
+    watch = LossWatch(TrainSettings(**settings))
+    for step, loss in enumerate(losses, start=1):
+        norm = grad_norms[step - 1] if grad_norms else 1.0
+        counts = watch.counts(step, loss, norm, skipped[step - 1] if skipped else 0)
+    return counts
+
+
+def test_a_spike_is_a_loss_far_over_the_median_once_there_is_one():
+    assert watched([9.0, *[1.0] * 10, 9.9])["loss_spikes"] == 0
+    assert watched([*[1.0] * 10, 10.1, 1.0, 10.1])["loss_spikes"] == 2
+
+
+def test_spikes_past_the_budget_stop_the_training():
+    losses = [*[1.0] * 10, 11.0, 11.0]
+    assert watched(losses, max_loss_spikes=2)["loss_spikes"] == 2
+    with pytest.raises(Diverged, match=r"step 12: train\.max_loss_spikes=1 is passed \(2\)"):
+        watched(losses, max_loss_spikes=1)
+
+
+def test_skipped_updates_are_counted_and_have_a_budget():
+    losses, norms, skipped = [1.0] * 3, [1.0, math.inf, math.inf], [0, 1, 2]
+    assert watched(losses, norms, skipped)["skipped_steps"] == 2
+    with pytest.raises(Diverged, match=r"step 3: train\.max_skipped_steps=1 is passed \(2\)"):
+        watched(losses, norms, skipped, max_skipped_steps=1)
+
+
+@pytest.mark.parametrize("norm", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_and_was_not_skipped_stops_the_training(norm):
+    with pytest.raises(Diverged, match=f"step 2: the gradient's norm is {norm}"):
+        watched([1.0, 1.0], [1.0, norm])
+
+
+def left(folder, rank, kind, lost_peer=False):
+    failure = {"rank": rank, "type": kind, "message": f"{kind} of {rank}", "lost_peer": lost_peer}
+    (folder / f"failure-{rank}.json").write_text(json.dumps(failure))
+
+
+def test_the_cause_of_an_end_is_told_from_what_ranks_left(tmp_path):
+    from stages.train_workers import WorkersFailed, _cause
+
+    error = RuntimeError("Ray's own\nmore")
+    assert _cause(tmp_path, error) == ("worker failure", "a worker died (more)")
+    left(tmp_path, 0, "RuntimeError", lost_peer=True)
+    assert _cause(tmp_path, error)[0] == "worker failure"
+    stacks = tmp_path / "stacks-1.txt"
+    stacks.write_text("rank 1: last step 7, no further one within 5 s\n")
+    assert "a worker died" in _cause(tmp_path, error)[1]  # its time did not run out
+    stacks.write_text(stacks.read_text() + "Timeout!\n")
+    assert _cause(tmp_path, error)[1].startswith("rank 1: last step 7")
+    left(tmp_path, 1, "Preempted")
+    assert _cause(tmp_path, error) == ("preemption", "Preempted of 1")
+    left(tmp_path, 2, "Diverged")
+    with pytest.raises(WorkersFailed, match="rank 2: Diverged: Diverged of 2"):
+        _cause(tmp_path, error)
+    left(tmp_path, 1, "UserError")
+    with pytest.raises(UserError, match="UserError of 1"):
+        _cause(tmp_path, error)
