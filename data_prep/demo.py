@@ -14,7 +14,7 @@ from data_prep.demo_photographs import caption_picture, photograph_picture, plai
 from data_prep.demo_reading import code_picture, prose_picture, reading_picture
 from data_prep.demo_text import text_question
 
-DEMO_VERSION = 2  # moves when the same (seed, line) gives another record
+DEMO_VERSION = 3  # moves when the same (seed, line) gives another record
 
 # Kind of content -> share of the records.
 KIND_SHARES: dict[str, float] = {
@@ -31,7 +31,7 @@ KIND_SHARES: dict[str, float] = {
 }
 _PHOTO_KINDS = ("photograph", "caption", "figure")  # drawn from groups that own a photograph
 _LOOK_SHARE = 0.12  # of pictures that can be read: how often the question is one that needs no reading
-_SECOND_QUESTION_SHARE = 0.15
+_TURNS = {1: 0.3, 2: 0.3, 3: 0.25, 4: 0.15}  # questions of a record, where the picture has so many
 
 
 def num_records(config) -> int:
@@ -72,14 +72,24 @@ def demo_content(rng: random.Random, kind: str, group: int) -> Content:
 
 
 def asked_questions(rng: random.Random, content: Content) -> list[Question]:
-    """The question a record asks, sometimes two of the same task."""
+    """The questions a record asks about its picture, the one that its `task` names last.
+
+    Several questions reach several tiles, so the loss of a record says what each of its tiles is worth, not
+    only the one tile that a single question happens to ask for. At most one of them is a transcription.
+    """
     look = [question for question in content.questions if question.task == "look"]
     other = [question for question in content.questions if question.task != "look"]
     if content.kind == "figure":
         rng.shuffle(other)
     pool = look if look and (not other or rng.random() < _LOOK_SHARE) else other
-    same_task = [question for question in pool if question.task == pool[0].task]
-    return same_task[: 2 if rng.random() < _SECOND_QUESTION_SHARE else 1]
+    asked, rest = [pool[0]], [question for question in content.questions if question is not pool[0]]
+    rng.shuffle(rest)
+    num_turns = rng.choices(list(_TURNS), list(_TURNS.values()))[0]
+    for question in rest:
+        lines = sum(one.task == "transcribe" for one in (*asked, question))
+        if len(asked) < num_turns and lines < 2 and question.text not in {one.text for one in asked}:
+            asked.insert(0, question)
+    return asked
 
 
 def conversation(questions: list[Question], has_picture: bool) -> list[dict[str, str]]:
@@ -116,7 +126,7 @@ def demo_record(config, line: int) -> tuple[dict, list[bytes]]:
     """Record `line` as an InternVL row and the bytes of its pictures; depends on `config.seed` and line only.
 
     The row has `id`, `conversations`, `kind` (of content), `group` (for the split), `task` (read, transcribe,
-    look or text) and, with a picture, `image`, `width`, `height`.
+    look or text: that of the last question) and, with a picture, `image`, `width`, `height`.
     """
     drawn = drawn_record(config.seed, line)
     row: dict = {"id": f"demo-{line:06d}"}
@@ -127,5 +137,5 @@ def demo_record(config, line: int) -> tuple[dict, list[bytes]]:
         row["image"] = f"{row['id']}.{'jpg' if format_name == 'JPEG' else 'png'}"
         row["width"], row["height"] = canvas.image.size
     row["conversations"] = conversation(drawn.questions, bool(pictures))
-    row.update(kind=drawn.kind, group=group_name(drawn.group), task=drawn.questions[0].task)
+    row.update(kind=drawn.kind, group=group_name(drawn.group), task=drawn.questions[-1].task)
     return row, pictures

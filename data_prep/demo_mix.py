@@ -71,7 +71,7 @@ def demo_mix(num_samples: int, seed: int, tiling: Tiling) -> dict[str, dict[str,
         found = tile_contents(drawn.content.canvas, tiling) if drawn.content else []
         contents.update(found)
         kinds[drawn.kind] += 1
-        tasks[drawn.questions[0].task] += 1
+        tasks.update(question.task for question in drawn.questions)
         counts[str(len(found))] += 1
     named = {"tiles": contents, "kinds": kinds, "tasks": tasks, "tiles_per_record": counts}
     return {

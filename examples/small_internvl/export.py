@@ -38,8 +38,8 @@ numbers, passages, tables) was trained on; single words come from one lexicon of
 
 ## Scores
 
-Full rate, greedy, {num_questions} first questions of test-side records (demo seed {seed}); exact match, lines
-by similarity (1 - edit distance / longer length).
+Full rate, greedy, the last question of {num_questions} test-side records, asked by itself (demo seed {seed});
+exact match, lines by similarity (1 - edit distance / longer length).
 
 | questions | number | exact match |
 |---|---|---|

@@ -23,7 +23,7 @@ from samples import HELD_OUT
 
 from data_prep.demo import demo_record
 from data_prep.split import TEST, side
-from vico.prompt import PromptFormat, load_prompt_format
+from vico.prompt import IMAGE_MARK, PromptFormat, load_prompt_format
 from vico.tiling import num_tiles, pixel_values
 
 _LONGEST_ANSWER = 48
@@ -42,7 +42,7 @@ class Asked:
 
 
 def test_questions(form: PromptFormat, count: int, seed: int = 1) -> Iterator[Asked]:
-    """The first question of the first `count` demo records (of this seed) that stand on the test side."""
+    """The last question, by itself, of the first `count` demo records (of this seed) on the test side."""
     tiling, line = form.settings.tiling(), 0
     while count:
         row, pictures = demo_record(SimpleNamespace(seed=seed), line)
@@ -52,14 +52,18 @@ def test_questions(form: PromptFormat, count: int, seed: int = 1) -> Iterator[As
         count -= 1
         images = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
         tiles = [num_tiles(*image.size, tiling) for image in images]
-        skeleton = form.encode(row["conversations"][:1], tiles, add_generation_prompt=True)
+        question, answer = (turn["value"] for turn in row["conversations"][-2:])
+        mark = "" if IMAGE_MARK in question or not images else f"{IMAGE_MARK}\n"
+        skeleton = form.encode(
+            [{"from": "human", "value": mark + question}], tiles, add_generation_prompt=True
+        )
         full = form.settings.tokens_full
         ids = np.repeat(skeleton.ids, np.where(skeleton.ids == form.settings.image_token_id, full, 1))
         size = form.settings.tile_size
         pixels = [pixel_values(image, tiling) for image in images] or [
             np.zeros((0, 3, size, size), np.float32)
         ]
-        yield Asked(row["kind"], row["task"], row["conversations"][1]["value"], ids, np.concatenate(pixels))
+        yield Asked(row["kind"], row["task"], answer, ids, np.concatenate(pixels))
 
 
 @torch.no_grad()

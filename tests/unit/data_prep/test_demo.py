@@ -53,18 +53,32 @@ def test_every_kind_comes_and_pictures_have_one_to_five_tiles(records):
 
 def test_numbers_and_pictures_stay_in_one_group(records):
     owners = defaultdict(set)
-    for row, pictures in records:
+    for line, (row, pictures) in enumerate(records):
         for data in pictures:
             owners[data].add(row["group"])
-        if row["kind"] == "number" and row["task"] == "read":
-            for turn in row["conversations"][1::2]:
-                owners[turn["value"]].add(row["group"])
+        if row["kind"] == "number":
+            for question in drawn_record(CONFIG.seed, line).questions:
+                if question.task == "read":
+                    owners[question.answer].add(row["group"])
     assert all(len(groups) == 1 for groups in owners.values())
+    assert sum(isinstance(owner, str) for owner in owners) > 60
+
+
+def test_records_ask_several_different_questions_and_at_most_one_transcription(records):
+    turns = [[turn["value"] for turn in row["conversations"][::2]] for row, _ in records]
+    assert all(len(set(asked)) == len(asked) for asked in turns)
+    counts = [len(asked) for asked in turns]
+    assert {1, 2, 3, 4} == set(counts) and sum(counts) > 1.7 * len(counts)
+    for line, (row, _) in enumerate(records):
+        questions = drawn_record(CONFIG.seed, line).questions
+        assert row["task"] == questions[-1].task
+        assert sum(question.task == "transcribe" for question in questions) <= 1
 
 
 def test_words_come_from_the_lexicon(records):
-    asked = [row for row, _ in records if row["kind"] in ("word", "caption") and row["task"] == "read"]
-    answers = {turn["value"] for row in asked for turn in row["conversations"][1::2]}
+    drawn = [drawn_record(CONFIG.seed, line) for line in range(len(records))]
+    asked = [one.questions for one in drawn if one.kind in ("word", "caption")]
+    answers = {question.answer for questions in asked for question in questions if question.task == "read"}
     assert len(asked) > 60 and answers <= set(LEXICON)
     assert len(LEXICON) == len(set(LEXICON)) >= 256
 
@@ -103,11 +117,11 @@ def test_what_is_asked_for_is_drawn():
 def test_bar_values_stand_over_their_label():
     charts = [drawn_record(5, line) for line in range(400)]
     for drawn in charts:
-        if drawn.kind != "chart" or drawn.questions[0].task != "read":
+        if drawn.kind != "chart":
             continue
         runs = drawn.content.canvas.runs  # value and label of each bar in turn
         values = {label.text: value.text for value, label in zip(runs[::2], runs[1::2], strict=True)}
-        for question in drawn.questions:
+        for question in [one for one in drawn.questions if one.task == "read"]:
             assert values[re.search(r"bar ([A-H])", question.text)[1]] == question.answer
 
 
