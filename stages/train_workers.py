@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster.node_metrics import NodeSampler
 from stages.context import Context, LeaseLost
 from stages.parts import Parts
-from stages.train_faults import STACKS_FILE, Preempted, hung_ranks
+from stages.train_faults import STACKS_FILE, Preempted, hung_ranks, write_notice
 from stages.training_metrics import MetricsFile, read_metrics
 from stages.universal import convert_last_checkpoint
 from vico.errors import UserError
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _KNOWN = {error.__name__: error for error in (UserError, LeaseLost)}
 
 
+_NOTICE_POLL_S = 0.5
 _FAILURE, _PREEMPTION = "worker failure", "preemption"
 
 
@@ -93,7 +94,8 @@ def _trainer(function, settings, context: Context, *, number: int) -> TorchTrain
         run_config=RunConfig(
             name=f"ray-train-{number}",
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=0),  # Ray would try a bug again like a death
+            # Ray would try a bug again like a death, and after a preemption without end
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
     )
 
@@ -113,6 +115,9 @@ def _cause(folder: Path, error: Exception) -> tuple[str, str]:
         ) from error
     if preempted:
         return _PREEMPTION, preempted[0]["message"]
+    ends = getattr(error, "worker_failures", {}).values()
+    if isinstance(error, ray.train.PreemptionError) or any(getattr(end, "preempted", False) for end in ends):
+        return _PREEMPTION, str(error).splitlines()[-1]
     hung = hung_ranks(folder)
     if hung:
         return _FAILURE, "; ".join(hung)
@@ -141,6 +146,8 @@ def _worker(loop: dict) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    ended = threading.Event()
+    threading.Thread(target=_pass_notice_on, args=(folder, rank, ended), daemon=True).start()
     sampler = None
     if ray.train.get_context().get_local_rank() == 0:
         sampler = NodeSampler(folder)
@@ -152,10 +159,26 @@ def _worker(loop: dict) -> None:
         _leave_failure(folder, rank, error)
         raise
     finally:
+        ended.set()
         if sampler:
             sampler.stop()
         root.removeHandler(handler)
         handler.close()
+
+
+def _pass_notice_on(folder: Path, rank: int, ended: threading.Event) -> None:
+    """Passes Ray's word that a node of this training will be taken away on to the training, as often as it
+    may have begun to listen.
+
+    `ray.train.get_preemption_info` says the same, but waits for all ranks at every call, at every step.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    heard = get_train_context().preemption_context
+    while not ended.wait(_NOTICE_POLL_S):
+        if heard.preemption_info is not None:
+            nodes = ", ".join(heard.preemption_info.preempted_node_ids)
+            write_notice(folder, rank, f"Ray: node {nodes} will be taken away\n")
 
 
 def _leave_failure(folder: Path, rank: int, error: Exception) -> None:
