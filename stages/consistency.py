@@ -73,7 +73,8 @@ Config = ConsistencyConfig
 def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | str]:
     """Trains on all ranks and publishes `policy/` (a model folder) and `curve.parquet`; returns the last
     figures."""
-    from stages.consistency_worker import ConsistencySettings, prepared, train_policy
+    from stages.consistency_packs import ConsistencySettings, prepared
+    from stages.consistency_worker import train_policy
     from stages.train_checkpoints import remove_checkpoints
     from stages.train_workers import run_workers
     from stages.training_metrics import publish_curve
