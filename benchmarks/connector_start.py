@@ -40,12 +40,12 @@ def config_of(options: argparse.Namespace, start: str) -> ConsistencyConfig:
         optimizer={"learning_rate": options.learning_rate},
         connector_lr_scale=options.connector_lr_scale,
         connector_warmup_steps=options.steps // 5 if start.endswith("+warm-up") else 0,
-        reference_tokens_per_pack=1024,
-        tiles_per_pack=32,
+        reference_tokens_per_pack=512,
+        tiles_per_pack=16,
         packs_per_step=options.packs,
         epochs=100,
         max_steps=options.steps,
-        validation_packs=6,
+        validation_packs=8,
     )
 
 
@@ -156,8 +156,8 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=Path("models/small-internvl"))
     parser.add_argument("--starts", default="random,random+warm-up,fitted,full,full+warm-up,full-fitted")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--packs", type=int, default=2, help="packs of an update")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--packs", type=int, default=3, help="packs of an update")
     parser.add_argument("--every", type=int, default=20, help="updates between two validations")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--connector-lr-scale", type=float, default=2.0)

@@ -18,6 +18,7 @@ from stages.engine import (
 )
 from stages.engine_settings import engine_settings
 from stages.learning_rates import consistency_rates, parameter_groups
+from stages.throughput import measure_throughput
 from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
 from vico.checkpoints import load_model, save_model
 from vico.consistency import ConsistencyTask
@@ -92,6 +93,15 @@ def train_policy(settings: ConsistencySettings) -> None:
             save_model(state, settings.model_folder, partial)
         settings.parts.publish("policy")
     torch.distributed.barrier()
+
+
+def measure_policy(settings: ConsistencySettings) -> None:
+    """Some updates of the stage on one rank, for their speed; nothing of them stays."""
+    init_distributed()
+    packs = ConsistencyPacks(settings)
+    engine = build_engine(settings)
+    plan = training_plan("consistency", settings.config, packs.num_steps, settings.parts, settings.train)
+    measure_throughput(engine, packs, packs.empty, plan, lambda engine: validation(engine, packs))
 
 
 def policy_state(engine: Engine) -> dict[str, torch.Tensor] | None:

@@ -38,14 +38,21 @@ class WorkersFailed(RuntimeError):
     """Training ended in an exception of a rank, or in more failures or preemptions than the site allows."""
 
 
-def run_workers(function: Callable[[Any], None], settings: Any, context: Context, *, num_steps: int) -> None:
+def run_workers(
+    function: Callable[[Any], None],
+    settings: Any,
+    context: Context,
+    *,
+    num_steps: int,
+    name: str = "ray-train",
+) -> None:
     """Runs `function(settings)` on `resources.workers` ranks with a process group and waits for all of them.
 
     They start again after a death or a hang (at most `train.max_failures` times) and after a preemption (at
     most `train.max_preemptions` times), from the last checkpoint, converted where other ranks wrote it. Each
-    rank logs to the attempt's `rank-<r>.log`. While they run, the context hears of progress, counted in steps
-    of the attempt's metrics file. Raises what a rank raised where the user can mend it (UserError),
-    WorkersFailed else.
+    rank logs to the attempt's `rank-<r>.log`; Ray keeps files of its own in `name`-<start>. While they run,
+    the context hears of progress, counted in steps of the attempt's metrics file. Raises what a rank raised
+    where the user can mend it (UserError), WorkersFailed else.
     """
     site, folder = context.site, context.parts.attempt_folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +68,7 @@ def run_workers(function: Callable[[Any], None], settings: Any, context: Context
                 for left_over in folder.glob(pattern):
                     left_over.unlink()
             try:
-                _trainer(function, settings, context, number=number).fit()
+                _trainer(function, settings, context, name=f"{name}-{number}").fit()
                 return
             except ray.train.TrainingFailedError as error:
                 kind, reason = _cause(folder, error)
@@ -79,7 +86,7 @@ def run_workers(function: Callable[[Any], None], settings: Any, context: Context
         follower.join()
 
 
-def _trainer(function, settings, context: Context, *, number: int) -> TorchTrainer:
+def _trainer(function, settings, context: Context, *, name: str) -> TorchTrainer:
     site, folder = context.site, context.parts.attempt_folder
     use_gpu = site.resources.gpus_per_worker > 0
     return TorchTrainer(
@@ -92,7 +99,7 @@ def _trainer(function, settings, context: Context, *, number: int) -> TorchTrain
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=600),
         run_config=RunConfig(
-            name=f"ray-train-{number}",
+            name=name,
             storage_path=str(folder),
             # Ray would try a bug again like a death, and after a preemption without end
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
