@@ -93,6 +93,8 @@ class TrainSettings(SitePart):
     """Splits the time of a step into its parts; on CUDA it waits for the device at each, which costs time."""
     trace_steps: tuple[int, int] | None = None
     """First and last update, counted from 1, that torch's profiler records; null: none."""
+    throughput_steps: int = Field(0, ge=0)
+    """So many updates are measured before a training begins (and forgotten); 0: none."""
     peak_tflops: float | None = Field(None, gt=0)
     """Peak of one device in the training's dtype, dense; null: no share of it (`mfu`) is reported."""
     deepspeed: dict[str, Any] = {}

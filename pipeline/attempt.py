@@ -45,6 +45,9 @@ class StageContext:
     def progress(self, done: int, total: int, unit: str) -> None:
         self.display.progress(done, total, unit)
 
+    def note(self, text: str) -> None:
+        self.display.line(f"{self.stage}: {text}")
+
     def check(self) -> None:
         self.signals.check()
         for lease in self.leases:

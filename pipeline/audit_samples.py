@@ -103,7 +103,7 @@ class RunSamples:
         )
         shard, parts = self.output("shard"), Parts(self.records[stage].folder, record.attempt)
         if stage == "consistency":
-            from stages.consistency_worker import ConsistencyPacks, ConsistencySettings
+            from stages.consistency_packs import ConsistencyPacks, ConsistencySettings
 
             inputs = Inputs.model_validate_json(json.dumps(self.run.config["inputs"]))
             return ConsistencyPacks(ConsistencySettings(config, shard, inputs.model, parts, self.site.train))

@@ -4,7 +4,7 @@ tiles.
 Config and entry; what a rank does is in `stages/consistency_worker.py`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -73,7 +73,8 @@ Config = ConsistencyConfig
 def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | str]:
     """Trains on all ranks and publishes `policy/` (a model folder) and `curve.parquet`; returns the last
     figures."""
-    from stages.consistency_worker import ConsistencySettings, prepared, train_policy
+    from stages.consistency_packs import ConsistencySettings, prepared
+    from stages.throughput import run_throughput
     from stages.train_checkpoints import remove_checkpoints
     from stages.train_workers import run_workers
     from stages.training_metrics import publish_curve
@@ -87,7 +88,22 @@ def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | 
     )
     num_steps = prepared(settings, context.site.resources.workers)
     if not context.parts.done("policy"):
-        run_workers(train_policy, settings, context, num_steps=num_steps)
+        run_throughput(_measure, settings, context, num_steps=num_steps)
+        run_workers(_train, settings, context, num_steps=num_steps)
     curve = publish_curve(context.parts)
     remove_checkpoints(context.parts)
     return {"steps": num_steps, **curve}
+
+
+# What a rank runs is imported there: DeepSpeed and transformers cost the driver, and Ray's controller of the
+# training, seconds and memory for nothing.
+def _train(settings: Any) -> None:
+    from stages.consistency_worker import train_policy
+
+    train_policy(settings)
+
+
+def _measure(settings: Any) -> None:
+    from stages.consistency_worker import measure_policy
+
+    measure_policy(settings)

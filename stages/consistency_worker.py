@@ -3,19 +3,13 @@ end."""
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from cluster.site import TrainSettings
-from data_prep.index import load_index
-from data_prep.packs import Pack, PackPlan, fixed_packs
-from data_prep.plan_cache import cached_plan
-from data_prep.reader import SampleReader
 from stages.best_policy import SCORE_FILE, BestPolicy, kept
 from stages.consistency import ConsistencyConfig
+from stages.consistency_packs import ConsistencyPacks, ConsistencySettings
 from stages.engine import (
     Engine,
     init_distributed,
@@ -23,135 +17,13 @@ from stages.engine import (
     whole_parameter,
 )
 from stages.engine_settings import engine_settings
-from stages.learning_rates import check_warmup, consistency_rates, parameter_groups
-from stages.optimizer_config import num_training_steps
-from stages.parts import Parts
+from stages.learning_rates import consistency_rates, parameter_groups
+from stages.throughput import measure_throughput
 from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
 from vico.checkpoints import load_model, save_model
 from vico.consistency import ConsistencyTask
 from vico.drop_path import add_drop_path
-from vico.errors import UserError
 from vico.model import VicoModel
-from vico.packing import PackedBatch, packed_batch
-from vico.prompt import load_prompt_format
-from vico.settings import ModelSettings
-
-
-@dataclass(frozen=True)
-class ConsistencySettings:
-    """All that a rank needs, picklable: the hashed config, paths, and the site's part."""
-
-    config: ConsistencyConfig
-    shard_folder: Path
-    model_folder: Path
-    parts: Parts
-    train: TrainSettings
-
-
-class ConsistencyPacks:
-    """Packs of the whole training: `packs(step)` over all epochs, `batch(pack)` decoded, `calib_packs` for
-    validation."""
-
-    def __init__(self, settings: ConsistencySettings):
-        config, shard_folder = settings.config, settings.shard_folder
-        self.config, self._shard_folder = config, shard_folder
-        self._cache = settings.parts.folder / "plan"  # not an output: built anew where it is gone
-        self._format = load_prompt_format(settings.model_folder)
-        self._index = load_index(shard_folder)
-        self._reader = SampleReader(shard_folder, self._format)
-        self._plans: dict[int, PackPlan] = {}
-        self.num_steps = num_training_steps(
-            config.epochs, config.max_steps, lambda epoch: self._plan(epoch).num_steps
-        )
-
-    @property
-    def settings(self) -> ModelSettings:
-        return self._format.settings
-
-    def _plan(self, epoch: int) -> PackPlan:
-        if epoch not in self._plans:
-            self._plans[epoch] = self._new_plan(epoch)
-        return self._plans[epoch]
-
-    def _new_plan(self, epoch: int) -> PackPlan:
-        config = self.config
-        return cached_plan(
-            self._shard_folder,
-            "train",
-            self._cache,
-            self._index,
-            reference_tokens=config.reference_tokens_per_pack,
-            tiles=config.tiles_per_pack,
-            packs_per_step=config.packs_per_step,
-            seed=config.seed,
-            epoch=epoch,
-            tokens_full=self.settings.tokens_full,
-            window_samples=config.window_samples,
-            rate_unit=config.rate_unit,
-            compress_share=config.compress_share,
-        )
-
-    def packs(self, step: int) -> list[Pack]:
-        """The G packs of an update, counted from 0 over all epochs (an epoch's number of steps may differ by
-        repeats)."""
-        epoch = 0
-        while step >= self._plan(epoch).num_steps:
-            step -= self._plan(epoch).num_steps
-            epoch += 1
-        return self._plan(epoch).step(step)
-
-    def batch(self, pack: Pack) -> PackedBatch:
-        samples = [self._reader.sample(int(row)) for row in pack.rows]
-        return packed_batch(samples, pack.compressed, self.settings, self.config.loss_reduction)
-
-    def empty(self) -> PackedBatch:
-        return packed_batch([], [], self.settings, self.config.loss_reduction)
-
-    def calib_packs(self, compressed: bool) -> list[Pack]:
-        """At most `validation_packs` packs of calibration samples, evenly spread, all tiles at one rate."""
-        columns = self._index.columns("calib")
-        if not len(columns):
-            return []
-        config = self.config
-        packs = list(
-            fixed_packs(
-                columns,
-                reference_tokens=config.reference_tokens_per_pack,
-                tiles=config.tiles_per_pack,
-                tokens_full=self.settings.tokens_full,
-                compressed=compressed,
-            )
-        )
-        return packs[:: -(-len(packs) // config.validation_packs)]
-
-
-def prepared(settings: ConsistencySettings, num_workers: int) -> int:
-    """Everything that can be refused before a worker starts; the number of updates."""
-    config = settings.config
-    if num_workers > config.packs_per_step:
-        raise UserError(
-            f"resources.workers={num_workers} is more than consistency.packs_per_step="
-            f"{config.packs_per_step}; every rank needs a pack of its own in a step: lower "
-            "resources.workers or raise packs_per_step"
-        )
-    packs = ConsistencyPacks(settings)
-    check_warmup(config, packs.num_steps)
-    calib = packs.calib_packs(compressed=False)  # a sample that fits no pack shows here, not at validation
-    if config.select == "best" and not calib:
-        raise UserError(
-            "consistency.select=best needs calibration samples and the shards have none; raise "
-            "shard.calib_share, or set consistency.select: last"
-        )
-    state_bytes = 16 * sum(path.stat().st_size for path in Path(settings.model_folder).glob("*.safetensors"))
-    needed = state_bytes * (settings.train.keep_checkpoints + 1)
-    free = shutil.disk_usage(settings.parts.folder).free
-    if free < needed:
-        raise UserError(
-            f"{settings.parts.folder}: {free / 1e9:.1f} GB free, consistency needs up to "
-            f"{needed / 1e9:.1f} GB for train.keep_checkpoints={settings.train.keep_checkpoints} and one "
-            "more; free some space or choose another --storage"
-        )
-    return packs.num_steps
 
 
 def build_engine(settings: ConsistencySettings) -> Engine:
@@ -223,6 +95,15 @@ def train_policy(settings: ConsistencySettings) -> None:
     torch.distributed.barrier()
 
 
+def measure_policy(settings: ConsistencySettings) -> None:
+    """Some updates of the stage on one rank, for their speed; nothing of them stays."""
+    init_distributed()
+    packs = ConsistencyPacks(settings)
+    engine = build_engine(settings)
+    plan = training_plan("consistency", settings.config, packs.num_steps, settings.parts, settings.train)
+    measure_throughput(engine, packs, packs.empty, plan, lambda engine: validation(engine, packs))
+
+
 def policy_state(engine: Engine) -> dict[str, torch.Tensor] | None:
     """The policy's whole tensors on rank 0, None elsewhere; call on every rank."""
     state, prefix = engine.whole_state(), "policy."
@@ -251,19 +132,37 @@ def summary(sums: Mapping[str, float], config: ConsistencyConfig) -> dict[str, f
 
 @torch.no_grad()
 def validation(engine: Engine, packs: ConsistencyPacks) -> dict[str, float]:
-    """KL per answer token on calibration samples, all tiles at the full and all at the compressed rate;
-    nothing where the split is empty."""
+    """KL per answer token on calibration samples, all tiles at the full and all at the compressed rate, and
+    where they come from several sources that of each (`kl_full/SOURCE`); nothing where the split is empty."""
     task: ConsistencyTask = engine.module
     task.eval()
     found = {}
     for rate, compressed in (("full", False), ("compressed", True)):
+        calib = packs.calib_packs(compressed)
+        sources = {int(row): packs.source(int(row)) for pack in calib for row in pack.rows}
         sums: dict[str, Any] = {"kl_sum": 0.0, "answer_tokens": 0.0}
-        for _, pack in share_of_rank(packs.calib_packs(compressed), engine.rank, engine.world_size):
+        for source in sorted(set(sources.values())):  # the same on every rank
+            sums |= {f"kl_sum/{source}": 0.0, f"answer_tokens/{source}": 0.0}
+        for _, pack in share_of_rank(calib, engine.rank, engine.world_size):
             batch = packs.empty() if pack is None else packs.batch(pack)
-            _, counts = engine(batch.to(engine.device))
-            sums = {name: value + counts[name] for name, value in sums.items()}
-        total = sum_over_ranks(sums, engine.device)
-        if total["answer_tokens"]:
-            found[f"kl_{rate}"] = total["kl_sum"] / total["answer_tokens"]
+            _, counts = engine(batch.to(engine.device), by_sample=True)
+            answers = torch.bincount(batch.sample_of_answer, minlength=len(batch.rows))
+            for name in ("kl_sum", "answer_tokens"):
+                sums[name] += counts[name]
+            for row, kl, number in zip(batch.rows, counts["kl_S"].tolist(), answers.tolist(), strict=True):
+                sums[f"kl_sum/{sources[row]}"] += kl
+                sums[f"answer_tokens/{sources[row]}"] += number
+        found |= kl_of_sums(sum_over_ranks(sums, engine.device), f"kl_{rate}")
     task.train()
     return found
+
+
+def kl_of_sums(sums: Mapping[str, float], name: str) -> dict[str, float]:
+    """`name` over all answer tokens, and `name/SOURCE` where there are several sources."""
+    places = [key.removeprefix("kl_sum") for key in sums if key.startswith("kl_sum")]
+    wanted = places if len(places) > 2 else places[:1]
+    return {
+        f"{name}{place}": sums[f"kl_sum{place}"] / sums[f"answer_tokens{place}"]
+        for place in wanted
+        if sums[f"answer_tokens{place}"]
+    }

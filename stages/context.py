@@ -42,5 +42,8 @@ class Context(Protocol):
     def progress(self, done: int, total: int, unit: str) -> None:
         """Say how far the stage is; cheap enough to call for every part."""
 
+    def note(self, text: str) -> None:
+        """Say one line to whoever follows the run; it also goes to the log."""
+
     def check(self) -> None:
         """Raise Interrupted or LeaseLost when the stage must stop; call between parts and between steps."""

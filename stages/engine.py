@@ -92,8 +92,8 @@ class Engine:
     def device(self) -> torch.device:
         return self._engine.device
 
-    def __call__(self, batch):
-        return self._engine(batch)
+    def __call__(self, batch, **options):
+        return self._engine(batch, **options)
 
     def backward(self, loss_sum: torch.Tensor, denominator: float) -> None:
         """Gradients of `loss_sum / denominator`, both counted over all ranks and micro-steps of the step.

@@ -38,7 +38,8 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     """Trains on all ranks and publishes `router.safetensors`, `scores.parquet`, `metrics.json` and
     `curve.parquet`."""
     from stages.router_metrics import publish_metrics
-    from stages.router_worker import RouterSettings, prepared, train_router
+    from stages.router_worker import RouterSettings, measure_router, prepared, train_router
+    from stages.throughput import run_throughput
     from stages.train_checkpoints import remove_checkpoints
     from stages.train_workers import run_workers
     from stages.training_metrics import publish_curve
@@ -53,6 +54,7 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     )
     num_steps = prepared(settings, context.site.resources.workers)
     if not context.parts.done("scores.parquet"):
+        run_throughput(measure_router, settings, context, num_steps=num_steps)
         run_workers(train_router, settings, context, num_steps=num_steps)
     metrics = publish_metrics(context.parts, context.inputs["label"], config.compress_share)
     publish_curve(context.parts)

@@ -23,7 +23,15 @@ from stages.learning_rates import parameter_groups
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts
 from stages.router import RouterConfig
-from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
+from stages.throughput import measure_throughput
+from stages.training import (
+    TrainingPlan,
+    derived_seed,
+    share_of_rank,
+    sum_over_ranks,
+    train,
+    training_plan,
+)
 from vico.checkpoints import load_model
 from vico.errors import UserError
 from vico.prompt import load_prompt_format
@@ -171,8 +179,8 @@ def prepared(settings: RouterSettings, num_workers: int) -> int:
     return packs.num_steps
 
 
-def train_router(settings: RouterSettings) -> None:
-    """The whole stage on one rank; rank 0 publishes the router and the scores of calib and test tiles."""
+def _begun(settings: RouterSettings) -> tuple[RouterPacks, Engine, TrainingPlan]:
+    """Packs, the engine over a new router beside the frozen policy, and the plan, on this rank."""
     config = settings.config
     init_distributed()
     packs = RouterPacks(settings)
@@ -187,7 +195,18 @@ def train_router(settings: RouterSettings) -> None:
         parameter_groups(task, config.optimizer),
         engine_settings(config.optimizer, config.packs_per_step, settings.train),
     )
-    plan = training_plan("router", config, packs.num_steps, settings.parts, settings.train)
+    return packs, engine, training_plan("router", config, packs.num_steps, settings.parts, settings.train)
+
+
+def measure_router(settings: RouterSettings) -> None:
+    """Some updates of the stage on one rank, for their speed; nothing of them stays."""
+    packs, engine, plan = _begun(settings)
+    measure_throughput(engine, packs, packs.empty, plan, lambda engine: validation(engine, packs))
+
+
+def train_router(settings: RouterSettings) -> None:
+    """The whole stage on one rank; rank 0 publishes the router and the scores of calib and test tiles."""
+    packs, engine, plan = _begun(settings)
     train(engine, packs, packs.empty, plan, summary, lambda engine, _: validation(engine, packs))
     state = engine.whole_state()
     found = [row for split in ("calib", "test") for row in scores(engine, packs, split)]

@@ -102,6 +102,7 @@ class Checkpoints:
         started = time.monotonic()
         facts = {
             "step": step,
+            "fingerprint": self._parts.folder.name,
             "world_size": self._engine.world_size,
             "zero_stage": self._engine.settings.zero_stage,
             "dtype": str(self._engine.settings.dtype).removeprefix("torch."),

@@ -19,7 +19,8 @@ _LEAST_SEEN = 10
 
 
 class Preempted(Exception):
-    """A rank got SIGTERM; the step was ended and its checkpoint published on every rank."""
+    """A rank got notice that it will be ended; the step was done and its checkpoint published on every
+    rank."""
 
 
 class Diverged(RuntimeError):
@@ -27,7 +28,7 @@ class Diverged(RuntimeError):
 
 
 class StopNotice:
-    """SIGTERM to this process, such as a node sends that is taken away.
+    """SIGTERM to this process, such as a node sends that is taken away, or what `write_notice` was told.
 
     Python's own handlers run in the main thread only and Ray Train runs us in another. The handler of
     `faulthandler` is plain C: it writes the stacks to a file, and a file that is not empty is the notice.
@@ -43,6 +44,12 @@ class StopNotice:
     def close(self) -> None:
         faulthandler.unregister(signal.SIGTERM)
         self._file.close()
+
+
+def write_notice(folder: Path, rank: int, text: str) -> None:
+    """Gives a rank notice from outside of its training; of no effect before the training listens."""
+    with (folder / NOTICE_FILE.format(rank=rank)).open("a") as file:
+        file.write(text)
 
 
 class Watchdog:

@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster.node_metrics import NodeSampler
 from stages.context import Context, LeaseLost
 from stages.parts import Parts
-from stages.train_faults import STACKS_FILE, Preempted, hung_ranks
+from stages.train_faults import STACKS_FILE, Preempted, hung_ranks, write_notice
 from stages.training_metrics import MetricsFile, read_metrics
 from stages.universal import convert_last_checkpoint
 from vico.errors import UserError
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _KNOWN = {error.__name__: error for error in (UserError, LeaseLost)}
 
 
+_NOTICE_POLL_S = 0.5
 _FAILURE, _PREEMPTION = "worker failure", "preemption"
 
 
@@ -37,14 +38,21 @@ class WorkersFailed(RuntimeError):
     """Training ended in an exception of a rank, or in more failures or preemptions than the site allows."""
 
 
-def run_workers(function: Callable[[Any], None], settings: Any, context: Context, *, num_steps: int) -> None:
+def run_workers(
+    function: Callable[[Any], None],
+    settings: Any,
+    context: Context,
+    *,
+    num_steps: int,
+    name: str = "ray-train",
+) -> None:
     """Runs `function(settings)` on `resources.workers` ranks with a process group and waits for all of them.
 
     They start again after a death or a hang (at most `train.max_failures` times) and after a preemption (at
     most `train.max_preemptions` times), from the last checkpoint, converted where other ranks wrote it. Each
-    rank logs to the attempt's `rank-<r>.log`. While they run, the context hears of progress, counted in steps
-    of the attempt's metrics file. Raises what a rank raised where the user can mend it (UserError),
-    WorkersFailed else.
+    rank logs to the attempt's `rank-<r>.log`; Ray keeps files of its own in `name`-<start>. While they run,
+    the context hears of progress, counted in steps of the attempt's metrics file. Raises what a rank raised
+    where the user can mend it (UserError), WorkersFailed else.
     """
     site, folder = context.site, context.parts.attempt_folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +68,7 @@ def run_workers(function: Callable[[Any], None], settings: Any, context: Context
                 for left_over in folder.glob(pattern):
                     left_over.unlink()
             try:
-                _trainer(function, settings, context, number=number).fit()
+                _trainer(function, settings, context, name=f"{name}-{number}").fit()
                 return
             except ray.train.TrainingFailedError as error:
                 kind, reason = _cause(folder, error)
@@ -78,7 +86,7 @@ def run_workers(function: Callable[[Any], None], settings: Any, context: Context
         follower.join()
 
 
-def _trainer(function, settings, context: Context, *, number: int) -> TorchTrainer:
+def _trainer(function, settings, context: Context, *, name: str) -> TorchTrainer:
     site, folder = context.site, context.parts.attempt_folder
     use_gpu = site.resources.gpus_per_worker > 0
     return TorchTrainer(
@@ -91,9 +99,10 @@ def _trainer(function, settings, context: Context, *, number: int) -> TorchTrain
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=600),
         run_config=RunConfig(
-            name=f"ray-train-{number}",
+            name=name,
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=0),  # Ray would try a bug again like a death
+            # Ray would try a bug again like a death, and after a preemption without end
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
     )
 
@@ -113,6 +122,9 @@ def _cause(folder: Path, error: Exception) -> tuple[str, str]:
         ) from error
     if preempted:
         return _PREEMPTION, preempted[0]["message"]
+    ends = getattr(error, "worker_failures", {}).values()
+    if isinstance(error, ray.train.PreemptionError) or any(getattr(end, "preempted", False) for end in ends):
+        return _PREEMPTION, str(error).splitlines()[-1]
     hung = hung_ranks(folder)
     if hung:
         return _FAILURE, "; ".join(hung)
@@ -141,6 +153,8 @@ def _worker(loop: dict) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    ended = threading.Event()
+    threading.Thread(target=_pass_notice_on, args=(folder, rank, ended), daemon=True).start()
     sampler = None
     if ray.train.get_context().get_local_rank() == 0:
         sampler = NodeSampler(folder)
@@ -152,10 +166,26 @@ def _worker(loop: dict) -> None:
         _leave_failure(folder, rank, error)
         raise
     finally:
+        ended.set()
         if sampler:
             sampler.stop()
         root.removeHandler(handler)
         handler.close()
+
+
+def _pass_notice_on(folder: Path, rank: int, ended: threading.Event) -> None:
+    """Passes Ray's word that a node of this training will be taken away on to the training, as often as it
+    may have begun to listen.
+
+    `ray.train.get_preemption_info` says the same, but waits for all ranks at every call, at every step.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    heard = get_train_context().preemption_context
+    while not ended.wait(_NOTICE_POLL_S):
+        if heard.preemption_info is not None:
+            nodes = ", ".join(heard.preemption_info.preempted_node_ids)
+            write_notice(folder, rank, f"Ray: node {nodes} will be taken away\n")
 
 
 def _leave_failure(folder: Path, rank: int, error: Exception) -> None:

@@ -181,8 +181,8 @@ def train(
     way.
 
     `summary` turns the sums of a step into metrics, `validate(engine, step)` gives those of calibration data.
-    Metrics go to the attempt's file from rank 0. Raises Preempted after SIGTERM to any rank, its checkpoint
-    published; Diverged where the numbers go wrong.
+    Metrics go to the attempt's file from rank 0. Raises Preempted after notice (`StopNotice`) to any rank,
+    its checkpoint published; Diverged where the numbers go wrong.
     """
     folder = plan.parts.attempt_folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -243,5 +243,8 @@ def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) 
             report.append(step, metrics)
         if stop:
             checkpoints.finish()
-            raise Preempted(f"a rank got SIGTERM; step {step} is done and its checkpoint published")
+            raise Preempted(
+                "a rank got SIGTERM, or its node will be taken away; "
+                f"step {step} is done and its checkpoint published"
+            )
     checkpoints.finish()

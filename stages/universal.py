@@ -23,13 +23,19 @@ def convert_last_checkpoint(parts: Parts, num_workers: int, zero_stage: int) -> 
     where none is needed.
 
     The folder belongs to the attempt and is renamed into place when it is whole. Raises UserError where the
-    checkpoint is of another ZeRO stage.
+    checkpoint is of another ZeRO stage, or of another fingerprint (copied here by hand).
     """
     found = checkpoints(parts)
     if not found:
         return None
     step, folder = found[-1]
     facts = json.loads((folder / FACTS_FILE).read_text())
+    written_for = facts.get("fingerprint", parts.folder.name)  # not noted before there was the question
+    if written_for != parts.folder.name:
+        raise UserError(
+            f"{folder} was written for the fingerprint {written_for[:12]}, and this stage has "
+            f"{parts.folder.name[:12]}: other settings or data; remove it, or go on where it was written"
+        )
     if facts["zero_stage"] != zero_stage:
         raise UserError(
             f"train.zero_stage={zero_stage}, and {folder} was written at ZeRO-{facts['zero_stage']}, whose "

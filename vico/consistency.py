@@ -1,6 +1,6 @@
 """The consistency task: policy, frozen reference and loss as one small module (the engine wraps it whole)."""
 
-# A answer tokens, D width, V vocabulary, N tiles, P vision tokens, v vision width
+# A answer tokens, S samples, D width, V vocabulary, N tiles, P vision tokens, v vision width
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -107,9 +107,11 @@ class ConsistencyTask(nn.Module):
             self.policy.base.model.vision_tower.eval()
         return self
 
-    def forward(self, pack: PackedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor | float]]:
+    def forward(
+        self, pack: PackedBatch, by_sample: bool = False
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor | float]]:
         """(loss sum, counts of the pack: summed KL in nats, answer tokens, samples, tiles, tokens of both
-        rows)."""
+        rows); `by_sample` adds `kl_S`, the summed KL of each sample."""
         reference_states, reference_head_VD, whole = self._reference
         if self.one_vision_pass:
             with torch.no_grad():
@@ -150,6 +152,9 @@ class ConsistencyTask(nn.Module):
                 train_vision=not self.one_vision_pass,
             ),
         }
+        if by_sample:
+            kl_S = kl_A.new_zeros(len(pack.rows))
+            counts["kl_S"] = kl_S.index_add(0, pack.sample_of_answer, kl_A)
         return loss + tie.to(loss.dtype), counts
 
     def _policy_features(self, pack: PackedBatch) -> torch.Tensor:

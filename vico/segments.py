@@ -1,8 +1,8 @@
 """Attention over sequences packed end to end: no token sees another sequence. Registered with transformers
 once.
 
-CPU: exact SDPA, sequence by sequence. CUDA: one varlen kernel (flash-attn where installed, torch's own
-otherwise).
+CUDA in bfloat16 or float16: one varlen kernel (flash-attn where installed, torch's own otherwise). Elsewhere,
+and in float32, which no varlen kernel takes: exact SDPA, sequence by sequence.
 """
 
 # B batch (1 when packed), H query heads, K key heads, L tokens, d head width
@@ -29,7 +29,7 @@ def segment_attention(
         if kwargs.get(feature) is not None:
             raise ValueError(f"this language model's {feature} is not supported in packed training")
     dropout, scaling = kwargs.get("dropout", 0.0), kwargs.get("scaling")
-    if query_BHLd.is_cuda:
+    if query_BHLd.is_cuda and query_BHLd.dtype in (torch.bfloat16, torch.float16):
         attended = _varlen(query_BHLd, key_BKLd, value_BKLd, segment_lengths, dropout, scaling)
         return attended, None
     groups = query_BHLd.shape[1] // key_BKLd.shape[1]

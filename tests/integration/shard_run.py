@@ -28,6 +28,9 @@ class StageContext:
     def progress(self, done, total, unit):
         self.reported.append((done, total, unit))
 
+    def note(self, text):
+        self.reported.append(text)
+
     def check(self):
         self.num_checks += 1
 

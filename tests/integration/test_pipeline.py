@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from stages.parts import Parts
@@ -185,3 +186,27 @@ def test_kill_minus_9_in_training_then_the_same_command_gives_the_same_policy(pi
     assert sorted(metric.step for metric in losses) == list(
         range(1, 11)
     )  # each step once, over both attempts
+
+
+@pytest.mark.slow
+def test_updates_measured_before_the_training_are_told_and_change_nothing(pipeline, outputs, tmp_path):
+    config, _, _ = pipeline
+    storage, site = tmp_path / "runs", tmp_path / "site.yaml"
+    shutil.copytree(Path(outputs["shard"]).parents[1], storage / "shard")
+    settings = yaml.safe_load((config.parent / "site.yaml").read_text())
+    settings["train"]["throughput_steps"] = 2
+    site.write_text(yaml.safe_dump(settings))
+    code, out, err = finished(
+        vico("run", config, "--storage", storage, "--site", site, "--until", "consistency")
+    )
+    assert code == 0, err[-3000:]
+    assert "consistency: measured over 2 updates" in out and "all 10 updates with validation" in out
+    undisturbed = outputs["consistency"]
+    [stage] = (storage / "consistency").iterdir()
+    assert stage.name == undisturbed.parent.name  # nothing of it enters the fingerprint
+    weights = stage / "output" / "policy" / "model.safetensors"
+    assert weights.read_bytes() == (undisturbed / "policy" / "model.safetensors").read_bytes()
+    [run] = answer("status", "--storage", storage)
+    metrics = tracked(storage, run["run"])["consistency"].data.metrics
+    assert metrics["throughput_tokens_per_second"] > 0
+    assert metrics["throughput_peak_memory_bytes"] > 1e8

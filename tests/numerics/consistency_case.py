@@ -29,7 +29,8 @@ from vico.packing import EncodedSample, PackedBatch, packed_batch
 from vico.prompt import PromptFormat, load_prompt_format
 
 NUM_STEPS, PACKS_PER_STEP, SEED = 10, 4, 7
-OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, grad_clip=1.0)
+# In one process float32 alone ends 0.7e-5 from float64 at a rate of 1e-3, and half as far at 5e-4.
+OPTIMIZER = OptimizerConfig(learning_rate=5e-4, weight_decay=0.05, grad_clip=1.0)
 SHARPER = 4.0
 CONFIG = ConsistencyConfig(connector_lr_scale=2.0, connector_warmup_steps=2, vision_lr_decay=0.8)
 RATES = consistency_rates(CONFIG, num_vision_layers=2)

@@ -55,6 +55,21 @@ def test_packed_equals_unpacked_in_loss_and_gradients(model, chosen, reduction):
             assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
+@torch.no_grad()
+def test_the_kl_of_each_sample_of_a_pack_is_that_of_the_sample_alone(model, chosen):
+    prompt_format, found, rates = chosen
+    task, settings = consistency_task(model), prompt_format.settings
+    counts = task(packed_batch(found, rates, settings, "sample"), by_sample=True)[1]
+    alone = [
+        float(task(packed_batch([s], [r], settings, "sample"))[1]["kl_sum"])
+        for s, r in zip(found, rates, strict=True)
+    ]
+    torch.testing.assert_close(counts["kl_S"], torch.tensor(alone), rtol=1e-5, atol=1e-6)
+    assert counts["kl_S"].sum().item() == pytest.approx(counts["kl_sum"].item(), rel=1e-5)
+    empty = packed_batch([], [], settings, "sample")
+    assert task(empty, by_sample=True)[1]["kl_S"].shape == (0,)
+
+
 def test_kl_is_zero_for_the_reference_itself_at_the_full_rate(model, chosen):
     prompt_format, found, _ = chosen
     full = [np.zeros(sample.skeleton.num_tiles, bool) for sample in found]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from stages.parts import Parts
+from stages.throughput import throughput_of
 from stages.train_checkpoints import checkpoints
 from stages.train_faults import hung_ranks
 from stages.training_metrics import read_metrics
@@ -26,6 +27,7 @@ MODULE = "tests.numerics.training_case"
 RELATIVE = 1e-5
 HANG_TIMEOUT_S = 15
 PROFILED = {"profile": True, "trace_steps": [3, 4], "peak_tflops": 0.1}
+MEASURED = {"throughput_steps": 2}
 PARTS = ("reference", "vision", "language", "loss", "backward", "optimizer")
 
 
@@ -49,7 +51,8 @@ def two_ranks(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     wanted = []
     for stage in (1, 2, 3):
-        wanted.append(scenario(f"straight-{stage}", stage, site=PROFILED))
+        site = PROFILED | (MEASURED if stage == 1 else {})
+        wanted.append(scenario(f"straight-{stage}", stage, site=site))
         wanted.append(scenario(f"resumed-{stage}", stage, stop_after=11))
         wanted.append(scenario(f"resumed-{stage}", stage, attempt=2))
     wanted.append(scenario("resumed-2", 2, attempt=3, tamper=True))
@@ -94,9 +97,9 @@ def elastic(
     model: Path, two_ranks: Path, folder: Path, stage: int, parts: list[tuple[int, dict]]
 ) -> dict[int, float]:
     """Losses after step 10 of 2 ranks, gone on by `parts`: (ranks, more of the scenario) each."""
-    name = f"elastic-{stage}"
+    name = f"resumed-{stage}"  # its checkpoints name their stage's folder
     kept = folder / name
-    shutil.copytree(two_ranks / f"resumed-{stage}", kept)
+    shutil.copytree(two_ranks / name, kept)
     shutil.rmtree(kept / "attempts")
     losses = {}
     for attempt, (world_size, more) in enumerate(parts, start=1):
@@ -133,6 +136,20 @@ def test_a_checkpoint_of_another_zero_stage_is_refused(two_ranks):
         UserError, match=r"train\.zero_stage=3, and .* was written at ZeRO-2, .* set train\.zero_stage=2"
     ):
         convert_last_checkpoint(Parts(two_ranks / "resumed-2", 3), 2, 3)
+
+
+def test_a_checkpoint_of_another_fingerprint_is_refused(two_ranks, tmp_path):
+    shutil.copytree(two_ranks / "resumed-2", tmp_path / "other")
+    with pytest.raises(UserError, match=r"step-.* for the fingerprint resumed-2, and this stage has other"):
+        convert_last_checkpoint(Parts(tmp_path / "other", 3), 2, 2)
+
+
+def test_some_updates_are_measured_before_the_training(two_ranks):
+    figures = throughput_of(two_ranks / "straight-1" / "attempts" / "1")
+    assert figures["num_steps"] == MEASURED["throughput_steps"]
+    assert figures["tokens_per_second"] > 0 and figures["peak_memory_bytes"] > 1e8
+    least = NUM_STEPS * figures["seconds_step"] / 10
+    assert figures["seconds_predicted"] > max(least, figures["seconds_validation"])
 
 
 def test_a_profiled_step_names_its_parts_and_leaves_a_trace(two_ranks):

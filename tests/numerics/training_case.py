@@ -19,6 +19,7 @@ from stages.engine_settings import engine_settings
 from stages.learning_rates import parameter_groups
 from stages.optimizer_config import OptimizerConfig
 from stages.parts import Parts
+from stages.throughput import measure_throughput
 from stages.train_checkpoints import FACTS_FILE, CheckpointDiffers, checkpoints
 from stages.train_faults import Diverged, Preempted
 from stages.training import TrainingPlan, train
@@ -60,6 +61,26 @@ class Packs:
         return packed_batch([], [], self._format.settings, "sample")
 
 
+def engine_of(model_folder: Path, site: TrainSettings) -> Engine:
+    task = consistency_task(model_folder)
+    settings = engine_settings(OPTIMIZER, PACKS_PER_STEP, site)
+    engine = Engine(task, parameter_groups(task, OPTIMIZER, RATES), settings)
+    task.phases = engine.phases
+    return engine
+
+
+def plan_of(parts: Parts, site: TrainSettings) -> TrainingPlan:
+    return TrainingPlan(
+        purpose="test",
+        seed=SEED,
+        num_steps=NUM_STEPS,
+        learning_rate=lambda step: OPTIMIZER.learning_rate_at(step, NUM_STEPS),
+        parts=parts,
+        site=site,
+        validate_every_steps=NUM_STEPS,
+    )
+
+
 def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
     """Trains; rank 0 writes `weights-<attempt>.pt` at the end, a rank that fails `outcome-<rank>.txt`."""
     stage, attempt = scenario["zero_stage"], scenario["attempt"]
@@ -72,20 +93,15 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
         hang_timeout_s=scenario.get("hang_timeout_s", 1800),
         **scenario.get("site", {}),
     )
-    task = consistency_task(model_folder)
-    settings = engine_settings(OPTIMIZER, PACKS_PER_STEP, site)
-    engine = Engine(task, parameter_groups(task, OPTIMIZER, RATES), settings)
-    task.phases = engine.phases
-    source, parts = Packs(model_folder, engine.rank, scenario), Parts(folder, attempt)
-    plan = TrainingPlan(
-        purpose="test",
-        seed=SEED,
-        num_steps=NUM_STEPS,
-        learning_rate=lambda step: OPTIMIZER.learning_rate_at(step, NUM_STEPS),
-        parts=parts,
-        site=site,
-        validate_every_steps=NUM_STEPS,
-    )
+    parts = Parts(folder, attempt)
+    if site.throughput_steps:
+        measured = engine_of(model_folder, site)
+        plan = plan_of(parts, site)
+        source = Packs(model_folder, measured.rank, scenario)
+        measure_throughput(measured, source, source.empty, plan, lambda engine: None)
+        measured.close()
+    engine = engine_of(model_folder, site)
+    source, plan = Packs(model_folder, engine.rank, scenario), plan_of(parts, site)
     found = checkpoints(parts)
     step = found[-1][0] if found else 0
 

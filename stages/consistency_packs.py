@@ -1,0 +1,153 @@
+"""What the consistency stage trains on and what it refuses before a worker starts: packs of every step,
+decoded, and those of calibration samples."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.site import TrainSettings
+from data_prep.index import load_index
+from data_prep.packs import Pack, PackPlan, fixed_packs
+from data_prep.plan_cache import cached_plan
+from data_prep.reader import SampleReader
+from stages.consistency import ConsistencyConfig
+from stages.learning_rates import check_warmup
+from stages.optimizer_config import num_training_steps
+from stages.parts import Parts
+from stages.train_checkpoints import checkpoints
+from vico.errors import UserError
+from vico.packing import PackedBatch, packed_batch
+from vico.prompt import load_prompt_format
+from vico.settings import ModelSettings
+from vico.tensor_files import stored_tensors
+
+
+@dataclass(frozen=True)
+class ConsistencySettings:
+    """All that a rank needs, picklable: the hashed config, paths, and the site's part."""
+
+    config: ConsistencyConfig
+    shard_folder: Path
+    model_folder: Path
+    parts: Parts
+    train: TrainSettings
+
+
+class ConsistencyPacks:
+    """Packs of the whole training: `packs(step)` over all epochs, `batch(pack)` decoded, `calib_packs` for
+    validation."""
+
+    def __init__(self, settings: ConsistencySettings):
+        config, shard_folder = settings.config, settings.shard_folder
+        self.config, self._shard_folder = config, shard_folder
+        self._cache = settings.parts.folder / "plan"  # not an output: built anew where it is gone
+        self._format = load_prompt_format(settings.model_folder)
+        self._index = load_index(shard_folder)
+        self._reader = SampleReader(shard_folder, self._format)
+        self._plans: dict[int, PackPlan] = {}
+        self.num_steps = num_training_steps(
+            config.epochs, config.max_steps, lambda epoch: self._plan(epoch).num_steps
+        )
+
+    @property
+    def settings(self) -> ModelSettings:
+        return self._format.settings
+
+    def _plan(self, epoch: int) -> PackPlan:
+        if epoch not in self._plans:
+            self._plans[epoch] = self._new_plan(epoch)
+        return self._plans[epoch]
+
+    def _new_plan(self, epoch: int) -> PackPlan:
+        config = self.config
+        return cached_plan(
+            self._shard_folder,
+            "train",
+            self._cache,
+            self._index,
+            reference_tokens=config.reference_tokens_per_pack,
+            tiles=config.tiles_per_pack,
+            packs_per_step=config.packs_per_step,
+            seed=config.seed,
+            epoch=epoch,
+            tokens_full=self.settings.tokens_full,
+            window_samples=config.window_samples,
+            rate_unit=config.rate_unit,
+            compress_share=config.compress_share,
+        )
+
+    def packs(self, step: int) -> list[Pack]:
+        """The G packs of an update, counted from 0 over all epochs (an epoch's number of steps may differ by
+        repeats)."""
+        epoch = 0
+        while step >= self._plan(epoch).num_steps:
+            step -= self._plan(epoch).num_steps
+            epoch += 1
+        return self._plan(epoch).step(step)
+
+    def batch(self, pack: Pack) -> PackedBatch:
+        samples = [self._reader.sample(int(row)) for row in pack.rows]
+        return packed_batch(samples, pack.compressed, self.settings, self.config.loss_reduction)
+
+    def empty(self) -> PackedBatch:
+        return packed_batch([], [], self.settings, self.config.loss_reduction)
+
+    def calib_packs(self, compressed: bool) -> list[Pack]:
+        """At most `validation_packs` packs of calibration samples, evenly spread, all tiles at one rate."""
+        columns = self._index.columns("calib")
+        if not len(columns):
+            return []
+        config = self.config
+        packs = list(
+            fixed_packs(
+                columns,
+                reference_tokens=config.reference_tokens_per_pack,
+                tiles=config.tiles_per_pack,
+                tokens_full=self.settings.tokens_full,
+                compressed=compressed,
+            )
+        )
+        return packs[:: -(-len(packs) // config.validation_packs)]
+
+    def source(self, row: int) -> str:
+        """The source of a sample by its row number in the index."""
+        return self._index.row(row)["source"]
+
+
+def prepared(settings: ConsistencySettings, num_workers: int) -> int:
+    """Everything that can be refused before a worker starts; the number of updates."""
+    config = settings.config
+    if num_workers > config.packs_per_step:
+        raise UserError(
+            f"resources.workers={num_workers} is more than consistency.packs_per_step="
+            f"{config.packs_per_step}; every rank needs a pack of its own in a step: lower "
+            "resources.workers or raise packs_per_step"
+        )
+    packs = ConsistencyPacks(settings)
+    check_warmup(config, packs.num_steps)
+    calib = packs.calib_packs(compressed=False)  # a sample that fits no pack shows here, not at validation
+    if config.select == "best" and not calib:
+        raise UserError(
+            "consistency.select=best needs calibration samples and the shards have none; raise "
+            "shard.calib_share, or set consistency.select: last"
+        )
+    check_disk(settings)
+    return packs.num_steps
+
+
+def check_disk(settings: ConsistencySettings) -> None:
+    """UserError where the storage has no room for the checkpoints to come: `keep_checkpoints` and the one
+    that is written before the oldest goes, less those that are there."""
+    item = 4 if settings.config.optimizer.dtype == "float32" else 2
+    num_parameters = sum(math.prod(one.shape) for one in stored_tensors(settings.model_folder).values())
+    # weights, and in float32 a master copy and two moments; a tenth more for the new connector and the rest
+    checkpoint_bytes = int(1.1 * num_parameters * (item + 3 * 4))
+    missing = settings.train.keep_checkpoints + 1 - len(checkpoints(settings.parts))
+    needed, free = checkpoint_bytes * max(missing, 1), shutil.disk_usage(settings.parts.folder).free
+    if free < needed:
+        raise UserError(
+            f"storage={settings.parts.folder} has {free / 1e9:.1f} GB free, but consistency needs up to "
+            f"{needed / 1e9:.1f} GB for train.keep_checkpoints={settings.train.keep_checkpoints} and one "
+            f"more of {checkpoint_bytes / 1e9:.1f} GB; free some space or choose another --storage"
+        )

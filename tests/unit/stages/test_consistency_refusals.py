@@ -1,0 +1,55 @@
+"""What consistency refuses before a worker starts."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cluster.site import TrainSettings
+from stages.consistency import ConsistencyConfig
+from stages.consistency_packs import ConsistencySettings, check_disk
+from stages.parts import Parts
+from tests.tiny_model import make_tiny_model
+from vico.checkpoints import load_model
+from vico.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("refusals") / "m")
+
+
+def settings_of(model: Path, folder: Path, dtype: str = "float32") -> ConsistencySettings:
+    config = ConsistencyConfig(optimizer={"dtype": dtype})
+    return ConsistencySettings(config, folder, model, Parts(folder, 1), TrainSettings(keep_checkpoints=2))
+
+
+def with_free(monkeypatch, num_bytes: int) -> None:
+    usage = shutil._ntuple_diskusage(10**12, 0, num_bytes)
+    monkeypatch.setattr("stages.consistency_packs.shutil.disk_usage", lambda _: usage)
+
+
+@pytest.mark.parametrize(("dtype", "bytes_a_parameter"), [("float32", 16), ("bfloat16", 14)])
+def test_no_room_for_one_more_checkpoint_than_are_kept(
+    model, tmp_path, monkeypatch, dtype, bytes_a_parameter
+):
+    num_parameters = sum(one.numel() for one in load_model(model).parameters())
+    settings = settings_of(model, tmp_path, dtype)
+    with_free(monkeypatch, int(1.11 * 3 * bytes_a_parameter * num_parameters))
+    check_disk(settings)
+    with_free(monkeypatch, 3 * bytes_a_parameter * num_parameters)
+    with pytest.raises(
+        UserError, match=r"storage=.* GB free, but consistency .*train\.keep_checkpoints=2 .*--storage"
+    ):
+        check_disk(settings)
+
+
+def test_checkpoints_that_are_there_need_no_room(model, tmp_path, monkeypatch):
+    num_parameters = sum(one.numel() for one in load_model(model).parameters())
+    for step in (4, 8):
+        (tmp_path / f"output/checkpoints/step-{step:07d}").mkdir(parents=True)
+    with_free(monkeypatch, int(1.11 * 16 * num_parameters))
+    check_disk(settings_of(model, tmp_path))
+    with_free(monkeypatch, 16 * num_parameters)
+    with pytest.raises(UserError, match="GB free"):
+        check_disk(settings_of(model, tmp_path))
