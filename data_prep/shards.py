@@ -16,6 +16,7 @@ from data_prep.checks import RowLimits, Sample, checked_sample, parsed_row, reco
 from data_prep.index import SCHEMA
 from data_prep.raw_rows import RawRow
 from data_prep.reasons import Rejected
+from data_prep.repairs import RepairBlock, repair_block_rows
 from data_prep.split import Shares, split_of
 from data_prep.tars import NoTar, ShardTar
 from vico.prompt import PromptFormat
@@ -62,10 +63,10 @@ def write_shard(
     `leaked` are lines that straddle the split by what other rows hold. Without a path nothing is written, and
     the content says what would have been.
     """
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     quarantine: list[dict[str, Any]] = []
     with NoTar() if path is None else ShardTar(path) as tar:
-        for raw in block_rows(block):
+        for raw in repair_block_rows(block) if isinstance(block, RepairBlock) else block_rows(block):
             try:
                 sample = checked_sample(raw, settings.limits, prompt_format)
                 split = _split(sample, block, raw.line, settings.shares)
@@ -74,17 +75,18 @@ def write_shard(
             except Rejected as rejected:
                 quarantine.append(_ledger_row(block, raw, rejected))
                 continue
-            rows.append(_written_row(tar, block, raw.line, sample, split))
+            for name, value in _written_row(tar, block, raw.line, sample, split).items():
+                columns[name].append(value)
     facts = {
         "name": shard_name(block.number),
         "source": block.records.name,
         "first_line": block.first_line,
         "read": block.num_lines,
-        "samples": len(rows),
+        "samples": len(columns["key"]),
         "bytes": tar.num_bytes,
         "sha256": tar.sha256,
     }
-    return ShardContent(_table(rows), quarantine, facts)
+    return ShardContent(pa.Table.from_pydict(columns, schema=SCHEMA), quarantine, facts)
 
 
 def _split(sample: Sample, block: Block, line: int, shares: Shares) -> str:
@@ -167,7 +169,3 @@ def _ledger_row(block: Block, raw: RawRow, rejected: Rejected) -> dict[str, Any]
         "reason": rejected.reason,
         "message": rejected.message,
     }
-
-
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
