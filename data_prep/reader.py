@@ -80,7 +80,7 @@ class SampleReader:
                 entry,
                 f"the text gives {skeleton.num_text_tokens} tokens, the index has {entry['text_tokens']}",
             )
-        pixels = np.concatenate(tiles) if tiles else _no_tiles(tiling)
+        pixels = np.concatenate(tiles) if len(tiles) > 1 else tiles[0] if tiles else _no_tiles(tiling)
         return EncodedSample(entry["key"], row, skeleton, pixels, tiles_per_image)
 
     def _record(self, entry: dict[str, Any]) -> dict[str, Any]:

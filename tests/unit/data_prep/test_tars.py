@@ -1,12 +1,14 @@
 """Shard tars: plain WebDataset, exact offsets, the same bytes every time."""
 
 import hashlib
+import os
 import subprocess
 import tarfile
 from itertools import chain
 
 import webdataset
 
+from data_prep import tars
 from data_prep.tars import ShardTar
 
 SAMPLES = [
@@ -45,6 +47,17 @@ def test_the_bytes_are_those_of_webdatasets_own_writer(tmp_path):
                 for extension, data in members:
                     writer.write({"__key__": key, extension: data})
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_bounded_number_of_bytes_is_on_its_way_to_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(tars, "UNSYNCED_BYTES", 100_000)
+    monkeypatch.setattr(tars.os, "fdatasync", lambda file: synced.append(os.fstat(file).st_size))
+    with ShardTar(tmp_path / "a.tar") as tar:
+        for n in range(100):
+            tar.write(f"a-{n:08d}", [("jpg", bytes(10_000))])
+            assert tar.num_bytes - (synced[-1] if synced else 0) < 100_000
+    assert len(synced) == 100 * 10_752 // 107_520
 
 
 def test_the_bytes_depend_on_names_and_data_alone(tmp_path):
