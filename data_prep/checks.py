@@ -73,10 +73,10 @@ def checked_sample(raw: RawRow, limits: RowLimits, prompt_format: PromptFormat) 
     tiling = settings.tiling(max(1, limits.max_tiles // max(1, len(pictures))))  # as InternVL shares them out
     tiles = [num_tiles(picture.width, picture.height, tiling) for picture in pictures]
     try:
-        skeleton = prompt_format.encode(conversations, tiles)
+        text_tokens, answer_tokens = prompt_format.num_tokens(conversations, tiles)
     except ValueError as error:
         raise Rejected("broken_row", str(error)) from error
-    tokens = skeleton.num_text_tokens + sum(tiles) * settings.tokens_full
+    tokens = text_tokens + sum(tiles) * settings.tokens_full
     if tokens > limits.max_tokens:
         raise Rejected("over_budget", f"{tokens} tokens ({sum(tiles)} tiles), over {limits.max_tokens}")
     return Sample(
@@ -90,8 +90,8 @@ def checked_sample(raw: RawRow, limits: RowLimits, prompt_format: PromptFormat) 
         fields=_small_fields(row),
         max_tiles=tiling.max_tiles,
         tiles=tiles,
-        text_tokens=skeleton.num_text_tokens,
-        answer_tokens=skeleton.num_answer_tokens,
+        text_tokens=text_tokens,
+        answer_tokens=answer_tokens,
     )
 
 
@@ -104,11 +104,13 @@ def parsed_row(content: bytes) -> dict:
     if not text.strip():
         raise Rejected("not_json", "the line is empty")
     try:
-        row = json.loads(text, parse_constant=_refuse_constant)
+        row = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise Rejected("not_json", str(error)) from error
     if not isinstance(row, dict):
         raise Rejected("not_an_object", f"the line is a JSON {type(row).__name__}")
+    if "\\u" not in text:  # bytes of UTF-8 hold no half of a pair; only an escape may spell one
+        return row
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -118,6 +120,9 @@ def parsed_row(content: bytes) -> dict:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would make one for every row
 
 
 def record_id(row: dict) -> str | None:

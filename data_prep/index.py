@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_prep.storage import Place, as_place
 from vico.errors import UserError
 
 INDEX_FILE = "index.parquet"
@@ -113,8 +114,8 @@ def columns_at(columns: Any, positions: np.ndarray) -> IndexColumns:
 class ShardIndex:
     """An opened index; safe to use from several threads."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.path = folder, folder / INDEX_FILE
+    def __init__(self, folder: Place):
+        self.folder, self.path = folder, _index_path(folder)
         if not self.path.is_file():
             raise UserError(f"{self.path} does not exist; run the shard stage, its folder is not complete")
         self._file = pq.ParquetFile(self.path)
@@ -179,5 +180,15 @@ class ShardIndex:
 
 
 def load_index(folder: Path | str) -> ShardIndex:
-    """The index in a shard stage's output folder; UserError when it is missing or of another schema."""
-    return ShardIndex(Path(folder))
+    """The index in a shard stage's output folder, also a remote one; UserError when it is missing or of
+    another schema.
+    """
+    return ShardIndex(as_place(str(folder)))
+
+
+def _index_path(folder: Place) -> Path:
+    if isinstance(folder, Path):
+        return folder / INDEX_FILE
+    from data_prep.shard_cache import ShardCache
+
+    return ShardCache(folder).index(INDEX_FILE)

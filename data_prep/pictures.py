@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from data_prep.jpeg_headers import jpeg_header
 from data_prep.reasons import Rejected
 from data_prep.storage import Place, content, joined
 
@@ -40,14 +41,8 @@ def picture_in_root(root: Place, name: str) -> bytes:
     if not isinstance(root, Path):
         return _remote_picture(root, name)
     try:
-        real_root = _real_path(root)
-        path = os.path.realpath(os.path.join(real_root, name))
-        if os.path.commonpath([path, real_root]) != real_root:
-            raise Rejected("path_outside_root", f"{name} leads out of its root")
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Rejected("not_a_file", f"{name} is a folder or a device")
-        with open(path, "rb") as file:
-            return file.read()
+        found = _plain_file(root, name)
+        return _followed_file(root, name) if found is None else found
     except (
         FileNotFoundError,
         NotADirectoryError,
@@ -60,6 +55,40 @@ def picture_in_root(root: Place, name: str) -> bytes:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise Rejected("missing_image", f"{name[:80]} is no possible file name") from error
         raise  # a failing disk or server is not the row's fault
+
+
+def _plain_file(root: Path, name: str) -> bytes | None:
+    """The bytes of a file that is no link, in a folder that was looked into before; None: look closer.
+
+    A full look asks for every part of the path, some 20 µs of a sample's 250.
+    """
+    folder, _, last = name.rpartition("/")
+    inside = _folder_inside(root, folder)
+    if inside is None or name.startswith("/") or last in ("", ".", ".."):
+        return None
+    path = f"{inside}/{last}"
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        return None
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+@lru_cache(maxsize=4096)
+def _folder_inside(root: Path, folder: str) -> str | None:
+    """The real path of the folder `root/folder`; None when it lies outside the root."""
+    path, real_root = os.path.realpath(os.path.join(root, folder)), _real_path(root)
+    return path if os.path.commonpath([path, real_root]) == real_root else None
+
+
+def _followed_file(root: Path, name: str) -> bytes:
+    real_root = _real_path(root)
+    path = os.path.realpath(os.path.join(real_root, name))
+    if os.path.commonpath([path, real_root]) != real_root:
+        raise Rejected("path_outside_root", f"{name} leads out of its root")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise Rejected("not_a_file", f"{name} is a folder or a device")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _remote_picture(root: str, name: str) -> bytes:
@@ -81,8 +110,32 @@ def _real_path(root: Path) -> str:
 def checked_picture(data: bytes, name: str, *, max_pixels: int, decode: bool) -> Picture:
     """The picture in `data`; Rejected when it is no JPEG, PNG or WebP, too large, or broken.
 
-    With `decode` it is decoded whole, else only its header is read.
+    With `decode` all that is coded in it is decoded, else only its header is read.
     """
+    header = jpeg_header(data)
+    if (
+        header is None
+        or header.width * header.height > max_pixels
+        or (decode and not (header.even and _decodes_small(data)))
+    ):
+        return _opened_picture(data, name, max_pixels, decode)
+    return Picture(data, "jpg", header.width, header.height, hashlib.sha256(data).digest())
+
+
+def _decodes_small(data: bytes) -> bool:
+    """Whether a JPEG decodes at an eighth of its size, as gray: all of its entropy-coded bytes are decoded
+    for that, in half of the time. What fails is decoded whole, and that decides.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+    except Exception:  # as below
+        return False
+    return True
+
+
+def _opened_picture(data: bytes, name: str, max_pixels: int, decode: bool) -> Picture:
     try:
         with Image.open(io.BytesIO(data), formats=_OPENED_FORMATS) as image:
             width, height = image.size

@@ -18,13 +18,16 @@ import numpy as np
 from PIL import Image
 
 from data_prep.index import ShardIndex, load_index
+from data_prep.shard_cache import OpenFile, ShardCache, WrongBytes
 from data_prep.shards import shard_name
+from data_prep.storage import as_place, joined
 from vico.errors import UserError
 from vico.packing import EncodedSample
 from vico.prompt import PromptFormat
 from vico.tiling import Tiling, pixel_values
 
 _OPEN_SHARDS = 64
+_OPEN_REMOTE_SHARDS = 4  # each stays in the cache as long as it is open
 _READ_ATTEMPTS = 3
 _RETRY_WAIT_S = 0.2
 
@@ -43,9 +46,11 @@ class SampleReader:
     def __init__(
         self, shard_folder: Path | str, prompt_format: PromptFormat, index: ShardIndex | None = None
     ):
-        self.folder, self.prompt_format = Path(shard_folder), prompt_format
+        self.folder, self.prompt_format = as_place(str(shard_folder)), prompt_format
+        self._cache = ShardCache(self.folder) if isinstance(self.folder, str) else None
+        self._num_open = _OPEN_SHARDS if self._cache is None else _OPEN_REMOTE_SHARDS
         self.index = load_index(self.folder) if index is None else index
-        self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._shards: OrderedDict[int, OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
     def record(self, row: int) -> dict[str, Any]:
@@ -75,7 +80,7 @@ class SampleReader:
                 entry,
                 f"the text gives {skeleton.num_text_tokens} tokens, the index has {entry['text_tokens']}",
             )
-        pixels = np.concatenate(tiles) if tiles else _no_tiles(tiling)
+        pixels = np.concatenate(tiles) if len(tiles) > 1 else tiles[0] if tiles else _no_tiles(tiling)
         return EncodedSample(entry["key"], row, skeleton, pixels, tiles_per_image)
 
     def _record(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -126,39 +131,34 @@ class SampleReader:
             raise self._mismatch(entry, f"it ends {num_bytes - len(data)} bytes before the sample does")
         return data
 
-    def _shard(self, entry: dict[str, Any]) -> "_OpenShard":
+    def _shard(self, entry: dict[str, Any]) -> OpenFile:
         """The open shard of an entry; one that is dropped here is closed when its last reader is done with
         it.
         """
         number = entry["shard"]
         with self._lock:
             shard = self._shards.pop(number, None)
-            if shard is None:
-                try:
-                    shard = _OpenShard(self.folder / shard_name(number))
-                except FileNotFoundError as error:
-                    raise self._mismatch(entry, "the file is missing") from error
+        if shard is None:  # other threads go on while a remote one is fetched
+            shard = self._opened(entry)
+        with self._lock:
             self._shards[number] = shard
-            if len(self._shards) > _OPEN_SHARDS:
+            if len(self._shards) > self._num_open:
                 self._shards.popitem(last=False)
             return shard
 
+    def _opened(self, entry: dict[str, Any]) -> OpenFile:
+        name = shard_name(entry["shard"])
+        try:
+            return OpenFile(self.folder / name) if self._cache is None else self._cache.opened(name)
+        except FileNotFoundError as error:
+            raise self._mismatch(entry, "the file is missing") from error
+        except WrongBytes as error:
+            raise self._mismatch(entry, str(error)) from error
+
     def _mismatch(self, entry: dict[str, Any], what: str) -> ShardMismatch:
-        path = self.folder / shard_name(entry["shard"])
-        return ShardMismatch(
-            f"{path} does not match its index at {entry['key']}: {what}; run again with --force shard"
-        )
-
-
-class _OpenShard:
-    """A file descriptor that closes itself."""
-
-    def __init__(self, path: Path):
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self, close=os.close) -> None:
-        if hasattr(self, "descriptor"):
-            close(self.descriptor)
+        path = joined(self.folder, shard_name(entry["shard"]))
+        remedy = "run again with --force shard" if self._cache is None else "copy the shard there again"
+        return ShardMismatch(f"{path} does not match its index at {entry['key']}: {what}; {remedy}")
 
 
 def _no_tiles(tiling: Tiling) -> np.ndarray:

@@ -51,7 +51,8 @@ def write_sidecar(path: Path, content: ShardContent) -> None:
 
 
 def read_sidecar(path: Path) -> ShardContent:
-    table = pq.read_table(path)
+    with pq.ParquetFile(path) as file:  # pq.read_table takes four times as long to start
+        table = file.read()
     about = json.loads(table.schema.metadata[_META_KEY])
     return ShardContent(table.replace_schema_metadata(SCHEMA.metadata), about["quarantine"], about["facts"])
 

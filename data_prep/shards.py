@@ -16,11 +16,13 @@ from data_prep.checks import RowLimits, Sample, checked_sample, parsed_row, reco
 from data_prep.index import SCHEMA
 from data_prep.raw_rows import RawRow
 from data_prep.reasons import Rejected
+from data_prep.repairs import RepairBlock, repair_block_rows
 from data_prep.split import Shares, split_of
 from data_prep.tars import NoTar, ShardTar
 from vico.prompt import PromptFormat
 
 _LINE_DIGITS = 8
+_ENCODED = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for every row
 LEAK_MESSAGE = "a picture of it (by its bytes) stands on another side too, further from training"
 
 
@@ -61,10 +63,10 @@ def write_shard(
     `leaked` are lines that straddle the split by what other rows hold. Without a path nothing is written, and
     the content says what would have been.
     """
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     quarantine: list[dict[str, Any]] = []
     with NoTar() if path is None else ShardTar(path) as tar:
-        for raw in block_rows(block):
+        for raw in repair_block_rows(block) if isinstance(block, RepairBlock) else block_rows(block):
             try:
                 sample = checked_sample(raw, settings.limits, prompt_format)
                 split = _split(sample, block, raw.line, settings.shares)
@@ -73,17 +75,18 @@ def write_shard(
             except Rejected as rejected:
                 quarantine.append(_ledger_row(block, raw, rejected))
                 continue
-            rows.append(_written_row(tar, block, raw.line, sample, split))
+            for name, value in _written_row(tar, block, raw.line, sample, split).items():
+                columns[name].append(value)
     facts = {
         "name": shard_name(block.number),
         "source": block.records.name,
         "first_line": block.first_line,
         "read": block.num_lines,
-        "samples": len(rows),
+        "samples": len(columns["key"]),
         "bytes": tar.num_bytes,
         "sha256": tar.sha256,
     }
-    return ShardContent(_table(rows), quarantine, facts)
+    return ShardContent(pa.Table.from_pydict(columns, schema=SCHEMA), quarantine, facts)
 
 
 def _split(sample: Sample, block: Block, line: int, shares: Shares) -> str:
@@ -99,12 +102,9 @@ def _written_row(
     """Append the sample's members to the tar; its row of the index."""
     key = sample_key(block.records.slug, line)
     extensions = _extensions(sample)
-    text = json.dumps(_member_json(key, block, line, sample, extensions), ensure_ascii=False)
-    json_member = tar.write(key, "json", text.encode("utf-8"))
-    members = [
-        tar.write(key, extension, picture.data)
-        for extension, picture in zip(extensions, sample.pictures, strict=True)
-    ]
+    text = _ENCODED(_member_json(key, block, line, sample, extensions)).encode("utf-8")
+    pictures = [(extension, one.data) for extension, one in zip(extensions, sample.pictures, strict=True)]
+    json_member, *members = tar.write(key, [("json", text), *pictures])
     return {
         "shard": block.number,
         "key": key,
@@ -169,7 +169,3 @@ def _ledger_row(block: Block, raw: RawRow, rejected: Rejected) -> dict[str, Any]
         "reason": rejected.reason,
         "message": rejected.message,
     }
-
-
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=SCHEMA)

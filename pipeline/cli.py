@@ -34,7 +34,7 @@ COMMANDS = (  # in the order of `vico --help`
     cli_model.export,
     cli_model.serve,
 )
-DATA_COMMANDS = (cli_data.check, cli_data.build)
+DATA_COMMANDS = (cli_data.check, cli_data.build, cli_data.retry)
 for command in COMMANDS:
     app.command()(command)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The shard stage by itself.")

@@ -1,5 +1,7 @@
 """Commands for records: a first pipeline file, a check of rows, the shard stage by itself."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +14,7 @@ from pipeline.cli_options import (
     SiteOption,
     StorageOption,
     answer_stream,
+    print_errors,
     print_json,
     run_request,
 )
@@ -90,6 +93,49 @@ def build(
     from pipeline import cli_runs
 
     cli_runs.run(config, site, storage, overrides, until="shard", as_json=as_json)
+
+
+def retry(
+    config: ConfigArgument,
+    rows: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[ROWS]..", help="Files of repaired rows, after those of inputs.repaired."),
+    ] = None,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check quarantined rows again that were mended, and shard them beside the old shards.
+
+    A line of ROWS is {"source", "line", "row"}; without "row" the original line is checked again.
+    """
+    from pipeline.config import load_config
+    from pipeline.graph import pipeline_graph
+    from pipeline.progress import Display
+    from pipeline.runner import run_pipeline
+    from vico.errors import UserError
+
+    given = list(overrides or ())
+    files = [*load_config(config, pipeline_graph(), given).inputs.repaired, *map(Path.absolute, rows or ())]
+    if not files:
+        raise UserError("no repaired rows; give a file of them, or inputs.repaired in the pipeline file")
+    with answer_stream(as_json) as (stream, answer), Display(stream) as display:
+        for number in range(len(files) + 1):
+            chosen = json.dumps([str(path) for path in files[:number]])
+            asked = [*given, f"inputs.repaired={chosen}"]
+            result = run_pipeline(
+                run_request(config, site, storage, asked, None, "shard"), pipeline_graph(), display
+            )
+            if result.exit_code:
+                break
+        else:
+            display.line(f"use these shards with inputs.repaired: {chosen} in {config}")
+    if result.message:
+        print_errors(result.message)
+    if as_json:
+        print_json(answer, {"run": result.run, "state": result.state, "storage": str(result.storage)})
+    sys.exit(result.exit_code)
 
 
 def _shown(report: dict[str, Any]) -> str:

@@ -28,6 +28,8 @@ class Inputs(BaseModel):
     records: RecordsConfig
     heldout: RecordsConfig | None = None
     model: Path
+    repaired: tuple[Path, ...] = ()
+    """Files of repaired rows, each for the quarantine that those before it left (`vico data retry`)."""
     adopt: dict[str, Path] = {}
     """Stage -> folder with its result, made elsewhere: it is taken over by digest, the stage does not run."""
 
@@ -131,6 +133,7 @@ def _with_absolute_paths(inputs: Inputs) -> Inputs:
             "records": absolute(inputs.records),
             "heldout": absolute(inputs.heldout),
             "model": _absolute(inputs.model),
+            "repaired": tuple(_absolute(path) for path in inputs.repaired),
             "adopt": {stage: _absolute(folder) for stage, folder in inputs.adopt.items()},
         }
     )

@@ -10,7 +10,7 @@ from types import ModuleType
 from stages.stage_config import StageConfig
 from vico.errors import UserError
 
-SOURCES = ("records", "heldout", "tokenizer", "model")
+SOURCES = ("records", "heldout", "tokenizer", "model", "repaired")
 """Inputs that come from outside the pipeline."""
 
 

@@ -14,7 +14,7 @@ from pipeline.attempt import StageContext, logging_to
 from pipeline.digests import DigestCache
 from pipeline.facts import git_state, package_versions, site_facts
 from pipeline.lease import Lease, acquire
-from pipeline.planning import Pipeline, StageTask, Standing, code_changes, task_standing
+from pipeline.planning import Pipeline, StageTask, Standing, code_changes, mended_task, task_standing
 from pipeline.progress import Display, duration
 from pipeline.runs import RunFile, Runs, StageEntry
 from pipeline.signals import StopSignals
@@ -23,6 +23,7 @@ from pipeline.store import OutputFile, Record, StageFolder, outputs_digest
 from stages.adopted import FOLDER as ADOPTED_FOLDER
 from stages.context import Interrupted, LeaseLost
 from stages.parts import Parts
+from stages.shard_repair import Repairs
 from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -184,7 +185,7 @@ class StageRuns:
         context = StageContext(
             stage=task.name,
             parts=parts,
-            inputs={name: self._input(name) for name in task.spec.inputs} | _adopted(task),
+            inputs={name: self._input(name, task) for name in task.spec.inputs} | _adopted(task),
             site=self.site,
             leases=(self.lease, lease),
             signals=self.signals,
@@ -199,15 +200,29 @@ class StageRuns:
         context.check()
         return counts
 
-    def _input(self, name: str) -> Path | RecordsConfig | None:
+    def _input(self, name: str, task: StageTask) -> Path | RecordsConfig | Repairs | None:
         inputs = self.pipeline.config.inputs
         if name == "records":
             return inputs.records
         if name == "heldout":
             return inputs.heldout
+        if name == "repaired":
+            return self._repairs(task) if inputs.repaired else None
         if name in ("model", "tokenizer"):
             return inputs.model
         return self._outputs[name]
+
+    def _repairs(self, task: StageTask) -> Repairs:
+        files = self.pipeline.config.inputs.repaired
+        mended = mended_task(task, files, self.cache)
+        folder = mended.folder(self.site.storage)
+        record = folder.record()
+        if record is None or folder.damage(record):
+            raise UserError(
+                f"inputs.repaired={files[-1]} mends shards ({mended.fingerprint[:12]}) that are not whole in "
+                f"{self.site.storage}; give `vico data retry CONFIG`, which makes them first"
+            )
+        return Repairs(files[-1], folder.output, mended.fingerprint)
 
     def _record(
         self,

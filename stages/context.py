@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cluster.site import Site
     from data_prep.records import RecordsConfig
     from stages.parts import Parts
+    from stages.shard_repair import Repairs
 
 
 class Interrupted(KeyboardInterrupt):
@@ -32,9 +33,9 @@ class Context(Protocol):
     stage: str
     parts: Parts
     site: Site
-    inputs: Mapping[str, Path | RecordsConfig | None]
+    inputs: Mapping[str, Path | RecordsConfig | Repairs | None]
     """A stage's name -> its output folder; model and tokenizer -> the model folder; records and heldout ->
-    their config (heldout is None where the pipeline has none)."""
+    their config, repaired -> the files it is about (None where the pipeline has none)."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append metrics of a step to the attempt's metrics.jsonl."""

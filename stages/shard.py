@@ -6,6 +6,7 @@ One Ray task a shard; what is heavy is imported when the stage runs.
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import shutil
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from stages.parts import Parts
 
 CODE_VERSION = 2
-INPUTS = ("records", "heldout", "tokenizer")
+INPUTS = ("records", "heldout", "tokenizer", "repaired")
 NEEDS_RAY = True
 COUNTS = ("read", "written", "quarantined", "pictures", "tiles", "bytes")
 _DISK_MARGIN = 1.05  # tar padding, index and ledger on top of the estimate
@@ -94,9 +95,14 @@ def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
         blocks = record_blocks(sets, config.samples_per_shard, context.check)
         if not blocks:
             raise UserError("inputs.records has no rows; give annotation files with at least one line")
-        write_shards(config, context, blocks)
-        settle_shards(config, context, blocks)
-        write_summary(parts, len(blocks), sets)
+        if context.inputs.get("repaired") is not None:
+            from stages.shard_repair import write_repaired
+
+            write_repaired(config, context, sets, blocks)
+        else:
+            write_shards(config, context, blocks)
+            settle_shards(config, context, blocks)
+            write_summary(parts, len(blocks), sets)
     return finished_counts(parts)
 
 
@@ -243,7 +249,9 @@ def prompt_format(tokenizer: str) -> Any:
     """The prompt format, loaded once a worker process."""
     from vico.prompt import load_prompt_format
 
-    return load_prompt_format(tokenizer)
+    found = load_prompt_format(tokenizer)
+    gc.freeze()  # the collector need not go through all that was imported again and again
+    return found
 
 
 def refuse_small_disk(blocks: list[Block], parts: Parts) -> None:

@@ -6,8 +6,10 @@ ChatML as InternVL writes it; the slot of a tile is widened to its rate's number
 
 # L tokens of the skeleton (a tile counts one)
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -68,32 +70,65 @@ class PromptFormat:
         if self._backend is not None:
             self._backend.no_truncation()  # a tokenizer.json may bring them
             self._backend.no_padding()
-        self._fixed = {text: self._text(text) for text in ("\n", *(f"{role}\n" for role in _ROLES.values()))}
+            # texts of one conversation are too few to be spread over threads, whose pool a fork would break
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self._newline = self._text("\n")
+        self._openings = {role: [ids[TURN_START], *self._text(f"{role}\n")] for role in _ROLES.values()}
 
     @staticmethod
     def _special() -> tuple[str, ...]:
         return (IMAGE_START, IMAGE_END, IMAGE_TOKEN, TURN_START, TURN_END)
 
     def _text(self, text: str) -> list[int]:
-        """Ids of a stretch of text; special tokens spelled out in it (`<ref>`, `<box>`) are taken as such."""
-        if not text:
-            return []
-        if self._backend is None:
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        # what the call above comes to; it takes some 0.2 ms around it, half of the time to shard a sample
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self._texts([text])[0]
 
-    def _question(self, value: str, tiles: list[int]) -> list[int]:
-        """Ids of one turn in which each `<image>` takes the next count from `tiles` (consumed)."""
-        first, *rest = value.split(IMAGE_MARK)
-        ids = self._text(first)
-        for text in rest:
-            if not tiles:
-                raise ValueError(f"more {IMAGE_MARK} marks than pictures")
-            count = tiles.pop(0)
-            ids += [self._ids[IMAGE_START], *[self._ids[IMAGE_TOKEN]] * count, self._ids[IMAGE_END]]
-            ids += self._text(text)
-        return ids
+    def _texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of stretches of text; special tokens spelled out in one (`<ref>`) are taken as such."""
+        given = [text for text in texts if text]
+        if self._backend is None:
+            found = iter([self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in given])
+        else:
+            # what the call above comes to; it takes some 0.2 ms around it, half of the time to shard a sample
+            encoded = self._backend.encode_batch_fast(given, add_special_tokens=False)
+            found = (one.ids for one in encoded)
+        return [next(found) if text else [] for text in texts]
+
+    def _stretches(
+        self, conversation: Sequence[dict], tiles_per_image: Sequence[int], add_generation_prompt: bool
+    ) -> Iterator[tuple[list[int], bool]]:
+        """(ids, whether they are an answer) of the stretches of a conversation; errors as in `encode`."""
+        roles = [_ROLES.get(turn["from"]) for turn in conversation]
+        if None in roles:
+            raise ValueError(
+                f"from={conversation[roles.index(None)]['from']!r} is none of {', '.join(_ROLES)}"
+            )
+        parts = [
+            [turn["value"]] if role == "assistant" else turn["value"].split(IMAGE_MARK)
+            for role, turn in zip(roles, conversation, strict=True)
+        ]
+        texts = iter(self._texts(list(chain.from_iterable(parts))))
+        tiles = iter(tiles_per_image)
+        for role, part in zip(roles, parts, strict=True):
+            yield self._openings[role], False
+            if role == "assistant":
+                yield [*next(texts), self._ids[TURN_END]], True
+                yield self._newline, False
+                continue
+            yield next(texts), False
+            for _ in part[1:]:
+                yield [*self._image(tiles), *next(texts)], False
+            yield [self._ids[TURN_END], *self._newline], False
+        if left := len(list(tiles)):
+            raise ValueError(f"{left} more pictures than {IMAGE_MARK} marks")
+        if add_generation_prompt:
+            yield self._openings["assistant"], False
+
+    def _image(self, tiles: Iterator[int]) -> list[int]:
+        """Ids of one `<image>`, which takes the next count of `tiles`."""
+        count = next(tiles, None)
+        if count is None:
+            raise ValueError(f"more {IMAGE_MARK} marks than pictures")
+        return [self._ids[IMAGE_START], *[self._ids[IMAGE_TOKEN]] * count, self._ids[IMAGE_END]]
 
     def encode(
         self,
@@ -106,32 +141,29 @@ class PromptFormat:
         Raises ValueError for an unknown speaker and where `<image>` marks and pictures differ in number. With
         `add_generation_prompt` the opening of an assistant turn is appended, for generation.
         """
-        tiles = list(tiles_per_image)
         ids: list[int] = []
         answer: list[bool] = []
-
-        def put(new_ids: list[int], is_answer: bool = False) -> None:
+        for new_ids, is_answer in self._stretches(conversation, tiles_per_image, add_generation_prompt):
             ids.extend(new_ids)
             answer.extend([is_answer] * len(new_ids))
+        self._check_image_tokens(ids, sum(tiles_per_image))
+        return Skeleton(np.asarray(ids, np.int64), np.asarray(answer, bool), sum(tiles_per_image))
 
-        for turn in conversation:
-            role = _ROLES.get(turn["from"])
-            if role is None:
-                raise ValueError(f"from={turn['from']!r} is none of {', '.join(_ROLES)}")
-            put([self._ids[TURN_START], *self._fixed[f"{role}\n"]])
-            if role == "assistant":
-                put([*self._text(turn["value"]), self._ids[TURN_END]], is_answer=True)
-                put(self._fixed["\n"])
-            else:
-                put([*self._question(turn["value"], tiles), self._ids[TURN_END], *self._fixed["\n"]])
-        if tiles:
-            raise ValueError(f"{len(tiles)} more pictures than {IMAGE_MARK} marks")
-        if add_generation_prompt:
-            put([self._ids[TURN_START], *self._fixed["assistant\n"]])
-        skeleton = Skeleton(np.asarray(ids, np.int64), np.asarray(answer, bool), sum(tiles_per_image))
-        if int((skeleton.ids == self.settings.image_token_id).sum()) != skeleton.num_tiles:
+    def num_tokens(self, conversation: Sequence[dict], tiles_per_image: Sequence[int]) -> tuple[int, int]:
+        """(text tokens, answer tokens) of the skeleton that `encode` gives, with its errors; for the sharder,
+        which needs no more of it.
+        """
+        ids: list[int] = []
+        num_answer_tokens = 0
+        for new_ids, is_answer in self._stretches(conversation, tiles_per_image, False):
+            ids += new_ids
+            num_answer_tokens += len(new_ids) * is_answer
+        self._check_image_tokens(ids, sum(tiles_per_image))
+        return len(ids) - sum(tiles_per_image), num_answer_tokens
+
+    def _check_image_tokens(self, ids: list[int], num_tiles: int) -> None:
+        if ids.count(self.settings.image_token_id) != num_tiles:
             raise ValueError(f"the text itself spells the token {IMAGE_TOKEN}")
-        return skeleton
 
 
 def load_prompt_format(model_path: str | Path) -> PromptFormat:

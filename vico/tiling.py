@@ -51,6 +51,7 @@ def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 
 
+@lru_cache(maxsize=4096)
 def tile_grid(width: int, height: int, tiling: Tiling) -> tuple[int, int]:
     """(columns, rows) of the grid whose aspect ratio is closest to the picture's.
 

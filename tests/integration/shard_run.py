@@ -9,6 +9,7 @@ from cluster.site import RaySettings, Resources, Site
 from data_prep.records import RecordsConfig
 from stages.parts import Parts
 from stages.shard import ShardConfig, run
+from stages.shard_repair import Repairs
 
 
 @dataclass
@@ -46,14 +47,18 @@ def context_of(
     heldout: RecordsConfig | None = None,
     tasks: int = 2,
     attempt: int = 1,
+    repaired: Repairs | None = None,
 ) -> StageContext:
-    inputs = {"records": records, "heldout": heldout, "tokenizer": model}
+    inputs = {"records": records, "heldout": heldout, "tokenizer": model, "repaired": repaired}
     return StageContext(Parts(folder, attempt), inputs, site_with(tasks))
 
 
 def main(job: dict) -> None:
     records = RecordsConfig(format="internvl", path=job["meta"])
-    run(ShardConfig(**job["config"]), context_of(Path(job["folder"]), Path(job["model"]), records))
+    repaired = job.get("repaired")
+    repairs = None if repaired is None else Repairs(Path(repaired["file"]), Path(repaired["base"]), "base")
+    context = context_of(Path(job["folder"]), Path(job["model"]), records, repaired=repairs)
+    run(ShardConfig(**job["config"]), context)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.integration.demo_pipeline import answer, finished, vico
-from tests.record_files import write_good_records, write_hostile_records
+from tests.record_files import row, write_good_records, write_hostile_records, write_lines
 from tests.s3_server import environment, s3_server, upload
 from tests.tiny_model import make_tiny_model
 
@@ -47,6 +47,32 @@ def test_a_hostile_set_is_checked_and_built_and_every_row_is_accounted_for(proje
     for name in ("read", "written", "quarantined", "reasons", "splits"):
         found = {k: v for k, v in manifest[name].items() if v} if name == "splits" else manifest[name]
         assert found == report[name], "the check said what the build did"
+
+
+def test_mended_rows_are_built_beside_the_old_shards_and_a_pipeline_uses_them(project, tmp_path):
+    folder, reasons = project
+    where = (folder / "pipeline.yaml", "--site", folder / "site.yaml")
+    line = next(line for line, reason in reasons.items() if reason == "empty_answer")
+    rows = [{"source": "bad", "line": line, "row": row("good.png", answer="an answer at last")}]
+    path = write_lines(tmp_path / "mended.jsonl", rows)
+    repaired = ("--set", f"inputs.repaired=[{path}]")
+    code, out, err = finished(
+        vico("data", "retry", folder / "pipeline.yaml", path, "--site", folder / "site.yaml")
+    )
+    assert code == 0 and f'inputs.repaired: ["{path}"]' in out, err[-2000:]
+    assert answer("plan", *where)[0]["action"] == "reuse"
+    planned = answer("plan", *where, *repaired)[0]
+    assert planned["action"] == "reuse"
+    output = folder / "runs" / "shard" / planned["fingerprint"] / "output"
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["repaired"]["written"] == 1 and manifest["written"] == 3
+    assert manifest["read"] == manifest["written"] + manifest["quarantined"]
+    code, _, err = finished(
+        vico("run", "--until", "shard", *where, *repaired, "--storage", tmp_path / "other")
+    )
+    assert code == 2 and "inputs.repaired" in err and "vico data retry" in err
+    code, _, err = finished(vico("data", "retry", *where))
+    assert code == 2 and "no repaired rows" in err
 
 
 def test_a_server_that_fails_ends_the_command_with_one_line_and_exit_code_1(project):

@@ -1,0 +1,203 @@
+"""Shards behind a real S3 server: read through faults as local ones are, a bounded cache, one clear stop."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import storage
+from data_prep.blocks import record_blocks
+from data_prep.checks import RowLimits
+from data_prep.index import load_index
+from data_prep.packs import PackPlan
+from data_prep.reader import SampleReader, ShardMismatch
+from data_prep.records import RecordsConfig, record_sets
+from data_prep.shard_folder import contents, manifest, sidecar_name, write_index, write_sidecar
+from data_prep.shards import ShardSettings, shard_name, write_shard
+from data_prep.split import Shares
+from tests.record_files import write_good_records
+from tests.s3_server import environment, s3_server, upload
+from tests.tiny_model import make_tiny_model
+from vico.errors import Unreachable, UserError
+from vico.prompt import load_prompt_format
+
+SETTINGS = ShardSettings(RowLimits(12, 10**6, 4096, True), Shares(0.2, 0.2))
+ADDRESS = "s3://shards/set"
+NUM_ROWS = 96
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, model):
+    """Sixteen shards of six samples with index and manifest."""
+    root = tmp_path_factory.mktemp("shards")
+    meta = write_good_records(root / "records", NUM_ROWS)
+    blocks = record_blocks(record_sets(RecordsConfig(format="internvl", path=meta)), 6)
+    (root / "sidecars").mkdir()
+    for block in blocks:
+        content = write_shard(root / shard_name(block.number), block, SETTINGS, load_prompt_format(model))
+        write_sidecar(root / sidecar_name(block.number), content)
+    write_index(root / "index.parquet", contents(root, len(blocks)))
+    (root / "manifest.json").write_text(json.dumps(manifest(contents(root, len(blocks)), {"good": {}})))
+    shutil.rmtree(root / "sidecars")
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with s3_server() as proxy:
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        upload(proxy, "shards", {f"set/{name}": data for name, data in files.items()})
+        yield proxy
+
+
+@pytest.fixture(autouse=True)
+def cache(server, monkeypatch, tmp_path):
+    """S3 means the proxy, without faults; an empty cache folder."""
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VICO_SHARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(storage, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr("data_prep.shard_cache._PAUSE_S", 0.01)
+    storage._filesystem_of.cache_clear()
+    server.fault, server.faults[:] = lambda number: None, []
+    return tmp_path / "cache"
+
+
+def half(number: int) -> bool:
+    return random.Random(f"fault {number}").random() < 0.5
+
+
+FAULTS = {
+    "none": lambda number: None,
+    "503 half of the time": lambda number: "503" if half(number) else None,
+    "bodies stop half of the time": lambda number: "stop" if half(number) else None,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_remote_shards_give_the_samples_of_local_ones(folder, server, model, cache, fault):
+    form = load_prompt_format(model)
+    here = SampleReader(folder, form)
+    server.fault = FAULTS[fault]
+    remote = SampleReader(ADDRESS, form)
+    for row in random.Random(0).sample(range(NUM_ROWS), NUM_ROWS):
+        ours, theirs = remote.sample(row), here.sample(row)
+        assert (ours.key, ours.tiles_per_image) == (theirs.key, theirs.tiles_per_image)
+        assert np.array_equal(ours.pixels, theirs.pixels)
+        assert remote.record(row) == here.record(row)
+    assert bool(server.faults) == (fault != "none")
+    assert len(list(cache.glob("*.tar"))) == 16 and not list(cache.glob("*.partial*"))
+    server.fault, asked = (lambda number: None), server.num_requests
+    again = SampleReader(ADDRESS, form)
+    assert [again.sample(row).key for row in range(NUM_ROWS)] == [here.sample(r).key for r in range(NUM_ROWS)]
+    assert server.num_requests - asked < 6, "manifest and the index's version, no shard"
+
+
+def test_a_plan_is_opened_at_any_step_without_a_shard(server, cache):
+    plan = PackPlan(
+        load_index(ADDRESS).columns("train"),
+        reference_tokens=4096,
+        tiles=24,
+        packs_per_step=2,
+        seed=1,
+        epoch=0,
+        tokens_full=16,
+    )
+    assert plan.step(plan.num_steps - 1) and not list(cache.glob("*.tar"))
+
+
+READ_ALL = """
+import random, sys
+from data_prep.reader import SampleReader
+from vico.prompt import load_prompt_format
+reader = SampleReader(sys.argv[1], load_prompt_format(sys.argv[2]))
+shards = list(range(int(sys.argv[3]) // 6))
+for turn in range(2):
+    random.Random(f"{sys.argv[4]} {turn}").shuffle(shards)
+    for shard in shards:
+        for row in range(6 * shard, 6 * shard + 6):
+            reader.sample(row)
+"""
+
+
+def bytes_in(cache: Path) -> int:
+    """Of shards and of what is being fetched; 0 while a file goes that was listed."""
+    try:
+        return sum(path.stat().st_size for end in ("tar", "partial") for path in cache.glob(f"*.{end}"))
+    except FileNotFoundError:
+        return 0
+
+
+def test_the_cache_keeps_its_size_with_several_processes(folder, model, cache, server):
+    limit = 11 * max(path.stat().st_size for path in folder.glob("*.tar"))  # each holds four of the 16
+    command = [sys.executable, "-c", READ_ALL, ADDRESS, str(model), str(NUM_ROWS)]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "VICO_SHARD_CACHE_BYTES": str(limit)}
+    together = [subprocess.Popen([*command, str(n)], env=env) for n in range(2)]
+    most = 0
+    while any(process.poll() is None for process in together):
+        most = max(most, bytes_in(cache))
+        time.sleep(0.01)
+    assert [process.returncode for process in together] == [0, 0]
+    assert limit / 2 < most <= limit and bytes_in(cache) <= limit
+    assert not list(cache.glob("*.partial"))
+
+
+def test_a_cache_that_does_not_hold_what_is_in_use_is_refused(folder, model, monkeypatch):
+    limit = 3 * max(path.stat().st_size for path in folder.glob("*.tar"))
+    monkeypatch.setenv("VICO_SHARD_CACHE_BYTES", str(limit))
+    reader = SampleReader(ADDRESS, load_prompt_format(model))
+    with pytest.raises(UserError, match=f"VICO_SHARD_CACHE_BYTES={limit} leaves no room for a shard of"):
+        for row in range(0, NUM_ROWS, 6):
+            reader.sample(row)
+
+
+def test_what_was_used_longest_ago_goes_first(folder, model, cache, monkeypatch):
+    largest = max(path.stat().st_size for path in folder.glob("*.tar"))
+    monkeypatch.setenv("VICO_SHARD_CACHE_BYTES", str(6 * largest))
+    cache.mkdir()
+    (cache / f"{'0' * 64}.partial").write_bytes(bytes(largest))  # what a killed process leaves
+    reader = SampleReader(ADDRESS, load_prompt_format(model))
+    for shard in (0, 1, 2, 3, 4, 0, 5, 6, 7):
+        reader.record(6 * shard)
+        used = sum(path.stat().st_size for path in cache.glob("*.tar"))
+        assert used <= 6 * largest
+    assert not list(cache.glob("*.partial"))
+    facts = json.loads((folder / "manifest.json").read_text())["shards"]
+    kept = {path.stem for path in cache.glob("*.tar")}
+    assert {facts[n]["sha256"] for n in (0, 5, 6, 7)} <= kept and facts[1]["sha256"] not in kept
+
+
+def test_wrong_bytes_a_missing_shard_and_a_dead_server_are_one_clear_stop(folder, server, model, cache):
+    form, name = load_prompt_format(model), shard_name(2)
+    good = (folder / name).read_bytes()
+    upload(server, "shards", {f"set/{name}": good[:600] + b"x" + good[601:]})
+    try:
+        reader = SampleReader(ADDRESS, form)
+        with pytest.raises(ShardMismatch, match=rf"{ADDRESS}/{name} does not match .*other bytes.*3 fetches"):
+            reader.sample(12)
+        assert reader.sample(0).key == "good-00000000"
+    finally:
+        upload(server, "shards", {f"set/{name}": good})
+    assert reader.sample(12).key == "good-00000012", "once it is whole again, it is read"
+    assert not list(cache.glob("*.partial"))
+    os.environ["VICO_REMOTE_PATIENCE_S"] = "0.5"
+    server.fault = lambda number: "503"
+    with pytest.raises(Unreachable, match=rf"{ADDRESS}/{shard_name(5)} could not be read in \d+ tries"):
+        reader.sample(30)
+    server.fault = lambda number: None
+    for address, file in ((f"{ADDRESS}/none", "manifest.json"), ("s3://shards/other", "manifest.json")):
+        with pytest.raises(UserError, match=f"has no {file}"):
+            load_index(address)
