@@ -15,6 +15,7 @@ from data_prep.records import RecordsConfig
 from pipeline.lease import Lease
 from pipeline.progress import Display
 from pipeline.signals import StopSignals
+from pipeline.storage import storage_of
 from stages.context import LeaseLost
 from stages.parts import Parts
 
@@ -47,6 +48,7 @@ class StageContext:
 
     def check(self) -> None:
         self.signals.check()
+        storage_of(self.parts.folder).check(self.parts.folder)
         for lease in self.leases:
             if lease.lost:
                 raise LeaseLost(f"another driver has taken over {lease.folder}")

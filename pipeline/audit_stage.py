@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.digests import file_sha256s
 from pipeline.facts import has_commit, package_versions
 from pipeline.findings import Findings
 from pipeline.metric_files import MetricFiles, MetricLine
@@ -71,22 +70,26 @@ def _audit_record(folder: StageFolder, record: Record, found: Findings) -> None:
 
 def _audit_outputs(folder: StageFolder, record: Record, found: Findings) -> None:
     """Every output re-read in full, and nothing there that is not recorded."""
+    storage, sizes = folder.storage, folder.storage.sizes(folder.path)
     damage = folder.damage(record)
+
+    def problem(kind: str, name: str, message: str) -> None:
+        found.problem(folder.stage, kind, storage.place(folder.output / name), message)
+
     for name in damage.missing:
-        found.problem(folder.stage, "output_missing", folder.output / name, "is recorded and not there")
+        problem("output_missing", name, "is recorded and not there")
     for name in damage.resized:
-        size = (folder.output / name).stat().st_size
-        message = f"has {size} bytes, {record.outputs[name].bytes} are recorded"
-        found.problem(folder.stage, "output_size", folder.output / name, message)
+        message = f"has {sizes[name]} bytes, {record.outputs[name].bytes} are recorded"
+        problem("output_size", name, message)
     names = [name for name in record.outputs if name not in (*damage.missing, *damage.resized)]
-    for name, sha256 in zip(names, file_sha256s(folder.output / name for name in names), strict=True):
+    for name, sha256 in zip(names, storage.sha256s(folder.path, names), strict=True):
         found.checked["files"] += 1
         found.checked["bytes"] += record.outputs[name].bytes
         if sha256 != record.outputs[name].sha256:
             message = f"sha256 {sha256[:12]} is not the recorded {record.outputs[name].sha256[:12]}"
-            found.problem(folder.stage, "output_content", folder.output / name, message)
-    for name in sorted(set(folder.output_names()) - set(record.outputs)):
-        found.problem(folder.stage, "output_unrecorded", folder.output / name, "is there and not recorded")
+            problem("output_content", name, message)
+    for name in sorted(set(sizes) - set(record.outputs)):
+        problem("output_unrecorded", name, "is there and not recorded")
 
 
 def _audit_facts(record: Record, found: Findings) -> None:

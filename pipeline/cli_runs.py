@@ -46,7 +46,7 @@ def run(
     if result.message:
         print_errors(result.message)
     if as_json:
-        print_json(answer, {"run": result.run, "state": result.state, "storage": str(result.storage)})
+        print_json(answer, {"run": result.run, "state": result.state, "storage": result.storage})
     sys.exit(result.exit_code)
 
 
@@ -82,7 +82,7 @@ def submit(
         print_errors(str(held))
         sys.exit(1)
     if as_json:
-        answer = {"run": submitted.run, "state": submitted.state, "storage": str(submitted.storage)}
+        answer = {"run": submitted.run, "state": submitted.state, "storage": submitted.storage}
         print_json(sys.stdout, {**answer, "submission": submitted.submission})
     else:
         typer.echo(submitted.message)
@@ -125,8 +125,8 @@ def status(
     from pipeline.submit import as_job_stands
     from pipeline.views import console, run_details, run_summary, runs_table, stages_table
 
-    folder = site_of(site, storage).storage
-    runs = Runs(folder)
+    where = site_of(site, storage)
+    runs = Runs(where.storage)
     if run is None:
         found = [as_job_stands(one) for one in runs.all()]
         if as_json:
@@ -134,14 +134,14 @@ def status(
         elif found:
             console().print(runs_table(found))
         else:
-            console().print(f"no runs in {folder}", markup=False)
+            console().print(f"no runs in {where.storage_address}", markup=False)
         return
     one = as_job_stands(runs.named(run))
     if as_json:
-        print_json(sys.stdout, run_details(one, folder))
+        print_json(sys.stdout, run_details(one, where))
         return
     console().print(f"run {one.run}: {one.state}" + (f" ({one.error})" if one.error else ""), markup=False)
-    console().print(stages_table(one, folder))
+    console().print(stages_table(one, where))
 
 
 def logs(

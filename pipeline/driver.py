@@ -9,7 +9,6 @@ import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from cluster.secrets import without_passwords
@@ -23,7 +22,7 @@ from pipeline.runs import RunAttempt, RunFile, Runs, State
 from pipeline.signals import StopSignals
 from pipeline.stage_run import StageRuns
 from stages.context import Interrupted, LeaseLost
-from vico.errors import UserError
+from vico.errors import Unreachable, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class RunResult:
 
     run: str
     state: State
-    storage: Path
+    storage: str
     exit_code: int = 0
     message: str = ""
 
@@ -57,7 +56,7 @@ class Driver:
     ):
         self.request, self.opened, self.runs, self.run = request, opened, runs, run
         self.lease, self.signals, self.display = lease, signals, display
-        self.storage = request.site.storage
+        self.storage, self.address = request.site.storage, request.site.storage_address
         self._closing = ExitStack()
         self._tracker: Any = None
         self._retries = RetriesLeft(request.site.retries)
@@ -70,7 +69,7 @@ class Driver:
             try:
                 result = self._stages()
             except LeaseLost as lost:
-                result = RunResult(self.run.run, "interrupted", self.storage, 1, str(lost))
+                result = RunResult(self.run.run, "interrupted", self.address, 1, str(lost))
             self.display.line(f"run {self.run.run}: {result.state}")
         if self._tracker is not None:
             self._enter_tracking_ids()
@@ -82,7 +81,7 @@ class Driver:
         ending = {
             "run": result.run,
             "state": result.state,
-            "storage": str(result.storage),
+            "storage": result.storage,
             "experiment": self.run.experiment,
             "message": result.message,
             "exit_code": result.exit_code,
@@ -164,7 +163,7 @@ class Driver:
                 attempt.state = "interrupted"
         run.attempts.append(RunAttempt(started=_now(), host=socket.gethostname(), pid=os.getpid()))
         self.runs.save(run, self.lease)
-        display.line(f"run {run.run}: {'goes on' if going_on else 'starts'} in {self.storage}")
+        display.line(f"run {run.run}: {'goes on' if going_on else 'starts'} in {self.address}")
         kept = [name for name, entry in run.stages.items() if entry.forced and name in self.opened.forced]
         if kept:
             display.line(f"--force was followed before the crash: goes on with {', '.join(kept)}")
@@ -220,7 +219,7 @@ class Driver:
             _close(noted, "interrupted", f"stopped by a signal; {_GOES_ON}")
             try:
                 self.runs.save(noted, self.lease)
-            except (LeaseLost, UserError, OSError) as error:
+            except (LeaseLost, UserError, Unreachable, OSError) as error:
                 logger.warning("the stop could not be noted: %s", error)
 
     def _mark_failed(self, task: StageTask, error: Exception) -> None:
@@ -252,10 +251,15 @@ class Driver:
         with self._ending:
             self._ended = True
             _close(run, state, message)
-            self.runs.save(run, self.lease)
+            try:
+                self.runs.save(run, self.lease)
+            except (OSError, UserError, Unreachable) as error:
+                if state == "done":
+                    raise
+                logger.error("run.json could not be told: %s", error)  # what broke the stage breaks this too
         if message:
             logger.error("%s", message)
-        return RunResult(run.run, state, self.storage, exit_code, message)
+        return RunResult(run.run, state, self.address, exit_code, message)
 
 
 def _close(run: RunFile, state: State, message: str) -> None:

@@ -56,8 +56,9 @@ def _with_run(
             ),
         )
     except LeaseHeld as held:
-        return RunResult(run.run, "running", storage, 1, str(held))
+        return RunResult(run.run, "running", request.site.storage_address, 1, str(held))
     with lease:
+        runs.storage.refresh(runs.run_folder(run.run))
         now = runs.named(run.run)
         if now.state != run.state and now.state in ("done", "cancelled"):
             return None
@@ -67,7 +68,8 @@ def _with_run(
             runs.save(now, lease)
             return _finished(now, request.site, opened, display)
         driver = Driver(request, opened, runs, now, lease, signals, display)
-        with logging_to(runs.run_folder(run.run) / "driver.log"):
+        folder = runs.run_folder(run.run)
+        with runs.storage.attending(folder), logging_to(folder / "driver.log"):
             return driver.work()
 
 
@@ -81,4 +83,4 @@ def _finished(run: RunFile, site: Site, opened: OpenPipeline, display: Display) 
         from pipeline.tracker import sync
 
         display.line(sync(site, folder) or f"run {run.run}: tracking has all of it now")
-    return RunResult(run.run, "done", site.storage)
+    return RunResult(run.run, "done", site.storage_address)

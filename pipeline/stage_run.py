@@ -73,6 +73,7 @@ class StageRuns:
             ),
         )
         with lease:
+            folder.storage.refresh(folder.path)
             if self._must_force(task):
                 self._set_aside(task, folder, lease, "--force")
                 self._entry(task).forced = True
@@ -110,29 +111,30 @@ class StageRuns:
         self._outputs[task.name] = folder.output
         self.runs.save(self.run, self.lease)
 
-    def _refuse_changed_inputs(self, task: StageTask) -> None:
-        """UserError when bytes of a stage that this one reads are not those recorded, sizes being right.
-        Files that were read before and have not been touched since are not read again."""
+    def _fetch_inputs(self, task: StageTask) -> None:
+        """Have the outputs that the stage reads at hand. UserError when their bytes are not those recorded,
+        sizes being right. Files that were read before and have not been touched since are not read again."""
         for name in task.inputs:
             if name not in self._outputs or name in self._whole:
                 continue
             folder = StageFolder(self.site.storage, name, self.run.stages[name].fingerprint)
             record = folder.record()
-            path = folder.changed(record, self.cache.sha256s) if record is not None else None
+            path = folder.fetch(record, self.cache.sha256s) if record is not None else None
             if path is not None:
                 raise UserError(
-                    f"{path} is not what stage {name} wrote, though its size is; --force {name} sets it "
-                    "aside and runs the stage again"
+                    f"{folder.storage.place(path)} is not what stage {name} wrote, though its size is; "
+                    f"--force {name} sets it aside and runs the stage again"
                 )
             self._whole.add(name)
 
     def _set_aside(self, task: StageTask, folder: StageFolder, lease: Lease, reason: str) -> None:
         aside = folder.set_aside(lease)
         if aside is not None:
-            self.display.line(f"{task.name}: earlier result moved to {aside} ({reason})")
+            place = folder.storage.place(aside)
+            self.display.line(f"{task.name}: earlier result moved to {place} ({reason})")
 
     def _run(self, task: StageTask, folder: StageFolder, lease: Lease) -> None:
-        self._refuse_changed_inputs(task)
+        self._fetch_inputs(task)
         self._start_services(task)
         found = self._standing(task)
         if found.way == "afresh":
@@ -168,6 +170,7 @@ class StageRuns:
             except Exception:
                 logger.exception("%s: attempt %d failed", task.name, lease.attempt)
                 raise
+            folder.storage.settle(folder.path)
             outputs = folder.outputs(self.cache.sha256s)
             missing = [name for name in found.expected if name not in outputs]
             if missing:
@@ -191,7 +194,7 @@ class StageRuns:
             display=self.display,
         )
         try:
-            with NodeSampler(parts.attempt_folder):
+            with NodeSampler(parts.attempt_folder), self.runs.storage.attending(parts.folder):
                 counts = task.spec.run(task.config, context)
         except Exception:
             context.check()  # the failure may be what a stop or a lost lease looks like from inside

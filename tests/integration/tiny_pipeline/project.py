@@ -35,10 +35,14 @@ class TinyProject:
     def storage(self) -> Path:
         return self.folder / "store"
 
+    @property
+    def storage_option(self) -> str:
+        return str(self.storage)
+
     def start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen:
         """`vico COMMAND ...` as a process; run and plan get the config."""
         given = ["pipeline.yaml"] if command in ("run", "plan") else []
-        options = ["--site", "site.yaml", "--storage", str(self.storage)]
+        options = ["--site", "site.yaml", "--storage", self.storage_option]
         process = subprocess.Popen(
             [
                 sys.executable,
