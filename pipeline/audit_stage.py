@@ -31,6 +31,9 @@ def audit_stage(run: RunFile, stage: str, storage: Path, found: Findings) -> Rec
     except UserError as error:
         found.problem(stage, "record", folder.record_path, str(error))
         return None
+    if record is None and folder.record_path.exists():
+        found.problem(stage, "record", folder.record_path, "is not the one that was committed: it was edited")
+        return None
     if record is None:
         if entry.state == "done":
             found.problem(

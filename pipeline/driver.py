@@ -241,7 +241,7 @@ class Driver:
         log = (attempt if begun else self.runs.run_folder(self.run.run)) / "driver.log"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1] if lines else "no message"  # an error of a worker ends with what was raised there
-        reason = without_passwords(reason)[:300]
+        reason = without_passwords(reason)[:500]
         message = f"{task.name} failed: {type(error).__name__}: {reason}; see {log}"
         return self._end("failed", 1, message)
 

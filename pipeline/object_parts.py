@@ -147,8 +147,7 @@ class StoredParts:
         self._replace(read_parts(self.folder).parts, record_sha256)
 
     def set_aside(self, aside: Path, damaged: Iterable[str] | None) -> None:
-        """Name no part any more, or all but those with a damaged file; the old list goes to superseded/<n>.
-        """
+        """Name no part any more, or all but those with a damaged file; superseded/<n> gets the old list."""
         stored = read_parts(self.folder)
         kept = {
             name: files

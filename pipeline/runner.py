@@ -13,6 +13,7 @@ from pipeline.preflight import check_free_space, check_ports, check_storage
 from pipeline.progress import Display
 from pipeline.runs import RunFile, Runs
 from pipeline.signals import StopSignals
+from pipeline.storage import storage_of
 from pipeline.tracking_state import STATE_FILE, is_complete
 from vico.errors import UserError
 
@@ -34,6 +35,7 @@ def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResu
             result = _with_run(request, opened, signals, display)
             if result is not None:
                 return result
+            storage_of(request.site.storage).refresh()
 
 
 def _with_run(
@@ -44,6 +46,8 @@ def _with_run(
     storage = request.site.storage
     runs = Runs(storage)
     run = choose_run(opened, request.site, runs)
+    if run is None:
+        return None
     if run.state == "done" and all(entry.reused for entry in run.stages.values()):
         return _finished(run, request.site, opened, display)
     try:

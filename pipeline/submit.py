@@ -112,7 +112,9 @@ def submit(request: RunRequest, graph: Graph) -> Submitted:
     server = JobServer(site.jobs.address)
     check_storage(storage)
     runs = Runs(storage)
-    run = choose_run(opened, site, runs)
+    while (run := choose_run(opened, site, runs)) is None:
+        runs.storage.refresh()
+        opened = open_request(request, graph)
     if run.state == "done":
         return Submitted(run.run, "done", address, f"run {run.run} is done; there is nothing to submit")
     if run.submission and submission_state(run.submission).state in ("pending", "running"):

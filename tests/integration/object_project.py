@@ -1,9 +1,8 @@
 """The tiny pipeline on an object store: a project whose storage is a bucket of a real S3 server."""
 
+import json
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +54,41 @@ class ObjectProject(TinyProject):
                 found[one["Key"].removeprefix(prefix)] = body.read()
         return found
 
+    def stored_outputs(self) -> dict[str, bytes]:
+        """`<stage>/<fingerprint>/output/<name>` -> content of every part that a parts.json names."""
+        objects, found = self.objects(), {}
+        for key, data in objects.items():
+            stage, _, name = key.rpartition("/")
+            if name == "parts.json" and "superseded" not in key:
+                for files in json.loads(data)["parts"].values():
+                    for file, facts in files.items():
+                        place = f"parts/{stage}/{facts['sha256']}/{file.rpartition('/')[2]}"
+                        found[f"{stage}/output/{file}"] = objects[place]
+        return dict(sorted(found.items()))
+
+    def key_of(self, stage: str, name: str) -> str:
+        """The key of the bytes of a published file."""
+        for key, data in self.objects().items():
+            if key.startswith(f"{stage}/") and key.endswith("/parts.json"):
+                for files in json.loads(data)["parts"].values():
+                    if name in files:
+                        folder = key.removesuffix("/parts.json")
+                        return f"parts/{folder}/{files[name]['sha256']}/{name.rpartition('/')[2]}"
+        raise KeyError(name)
+
+    def outputs_are_whole(self) -> bool:
+        """Whether every part that is named is there; a KeyError says which is not."""
+        return bool(self.stored_outputs())
+
+    def delete(self, key: str) -> None:
+        key = f"{self.address.removeprefix(f's3://{BUCKET}/')}/{key}"
+        s3_client(self.proxy).delete_object(Bucket=BUCKET, Key=key)
+
+    def vico_slowly(self, command: str) -> None:
+        process = self.start(command)
+        output, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, (output, errors)
+
     def put(self, key: str, data: bytes) -> None:
         key = f"{self.address.removeprefix(f's3://{BUCKET}/')}/{key}"
         s3_client(self.proxy).put_object(Bucket=BUCKET, Key=key, Body=data)
@@ -69,13 +103,3 @@ def s3_client(proxy: s3_server.FaultyProxy) -> Any:
         aws_access_key_id="test",
         aws_secret_access_key="test",
     )
-
-
-@contextmanager
-def faults(proxy: s3_server.FaultyProxy, fault) -> Iterator[None]:
-    """While it is open the proxy asks `fault(number, handler)`."""
-    before, proxy.fault = proxy.fault, fault
-    try:
-        yield
-    finally:
-        proxy.fault = before
