@@ -19,6 +19,9 @@ from pipeline.storage import storage_of
 from stages.context import LeaseLost
 from stages.parts import Parts
 
+STAGE_THREAD = "stage "
+"""What the name of a thread begins with in which a stage runs beside that of the main thread."""
+
 
 @dataclass
 class StageContext:
@@ -44,7 +47,7 @@ class StageContext:
             file.write(json.dumps(entry) + "\n")
 
     def progress(self, done: int, total: int, unit: str) -> None:
-        self.display.progress(done, total, unit)
+        self.display.progress(self.stage, done, total, unit)
 
     def check(self) -> None:
         self.signals.check()
@@ -55,9 +58,13 @@ class StageContext:
 
 
 @contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Everything that is logged from INFO on also goes to this file."""
+def logging_to(path: Path, *, of_stage: bool = False) -> Iterator[None]:
+    """Everything that is logged from INFO on also goes to this file; `of_stage`: but for what is of a stage
+    that runs in another thread."""
     handler = logging.FileHandler(path, encoding="utf-8")
+    if of_stage:
+        own = threading.current_thread().name
+        handler.addFilter(lambda record: _is_of(own, record.threadName or ""))
     formatter = MaskingFormatter("%(asctime)s driver %(levelname)s %(name)s: %(message)s")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
@@ -71,3 +78,10 @@ def logging_to(path: Path) -> Iterator[None]:
         root.removeHandler(handler)
         root.setLevel(level)
         handler.close()
+
+
+def _is_of(own: str, thread: str) -> bool:
+    """Whether a line of a thread is of the stage in the thread `own`; helpers of a stage have any name."""
+    if thread == own:
+        return True
+    return not thread.startswith(STAGE_THREAD) and (thread != "MainThread" or own == "MainThread")

@@ -1,5 +1,5 @@
-"""The work of one command on one run whose lease it holds: its stages, one after another, and a true state
-whatever happens. Called by the runner.
+"""The work of one command on one run whose lease it holds: its stages, and a true state whatever happens.
+Called by the runner.
 """
 
 import logging
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cluster.secrets import without_passwords
+from pipeline.branches import Branches, StageFailed
 from pipeline.failures import RetriesLeft, disk_full
 from pipeline.hook import call_hook
 from pipeline.lease import Lease, LeaseHeld
@@ -62,6 +63,9 @@ class Driver:
         self._retries = RetriesLeft(request.site.retries)
         self._ray = False
         self._ending, self._ended = threading.Lock(), False
+        self._starting = threading.Lock()
+        self._begun: set[str] = set()
+        """Stages whose attempt had begun when they failed."""
 
     def work(self) -> RunResult:
         """Take every stage to done; whatever happens, run.json says it, and what was started is shut down."""
@@ -108,12 +112,17 @@ class Driver:
             start_services=self._start_services,
             mlflow_run_id=self._mlflow_run_id,
         )
-        task = self.opened.pipeline.tasks[0]
+        branches = Branches(self.opened.pipeline.tasks, lambda task: self._take(task, stage_runs))
         try:
-            for task in self.opened.pipeline.tasks:
-                self.signals.check()
-                self._take(task, stage_runs)
-                self.opened.cache.save()
+            branches.take_all()
+        except StageFailed as failed:
+            return self._ended_early(failed.task, failed.error)
+        return self._end("done", 0, "")
+
+    def _ended_early(self, task: StageTask, error: BaseException) -> RunResult:
+        """The end of the run whose stage did not come to its own."""
+        try:
+            raise error
         except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
             return self._stopped(task, stop)
         except LeaseHeld as held:
@@ -126,18 +135,20 @@ class Driver:
             return self._end("failed", 2, without_passwords(f"{task.name}: {error}"))
         except Exception as error:
             return self._failed(task, error)
-        return self._end("done", 0, "")
 
     def _take(self, task: StageTask, stage_runs: StageRuns) -> None:
         """Bring a stage to done; what the site has retries for is begun again, from its last part."""
         while True:
             try:
-                return stage_runs.take(task)
+                self.signals.check()
+                stage_runs.take(task)
+                return self.opened.cache.save()
             except (LeaseHeld, LeaseLost):
                 raise
             except Exception as error:
                 kind = self._retries.take(error)
                 if kind is None:
+                    self._note_failure(task)
                     raise
                 message = (
                     f"{task.name}: {type(error).__name__}, tried again in {self._retries.pause_s:g} s "
@@ -146,6 +157,17 @@ class Driver:
                 logger.warning("%s", message, exc_info=error)
                 self.display.line(message)
                 self.signals.wait(self._retries.pause_s)
+
+    def _note_failure(self, task: StageTask) -> None:
+        """A stage that failed is shown as that while others go on beside it."""
+        entry = self.run.stages[task.name]
+        if entry.state == "running":
+            entry.state = "failed"
+            self._begun.add(task.name)
+            try:
+                self.runs.save(self.run, self.lease)
+            except (LeaseLost, OSError, UserError, Unreachable) as error:
+                logger.warning("the failure of %s could not be noted: %s", task.name, error)
 
     def _begin(self) -> None:
         """Enter this command into run.json."""
@@ -170,18 +192,20 @@ class Driver:
 
     def _start_services(self, task: StageTask) -> None:
         """Start tracking and, for a stage that needs it, Ray; both stay until the command ends."""
-        if self._tracker is None and self.request.site.tracking.enabled:
-            from pipeline.tracker import Tracker
+        with self._starting:
+            if self._tracker is None and self.request.site.tracking.enabled:
+                from pipeline.tracker import Tracker
 
-            self._tracker = Tracker(self.storage, self.request.site, self.runs.run_folder(self.run.run))
-            self._tracker.start()
-            self._closing.callback(self._finish_tracking)
+                self._tracker = Tracker(self.storage, self.request.site, self.runs.run_folder(self.run.run))
+                self._tracker.start()
+                self._closing.callback(self._finish_tracking)
         if task.spec.needs_ray and not self._ray:
             from cluster.ray_session import ray_session
 
             self._closing.enter_context(ray_session(self.request.site))
             self._ray = True
-        self.signals.install()
+        if threading.current_thread() is threading.main_thread():
+            self.signals.install()
 
     def _finish_tracking(self) -> None:
         """The last word to MLflow; what it lacks is said, and is no failure of the run."""
@@ -230,7 +254,7 @@ class Driver:
             logger.error("%s: could not begin", task.name, exc_info=error)
 
     def _failed(self, task: StageTask, error: Exception) -> RunResult:
-        begun = self.run.stages[task.name].state == "running"
+        begun = task.name in self._begun
         self._mark_failed(task, error)
         if disk_full(error):
             message = (

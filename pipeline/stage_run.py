@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 class StageRuns:
-    """Takes the stages of a pipeline one after another to done, for one run whose lease this process
-    holds."""
+    """Takes stages of a pipeline to done, for one run whose lease this process holds; threads may share
+    it."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class StageRuns:
         entry.reused, entry.reused_from, entry.mlflow_run_id = False, None, self._mlflow_run_id(task.name)
         self.runs.save(self.run, self.lease)
         since = time.monotonic()
-        with logging_to(parts.attempt_folder / "driver.log"):
+        with logging_to(parts.attempt_folder / "driver.log", of_stage=True):
             why = f" ({found.reason})" if found.reason else ""
             self.display.stage_started(task.name, f"{task.name}: starts, attempt {lease.attempt}{why}")
             try:
@@ -180,7 +180,7 @@ class StageRuns:
             folder.finish(lease, record)
             entry.state, entry.seconds, entry.mlflow_run_id = "done", seconds, record.mlflow_run_id
             self._done(task, folder, record.output_digest)
-            self.display.stage_ended(f"{task.name}: done in {duration(seconds)}{_shown(counts)}")
+            self.display.stage_ended(task.name, f"{task.name}: done in {duration(seconds)}{_shown(counts)}")
         return []
 
     def _call(self, task: StageTask, parts: Parts, lease: Lease) -> Mapping[str, Any]:

@@ -65,16 +65,16 @@ class TinyProject:
     def vico(self, command: str, *arguments: str, code: int = 0, **environment: str) -> str:
         """Standard output of a command that must end with this exit code; its errors are in `errors`."""
         process = self.start(command, *arguments, **environment)
-        output, self.errors = process.communicate(timeout=60)
+        output, self.errors = process.communicate(timeout=120)
         self.last_output = output
         assert process.returncode == code, (process.returncode, output, self.errors)
         assert "Traceback" not in output + self.errors
         return output
 
-    def pause(self, place: str, *arguments: str) -> tuple[subprocess.Popen, Path]:
+    def pause(self, place: str, *arguments: str, **more: str) -> tuple[subprocess.Popen, Path]:
         """A run that waits in the middle of a part, and the file that lets it go on."""
         mark = self.folder / f"paused-{len(self.started)}"
-        process = self.start("run", *arguments, TINY_PAUSE=place, TINY_PAUSED=str(mark))
+        process = self.start("run", *arguments, TINY_PAUSE=place, TINY_PAUSED=str(mark), **more)
         wait_for(mark.exists, process)
         return process, Path(f"{mark}.go")
 
