@@ -99,17 +99,21 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say of every stage whether it would be reused or run, and why. Writes nothing."""
+    from pipeline.expected import expectations
     from pipeline.graph import pipeline_graph
     from pipeline.opening import open_pipeline
     from pipeline.views import console, plan_table
 
-    planned = open_pipeline(
-        run_request(config, site, storage, overrides, force, until, strict_code=strict_code), pipeline_graph()
-    ).planned
+    request = run_request(config, site, storage, overrides, force, until, strict_code=strict_code)
+    opened = open_pipeline(request, pipeline_graph())
+    expected = expectations(opened, request.site)
     if as_json:
-        print_json(sys.stdout, [one.as_json() for one in planned])
+        known = {stage: one.as_json() for stage, one in expected.items()}
+        print_json(
+            sys.stdout, [{**one.as_json(), "expected": known.get(one.stage)} for one in opened.planned]
+        )
     else:
-        console().print(plan_table(planned))
+        console().print(plan_table(opened.planned, expected))
 
 
 def status(

@@ -200,10 +200,12 @@ class Driver:
                 self._tracker.start()
                 self._closing.callback(self._finish_tracking)
         if task.spec.needs_ray and not self._ray:
-            from cluster.ray_session import ray_session
+            from cluster.ray_session import ray_session, refuse_unseen_folder
 
             self._closing.enter_context(ray_session(self.request.site))
             self._ray = True
+            if self.request.site.remote is not None:
+                refuse_unseen_folder("work", self.storage)
         if threading.current_thread() is threading.main_thread():
             self.signals.install()
 

@@ -1,5 +1,6 @@
 """What reading commands show: runs, stages and plans as JSON objects and as tables."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -7,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.site import Site
+from pipeline.expected import Expected
 from pipeline.findings import Findings
 from pipeline.garbage import Garbage
 from pipeline.planning import PlannedStage
@@ -91,11 +93,13 @@ def stages_table(run: RunFile, site: Site) -> Table:
     return table
 
 
-def plan_table(planned: list[PlannedStage]) -> Table:
-    table = Table("stage", "action", "fingerprint", "why", box=None, pad_edge=False)
+def plan_table(planned: list[PlannedStage], expected: Mapping[str, Expected]) -> Table:
+    columns = ["stage", "action", "fingerprint", "why", *(["takes about"] if expected else [])]
+    table = Table(*columns, box=None, pad_edge=False)
     for one in planned:
         action = "refused" if one.refused else one.action
-        table.add_row(one.stage, action, one.fingerprint[:12], "\n".join(one.reasons))
+        row = [one.stage, action, one.fingerprint[:12], "\n".join(one.reasons)]
+        table.add_row(*row, *([str(expected.get(one.stage, ""))] if expected else []))
     return table
 
 

@@ -44,6 +44,18 @@ def test_a_changed_field_is_named_and_what_depends_on_it_runs(done):
     assert actions(done.plan()) == dict.fromkeys(("draw", "square", "total"), "reuse")
 
 
+def test_a_plan_says_what_stages_took_before(done):
+    planned = {
+        one["stage"]: one for one in json.loads(done.vico("plan", "--json", "--set", "square.power=3"))
+    }
+    assert planned["draw"]["expected"] is None, "it would not run"
+    expected, record = planned["square"]["expected"], done.record("square")
+    assert expected["seconds"] == record["seconds"]
+    assert expected["storage_bytes"] == sum(file["bytes"] for file in record["outputs"].values())
+    assert expected["memory_bytes"] > 1e8 and expected["source"] == f"as in run {record['run']}"
+    assert f"memory (as in run {record['run']})" in done.vico("plan", "--set", "square.power=3")
+
+
 def test_changed_records_and_seeds_are_reasons(done):
     (reason,) = done.plan("--set", "inputs.records.num_samples=5")["draw"][1]
     assert reason.startswith("records digest: ")
