@@ -3,14 +3,14 @@
 import json
 import os
 import resource
+import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import yaml
 
 from tests import s3_server
+from tests.integration.demo_pipeline import finished, vico
 from tests.integration.object_project import BUCKET, ObjectProject
 from tests.integration.tiny_pipeline.project import TinyProject, wait_for
 
@@ -313,39 +313,56 @@ def test_secrets_stay_in_the_environment(machine):
     assert planted == []
 
 
-def test_a_real_stage_gives_the_bytes_that_it_gives_on_a_disk(pipeline, outputs, machine, tmp_path):
-    """The label stage of the real pipeline, on ratios that are taken over from elsewhere; then the bytes are
-    fetched on another machine."""
+def test_a_real_stage_gives_the_bytes_that_it_gives_on_a_disk(pipeline, outputs, machine):
+    """The label stage of the real pipeline, on ratios that are taken over from elsewhere; killed three times
+    and gone on with from an empty working copy."""
     project = machine()
-    config, _, _ = pipeline
-    content = yaml.safe_load(config.read_text())
-    adopted = {stage: str(outputs[stage]) for stage in ("shard", "consistency", "ratio")}
-    content["inputs"]["adopt"] = adopted
-    (project.folder / "real.yaml").write_text(yaml.safe_dump(content))
+    write_real(project, pipeline, outputs, ("shard", "consistency", "ratio"))
     for place in PLACES[1:]:
-        run_real(project, f"{place}:label", code=-signal.SIGKILL)
+        run_real(project, "label", f"{place}:label", code=-signal.SIGKILL)
         project.forget()
-    run_real(project)
-    stored = project.stored_outputs()
-    made = {
-        name.rpartition("/output/")[2]: data for name, data in stored.items() if name.startswith("label/")
-    }
-    assert made == {
-        str(path.relative_to(outputs["label"])): path.read_bytes()
-        for path in outputs["label"].rglob("*")
-        if path.is_file()
-    }
+    run_real(project, "label")
+    assert made_by("label", project) == contents(outputs["label"])
 
 
-def run_real(project, dies="", code=0):
-    environment = {**os.environ, "PYTHONPATH": str(s3_server.__file__).rpartition("/tests/")[0]}
-    command = ["run", "real.yaml", "--until", "label", "--site", "site.yaml", "--storage", project.address]
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.integration.planted_deaths", *command],
-        cwd=project.folder,
-        env={**environment, **project.environment, "VICO_DIE": dies},
-        capture_output=True,
-        text=True,
-        timeout=200,
+@pytest.mark.slow  # starts Ray twice
+def test_a_training_goes_on_elsewhere_from_the_checkpoint_in_the_store(pipeline, outputs, machine):
+    first, second = machine("a"), machine("b")
+    for project in (first, second):
+        write_real(project, pipeline, outputs, ("shard",))
+    run_real(first, "consistency", "stored:consistency", code=-signal.SIGKILL)
+    shutil.rmtree(first.folder)
+    run_real(second, "consistency")
+    assert made_by("consistency", second) == contents(outputs["consistency"])
+    log = (second.stage("consistency") / "attempts" / "2" / "rank-0.log").read_text()
+    assert "goes on from step" in log
+    objects = second.objects()
+    assert not any(key.startswith("parts/consistency") and "mp_rank" in key for key in objects)
+    assert json.loads(second.vico("gc", "--dry-run", "--json"))["removed"] == []
+
+
+def write_real(project, pipeline, outputs, adopted):
+    """The real pipeline's file, with results that are taken over."""
+    content = yaml.safe_load(pipeline[0].read_text())
+    content["inputs"]["adopt"] = {stage: str(outputs[stage]) for stage in adopted}
+    (project.folder / "real.yaml").write_text(yaml.safe_dump(content))
+    project.site("train: {checkpoint_every_steps: 3}\n")
+
+
+def run_real(project, until, dies="", code=0):
+    command = ["run", "real.yaml", "--until", until, "--site", "site.yaml", "--storage", project.address]
+    process = vico(
+        *command, dies=dies or "nowhere", cwd=project.folder, extra_environment=project.environment
     )
-    assert process.returncode == code, (process.stdout, process.stderr)
+    found, output, errors = finished(process)
+    assert found == code, (output[-2000:], errors[-2000:])
+
+
+def made_by(stage, project):
+    stored = project.stored_outputs().items()
+    return {name.partition("/output/")[2]: data for name, data in stored if name.startswith(f"{stage}/")}
+
+
+def contents(output):
+    files = [path for path in output.rglob("*") if path.is_file()]
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
