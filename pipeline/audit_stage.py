@@ -1,12 +1,13 @@
 """One stage of a run in the store: its record, every byte of its output, and the metrics of its attempts.
 Called by the audit."""
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.facts import has_commit, package_versions
+from pipeline.facts import PATCH_FILE, has_commit, locked_versions, package_versions
 from pipeline.findings import Findings
 from pipeline.metric_files import MetricFiles, MetricLine
 from pipeline.run_records import record_of
@@ -43,7 +44,7 @@ def audit_stage(run: RunFile, stage: str, storage: Path, found: Findings) -> Rec
     found.checked["stages"] += 1
     _audit_record(folder, record, found)
     _audit_outputs(folder, record, found)
-    _audit_facts(record, found)
+    _audit_facts(folder, record, found)
     return record if _is_of_run(run, folder, record, found) else None
 
 
@@ -95,7 +96,7 @@ def _audit_outputs(folder: StageFolder, record: Record, found: Findings) -> None
         problem("output_unrecorded", name, "is there and not recorded")
 
 
-def _audit_facts(record: Record, found: Findings) -> None:
+def _audit_facts(folder: StageFolder, record: Record, found: Findings) -> None:
     """Code and packages: what is gone is a problem, what has moved on since is a note."""
     commit = record.git.get("commit")
     if commit is None:
@@ -104,13 +105,35 @@ def _audit_facts(record: Record, found: Findings) -> None:
         message = f"commit {commit} is not in this checkout; fetch the branch that has it"
         found.problem(record.stage, "git", commit, message)
     if record.git.get("dirty"):
-        found.note(record.stage, f"tracked files differed from commit {commit}; sources are kept by digest")
+        _audit_patch(folder, record, found)
+    locked = locked_versions()
+    used = {name: version.partition("+")[0] for name, version in record.packages.items()}  # without +cpu
+    unlike = [name for name in locked if used.get(name, locked[name]) != locked[name]]
+    if unlike:
+        shown = ", ".join(f"{name} {used[name]}, not {locked[name]}" for name in unlike[:5])
+        found.note(record.stage, f"packages differ from constraints.txt: {shown}{_and_more(unlike)}")
     now = package_versions()
     moved = [name for name in record.packages if record.packages[name] != now.get(name)]
     if moved:
         shown = ", ".join(f"{name} {record.packages[name]} -> {now.get(name, 'gone')}" for name in moved[:5])
-        more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
-        found.note(record.stage, f"packages differ from those recorded: {shown}{more}")
+        found.note(record.stage, f"packages differ from those recorded: {shown}{_and_more(moved)}")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - 5} more" if len(names) > 5 else ""
+
+
+def _audit_patch(folder: StageFolder, record: Record, found: Findings) -> None:
+    """Code that was not committed can be had again only by the patch that was kept."""
+    path = folder.path / "attempts" / str(record.attempt) / PATCH_FILE
+    commit, recorded = record.git.get("commit"), record.git.get("patch")
+    if recorded is None:
+        found.note(record.stage, f"tracked files differed from commit {commit}; sources are kept by digest")
+    elif not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != recorded:
+        message = f"tracked files differed from commit {commit}, and the patch is gone or was changed"
+        found.problem(record.stage, "git", path, message)
+    else:
+        found.note(record.stage, f"tracked files differed from commit {commit}; {PATCH_FILE} has how")
 
 
 def _is_of_run(run: RunFile, folder: StageFolder, record: Record, found: Findings) -> bool:

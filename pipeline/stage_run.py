@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from cluster.site import Site
 from data_prep.records import RecordsConfig
 from pipeline.attempt import StageContext, logging_to
 from pipeline.digests import DigestCache
-from pipeline.facts import git_state, package_versions, site_facts
+from pipeline.facts import PATCH_FILE, git_patch, git_state, package_versions, site_facts
 from pipeline.lease import Lease, acquire
 from pipeline.planning import Pipeline, StageTask, Standing, code_changes, task_standing
 from pipeline.progress import Display, duration
@@ -159,6 +160,7 @@ class StageRuns:
         with logging_to(parts.attempt_folder / "driver.log", of_stage=True):
             why = f" ({found.reason})" if found.reason else ""
             self.display.stage_started(task.name, f"{task.name}: starts, attempt {lease.attempt}{why}")
+            _keep_patch(parts)
             try:
                 counts = self._call(task, parts, lease)
             except LeaseLost as lost:
@@ -228,7 +230,7 @@ class StageRuns:
             identity=task.identity,
             attempt=attempt,
             run=self.run.run,
-            git=git_state(),
+            git=_git_facts(),
             source_digest=sources_digest(sources),
             sources=sources,
             packages=package_versions(),
@@ -243,6 +245,18 @@ class StageRuns:
             facts=site_facts(self.site),
             mlflow_run_id=self._mlflow_run_id(task.name),
         )
+
+
+def _keep_patch(parts: Parts) -> None:
+    patch = git_patch()
+    if patch is not None:
+        (parts.attempt_folder / PATCH_FILE).write_text(patch, encoding="utf-8")
+
+
+def _git_facts() -> dict[str, Any]:
+    """Commit and whether files differed from it; if so, the digest of how."""
+    patch = git_patch()
+    return git_state() if patch is None else {**git_state(), "patch": sha256(patch.encode()).hexdigest()}
 
 
 def _adopted(task: StageTask) -> dict[str, Path]:

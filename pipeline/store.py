@@ -115,6 +115,15 @@ class StageFolder:
             )
         return record if self.storage.is_believed(self.path) else None
 
+    def refuse_edited(self, record: Record) -> None:
+        """UserError for a record that somebody changed where nothing else in it would tell."""
+        content = json.loads(self.record_path.read_text(encoding="utf-8"))
+        if record.record_digest is not None and record_digest(content) != record.record_digest:
+            raise UserError(
+                f"{self.storage.place(self.record_path)} was edited (record_digest does not fit its "
+                f"content); put it back, or --force {self.stage} sets it aside and runs the stage again"
+            )
+
     def damage(self, record: Record) -> Damage:
         """Outputs that are not there or not of the recorded size; contents are the audit's to read."""
         sizes = self.storage.sizes(self.path)

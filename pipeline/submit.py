@@ -16,7 +16,7 @@ import yaml
 from cluster.jobs import JobServer, JobStatus, write_package
 from cluster.secrets import places_of_passwords
 from cluster.site import Site
-from pipeline.facts import PACKAGED_GIT_FILE, git_state
+from pipeline.facts import PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE, git_patch, git_state
 from pipeline.graph import Graph
 from pipeline.lease import acquire
 from pipeline.opening import OpenPipeline, RunRequest, choose_run, open_pipeline
@@ -77,6 +77,9 @@ def job_text(request: RunRequest, opened: OpenPipeline) -> JobText:
         SITE_FILE: yaml.safe_dump(site, sort_keys=False, allow_unicode=True),
         PACKAGED_GIT_FILE: json.dumps(git_state()),
     }
+    patch = git_patch()
+    if patch is not None:
+        files[PACKAGED_PATCH_FILE] = patch
     return JobText(shlex.join(command), files, {"PYTHONUNBUFFERED": "1"})
 
 

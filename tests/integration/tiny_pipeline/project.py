@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.store import record_digest
+
 ROOT = Path(__file__).parents[3]
 CONFIG = """
 seed: 7
@@ -96,6 +98,12 @@ class TinyProject:
 
     def record(self, name: str) -> dict[str, Any]:
         return json.loads((self.stage(name) / "record.json").read_text())
+
+    def edit_record(self, name: str, **changes: Any) -> None:
+        """What a stage may have written: changed content under a digest that fits it."""
+        content = {**self.record(name), **changes}
+        content["record_digest"] = record_digest(content)
+        (self.stage(name) / "record.json").write_text(json.dumps(content))
 
     def outputs(self) -> dict[str, bytes]:
         """Every published file below an output folder by path."""
