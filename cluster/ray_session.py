@@ -102,6 +102,34 @@ def join(address: str, site: Site) -> None:
         )
 
 
+def refuse_unseen_folder(field: str, folder: Path) -> None:
+    """Raise UserError when a node of the cluster does not see what this process puts into the folder."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    mark = folder / f".seen-{secrets.token_hex(4)}"
+    mark.touch()
+    try:
+        looks = {
+            node["NodeManagerAddress"]: ray.remote(os.path.exists)
+            .options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            )
+            .remote(str(mark))
+            for node in nodes
+        }
+        blind = [address for address, look in looks.items() if not ray.get(look)]
+    finally:
+        mark.unlink()
+    if blind:
+        raise UserError(
+            f"{field}={folder} is not seen by node {blind[0]} ({len(blind)} of {len(nodes)} nodes); set "
+            f"{field} in the site to a folder that all nodes of the cluster share"
+        )
+
+
 def start_local(folder: Path, site: Site) -> None:
     try:
         site.check_local_ray()  # a site for submitting alone may ask for more

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
+import re
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -170,6 +172,12 @@ class Hook(SitePart):
 class Site(SitePart):
     name: str = "local"
     storage: Path = Path("runs")
+    """A folder that every node sees, or `s3://bucket/prefix`: then this is the working copy of it on this
+    machine."""
+    remote: str | None = Field(None, pattern=r"^s3://[^/]+")
+    """The address, where `storage` gave one."""
+    work: Path | None = None
+    """In which working copies of object stores lie; null: ~/.cache/vico."""
     ray: RaySettings = RaySettings()
     resources: Resources = Resources()
     train: TrainSettings = TrainSettings()
@@ -178,6 +186,41 @@ class Site(SitePart):
     jobs: Jobs = Jobs()
     retries: Retries = Retries()
     hook: Hook = Hook()
+
+    @model_validator(mode="before")
+    @classmethod
+    def storage_may_be_an_address(cls, given: Any) -> Any:
+        address = str(given.get("storage") or "") if isinstance(given, dict) else ""
+        if "://" not in address:
+            return given
+        if not re.match(r"s3://[^/]+", address):
+            raise ValueError(f"storage={address} is no folder and no s3://bucket/prefix; name one of them")
+        address = address.rstrip("/")
+        work = Path(given.get("work") or "~/.cache/vico")
+        copy = work / hashlib.sha256(address.encode()).hexdigest()[:16]
+        return {**given, "storage": copy, "remote": address}
+
+    @model_validator(mode="after")
+    def settings_of_storage_take_effect(self) -> Site:
+        if self.remote is None and self.work is not None:
+            raise ValueError(f"work={self.work} has no effect while storage is a folder; leave it out")
+        if self.remote is not None and self.tracking.enabled and self.tracking.uri is None:
+            raise ValueError(
+                f"tracking.uri is not set, and a database cannot lie in storage={self.remote}; set "
+                "tracking.uri to a server or sqlite:///FILE, or tracking.enabled: false"
+            )
+        return self
+
+    @property
+    def storage_address(self) -> str:
+        """The storage as a user names it."""
+        return self.remote or str(self.storage)
+
+    def as_given(self) -> dict[str, Any]:
+        """The settings as a site file may state them."""
+        content = self.model_dump(mode="json")
+        remote = content.pop("remote")
+        return {**content, "storage": remote} if remote else content
 
     @model_validator(mode="after")
     def local_ray_is_large_enough(self) -> Site:

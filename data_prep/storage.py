@@ -128,7 +128,7 @@ def _names(folder: Place) -> list[str]:
     if isinstance(folder, Path):
         return [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     try:
-        entries = _patiently(lambda: _filesystem(folder).ls(folder, detail=True, refresh=True), folder)
+        entries = patiently(lambda: _filesystem(folder).ls(folder, detail=True, refresh=True), folder)
     except FileNotFoundError:
         return []
     return [name_of(entry["name"]) for entry in entries if entry["type"] == "file"]
@@ -164,7 +164,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 def _info(place: str) -> dict[str, Any]:
-    return _patiently(lambda: _filesystem(place).info(place, refresh=True), place)
+    return patiently(lambda: _filesystem(place).info(place, refresh=True), place)
 
 
 def _range(place: str, start: int, end: int) -> bytes:
@@ -174,11 +174,14 @@ def _range(place: str, start: int, end: int) -> bytes:
             raise OSError(f"the body has {len(data)} of {end - start} bytes")
         return data
 
-    return _patiently(once, place)
+    return patiently(once, place)
 
 
-def _patiently(action: Callable[[], Found], place: str) -> Found:
-    """The action's result; tried again while the server fails, for as long as VICO_REMOTE_PATIENCE_S says."""
+def patiently(action: Callable[[], Found], place: str, verb: str = "read") -> Found:
+    """The action's result; tried again while the server fails, for as long as VICO_REMOTE_PATIENCE_S says.
+
+    `verb` says in messages what could not be done with the place.
+    """
     patience_s = float(os.environ.get(PATIENCE_VARIABLE, _PATIENCE_S))
     deadline, pause_s, tries = time.monotonic() + patience_s, _FIRST_PAUSE_S, 1
     while True:
@@ -186,16 +189,18 @@ def _patiently(action: Callable[[], Found], place: str) -> Found:
             return action()
         except _NOT_TRANSIENT as error:
             if isinstance(error, PermissionError):
-                raise UserError(f"{place} may not be read ({_line(error)}); mend the credentials") from error
+                raise UserError(
+                    f"{place} may not be {verb} ({_line(error)}); mend the credentials"
+                ) from error
             raise
         except UserError:
             raise
         except Exception as error:  # each library has its own: of the server, the connection, the body
             if type(error).__name__ in _NO_RIGHTS:
-                raise UserError(f"{place} may not be read ({_line(error)}); give credentials") from error
+                raise UserError(f"{place} may not be {verb} ({_line(error)}); give credentials") from error
             if time.monotonic() + pause_s > deadline:
                 raise Unreachable(
-                    f"{place} could not be read in {tries} tries over {patience_s:.0f} s "
+                    f"{place} could not be {verb} in {tries} tries over {patience_s:.0f} s "
                     f"({_line(error)}); nothing is lost, give the same command again later"
                 ) from error
         time.sleep(pause_s)

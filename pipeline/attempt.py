@@ -15,8 +15,12 @@ from data_prep.records import RecordsConfig
 from pipeline.lease import Lease
 from pipeline.progress import Display
 from pipeline.signals import StopSignals
+from pipeline.storage import storage_of
 from stages.context import LeaseLost
 from stages.parts import Parts
+
+STAGE_THREAD = "stage "
+"""What the name of a thread begins with in which a stage runs beside that of the main thread."""
 
 
 @dataclass
@@ -43,22 +47,27 @@ class StageContext:
             file.write(json.dumps(entry) + "\n")
 
     def progress(self, done: int, total: int, unit: str) -> None:
-        self.display.progress(done, total, unit)
+        self.display.progress(self.stage, done, total, unit)
 
     def note(self, text: str) -> None:
         self.display.line(f"{self.stage}: {text}")
 
     def check(self) -> None:
         self.signals.check()
+        storage_of(self.parts.folder).check(self.parts.folder)
         for lease in self.leases:
             if lease.lost:
                 raise LeaseLost(f"another driver has taken over {lease.folder}")
 
 
 @contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Everything that is logged from INFO on also goes to this file."""
+def logging_to(path: Path, *, of_stage: bool = False) -> Iterator[None]:
+    """Everything that is logged from INFO on also goes to this file; `of_stage`: but for what is of a stage
+    that runs in another thread."""
     handler = logging.FileHandler(path, encoding="utf-8")
+    if of_stage:
+        own = threading.current_thread().name
+        handler.addFilter(lambda record: _is_of(own, record.threadName or ""))
     formatter = MaskingFormatter("%(asctime)s driver %(levelname)s %(name)s: %(message)s")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
@@ -72,3 +81,10 @@ def logging_to(path: Path) -> Iterator[None]:
         root.removeHandler(handler)
         root.setLevel(level)
         handler.close()
+
+
+def _is_of(own: str, thread: str) -> bool:
+    """Whether a line of a thread is of the stage in the thread `own`; helpers of a stage have any name."""
+    if thread == own:
+        return True
+    return not thread.startswith(STAGE_THREAD) and (thread != "MainThread" or own == "MainThread")

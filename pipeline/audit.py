@@ -8,14 +8,20 @@ from pipeline.audit_stage import audit_stage
 from pipeline.findings import Findings
 from pipeline.projection import PIPELINE
 from pipeline.runs import RUN_FILE, RunFile, Runs, pipeline_digest
+from pipeline.store import StageFolder
 
 
 def audit_run(site: Site, name: str) -> Findings:
     """Everything that is recorded of a run held against everything else; UserError when there is no such
     run."""
-    run = Runs(site.storage).named(name)
+    runs = Runs(site.storage)
+    run = runs.named(name)
+    folders = [StageFolder(site.storage, stage, entry.fingerprint) for stage, entry in run.stages.items()]
+    for path in (runs.run_folder(run.run), *(folder.path for folder in folders)):
+        runs.storage.refresh(path, anew=True)
+    run = runs.named(run.run)
     found = Findings()
-    _audit_run_file(run, Runs(site.storage).run_folder(run.run) / RUN_FILE, found)
+    _audit_run_file(run, runs.run_folder(run.run) / RUN_FILE, found)
     records = {}
     for stage in run.stages:
         record = audit_stage(run, stage, site.storage, found)

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from cluster.site import Site
 from data_prep.index import ShardIndex, load_index
 from pipeline.config import Inputs
+from pipeline.digests import DigestCache
 from pipeline.graph import StageSpec
 from pipeline.run_records import record_of
 from pipeline.runs import RunFile, Runs
+from pipeline.store import StageFolder
 from stages.parts import Parts
 from vico.errors import UserError
 
@@ -37,7 +39,12 @@ class RunSamples:
         self.index: ShardIndex = load_index(self.output("shard"))
 
     def output(self, stage: str) -> Path:
-        return self.records[stage].folder / "output"
+        """The stage's output at hand."""
+        made = self.records[stage]
+        if not made.is_superseded:
+            folder = StageFolder(self.site.storage, stage, made.record.fingerprint)
+            folder.fetch(made.record, DigestCache(self.site.storage).sha256s)
+        return made.folder / "output"
 
     def sample(self, key: str) -> dict[str, Any]:
         """Where the sample lies, every use of it in training, and its rows in the tables of the stages.

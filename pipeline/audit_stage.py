@@ -1,13 +1,13 @@
 """One stage of a run in the store: its record, every byte of its output, and the metrics of its attempts.
 Called by the audit."""
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.digests import file_sha256s
-from pipeline.facts import has_commit, package_versions
+from pipeline.facts import PATCH_FILE, has_commit, locked_versions, package_versions
 from pipeline.findings import Findings
 from pipeline.metric_files import MetricFiles, MetricLine
 from pipeline.run_records import record_of
@@ -32,6 +32,9 @@ def audit_stage(run: RunFile, stage: str, storage: Path, found: Findings) -> Rec
     except UserError as error:
         found.problem(stage, "record", folder.record_path, str(error))
         return None
+    if record is None and folder.record_path.exists():
+        found.problem(stage, "record", folder.record_path, "is not the one that was committed: it was edited")
+        return None
     if record is None:
         if entry.state == "done":
             found.problem(
@@ -41,7 +44,7 @@ def audit_stage(run: RunFile, stage: str, storage: Path, found: Findings) -> Rec
     found.checked["stages"] += 1
     _audit_record(folder, record, found)
     _audit_outputs(folder, record, found)
-    _audit_facts(record, found)
+    _audit_facts(folder, record, found)
     return record if _is_of_run(run, folder, record, found) else None
 
 
@@ -71,25 +74,29 @@ def _audit_record(folder: StageFolder, record: Record, found: Findings) -> None:
 
 def _audit_outputs(folder: StageFolder, record: Record, found: Findings) -> None:
     """Every output re-read in full, and nothing there that is not recorded."""
+    storage, sizes = folder.storage, folder.storage.sizes(folder.path)
     damage = folder.damage(record)
+
+    def problem(kind: str, name: str, message: str) -> None:
+        found.problem(folder.stage, kind, storage.place(folder.output / name), message)
+
     for name in damage.missing:
-        found.problem(folder.stage, "output_missing", folder.output / name, "is recorded and not there")
+        problem("output_missing", name, "is recorded and not there")
     for name in damage.resized:
-        size = (folder.output / name).stat().st_size
-        message = f"has {size} bytes, {record.outputs[name].bytes} are recorded"
-        found.problem(folder.stage, "output_size", folder.output / name, message)
+        message = f"has {sizes[name]} bytes, {record.outputs[name].bytes} are recorded"
+        problem("output_size", name, message)
     names = [name for name in record.outputs if name not in (*damage.missing, *damage.resized)]
-    for name, sha256 in zip(names, file_sha256s(folder.output / name for name in names), strict=True):
+    for name, sha256 in zip(names, storage.sha256s(folder.path, names), strict=True):
         found.checked["files"] += 1
         found.checked["bytes"] += record.outputs[name].bytes
         if sha256 != record.outputs[name].sha256:
             message = f"sha256 {sha256[:12]} is not the recorded {record.outputs[name].sha256[:12]}"
-            found.problem(folder.stage, "output_content", folder.output / name, message)
-    for name in sorted(set(folder.output_names()) - set(record.outputs)):
-        found.problem(folder.stage, "output_unrecorded", folder.output / name, "is there and not recorded")
+            problem("output_content", name, message)
+    for name in sorted(set(sizes) - set(record.outputs)):
+        problem("output_unrecorded", name, "is there and not recorded")
 
 
-def _audit_facts(record: Record, found: Findings) -> None:
+def _audit_facts(folder: StageFolder, record: Record, found: Findings) -> None:
     """Code and packages: what is gone is a problem, what has moved on since is a note."""
     commit = record.git.get("commit")
     if commit is None:
@@ -98,13 +105,35 @@ def _audit_facts(record: Record, found: Findings) -> None:
         message = f"commit {commit} is not in this checkout; fetch the branch that has it"
         found.problem(record.stage, "git", commit, message)
     if record.git.get("dirty"):
-        found.note(record.stage, f"tracked files differed from commit {commit}; sources are kept by digest")
+        _audit_patch(folder, record, found)
+    locked = locked_versions()
+    used = {name: version.partition("+")[0] for name, version in record.packages.items()}  # without +cpu
+    unlike = [name for name in locked if used.get(name, locked[name]) != locked[name]]
+    if unlike:
+        shown = ", ".join(f"{name} {used[name]}, not {locked[name]}" for name in unlike[:5])
+        found.note(record.stage, f"packages differ from constraints.txt: {shown}{_and_more(unlike)}")
     now = package_versions()
     moved = [name for name in record.packages if record.packages[name] != now.get(name)]
     if moved:
         shown = ", ".join(f"{name} {record.packages[name]} -> {now.get(name, 'gone')}" for name in moved[:5])
-        more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
-        found.note(record.stage, f"packages differ from those recorded: {shown}{more}")
+        found.note(record.stage, f"packages differ from those recorded: {shown}{_and_more(moved)}")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - 5} more" if len(names) > 5 else ""
+
+
+def _audit_patch(folder: StageFolder, record: Record, found: Findings) -> None:
+    """Code that was not committed can be had again only by the patch that was kept."""
+    path = folder.path / "attempts" / str(record.attempt) / PATCH_FILE
+    commit, recorded = record.git.get("commit"), record.git.get("patch")
+    if recorded is None:
+        found.note(record.stage, f"tracked files differed from commit {commit}; sources are kept by digest")
+    elif not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != recorded:
+        message = f"tracked files differed from commit {commit}, and the patch is gone or was changed"
+        found.problem(record.stage, "git", path, message)
+    else:
+        found.note(record.stage, f"tracked files differed from commit {commit}; {PATCH_FILE} has how")
 
 
 def _is_of_run(run: RunFile, folder: StageFolder, record: Record, found: Findings) -> bool:

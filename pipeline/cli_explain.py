@@ -71,6 +71,9 @@ def audit(
 def diff(
     first: Annotated[str, typer.Argument(metavar="RUN", help="A run.")],
     second: Annotated[str, typer.Argument(metavar="RUN", help="The run to hold against it.")],
+    curves: Annotated[
+        Path | None, typer.Option("--curves", metavar="FILE", help="Draw the metrics that differ (PNG).")
+    ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
@@ -79,7 +82,12 @@ def diff(
     from pipeline.diff import run_differences
     from pipeline.views import console, differences_table
 
-    found = run_differences(site_of(site, storage).storage, first, second)
+    folder = site_of(site, storage).storage
+    found = run_differences(folder, first, second)
+    if curves is not None:
+        from pipeline.diff_curves import draw_curves
+
+        typer.echo(f"{draw_curves(folder, found, curves)} curves in {curves}", err=True)
     if as_json:
         print_json(sys.stdout, found)
     else:

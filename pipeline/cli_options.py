@@ -15,7 +15,9 @@ from vico.errors import UserError
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="Pipeline file (YAML).")]
 SiteOption = Annotated[str | None, typer.Option("--site", help="Site file, or the name of one in sites/.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")]
-StorageOption = Annotated[Path | None, typer.Option("--storage", help="Storage folder; default: the site's.")]
+StorageOption = Annotated[
+    str | None, typer.Option("--storage", help="Folder or s3://bucket/prefix; default: the site's.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override, such as consistency.packs_per_step=4."),
@@ -34,10 +36,16 @@ StrictOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def site_of(site: str | None, storage: Path | None) -> Any:
+def site_of(site: str | None, storage: str | None) -> Any:
     from cluster.site import load_site
 
     found = load_site(site, storage=storage)
+    if found.remote is not None:
+        from pipeline.object_storage import make_working_copy
+        from pipeline.storage import storage_of
+
+        make_working_copy(found.storage, found.remote)
+        storage_of(found.storage).refresh()
     if found.storage.exists() and not found.storage.is_dir():
         raise UserError(f"storage={found.storage} is a file; name a folder with --storage")
     return found
@@ -46,7 +54,7 @@ def site_of(site: str | None, storage: Path | None) -> Any:
 def run_request(
     config: Path,
     site: str | None,
-    storage: Path | None,
+    storage: str | None,
     overrides: list[str] | None,
     force: list[str] | None,
     until: str | None,

@@ -46,7 +46,7 @@ def run(
     if result.message:
         print_errors(result.message)
     if as_json:
-        print_json(answer, {"run": result.run, "state": result.state, "storage": str(result.storage)})
+        print_json(answer, {"run": result.run, "state": result.state, "storage": result.storage})
     sys.exit(result.exit_code)
 
 
@@ -82,7 +82,7 @@ def submit(
         print_errors(str(held))
         sys.exit(1)
     if as_json:
-        answer = {"run": submitted.run, "state": submitted.state, "storage": str(submitted.storage)}
+        answer = {"run": submitted.run, "state": submitted.state, "storage": submitted.storage}
         print_json(sys.stdout, {**answer, "submission": submitted.submission})
     else:
         typer.echo(submitted.message)
@@ -99,17 +99,21 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say of every stage whether it would be reused or run, and why. Writes nothing."""
+    from pipeline.expected import expectations
     from pipeline.graph import pipeline_graph
     from pipeline.opening import open_pipeline
     from pipeline.views import console, plan_table
 
-    planned = open_pipeline(
-        run_request(config, site, storage, overrides, force, until, strict_code=strict_code), pipeline_graph()
-    ).planned
+    request = run_request(config, site, storage, overrides, force, until, strict_code=strict_code)
+    opened = open_pipeline(request, pipeline_graph())
+    expected = expectations(opened, request.site)
     if as_json:
-        print_json(sys.stdout, [one.as_json() for one in planned])
+        known = {stage: one.as_json() for stage, one in expected.items()}
+        print_json(
+            sys.stdout, [{**one.as_json(), "expected": known.get(one.stage)} for one in opened.planned]
+        )
     else:
-        console().print(plan_table(planned))
+        console().print(plan_table(opened.planned, expected))
 
 
 def status(
@@ -125,8 +129,8 @@ def status(
     from pipeline.submit import as_job_stands
     from pipeline.views import console, run_details, run_summary, runs_table, stages_table
 
-    folder = site_of(site, storage).storage
-    runs = Runs(folder)
+    where = site_of(site, storage)
+    runs = Runs(where.storage)
     if run is None:
         found = [as_job_stands(one) for one in runs.all()]
         if as_json:
@@ -134,14 +138,14 @@ def status(
         elif found:
             console().print(runs_table(found))
         else:
-            console().print(f"no runs in {folder}", markup=False)
+            console().print(f"no runs in {where.storage_address}", markup=False)
         return
     one = as_job_stands(runs.named(run))
     if as_json:
-        print_json(sys.stdout, run_details(one, folder))
+        print_json(sys.stdout, run_details(one, where))
         return
     console().print(f"run {one.run}: {one.state}" + (f" ({one.error})" if one.error else ""), markup=False)
-    console().print(stages_table(one, folder))
+    console().print(stages_table(one, where))
 
 
 def logs(

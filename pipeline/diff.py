@@ -56,7 +56,7 @@ def _compare(stage: str, first: RunRecord, second: RunRecord, found: dict[str, l
     }
     for kind, (before, after) in pairs.items():
         found[kind] += [{"stage": stage, "name": name, **sides} for name, sides in _differing(before, after)]
-    found["metrics"] += _metrics(stage, _curves(first.attempts), _curves(second.attempts))
+    found["metrics"] += _metrics(stage, curves(first.attempts), curves(second.attempts))
 
 
 def _commits(records: list[dict[str, RunRecord]]) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def _commits(records: list[dict[str, RunRecord]]) -> list[dict[str, Any]]:
     return [] if sides[0] == sides[1] else [{"stage": None, "name": "commit", **_sides(*sides)}]
 
 
-def _curves(attempts: Path) -> dict[str, dict[int, float]]:
+def curves(attempts: Path) -> dict[str, dict[int, float]]:
     """metric -> step -> value; of a step done twice, the first."""
     curves: dict[str, dict[int, float]] = {}
     for line in MetricFiles(attempts).unread(_ALL_LINES):

@@ -78,7 +78,9 @@ class DigestCache:
         """Keep what was learned; files that are gone are forgotten."""
         if self._changed:
             files = {
-                path: mark for path, mark in self._known.items() if "://" in path or os.path.exists(path)
+                path: mark
+                for path, mark in list(self._known.items())
+                if "://" in path or os.path.exists(path)
             }
             write_json(self.path, {"schema": SCHEMA, "files": files})
             self._changed = False

@@ -1,5 +1,5 @@
-"""The work of one command on one run whose lease it holds: its stages, one after another, and a true state
-whatever happens. Called by the runner.
+"""The work of one command on one run whose lease it holds: its stages, and a true state whatever happens.
+Called by the runner.
 """
 
 import logging
@@ -9,10 +9,10 @@ import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from cluster.secrets import without_passwords
+from pipeline.branches import Branches, StageFailed
 from pipeline.failures import RetriesLeft, disk_full
 from pipeline.hook import call_hook
 from pipeline.lease import Lease, LeaseHeld
@@ -23,7 +23,7 @@ from pipeline.runs import RunAttempt, RunFile, Runs, State
 from pipeline.signals import StopSignals
 from pipeline.stage_run import StageRuns
 from stages.context import Interrupted, LeaseLost
-from vico.errors import UserError
+from vico.errors import Unreachable, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class RunResult:
 
     run: str
     state: State
-    storage: Path
+    storage: str
     exit_code: int = 0
     message: str = ""
 
@@ -57,12 +57,15 @@ class Driver:
     ):
         self.request, self.opened, self.runs, self.run = request, opened, runs, run
         self.lease, self.signals, self.display = lease, signals, display
-        self.storage = request.site.storage
+        self.storage, self.address = request.site.storage, request.site.storage_address
         self._closing = ExitStack()
         self._tracker: Any = None
         self._retries = RetriesLeft(request.site.retries)
         self._ray = False
         self._ending, self._ended = threading.Lock(), False
+        self._starting = threading.Lock()
+        self._begun: set[str] = set()
+        """Stages whose attempt had begun when they failed."""
 
     def work(self) -> RunResult:
         """Take every stage to done; whatever happens, run.json says it, and what was started is shut down."""
@@ -70,7 +73,7 @@ class Driver:
             try:
                 result = self._stages()
             except LeaseLost as lost:
-                result = RunResult(self.run.run, "interrupted", self.storage, 1, str(lost))
+                result = RunResult(self.run.run, "interrupted", self.address, 1, str(lost))
             self.display.line(f"run {self.run.run}: {result.state}")
         if self._tracker is not None:
             self._enter_tracking_ids()
@@ -82,7 +85,7 @@ class Driver:
         ending = {
             "run": result.run,
             "state": result.state,
-            "storage": str(result.storage),
+            "storage": result.storage,
             "experiment": self.run.experiment,
             "message": result.message,
             "exit_code": result.exit_code,
@@ -109,12 +112,17 @@ class Driver:
             start_services=self._start_services,
             mlflow_run_id=self._mlflow_run_id,
         )
-        task = self.opened.pipeline.tasks[0]
+        branches = Branches(self.opened.pipeline.tasks, lambda task: self._take(task, stage_runs))
         try:
-            for task in self.opened.pipeline.tasks:
-                self.signals.check()
-                self._take(task, stage_runs)
-                self.opened.cache.save()
+            branches.take_all()
+        except StageFailed as failed:
+            return self._ended_early(failed.task, failed.error)
+        return self._end("done", 0, "")
+
+    def _ended_early(self, task: StageTask, error: BaseException) -> RunResult:
+        """The end of the run whose stage did not come to its own."""
+        try:
+            raise error
         except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
             return self._stopped(task, stop)
         except LeaseHeld as held:
@@ -127,18 +135,20 @@ class Driver:
             return self._end("failed", 2, without_passwords(f"{task.name}: {error}"))
         except Exception as error:
             return self._failed(task, error)
-        return self._end("done", 0, "")
 
     def _take(self, task: StageTask, stage_runs: StageRuns) -> None:
         """Bring a stage to done; what the site has retries for is begun again, from its last part."""
         while True:
             try:
-                return stage_runs.take(task)
+                self.signals.check()
+                stage_runs.take(task)
+                return self.opened.cache.save()
             except (LeaseHeld, LeaseLost):
                 raise
             except Exception as error:
                 kind = self._retries.take(error)
                 if kind is None:
+                    self._note_failure(task)
                     raise
                 message = (
                     f"{task.name}: {type(error).__name__}, tried again in {self._retries.pause_s:g} s "
@@ -147,6 +157,17 @@ class Driver:
                 logger.warning("%s", message, exc_info=error)
                 self.display.line(message)
                 self.signals.wait(self._retries.pause_s)
+
+    def _note_failure(self, task: StageTask) -> None:
+        """A stage that failed is shown as that while others go on beside it."""
+        entry = self.run.stages[task.name]
+        if entry.state == "running":
+            entry.state = "failed"
+            self._begun.add(task.name)
+            try:
+                self.runs.save(self.run, self.lease)
+            except (LeaseLost, OSError, UserError, Unreachable) as error:
+                logger.warning("the failure of %s could not be noted: %s", task.name, error)
 
     def _begin(self) -> None:
         """Enter this command into run.json."""
@@ -164,25 +185,29 @@ class Driver:
                 attempt.state = "interrupted"
         run.attempts.append(RunAttempt(started=_now(), host=socket.gethostname(), pid=os.getpid()))
         self.runs.save(run, self.lease)
-        display.line(f"run {run.run}: {'goes on' if going_on else 'starts'} in {self.storage}")
+        display.line(f"run {run.run}: {'goes on' if going_on else 'starts'} in {self.address}")
         kept = [name for name, entry in run.stages.items() if entry.forced and name in self.opened.forced]
         if kept:
             display.line(f"--force was followed before the crash: goes on with {', '.join(kept)}")
 
     def _start_services(self, task: StageTask) -> None:
         """Start tracking and, for a stage that needs it, Ray; both stay until the command ends."""
-        if self._tracker is None and self.request.site.tracking.enabled:
-            from pipeline.tracker import Tracker
+        with self._starting:
+            if self._tracker is None and self.request.site.tracking.enabled:
+                from pipeline.tracker import Tracker
 
-            self._tracker = Tracker(self.storage, self.request.site, self.runs.run_folder(self.run.run))
-            self._tracker.start()
-            self._closing.callback(self._finish_tracking)
+                self._tracker = Tracker(self.storage, self.request.site, self.runs.run_folder(self.run.run))
+                self._tracker.start()
+                self._closing.callback(self._finish_tracking)
         if task.spec.needs_ray and not self._ray:
-            from cluster.ray_session import ray_session
+            from cluster.ray_session import ray_session, refuse_unseen_folder
 
             self._closing.enter_context(ray_session(self.request.site))
             self._ray = True
-        self.signals.install()
+            if self.request.site.remote is not None:
+                refuse_unseen_folder("work", self.storage)
+        if threading.current_thread() is threading.main_thread():
+            self.signals.install()
 
     def _finish_tracking(self) -> None:
         """The last word to MLflow; what it lacks is said, and is no failure of the run."""
@@ -220,7 +245,7 @@ class Driver:
             _close(noted, "interrupted", f"stopped by a signal; {_GOES_ON}")
             try:
                 self.runs.save(noted, self.lease)
-            except (LeaseLost, UserError, OSError) as error:
+            except (LeaseLost, UserError, Unreachable, OSError) as error:
                 logger.warning("the stop could not be noted: %s", error)
 
     def _mark_failed(self, task: StageTask, error: Exception) -> None:
@@ -231,7 +256,7 @@ class Driver:
             logger.error("%s: could not begin", task.name, exc_info=error)
 
     def _failed(self, task: StageTask, error: Exception) -> RunResult:
-        begun = self.run.stages[task.name].state == "running"
+        begun = task.name in self._begun
         self._mark_failed(task, error)
         if disk_full(error):
             message = (
@@ -242,7 +267,7 @@ class Driver:
         log = (attempt if begun else self.runs.run_folder(self.run.run)) / "driver.log"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1] if lines else "no message"  # an error of a worker ends with what was raised there
-        reason = without_passwords(reason)[:300]
+        reason = without_passwords(reason)[:500]
         message = f"{task.name} failed: {type(error).__name__}: {reason}; see {log}"
         return self._end("failed", 1, message)
 
@@ -252,10 +277,15 @@ class Driver:
         with self._ending:
             self._ended = True
             _close(run, state, message)
-            self.runs.save(run, self.lease)
+            try:
+                self.runs.save(run, self.lease)
+            except (OSError, UserError, Unreachable) as error:
+                if state == "done":
+                    raise
+                logger.error("run.json could not be told: %s", error)  # what broke the stage breaks this too
         if message:
             logger.error("%s", message)
-        return RunResult(run.run, state, self.storage, exit_code, message)
+        return RunResult(run.run, state, self.address, exit_code, message)
 
 
 def _close(run: RunFile, state: State, message: str) -> None:

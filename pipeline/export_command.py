@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from pipeline.digests import DigestCache
 from pipeline.runs import RunFile, Runs
+from pipeline.store import StageFolder
 from stages.export import MODEL_FOLDER, weights_digest
 from stages.model_card import model_card, stated_licence
 from stages.parts import sync_folder, sync_tree
@@ -62,10 +64,27 @@ def stage_outputs(run: RunFile, storage: Path) -> Mapping[str, Path]:
                 f"RUN={run.run}: its stage {name} is {state}; an export needs a run that is done, "
                 "`vico run` goes on with it"
             )
-        found[name] = storage / name / entry.fingerprint / "output"
-        if not found[name].is_dir():
-            raise UserError(f"RUN={run.run}: {found[name]} is gone; `vico run` makes it again")
+        folder = StageFolder(storage, name, entry.fingerprint)
+        _fetch(folder, run)
+        if not folder.output.is_dir():
+            raise UserError(
+                f"RUN={run.run}: {folder.storage.place(folder.output)} is gone; `vico run` makes it again"
+            )
+        found[name] = folder.output
     return found
+
+
+def _fetch(folder: StageFolder, run: RunFile) -> None:
+    """Have the output at hand; UserError when a file of it is not what was recorded."""
+    record = folder.record()
+    if record is None or folder.damage(record):
+        return  # whoever opens a file of it says what is missing
+    bad = folder.fetch(record, DigestCache(folder.path.parents[1]).sha256s)
+    if bad is not None:
+        raise UserError(
+            f"RUN={run.run}: {folder.storage.place(bad)} is not what was recorded; "
+            f"`vico run --force {folder.stage}` makes it again"
+        )
 
 
 def base_folder(run: RunFile) -> Path:

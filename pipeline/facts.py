@@ -14,8 +14,10 @@ from typing import Any
 from cluster.site import Site
 
 _PROJECT = Path(__file__).resolve().parent.parent
-PACKAGED_GIT_FILE = "submitted/git.json"
-"""In the package of a submitted job: what git said where it was packed."""
+PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE = "submitted/git.json", "submitted/git.patch"
+"""In the package of a submitted job: what git said where it was packed, and how files differed from that."""
+PATCH_FILE = "sources.patch"
+"""In an attempt's folder: how tracked files differed from the commit, where they did."""
 
 
 @cache
@@ -31,6 +33,18 @@ def git_state() -> dict[str, Any]:
     commit = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+@cache
+def git_patch() -> str | None:
+    """How tracked files differ from the commit, as `git apply` takes it; None where they do not."""
+    packaged = _PROJECT / PACKAGED_PATCH_FILE
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    if not git_state()["dirty"]:
+        return None
+    found = _git("diff", "--binary", "HEAD")
+    return None if found is None else found + "\n"
 
 
 def has_commit(commit: str) -> bool | None:
@@ -58,6 +72,15 @@ def package_versions() -> dict[str, str]:
         if name:
             found[name.lower().replace("_", "-")] = distribution.version
     return dict(sorted(found.items()))
+
+
+@cache
+def locked_versions() -> dict[str, str]:
+    """The pinned versions of constraints.txt, of the packages that it names; empty for an installed wheel."""
+    path = _PROJECT / "constraints.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    pins = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {name.strip().lower().replace("_", "-"): version.strip() for name, _, version in pins}
 
 
 def site_facts(site: Site) -> dict[str, Any]:

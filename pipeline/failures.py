@@ -4,7 +4,7 @@ import errno
 from collections.abc import Iterator
 
 from cluster.site import Retries
-from vico.errors import UserError
+from vico.errors import Unreachable, UserError
 
 MEMORY, WORKER, IO, ERROR = "memory", "worker", "io", "error"
 _LOST_WORKERS = ("WorkersFailed", "WorkerLost")
@@ -31,7 +31,7 @@ def failure_kind(error: BaseException) -> str | None:
         return MEMORY
     if any(type(one).__name__ in _LOST_WORKERS or _is_of_ray(one) for one in chain):
         return WORKER
-    return IO if any(isinstance(one, OSError) for one in chain) else ERROR
+    return IO if any(isinstance(one, OSError | Unreachable) for one in chain) else ERROR
 
 
 class RetriesLeft:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage import storage_of
+
 FACTS_CHECKED = ("stages", "files", "bytes", "inputs", "metrics", "mlflow_runs", "mlflow_metrics")
 
 
@@ -27,7 +29,8 @@ class Findings:
     checked: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(FACTS_CHECKED, 0)))
 
     def problem(self, stage: str, kind: str, path: Path | str, message: str) -> None:
-        self.problems.append(Problem(stage, kind, str(path), message))
+        place = storage_of(path).place(path) if isinstance(path, Path) else path
+        self.problems.append(Problem(stage, kind, place, message))
 
     def note(self, stage: str, text: str) -> None:
         self.noted.setdefault(text, []).append(stage)

@@ -16,13 +16,14 @@ from typing import Any, Literal
 from pipeline.lease import LeaseHeld, read_lease
 from pipeline.run_records import record_of
 from pipeline.runs import RUN_FILE, RunFile, Runs
-from pipeline.store import RECORD_FILE, Record, partials
+from pipeline.storage import partials, storage_of
+from pipeline.store import RECORD_FILE, Record
 from stages.parts import locked
 from vico.errors import UserError
 
 TRASH = ".gc-"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-Kind = Literal["run", "stage", "superseded", "partial", "trash"]
+Kind = Literal["run", "stage", "superseded", "partial", "object", "trash"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Garbage:
     """Something that nobody needs, and why."""
 
     kind: Kind
-    path: Path
+    path: Path | str
     why: str
     bytes: int
 
     def as_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "path": str(self.path), "why": self.why, "bytes": self.bytes}
+        place = storage_of(self.path).place(self.path) if isinstance(self.path, Path) else self.path
+        return {"kind": self.kind, "path": place, "why": self.why, "bytes": self.bytes}
 
 
 def collect(storage: Path, drop: Iterable[str] = (), *, dry_run: bool) -> list[Garbage]:
@@ -73,11 +75,10 @@ def _move(one: Garbage, target: Path) -> None:
     """A rename takes it out of sight at once; what a kill leaves in the trash is garbage of the next time."""
     if one.kind == "trash":
         return
-    target.parent.mkdir(exist_ok=True)
     with ExitStack() as stack:
         if one.kind in ("partial", "superseded"):
             stack.enter_context(locked(_stage_folder(one.path)))
-        os.rename(one.path, target)
+        storage_of(target).remove(one.path, target)
 
 
 def _stage_folder(path: Path) -> Path:
@@ -96,11 +97,16 @@ def _garbage(storage: Path, runs: Runs, drop: Iterable[str]) -> Iterator[Garbage
             yield _found("run", folder, f"has no {RUN_FILE}: killed before anything began")
     needed = _needed(storage, kept)
     asides = _needed_asides(storage, kept)
+    given_up = []
     for folder in _stage_folders(storage):
         if folder not in needed:
             yield _found("stage", folder, "no run has this fingerprint")
-        else:
-            yield from _garbage_within(folder, asides.get(folder, set()))
+            continue
+        for one in _garbage_within(folder, asides.get(folder, set())):
+            given_up += [one.path] if one.kind == "superseded" else []
+            yield one
+    for address, num_bytes in storage_of(storage).garbage(needed, given_up).items():
+        yield Garbage("object", address, "no stage names this part", num_bytes)
 
 
 def _garbage_within(folder: Path, asides: set[Path] | None) -> Iterator[Garbage]:
@@ -163,12 +169,4 @@ def _stage_folders(storage: Path) -> list[Path]:
 
 
 def _found(kind: Kind, path: Path, why: str) -> Garbage:
-    return Garbage(kind, path, why, _size(path))
-
-
-def _size(path: Path) -> int:
-    if not path.is_dir():
-        return path.lstat().st_size
-    return sum(
-        os.lstat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(path) for name in names
-    )
+    return Garbage(kind, path, why, storage_of(path).size(path))

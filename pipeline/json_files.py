@@ -5,6 +5,7 @@ Used by store, lease and runs; every such file carries `schema`.
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -57,15 +58,28 @@ class StoredModel(BaseModel):
             raise UserError(f"{path} is damaged ({field}: {first['msg'].lower()}); {remedy}") from error
 
     def write(self, path: Path) -> None:
-        write_json(path, self.model_dump(mode="json", by_alias=True))
+        """For files that one process alone writes and reads; others go through the storage."""
+        write_json(path, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """As JSON types."""
+        return self.model_dump(mode="json", by_alias=True)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Replace the file in one step; after a crash there is the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the file in one step, as `write_json` does."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

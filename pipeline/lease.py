@@ -3,7 +3,7 @@
 The holder bumps a counter. Another driver takes over at once where it can see that the holder's process is
 dead, else when the counter stood still for STALE_S as it watched it; clocks of two machines are never
 compared. What a driver that lost its lease still tries to publish is refused (stages/parts.py reads the same
-file).
+file). Between machines that share an object store, writes of lease.json are conditional in place of locked.
 """
 
 import logging
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.json_files import StoredModel
+from pipeline.storage import Conflict, storage_of
 from stages.context import LeaseLost
 from stages.parts import LEASE_FILE, locked
-from vico.errors import UserError
+from vico.errors import Unreachable, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,9 @@ class LeaseHeld(Exception):
 
     def __init__(self, folder: Path, holder: "Holder"):
         self.folder, self.holder = folder, holder
+        place = storage_of(folder).place(folder)
         super().__init__(
-            f"{folder} is held by run {holder.run} on host {holder.host}, pid {holder.pid}, "
+            f"{place} is held by run {holder.run} on host {holder.host}, pid {holder.pid}, "
             f"since {holder.since}; wait for it with --wait SECONDS, or stop it first"
         )
 
@@ -75,6 +77,7 @@ class Lease:
 
     def __init__(self, folder: Path, holder: Holder, beat_s: float = BEAT_S):
         self.folder, self.holder = folder, holder
+        self.storage = storage_of(folder)
         self._lost = threading.Event()
         self._stop = threading.Event()
         self._beat_s = beat_s
@@ -92,34 +95,44 @@ class Lease:
 
     def verify(self) -> None:
         """Raise LeaseLost unless lease.json still names this holder."""
+        self.storage.refresh_file(self.folder / LEASE_FILE)
         current = read_lease(self.folder)
         if current is None or current.token != self.holder.token:
             self._lost.set()
             who = "nobody" if current is None else f"run {current.run} on {current.host}, pid {current.pid}"
-            raise LeaseLost(f"the lease of {self.folder} is no longer ours; now holds it: {who}")
+            place = self.storage.place(self.folder)
+            raise LeaseLost(f"the lease of {place} is no longer ours; now holds it: {who}")
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold everyone off the lease while something short is written under it; raises LeaseLost."""
         with locked(self.folder):
             self.verify()
-            yield
+            try:
+                yield
+            except Conflict as error:
+                self._lost.set()
+                raise LeaseLost(f"another driver has written {error}; this one stops") from error
 
     def next_attempt(self) -> None:
         """Go on as a new attempt: what the old one's workers still publish is refused."""
         with self.writing():
             self.holder.attempt += 1
-            self.holder.write(self.folder / LEASE_FILE)
+            self.storage.write(self.folder / LEASE_FILE, self.holder.content())
 
     def release(self) -> None:
-        """Give the lease back; quietly if it was lost."""
+        """Give the lease back; quietly if it was lost or the storage does not answer: it becomes stale
+        then."""
         self._stop.set()
         self._thread.join()
-        with locked(self.folder):
-            current = read_lease(self.folder)
-            if current is not None and current.token == self.holder.token:
+        try:
+            with self.writing():
                 self.holder.released = True
-                self.holder.write(self.folder / LEASE_FILE)
+                self.storage.write(self.folder / LEASE_FILE, self.holder.content())
+        except LeaseLost:
+            pass
+        except (OSError, UserError, Unreachable) as error:
+            logger.warning("the lease of %s could not be given back (%s)", self.folder, error)
 
     def __enter__(self) -> Self:
         return self
@@ -132,11 +145,11 @@ class Lease:
             try:
                 with self.writing():
                     self.holder.counter += 1
-                    self.holder.write(self.folder / LEASE_FILE)
+                    self.storage.write(self.folder / LEASE_FILE, self.holder.content())
             except LeaseLost as error:
                 logger.error("%s", error)
                 return
-            except (OSError, UserError) as error:
+            except (OSError, UserError, Unreachable) as error:
                 logger.warning("the lease of %s could not be renewed (%s); trying again", self.folder, error)
 
 
@@ -157,9 +170,11 @@ def acquire(
     over).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    storage = storage_of(folder)
     watch, deadline, told = _Watch(), time.monotonic() + wait_s, False
     while True:
         with locked(folder):
+            storage.refresh_file(folder / LEASE_FILE)
             current = read_lease(folder)
             if (
                 current is None
@@ -169,7 +184,10 @@ def acquire(
             ):
                 attempt = max(min_attempt, current.attempt + 1 if current else 1)
                 holder = _this_process(run, attempt)
-                holder.write(folder / LEASE_FILE)
+                try:
+                    storage.write(folder / LEASE_FILE, holder.content())
+                except Conflict:
+                    continue  # another machine was quicker
                 return Lease(folder, holder, beat_s)
         seen_alive = current.is_here() or watch.moved
         if seen_alive and time.monotonic() >= deadline:

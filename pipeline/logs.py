@@ -50,6 +50,7 @@ def log_lines(runs: Runs, name: str, *, stage: str | None, follow: bool) -> Iter
         # Asked before reading, so that the last lines are read.
         job_end = watch.end(run) if follow else None
         ended = not follow or run.state in ENDED or job_end is not None
+        runs.storage.refresh(_folder(runs, run, stage))
         for path, prefix in _log_files(runs, run, stage):
             tail = tails.setdefault(path, Tail(path, prefix))
             yield from tail.lines(to_end=ended)
@@ -58,6 +59,7 @@ def log_lines(runs: Runs, name: str, *, stage: str | None, follow: bool) -> Iter
                 yield job_end
             return
         time.sleep(_POLL_S)
+        runs.storage.refresh(runs.run_folder(run.run))
         run = runs.named(run.run)
 
 
@@ -65,8 +67,12 @@ def _log_files(runs: Runs, run: RunFile, stage: str | None) -> list[tuple[Path, 
     """Paths with the prefix of their lines."""
     if stage is None:
         return [(runs.run_folder(run.run) / "driver.log", "")]
-    entry = run.stages[stage]
-    attempts = runs.folder.parent / stage / entry.fingerprint / "attempts"
-    folder = attempts / str(entry.attempt)
+    folder = _folder(runs, run, stage) / "attempts" / str(run.stages[stage].attempt)
     ranks = sorted(folder.glob("rank-*.log"), key=lambda path: (len(path.name), path.name))
     return [(folder / "driver.log", ""), *((path, f"[{path.stem}] ") for path in ranks)]
+
+
+def _folder(runs: Runs, run: RunFile, stage: str | None) -> Path:
+    if stage is None:
+        return runs.run_folder(run.run)
+    return runs.folder.parent / stage / run.stages[stage].fingerprint

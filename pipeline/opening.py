@@ -33,6 +33,8 @@ class OpenPipeline:
     planned: list[PlannedStage]
     forced: frozenset[str]
     cache: DigestCache
+    newest_done: str | None
+    """The newest run of this pipeline, where it was done before the stages were planned."""
 
     @property
     def is_done(self) -> bool:
@@ -48,18 +50,27 @@ def open_pipeline(request: RunRequest, graph: Graph) -> OpenPipeline:
         asked.check_name(name, "--force")
     cache = DigestCache(request.site.storage)
     pipeline = resolve(asked, config, cache)
+    newest_done = _newest_done(Runs(request.site.storage), pipeline)
     forced = frozenset(asked.dependents(request.force))
     planned = plan(pipeline, request.site.storage, forced, strict_code=request.strict_code)
-    return OpenPipeline(pipeline, planned, forced, cache)
+    return OpenPipeline(pipeline, planned, forced, cache, newest_done)
+
+
+def _newest_done(runs: Runs, pipeline: Pipeline) -> str | None:
+    latest = runs.latest_of(pipeline.digest)
+    return latest.run if latest is not None and latest.state == "done" else None
 
 
 def choose_run(
     opened: OpenPipeline, site: Site, runs: Runs, submission: dict[str, Any] | None = None
-) -> RunFile:
-    """The run to go on with, the finished run when nothing is left to do, or a new one."""
+) -> RunFile | None:
+    """The run to go on with, the finished run when nothing is left to do, or a new one; None when a run was
+    finished since the stages were planned, so that they must be planned again."""
     pipeline = opened.pipeline
     with runs.choosing():
         latest = runs.latest_of(pipeline.digest)
+        if _newest_done(runs, pipeline) not in (None, opened.newest_done):
+            return None
         if latest is not None and (latest.state != "done" or opened.is_done):
             return latest
         return runs.create(

@@ -151,6 +151,7 @@ def standing(folder: StageFolder, inputs: Mapping[str, str | None]) -> Standing:
     record = folder.record()
     if record is None:
         return _unfinished(folder, inputs)
+    folder.refuse_edited(record)
     if None in inputs.values():
         made_first = ", ".join(name for name, value in inputs.items() if value is None)
         return Standing(

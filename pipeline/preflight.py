@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cluster.site import Site
 from pipeline.planning import Pipeline, PlannedStage
+from pipeline.storage import storage_of
 from vico.errors import UserError
 
 MIB = 1 << 20
@@ -26,6 +27,7 @@ def check_storage(storage: Path) -> None:
         raise UserError(
             f"storage={storage} cannot be written; mend its rights or choose another with --storage"
         )
+    storage_of(storage).check_writable()
 
 
 def check_free_space(storage: Path, planned: list[PlannedStage]) -> None:

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Self, TextIO
 
 from rich.console import Console
@@ -23,10 +24,7 @@ class Display(AbstractContextManager):
         self._console = Console(file=stream, highlight=False)
         self._bars = _bars(self._console) if self._console.is_terminal else None
         self._lock = threading.Lock()
-        self._stage: str | None = None
-        self._task: TaskID | None = None
-        self._started = self._last_line = 0.0
-        self._first_done = 0
+        self._stages: dict[str, _Shown] = {}
 
     def __enter__(self) -> Self:
         if self._bars:
@@ -45,44 +43,54 @@ class Display(AbstractContextManager):
     def stage_started(self, stage: str, text: str) -> None:
         self.line(text)
         with self._lock:
-            self._stage, self._task, self._started = stage, None, 0.0
-            self._last_line = time.monotonic()
+            self._stages[stage] = _Shown(last_line_s=time.monotonic())
 
-    def progress(self, done: int, total: int, unit: str) -> None:
+    def progress(self, stage: str, done: int, total: int, unit: str) -> None:
         with self._lock:
-            if self._stage is None:
+            shown = self._stages.get(stage)
+            if shown is None:
                 return
             now = time.monotonic()
-            if not self._started or self._first_done == 0:  # what was done before would spoil the rate
-                self._started, self._first_done = now, done
+            if not shown.started_s or shown.first_done == 0:  # what was done before would spoil the rate
+                shown.started_s, shown.first_done = now, done
             if self._bars:
-                self._show(done, total, unit)
-            if now - self._last_line < LINE_EVERY_S:
+                self._show(stage, shown, done, total, unit)
+            if now - shown.last_line_s < LINE_EVERY_S:
                 return
-            self._last_line = now
-            text = f"{self._stage}: {done}/{total} {unit}{self._time_left(done, total, now)}"
+            shown.last_line_s = now
+            text = f"{stage}: {done}/{total} {unit}{shown.time_left(done, total, now)}"
         if self._bars:
             logger.info("%s", text)
         else:
             self.line(text)
 
-    def stage_ended(self, text: str) -> None:
+    def stage_ended(self, stage: str, text: str) -> None:
         with self._lock:
-            if self._bars and self._task is not None:
-                self._bars.remove_task(self._task)
-            self._stage = self._task = None
+            shown = self._stages.pop(stage, None)
+            if self._bars and shown is not None and shown.bar is not None:
+                self._bars.remove_task(shown.bar)
         self.line(text)
 
-    def _show(self, done: int, total: int, unit: str) -> None:
-        if self._task is None:
-            self._task = self._bars.add_task(self._stage, unit=unit, completed=done, total=total)
-        self._bars.update(self._task, completed=done, total=total, unit=unit)
+    def _show(self, stage: str, shown: "_Shown", done: int, total: int, unit: str) -> None:
+        if shown.bar is None:
+            shown.bar = self._bars.add_task(stage, unit=unit, completed=done, total=total)
+        self._bars.update(shown.bar, completed=done, total=total, unit=unit)
 
-    def _time_left(self, done: int, total: int, now: float) -> str:
-        moved = done - self._first_done
+
+@dataclass
+class _Shown:
+    """A stage that runs, as far as people were told of it."""
+
+    last_line_s: float
+    started_s: float = 0.0
+    first_done: int = 0
+    bar: TaskID | None = None
+
+    def time_left(self, done: int, total: int, now: float) -> str:
+        moved = done - self.first_done
         if moved <= 0 or done >= total:
             return ""
-        return f", about {duration((total - done) * (now - self._started) / moved)} left"
+        return f", about {duration((total - done) * (now - self.started_s) / moved)} left"
 
 
 def _bars(console: Console) -> Progress:

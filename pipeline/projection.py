@@ -93,7 +93,7 @@ def of_pipeline(run: RunFile, site: Site) -> Projection:
         "vico.pipeline": run.pipeline,
         "vico.state": run.state,
         "vico.site": run.site,
-        "vico.storage": str(site.storage),
+        "vico.storage": site.storage_address,
         "vico.num_commands": str(len(run.attempts)),
         **_git_tags(git_state()),
     }
@@ -168,7 +168,7 @@ def _stage_tags(
         "vico.fingerprint": entry.fingerprint,
         "vico.state": entry.state,
         "vico.attempt": str(entry.attempt),
-        "vico.output": str(StageFolder(site.storage, name, entry.fingerprint).output),
+        "vico.output": _output_place(site, name, entry.fingerprint),
         "vico.site": record.site if record else run.site,
     }
     if entry.reused and entry.reused_from and entry.reused_from != run.run:
@@ -214,14 +214,14 @@ def _datasets(
 ) -> Iterator[DataSet]:
     for source, found in inputs.items():
         if source in run.stages:
-            output = StageFolder(site.storage, source, run.stages[source].fingerprint).output
-            yield DataSet(source, found, {"digest": found, "path": str(output)}, "input")
+            output = _output_place(site, source, run.stages[source].fingerprint)
+            yield DataSet(source, found, {"digest": found, "path": output}, "input")
         elif source not in _NO_DATA:
             given = (run.config.get("inputs") or {}).get(source) or {}
             yield DataSet(source, found, {"digest": found, "records": given}, "input")
     if record and MANIFEST in record.outputs:
         found = record.outputs[MANIFEST].sha256
-        path = str(StageFolder(site.storage, name, record.fingerprint).output)
+        path = _output_place(site, name, record.fingerprint)
         counts = dict(_numbers(record.counts))
         yield DataSet(name, found, {"digest": found, "path": path}, "output", counts)
 
@@ -234,7 +234,13 @@ def _models(folder: StageFolder, record: Record) -> Iterator[ModelOutput]:
             name: file.sha256 for name, file in record.outputs.items() if f"{name}/".startswith(f"{place}/")
         }
         title = f"{record.stage}-{_plain(place.removesuffix('.safetensors'))}"
-        yield ModelOutput(title, (folder.output / place).as_uri(), digest(files))
+        where = folder.storage.place(folder.output / place)
+        yield ModelOutput(title, where if "://" in where else Path(where).as_uri(), digest(files))
+
+
+def _output_place(site: Site, stage: str, fingerprint: str) -> str:
+    folder = StageFolder(site.storage, stage, fingerprint)
+    return folder.storage.place(folder.output)
 
 
 def _plain(name: str) -> str:

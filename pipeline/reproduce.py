@@ -54,7 +54,8 @@ def write_recipe(site: Site, name: str, out: Path | None, storage: Path | None, 
         raise UserError(f"--out={path} exists; name another file")
     if not path.parent.is_dir():
         raise UserError(f"--out={path} lies in no folder; make {path.parent} or name another file")
-    fresh = (storage or site.storage.parent / f"{site.storage.name}-again-{run.run}").absolute()
+    near = Path("runs") if site.remote else site.storage
+    fresh = (storage or near.parent / f"{near.name}-again-{run.run}").absolute()
     records = readable_records(run, site.storage)
     commits = {made.record.git.get("commit") for made in records.values()} - {None}
     code = ", ".join(sorted(commits)) or "unknown"
@@ -110,7 +111,7 @@ def verify(recipe: Recipe, site: Site, graph: Graph, stream: TextIO) -> None:
 
     if recipe.storage.exists():
         raise UserError(f"--fresh-storage={recipe.storage} exists; name a folder that does not")
-    again = site.model_copy(update={"storage": recipe.storage})
+    again = site.model_copy(update={"storage": recipe.storage, "remote": None, "work": None})
     with Display(stream) as display:
         result = run_pipeline(RunRequest(recipe.config, again, until=recipe.until), graph, display)
     if result.state != "done":

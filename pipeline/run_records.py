@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.runs import RunFile
+from pipeline.storage import storage_of
 from pipeline.store import RECORD_FILE, Record, StageFolder
 from vico.errors import UserError
 
@@ -48,9 +49,10 @@ def record_of(run: RunFile, stage: str, storage: Path) -> RunRecord | None:
 
 
 def readable_records(run: RunFile, storage: Path) -> dict[str, RunRecord]:
-    """The records of all stages of the run that are there and whole."""
+    """The records of all stages of the run that are there and whole; their metrics can be read, too."""
     found = {}
-    for stage in run.stages:
+    for stage, entry in run.stages.items():
+        storage_of(storage).refresh(storage / stage / entry.fingerprint)
         try:
             record = record_of(run, stage, storage)
         except UserError:

@@ -13,6 +13,7 @@ from pipeline.preflight import check_free_space, check_ports, check_storage
 from pipeline.progress import Display
 from pipeline.runs import RunFile, Runs
 from pipeline.signals import StopSignals
+from pipeline.storage import storage_of
 from pipeline.tracking_state import STATE_FILE, is_complete
 from vico.errors import UserError
 
@@ -34,6 +35,7 @@ def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResu
             result = _with_run(request, opened, signals, display)
             if result is not None:
                 return result
+            storage_of(request.site.storage).refresh()
 
 
 def _with_run(
@@ -44,6 +46,8 @@ def _with_run(
     storage = request.site.storage
     runs = Runs(storage)
     run = choose_run(opened, request.site, runs)
+    if run is None:
+        return None
     if run.state == "done" and all(entry.reused for entry in run.stages.values()):
         return _finished(run, request.site, opened, display)
     try:
@@ -56,8 +60,9 @@ def _with_run(
             ),
         )
     except LeaseHeld as held:
-        return RunResult(run.run, "running", storage, 1, str(held))
+        return RunResult(run.run, "running", request.site.storage_address, 1, str(held))
     with lease:
+        runs.storage.refresh(runs.run_folder(run.run))
         now = runs.named(run.run)
         if now.state != run.state and now.state in ("done", "cancelled"):
             return None
@@ -67,7 +72,8 @@ def _with_run(
             runs.save(now, lease)
             return _finished(now, request.site, opened, display)
         driver = Driver(request, opened, runs, now, lease, signals, display)
-        with logging_to(runs.run_folder(run.run) / "driver.log"):
+        folder = runs.run_folder(run.run)
+        with runs.storage.attending(folder), logging_to(folder / "driver.log"):
             return driver.work()
 
 
@@ -81,4 +87,4 @@ def _finished(run: RunFile, site: Site, opened: OpenPipeline, display: Display) 
         from pipeline.tracker import sync
 
         display.line(sync(site, folder) or f"run {run.run}: tracking has all of it now")
-    return RunResult(run.run, "done", site.storage)
+    return RunResult(run.run, "done", site.storage_address)

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.identity import digest
 from pipeline.json_files import StoredModel
 from pipeline.lease import Lease, read_lease
+from pipeline.storage import storage_of
 from pipeline.store import Record
-from stages.parts import locked
 from vico.errors import UserError
 
 State = Literal["pending", "running", "done", "failed", "interrupted", "cancelled"]
@@ -82,6 +82,11 @@ class Runs:
 
     def __init__(self, storage: Path):
         self.folder = storage / "runs"
+        self.storage = storage_of(storage)
+
+    @property
+    def place(self) -> str:
+        return self.storage.place(self.folder.parent)
 
     def run_folder(self, run: str) -> Path:
         return self.folder / run
@@ -95,14 +100,12 @@ class Runs:
         """The run with this id, unique beginning of an id, or `latest`; UserError otherwise."""
         ids = sorted(path.parent.name for path in self.folder.glob(f"*/{RUN_FILE}"))
         if not ids:
-            raise UserError(
-                f"RUN={name!r}: there are no runs in {self.folder.parent}; check --storage or --site"
-            )
+            raise UserError(f"RUN={name!r}: there are no runs in {self.place}; check --storage or --site")
         if name == "latest":
             return self.all()[0]
         matches = [name] if name in ids else [run for run in ids if run.startswith(name)]
         if not matches:
-            raise UserError(f"RUN={name!r} is no run in {self.folder.parent}; `vico status` lists them")
+            raise UserError(f"RUN={name!r} is no run in {self.place}; `vico status` lists them")
         if len(matches) > 1:
             raise UserError(f"RUN={name!r} fits {', '.join(matches)}; give more characters")
         return self._read(self.run_folder(matches[0]))
@@ -142,15 +145,15 @@ class Runs:
         over."""
         path = self.run_folder(run.run) / RUN_FILE
         if lease is None:
-            run.write(path)
+            self.storage.write(path, run.content())
             return
         with lease.writing():
-            run.write(path)
+            self.storage.write(path, run.content())
 
     def choosing(self) -> AbstractContextManager[None]:
         """The critical section in which a command looks for its run or creates it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return locked(self.folder)
+        return self.storage.choosing(self.folder)
 
     def _new_folder(self, now: datetime) -> str:
         while True:

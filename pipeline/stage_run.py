@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from cluster.site import Site
 from data_prep.records import RecordsConfig
 from pipeline.attempt import StageContext, logging_to
 from pipeline.digests import DigestCache
-from pipeline.facts import git_state, package_versions, site_facts
+from pipeline.facts import PATCH_FILE, git_patch, git_state, package_versions, site_facts
 from pipeline.lease import Lease, acquire
 from pipeline.planning import Pipeline, StageTask, Standing, code_changes, mended_task, task_standing
 from pipeline.progress import Display, duration
@@ -30,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 class StageRuns:
-    """Takes the stages of a pipeline one after another to done, for one run whose lease this process
-    holds."""
+    """Takes stages of a pipeline to done, for one run whose lease this process holds; threads may share
+    it."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class StageRuns:
             ),
         )
         with lease:
+            folder.storage.refresh(folder.path)
             if self._must_force(task):
                 self._set_aside(task, folder, lease, "--force")
                 self._entry(task).forced = True
@@ -111,29 +113,30 @@ class StageRuns:
         self._outputs[task.name] = folder.output
         self.runs.save(self.run, self.lease)
 
-    def _refuse_changed_inputs(self, task: StageTask) -> None:
-        """UserError when bytes of a stage that this one reads are not those recorded, sizes being right.
-        Files that were read before and have not been touched since are not read again."""
+    def _fetch_inputs(self, task: StageTask) -> None:
+        """Have the outputs that the stage reads at hand. UserError when their bytes are not those recorded,
+        sizes being right. Files that were read before and have not been touched since are not read again."""
         for name in task.inputs:
             if name not in self._outputs or name in self._whole:
                 continue
             folder = StageFolder(self.site.storage, name, self.run.stages[name].fingerprint)
             record = folder.record()
-            path = folder.changed(record, self.cache.sha256s) if record is not None else None
+            path = folder.fetch(record, self.cache.sha256s) if record is not None else None
             if path is not None:
                 raise UserError(
-                    f"{path} is not what stage {name} wrote, though its size is; --force {name} sets it "
-                    "aside and runs the stage again"
+                    f"{folder.storage.place(path)} is not what stage {name} wrote, though its size is; "
+                    f"--force {name} sets it aside and runs the stage again"
                 )
             self._whole.add(name)
 
     def _set_aside(self, task: StageTask, folder: StageFolder, lease: Lease, reason: str) -> None:
         aside = folder.set_aside(lease)
         if aside is not None:
-            self.display.line(f"{task.name}: earlier result moved to {aside} ({reason})")
+            place = folder.storage.place(aside)
+            self.display.line(f"{task.name}: earlier result moved to {place} ({reason})")
 
     def _run(self, task: StageTask, folder: StageFolder, lease: Lease) -> None:
-        self._refuse_changed_inputs(task)
+        self._fetch_inputs(task)
         self._start_services(task)
         found = self._standing(task)
         if found.way == "afresh":
@@ -155,9 +158,10 @@ class StageRuns:
         entry.reused, entry.reused_from, entry.mlflow_run_id = False, None, self._mlflow_run_id(task.name)
         self.runs.save(self.run, self.lease)
         since = time.monotonic()
-        with logging_to(parts.attempt_folder / "driver.log"):
+        with logging_to(parts.attempt_folder / "driver.log", of_stage=True):
             why = f" ({found.reason})" if found.reason else ""
             self.display.stage_started(task.name, f"{task.name}: starts, attempt {lease.attempt}{why}")
+            _keep_patch(parts)
             try:
                 counts = self._call(task, parts, lease)
             except LeaseLost as lost:
@@ -169,6 +173,7 @@ class StageRuns:
             except Exception:
                 logger.exception("%s: attempt %d failed", task.name, lease.attempt)
                 raise
+            folder.storage.settle(folder.path)
             outputs = folder.outputs(self.cache.sha256s)
             missing = [name for name in found.expected if name not in outputs]
             if missing:
@@ -178,7 +183,7 @@ class StageRuns:
             folder.finish(lease, record)
             entry.state, entry.seconds, entry.mlflow_run_id = "done", seconds, record.mlflow_run_id
             self._done(task, folder, record.output_digest)
-            self.display.stage_ended(f"{task.name}: done in {duration(seconds)}{_shown(counts)}")
+            self.display.stage_ended(task.name, f"{task.name}: done in {duration(seconds)}{_shown(counts)}")
         return []
 
     def _call(self, task: StageTask, parts: Parts, lease: Lease) -> Mapping[str, Any]:
@@ -192,7 +197,7 @@ class StageRuns:
             display=self.display,
         )
         try:
-            with NodeSampler(parts.attempt_folder):
+            with NodeSampler(parts.attempt_folder), self.runs.storage.attending(parts.folder):
                 counts = task.spec.run(task.config, context)
         except Exception:
             context.check()  # the failure may be what a stop or a lost lease looks like from inside
@@ -240,7 +245,7 @@ class StageRuns:
             identity=task.identity,
             attempt=attempt,
             run=self.run.run,
-            git=git_state(),
+            git=_git_facts(),
             source_digest=sources_digest(sources),
             sources=sources,
             packages=package_versions(),
@@ -255,6 +260,18 @@ class StageRuns:
             facts=site_facts(self.site),
             mlflow_run_id=self._mlflow_run_id(task.name),
         )
+
+
+def _keep_patch(parts: Parts) -> None:
+    patch = git_patch()
+    if patch is not None:
+        (parts.attempt_folder / PATCH_FILE).write_text(patch, encoding="utf-8")
+
+
+def _git_facts() -> dict[str, Any]:
+    """Commit and whether files differed from it; if so, the digest of how."""
+    patch = git_patch()
+    return git_state() if patch is None else {**git_state(), "patch": sha256(patch.encode()).hexdigest()}
 
 
 def _adopted(task: StageTask) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Finished and unfinished results of stages on disk: `<storage>/<stage>/<fingerprint>/`.
+"""Finished and unfinished results of stages in the storage: `<storage>/<stage>/<fingerprint>/`.
 
 `record.json` is written last and alone means done; it is believed only while its outputs are there and its
 inputs are the ones it was made from.
@@ -6,9 +6,7 @@ inputs are the ones it was made from.
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.digests import file_sha256s
 from pipeline.identity import digest, stage_fingerprint
-from pipeline.json_files import StoredModel, write_json
+from pipeline.json_files import StoredModel
 from pipeline.lease import Lease
-from stages.parts import Parts, sync_folder
+from pipeline.storage import published, storage_of
+from stages.parts import Parts
 from vico.errors import UserError
 
 RECORD_FILE = "record.json"
@@ -99,6 +98,7 @@ class StageFolder:
         self.path = storage / stage / fingerprint
         self.output = self.path / "output"
         self.record_path = self.path / RECORD_FILE
+        self.storage = storage_of(storage)
 
     def record(self) -> Record | None:
         """The record, None if there is none; UserError if it is damaged or does not belong here."""
@@ -113,18 +113,25 @@ class StageFolder:
             raise UserError(
                 f"{self.record_path} was changed (output_digest does not fit its outputs); {remedy}"
             )
-        return record
+        return record if self.storage.is_believed(self.path) else None
+
+    def refuse_edited(self, record: Record) -> None:
+        """UserError for a record that somebody changed where nothing else in it would tell."""
+        content = json.loads(self.record_path.read_text(encoding="utf-8"))
+        if record.record_digest is not None and record_digest(content) != record.record_digest:
+            raise UserError(
+                f"{self.storage.place(self.record_path)} was edited (record_digest does not fit its "
+                f"content); put it back, or --force {self.stage} sets it aside and runs the stage again"
+            )
 
     def damage(self, record: Record) -> Damage:
         """Outputs that are not there or not of the recorded size; contents are the audit's to read."""
-        missing, resized = [], []
-        for name, file in record.outputs.items():
-            path = self.output / name
-            if not path.is_file():
-                missing.append(name)
-            elif path.stat().st_size != file.bytes:
-                resized.append(name)
-        return Damage(tuple(missing), tuple(resized))
+        sizes = self.storage.sizes(self.path)
+        missing = tuple(name for name in record.outputs if name not in sizes)
+        resized = tuple(
+            name for name, file in record.outputs.items() if sizes.get(name, file.bytes) != file.bytes
+        )
+        return Damage(missing, resized)
 
     def last_attempt(self) -> int:
         """The highest attempt number that was begun, 0 if none was."""
@@ -137,17 +144,16 @@ class StageFolder:
         latest = max(paths, key=lambda path: int(path.parent.name), default=None)
         return AttemptFile.read(latest, f"--force {self.stage} starts the stage afresh") if latest else None
 
-    def changed(self, record: Record, sha256s: Callable[[list[Path]], list[str]]) -> Path | None:
-        """The first output whose bytes are not those recorded."""
-        paths = [self.output / name for name in record.outputs]
-        found = zip(paths, sha256s(paths), record.outputs.values(), strict=True)
-        return next((path for path, sha256, file in found if sha256 != file.sha256), None)
+    def fetch(self, record: Record, sha256s: Callable[[list[Path]], list[str]]) -> Path | None:
+        """Make the outputs readable here; the first output whose bytes are not those recorded."""
+        return self.storage.fetch(self.path, record.outputs, sha256s)
 
     def has_output(self) -> bool:
-        return self.output.is_dir() and any(self.output.iterdir())
+        return bool(self.storage.sizes(self.path))
 
     def begin(self, lease: Lease, inputs: Mapping[str, str], expected: Iterable[str], started: str) -> Parts:
-        """Make the attempt's folder and clear what earlier attempts left half-written."""
+        """Make the attempt's folder; what earlier attempts published is there, what they left half-written is
+        not."""
         parts = Parts(self.path, lease.attempt)
         begun = AttemptFile(
             attempt=lease.attempt,
@@ -159,66 +165,41 @@ class StageFolder:
         with lease.writing():
             self.output.mkdir(exist_ok=True)
             parts.attempt_folder.mkdir(parents=True)
-            begun.write(parts.attempt_folder / "attempt.json")
-        for leftover in list(partials(self.output)):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            self.storage.write(parts.attempt_folder / "attempt.json", begun.content())
+        self.storage.begin(self.path, lease.attempt)
         return parts
 
     def set_aside(self, lease: Lease) -> Path | None:
         """Move attempts, output and record to superseded/<n>, in this order: at no time is half of it
         believed."""
-        present = [path for path in (self.path / "attempts", self.output, self.record_path) if path.exists()]
-        if not present:
+        names = ("attempts", self.output.name, RECORD_FILE)
+        if not any((self.path / name).exists() for name in names):
             return None
         with lease.writing():
-            aside = self._superseded()
-            for path in present:
-                os.rename(path, aside / path.name)
-            sync_folder(self.path)
-        return aside
+            return self.storage.set_aside(self.path, names)
 
     def set_record_aside(self, lease: Lease, damage: Damage) -> Path:
         """Move the record and the damaged files to superseded/<n>; the other parts stay and are gone on
         with."""
         with lease.writing():
-            aside = self._superseded()
-            for name in damage.resized:
-                target = aside / "output" / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(self.output / name, target)
-            os.rename(self.record_path, aside / RECORD_FILE)
-            sync_folder(self.path)
-        return aside
+            return self.storage.set_aside(self.path, [RECORD_FILE], [*damage.missing, *damage.resized])
 
     def finish(self, lease: Lease, record: Record) -> None:
         """Write the record, which makes the stage done; raises LeaseLost when another driver has taken
         over."""
         with lease.writing():
-            content = record.model_dump(mode="json", by_alias=True)
-            write_json(self.record_path, {**content, "record_digest": record_digest(content)})
-
-    def output_names(self) -> list[str]:
-        return sorted(_published(self.output))
+            content = record.content()
+            self.storage.commit(self.record_path, {**content, "record_digest": record_digest(content)})
 
     def outputs(self, sha256s: Callable[[list[Path]], list[str]] = file_sha256s) -> dict[str, OutputFile]:
         """Every published file with its size and digest, sorted by name."""
-        names = self.output_names()
+        names = sorted(published(self.output))
         paths = [self.output / name for name in names]
         sizes = [path.stat().st_size for path in paths]
         return {
             name: OutputFile(bytes=size, sha256=sha256)
             for name, size, sha256 in zip(names, sizes, sha256s(paths), strict=True)
         }
-
-    def _superseded(self) -> Path:
-        number = 1
-        while True:
-            folder = self.path / "superseded" / str(number)
-            try:
-                folder.mkdir(parents=True)
-                return folder
-            except FileExistsError:
-                number += 1
 
 
 def outputs_digest(outputs: Mapping[str, OutputFile]) -> str:
@@ -243,24 +224,3 @@ def records_of(storage: Path, stage: str) -> list[Record]:
         if record is not None:
             found.append(record)
     return sorted(found, key=lambda record: record.ended)
-
-
-def _is_partial(name: str) -> bool:
-    return name.startswith(".") and ".partial-" in name
-
-
-def partials(output: Path) -> Iterator[Path]:
-    """Files and folders of an output that were not published."""
-    for parent, folders, files in os.walk(output):
-        for name in [*folders, *files]:
-            if _is_partial(name):
-                yield Path(parent, name)
-        folders[:] = [name for name in folders if not _is_partial(name)]
-
-
-def _published(output: Path) -> Iterator[str]:
-    for parent, folders, files in os.walk(output):
-        folders[:] = [name for name in folders if not _is_partial(name)]
-        for name in files:
-            if not _is_partial(name):
-                yield os.path.relpath(os.path.join(parent, name), output)

@@ -16,7 +16,7 @@ import yaml
 from cluster.jobs import JobServer, JobStatus, write_package
 from cluster.secrets import places_of_passwords
 from cluster.site import Site
-from pipeline.facts import PACKAGED_GIT_FILE, git_state
+from pipeline.facts import PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE, git_patch, git_state
 from pipeline.graph import Graph
 from pipeline.lease import acquire
 from pipeline.opening import OpenPipeline, RunRequest, choose_run, open_pipeline
@@ -34,7 +34,7 @@ class Submitted:
 
     run: str
     state: str
-    storage: Path
+    storage: str
     message: str
     submission: dict[str, Any] | None = None
 
@@ -60,7 +60,7 @@ class JobText:
 
 def job_text(request: RunRequest, opened: OpenPipeline) -> JobText:
     """The job that runs what `vico run` would run here, with all paths absolute and overrides applied."""
-    site = request.site.model_dump(mode="json")
+    site = request.site.as_given()
     site["ray"]["address"] = "auto"  # the job's own cluster, which Ray names in RAY_ADDRESS
     command = [request.site.jobs.python, "-m", "pipeline.cli", "run", CONFIG_FILE, "--site", SITE_FILE]
     for stage in request.force:
@@ -77,6 +77,9 @@ def job_text(request: RunRequest, opened: OpenPipeline) -> JobText:
         SITE_FILE: yaml.safe_dump(site, sort_keys=False, allow_unicode=True),
         PACKAGED_GIT_FILE: json.dumps(git_state()),
     }
+    patch = git_patch()
+    if patch is not None:
+        files[PACKAGED_PATCH_FILE] = patch
     return JobText(shlex.join(command), files, {"PYTHONUNBUFFERED": "1"})
 
 
@@ -103,6 +106,7 @@ def submit(request: RunRequest, graph: Graph) -> Submitted:
     Raises UserError before anything is written, and LeaseHeld when a driver works on the run.
     """
     site, storage = request.site, request.site.storage
+    address = site.storage_address
     if site.jobs.address is None:
         raise UserError(
             f"jobs.address is not set in site {site.name}; give the Ray Jobs server's http://HOST:8265"
@@ -111,12 +115,14 @@ def submit(request: RunRequest, graph: Graph) -> Submitted:
     server = JobServer(site.jobs.address)
     check_storage(storage)
     runs = Runs(storage)
-    run = choose_run(opened, site, runs)
+    while (run := choose_run(opened, site, runs)) is None:
+        runs.storage.refresh()
+        opened = open_request(request, graph)
     if run.state == "done":
-        return Submitted(run.run, "done", storage, f"run {run.run} is done; there is nothing to submit")
+        return Submitted(run.run, "done", address, f"run {run.run} is done; there is nothing to submit")
     if run.submission and submission_state(run.submission).state in ("pending", "running"):
         message = f"run {run.run} is with {run.submission['address']} already, job {run.submission['id']}"
-        return Submitted(run.run, run.state, storage, message, run.submission)
+        return Submitted(run.run, run.state, address, message, run.submission)
     submission = {
         "kind": KIND,
         "address": site.jobs.address,
@@ -137,9 +143,9 @@ def submit(request: RunRequest, graph: Graph) -> Submitted:
             raise
     message = (
         f"run {run.run}: handed to {site.jobs.address} as job {submission['id']} "
-        f"({num_bytes / 1000:.0f} kB of sources); vico logs -f {run.run} --storage {storage} follows it"
+        f"({num_bytes / 1000:.0f} kB of sources); vico logs -f {run.run} --storage {address} follows it"
     )
-    return Submitted(run.run, "pending", storage, message, submission)
+    return Submitted(run.run, "pending", address, message, submission)
 
 
 def _enter(runs: Runs, name: str, submission: dict[str, Any] | None, error: str | None = None) -> None:

@@ -269,7 +269,7 @@ def _running(client: MlflowClient) -> list[Any]:
 
 def _is_of_storage(run: Any, site: Site) -> bool:
     """Whether the MLflow run of a pipeline says that it lies here; those of other storages are let alone."""
-    return run.data.tags.get("vico.storage") == str(site.storage)
+    return run.data.tags.get("vico.storage") == site.storage_address
 
 
 def _end(client: MlflowClient, stale: list[Any]) -> None:

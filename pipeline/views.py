@@ -1,12 +1,14 @@
 """What reading commands show: runs, stages and plans as JSON objects and as tables."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.site import Site
+from pipeline.expected import Expected
 from pipeline.findings import Findings
 from pipeline.garbage import Garbage
 from pipeline.planning import PlannedStage
@@ -36,8 +38,9 @@ def run_summary(run: RunFile) -> dict[str, Any]:
     }
 
 
-def run_details(run: RunFile, storage: Path) -> dict[str, Any]:
-    """`vico status RUN --json`."""
+def run_details(run: RunFile, site: Site) -> dict[str, Any]:
+    """`vico status RUN --json`. Of an object store, `path` is in the working copy, not always there yet."""
+    storage = site.storage
     stages = [
         {
             "name": name,
@@ -59,7 +62,7 @@ def run_details(run: RunFile, storage: Path) -> dict[str, Any]:
         "created": run.created,
         "experiment": run.experiment,
         "site": run.site,
-        "storage": str(storage),
+        "storage": site.storage_address,
         "mlflow_run_id": run.mlflow_run_id,
         "submission": run.submission,
         "attempts": [attempt.model_dump(mode="json") for attempt in run.attempts],
@@ -76,7 +79,7 @@ def runs_table(runs: list[RunFile]) -> Table:
     return table
 
 
-def stages_table(run: RunFile, storage: Path) -> Table:
+def stages_table(run: RunFile, site: Site) -> Table:
     table = Table("stage", "state", "attempt", "time", "from", "output", box=None, pad_edge=False)
     for name, entry in run.stages.items():
         table.add_row(
@@ -85,16 +88,18 @@ def stages_table(run: RunFile, storage: Path) -> Table:
             str(entry.attempt or "-"),
             "-" if entry.seconds is None else duration(entry.seconds),
             entry.reused_from or "-",
-            f"{storage.name}/{name}/{entry.fingerprint[:12]}…/output",
+            f"{site.remote or site.storage.name}/{name}/{entry.fingerprint[:12]}…/output",
         )
     return table
 
 
-def plan_table(planned: list[PlannedStage]) -> Table:
-    table = Table("stage", "action", "fingerprint", "why", box=None, pad_edge=False)
+def plan_table(planned: list[PlannedStage], expected: Mapping[str, Expected]) -> Table:
+    columns = ["stage", "action", "fingerprint", "why", *(["takes about"] if expected else [])]
+    table = Table(*columns, box=None, pad_edge=False)
     for one in planned:
         action = "refused" if one.refused else one.action
-        table.add_row(one.stage, action, one.fingerprint[:12], "\n".join(one.reasons))
+        row = [one.stage, action, one.fingerprint[:12], "\n".join(one.reasons)]
+        table.add_row(*row, *([str(expected.get(one.stage, ""))] if expected else []))
     return table
 
 

@@ -71,7 +71,7 @@ class BestPolicy:
         (partial / SCORE_FILE).write_text(json.dumps({"step": step, "kl": kl}))
         self._parts.publish(name)
         for folder in kept(self._parts)[:-1]:
-            shutil.rmtree(folder)
+            self._parts.remove(f"{BEST}/{folder.name}")
 
 
 def kept(parts: Parts) -> list[Path]:

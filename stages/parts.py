@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from stages.context import LeaseLost
 from vico.errors import UserError
 
 LEASE_FILE = "lease.json"
+JOURNAL_FILE = "parts.journal"
+"""In an attempt's folder: which parts it published and removed, in order, a line of JSON each."""
 _LOCK_PATIENCE_S = 60.0
 
 
@@ -71,8 +74,39 @@ class Parts:
                     f"{target} is published already; ask done({name!r}) before writing it again"
                 )
             os.replace(partial, target)
+            self._note(published=name)
         sync_folder(target.parent)
         return target
+
+    def rename(self, name: str, new_name: str) -> Path:
+        """Give a published part another name that is free; raises as `publish` does."""
+        target = self.output / new_name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder):
+            self.check_lease()
+            if target.exists():
+                raise FileExistsError(f"{target} is published already")
+            os.replace(self.output / name, target)
+            self._note(published=new_name)
+            self._note(removed=name)
+        sync_folder(target.parent)
+        return target
+
+    def remove(self, name: str) -> None:
+        """Drop a part, or a folder of parts, that nobody needs any more; quietly if it is not there."""
+        path = self.output / name
+        if not path.exists():
+            return
+        with locked(self.folder):
+            self.check_lease()
+            self._note(removed=name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _note(self, **what: str) -> None:
+        """Enter into the journal what is done; called while the folder is locked."""
+        self.attempt_folder.mkdir(parents=True, exist_ok=True)
+        with (self.attempt_folder / JOURNAL_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(what) + "\n")
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a summary as JSON, replacing that of an earlier attempt; nan and inf raise ValueError."""

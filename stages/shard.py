@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import gc
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,9 +166,8 @@ def settle_shards(config: ShardConfig, context: Context, blocks: list[Block]) ->
         if block.number in leaked:
             again.append(block)
             continue
-        (parts.output / kept_sidecar_name(block.number)).unlink(missing_ok=True)
-        os.replace(parts.output / waiting_tar(block.number), parts.partial(shard_name(block.number)))
-        parts.publish(shard_name(block.number))
+        parts.remove(kept_sidecar_name(block.number))
+        parts.rename(waiting_tar(block.number), shard_name(block.number))
     if again:
         logger.warning(
             "%d samples have a picture on another side of the split; they go to quarantine",
@@ -229,7 +227,7 @@ def write_part(task: ShardTask) -> None:
     sidecar = sidecar_name(number) if waits else kept_sidecar_name(number)
     if parts.done(tar):  # by a task whose worker died before it could say so
         return
-    (parts.output / sidecar).unlink(missing_ok=True)
+    parts.remove(sidecar)
     try:
         tokens = prompt_format(str(task.tokenizer))
         content = write_shard(parts.partial(tar), task.block, task.settings, tokens, task.leaked or ())
@@ -293,7 +291,7 @@ def finished_counts(parts: Parts) -> dict[str, float | int | str]:
     from data_prep.shard_folder import MANIFEST_FILE, SIDECAR_FOLDER
 
     found = json.loads((parts.output / MANIFEST_FILE).read_text(encoding="utf-8"))
-    shutil.rmtree(parts.output / SIDECAR_FOLDER, ignore_errors=True)
+    parts.remove(SIDECAR_FOLDER)
     counts = {name: found[name] for name in COUNTS}
     counts |= {f"num_{split}": count for split, count in found["splits"].items()}
     counts |= {f"quarantined_{reason}": count for reason, count in found["reasons"].items()}

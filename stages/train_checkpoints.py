@@ -45,7 +45,7 @@ def universal_folder(parts: Parts, step: int) -> Path:
 def remove_checkpoints(parts: Parts) -> None:
     """Drops what only a resume needs, once the stage's result is published."""
     for name in (CHECKPOINTS, "best"):
-        shutil.rmtree(parts.output / name, ignore_errors=True)
+        parts.remove(name)
     for attempt in (parts.folder / "attempts").glob("*/universal"):
         shutil.rmtree(attempt, ignore_errors=True)
 
@@ -129,7 +129,7 @@ class Checkpoints:
             (folder / FACTS_FILE).write_text(json.dumps(facts))
             self._parts.publish(f"{CHECKPOINTS}/step-{step:07d}")
             for _, old in checkpoints(self._parts)[: -self._keep]:
-                shutil.rmtree(old)
+                self._parts.remove(f"{CHECKPOINTS}/{old.name}")
 
     def finish(self) -> None:
         """Waits for the pending checkpoint, if there is one, and publishes it."""

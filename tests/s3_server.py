@@ -23,13 +23,15 @@ _HOP_HEADERS = ("transfer-encoding", "connection", "content-length")
 
 class FaultyProxy(ThreadingHTTPServer):
     """Forwards to an S3 server. `fault` is called with the number of each request from 0 and gives None,
-    "503", or "stop" (the body ends half way through)."""
+    "503", "403", or "stop" (the body ends half way through); `fault_of` with method and path instead."""
 
     daemon_threads = True
 
     def __init__(self, target_port: int):
         super().__init__((HOST, 0), _Handler)
         self.target_port, self.fault, self.num_requests = target_port, lambda number: None, 0
+        self.fault_of = lambda method, path: None
+        self.dropped_headers: tuple[str, ...] = ()
         self.faults: list[str] = []
         self.lock = threading.Lock()
 
@@ -44,18 +46,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         with self.server.lock:
-            fault = self.server.fault(self.server.num_requests)
+            fault = self.server.fault(self.server.num_requests) or self.server.fault_of(
+                self.command, self.path
+            )
             self.server.num_requests += 1
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else None
-        if fault == "503":
+        if fault in ("503", "403"):
             self.server.faults.append(fault)
-            self.send_response(503)
+            self.send_response(int(fault))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
         connection = http.client.HTTPConnection(HOST, self.server.target_port, timeout=30)
-        connection.request(self.command, self.path, body, dict(self.headers))
+        headers = {
+            name: value
+            for name, value in self.headers.items()
+            if name.lower() not in self.server.dropped_headers
+        }
+        connection.request(self.command, self.path, body, headers)
         answer = connection.getresponse()
         data = answer.read()
         self.send_response(answer.status)

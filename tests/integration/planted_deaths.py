@@ -1,13 +1,15 @@
 """Places at which a real driver kills itself with SIGKILL, by VICO_DIE=PLACE:STAGE in its environment.
 
 before: the stage was not begun. middle: parts of it, or steps of its training, are there. unrecorded: its
-output is whole, its record is not. recorded: its record is there and run.json does not know.
+output is whole, its record is not. recorded: its record is there and run.json does not know. stored: the
+object store names a checkpoint of its training.
 
     python -m tests.integration.planted_deaths COMMAND ...    is `vico COMMAND ...` with these places
 """
 
 import os
 import signal
+import time
 
 from pipeline.attempt import StageContext
 from pipeline.stage_run import StageRuns
@@ -46,6 +48,10 @@ def plant_deaths_in_the_middle() -> None:
     def dying_progress(self, done, total, unit):
         if done > FIRST_CHECKPOINT if unit == "steps" else done > 0:
             die_if(f"middle:{self.stage}")
+        if done and os.environ.get("VICO_DIE") == f"stored:{self.stage}":
+            while '"checkpoints/' not in (self.parts.folder / "parts.json").read_text():
+                time.sleep(0.05)
+            die_if(f"stored:{self.stage}")
         progress(self, done, total, unit)
 
     def dying_publish(self, name, **options):

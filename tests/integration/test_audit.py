@@ -1,5 +1,6 @@
 """The tamper matrix: real tiny runs, damaged one way each; audit names stage and path, and nothing else."""
 
+import hashlib
 import json
 import shutil
 
@@ -143,6 +144,17 @@ def test_a_run_file_edited_by_hand(project):
 def test_a_commit_that_is_nowhere(project):
     edit(project.stage("draw") / "record.json", lambda record: record["git"].update(commit="0" * 40))
     assert ("draw", "git", "0" * 40) in problems(project)
+
+
+def test_a_patch_of_uncommitted_code_is_kept_and_missed_when_it_is_gone(project):
+    patch = project.stage("draw") / "attempts" / "1" / "sources.patch"
+    patch.write_text("diff --git a/x b/x\n")
+    digest = hashlib.sha256(patch.read_bytes()).hexdigest()
+    git = {**project.record("draw")["git"], "dirty": True, "patch": digest}
+    project.edit_record("draw", git=git)
+    assert problems(project) == []
+    patch.unlink()
+    assert problems(project) == [("draw", "git", "attempts/1/sources.patch")]
 
 
 def test_steps_that_are_gone_or_there_twice(project):

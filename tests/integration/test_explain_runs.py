@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from tests.integration.tiny_pipeline.project import TinyProject
 
@@ -36,16 +37,26 @@ def test_a_run_does_not_differ_from_itself(made):
     assert not any(found.values())
 
 
+def test_curves_that_differ_are_drawn(made, tmp_path):
+    second, first = made.runs()
+    path = tmp_path / "curves.png"
+    made.vico("diff", first, second, "--curves", str(path))
+    assert made.errors == f"1 curves in {path}\n", "length, of square"
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and picture.width > 1000
+    made.vico("diff", first, first, "--curves", str(path), code=2)
+    assert "there is nothing to draw" in made.errors
+
+
 def test_diff_names_code_and_packages(tmp_path):
     project = TinyProject(tmp_path)
     project.vico("run")
     project.vico("run", "--force", "draw")
     second, first = project.runs()
-    path = project.stage("draw") / "record.json"
-    record = json.loads(path.read_text())
+    record = project.record("draw")
     name = next(name for name in record["sources"] if name.endswith("draw.py"))
     record["sources"][name], record["packages"]["torch"] = "0" * 64, "9.9"
-    path.write_text(json.dumps(record))
+    project.edit_record("draw", **record)
     found = json.loads(project.vico("diff", first, second, "--json"))
     assert found["same"], "the first run's records are found where they were set aside"
     assert [(one["stage"], one["name"], one["b"]) for one in found["code"]] == [("draw", name, "0" * 64)]

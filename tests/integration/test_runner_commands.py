@@ -44,6 +44,18 @@ def test_a_changed_field_is_named_and_what_depends_on_it_runs(done):
     assert actions(done.plan()) == dict.fromkeys(("draw", "square", "total"), "reuse")
 
 
+def test_a_plan_says_what_stages_took_before(done):
+    planned = {
+        one["stage"]: one for one in json.loads(done.vico("plan", "--json", "--set", "square.power=3"))
+    }
+    assert planned["draw"]["expected"] is None, "it would not run"
+    expected, record = planned["square"]["expected"], done.record("square")
+    assert expected["seconds"] == record["seconds"]
+    assert expected["storage_bytes"] == sum(file["bytes"] for file in record["outputs"].values())
+    assert expected["memory_bytes"] > 1e8 and expected["source"] == f"as in run {record['run']}"
+    assert f"memory (as in run {record['run']})" in done.vico("plan", "--set", "square.power=3")
+
+
 def test_changed_records_and_seeds_are_reasons(done):
     (reason,) = done.plan("--set", "inputs.records.num_samples=5")["draw"][1]
     assert reason.startswith("records digest: ")
@@ -66,23 +78,18 @@ def test_edits_that_decide_nothing_change_nothing(done):
 
 
 def test_code_that_changed_under_a_fingerprint_is_told(done, monkeypatch):
-    path = done.stage("square") / "record.json"
-    record = json.loads(path.read_text())
+    sources = done.record("square")["sources"]
     name = "tests/integration/tiny_pipeline/square.py"
-    assert name in record["sources"] and "stages/context.py" in record["sources"]
-    record["sources"][name] = "0" * 64
-    path.write_text(json.dumps(record))
+    assert name in sources and "stages/context.py" in sources
+    done.edit_record("square", sources={**sources, name: "0" * 64})
     action, reasons = done.plan()["square"]
     assert action == "reuse"
     assert reasons[1] == f"{name} changed since; fingerprint kept, code_version 1"
 
 
 def test_strict_code_runs_what_other_code_made(done):
-    path = done.stage("square") / "record.json"
-    record = json.loads(path.read_text())
     name = "tests/integration/tiny_pipeline/square.py"
-    record["sources"][name] = "0" * 64
-    path.write_text(json.dumps(record))
+    done.edit_record("square", sources={**done.record("square")["sources"], name: "0" * 64})
     plan = done.plan("--strict-code")
     assert plan["draw"][0] == "reuse"
     assert plan["square"] == ("run", [f"{name} changed since (--strict-code)"])
@@ -140,7 +147,7 @@ def test_other_bytes_of_an_input_are_not_built_on(done):
     other_record = json.loads((other / "record.json").read_text())
     other.rename(draw)
     kept = ("fingerprint", "identity")
-    (draw / "record.json").write_text(json.dumps({**other_record, **{name: record[name] for name in kept}}))
+    done.edit_record("draw", **{name: record[name] for name in kept})
     plan = done.plan()
     assert plan["draw"][0] == "reuse"
     assert plan["square"][0] == "run" and plan["square"][1][0].startswith("input bytes changed: draw ")
@@ -180,6 +187,17 @@ def test_a_damaged_record_is_refused_until_forced(done, damage):
     done.vico("run", "--force", "square")
     assert done.outputs() == before
     assert (done.stage("square") / "superseded/1/record.json").read_text() == damage
+
+
+def test_a_record_edited_by_hand_is_not_built_on(done):
+    path = done.stage("square") / "record.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "counts": {"parts": 5}}))
+    done.vico("run", "--set", "total.digits=3", code=2)
+    (line,) = done.errors.splitlines()
+    assert f"{path} was edited" in line and "--force square" in line
+    path.write_text(json.dumps(content))
+    done.vico("run", "--set", "total.digits=3")
 
 
 def test_force_runs_a_stage_and_what_depends_on_it_again(done):

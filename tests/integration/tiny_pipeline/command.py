@@ -3,6 +3,7 @@
 VICO_DIE=before|unrecorded|recorded:STAGE dies around the stage; TINY_KILL=STAGE:NUMBER inside it (parted.py).
 """
 
+import os
 import sys
 
 import pipeline.graph
@@ -10,10 +11,13 @@ from pipeline.graph import Graph, StageSpec
 from tests.integration.planted_deaths import plant_deaths
 
 NAMES = ("draw", "square", "total")
+FORKED = ("draw", "square", "cube", "both")
 
 
 def tiny_graph() -> Graph:
-    return Graph([StageSpec(name, f"tests.integration.tiny_pipeline.{name}") for name in NAMES])
+    """The chain, or with TINY_FORK a graph with two branches."""
+    names = FORKED if "TINY_FORK" in os.environ else NAMES
+    return Graph([StageSpec(name, f"tests.integration.tiny_pipeline.{name}") for name in names])
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ def write_part(context: Context, number: int, text: str) -> None:
     context.check()
     context.parts.partial(name).write_text(text[: len(text) // 2])
     place = f"{context.stage}:{number}"
-    if os.environ.get("TINY_PAUSE") == place:
+    if place in os.environ.get("TINY_PAUSE", "").split(","):
         Path(os.environ["TINY_PAUSED"]).touch()
         while not Path(os.environ["TINY_PAUSED"] + ".go").exists():
             time.sleep(0.02)
+            if "TINY_FORK" in os.environ:
+                context.check()  # in a thread no signal ends the sleep
     if os.environ.get("TINY_KILL") == place:
         os.kill(os.getpid(), signal.SIGKILL)
     fails = os.environ.get("TINY_FAIL") == place and not _failed_before()

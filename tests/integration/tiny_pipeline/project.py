@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.store import record_digest
+
 ROOT = Path(__file__).parents[3]
 CONFIG = """
 seed: 7
@@ -35,10 +37,14 @@ class TinyProject:
     def storage(self) -> Path:
         return self.folder / "store"
 
+    @property
+    def storage_option(self) -> str:
+        return str(self.storage)
+
     def start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen:
         """`vico COMMAND ...` as a process; run and plan get the config."""
         given = ["pipeline.yaml"] if command in ("run", "plan") else []
-        options = ["--site", "site.yaml", "--storage", str(self.storage)]
+        options = ["--site", "site.yaml", "--storage", self.storage_option]
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -61,16 +67,16 @@ class TinyProject:
     def vico(self, command: str, *arguments: str, code: int = 0, **environment: str) -> str:
         """Standard output of a command that must end with this exit code; its errors are in `errors`."""
         process = self.start(command, *arguments, **environment)
-        output, self.errors = process.communicate(timeout=60)
+        output, self.errors = process.communicate(timeout=120)
         self.last_output = output
         assert process.returncode == code, (process.returncode, output, self.errors)
         assert "Traceback" not in output + self.errors
         return output
 
-    def pause(self, place: str, *arguments: str) -> tuple[subprocess.Popen, Path]:
+    def pause(self, place: str, *arguments: str, **more: str) -> tuple[subprocess.Popen, Path]:
         """A run that waits in the middle of a part, and the file that lets it go on."""
         mark = self.folder / f"paused-{len(self.started)}"
-        process = self.start("run", *arguments, TINY_PAUSE=place, TINY_PAUSED=str(mark))
+        process = self.start("run", *arguments, TINY_PAUSE=place, TINY_PAUSED=str(mark), **more)
         wait_for(mark.exists, process)
         return process, Path(f"{mark}.go")
 
@@ -92,6 +98,12 @@ class TinyProject:
 
     def record(self, name: str) -> dict[str, Any]:
         return json.loads((self.stage(name) / "record.json").read_text())
+
+    def edit_record(self, name: str, **changes: Any) -> None:
+        """What a stage may have written: changed content under a digest that fits it."""
+        content = {**self.record(name), **changes}
+        content["record_digest"] = record_digest(content)
+        (self.stage(name) / "record.json").write_text(json.dumps(content))
 
     def outputs(self) -> dict[str, bytes]:
         """Every published file below an output folder by path."""

@@ -20,9 +20,9 @@ def test_plain_lines_come_now_and_then_with_the_time_left(monkeypatch):
     with Display(stream) as display:
         display.stage_started("shard", "shard: starts")
         for done in range(101):
-            display.progress(done, 100, "rows")
+            display.progress("shard", done, 100, "rows")
             now[0] += 0.5
-        display.stage_ended("shard: done")
+        display.stage_ended("shard", "shard: done")
     lines = stream.getvalue().splitlines()
     assert lines[0] == "shard: starts" and lines[-1] == "shard: done"
     assert len(lines) == 2 + 5
@@ -38,7 +38,7 @@ def test_what_was_done_before_does_not_spoil_the_time_left(monkeypatch):
     display.stage_started("train", "goes on")
     for done in (0, 0, 900, 905, 910):
         now[0] += 5.0
-        display.progress(done, 1000, "steps")
+        display.progress("train", done, 1000, "steps")
     assert stream.getvalue().splitlines()[-1] == "train: 905/1000 steps, about 1 min 35 s left"
 
 
@@ -47,8 +47,8 @@ def test_a_terminal_gets_bars(monkeypatch):
     stream = Terminal()
     with Display(stream) as display:
         display.stage_started("shard", "shard: starts")
-        display.progress(3, 7, "rows")
-        display.stage_ended("shard: done")
+        display.progress("shard", 3, 7, "rows")
+        display.stage_ended("shard", "shard: done")
     assert "3/7" in stream.getvalue() and "rows" in stream.getvalue()
     assert "shard: done" in stream.getvalue()
 
@@ -57,13 +57,13 @@ def test_progress_may_come_from_threads_and_after_the_end():
     stream = io.StringIO()
     display = Display(stream)
     display.stage_started("shard", "starts")
-    threads = [threading.Thread(target=display.progress, args=(n, 9, "rows")) for n in range(9)]
+    threads = [threading.Thread(target=display.progress, args=("shard", n, 9, "rows")) for n in range(9)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    display.stage_ended("ends")
-    display.progress(9, 9, "rows")
+    display.stage_ended("shard", "ends")
+    display.progress("shard", 9, 9, "rows")
     assert stream.getvalue() == "starts\nends\n"
 
 

@@ -1,0 +1,252 @@
+"""The parts of one stage in an object store: which there are (`parts.json`), how they get there and back.
+
+Bytes lie under `parts/<stage>/<fingerprint>/<sha256>/<file name>`: the same whoever writes them. `parts.json`
+is replaced only where nobody else has replaced it, and each attempt begins by doing so: what an attempt that
+was taken over brings there afterwards is named nowhere.
+"""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_prep.records import file_sha256
+from pipeline.json_files import StoredModel
+from pipeline.storage import Conflict, partials, published
+from stages.context import LeaseLost
+from stages.parts import JOURNAL_FILE
+from vico.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.object_storage import ObjectStorage
+
+logger = logging.getLogger(__name__)
+
+PARTS_FILE = "parts.json"
+BYTES_PREFIX = "parts/"
+THREADS = 8
+_REMEDY = "--force its stage sets it aside"
+
+
+class StoredFile(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    bytes: int
+    sha256: str
+
+
+class PartsFile(StoredModel):
+    """parts.json. `record`: sha256 of the record.json that is believed; None before the stage is done."""
+
+    attempt: int = 0
+    nonce: str = ""
+    record: str | None = None
+    parts: dict[str, dict[str, StoredFile]] = Field(default_factory=dict)
+    """Name of a part -> its files, by their names within the output."""
+
+    @property
+    def files(self) -> dict[str, StoredFile]:
+        return {name: file for files in self.parts.values() for name, file in files.items()}
+
+    def without(self, name: str) -> dict[str, dict[str, StoredFile]]:
+        """The parts but this one, and those in a folder of that name."""
+        return {own: files for own, files in self.parts.items() if not f"{own}/".startswith(f"{name}/")}
+
+
+def read_parts(folder: Path) -> PartsFile:
+    return PartsFile.read(folder / PARTS_FILE, _REMEDY) or PartsFile()
+
+
+class StoredParts:
+    """The parts of the stage whose folder in the working copy this is."""
+
+    def __init__(self, storage: "ObjectStorage", folder: Path, sha256s: Callable[[list[Path]], list[str]]):
+        self.storage, self.folder, self.output = storage, folder, folder / "output"
+        self._sha256s = sha256s
+        self.attempt = 0
+        self._read_bytes = 0
+
+    def key(self, name: str, sha256: str) -> str:
+        stage = self.folder.relative_to(self.storage.folder).as_posix()
+        return f"{BYTES_PREFIX}{stage}/{sha256}/{name.rpartition('/')[2]}"
+
+    def fetch(
+        self, files: Mapping[str, StoredFile], sha256s: Callable[[list[Path]], list[str]]
+    ) -> Path | None:
+        """Have these files in the output; the first that the store has with other bytes, or not at all."""
+        sized = [name for name, file in files.items() if _size(self.output / name) == file.bytes]
+        found = zip(sized, sha256s([self.output / name for name in sized]), strict=True)
+        here = {name for name, sha256 in found if sha256 == files[name].sha256}
+        missing = {name: file for name, file in files.items() if name not in here}
+        self._refuse_small_disk(sum(file.bytes for file in missing.values()))
+        with ThreadPoolExecutor(THREADS) as pool:
+            whole = list(pool.map(lambda item: self._download(*item), missing.items()))
+        return next((self.output / name for name, ok in zip(missing, whole, strict=True) if not ok), None)
+
+    def begin(self, attempt: int) -> None:
+        """Have all parts here that earlier attempts finished, and nothing else; fence those attempts off."""
+        for leftover in list(partials(self.output)):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        stored = read_parts(self.folder)
+        for name, files in list(stored.parts.items()):
+            bad = self.fetch(files, self._sha256s)
+            if bad is not None:
+                logger.warning("%s is damaged or gone; its part is made again", self.storage.place(bad))
+                stored.parts = stored.without(name)
+        for name in set(published(self.output)) - set(stored.files):
+            (self.output / name).unlink()  # of an attempt that did not bring it to the store
+        _remove_empty_folders(self.output)
+        self.attempt, self._read_bytes = attempt, 0
+        self._replace(stored.parts)
+
+    def publish_new(self) -> None:
+        """Bring the parts to the store that the journal of the attempt names since the last call, in its
+        order."""
+        journal = self.folder / "attempts" / str(self.attempt) / JOURNAL_FILE
+        if not journal.exists():
+            return
+        with journal.open("rb") as file:
+            file.seek(self._read_bytes)
+            lines = [line for line in file if line.endswith(b"\n")]
+        for line in lines:
+            entry = json.loads(line)
+            if "published" in entry:
+                self._publish(entry["published"])
+            else:
+                self._drop(entry["removed"])
+            self._read_bytes += len(line)
+
+    def settle(self) -> None:
+        """Make the store name every file of the output, and nothing else."""
+        stored = read_parts(self.folder)
+        names = sorted(published(self.output))
+        sha256s = self._sha256s([self.output / name for name in names])
+        now = {
+            name: StoredFile(bytes=(self.output / name).stat().st_size, sha256=sha256)
+            for name, sha256 in zip(names, sha256s, strict=True)
+        }
+        if now == stored.files:
+            return
+        kept = {name: files for name, files in stored.parts.items() if files.items() <= now.items()}
+        held = {name for files in kept.values() for name in files}
+        more = {name: {name: file} for name, file in now.items() if name not in held}
+        self._upload({name: file for files in more.values() for name, file in files.items()})
+        gone = {name: file for name, file in stored.files.items() if now.get(name) != file}
+        self._replace({**kept, **more})
+        self._delete(gone)
+
+    def commit(self, record_sha256: str) -> None:
+        """Say which record.json is believed. Raises LeaseLost when another attempt has begun."""
+        self._replace(read_parts(self.folder).parts, record_sha256)
+
+    def set_aside(self, aside: Path, damaged: Iterable[str] | None) -> None:
+        """Name no part any more, or all but those with a damaged file; superseded/<n> gets the old list."""
+        stored = read_parts(self.folder)
+        kept = {
+            name: files
+            for name, files in stored.parts.items()
+            if damaged is not None and not set(files) & set(damaged)
+        }
+        self.storage.write(aside / PARTS_FILE, stored.content())
+        self._replace(kept)
+
+    def _publish(self, name: str) -> None:
+        path = self.output / name
+        names = [name] if path.is_file() else [f"{name}/{inner}" for inner in sorted(published(path))]
+        try:
+            sha256s = self._sha256s([self.output / one for one in names])
+            files = {
+                one: StoredFile(bytes=(self.output / one).stat().st_size, sha256=sha256)
+                for one, sha256 in zip(names, sha256s, strict=True)
+            }
+            there = read_parts(self.folder).files
+            known = {self.key(one, file.sha256) for one, file in there.items()}  # under an earlier name
+            self._upload(
+                {one: file for one, file in files.items() if self.key(one, file.sha256) not in known}
+            )
+        except FileNotFoundError:
+            return  # the stage has dropped it since; the journal says so further on
+        if files:
+            stored = read_parts(self.folder)
+            self.storage.ship(self.folder)  # no part without the metrics of the steps in it
+            self._replace({**stored.parts, name: files})
+
+    def _drop(self, name: str) -> None:
+        stored = read_parts(self.folder)
+        kept = stored.without(name)
+        if kept != stored.parts:
+            left = PartsFile(parts=kept).files
+            self._replace(kept)
+            self._delete({name: file for name, file in stored.files.items() if name not in left})
+
+    def _replace(self, parts: Mapping[str, Mapping[str, StoredFile]], record: str | None = None) -> None:
+        new = PartsFile(
+            attempt=self.attempt, nonce=secrets.token_hex(8), record=record, parts={**parts}
+        ).content()
+        try:
+            self.storage.write(self.folder / PARTS_FILE, new)
+        except Conflict as error:
+            raise LeaseLost(f"another driver works on {self.storage.place(self.folder)} now") from error
+
+    def _upload(self, files: Mapping[str, StoredFile]) -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(
+                pool.map(
+                    lambda item: self.storage.bucket.upload(
+                        self.key(item[0], item[1].sha256), self.output / item[0]
+                    ),
+                    files.items(),
+                )
+            )
+
+    def _delete(self, gone: Mapping[str, StoredFile]) -> None:
+        """Delete the bytes that no list of this stage names, those of superseded results included."""
+        lists = [self.folder, *self.folder.glob("superseded/*")]
+        named = {self.key(name, file.sha256) for one in lists for name, file in read_parts(one).files.items()}
+        keys = {self.key(name, file.sha256) for name, file in gone.items()}
+        self.storage.bucket.delete(sorted(keys - named))
+
+    def _download(self, name: str, file: StoredFile) -> bool:
+        target = self.output / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.parent / f".{target.name}.partial-fetched"
+        try:
+            with partial.open("wb") as out:
+                for window in self.storage.bucket.windows(self.key(name, file.sha256), file.bytes):
+                    out.write(window)
+            if file_sha256(partial) == file.sha256:
+                os.replace(partial, target)
+                return True
+        except FileNotFoundError:
+            pass
+        partial.unlink(missing_ok=True)
+        return False
+
+    def _refuse_small_disk(self, num_bytes: int) -> None:
+        free = shutil.disk_usage(self.storage.folder).free
+        if num_bytes > free:
+            raise UserError(
+                f"work={self.storage.folder} has {free / 1e9:.1f} GB free, {self.folder.parent.name} needs "
+                f"{num_bytes / 1e9:.1f} GB of {self.storage.bucket.address} there; free space or set `work` "
+                "in the site to a larger disk"
+            )
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _remove_empty_folders(output: Path) -> None:
+    for parent, _, _ in os.walk(output, topdown=False):
+        if parent != str(output) and not os.listdir(parent):
+            os.rmdir(parent)

@@ -1,0 +1,341 @@
+"""An object store (`storage: s3://bucket/prefix`) with a working copy on this machine.
+
+The working copy (`work` in the site) has the files of a storage folder, and all code reads them there. Small
+files (leases, runs, records, `parts.json`, logs, metrics) have the same names in the store. The bytes of
+parts lie apart (pipeline/object_parts.py); they are fetched when a stage reads them, checked, and kept.
+
+What two machines must not both write is written under a condition: that the object is not there yet
+(If-None-Match), or still what this process last saw of it (If-Match). A store without that is refused.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.digests import DigestCache
+from pipeline.json_files import json_bytes, write_bytes
+from pipeline.object_parts import BYTES_PREFIX, PARTS_FILE, THREADS, StoredParts, read_parts
+from pipeline.objects import Bucket, ConditionFailed, Listed
+from pipeline.storage import MARKER, Conflict, FolderStorage, Sha256s, move_aside, new_superseded
+from stages.parts import LEASE_FILE, locked
+from vico.errors import Unreachable, UserError
+
+logger = logging.getLogger(__name__)
+
+SEEN_FILE = ".seen.json"
+"""In each folder of the working copy: name -> ETag of what was read from the store."""
+_SHORT_FILES = (LEASE_FILE, PARTS_FILE, "record.json", "run.json", "attempt.json", "mlflow.json")
+_NOT_SHIPPED = (LEASE_FILE, PARTS_FILE, "record.json", "run.json", "attempt.json", "lease.lock")
+_ROUND_S = 1.0
+_CHOOSING_S = 120.0
+
+
+class ObjectStorage(FolderStorage):
+    """The object store whose working copy is `folder`. One for each process; threads may share it."""
+
+    def __init__(self, folder: Path, address: str):
+        self.folder, self.bucket = folder, Bucket(address)
+        self._etags: dict[str, str] = {}
+        """Key -> ETag of what this process last read or wrote."""
+        self._writing: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        """Key -> held by the thread that writes it."""
+        self._working: dict[Path, StoredParts] = {}
+        self._faults: dict[Path, Exception] = {}
+        self._shipped: dict[Path, tuple[int, int]] = {}
+
+    def key(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def place(self, path: Path) -> str:
+        key = self.key(path)
+        stage, _, rest = key.partition("/output/")
+        if rest:
+            folder = self.folder / stage
+            file = read_parts(folder).files.get(rest)
+            key = StoredParts(self, folder, list).key(rest, file.sha256) if file else key
+        return self.bucket.address if key == "." else self.bucket.place(key)
+
+    def check_writable(self) -> None:
+        """Write under conditions that must fail; a store that lets them pass would let two drivers write."""
+        marker = self.folder / MARKER
+        if json.loads(marker.read_text(encoding="utf-8")).get("conditional"):
+            return
+        key = f"probe-{secrets.token_hex(8)}"
+        self.bucket.put(key, b"1", etag=None)
+        try:
+            for data, etag in ((b"2", None), (b"3", '"00000000000000000000000000000000"')):
+                try:
+                    self.bucket.put(key, data, etag=etag)
+                except ConditionFailed:
+                    continue
+                raise UserError(
+                    f"storage={self.bucket.address}: the store knows no conditional writes (If-None-Match, "
+                    "If-Match), without which two drivers could both write; name one that does, or a folder"
+                )
+        finally:
+            self.bucket.delete([key])
+        write_bytes(marker, json_bytes({"address": self.bucket.address, "conditional": True}))
+
+    def refresh(self, folder: Path | None = None, *, anew: bool = False) -> None:
+        if folder is not None:
+            self._refresh_folder(folder, self.bucket.listed(f"{self.key(folder)}/"), deep=True, anew=anew)
+            return
+        prefixes = [prefix for prefix in self.bucket.folders() if prefix != BYTES_PREFIX]
+        with ThreadPoolExecutor(THREADS) as pool:
+            listed = [one for found in pool.map(self.bucket.listed, prefixes) for one in found]
+        self._refresh_all(listed, self._stage_and_run_folders())
+
+    def _refresh_all(self, listed: Iterable[Listed], known: Iterable[Path]) -> None:
+        by_folder: dict[Path, list[Listed]] = defaultdict(list)
+        for one in listed:
+            parts = one.key.split("/")
+            if len(parts) > 2:
+                by_folder[self.folder / parts[0] / parts[1]].append(one)
+        folders = {*by_folder, *known}
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda one: self._refresh_folder(one, by_folder[one]), folders))
+
+    def _stage_and_run_folders(self) -> list[Path]:
+        return [path.parent for path in self.folder.glob(f"*/*/{SEEN_FILE}")]
+
+    def _refresh_folder(
+        self, folder: Path, listed: list[Listed], *, deep: bool = False, anew: bool = False
+    ) -> None:
+        """Read what has changed. A driver that lives on this machine has its own folders newer than the
+        store; they are its to refresh."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            if _is_of_another_driver(folder):
+                return
+            seen = {} if anew else _seen(folder)
+            before = dict(seen)
+            prefix = f"{self.key(folder)}/"
+            names = {one.key.removeprefix(prefix): one.etag for one in listed}
+            for name, etag in names.items():
+                if not deep and name.rpartition("/")[2] not in _SHORT_FILES:
+                    continue
+                if seen.get(name) != etag or not (folder / name).exists():
+                    self.refresh_file(folder / name)
+                    seen[name] = self._etags.get(prefix + name, "")
+                else:
+                    self._etags[prefix + name] = etag
+            for name in set(seen) - set(names):
+                (folder / name).unlink(missing_ok=True)
+                self._etags.pop(prefix + name, None)
+                del seen[name]
+            if seen != before or anew:
+                write_bytes(folder / SEEN_FILE, json_bytes(seen))
+
+    def refresh_file(self, path: Path) -> None:
+        key = self.key(path)
+        with self._writing[key]:
+            found = self.bucket.get(key)
+            if found is None:
+                path.unlink(missing_ok=True)
+                self._etags.pop(key, None)
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, found[0])
+            self._etags[key] = found[1]
+
+    def write(self, path: Path, content: Any) -> None:
+        data, key = json_bytes(content), self.key(path)
+        with self._writing[key]:
+            try:
+                self._etags[key] = self.bucket.put(key, data, etag=self._etags.get(key))
+            except ConditionFailed as error:
+                raise Conflict(str(error)) from error
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, data)
+
+    @contextmanager
+    def choosing(self, runs: Path) -> Iterator[None]:
+        from pipeline.lease import acquire
+
+        with acquire(runs, "that chooses a run", wait_s=_CHOOSING_S):
+            known = [one for one in self._stage_and_run_folders() if one.parent == runs]
+            self._refresh_all(self.bucket.listed(f"{self.key(runs)}/"), known)
+            yield
+
+    @contextmanager
+    def attending(self, folder: Path) -> Iterator[None]:
+        stop = threading.Event()
+        thread = threading.Thread(target=self._attend, args=(folder, stop), name="storage", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _attend(self, folder: Path, stop: threading.Event) -> None:
+        """Bring logs and parts to the store until told to stop, and once more then."""
+        self._faults.pop(folder, None)
+        while True:
+            is_last = stop.wait(_ROUND_S)
+            try:
+                self.ship(folder)
+                if folder in self._working:
+                    self._working[folder].publish_new()
+            except Unreachable as error:  # the stage goes on; when it ends, what is missing is tried again
+                logger.warning("%s; goes on trying", error)
+            except Exception as error:
+                self._faults[folder] = error
+                logger.exception("%s gets no more of this attempt", self.place(folder))
+                return
+            if is_last:
+                return
+
+    def check(self, folder: Path) -> None:
+        if folder in self._faults:
+            raise self._faults.pop(folder)
+
+    def ship(self, folder: Path) -> None:
+        """Bring the files to the store that only this driver writes and that have changed: logs, metrics."""
+        here = folder
+        if folder in self._working:
+            here = folder / "attempts" / str(self._working[folder].attempt)
+        for path in sorted(here.iterdir() if here.is_dir() else ()):
+            if path.name in _NOT_SHIPPED or path.name.startswith(".") or not path.is_file():
+                continue
+            facts = path.stat()
+            mark = facts.st_size, facts.st_mtime_ns
+            if self._shipped.get(path) != mark:
+                self.bucket.upload(self.key(path), path)
+                self._shipped[path] = mark
+
+    def is_believed(self, folder: Path) -> bool:
+        record = (folder / "record.json").read_bytes()
+        return read_parts(folder).record == hashlib.sha256(record).hexdigest()
+
+    def begin(self, folder: Path, attempt: int) -> None:
+        parts = StoredParts(self, folder, DigestCache(self.folder).sha256s)
+        parts.begin(attempt)
+        self._working[folder] = parts
+
+    def settle(self, folder: Path) -> None:
+        self.check(folder)
+        self.ship(folder)
+        self._working[folder].settle()
+
+    def commit(self, path: Path, content: Any) -> None:
+        data = json_bytes(content)
+        self._working[path.parent].commit(hashlib.sha256(data).hexdigest())
+        self._etags[self.key(path)] = self.bucket.put_anyway(self.key(path), data)
+        write_bytes(path, data)
+        self.ship(path.parent)
+        del self._working[path.parent]
+
+    def fetch(self, folder: Path, outputs: Mapping[str, Any], sha256s: Sha256s) -> Path | None:
+        return StoredParts(self, folder, sha256s).fetch(outputs, sha256s)
+
+    def sizes(self, folder: Path) -> dict[str, int]:
+        parts = StoredParts(self, folder, list)
+        there = {one.key: one.bytes for one in self.bucket.listed(f"{BYTES_PREFIX}{self.key(folder)}/")}
+        keys = {name: parts.key(name, file.sha256) for name, file in read_parts(folder).files.items()}
+        return {name: there[key] for name, key in keys.items() if key in there}
+
+    def sha256s(self, folder: Path, names: Iterable[str]) -> list[str]:
+        parts, files = StoredParts(self, folder, list), read_parts(folder).files
+
+        def one(name: str) -> str:
+            return self.bucket.sha256(parts.key(name, files[name].sha256), files[name].bytes)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(one, names))
+
+    def set_aside(self, folder: Path, names: Iterable[str], damaged: Iterable[str] = ()) -> Path:
+        """What lay there is not believed from the first write on; a kill in between leaves copies only."""
+        names, damaged = list(names), list(damaged)
+        aside = new_superseded(folder)
+        working = self._working.get(folder) or StoredParts(self, folder, list)
+        working.set_aside(aside, None if "output" in names else damaged)
+        for name in names:
+            self._move(folder / name, aside / name)
+        move_aside(folder, aside, names, damaged)
+        return aside
+
+    def _move(self, path: Path, target: Path) -> None:
+        key = self.key(path)
+        keys = [one.key for one in self.bucket.listed(key) if f"{one.key}/".startswith(f"{key}/")]
+        for one in keys:
+            self.bucket.copy(one, self.key(target) + one.removeprefix(key))
+        self.bucket.delete(keys)
+        for one in keys:
+            self._etags.pop(one, None)
+
+    def size(self, path: Path) -> int:
+        key = self.key(path)
+        prefixes = [f"{key}/", f"{BYTES_PREFIX}{key}/"] if "superseded" not in key else [f"{key}/"]
+        return sum(one.bytes for prefix in prefixes for one in self.bucket.listed(prefix))
+
+    def garbage(self, stage_folders: Iterable[Path], given_up: Iterable[Path]) -> dict[str, int]:
+        kept, given_up = {self.key(one) for one in stage_folders}, set(given_up)
+        named: set[str] = set()
+        for folder in map(self.folder.joinpath, kept):
+            for one in {folder, *folder.glob("superseded/*")} - given_up:
+                parts = StoredParts(self, folder, list)
+                named |= {parts.key(name, file.sha256) for name, file in read_parts(one).files.items()}
+        found = {}
+        for one in self.bucket.listed(BYTES_PREFIX):
+            stage = "/".join(one.key.split("/")[1:3])
+            if one.key not in named and (stage in kept or not (self.folder / stage).is_dir()):
+                found[self.bucket.place(one.key)] = one.bytes
+        return found
+
+    def remove(self, path: Path | str, trash: Path) -> None:
+        if isinstance(path, str):
+            self.bucket.delete([path.removeprefix(f"{self.bucket.address}/")])
+            return
+        key = self.key(path)
+        keys = [
+            one.key for prefix in (f"{key}/", f"{BYTES_PREFIX}{key}/") for one in self.bucket.listed(prefix)
+        ]
+        self.bucket.delete(sorted(keys, key=lambda one: not one.endswith((PARTS_FILE, "run.json"))))
+        if path.exists():
+            super().remove(path, trash)
+
+
+@lru_cache(maxsize=16)
+def object_storage(folder: Path) -> ObjectStorage:
+    """The object store of a working copy, which its marker names."""
+    found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    return ObjectStorage(folder, found["address"])
+
+
+def make_working_copy(folder: Path, address: str) -> None:
+    """Say in a folder that it is the working copy of this object store."""
+    marker = folder / MARKER
+    if not marker.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(marker, json_bytes({"address": address}))
+
+
+def _is_of_another_driver(folder: Path) -> bool:
+    """Whether a process of this machine, not this one, holds the folder's lease and lives."""
+    from pipeline.lease import read_lease
+
+    try:
+        holder = read_lease(folder)
+    except UserError:
+        return False
+    lives = holder is not None and holder.is_here() and not holder.released and not holder.is_dead()
+    return lives and holder.pid != os.getpid()
+
+
+def _seen(folder: Path) -> dict[str, str]:
+    """What was read from the store; what cannot be read is read again."""
+    try:
+        return json.loads((folder / SEEN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

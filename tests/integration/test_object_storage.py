@@ -1,0 +1,368 @@
+"""Whole commands on an object store (moto behind a proxy): kills, two machines, faults, refusals, damage."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+
+import pytest
+import yaml
+
+from tests import s3_server
+from tests.integration.demo_pipeline import finished, vico
+from tests.integration.object_project import BUCKET, ObjectProject
+from tests.integration.tiny_pipeline.project import TinyProject, wait_for
+
+STAGES = ("draw", "square", "total")
+PLACES = ("before", "middle", "unrecorded", "recorded")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server.s3_server() as proxy:
+        s3_server.upload(proxy, BUCKET, {})
+        yield proxy
+
+
+@pytest.fixture
+def machine(server, tmp_path):
+    """A machine with an empty working copy and a prefix of its own; `machine("b")` is another on the same
+    prefix."""
+    made = []
+
+    def machine(name="a", **more):
+        made.append(ObjectProject(tmp_path / name, server, prefix=tmp_path.name, **more))
+        return made[-1]
+
+    yield machine
+    server.fault_of, server.dropped_headers = lambda method, path: None, ()
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The outputs of a run on a local disk that nobody disturbed."""
+    made = TinyProject(tmp_path_factory.mktemp("undisturbed"))
+    made.vico("run")
+    return made.outputs()
+
+
+def killed(project, place, stage):
+    how = {"TINY_KILL": f"{stage}:{2 if stage != 'total' else 0}"}
+    if place != "middle":
+        how = {"VICO_DIE": f"{place}:{stage}"}
+    project.vico("run", code=-signal.SIGKILL, **how)
+
+
+@pytest.mark.parametrize("stage", ["square", *(pytest.param(s, marks=pytest.mark.slow) for s in STAGES)])
+def test_kills_at_every_place_and_another_machine_goes_on(machine, undisturbed, stage):
+    """One run, killed at each place in turn, each time gone on with by the other of two machines."""
+    machines = [machine("a"), machine("b")]
+    for number, place in enumerate(PLACES):
+        killed(machines[number % 2], place, stage)
+        assert machines[0].status()["state"] == "interrupted"
+    machines[0].vico("run")
+    assert len(machines[0].runs()) == 1
+    assert machines[0].stored_outputs() == undisturbed
+    machines[1].vico("run")
+    status = machines[1].status()
+    assert status["state"] == "done" and all(one["reused"] for one in status["stages"])
+    assert json.loads(machines[1].vico("audit", "latest", "--json"))["problems"] == []
+
+
+def test_parts_of_a_dead_attempt_count_when_they_reached_the_store(machine, undisturbed):
+    first, second = machine("a"), machine("b")
+    process, _ = first.pause("square:2")
+    wait_for(lambda: any(k.startswith("parts/square") for k in first.objects()), process)
+    wait_for(lambda: len(json.loads(square_parts(first))["parts"]) == 2, process)
+    assert second.status()["state"] == "running", "seen from elsewhere"
+    process.kill()
+    process.wait()
+    keys = {key for key in first.objects() if key.startswith("parts/square")}
+    output = second.vico("run")
+    assert "square: starts, attempt 2 (unfinished: goes on from attempt 1)" in output
+    assert second.stored_outputs() == undisturbed
+    assert keys < set(second.objects()), "what was there was not made again"
+    work = second.stage("square") / "attempts" / "2" / "metrics.jsonl"
+    assert len(work.read_text().splitlines()) == 2, "two parts were left to make"
+
+
+def square_parts(project):
+    return next(v for k, v in project.objects().items() if k.startswith("square") and "parts.json" in k)
+
+
+def test_another_machine_reuses_what_it_has_never_seen(machine, undisturbed):
+    first, second = machine("a"), machine("b")
+    first.vico("run")
+    plan = second.plan()
+    assert {action for action, _ in plan.values()} == {"reuse"}
+    assert second.status()["run"] == first.status()["run"]
+    assert "total: done in" in second.vico("logs", "latest")
+    assert second.outputs() == {}, "planning and reading need no bytes of parts"
+    second.vico("run", "--set", "total.digits=3")
+    fetched = {name.split("/")[0] for name in second.outputs()}
+    assert fetched == set(STAGES), "the inputs of total were fetched"
+    differences = json.loads(second.vico("diff", *second.runs(), "--json"))["config"]
+    assert "total.digits" in [one["name"] for one in differences]
+    (second.stage("square") / "output" / "part-1.txt").write_text("only here")
+    second.vico("run", "--set", "total.digits=4")
+    name = f"square/{second.stage('square').name}/output/part-1.txt"
+    assert second.outputs()[name] == undisturbed[name], "a copy here that is not the store's is fetched again"
+
+
+def test_two_machines_at_once_are_one_writer(machine, undisturbed):
+    first, second = machine("a"), machine("b")
+    drivers = [one.start("run", "--wait", "60") for one in (first, second, first, second)]
+    for driver in drivers:
+        output, errors = driver.communicate(timeout=120)
+        assert driver.returncode == 0, (output, errors)
+    assert len(first.runs()) == 1
+    assert len(first.status()["attempts"]) == 1
+    assert first.stored_outputs() == undisturbed
+    begun = [key for key in first.objects() if key.endswith("attempt.json")]
+    assert len(begun) == 3, "each stage was begun once"
+
+
+def test_a_second_machine_says_who_holds_the_run(machine):
+    first, second = machine("a"), machine("b")
+    process, go = first.pause("draw:1")
+    second.vico("run", code=1)
+    assert f"held by run {first.status()['run']}" in second.errors and "s3://" in second.errors
+    go.touch()
+    assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.slow  # the counter is watched for 30 s, twice
+def test_a_driver_that_another_machine_took_over_publishes_nothing_more(machine, undisturbed):
+    first, second = machine("a"), machine("b")
+    process, go = first.pause("square:1")
+    os.kill(process.pid, signal.SIGSTOP)
+    for key, data in first.objects().items():
+        if key.endswith("lease.json"):  # as it looks from another host: only the counter tells
+            first.put(key, json.dumps({**json.loads(data), "host": "elsewhere"}).encode())
+    second.vico_slowly("run")
+    os.kill(process.pid, signal.SIGCONT)
+    go.touch()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "taken over" in errors or "no longer" in errors or "another driver" in errors
+    assert second.status()["state"] == "done"
+    assert second.stored_outputs() == undisturbed
+    assert json.loads(second.vico("audit", "latest", "--json"))["problems"] == []
+
+
+def test_failing_requests_and_cut_bodies_are_tried_again(machine, server, undisturbed):
+    project = machine()
+    server.fault = lambda number: {0: "503", 3: "stop"}.get(number % 7)
+    try:
+        project.vico("run")
+        project.forget()
+        project.vico("run", "--set", "total.digits=3")
+    finally:
+        server.fault = lambda number: None
+    assert {"503", "stop"} <= set(server.faults)
+    assert json.loads(project.vico("audit", "latest", "--json"))["problems"] == []
+    stored = project.stored_outputs()
+    assert {name: stored[name] for name in undisturbed} == undisturbed
+
+
+def test_a_store_that_stays_away_is_one_clear_error_and_the_same_command_goes_on(
+    machine, server, undisturbed
+):
+    project = machine(VICO_REMOTE_PATIENCE_S="2")
+    process, go = project.pause("square:1")
+    server.fault_of = lambda method, path: "503"
+    go.touch()
+    _, errors = process.communicate(timeout=60)
+    (line,) = errors.strip().splitlines()
+    assert process.returncode == 1
+    assert "square failed: Unreachable: s3://" in line and "the same command again" in line
+    project.vico("status", code=1)
+    assert "could not be read in" in project.errors
+    server.fault_of = lambda method, path: None
+    project.vico("run")
+    assert project.stored_outputs() == undisturbed
+
+
+def test_a_store_that_becomes_read_only_in_mid_write_is_named(machine, server, undisturbed):
+    project = machine()
+    process, go = project.pause("square:1")
+    server.fault_of = lambda method, path: "403" if method == "PUT" else None
+    go.touch()
+    _, errors = process.communicate(timeout=60)
+    (line,) = errors.strip().splitlines()
+    assert process.returncode == 2
+    assert line.startswith("error: square: s3://") and "may not be written" in line
+    server.fault_of = lambda method, path: None
+    assert not any("square" in key and key.endswith("record.json") for key in project.objects())
+    project.vico("run")
+    assert project.stored_outputs() == undisturbed
+
+
+@pytest.mark.parametrize("header", ["if-none-match", "if-match"])
+def test_a_store_without_conditional_writes_is_refused(machine, server, header):
+    project = machine()
+    server.dropped_headers = (header,)
+    project.vico("run", code=2)
+    (line,) = project.errors.splitlines()
+    assert line.startswith(f"error: storage={project.address}: the store knows no conditional writes")
+    assert project.objects() == {}
+
+
+@pytest.mark.parametrize(
+    "site, storage, message",
+    [
+        ("", "s3://nowhere/x", "NoSuchBucket"),
+        ("", "gs://bucket/x", "is no folder and no s3://bucket/prefix"),
+        ("", "runs", "has no effect while storage is a folder"),
+        ("tracking: {enabled: true}", None, "tracking.uri is not set, and a database cannot lie in"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(machine, site, storage, message):
+    project = machine()
+    if site:
+        (project.folder / "site.yaml").write_text(f"name: tiny\nwork: {project.folder}/work\n{site}\n")
+    if storage:
+        project.address = storage
+    project.vico("run", code=2)
+    (line,) = project.errors.splitlines()
+    assert message in line
+
+
+def test_an_object_swapped_for_one_of_equal_size_is_found_and_mended(machine, undisturbed):
+    project = machine()
+    project.vico("run")
+    key = project.key_of("square", "part-2.txt")
+    project.put(key, project.objects()[key][::-1])
+    (problem,) = json.loads(project.vico("audit", "latest", "--json", code=1))["problems"]
+    assert (problem["stage"], problem["kind"]) == ("square", "output_content")
+    assert problem["path"] == f"{project.address}/{key}"
+    project.forget()
+    project.vico("run", "--set", "total.digits=3", code=2)
+    assert f"{key} is not what stage square wrote" in project.errors and "--force square" in project.errors
+    project.vico("run", "--force", "square")
+    assert json.loads(project.vico("audit", "latest", "--json"))["problems"] == []
+    assert project.stored_outputs() == undisturbed
+
+
+def test_an_object_that_is_gone_and_a_record_edited_by_hand(machine, undisturbed):
+    project = machine()
+    project.vico("run")
+    key = project.key_of("draw", "part-1.txt")
+    project.delete(key)
+    (problem,) = json.loads(project.vico("audit", "latest", "--json", code=1))["problems"]
+    assert (problem["stage"], problem["kind"]) == ("draw", "output_missing")
+    assert project.plan()["draw"] == ("run", ["output/part-1.txt is missing; made again"])
+    project.vico("run")
+    assert project.stored_outputs() == undisturbed
+    name = next(k for k in project.objects() if k.startswith("square") and k.endswith("record.json"))
+    record = json.loads(project.objects()[name])
+    project.put(name, json.dumps({**record, "seconds": 1.0}).encode())
+    (problem,) = json.loads(project.vico("audit", "latest", "--json", code=1))["problems"]
+    assert (problem["stage"], problem["kind"]) == ("square", "record")
+    assert "not the one that was committed" in problem["message"]
+
+
+def test_gc_removes_what_no_run_needs_from_the_store(machine):
+    project = machine()
+    project.vico("run")
+    project.vico("run", "--set", "square.power=3")
+    project.put(f"parts/draw/{project.stage('draw').name}/{'0' * 64}/part-9.txt", b"of a dead attempt")
+    before = project.objects()
+    newest = project.runs()[0]
+    project.forget()
+    would = json.loads(project.vico("gc", "--dry-run", "--drop", newest, "--json"))["removed"]
+    assert project.objects() == before
+    assert sorted(one["kind"] for one in would) == ["object", "run", "stage", "stage"]
+    assert all(one["path"].startswith(project.address) and one["bytes"] for one in would)
+    removed = json.loads(project.vico("gc", "--drop", newest, "--json"))["removed"]
+    assert removed == would
+    left = project.objects()
+    assert len([key for key in left if key.endswith("record.json")]) == 3
+    assert not any(newest in key or "0" * 64 in key for key in left)
+    assert project.outputs_are_whole()
+    assert json.loads(project.vico("gc", "--json"))["removed"] == []
+
+
+def test_reading_commands_and_reuse_are_quick(machine, server):
+    project = machine()
+    project.vico("run")
+    project.vico("run")
+    for command, limit_s, most_requests in (("plan", 3, 15), ("run", 5, 30)):
+        cpu_s, requests = _children_cpu_s(), server.num_requests
+        project.vico(command)
+        assert _children_cpu_s() - cpu_s < limit_s
+        assert server.num_requests - requests <= most_requests
+
+
+def _children_cpu_s():
+    """Whatever else the machine does, it does not enter this."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_secrets_stay_in_the_environment(machine):
+    project = machine(AWS_SECRET_ACCESS_KEY="planted-secret", AWS_ACCESS_KEY_ID="planted-key")
+    project.vico("run")
+    planted = [key for key, data in project.objects().items() if b"planted-" in data]
+    planted += [
+        str(path) for path in project.folder.rglob("*") if path.is_file() and b"planted-" in path.read_bytes()
+    ]
+    assert planted == []
+
+
+def test_a_real_stage_gives_the_bytes_that_it_gives_on_a_disk(pipeline, outputs, machine):
+    """The label stage of the real pipeline, on ratios that are taken over from elsewhere; killed three times
+    and gone on with from an empty working copy."""
+    project = machine()
+    write_real(project, pipeline, outputs, ("shard", "consistency", "ratio"))
+    for place in PLACES[1:]:
+        run_real(project, "label", f"{place}:label", code=-signal.SIGKILL)
+        project.forget()
+    run_real(project, "label")
+    assert made_by("label", project) == contents(outputs["label"])
+
+
+@pytest.mark.slow  # starts Ray twice
+def test_a_training_goes_on_elsewhere_from_the_checkpoint_in_the_store(pipeline, outputs, machine):
+    first, second = machine("a"), machine("b")
+    for project in (first, second):
+        write_real(project, pipeline, outputs, ("shard",))
+    run_real(first, "consistency", "stored:consistency", code=-signal.SIGKILL)
+    shutil.rmtree(first.folder)
+    run_real(second, "consistency")
+    assert made_by("consistency", second) == contents(outputs["consistency"])
+    log = (second.stage("consistency") / "attempts" / "2" / "rank-0.log").read_text()
+    assert "goes on from step" in log
+    objects = second.objects()
+    assert not any(key.startswith("parts/consistency") and "mp_rank" in key for key in objects)
+    assert json.loads(second.vico("gc", "--dry-run", "--json"))["removed"] == []
+
+
+def write_real(project, pipeline, outputs, adopted):
+    """The real pipeline's file, with results that are taken over."""
+    content = yaml.safe_load(pipeline[0].read_text())
+    content["inputs"]["adopt"] = {stage: str(outputs[stage]) for stage in adopted}
+    (project.folder / "real.yaml").write_text(yaml.safe_dump(content))
+    project.site("train: {checkpoint_every_steps: 3}\n")
+
+
+def run_real(project, until, dies="", code=0):
+    command = ["run", "real.yaml", "--until", until, "--site", "site.yaml", "--storage", project.address]
+    process = vico(
+        *command, dies=dies or "nowhere", cwd=project.folder, extra_environment=project.environment
+    )
+    found, output, errors = finished(process)
+    assert found == code, (output[-2000:], errors[-2000:])
+
+
+def made_by(stage, project):
+    stored = project.stored_outputs().items()
+    return {name.partition("/output/")[2]: data for name, data in stored if name.startswith(f"{stage}/")}
+
+
+def contents(output):
+    files = [path for path in output.rglob("*") if path.is_file()]
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}

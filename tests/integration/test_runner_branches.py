@@ -1,0 +1,105 @@
+"""A graph with two branches: both run at once, and end as they should when one fails, is held or stopped."""
+
+import json
+import signal
+
+import pytest
+
+from tests.integration.tiny_pipeline.project import TinyProject, wait_for
+
+STAGES = ("draw", "square", "cube", "both")
+BOTH = "square:1,cube:1"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, terminal_signals):
+    monkeypatch.setenv("TINY_FORK", "1")
+    made = TinyProject(tmp_path / "project")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    made = TinyProject(tmp_path_factory.mktemp("undisturbed"))
+    made.vico("run", TINY_FORK="1")
+    return made.outputs()
+
+
+def states(project):
+    return {one["name"]: one["state"] for one in project.status()["stages"]}
+
+
+def test_a_branch_does_not_wait_for_the_other(project, undisturbed):
+    process, go = project.pause("square:1")
+    wait_for(lambda: list(project.storage.glob("cube/*/record.json")), process)
+    assert not list(project.storage.glob("square/*/record.json"))
+    assert states(project)["square"] == "running" and states(project)["both"] == "pending"
+    go.touch()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert output.splitlines()[-1].endswith(": done")
+    assert project.outputs() == undisturbed
+    for name, other in (("square", "cube"), ("cube", "square")):
+        log = (project.stage(name) / "attempts/1/driver.log").read_text()
+        assert f"{name}: starts" in log and f"{other}: " not in log
+    assert "both: reused" in project.vico("run")
+
+
+def test_when_a_branch_fails_the_other_is_let_finish_and_nothing_new_begins(project, undisturbed):
+    process, go = project.pause("square:1", TINY_FAIL="cube:1")
+    wait_for(lambda: states(project)["cube"] == "failed", process)
+    assert project.status()["state"] == "running" and states(project)["square"] == "running"
+    go.touch()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (line,) = errors.splitlines()
+    assert line.startswith("error: cube failed: RuntimeError: and its last line; see ")
+    assert project.status()["state"] == "failed"
+    assert states(project) == {"draw": "done", "square": "done", "cube": "failed", "both": "pending"}
+    project.vico("run")
+    assert project.outputs() == undisturbed
+    assert project.record("square")["attempt"] == 1, "what the other branch made was kept"
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_both_branches(project, undisturbed, number, code):
+    process, _ = project.pause(BOTH)
+    wait_for(lambda: list(states(project).values()).count("running") == 2, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "stopped by" in errors and "Traceback" not in errors
+    (path,) = project.storage.glob("runs/*/run.json")
+    stored = {name: one["state"] for name, one in json.loads(path.read_text())["stages"].items()}
+    assert stored == {"draw": "done", "square": "interrupted", "cube": "interrupted", "both": "pending"}
+    for stage in ("square", "cube"):
+        assert json.loads((project.stage(stage) / "lease.json").read_text())["released"]
+    project.vico("run")
+    assert project.outputs() == undisturbed
+
+
+def test_a_kill_in_both_branches_is_mended_by_the_same_command(project, undisturbed):
+    process, _ = project.pause(BOTH)
+    wait_for(lambda: list(states(project).values()).count("running") == 2, process)
+    process.kill()
+    process.wait()
+    assert states(project) == {
+        "draw": "done",
+        "square": "interrupted",
+        "cube": "interrupted",
+        "both": "pending",
+    }
+    project.vico("run")
+    assert project.outputs() == undisturbed
+    assert project.half_written() == []
+
+
+def test_a_branch_that_another_driver_holds_does_not_stop_the_other(project):
+    process, go = project.pause("square:1")
+    project.vico("run", "--set", "cube.power=4", code=1)
+    assert "is held by run" in project.errors and f"pid {process.pid}," in project.errors
+    assert project.status()["state"] == "interrupted"
+    assert states(project) == {"draw": "done", "square": "pending", "cube": "done", "both": "pending"}
+    go.touch()
+    assert process.wait(timeout=60) == 0

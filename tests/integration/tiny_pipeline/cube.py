@@ -1,0 +1,16 @@
+"""A branch beside `square`: the same, of another power."""
+
+from stages.stage_config import StageConfig
+from tests.integration.tiny_pipeline import square
+
+CODE_VERSION = 1
+INPUTS = ("draw",)
+NEEDS_RAY = False
+run = square.run
+
+
+class CubeConfig(StageConfig):
+    power: int = 3
+
+
+Config = CubeConfig
