@@ -1,6 +1,6 @@
 """The header of an ordinary JPEG, read from its bytes; `data_prep/pictures.py` asks Pillow about all others.
 
-Pillow takes 30 µs to open a JPEG, this 7: a tenth of what sharding a sample takes.
+Pillow takes 22 µs to open a JPEG, this takes 6; sharding a sample takes some 230.
 """
 
 from dataclasses import dataclass

@@ -67,10 +67,15 @@ def _plain_file(root: Path, name: str) -> bytes | None:
     if inside is None or name.startswith("/") or last in ("", ".", ".."):
         return None
     path = f"{inside}/{last}"
-    if not stat.S_ISREG(os.lstat(path).st_mode):
+    found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode):
         return None
-    with open(path, "rb", buffering=0) as file:
-        return file.read()
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        data = os.read(file, found.st_size + 1)
+    finally:
+        os.close(file)
+    return data if len(data) == found.st_size else None  # else it is over 2 GiB, or changed just now
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,6 +16,7 @@ from typing import Self
 _BLOCK_BYTES, _RECORD_BYTES = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 _NAME_BYTES, _SIZE_AT, _SUM_AT = 100, 124, 148
 UNSYNCED_BYTES = 64 << 20  # what may be on its way to the disk; a slow one holds the writer back
+_SYNC_BYTES = 4 << 20  # sent on its way beside the work, so that little is left to wait for at the end
 _MOST_BYTES = 8**11  # of a member, by the eleven octal digits of a plain header
 
 
@@ -64,7 +66,9 @@ class ShardTar:
     def __init__(self, path: Path):
         self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
         self._digest = hashlib.sha256()
-        self.num_bytes = self._synced = 0
+        self.num_bytes = self._synced = self._sent = 0
+        self._pool = ThreadPoolExecutor(1)
+        self._sync: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +77,9 @@ class ShardTar:
         try:
             end = 2 * _BLOCK_BYTES
             self._append(bytes(end + -(self.num_bytes + end) % _RECORD_BYTES))
+            self._wait()
         finally:
+            self._pool.shutdown()
             self._file.close()
 
     def write(self, key: str, members: Sequence[tuple[str, bytes]]) -> list[Member]:
@@ -84,11 +90,25 @@ class ShardTar:
             found.append(Member(offset + _BLOCK_BYTES, len(data)))
             offset += _BLOCK_BYTES + len(data) + len(pieces[-1])
         self._append(b"".join(pieces))
-        if self.num_bytes - self._synced >= UNSYNCED_BYTES:
-            self._file.flush()
-            os.fdatasync(self._file.fileno())
-            self._synced = self.num_bytes
+        if self.num_bytes - self._sent >= min(_SYNC_BYTES, UNSYNCED_BYTES // 2):
+            self._send()
         return found
+
+    def _send(self) -> None:
+        """Start to sync what was written; wait for an earlier sync only when too much is on its way."""
+        under_way = self._sync is not None and not self._sync.done()
+        if under_way and self.num_bytes - self._synced < UNSYNCED_BYTES:
+            return
+        self._wait()
+        self._file.flush()
+        self._sent = self.num_bytes
+        self._sync = self._pool.submit(os.fdatasync, self._file.fileno())
+
+    def _wait(self) -> None:
+        """Wait for the sync under way; raises what the disk has to say."""
+        if self._sync is not None:
+            self._sync.result()
+            self._synced, self._sync = self._sent, None
 
     def _append(self, data: bytes) -> None:
         self._digest.update(data)

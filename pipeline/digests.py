@@ -4,7 +4,7 @@ pipeline."""
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -131,6 +131,16 @@ def tokenizer_fingerprint(folder: Path, cache: DigestCache) -> str:
             "template": TEMPLATE,
         }
     )
+
+
+def repaired_fingerprint(files: Sequence[Path], cache: DigestCache) -> str | None:
+    """The digest of files of repaired rows in their order, None where there are none."""
+    for path in files:
+        if not path.is_file():
+            raise UserError(
+                f"inputs.repaired={path} is not a file; give rows as `vico data retry` takes them"
+            )
+    return digest([cache.sha256(path) for path in files]) if files else None
 
 
 def _input_sha256(path: Path, cache: DigestCache) -> str:

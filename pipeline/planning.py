@@ -3,7 +3,7 @@
 Used by `vico plan` and the runner. Reads only, and imports nothing heavy.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from data_prep.records import records_fingerprint
 from pipeline.config import Inputs, PipelineConfig
-from pipeline.digests import DigestCache, model_fingerprint, tokenizer_fingerprint
+from pipeline.digests import DigestCache, model_fingerprint, repaired_fingerprint, tokenizer_fingerprint
 from pipeline.graph import SOURCES, Graph, StageSpec
-from pipeline.identity import digest, stage_fingerprint, stage_identity
+from pipeline.identity import stage_fingerprint, stage_identity
 from pipeline.runs import pipeline_digest
 from pipeline.sources import source_digests
 from pipeline.store import NO_DAMAGE, Damage, Record, StageFolder, records_of
@@ -107,23 +107,6 @@ def source_fingerprint(name: str, inputs: Inputs, cache: DigestCache) -> str | N
     if name == "tokenizer":
         return tokenizer_fingerprint(inputs.model, cache)
     return model_fingerprint(inputs.model, cache)
-
-
-def repaired_fingerprint(files: Sequence[Path], cache: DigestCache) -> str | None:
-    """The digest of files of repaired rows in their order, None where there are none."""
-    for path in files:
-        if not path.is_file():
-            raise UserError(
-                f"inputs.repaired={path} is not a file; give rows as `vico data retry` takes them"
-            )
-    return digest([cache.sha256(path) for path in files]) if files else None
-
-
-def mended_task(task: StageTask, files: Sequence[Path], cache: DigestCache) -> StageTask:
-    """The shard stage whose quarantine the last file of `inputs.repaired` mends."""
-    inputs = {name: value for name, value in task.inputs.items() if name != "repaired"}
-    before = repaired_fingerprint(files[:-1], cache)
-    return StageTask(task.spec, task.config, inputs if before is None else {**inputs, "repaired": before})
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from cluster.node_metrics import NodeSampler
 from cluster.site import Site
 from data_prep.records import RecordsConfig
 from pipeline.attempt import StageContext, logging_to
-from pipeline.digests import DigestCache
+from pipeline.digests import DigestCache, repaired_fingerprint
 from pipeline.facts import PATCH_FILE, git_patch, git_state, package_versions, site_facts
 from pipeline.lease import Lease, acquire
-from pipeline.planning import Pipeline, StageTask, Standing, code_changes, mended_task, task_standing
+from pipeline.planning import Pipeline, StageTask, Standing, code_changes, task_standing
 from pipeline.progress import Display, duration
 from pipeline.runs import RunFile, Runs, StageEntry
 from pipeline.signals import StopSignals
@@ -218,11 +218,14 @@ class StageRuns:
         return self._outputs[name]
 
     def _repairs(self, task: StageTask) -> Repairs:
+        """The last file of repaired rows and the shards that it mends: those of the files before it."""
         files = self.pipeline.config.inputs.repaired
-        mended = mended_task(task, files, self.cache)
+        given = {**task.inputs, "repaired": repaired_fingerprint(files[:-1], self.cache)}
+        known = {name: value for name, value in given.items() if value is not None}
+        mended = StageTask(task.spec, task.config, known)
         folder = mended.folder(self.site.storage)
         record = folder.record()
-        if record is None or folder.damage(record):
+        if record is None or folder.damage(record) or folder.fetch(record, self.cache.sha256s):
             raise UserError(
                 f"inputs.repaired={files[-1]} mends shards ({mended.fingerprint[:12]}) that are not whole in "
                 f"{self.site.storage}; give `vico data retry CONFIG`, which makes them first"

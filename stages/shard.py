@@ -118,10 +118,8 @@ def all_sets(context: Context) -> list[RecordSet]:
 
 
 def write_shards(config: ShardConfig, context: Context, blocks: list[Block]) -> None:
-    """Write the shards that are not there yet, each in a Ray task; they wait for `settle_shards`.
-
-    No data goes through Ray, and a task holds one row with its pictures at a time, so `resources.tasks`
-    bounds the bytes in flight.
+    """Write the shards that are not there yet, each in a Ray task; they wait for `settle_shards`. A task
+    holds one row at a time, so `resources.tasks` bounds the bytes in flight.
     """
     from cluster.ray_session import ray_session
     from cluster.tasks import map_tasks
