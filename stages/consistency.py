@@ -12,7 +12,7 @@ from stages.context import Context
 from stages.optimizer_config import OptimizerConfig
 from stages.stage_config import StageConfig
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 INPUTS = ("shard", "model")
 NEEDS_RAY = True
 
@@ -28,6 +28,9 @@ class ConsistencyConfig(StageConfig):
 
     seed: int | None = None
     optimizer: ConsistencyOptimizer = ConsistencyOptimizer()
+    connector_start: Literal["full", "random"] = "full"
+    """Where the new connector begins: with the full connector's weights laid into it, or as torch draws
+    them. A model that brings a compressed connector keeps its own."""
     connector_lr_scale: float = Field(2.0, gt=0)
     """Learning rate of the new connector over that of the rest."""
     connector_warmup_steps: int = Field(0, ge=0)

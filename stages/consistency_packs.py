@@ -22,6 +22,8 @@ from vico.prompt import load_prompt_format
 from vico.settings import ModelSettings
 from vico.tensor_files import stored_tensors
 
+_OWN_CONNECTOR = ("compressed_connector.", "mlp2.")
+
 
 @dataclass(frozen=True)
 class ConsistencySettings:
@@ -132,8 +134,20 @@ def prepared(settings: ConsistencySettings, num_workers: int) -> int:
             "consistency.select=best needs calibration samples and the shards have none; raise "
             "shard.calib_share, or set consistency.select: last"
         )
+    check_connector_start(settings)
     check_disk(settings)
     return packs.num_steps
+
+
+def check_connector_start(settings: ConsistencySettings) -> None:
+    """UserError where a start of the new connector is asked for and the model brings its own."""
+    start = settings.config.connector_start
+    names = stored_tensors(settings.model_folder)
+    if start != "full" and any(name.startswith(_OWN_CONNECTOR) for name in names):
+        raise UserError(
+            f"consistency.connector_start={start} has no effect: {settings.model_folder} brings a compressed "
+            "connector of its own, which goes on; leave connector_start out, or give a model without one"
+        )
 
 
 def check_disk(settings: ConsistencySettings) -> None:

@@ -21,6 +21,7 @@ from stages.learning_rates import consistency_rates, parameter_groups
 from stages.throughput import measure_throughput
 from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
 from vico.checkpoints import load_model, save_model
+from vico.connectors import start_from_full
 from vico.consistency import ConsistencyTask
 from vico.drop_path import add_drop_path
 from vico.model import VicoModel
@@ -34,6 +35,8 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     policy.router = None  # a router of an earlier training would be carried along untrained
     if policy.compressed_connector is None:
         policy.add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
+        if config.connector_start == "full":
+            start_from_full(policy.compressed_connector, policy.base.model.multi_modal_projector)
     if settings.train.activation_checkpointing:
         checkpoint_activations(policy)
     tower = policy.base.model.vision_tower

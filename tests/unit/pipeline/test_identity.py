@@ -121,12 +121,12 @@ def test_a_value_without_a_stable_form_is_refused(value):
 # By stage at its defaults and seed 0, outside inputs named by themselves; CODE_VERSION and INPUTS move them.
 STAGES = {
     "shard": "153540cef93c8ca6",
-    "consistency": "93bc3dbd32c8ac3e",
-    "ratio": "672750b177dd8959",
-    "label": "f0d1c29110c73c7c",
-    "router": "b887a73a6a63a273",
-    "evaluate": "231c0fb0ece8d6c7",
-    "export": "cdc6b84e1958a70e",
+    "consistency": "6f0db624d0894172",
+    "ratio": "cf1352a9e9203352",
+    "label": "297168ea6b476f93",
+    "router": "4fd8f39565bfc79e",
+    "evaluate": "f27dfea52ebf07c3",
+    "export": "f7881c3e42ba0ee7",
 }
 
 

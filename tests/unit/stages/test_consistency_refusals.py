@@ -1,16 +1,17 @@
 """What consistency refuses before a worker starts."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.site import TrainSettings
 from stages.consistency import ConsistencyConfig
-from stages.consistency_packs import ConsistencySettings, check_disk
+from stages.consistency_packs import ConsistencySettings, check_connector_start, check_disk
 from stages.parts import Parts
 from tests.tiny_model import make_tiny_model
-from vico.checkpoints import load_model
+from vico.checkpoints import load_model, save_model
 from vico.errors import UserError
 
 
@@ -53,3 +54,15 @@ def test_checkpoints_that_are_there_need_no_room(model, tmp_path, monkeypatch):
     with_free(monkeypatch, 16 * num_parameters)
     with pytest.raises(UserError, match="GB free"):
         check_disk(settings_of(model, tmp_path))
+
+
+def test_a_start_of_a_connector_that_the_model_brings_is_refused(model, tmp_path):
+    settings = settings_of(model, tmp_path)
+    started = replace(settings, config=settings.config.model_copy(update={"connector_start": "random"}))
+    check_connector_start(started)
+    policy = load_model(model)
+    policy.add_compressed_connector(0)
+    save_model(policy.state_dict(), model, tmp_path / "policy")
+    check_connector_start(replace(settings, model_folder=tmp_path / "policy"))
+    with pytest.raises(UserError, match=r"connector_start=random has no effect: .* brings a compressed"):
+        check_connector_start(replace(started, model_folder=tmp_path / "policy"))
