@@ -158,7 +158,11 @@ class StageRuns:
         entry.reused, entry.reused_from, entry.mlflow_run_id = False, None, self._mlflow_run_id(task.name)
         self.runs.save(self.run, self.lease)
         since = time.monotonic()
-        with logging_to(parts.attempt_folder / "driver.log", of_stage=True):
+        logs = parts.attempt_folder
+        with (
+            folder.storage.attending(folder.path, logs),
+            logging_to(logs / "driver.log", of_stage=True),
+        ):
             why = f" ({found.reason})" if found.reason else ""
             self.display.stage_started(task.name, f"{task.name}: starts, attempt {lease.attempt}{why}")
             _keep_patch(parts)
@@ -197,7 +201,7 @@ class StageRuns:
             display=self.display,
         )
         try:
-            with NodeSampler(parts.attempt_folder), self.runs.storage.attending(parts.folder):
+            with NodeSampler(parts.attempt_folder):
                 counts = task.spec.run(task.config, context)
         except Exception:
             context.check()  # the failure may be what a stop or a lost lease looks like from inside

@@ -9,10 +9,16 @@ import signal
 import pytest
 import yaml
 
+from pipeline import objects
+from pipeline.object_storage import make_working_copy
+from pipeline.storage import Conflict, storage_of
+from stages.context import LeaseLost
+from stages.parts import Parts
 from tests import s3_server
 from tests.integration.demo_pipeline import finished, vico
 from tests.integration.object_project import BUCKET, ObjectProject
 from tests.integration.tiny_pipeline.project import TinyProject, wait_for
+from vico.errors import UserError
 
 STAGES = ("draw", "square", "total")
 PLACES = ("before", "middle", "unrecorded", "recorded")
@@ -56,7 +62,9 @@ def killed(project, place, stage):
     project.vico("run", code=-signal.SIGKILL, **how)
 
 
-@pytest.mark.parametrize("stage", ["square", *(pytest.param(s, marks=pytest.mark.slow) for s in STAGES)])
+@pytest.mark.parametrize(
+    "stage", ["square", *(pytest.param(s, marks=pytest.mark.slow) for s in ("draw", "total"))]
+)
 def test_kills_at_every_place_and_another_machine_goes_on(machine, undisturbed, stage):
     """One run, killed at each place in turn, each time gone on with by the other of two machines."""
     machines = [machine("a"), machine("b")]
@@ -151,6 +159,77 @@ def test_a_driver_that_another_machine_took_over_publishes_nothing_more(machine,
     assert second.status()["state"] == "done"
     assert second.stored_outputs() == undisturbed
     assert json.loads(second.vico("audit", "latest", "--json"))["problems"] == []
+
+
+@pytest.fixture
+def two_copies(server, tmp_path, monkeypatch):
+    """A stage's folder as two machines have it, each with the storage it belongs to."""
+    for name, value in s3_server.environment(server, 20).items():
+        monkeypatch.setenv(name, value)
+    found = []
+    for name in "ab":
+        make_working_copy(tmp_path / name, f"s3://{BUCKET}/{tmp_path.name}")
+        folder = tmp_path / name / "square" / ("f" * 64)
+        folder.mkdir(parents=True)
+        found.append((storage_of(folder), folder))
+    return found
+
+
+def publish(folder, attempt, name, text):
+    parts = Parts(folder, attempt)
+    parts.partial(name).write_text(text)
+    parts.publish(name)
+
+
+def test_an_attempt_that_was_taken_over_can_commit_neither_a_part_nor_a_record(two_copies):
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    ours.begin(our_folder, 1)
+    publish(our_folder, 1, "a.txt", "first")
+    ours.settle(our_folder)
+    theirs.refresh(their_folder)
+    theirs.begin(their_folder, 2)
+    assert (their_folder / "output" / "a.txt").read_text() == "first", "its part was finished"
+    with pytest.raises(LeaseLost):
+        ours.commit(our_folder / "record.json", {"ours": 1})
+    publish(our_folder, 1, "b.txt", "late")
+    with pytest.raises(LeaseLost):
+        ours.settle(our_folder)
+    theirs.settle(their_folder)
+    theirs.commit(their_folder / "record.json", {"theirs": 2})
+    assert theirs.sizes(their_folder) == {"a.txt": 5}
+    ours.refresh(our_folder)
+    assert ours.is_believed(our_folder)
+    assert json.loads((our_folder / "record.json").read_text()) == {"theirs": 2}
+    ours.bucket.put_anyway(ours.key(our_folder / "record.json"), b"{}")  # as if it had been on its way
+    ours.refresh(our_folder)
+    assert not ours.is_believed(our_folder)
+
+
+def test_a_file_that_another_machine_wrote_is_not_written_over(two_copies):
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    ours.write(our_folder / "run.json", {"number": 1})
+    with pytest.raises(Conflict):
+        theirs.write(their_folder / "run.json", {"number": 2})
+    theirs.refresh(their_folder)
+    theirs.write(their_folder / "run.json", {"number": 2})
+    with pytest.raises(Conflict):
+        ours.write(our_folder / "run.json", {"number": 3})
+
+
+def test_a_large_file_goes_in_parts_and_a_small_disk_is_refused(two_copies, monkeypatch):
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    monkeypatch.setattr(objects, "PART_BYTES", 5 << 20)  # the least that S3 takes
+    ours.begin(our_folder, 1)
+    publish(our_folder, 1, "large.bin", "0123456789" * 1_200_000)
+    ours.settle(our_folder)
+    theirs.refresh(their_folder)
+    usage = shutil.disk_usage("/")
+    with monkeypatch.context() as small:
+        small.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(UserError, match=r"work=.* has 0\.0 GB free, square needs 0\.0 GB of s3://"):
+            theirs.begin(their_folder, 2)
+    theirs.begin(their_folder, 2)
+    assert (their_folder / "output" / "large.bin").stat().st_size == 12_000_000
 
 
 def test_failing_requests_and_cut_bodies_are_tried_again(machine, server, undisturbed):
