@@ -130,7 +130,8 @@ class Tracking(SitePart):
     uri: str | None = None
     """null: an sqlite database in the storage folder."""
     artifacts: str | None = None
-    """null: `mlartifacts` in the storage folder for an sqlite database, the server's own place otherwise."""
+    """null: for an sqlite database `mlartifacts` in the storage folder (with an object store: beside the
+    database), the server's own place otherwise."""
     interval_s: float = Field(2.0, gt=0)
 
 

@@ -63,6 +63,7 @@ class StageRuns:
         """Bring one stage to done. Raises what its code raises; the states in run.json are the caller's to
         close."""
         folder = task.folder(self.site.storage)
+        folder.storage.refresh(folder.path)  # its metrics, too, which tracking may still lack
         if not self._must_force(task) and self._reused(task, folder):
             return
         lease = acquire(

@@ -382,6 +382,25 @@ def _children_cpu_s():
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.slow  # MLflow is imported four times
+def test_tracking_goes_on_from_another_machine_and_every_step_is_there_once(machine, tmp_path):
+    first, second = machine("a"), machine("b")
+    for project in (first, second):
+        site = (
+            (project.folder / "site.yaml")
+            .read_text()
+            .replace("enabled: false", f"uri: 'sqlite:///{tmp_path}/m.db'")
+        )
+        (project.folder / "site.yaml").write_text(site)
+    first.vico("run", code=-signal.SIGKILL, TINY_KILL="square:2")
+    second.vico("run")
+    for project in (first, second):
+        answer = json.loads(project.vico("audit", "latest", "--json"))
+        assert answer["problems"] == []
+        assert answer["checked"]["mlflow_runs"] == 4 and answer["checked"]["mlflow_metrics"] >= 9
+    assert (tmp_path / "mlartifacts").is_dir()
+
+
 def test_secrets_stay_in_the_environment(machine):
     project = machine(AWS_SECRET_ACCESS_KEY="planted-secret", AWS_ACCESS_KEY_ID="planted-key")
     project.vico("run")
