@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -15,6 +16,7 @@ from pipeline.storage import Conflict, storage_of
 from stages.context import LeaseLost
 from stages.parts import Parts
 from tests import s3_server
+from tests.integration.demo_pipeline import STAGES as STAGES_OF_VICO
 from tests.integration.demo_pipeline import finished, vico
 from tests.integration.object_project import BUCKET, ObjectProject
 from tests.integration.tiny_pipeline.project import TinyProject, wait_for
@@ -421,6 +423,31 @@ def test_a_real_stage_gives_the_bytes_that_it_gives_on_a_disk(pipeline, outputs,
         project.forget()
     run_real(project, "label")
     assert made_by("label", project) == contents(outputs["label"])
+
+
+def test_export_samples_and_a_recipe_come_from_the_store(pipeline, outputs, machine):
+    """All stages are taken over from elsewhere; then nothing of them is on this machine."""
+    project = machine()
+    write_real(project, pipeline, outputs, STAGES_OF_VICO)
+    run_real(project, "export")
+    project.forget()
+    real(project, "export", "latest", "model", "--layout", "hf")
+    exported, stored = project.folder / "model", outputs["export"] / "model"
+    assert (exported / "model.safetensors").read_bytes() == (stored / "model.safetensors").read_bytes()
+    index = pyarrow.parquet.read_table(outputs["label"] / "labels.parquet", columns=["key"])
+    found = json.loads(real(project, "audit", "latest", "--sample", str(index["key"][0]), "--json"))
+    assert found["labels"], "the row of the table"
+    recipe = json.loads(real(project, "reproduce", "latest", "--out", "again.yaml", "--json"))
+    assert recipe["command"].startswith("vico run ")
+
+
+def real(project, *arguments):
+    options = {"cwd": project.folder, "extra_environment": project.environment}
+    code, output, errors = finished(
+        vico(*arguments, "--site", "site.yaml", "--storage", project.address, **options)
+    )
+    assert code == 0, errors[-2000:]
+    return output
 
 
 @pytest.mark.slow  # starts Ray twice
