@@ -93,9 +93,13 @@ class ObjectStorage(FolderStorage):
 
     @contextmanager
     def choosing(self, runs: Path) -> Iterator[None]:
-        from pipeline.lease import acquire
+        from pipeline.lease import LeaseHeld, acquire
 
-        with acquire(runs, "that chooses a run", wait_s=_CHOOSING_S):
+        try:
+            lease = acquire(runs, "that chooses a run", wait_s=_CHOOSING_S)
+        except LeaseHeld as held:
+            raise UserError(str(held)) from held
+        with lease:
             self.copy.refresh_all([f"{self.key(runs)}/"])
             yield
 

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from pipeline import objects
+from pipeline import object_storage, objects
 from pipeline.object_storage import make_working_copy
 from pipeline.storage import Conflict, storage_of
 from stages.context import LeaseLost
@@ -216,6 +216,17 @@ def test_a_file_that_another_machine_wrote_is_not_written_over(two_copies):
     theirs.write(their_folder / "run.json", {"number": 2})
     with pytest.raises(Conflict):
         ours.write(our_folder / "run.json", {"number": 3})
+
+
+def test_a_command_that_hangs_while_it_chooses_its_run_is_named(two_copies, monkeypatch):
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    monkeypatch.setattr(object_storage, "_CHOOSING_S", 0.5)
+    runs = their_folder.parents[1] / "runs"
+    held = pytest.raises(UserError, match=r"/runs is held by run that chooses a run on host")
+    with theirs.choosing(runs), held, ours.choosing(our_folder.parents[1] / "runs"):
+        pytest.fail("two machines chose at once")
+    with ours.choosing(our_folder.parents[1] / "runs"):
+        pass
 
 
 def test_a_large_file_goes_in_parts_and_a_small_disk_is_refused(two_copies, monkeypatch):
