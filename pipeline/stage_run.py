@@ -122,13 +122,17 @@ class StageRuns:
                 continue
             folder = StageFolder(self.site.storage, name, self.run.stages[name].fingerprint)
             record = folder.record()
-            path = folder.fetch(record, self.cache.sha256s) if record is not None else None
-            if path is not None:
-                raise UserError(
-                    f"{folder.storage.place(path)} is not what stage {name} wrote, though its size is; "
-                    f"--force {name} sets it aside and runs the stage again"
-                )
+            if record is not None:
+                self._fetch(folder, record)
             self._whole.add(name)
+
+    def _fetch(self, folder: StageFolder, record: Record) -> None:
+        path = folder.fetch(record, self.cache.sha256s)
+        if path is not None:
+            raise UserError(
+                f"{folder.storage.place(path)} is not what stage {folder.stage} wrote, though its size is; "
+                f"--force {folder.stage} sets it aside and runs the stage again"
+            )
 
     def _set_aside(self, task: StageTask, folder: StageFolder, lease: Lease, reason: str) -> None:
         aside = folder.set_aside(lease)
@@ -230,8 +234,9 @@ class StageRuns:
         if record is None or folder.damage(record):
             raise UserError(
                 f"inputs.repaired={files[-1]} mends shards ({mended.fingerprint[:12]}) that are not whole in "
-                f"{self.site.storage}; give `vico data retry CONFIG`, which makes them first"
+                f"{self.site.storage_address}; give `vico data retry CONFIG`, which makes them first"
             )
+        self._fetch(folder, record)
         return Repairs(files[-1], folder.output, mended.fingerprint)
 
     def _record(
