@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from cluster.secrets import without_passwords
 from vico.errors import UserError
@@ -130,7 +138,8 @@ class Tracking(SitePart):
     uri: str | None = None
     """null: an sqlite database in the storage folder."""
     artifacts: str | None = None
-    """null: `mlartifacts` in the storage folder for an sqlite database, the server's own place otherwise."""
+    """null: for an sqlite database `mlartifacts` in the storage folder (with an object store: beside the
+    database), the server's own place otherwise."""
     interval_s: float = Field(2.0, gt=0)
 
 
@@ -174,8 +183,6 @@ class Site(SitePart):
     storage: Path = Path("runs")
     """A folder that every node sees, or `s3://bucket/prefix`: then this is the working copy of it on this
     machine."""
-    remote: str | None = Field(None, pattern=r"^s3://[^/]+")
-    """The address, where `storage` gave one."""
     work: Path | None = None
     """In which working copies of object stores lie; null: ~/.cache/vico."""
     ray: RaySettings = RaySettings()
@@ -187,29 +194,34 @@ class Site(SitePart):
     retries: Retries = Retries()
     hook: Hook = Hook()
 
-    @model_validator(mode="before")
+    _remote: str | None = PrivateAttr(None)
+
+    @model_validator(mode="wrap")
     @classmethod
-    def storage_may_be_an_address(cls, given: Any) -> Any:
-        address = str(given.get("storage") or "") if isinstance(given, dict) else ""
+    def storage_may_be_an_address(cls, given: Any, handler: ModelWrapValidatorHandler[Site]) -> Site:
+        address = str(given.get("storage") or "").rstrip("/") if isinstance(given, dict) else ""
         if "://" not in address:
-            return given
+            site = handler(given)
+            if isinstance(given, dict) and site.work is not None:
+                raise ValueError(f"work={site.work} has no effect while storage is a folder; leave it out")
+            return site
         if not re.match(r"s3://[^/]+", address):
             raise ValueError(f"storage={address} is no folder and no s3://bucket/prefix; name one of them")
-        address = address.rstrip("/")
         work = Path(given.get("work") or "~/.cache/vico")
         copy = work / hashlib.sha256(address.encode()).hexdigest()[:16]
-        return {**given, "storage": copy, "remote": address}
-
-    @model_validator(mode="after")
-    def settings_of_storage_take_effect(self) -> Site:
-        if self.remote is None and self.work is not None:
-            raise ValueError(f"work={self.work} has no effect while storage is a folder; leave it out")
-        if self.remote is not None and self.tracking.enabled and self.tracking.uri is None:
+        site = handler({**given, "storage": copy})
+        if site.tracking.enabled and site.tracking.uri is None:
             raise ValueError(
-                f"tracking.uri is not set, and a database cannot lie in storage={self.remote}; set "
+                f"tracking.uri is not set, and a database cannot lie in storage={address}; set "
                 "tracking.uri to a server or sqlite:///FILE, or tracking.enabled: false"
             )
-        return self
+        site._remote = address
+        return site
+
+    @property
+    def remote(self) -> str | None:
+        """The address of the object store; None where `storage` is a folder."""
+        return self._remote
 
     @property
     def storage_address(self) -> str:
@@ -219,8 +231,7 @@ class Site(SitePart):
     def as_given(self) -> dict[str, Any]:
         """The settings as a site file may state them."""
         content = self.model_dump(mode="json")
-        remote = content.pop("remote")
-        return {**content, "storage": remote} if remote else content
+        return {**content, "storage": self.remote} if self.remote else content
 
     @model_validator(mode="after")
     def local_ray_is_large_enough(self) -> Site:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from cluster.secrets import MaskingFormatter
@@ -15,7 +16,7 @@ from data_prep.records import RecordsConfig
 from pipeline.lease import Lease
 from pipeline.progress import Display
 from pipeline.signals import StopSignals
-from pipeline.storage import storage_of
+from pipeline.storage import FolderStorage, storage_of
 from stages.context import LeaseLost
 from stages.parts import Parts
 
@@ -36,6 +37,10 @@ class StageContext:
     display: Display
     _writing: threading.Lock = field(default_factory=threading.Lock)
 
+    @cached_property
+    def _storage(self) -> FolderStorage:
+        return storage_of(self.parts.folder)
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         entry = {
             "step": int(step),
@@ -54,7 +59,7 @@ class StageContext:
 
     def check(self) -> None:
         self.signals.check()
-        storage_of(self.parts.folder).check(self.parts.folder)
+        self._storage.check(self.parts.folder)
         for lease in self.leases:
             if lease.lost:
                 raise LeaseLost(f"another driver has taken over {lease.folder}")

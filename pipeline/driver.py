@@ -6,10 +6,8 @@ import logging
 import os
 import socket
 import threading
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from cluster.secrets import without_passwords
 from pipeline.branches import Branches, StageFailed
@@ -20,6 +18,7 @@ from pipeline.opening import OpenPipeline, RunRequest
 from pipeline.planning import StageTask
 from pipeline.progress import Display
 from pipeline.runs import RunAttempt, RunFile, Runs, State
+from pipeline.services import Services
 from pipeline.signals import StopSignals
 from pipeline.stage_run import StageRuns
 from stages.context import Interrupted, LeaseLost
@@ -58,24 +57,22 @@ class Driver:
         self.request, self.opened, self.runs, self.run = request, opened, runs, run
         self.lease, self.signals, self.display = lease, signals, display
         self.storage, self.address = request.site.storage, request.site.storage_address
-        self._closing = ExitStack()
-        self._tracker: Any = None
+        folder = runs.run_folder(run.run)
+        self._services = Services(request.site, folder, signals, display)
         self._retries = RetriesLeft(request.site.retries)
-        self._ray = False
         self._ending, self._ended = threading.Lock(), False
-        self._starting = threading.Lock()
         self._begun: set[str] = set()
         """Stages whose attempt had begun when they failed."""
 
     def work(self) -> RunResult:
         """Take every stage to done; whatever happens, run.json says it, and what was started is shut down."""
-        with self._closing:
+        with self._services:
             try:
                 result = self._stages()
             except LeaseLost as lost:
                 result = RunResult(self.run.run, "interrupted", self.address, 1, str(lost))
             self.display.line(f"run {self.run.run}: {result.state}")
-        if self._tracker is not None:
+        if self._services.tracker is not None:
             self._enter_tracking_ids()
         self._tell_hook(result)
         return result
@@ -109,8 +106,8 @@ class Driver:
             wait_s=self.request.wait_s,
             signals=self.signals,
             display=self.display,
-            start_services=self._start_services,
-            mlflow_run_id=self._mlflow_run_id,
+            start_services=self._services.start,
+            mlflow_run_id=self._services.stage_run_id,
         )
         branches = Branches(self.opened.pipeline.tasks, lambda task: self._take(task, stage_runs))
         try:
@@ -190,40 +187,12 @@ class Driver:
         if kept:
             display.line(f"--force was followed before the crash: goes on with {', '.join(kept)}")
 
-    def _start_services(self, task: StageTask) -> None:
-        """Start tracking and, for a stage that needs it, Ray; both stay until the command ends."""
-        with self._starting:
-            if self._tracker is None and self.request.site.tracking.enabled:
-                from pipeline.tracker import Tracker
-
-                self._tracker = Tracker(self.storage, self.request.site, self.runs.run_folder(self.run.run))
-                self._tracker.start()
-                self._closing.callback(self._finish_tracking)
-        if task.spec.needs_ray and not self._ray:
-            from cluster.ray_session import ray_session, refuse_unseen_folder
-
-            self._closing.enter_context(ray_session(self.request.site))
-            self._ray = True
-            if self.request.site.remote is not None:
-                refuse_unseen_folder("work", self.storage)
-        if threading.current_thread() is threading.main_thread():
-            self.signals.install()
-
-    def _finish_tracking(self) -> None:
-        """The last word to MLflow; what it lacks is said, and is no failure of the run."""
-        lacks = self._tracker.finish()
-        if lacks:
-            self.display.line(lacks)
-
-    def _mlflow_run_id(self, stage: str) -> str | None:
-        return self._tracker.stage_run_id(stage) if self._tracker is not None else None
-
     def _enter_tracking_ids(self) -> None:
         """What the tracker learned at the end, when the server may have come back."""
         for name, entry in self.run.stages.items():
             if not entry.reused:
-                entry.mlflow_run_id = self._mlflow_run_id(name) or entry.mlflow_run_id
-        self.run.mlflow_run_id = self._tracker.run_id or self.run.mlflow_run_id
+                entry.mlflow_run_id = self._services.stage_run_id(name) or entry.mlflow_run_id
+        self.run.mlflow_run_id = self._services.tracker.run_id or self.run.mlflow_run_id
         try:
             self.runs.save(self.run, self.lease)
         except LeaseLost as lost:

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,6 +73,9 @@ class StoredParts:
         self._sha256s = sha256s
         self.attempt = 0
         self._read_bytes = 0
+        self._settled = False
+        self._changing = threading.Lock()
+        """Held while parts.json is changed: the stage's thread and the one in the background take turns."""
 
     def key(self, name: str, sha256: str) -> str:
         stage = self.folder.relative_to(self.storage.folder).as_posix()
@@ -103,15 +107,22 @@ class StoredParts:
         for name in set(published(self.output)) - set(stored.files):
             (self.output / name).unlink()  # of an attempt that did not bring it to the store
         _remove_empty_folders(self.output)
-        self.attempt, self._read_bytes = attempt, 0
+        self.attempt, self._read_bytes, self._settled = attempt, 0, False
         self._replace(stored.parts)
 
     def publish_new(self) -> None:
         """Bring the parts to the store that the journal of the attempt names since the last call, in its
         order."""
-        journal = self.folder / "attempts" / str(self.attempt) / JOURNAL_FILE
-        if not journal.exists():
-            return
+        journal = self._logs / JOURNAL_FILE
+        with self._changing:
+            if journal.exists() and not self._settled:
+                self._follow(journal)
+
+    @property
+    def _logs(self) -> Path:
+        return self.folder / "attempts" / str(self.attempt)
+
+    def _follow(self, journal: Path) -> None:
         with journal.open("rb") as file:
             file.seek(self._read_bytes)
             lines = [line for line in file if line.endswith(b"\n")]
@@ -124,7 +135,13 @@ class StoredParts:
             self._read_bytes += len(line)
 
     def settle(self) -> None:
-        """Make the store name every file of the output, and nothing else."""
+        """Make the store name every file of the output, and nothing else; nothing is published after that."""
+        with self._changing:
+            self.storage.ship(self._logs)
+            self._settle()
+            self._settled = True
+
+    def _settle(self) -> None:
         stored = read_parts(self.folder)
         names = sorted(published(self.output))
         sha256s = self._sha256s([self.output / name for name in names])
@@ -175,7 +192,7 @@ class StoredParts:
             return  # the stage has dropped it since; the journal says so further on
         if files:
             stored = read_parts(self.folder)
-            self.storage.ship(self.folder)  # no part without the metrics of the steps in it
+            self.storage.ship(self._logs)  # no part without the metrics of the steps in it
             self._replace({**stored.parts, name: files})
 
     def _drop(self, name: str) -> None:

@@ -11,10 +11,8 @@ What two machines must not both write is written under a condition: that the obj
 import hashlib
 import json
 import logging
-import os
 import secrets
 import threading
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,16 +23,14 @@ from typing import Any
 from pipeline.digests import DigestCache
 from pipeline.json_files import json_bytes, write_bytes
 from pipeline.object_parts import BYTES_PREFIX, PARTS_FILE, THREADS, StoredParts, read_parts
-from pipeline.objects import Bucket, ConditionFailed, Listed
-from pipeline.storage import MARKER, Conflict, FolderStorage, Sha256s, move_aside, new_superseded
-from stages.parts import LEASE_FILE, locked
+from pipeline.objects import Bucket, ConditionFailed
+from pipeline.storage import MARKER, FolderStorage, Sha256s, move_aside, new_superseded
+from pipeline.working_copy import WorkingCopy
+from stages.parts import LEASE_FILE
 from vico.errors import Unreachable, UserError
 
 logger = logging.getLogger(__name__)
 
-SEEN_FILE = ".seen.json"
-"""In each folder of the working copy: name -> ETag of what was read from the store."""
-_SHORT_FILES = (LEASE_FILE, PARTS_FILE, "record.json", "run.json", "attempt.json", "mlflow.json")
 _NOT_SHIPPED = (LEASE_FILE, PARTS_FILE, "record.json", "run.json", "attempt.json", "lease.lock")
 _ROUND_S = 1.0
 _CHOOSING_S = 120.0
@@ -45,16 +41,13 @@ class ObjectStorage(FolderStorage):
 
     def __init__(self, folder: Path, address: str):
         self.folder, self.bucket = folder, Bucket(address)
-        self._etags: dict[str, str] = {}
-        """Key -> ETag of what this process last read or wrote."""
-        self._writing: dict[str, threading.Lock] = defaultdict(threading.Lock)
-        """Key -> held by the thread that writes it."""
+        self.copy = WorkingCopy(folder, self.bucket)
         self._working: dict[Path, StoredParts] = {}
         self._faults: dict[Path, Exception] = {}
         self._shipped: dict[Path, tuple[int, int]] = {}
 
     def key(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+        return self.copy.key(path)
 
     def place(self, path: Path) -> str:
         key = self.key(path)
@@ -87,90 +80,33 @@ class ObjectStorage(FolderStorage):
         write_bytes(marker, json_bytes({"address": self.bucket.address, "conditional": True}))
 
     def refresh(self, folder: Path | None = None, *, anew: bool = False) -> None:
-        if folder is not None:
-            self._refresh_folder(folder, self.bucket.listed(f"{self.key(folder)}/"), deep=True, anew=anew)
-            return
-        prefixes = [prefix for prefix in self.bucket.folders() if prefix != BYTES_PREFIX]
-        with ThreadPoolExecutor(THREADS) as pool:
-            listed = [one for found in pool.map(self.bucket.listed, prefixes) for one in found]
-        self._refresh_all(listed, self._stage_and_run_folders())
-
-    def _refresh_all(self, listed: Iterable[Listed], known: Iterable[Path]) -> None:
-        by_folder: dict[Path, list[Listed]] = defaultdict(list)
-        for one in listed:
-            parts = one.key.split("/")
-            if len(parts) > 2:
-                by_folder[self.folder / parts[0] / parts[1]].append(one)
-        folders = {*by_folder, *known}
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda one: self._refresh_folder(one, by_folder[one]), folders))
-
-    def _stage_and_run_folders(self) -> list[Path]:
-        return [path.parent for path in self.folder.glob(f"*/*/{SEEN_FILE}")]
-
-    def _refresh_folder(
-        self, folder: Path, listed: list[Listed], *, deep: bool = False, anew: bool = False
-    ) -> None:
-        """Read what has changed. A driver that lives on this machine has its own folders newer than the
-        store; they are its to refresh."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
-            if _is_of_another_driver(folder):
-                return
-            seen = {} if anew else _seen(folder)
-            before = dict(seen)
-            prefix = f"{self.key(folder)}/"
-            names = {one.key.removeprefix(prefix): one.etag for one in listed}
-            for name, etag in names.items():
-                if not deep and name.rpartition("/")[2] not in _SHORT_FILES:
-                    continue
-                if seen.get(name) != etag or not (folder / name).exists():
-                    self.refresh_file(folder / name)
-                    seen[name] = self._etags.get(prefix + name, "")
-                else:
-                    self._etags[prefix + name] = etag
-            for name in set(seen) - set(names):
-                (folder / name).unlink(missing_ok=True)
-                self._etags.pop(prefix + name, None)
-                del seen[name]
-            if seen != before or anew:
-                write_bytes(folder / SEEN_FILE, json_bytes(seen))
+        if folder is None:
+            self.copy.refresh_all()
+        else:
+            self.copy.refresh(folder, anew=anew)
 
     def refresh_file(self, path: Path) -> None:
-        key = self.key(path)
-        with self._writing[key]:
-            found = self.bucket.get(key)
-            if found is None:
-                path.unlink(missing_ok=True)
-                self._etags.pop(key, None)
-                return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, found[0])
-            self._etags[key] = found[1]
+        self.copy.refresh_file(path)
 
     def write(self, path: Path, content: Any) -> None:
-        data, key = json_bytes(content), self.key(path)
-        with self._writing[key]:
-            try:
-                self._etags[key] = self.bucket.put(key, data, etag=self._etags.get(key))
-            except ConditionFailed as error:
-                raise Conflict(str(error)) from error
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, data)
+        self.copy.write(path, content)
 
     @contextmanager
     def choosing(self, runs: Path) -> Iterator[None]:
-        from pipeline.lease import acquire
+        from pipeline.lease import LeaseHeld, acquire
 
-        with acquire(runs, "that chooses a run", wait_s=_CHOOSING_S):
-            known = [one for one in self._stage_and_run_folders() if one.parent == runs]
-            self._refresh_all(self.bucket.listed(f"{self.key(runs)}/"), known)
+        try:
+            lease = acquire(runs, "that chooses a run", wait_s=_CHOOSING_S)
+        except LeaseHeld as held:
+            raise UserError(str(held)) from held
+        with lease:
+            self.copy.refresh_all([f"{self.key(runs)}/"])
             yield
 
     @contextmanager
-    def attending(self, folder: Path) -> Iterator[None]:
+    def attending(self, folder: Path, logs: Path) -> Iterator[None]:
         stop = threading.Event()
-        thread = threading.Thread(target=self._attend, args=(folder, stop), name="storage", daemon=True)
+        thread = threading.Thread(target=self._attend, args=(folder, logs, stop), name="storage", daemon=True)
         thread.start()
         try:
             yield
@@ -178,13 +114,13 @@ class ObjectStorage(FolderStorage):
             stop.set()
             thread.join()
 
-    def _attend(self, folder: Path, stop: threading.Event) -> None:
+    def _attend(self, folder: Path, logs: Path, stop: threading.Event) -> None:
         """Bring logs and parts to the store until told to stop, and once more then."""
         self._faults.pop(folder, None)
         while True:
             is_last = stop.wait(_ROUND_S)
             try:
-                self.ship(folder)
+                self.ship(logs)
                 if folder in self._working:
                     self._working[folder].publish_new()
             except Unreachable as error:  # the stage goes on; when it ends, what is missing is tried again
@@ -200,12 +136,9 @@ class ObjectStorage(FolderStorage):
         if folder in self._faults:
             raise self._faults.pop(folder)
 
-    def ship(self, folder: Path) -> None:
-        """Bring the files to the store that only this driver writes and that have changed: logs, metrics."""
-        here = folder
-        if folder in self._working:
-            here = folder / "attempts" / str(self._working[folder].attempt)
-        for path in sorted(here.iterdir() if here.is_dir() else ()):
+    def ship(self, logs: Path) -> None:
+        """Bring the files of a folder to the store that only its driver writes and that have changed."""
+        for path in sorted(logs.iterdir() if logs.is_dir() else ()):
             if path.name in _NOT_SHIPPED or path.name.startswith(".") or not path.is_file():
                 continue
             facts = path.stat()
@@ -225,15 +158,13 @@ class ObjectStorage(FolderStorage):
 
     def settle(self, folder: Path) -> None:
         self.check(folder)
-        self.ship(folder)
         self._working[folder].settle()
 
     def commit(self, path: Path, content: Any) -> None:
         data = json_bytes(content)
         self._working[path.parent].commit(hashlib.sha256(data).hexdigest())
-        self._etags[self.key(path)] = self.bucket.put_anyway(self.key(path), data)
+        self.copy.etags[self.key(path)] = self.bucket.put_anyway(self.key(path), data)
         write_bytes(path, data)
-        self.ship(path.parent)
         del self._working[path.parent]
 
     def fetch(self, folder: Path, outputs: Mapping[str, Any], sha256s: Sha256s) -> Path | None:
@@ -272,7 +203,7 @@ class ObjectStorage(FolderStorage):
             self.bucket.copy(one, self.key(target) + one.removeprefix(key))
         self.bucket.delete(keys)
         for one in keys:
-            self._etags.pop(one, None)
+            self.copy.etags.pop(one, None)
 
     def size(self, path: Path) -> int:
         key = self.key(path)
@@ -319,23 +250,3 @@ def make_working_copy(folder: Path, address: str) -> None:
     if not marker.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(marker, json_bytes({"address": address}))
-
-
-def _is_of_another_driver(folder: Path) -> bool:
-    """Whether a process of this machine, not this one, holds the folder's lease and lives."""
-    from pipeline.lease import read_lease
-
-    try:
-        holder = read_lease(folder)
-    except UserError:
-        return False
-    lives = holder is not None and holder.is_here() and not holder.released and not holder.is_dead()
-    return lives and holder.pid != os.getpid()
-
-
-def _seen(folder: Path) -> dict[str, str]:
-    """What was read from the store; what cannot be read is read again."""
-    try:
-        return json.loads((folder / SEEN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

@@ -111,7 +111,7 @@ def verify(recipe: Recipe, site: Site, graph: Graph, stream: TextIO) -> None:
 
     if recipe.storage.exists():
         raise UserError(f"--fresh-storage={recipe.storage} exists; name a folder that does not")
-    again = site.model_copy(update={"storage": recipe.storage, "remote": None, "work": None})
+    again = type(site).model_validate({**site.as_given(), "storage": str(recipe.storage), "work": None})
     with Display(stream) as display:
         result = run_pipeline(RunRequest(recipe.config, again, until=recipe.until), graph, display)
     if result.state != "done":

@@ -73,7 +73,7 @@ def _with_run(
             return _finished(now, request.site, opened, display)
         driver = Driver(request, opened, runs, now, lease, signals, display)
         folder = runs.run_folder(run.run)
-        with runs.storage.attending(folder), logging_to(folder / "driver.log"):
+        with runs.storage.attending(folder, folder), logging_to(folder / "driver.log"):
             return driver.work()
 
 

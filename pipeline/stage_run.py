@@ -63,6 +63,7 @@ class StageRuns:
         """Bring one stage to done. Raises what its code raises; the states in run.json are the caller's to
         close."""
         folder = task.folder(self.site.storage)
+        folder.storage.refresh(folder.path)  # its metrics, too, which tracking may still lack
         if not self._must_force(task) and self._reused(task, folder):
             return
         lease = acquire(
@@ -121,13 +122,17 @@ class StageRuns:
                 continue
             folder = StageFolder(self.site.storage, name, self.run.stages[name].fingerprint)
             record = folder.record()
-            path = folder.fetch(record, self.cache.sha256s) if record is not None else None
-            if path is not None:
-                raise UserError(
-                    f"{folder.storage.place(path)} is not what stage {name} wrote, though its size is; "
-                    f"--force {name} sets it aside and runs the stage again"
-                )
+            if record is not None:
+                self._fetch(folder, record)
             self._whole.add(name)
+
+    def _fetch(self, folder: StageFolder, record: Record) -> None:
+        path = folder.fetch(record, self.cache.sha256s)
+        if path is not None:
+            raise UserError(
+                f"{folder.storage.place(path)} is not what stage {folder.stage} wrote, though its size is; "
+                f"--force {folder.stage} sets it aside and runs the stage again"
+            )
 
     def _set_aside(self, task: StageTask, folder: StageFolder, lease: Lease, reason: str) -> None:
         aside = folder.set_aside(lease)
@@ -158,7 +163,11 @@ class StageRuns:
         entry.reused, entry.reused_from, entry.mlflow_run_id = False, None, self._mlflow_run_id(task.name)
         self.runs.save(self.run, self.lease)
         since = time.monotonic()
-        with logging_to(parts.attempt_folder / "driver.log", of_stage=True):
+        logs = parts.attempt_folder
+        with (
+            folder.storage.attending(folder.path, logs),
+            logging_to(logs / "driver.log", of_stage=True),
+        ):
             why = f" ({found.reason})" if found.reason else ""
             self.display.stage_started(task.name, f"{task.name}: starts, attempt {lease.attempt}{why}")
             _keep_patch(parts)
@@ -197,7 +206,7 @@ class StageRuns:
             display=self.display,
         )
         try:
-            with NodeSampler(parts.attempt_folder), self.runs.storage.attending(parts.folder):
+            with NodeSampler(parts.attempt_folder):
                 counts = task.spec.run(task.config, context)
         except Exception:
             context.check()  # the failure may be what a stop or a lost lease looks like from inside
@@ -228,8 +237,9 @@ class StageRuns:
         if record is None or folder.damage(record) or folder.fetch(record, self.cache.sha256s):
             raise UserError(
                 f"inputs.repaired={files[-1]} mends shards ({mended.fingerprint[:12]}) that are not whole in "
-                f"{self.site.storage}; give `vico data retry CONFIG`, which makes them first"
+                f"{self.site.storage_address}; give `vico data retry CONFIG`, which makes them first"
             )
+        self._fetch(folder, record)
         return Repairs(files[-1], folder.output, mended.fingerprint)
 
     def _record(

@@ -53,8 +53,9 @@ class FolderStorage:
         """The critical section, between all machines, in which runs are found, made and removed."""
         return locked(runs)
 
-    def attending(self, folder: Path) -> AbstractContextManager[None]:
-        """While it is open, logs and finished parts of the folder that this process works in reach others."""
+    def attending(self, folder: Path, logs: Path) -> AbstractContextManager[None]:
+        """While it is open, finished parts of the folder that this process works in, and its logs, reach
+        others."""
         return nullcontext()
 
     def check(self, folder: Path) -> None:

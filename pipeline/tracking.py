@@ -239,7 +239,10 @@ class MlflowRuns:
             if found is not None:
                 return found.experiment_id
             if artifacts is None and uri.startswith("sqlite:"):
-                artifacts = (self.site.storage.resolve() / "mlartifacts").as_uri()
+                # What lies in the working copy of an object store is not there on another machine.
+                beside = Path(uri.removeprefix("sqlite:///")).parent
+                folder = beside if self.site.remote else self.site.storage
+                artifacts = (folder.resolve() / "mlartifacts").as_uri()
             plain = re.sub(r"[^\w.-]", "_", name)
             place = f"{artifacts.rstrip('/')}/{plain}" if artifacts else None
             return self.client.create_experiment(name, artifact_location=place)

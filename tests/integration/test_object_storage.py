@@ -6,13 +6,21 @@ import resource
 import shutil
 import signal
 
+import pyarrow.parquet
 import pytest
 import yaml
 
+from pipeline import object_storage, objects
+from pipeline.object_storage import make_working_copy
+from pipeline.storage import Conflict, storage_of
+from stages.context import LeaseLost
+from stages.parts import Parts
 from tests import s3_server
+from tests.integration.demo_pipeline import STAGES as STAGES_OF_VICO
 from tests.integration.demo_pipeline import finished, vico
 from tests.integration.object_project import BUCKET, ObjectProject
 from tests.integration.tiny_pipeline.project import TinyProject, wait_for
+from vico.errors import UserError
 
 STAGES = ("draw", "square", "total")
 PLACES = ("before", "middle", "unrecorded", "recorded")
@@ -56,7 +64,9 @@ def killed(project, place, stage):
     project.vico("run", code=-signal.SIGKILL, **how)
 
 
-@pytest.mark.parametrize("stage", ["square", *(pytest.param(s, marks=pytest.mark.slow) for s in STAGES)])
+@pytest.mark.parametrize(
+    "stage", ["square", *(pytest.param(s, marks=pytest.mark.slow) for s in ("draw", "total"))]
+)
 def test_kills_at_every_place_and_another_machine_goes_on(machine, undisturbed, stage):
     """One run, killed at each place in turn, each time gone on with by the other of two machines."""
     machines = [machine("a"), machine("b")]
@@ -151,6 +161,88 @@ def test_a_driver_that_another_machine_took_over_publishes_nothing_more(machine,
     assert second.status()["state"] == "done"
     assert second.stored_outputs() == undisturbed
     assert json.loads(second.vico("audit", "latest", "--json"))["problems"] == []
+
+
+@pytest.fixture
+def two_copies(server, tmp_path, monkeypatch):
+    """A stage's folder as two machines have it, each with the storage it belongs to."""
+    for name, value in s3_server.environment(server, 20).items():
+        monkeypatch.setenv(name, value)
+    found = []
+    for name in "ab":
+        make_working_copy(tmp_path / name, f"s3://{BUCKET}/{tmp_path.name}")
+        folder = tmp_path / name / "square" / ("f" * 64)
+        folder.mkdir(parents=True)
+        found.append((storage_of(folder), folder))
+    return found
+
+
+def publish(folder, attempt, name, text):
+    parts = Parts(folder, attempt)
+    parts.partial(name).write_text(text)
+    parts.publish(name)
+
+
+def test_an_attempt_that_was_taken_over_can_commit_neither_a_part_nor_a_record(two_copies):
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    ours.begin(our_folder, 1)
+    publish(our_folder, 1, "a.txt", "first")
+    ours.settle(our_folder)
+    theirs.refresh(their_folder)
+    theirs.begin(their_folder, 2)
+    assert (their_folder / "output" / "a.txt").read_text() == "first", "its part was finished"
+    with pytest.raises(LeaseLost):
+        ours.commit(our_folder / "record.json", {"ours": 1})
+    publish(our_folder, 1, "b.txt", "late")
+    with pytest.raises(LeaseLost):
+        ours.settle(our_folder)
+    theirs.settle(their_folder)
+    theirs.commit(their_folder / "record.json", {"theirs": 2})
+    assert theirs.sizes(their_folder) == {"a.txt": 5}
+    ours.refresh(our_folder)
+    assert ours.is_believed(our_folder)
+    assert json.loads((our_folder / "record.json").read_text()) == {"theirs": 2}
+    ours.bucket.put_anyway(ours.key(our_folder / "record.json"), b"{}")  # as if it had been on its way
+    ours.refresh(our_folder)
+    assert not ours.is_believed(our_folder)
+
+
+def test_a_file_that_another_machine_wrote_is_not_written_over(two_copies):
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    ours.write(our_folder / "run.json", {"number": 1})
+    with pytest.raises(Conflict):
+        theirs.write(their_folder / "run.json", {"number": 2})
+    theirs.refresh(their_folder)
+    theirs.write(their_folder / "run.json", {"number": 2})
+    with pytest.raises(Conflict):
+        ours.write(our_folder / "run.json", {"number": 3})
+
+
+def test_a_command_that_hangs_while_it_chooses_its_run_is_named(two_copies, monkeypatch):
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    monkeypatch.setattr(object_storage, "_CHOOSING_S", 0.5)
+    runs = their_folder.parents[1] / "runs"
+    held = pytest.raises(UserError, match=r"/runs is held by run that chooses a run on host")
+    with theirs.choosing(runs), held, ours.choosing(our_folder.parents[1] / "runs"):
+        pytest.fail("two machines chose at once")
+    with ours.choosing(our_folder.parents[1] / "runs"):
+        pass
+
+
+def test_a_large_file_goes_in_parts_and_a_small_disk_is_refused(two_copies, monkeypatch):
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    monkeypatch.setattr(objects, "PART_BYTES", 5 << 20)  # the least that S3 takes
+    ours.begin(our_folder, 1)
+    publish(our_folder, 1, "large.bin", "0123456789" * 1_200_000)
+    ours.settle(our_folder)
+    theirs.refresh(their_folder)
+    usage = shutil.disk_usage("/")
+    with monkeypatch.context() as small:
+        small.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(UserError, match=r"work=.* has 0\.0 GB free, square needs 0\.0 GB of s3://"):
+            theirs.begin(their_folder, 2)
+    theirs.begin(their_folder, 2)
+    assert (their_folder / "output" / "large.bin").stat().st_size == 12_000_000
 
 
 def test_failing_requests_and_cut_bodies_are_tried_again(machine, server, undisturbed):
@@ -303,6 +395,25 @@ def _children_cpu_s():
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.slow  # MLflow is imported four times
+def test_tracking_goes_on_from_another_machine_and_every_step_is_there_once(machine, tmp_path):
+    first, second = machine("a"), machine("b")
+    for project in (first, second):
+        site = (
+            (project.folder / "site.yaml")
+            .read_text()
+            .replace("enabled: false", f"uri: 'sqlite:///{tmp_path}/m.db'")
+        )
+        (project.folder / "site.yaml").write_text(site)
+    first.vico("run", code=-signal.SIGKILL, TINY_KILL="square:2")
+    second.vico("run")
+    for project in (first, second):
+        answer = json.loads(project.vico("audit", "latest", "--json"))
+        assert answer["problems"] == []
+        assert answer["checked"]["mlflow_runs"] == 4 and answer["checked"]["mlflow_metrics"] >= 9
+    assert (tmp_path / "mlartifacts").is_dir()
+
+
 def test_secrets_stay_in_the_environment(machine):
     project = machine(AWS_SECRET_ACCESS_KEY="planted-secret", AWS_ACCESS_KEY_ID="planted-key")
     project.vico("run")
@@ -323,6 +434,31 @@ def test_a_real_stage_gives_the_bytes_that_it_gives_on_a_disk(pipeline, outputs,
         project.forget()
     run_real(project, "label")
     assert made_by("label", project) == contents(outputs["label"])
+
+
+def test_export_samples_and_a_recipe_come_from_the_store(pipeline, outputs, machine):
+    """All stages are taken over from elsewhere; then nothing of them is on this machine."""
+    project = machine()
+    write_real(project, pipeline, outputs, STAGES_OF_VICO)
+    run_real(project, "export")
+    project.forget()
+    real(project, "export", "latest", "model", "--layout", "hf")
+    exported, stored = project.folder / "model", outputs["export"] / "model"
+    assert (exported / "model.safetensors").read_bytes() == (stored / "model.safetensors").read_bytes()
+    index = pyarrow.parquet.read_table(outputs["label"] / "labels.parquet", columns=["key"])
+    found = json.loads(real(project, "audit", "latest", "--sample", str(index["key"][0]), "--json"))
+    assert found["labels"], "the row of the table"
+    recipe = json.loads(real(project, "reproduce", "latest", "--out", "again.yaml", "--json"))
+    assert recipe["command"].startswith("vico run ")
+
+
+def real(project, *arguments):
+    options = {"cwd": project.folder, "extra_environment": project.environment}
+    code, output, errors = finished(
+        vico(*arguments, "--site", "site.yaml", "--storage", project.address, **options)
+    )
+    assert code == 0, errors[-2000:]
+    return output
 
 
 @pytest.mark.slow  # starts Ray twice

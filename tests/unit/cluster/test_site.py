@@ -94,3 +94,35 @@ def test_wrong_site_gives_one_line_with_field_and_remedy(site_file, text, messag
 def test_a_joined_cluster_may_be_larger_than_this_machine(site_file):
     assert site_file("ray: {address: auto}\nresources: {workers: 64}").resources.workers == 64
     assert site_file("jobs: {address: 'http://host'}\nresources: {workers: 64}").resources.workers == 64
+
+
+def test_an_object_store_has_a_working_copy_and_goes_along_as_it_was_given(tmp_path):
+    path = tmp_path / "site.yaml"
+    path.write_text(
+        f"storage: s3://bucket/prefix/\nwork: {tmp_path}/work\ntracking: {{uri: 'http://mlflow:5000'}}\n"
+    )
+    site = load_site(str(path))
+    assert site.remote == site.storage_address == "s3://bucket/prefix"
+    assert site.storage.parent == tmp_path / "work"
+    given = site.as_given()
+    assert given["storage"] == "s3://bucket/prefix" and "remote" not in given
+    assert Site.model_validate(given) == site
+    other = load_site(str(path), storage="s3://bucket/other")
+    assert other.storage.parent == site.storage.parent and other.storage != site.storage
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("storage: gs://bucket/prefix", "is no folder and no s3://bucket/prefix"),
+        ("storage: s3:///prefix", "is no folder and no s3://bucket/prefix"),
+        ("storage: runs\nwork: /scratch", "work=/scratch has no effect while storage is a folder"),
+        ("storage: s3://bucket/prefix", "tracking.uri is not set, and a database cannot lie in"),
+    ],
+)
+def test_a_storage_that_cannot_work_is_one_line(tmp_path, text, message):
+    path = tmp_path / "site.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_site(str(path))
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -4,7 +4,7 @@ import pickle
 import pytest
 
 from stages.context import LeaseLost
-from stages.parts import Parts
+from stages.parts import JOURNAL_FILE, Parts
 
 
 def write_lease(parts, attempt, released=False):
@@ -70,3 +70,36 @@ def test_the_holder_publishes_also_from_another_process(parts):
     copy.partial("x").write_text("mine")
     copy.publish("x")
     assert parts.done("x")
+
+
+def test_the_journal_tells_in_order_what_was_published_renamed_and_dropped(tmp_path):
+    parts = Parts(tmp_path, 1)
+    for name in ("waiting/0.tar", "waiting/1.tar", "table.json"):
+        parts.partial(name).write_text(name)
+        parts.publish(name)
+    assert parts.rename("waiting/0.tar", "0.tar").read_text() == "waiting/0.tar"
+    parts.remove("waiting")
+    parts.remove("never there")
+    assert not (parts.output / "waiting").exists()
+    lines = (parts.attempt_folder / JOURNAL_FILE).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"published": "waiting/0.tar"},
+        {"published": "waiting/1.tar"},
+        {"published": "table.json"},
+        {"published": "0.tar"},
+        {"removed": "waiting/0.tar"},
+        {"removed": "waiting"},
+    ]
+    with pytest.raises(FileExistsError, match=r"0\.tar is published already"):
+        parts.rename("table.json", "0.tar")
+
+
+def test_an_attempt_that_was_taken_over_drops_and_renames_nothing(tmp_path):
+    parts = Parts(tmp_path, 1)
+    parts.partial("a.txt").write_text("a")
+    parts.publish("a.txt")
+    write_lease(parts, attempt=2)
+    for act in (lambda: parts.remove("a.txt"), lambda: parts.rename("a.txt", "b.txt")):
+        with pytest.raises(LeaseLost):
+            act()
+    assert (parts.output / "a.txt").read_text() == "a"
