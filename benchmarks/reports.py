@@ -9,10 +9,12 @@ from typing import Any
 MACHINE_NOTE = "wall seconds; repetitions of all ways are interleaved, so a busy machine slows each alike"
 
 
-def interleaved(ways: dict[str, Callable[[], int]], repetitions: int) -> list[dict[str, Any]]:
-    """A row for each way: samples a second of every repetition, their median and spread.
+def interleaved(
+    ways: dict[str, Callable[[], int]], repetitions: int, unit: str = "samples"
+) -> list[dict[str, Any]]:
+    """A row for each way: units a second of every repetition, their median and spread.
 
-    A way does its work and returns its number of samples. The order turns by one each time.
+    A way does its work and returns how many units that was. The order turns by one each time.
     """
     rates: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
@@ -20,17 +22,17 @@ def interleaved(ways: dict[str, Callable[[], int]], repetitions: int) -> list[di
         turned = names[repetition % len(names) :] + names[: repetition % len(names)]
         for name in turned:
             started = time.perf_counter()
-            num_samples = ways[name]()
-            rates[name].append(num_samples / (time.perf_counter() - started))
-            print(f"{repetition + 1}/{repetitions} {name}: {rates[name][-1]:.0f} samples/s", flush=True)
-    return [row(name, found) for name, found in rates.items()]
+            number = ways[name]()
+            rates[name].append(number / (time.perf_counter() - started))
+            print(f"{repetition + 1}/{repetitions} {name}: {rates[name][-1]:.0f} {unit}/s", flush=True)
+    return [row(name, found, unit) for name, found in rates.items()]
 
 
-def row(name: str, rates: list[float]) -> dict[str, Any]:
+def row(name: str, rates: list[float], unit: str = "samples") -> dict[str, Any]:
     middle = statistics.median(rates)
     return {
         "way": name,
-        "samples_per_s": round(middle, 1),
+        f"{unit}_per_s": round(middle, 1),
         "spread": round((max(rates) - min(rates)) / middle, 3),
         "repetitions": [round(rate, 1) for rate in rates],
     }
@@ -46,8 +48,9 @@ def ratio(rows: list[dict[str, Any]], ours: str, other: str) -> float:
 def report(name: str, rows: list[dict[str, Any]], ratios: dict[str, float], as_json: bool) -> None:
     """A line for each row and ratio; with `as_json` the whole as one JSON object in the last line."""
     print(MACHINE_NOTE)
-    for one in (one for one in rows if "samples_per_s" in one):
-        print(f"{one['way']}: {one['samples_per_s']} samples/s, spread {one['spread']:.0%}")
+    for one in (one for one in rows if "spread" in one):
+        rate, unit = next((value, key) for key, value in one.items() if key.endswith("_per_s"))
+        print(f"{one['way']}: {rate} {unit.removesuffix('_per_s')}/s, spread {one['spread']:.0%}")
     for key, value in ratios.items():
         print(f"{key}: {value}")
     if as_json:

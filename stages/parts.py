@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,39 +58,46 @@ class Parts:
         target.parent.mkdir(parents=True, exist_ok=True)
         return target.parent / f".{target.name}.partial-{self.attempt}"
 
-    def publish(self, name: str, *, replace: bool = False) -> Path:
-        """Sync the partial file or folder and rename it to its final name; returns that path.
+    def publish(self, name: str, *more: str, replace: bool = False) -> Path:
+        """Sync the partial file or folder and rename it to its final name; returns that path. With `more`
+        names these follow in order, and their folder is synced once.
 
         Raises LeaseLost when another attempt owns the stage, FileExistsError when the part is there already.
         `replace` is for files that are drawn again from the parts on every attempt (figures, tables), never
         for parts.
         """
-        partial, target = self.partial(name), self.output / name
-        sync_tree(partial)
+        names = (name, *more)
+        for one in names:
+            sync_tree(self.partial(one))
         with locked(self.folder):
             self.check_lease()
-            if target.exists() and not replace:
-                raise FileExistsError(
-                    f"{target} is published already; ask done({name!r}) before writing it again"
-                )
-            os.replace(partial, target)
-            self._note(published=name)
-        sync_folder(target.parent)
-        return target
+            for one in names:
+                if (self.output / one).exists() and not replace:
+                    raise FileExistsError(
+                        f"{self.output / one} is published already; ask done({one!r}) before writing it again"
+                    )
+                os.replace(self.partial(one), self.output / one)
+                self._note(published=one)
+        self._sync_folders(names)
+        return self.output / name
 
-    def rename(self, name: str, new_name: str) -> Path:
-        """Give a published part another name that is free; raises as `publish` does."""
-        target = self.output / new_name
-        target.parent.mkdir(parents=True, exist_ok=True)
+    def rename(self, new_names: Mapping[str, str]) -> None:
+        """Give published parts other names that are free, in order; raises as `publish` does."""
         with locked(self.folder):
             self.check_lease()
-            if target.exists():
-                raise FileExistsError(f"{target} is published already")
-            os.replace(self.output / name, target)
-            self._note(published=new_name)
-            self._note(removed=name)
-        sync_folder(target.parent)
-        return target
+            for name, new_name in new_names.items():
+                target = self.output / new_name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    raise FileExistsError(f"{target} is published already")
+                os.replace(self.output / name, target)
+                self._note(published=new_name)
+                self._note(removed=name)
+        self._sync_folders(new_names.values())
+
+    def _sync_folders(self, names: Iterable[str]) -> None:
+        for folder in dict.fromkeys((self.output / name).parent for name in names):
+            sync_folder(folder)
 
     def remove(self, name: str) -> None:
         """Drop a part, or a folder of parts, that nobody needs any more; quietly if it is not there."""

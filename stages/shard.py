@@ -156,7 +156,7 @@ def settle_shards(config: ShardConfig, context: Context, blocks: list[Block]) ->
 
     parts = context.parts
     leaked = leaked_lines(lambda: checked_contents(parts.output, len(blocks)))
-    again = []
+    again, moved = [], {}
     for block in blocks:
         context.check()
         if parts.done(shard_name(block.number)):
@@ -165,7 +165,8 @@ def settle_shards(config: ShardConfig, context: Context, blocks: list[Block]) ->
             again.append(block)
             continue
         parts.remove(kept_sidecar_name(block.number))
-        parts.rename(waiting_tar(block.number), shard_name(block.number))
+        moved[waiting_tar(block.number)] = shard_name(block.number)
+    parts.rename(moved)
     if again:
         logger.warning(
             "%d samples have a picture on another side of the split; they go to quarantine",
@@ -230,8 +231,7 @@ def write_part(task: ShardTask) -> None:
         tokens = prompt_format(str(task.tokenizer))
         content = write_shard(parts.partial(tar), task.block, task.settings, tokens, task.leaked or ())
         write_sidecar(parts.partial(sidecar), content)
-        parts.publish(sidecar)
-        parts.publish(tar)
+        parts.publish(sidecar, tar)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
