@@ -172,15 +172,15 @@ def row(case: str, num_tokens: int, options: argparse.Namespace) -> dict:
 
 
 def rounds(options: argparse.Namespace) -> list[tuple[str, int]]:
-    """(case, answer tokens) in the order they run: ours and dense in turns, `repeats` times where that is
-    short; what is slowest last."""
-    cases = options.cases.split(",")
+    """(case, answer tokens) in the order they run: first ours and dense in turns, `repeats` times where that
+    is short, then the others once."""
+    cases, sizes = options.cases.split(","), [int(tokens) for tokens in options.tokens.split(",")]
+    pair = [case for case in cases if case in ("ours", "dense")]
     found = []
-    for num_tokens in (int(tokens) for tokens in options.tokens.split(",")):
+    for num_tokens in sizes:
         for repeat in range(options.repeats if num_tokens <= 4096 else 1):
-            turned = cases if repeat % 2 == 0 else cases[::-1]
-            found += [(case, num_tokens) for case in turned if not repeat or case in ("ours", "dense")]
-    return found
+            found += [(case, num_tokens) for case in (pair if repeat % 2 == 0 else pair[::-1])]
+    return found + [(case, num_tokens) for num_tokens in sizes for case in cases if case not in pair]
 
 
 def ratios(rows: list[dict]) -> dict[str, float | None]:
