@@ -8,6 +8,7 @@ import platform
 import socket
 import subprocess
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def git_patch() -> str | None:
         return None
     found = _git("diff", "--binary", "HEAD")
     return None if found is None else found + "\n"
+
+
+def git_facts() -> dict[str, Any]:
+    """`git_state`; where files differ from the commit, with the digest of how."""
+    patch = git_patch()
+    return git_state() if patch is None else {**git_state(), "patch": sha256(patch.encode()).hexdigest()}
 
 
 def has_commit(commit: str) -> bool | None:

@@ -5,6 +5,7 @@ is replaced only where nobody else has replaced it, and each attempt begins by d
 was taken over brings there afterwards is named nowhere.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -99,11 +100,10 @@ class StoredParts:
         for leftover in list(partials(self.output)):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         stored = read_parts(self.folder)
-        for name, files in list(stored.parts.items()):
-            bad = self.fetch(files, self._sha256s)
-            if bad is not None:
-                logger.warning("%s is damaged or gone; its part is made again", self.storage.place(bad))
-                stored.parts = stored.without(name)
+        while (bad := self.fetch(stored.files, self._sha256s)) is not None:
+            logger.warning("%s is damaged or gone; its part is made again", self.storage.place(bad))
+            name = bad.relative_to(self.output).as_posix()
+            stored.parts = {part: files for part, files in stored.parts.items() if name not in files}
         for name in set(published(self.output)) - set(stored.files):
             (self.output / name).unlink()  # of an attempt that did not bring it to the store
         _remove_empty_folders(self.output)
@@ -126,13 +126,12 @@ class StoredParts:
         with journal.open("rb") as file:
             file.seek(self._read_bytes)
             lines = [line for line in file if line.endswith(b"\n")]
-        for line in lines:
-            entry = json.loads(line)
-            if "published" in entry:
-                self._publish(entry["published"])
-            else:
-                self._drop(entry["removed"])
-            self._read_bytes += len(line)
+        entries = [(*json.loads(line).items(), len(line)) for line in lines]
+        for kind, group in itertools.groupby(entries, key=lambda entry: entry[0][0]):
+            one = list(group)  # published or removed one after another: one change of parts.json
+            names = [name for (_, name), _ in one]
+            self._publish(names) if kind == "published" else self._drop(names)
+            self._read_bytes += sum(num_bytes for _, num_bytes in one)
 
     def settle(self) -> None:
         """Make the store name every file of the output, and nothing else; nothing is published after that."""
@@ -155,9 +154,8 @@ class StoredParts:
         held = {name for files in kept.values() for name in files}
         more = {name: {name: file} for name, file in now.items() if name not in held}
         self._upload({name: file for files in more.values() for name, file in files.items()})
-        gone = {name: file for name, file in stored.files.items() if now.get(name) != file}
         self._replace({**kept, **more})
-        self._delete(gone)
+        self._delete_unnamed(stored)
 
     def commit(self, record_sha256: str) -> None:
         """Say which record.json is believed. Raises LeaseLost when another attempt has begun."""
@@ -174,34 +172,44 @@ class StoredParts:
         self.storage.write(aside / PARTS_FILE, stored.content())
         self._replace(kept)
 
-    def _publish(self, name: str) -> None:
-        path = self.output / name
-        names = [name] if path.is_file() else [f"{name}/{inner}" for inner in sorted(published(path))]
-        try:
-            sha256s = self._sha256s([self.output / one for one in names])
-            files = {
-                one: StoredFile(bytes=(self.output / one).stat().st_size, sha256=sha256)
-                for one, sha256 in zip(names, sha256s, strict=True)
-            }
-            there = read_parts(self.folder).files
-            known = {self.key(one, file.sha256) for one, file in there.items()}  # under an earlier name
-            self._upload(
-                {one: file for one, file in files.items() if self.key(one, file.sha256) not in known}
-            )
-        except FileNotFoundError:
-            return  # the stage has dropped it since; the journal says so further on
-        if files:
-            stored = read_parts(self.folder)
-            self.storage.ship(self._logs)  # no part without the metrics of the steps in it
-            self._replace({**stored.parts, name: files})
-
-    def _drop(self, name: str) -> None:
+    def _publish(self, names: list[str]) -> None:
         stored = read_parts(self.folder)
-        kept = stored.without(name)
-        if kept != stored.parts:
-            left = PartsFile(parts=kept).files
-            self._replace(kept)
-            self._delete({name: file for name, file in stored.files.items() if name not in left})
+        known = {self.key(name, file.sha256) for name, file in stored.files.items()}  # under an earlier name
+        new = {}
+        for name in names:
+            files = self._files_of(name)
+            try:
+                more = {one: file for one, file in files.items() if self.key(one, file.sha256) not in known}
+                self._upload(more)
+            except FileNotFoundError:
+                continue  # the stage has dropped it since; the journal says so further on
+            new |= {name: files} if files else {}
+        if new:
+            self.storage.ship(self._logs)  # no part without the metrics of the steps in it
+            self._replace({**stored.parts, **new})
+            self._delete_unnamed(stored)
+
+    def _files_of(self, part: str) -> dict[str, StoredFile]:
+        """The files of a published part; none of one that the stage has dropped since."""
+        path = self.output / part
+        names = [part] if path.is_file() else [f"{part}/{inner}" for inner in sorted(published(path))]
+        try:
+            sha256s = self._sha256s([self.output / name for name in names])
+            return {
+                name: StoredFile(bytes=(self.output / name).stat().st_size, sha256=sha256)
+                for name, sha256 in zip(names, sha256s, strict=True)
+            }
+        except FileNotFoundError:
+            return {}
+
+    def _drop(self, names: list[str]) -> None:
+        stored = read_parts(self.folder)
+        kept = PartsFile(parts=stored.parts)
+        for name in names:
+            kept.parts = kept.without(name)
+        if kept.parts != stored.parts:
+            self._replace(kept.parts)
+            self._delete_unnamed(stored)
 
     def _replace(self, parts: Mapping[str, Mapping[str, StoredFile]], record: str | None = None) -> None:
         new = PartsFile(
@@ -223,11 +231,11 @@ class StoredParts:
                 )
             )
 
-    def _delete(self, gone: Mapping[str, StoredFile]) -> None:
-        """Delete the bytes that no list of this stage names, those of superseded results included."""
+    def _delete_unnamed(self, before: PartsFile) -> None:
+        """Delete the bytes of an earlier list that none names now, those of superseded results included."""
         lists = [self.folder, *self.folder.glob("superseded/*")]
         named = {self.key(name, file.sha256) for one in lists for name, file in read_parts(one).files.items()}
-        keys = {self.key(name, file.sha256) for name, file in gone.items()}
+        keys = {self.key(name, file.sha256) for name, file in before.files.items()}
         self.storage.bucket.delete(sorted(keys - named))
 
     def _download(self, name: str, file: StoredFile) -> bool:

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,19 @@ from cluster.node_metrics import NodeSampler
 from cluster.site import Site
 from data_prep.records import RecordsConfig
 from pipeline.attempt import StageContext, logging_to
+<<<<<<< HEAD
 from pipeline.digests import DigestCache, repaired_fingerprint
 from pipeline.facts import PATCH_FILE, git_patch, git_state, package_versions, site_facts
 from pipeline.lease import Lease, acquire
 from pipeline.planning import Pipeline, StageTask, Standing, code_changes, task_standing
+=======
+from pipeline.digests import DigestCache
+from pipeline.facts import PATCH_FILE, git_facts, git_patch, package_versions, site_facts
+from pipeline.lease import Lease, acquire
+from pipeline.planning import Pipeline, StageTask, Standing, mended_task, task_standing
+>>>>>>> fc362cf061f04f499ca37ccb0bad2619dd37a06b
 from pipeline.progress import Display, duration
+from pipeline.reasons import code_changes
 from pipeline.runs import RunFile, Runs, StageEntry
 from pipeline.signals import StopSignals
 from pipeline.sources import source_digests, sources_digest
@@ -258,7 +265,7 @@ class StageRuns:
             identity=task.identity,
             attempt=attempt,
             run=self.run.run,
-            git=_git_facts(),
+            git=git_facts(),
             source_digest=sources_digest(sources),
             sources=sources,
             packages=package_versions(),
@@ -279,12 +286,6 @@ def _keep_patch(parts: Parts) -> None:
     patch = git_patch()
     if patch is not None:
         (parts.attempt_folder / PATCH_FILE).write_text(patch, encoding="utf-8")
-
-
-def _git_facts() -> dict[str, Any]:
-    """Commit and whether files differed from it; if so, the digest of how."""
-    patch = git_patch()
-    return git_state() if patch is None else {**git_state(), "patch": sha256(patch.encode()).hexdigest()}
 
 
 def _adopted(task: StageTask) -> dict[str, Path]:

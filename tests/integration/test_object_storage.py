@@ -207,6 +207,34 @@ def test_an_attempt_that_was_taken_over_can_commit_neither_a_part_nor_a_record(t
     assert not ours.is_believed(our_folder)
 
 
+def test_the_last_checkpoint_is_always_in_the_store_and_dropped_ones_leave_it(two_copies):
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    ours.begin(our_folder, 1)
+    parts, logs = Parts(our_folder, 1), our_folder / "attempts" / "1"
+    logs.mkdir(parents=True)
+    seen = []
+    for step in (3, 6, 9):
+        folder = parts.partial(f"checkpoints/step-{step}")
+        (folder / "state").mkdir(parents=True)
+        for rank in range(2):
+            (folder / "state" / f"rank-{rank}").write_text(f"step {step}, rank {rank}")
+        (logs / "metrics.jsonl").write_text(f"{step}")
+        parts.publish(f"checkpoints/step-{step}")
+        if step == 9:
+            parts.remove("checkpoints/step-3")
+            parts.remove("checkpoints/step-6")
+        with ours.attending(our_folder, logs):
+            pass
+        theirs.refresh(their_folder)
+        seen.append(sorted(theirs.sizes(their_folder)))
+        assert (their_folder / "attempts/1/metrics.jsonl").read_text() == f"{step}"
+    assert [len(names) for names in seen] == [2, 4, 2]
+    assert seen[-1] == ["checkpoints/step-9/state/rank-0", "checkpoints/step-9/state/rank-1"]
+    assert len(ours.bucket.listed("parts/square/")) == 2
+    theirs.begin(their_folder, 2)
+    assert (their_folder / "output/checkpoints/step-9/state/rank-1").read_text() == "step 9, rank 1"
+
+
 def test_a_file_that_another_machine_wrote_is_not_written_over(two_copies):
     (ours, our_folder), (theirs, their_folder) = two_copies
     ours.write(our_folder / "run.json", {"number": 1})
