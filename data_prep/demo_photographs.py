@@ -1,7 +1,6 @@
 """Demo pictures to be looked at: photographs, plain and near-plain tiles; and photographs with a caption."""
 
 import random
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -57,14 +56,12 @@ def main_colour(picture: Image.Image) -> str | None:
     return str(names[order[0]]) if clear else None
 
 
-def photograph_picture(
-    rng: random.Random, group: int, change: Callable[[Image.Image], Image.Image] = lambda crop: crop
-) -> Content:
-    """A photograph that fills the picture; `change` may recolour it (the small model's training does)."""
+def photograph_picture(rng: random.Random, group: int) -> Content:
+    """A photograph that fills the picture."""
     canvas = Canvas(
         *rng.choices(((1, 1), (2, 1), (1, 2), (2, 2)), (40, 12, 12, 36))[0], rng.uniform(0.8, 1.4)
     )
-    crop = change(photograph_crop(rng, group, canvas.width / canvas.height))
+    crop = photograph_crop(rng, group, canvas.width / canvas.height)
     canvas.photograph(crop, 0, 0, canvas.width, canvas.height)
     questions = [
         look_question(rng, "photograph"),

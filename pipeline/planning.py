@@ -13,12 +13,8 @@ from data_prep.records import records_fingerprint
 from pipeline.config import Inputs, PipelineConfig
 from pipeline.digests import DigestCache, model_fingerprint, repaired_fingerprint, tokenizer_fingerprint
 from pipeline.graph import SOURCES, Graph, StageSpec
-<<<<<<< HEAD
 from pipeline.identity import stage_fingerprint, stage_identity
-=======
-from pipeline.identity import digest, stage_fingerprint, stage_identity
 from pipeline.reasons import changed_sources, changes, code_changes, shortened
->>>>>>> fc362cf061f04f499ca37ccb0bad2619dd37a06b
 from pipeline.runs import pipeline_digest
 from pipeline.store import NO_DAMAGE, Damage, Record, StageFolder
 from stages.adopted import AdoptedConfig, adopted_files, files_digest

@@ -11,17 +11,10 @@ from cluster.node_metrics import NodeSampler
 from cluster.site import Site
 from data_prep.records import RecordsConfig
 from pipeline.attempt import StageContext, logging_to
-<<<<<<< HEAD
 from pipeline.digests import DigestCache, repaired_fingerprint
-from pipeline.facts import PATCH_FILE, git_patch, git_state, package_versions, site_facts
-from pipeline.lease import Lease, acquire
-from pipeline.planning import Pipeline, StageTask, Standing, code_changes, task_standing
-=======
-from pipeline.digests import DigestCache
 from pipeline.facts import PATCH_FILE, git_facts, git_patch, package_versions, site_facts
 from pipeline.lease import Lease, acquire
-from pipeline.planning import Pipeline, StageTask, Standing, mended_task, task_standing
->>>>>>> fc362cf061f04f499ca37ccb0bad2619dd37a06b
+from pipeline.planning import Pipeline, StageTask, Standing, task_standing
 from pipeline.progress import Display, duration
 from pipeline.reasons import code_changes
 from pipeline.runs import RunFile, Runs, StageEntry

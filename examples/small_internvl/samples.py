@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from PIL import Image
 
 from data_prep import demo_sources as sources
 from data_prep.demo import KIND_SHARES, conversation, demo_content, group_name
 from data_prep.demo_canvas import BOLD, MONO, SANS, SERIF, Canvas, ink_on, text_width
 from data_prep.demo_content import Content, Question, sheet
-from data_prep.demo_photographs import photograph_picture
 from data_prep.demo_reading import line_questions, put_text
 from data_prep.demo_text import text_question
 from data_prep.split import TRAIN, Shares, side
@@ -37,8 +35,6 @@ _PRINTABLE = "".join(chr(code) for code in range(33, 127))
 _TRANSCRIPTIONS_A_PICTURE = 2
 # Pictures of several tiles cost five times as much and teach the same letters: so many of them are kept.
 _SEVERAL_TILES_KEPT = 0.3
-# Few photographs stand on the train side; recoloured ones teach the names of colours, not the photographs.
-_RECOLOURED = 0.7
 
 # Shares of kinds in the parts of the curriculum; `sheet` (a sheet full of letters) and `letters` (one random
 # string) are in training only. The first part trains the vision tower alone.
@@ -54,7 +50,7 @@ CURRICULUM: tuple[dict[str, float], ...] = (
         "caption": 0.10,
         "prose": 0.05,
         "code": 0.02,
-        "photograph": 0.12,
+        "photograph": 0.05,
         "plain": 0.04,
         "letters": 0.05,
         "sheet": 0.06,
@@ -121,20 +117,6 @@ def _letter_sheet(rng: random.Random, group: int) -> Content:
     return Content("sheet", canvas, line_questions(rng, lines)[:1])
 
 
-def _recoloured_photograph(rng: random.Random, group: int) -> Content:
-    """A photograph with its hues turned, its saturation and brightness scaled."""
-    turn, saturation, brightness = rng.randrange(256), rng.uniform(0.6, 1.8), rng.uniform(0.5, 1.4)
-
-    def change(crop: Image.Image) -> Image.Image:
-        hsv = np.asarray(crop.convert("RGB").convert("HSV")).astype(np.float32)
-        hue = (hsv[..., 0] + turn) % 256
-        rest = (np.clip(hsv[..., 1] * saturation, 0, 255), np.clip(hsv[..., 2] * brightness, 0, 255))
-        changed = np.stack([hue, *rest], axis=-1).astype(np.uint8)
-        return Image.fromarray(changed, "HSV").convert("RGB")
-
-    return photograph_picture(rng, group, change)
-
-
 def _training_questions(rng: random.Random, content: Content) -> list[Question]:
     """Up to four questions of a picture in random order, two of them transcriptions."""
     questions = list(content.questions)
@@ -179,8 +161,6 @@ def letter_map(canvas: Canvas, tiling: Tiling, patch_size: int) -> np.ndarray:
 def _training_content(rng: random.Random, kind: str, group: int) -> Content:
     """A picture of the kind, mostly one of a single tile."""
     own = {"letters": _letters_picture, "sheet": _letter_sheet}.get(kind)
-    if kind == "photograph" and rng.random() < _RECOLOURED:
-        own = _recoloured_photograph
     while True:
         content = own(rng, group) if own else demo_content(rng, kind, group)
         if content.canvas.columns * content.canvas.rows == 1 or rng.random() < _SEVERAL_TILES_KEPT:
