@@ -5,9 +5,10 @@
 import torch
 from torch import nn
 
-# Rows of a chunk whose float32 copies stand at once. On a CPU few, so that they stay in the cache and the
-# allocator gives the same pages again; on CUDA the whole chunk, where more launches would cost more.
-_CPU_BLOCK_ROWS = 16
+# Rows of a chunk whose float32 copies stand at once, for each thread. On a CPU few, so that they stay in the
+# cache and the allocator gives the same pages again, but not so few that threads wait for each other at every
+# turn; on CUDA the whole chunk, where more launches would cost more.
+_CPU_BLOCK_ROWS = 32
 # Rows of the head whose product is added in one go where the sum is kept in another dtype than the product.
 _HEAD_SLICE = 16384
 
@@ -18,9 +19,9 @@ class ChunkedKL(torch.autograd.Function):
     The weight of every token is known before the forward (`weights_A`), so d loss / d logits = w
     (softmax(policy) - softmax(reference)) can be folded into the gradients of hidden states and head while
     a chunk's logits exist: each head is used once a direction. Beside the gradients stand two chunks of
-    logits, in the models' dtype, and on a CPU float32 copies of 16 rows of them. The gradient of the head
-    is summed in float32 (that is its own buffer where the model is float32, and one more where it is
-    bfloat16). Gradients are handed out once: a second backward over the same graph raises RuntimeError.
+    logits, in the models' dtype, and on a CPU float32 copies of 32 rows of them a thread. The gradient of
+    the head is summed in float32 (that is its own buffer where the model is float32, and one more where it
+    is bfloat16). Gradients are handed out once: a second backward over the same graph raises RuntimeError.
     """
 
     @staticmethod
@@ -72,7 +73,7 @@ def _kl_leaving_gradient(
     """KL [C] of a chunk in float32; `logits_CV` then holds w (softmax(policy) - softmax(reference))."""
     dtype = torch.promote_types(logits_CV.dtype, torch.float32)
     kl_C = logits_CV.new_empty(len(logits_CV), dtype=dtype)
-    block = len(logits_CV) if logits_CV.is_cuda else _CPU_BLOCK_ROWS
+    block = len(logits_CV) if logits_CV.is_cuda else _CPU_BLOCK_ROWS * torch.get_num_threads()
     for start in range(0, len(logits_CV), block):
         rows = slice(start, start + block)
         log_policy = logits_CV[rows].to(dtype).log_softmax(-1)
