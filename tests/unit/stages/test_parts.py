@@ -77,7 +77,8 @@ def test_the_journal_tells_in_order_what_was_published_renamed_and_dropped(tmp_p
     for name in ("waiting/0.tar", "waiting/1.tar", "table.json"):
         parts.partial(name).write_text(name)
         parts.publish(name)
-    assert parts.rename("waiting/0.tar", "0.tar").read_text() == "waiting/0.tar"
+    parts.rename({"waiting/0.tar": "0.tar"})
+    assert (parts.output / "0.tar").read_text() == "waiting/0.tar"
     parts.remove("waiting")
     parts.remove("never there")
     assert not (parts.output / "waiting").exists()
@@ -91,7 +92,7 @@ def test_the_journal_tells_in_order_what_was_published_renamed_and_dropped(tmp_p
         {"removed": "waiting"},
     ]
     with pytest.raises(FileExistsError, match=r"0\.tar is published already"):
-        parts.rename("table.json", "0.tar")
+        parts.rename({"table.json": "0.tar"})
 
 
 def test_an_attempt_that_was_taken_over_drops_and_renames_nothing(tmp_path):
@@ -99,7 +100,7 @@ def test_an_attempt_that_was_taken_over_drops_and_renames_nothing(tmp_path):
     parts.partial("a.txt").write_text("a")
     parts.publish("a.txt")
     write_lease(parts, attempt=2)
-    for act in (lambda: parts.remove("a.txt"), lambda: parts.rename("a.txt", "b.txt")):
+    for act in (lambda: parts.remove("a.txt"), lambda: parts.rename({"a.txt": "b.txt"})):
         with pytest.raises(LeaseLost):
             act()
     assert (parts.output / "a.txt").read_text() == "a"
