@@ -367,6 +367,7 @@ def test_an_object_swapped_for_one_of_equal_size_is_found_and_mended(machine, un
     assert project.stored_outputs() == undisturbed
 
 
+@pytest.mark.slow  # a dozen commands
 def test_an_object_that_is_gone_and_a_record_edited_by_hand(machine, undisturbed):
     project = machine()
     project.vico("run")
@@ -385,6 +386,7 @@ def test_an_object_that_is_gone_and_a_record_edited_by_hand(machine, undisturbed
     assert "not the one that was committed" in problem["message"]
 
 
+@pytest.mark.slow  # a dozen commands
 def test_gc_removes_what_no_run_needs_from_the_store(machine):
     project = machine()
     project.vico("run")
