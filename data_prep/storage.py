@@ -217,10 +217,13 @@ def _filesystem(place: str) -> Any:
 
 @lru_cache(maxsize=8)
 def _filesystem_of(scheme: str, process: int) -> Any:
-    """The fsspec file system of a scheme, anew in each process. Its own retries are off: ours are counted."""
+    """The fsspec file system of a scheme, anew in each process. Its own retries are off: ours are counted.
+
+    fsspec would hand out one instance to all of a process, whatever endpoint the environment names by then.
+    """
     import fsspec
 
-    options: dict[str, Any] = {"use_listings_cache": False}
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme == "s3":
         options["config_kwargs"] = {
             "retries": {"total_max_attempts": 1},

@@ -1,5 +1,6 @@
 """Shards behind a real S3 server: read through faults as local ones are, a bounded cache, one clear stop."""
 
+import fcntl
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -134,11 +136,16 @@ for turn in range(2):
 
 
 def bytes_in(cache: Path) -> int:
-    """Of shards and of what is being fetched; 0 while a file goes that was listed."""
-    try:
-        return sum(path.stat().st_size for end in ("tar", "partial") for path in cache.glob(f"*.{end}"))
-    except FileNotFoundError:
-        return 0
+    """Of shards and of what is being fetched, each file once, while nobody claims room or takes files out."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "cache.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sizes = {}
+        for path in [*cache.glob("*.partial"), *cache.glob("*.tar")]:
+            with suppress(FileNotFoundError):  # a fetched shard gets its name in between
+                found = path.stat()
+                sizes[found.st_ino] = found.st_size
+        return sum(sizes.values())
 
 
 def test_the_cache_keeps_its_size_with_several_processes(folder, model, cache, server):
