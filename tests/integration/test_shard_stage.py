@@ -294,26 +294,32 @@ def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_ru
     assert after == content(tmp_path / "whole")
 
 
-def test_a_killed_worker_changes_nothing(tmp_path, model, ray_up):
+def test_a_killed_worker_changes_nothing(tmp_path, model, ray_up, caplog):
     """kill -9 of the processes that write shards, in the middle: tried again, the same bytes, none left."""
     meta = write_good_records(tmp_path / "records", num_rows=120)
     config = ShardConfig(samples_per_shard=3)
     run(config, context_of(tmp_path / "whole", model, internvl(meta)))
-    folder, killed = tmp_path / "killed", []
+    folder, at_work = tmp_path / "killed", "its worker died, trying again"
+
+    def wait_for_shards(number):
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("output/sidecars/*.tar"))) < number and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def kill_workers():
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob("output/sidecars/*.tar"))) < 4 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                title = "".join(process.cmdline())
-                if title.startswith("ray::") and "gent" not in title:
-                    process.kill()
-                    killed.append(title)
+        for number in (4, 12, 20):  # a process that is killed between two shards was not at work
+            wait_for_shards(number)
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    title = "".join(process.cmdline())
+                    if title.startswith("ray::") and "gent" not in title:
+                        process.kill()
+            time.sleep(0.5)
+            if at_work in caplog.text:
+                return
 
     killer = threading.Thread(target=kill_workers)
     killer.start()
     run(config, context_of(folder, model, internvl(meta)))
     killer.join()
-    assert any("call" in title for title in killed) and content(folder) == content(tmp_path / "whole")
+    assert at_work in caplog.text and content(folder) == content(tmp_path / "whole")
