@@ -135,7 +135,7 @@ def _decodes_small(data: bytes) -> bool:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
-    except Exception:  # as below
+    except Exception:  # Pillow raises many kinds; the whole decode then decides and names the fault
         return False
     return True
 

@@ -37,7 +37,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 
 def site_of(site: str | None, storage: str | None) -> Any:
-    from cluster.site import load_site
+    from cluster.site_files import load_site
 
     found = load_site(site, storage=storage)
     if found.remote is not None:

@@ -17,6 +17,15 @@ from vico.errors import UserError
 SCHEMA = 1
 
 
+class OutputFile(BaseModel):
+    """What records and lists of parts say of a file: its size and sha256."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    bytes: int
+    sha256: str
+
+
 class StoredModel(BaseModel):
     """A file of the store. Types are checked strictly; unknown keys of the same schema are kept out of the
     way."""

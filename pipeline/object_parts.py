@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_prep.records import file_sha256
-from pipeline.json_files import StoredModel
+from pipeline.json_files import OutputFile, StoredModel
 from pipeline.storage import Conflict, partials, published
 from stages.context import LeaseLost
 from stages.parts import JOURNAL_FILE
@@ -37,27 +37,20 @@ THREADS = 8
 _REMEDY = "--force its stage sets it aside"
 
 
-class StoredFile(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    bytes: int
-    sha256: str
-
-
 class PartsFile(StoredModel):
     """parts.json. `record`: sha256 of the record.json that is believed; None before the stage is done."""
 
     attempt: int = 0
     nonce: str = ""
     record: str | None = None
-    parts: dict[str, dict[str, StoredFile]] = Field(default_factory=dict)
+    parts: dict[str, dict[str, OutputFile]] = Field(default_factory=dict)
     """Name of a part -> its files, by their names within the output."""
 
     @property
-    def files(self) -> dict[str, StoredFile]:
+    def files(self) -> dict[str, OutputFile]:
         return {name: file for files in self.parts.values() for name, file in files.items()}
 
-    def without(self, name: str) -> dict[str, dict[str, StoredFile]]:
+    def without(self, name: str) -> dict[str, dict[str, OutputFile]]:
         """The parts but this one, and those in a folder of that name."""
         return {own: files for own, files in self.parts.items() if not f"{own}/".startswith(f"{name}/")}
 
@@ -83,7 +76,7 @@ class StoredParts:
         return f"{BYTES_PREFIX}{stage}/{sha256}/{name.rpartition('/')[2]}"
 
     def fetch(
-        self, files: Mapping[str, StoredFile], sha256s: Callable[[list[Path]], list[str]]
+        self, files: Mapping[str, OutputFile], sha256s: Callable[[list[Path]], list[str]]
     ) -> Path | None:
         """Have these files in the output; the first that the store has with other bytes, or not at all."""
         sized = [name for name, file in files.items() if _size(self.output / name) == file.bytes]
@@ -145,7 +138,7 @@ class StoredParts:
         names = sorted(published(self.output))
         sha256s = self._sha256s([self.output / name for name in names])
         now = {
-            name: StoredFile(bytes=(self.output / name).stat().st_size, sha256=sha256)
+            name: OutputFile(bytes=(self.output / name).stat().st_size, sha256=sha256)
             for name, sha256 in zip(names, sha256s, strict=True)
         }
         if now == stored.files:
@@ -189,14 +182,14 @@ class StoredParts:
             self._replace({**stored.parts, **new})
             self._delete_unnamed(stored)
 
-    def _files_of(self, part: str) -> dict[str, StoredFile]:
+    def _files_of(self, part: str) -> dict[str, OutputFile]:
         """The files of a published part; none of one that the stage has dropped since."""
         path = self.output / part
         names = [part] if path.is_file() else [f"{part}/{inner}" for inner in sorted(published(path))]
         try:
             sha256s = self._sha256s([self.output / name for name in names])
             return {
-                name: StoredFile(bytes=(self.output / name).stat().st_size, sha256=sha256)
+                name: OutputFile(bytes=(self.output / name).stat().st_size, sha256=sha256)
                 for name, sha256 in zip(names, sha256s, strict=True)
             }
         except FileNotFoundError:
@@ -211,7 +204,7 @@ class StoredParts:
             self._replace(kept.parts)
             self._delete_unnamed(stored)
 
-    def _replace(self, parts: Mapping[str, Mapping[str, StoredFile]], record: str | None = None) -> None:
+    def _replace(self, parts: Mapping[str, Mapping[str, OutputFile]], record: str | None = None) -> None:
         new = PartsFile(
             attempt=self.attempt, nonce=secrets.token_hex(8), record=record, parts={**parts}
         ).content()
@@ -220,7 +213,7 @@ class StoredParts:
         except Conflict as error:
             raise LeaseLost(f"another driver works on {self.storage.place(self.folder)} now") from error
 
-    def _upload(self, files: Mapping[str, StoredFile]) -> None:
+    def _upload(self, files: Mapping[str, OutputFile]) -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             list(
                 pool.map(
@@ -238,7 +231,7 @@ class StoredParts:
         keys = {self.key(name, file.sha256) for name, file in before.files.items()}
         self.storage.bucket.delete(sorted(keys - named))
 
-    def _download(self, name: str, file: StoredFile) -> bool:
+    def _download(self, name: str, file: OutputFile) -> bool:
         target = self.output / name
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.parent / f".{target.name}.partial-fetched"

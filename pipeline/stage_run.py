@@ -13,6 +13,7 @@ from data_prep.records import RecordsConfig
 from pipeline.attempt import StageContext, logging_to
 from pipeline.digests import DigestCache, repaired_fingerprint
 from pipeline.facts import PATCH_FILE, git_facts, git_patch, package_versions, site_facts
+from pipeline.json_files import OutputFile
 from pipeline.lease import Lease, acquire
 from pipeline.planning import Pipeline, StageTask, Standing, task_standing
 from pipeline.progress import Display, duration
@@ -20,7 +21,7 @@ from pipeline.reasons import code_changes
 from pipeline.runs import RunFile, Runs, StageEntry
 from pipeline.signals import StopSignals
 from pipeline.sources import source_digests, sources_digest
-from pipeline.store import OutputFile, Record, StageFolder, outputs_digest
+from pipeline.store import Record, StageFolder, outputs_digest
 from stages.adopted import FOLDER as ADOPTED_FOLDER
 from stages.context import Interrupted, LeaseLost
 from stages.parts import Parts

@@ -11,24 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.digests import file_sha256s
 from pipeline.identity import digest, stage_fingerprint
-from pipeline.json_files import StoredModel
+from pipeline.json_files import OutputFile, StoredModel
 from pipeline.lease import Lease
 from pipeline.storage import published, storage_of
 from stages.parts import Parts
 from vico.errors import UserError
 
 RECORD_FILE = "record.json"
-
-
-class OutputFile(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    bytes: int
-    sha256: str
 
 
 class Record(StoredModel):

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -19,6 +20,18 @@ CREDENTIALS = {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 _HOP_HEADERS = ("transfer-encoding", "connection", "content-length")
+
+
+def half(number: int) -> bool:
+    """Every second request at random: strict turns would hit the second of two requests every time."""
+    return random.Random(f"fault {number}").random() < 0.5
+
+
+FAULTS = {
+    "none": lambda number: None,
+    "503 half of the time": lambda number: "503" if half(number) else None,
+    "bodies stop half of the time": lambda number: "stop" if half(number) else None,
+}
 
 
 class FaultyProxy(ThreadingHTTPServer):

@@ -1,7 +1,6 @@
 """Records behind a real S3 server: read whole through injected faults, or given up with one clear error."""
 
 import json
-import random
 
 import pytest
 
@@ -14,7 +13,7 @@ from data_prep.shards import ShardSettings, write_shard
 from data_prep.split import Shares
 from pipeline.digests import DigestCache
 from tests.record_files import row, write_good_records, write_lines
-from tests.s3_server import environment, s3_server, upload
+from tests.s3_server import FAULTS, environment, s3_server, upload
 from tests.tiny_model import make_tiny_model
 from vico.errors import Unreachable, UserError
 from vico.prompt import load_prompt_format
@@ -82,18 +81,6 @@ def config_of(format, place, name):
 
 
 CONFIGS = [("internvl", "meta.json"), ("llava", "good.json"), ("webdataset", "*.tar")]
-
-
-def half(number: int) -> bool:
-    """Every second request at random: strict turns would hit the second of two requests every time."""
-    return random.Random(f"fault {number}").random() < 0.5
-
-
-FAULTS = {
-    "none": lambda number: None,
-    "503 half of the time": lambda number: "503" if half(number) else None,
-    "bodies stop half of the time": lambda number: "stop" if half(number) else None,
-}
 
 
 @pytest.mark.parametrize(("format", "name"), CONFIGS)

@@ -25,7 +25,7 @@ from data_prep.shard_folder import contents, manifest, sidecar_name, write_index
 from data_prep.shards import ShardSettings, shard_name, write_shard
 from data_prep.split import Shares
 from tests.record_files import write_good_records
-from tests.s3_server import environment, s3_server, upload
+from tests.s3_server import FAULTS, environment, s3_server, upload
 from tests.tiny_model import make_tiny_model
 from vico.errors import Unreachable, UserError
 from vico.prompt import load_prompt_format
@@ -76,17 +76,6 @@ def cache(server, monkeypatch, tmp_path):
     storage._filesystem_of.cache_clear()
     server.fault, server.faults[:] = lambda number: None, []
     return tmp_path / "cache"
-
-
-def half(number: int) -> bool:
-    return random.Random(f"fault {number}").random() < 0.5
-
-
-FAULTS = {
-    "none": lambda number: None,
-    "503 half of the time": lambda number: "503" if half(number) else None,
-    "bodies stop half of the time": lambda number: "stop" if half(number) else None,
-}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -13,7 +13,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from cluster.site import Site, load_site
+from cluster.site import Site
+from cluster.site_files import load_site
 from pipeline.store import StageFolder, outputs_digest
 from pipeline.tracker import sync
 from pipeline.tracking_state import STATE_FILE, is_complete

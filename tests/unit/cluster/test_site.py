@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.site import SITES_FOLDER, Site, load_site
+from cluster.site import Site
+from cluster.site_files import SITES_FOLDER, load_site
 from vico.errors import UserError
 
 
