@@ -7,6 +7,7 @@ import os
 import platform
 import socket
 import subprocess
+import sys
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from cluster.site import Site
 
 _PROJECT = Path(__file__).resolve().parent.parent
+_RAYS_OWN = os.path.join("ray", "thirdparty_files")
 PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE = "submitted/git.json", "submitted/git.patch"
 """In the package of a submitted job: what git said where it was packed, and how files differed from that."""
 PATCH_FILE = "sources.patch"
@@ -72,12 +74,17 @@ def _git(*arguments: str) -> str | None:
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Every installed distribution with its version."""
-    found = {}
-    for distribution in importlib.metadata.distributions():
+    """Every installed distribution with its version; of one that stands on the path twice, the first.
+
+    Copies that Ray carries in itself, and puts on the path once it is imported, are Ray's: with them the same
+    environment would look different before and after.
+    """
+    path = [place for place in sys.path if not place.endswith(_RAYS_OWN)]
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions(path=path):
         name = distribution.metadata["Name"]
         if name:
-            found[name.lower().replace("_", "-")] = distribution.version
+            found.setdefault(name.lower().replace("_", "-"), distribution.version)
     return dict(sorted(found.items()))
 
 
