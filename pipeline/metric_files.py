@@ -2,9 +2,10 @@
 
 import json
 import logging
+import math
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +24,13 @@ class MetricLine:
 
 
 class MetricFiles:
-    """The lines of all attempts at a stage, earlier attempts first; each is given until it was taken."""
+    """The lines of all attempts at a stage, earlier attempts first; each is given until it was taken.
 
-    def __init__(self, attempts: Path):
-        self.attempts = attempts
+    `readable` says how many bytes of a file may be read.
+    """
+
+    def __init__(self, attempts: Path, readable: Callable[[Path], float] = lambda path: math.inf):
+        self.attempts, self.readable = attempts, readable
         self._taken: dict[Path, int] = {}
 
     def unread(self, num_values: int) -> list[MetricLine]:
@@ -38,11 +42,11 @@ class MetricFiles:
         lines: list[MetricLine] = []
         found = 0
         for path in self._paths():
-            end = self._taken.get(path, 0)
+            end, most = self._taken.get(path, 0), self.readable(path)
             with path.open("rb") as file:
                 file.seek(end)
                 for text in file:
-                    if found >= num_values or not text.endswith(b"\n"):
+                    if found >= num_values or not text.endswith(b"\n") or end + len(text) > most:
                         break
                     end += len(text)
                     lines.append(_line(path, end, text))

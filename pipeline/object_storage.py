@@ -11,6 +11,7 @@ What two machines must not both write is written under a condition: that the obj
 import hashlib
 import json
 import logging
+import math
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +46,8 @@ class ObjectStorage(FolderStorage):
         self._working: dict[Path, StoredParts] = {}
         self._faults: dict[Path, Exception] = {}
         self._shipped: dict[Path, tuple[int, int]] = {}
+        self._attended: set[Path] = set()
+        """Folders of logs whose files reach the store through this process alone."""
 
     def key(self, path: Path) -> str:
         return self.copy.key(path)
@@ -105,6 +108,7 @@ class ObjectStorage(FolderStorage):
 
     @contextmanager
     def attending(self, folder: Path, logs: Path) -> Iterator[None]:
+        self._attended.add(logs)
         stop = threading.Event()
         thread = threading.Thread(target=self._attend, args=(folder, logs, stop), name="storage", daemon=True)
         thread.start()
@@ -131,6 +135,11 @@ class ObjectStorage(FolderStorage):
                 return
             if is_last:
                 return
+
+    def shared_bytes(self, path: Path) -> float:
+        if path.parent not in self._attended:
+            return math.inf
+        return self._shipped.get(path, (0, 0))[0]
 
     def check(self, folder: Path) -> None:
         if folder in self._faults:

@@ -5,6 +5,7 @@ All other code reads the files of the storage folder; what it writes for others 
 be there, goes through the methods of `FolderStorage`, which object stores give another body.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -57,6 +58,10 @@ class FolderStorage:
         """While it is open, finished parts of the folder that this process works in, and its logs, reach
         others."""
         return nullcontext()
+
+    def shared_bytes(self, path: Path) -> float:
+        """How many bytes of a log or metrics file others see."""
+        return math.inf
 
     def check(self, folder: Path) -> None:
         """Raise what went wrong for good with that."""

@@ -18,6 +18,7 @@ from cluster.site import Site
 from pipeline.metric_files import MetricFiles, metric_key
 from pipeline.projection import Projection, of_pipeline, of_stage
 from pipeline.runs import ENDED, Runs
+from pipeline.storage import storage_of
 from pipeline.tracking_outputs import Made
 from pipeline.tracking_state import STATE_FILE, SentRun, SentState, SentSteps, sqlite_lock
 
@@ -187,10 +188,17 @@ class MlflowRuns:
             del sent.tags[key]
 
     def _tell_metrics(self, projection: Projection, sent: SentRun) -> None:
-        """Send every step of every metric that MLflow does not have; of a step done twice, the first."""
+        """Send every step of every metric that MLflow does not have; of a step done twice, the first.
+
+        Only what the storage has is sent: a line that dies with this machine must not stand in MLflow, where
+        the machine that goes on would find its steps taken.
+        """
         steps = self._steps[projection.name]
         if projection.attempts is not None:
-            files = self._metrics.setdefault(projection.name, MetricFiles(projection.attempts))
+            files = self._metrics.get(projection.name)
+            if files is None:
+                shared_bytes = storage_of(projection.attempts).shared_bytes
+                files = self._metrics[projection.name] = MetricFiles(projection.attempts, shared_bytes)
             while lines := files.unread(NUM_METRICS):
                 values = [
                     (key, line.step, value, line.time_s)

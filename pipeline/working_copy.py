@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,8 @@ class WorkingCopy:
                 (folder / name).unlink(missing_ok=True)
                 self.etags.pop(prefix + name, None)
                 del seen[name]
+            if deep:
+                _drop_unshared_metrics(folder, names)
             if seen != before or anew:
                 write_bytes(folder / SEEN_FILE, json_bytes(seen))
 
@@ -110,6 +112,14 @@ class WorkingCopy:
                 raise Conflict(str(error)) from error
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, data)
+
+
+def _drop_unshared_metrics(folder: Path, names: Container[str]) -> None:
+    """Remove metrics of a driver that was killed here before they reached the store: nobody else went on
+    from them, and whoever did go on has counted their steps again."""
+    for path in folder.glob("attempts/*/*.jsonl"):
+        if path.relative_to(folder).as_posix() not in names:
+            path.unlink()
 
 
 def _is_of_another_driver(folder: Path) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipeline import object_storage, objects
+from pipeline.metric_files import MetricFiles
 from pipeline.object_storage import make_working_copy
 from pipeline.storage import Conflict, storage_of
 from stages.context import LeaseLost
@@ -23,6 +24,7 @@ from tests.integration.tiny_pipeline.project import TinyProject, wait_for
 from vico.errors import UserError
 
 STAGES = ("draw", "square", "total")
+METRIC_LINE = '{"step": %d, "time": 1.0, "metrics": {"loss": 0.5}}\n'
 PLACES = ("before", "middle", "unrecorded", "recorded")
 
 
@@ -233,6 +235,27 @@ def test_the_last_checkpoint_is_always_in_the_store_and_dropped_ones_leave_it(tw
     assert len(ours.bucket.listed("parts/square/")) == 2
     theirs.begin(their_folder, 2)
     assert (their_folder / "output/checkpoints/step-9/state/rank-1").read_text() == "step 9, rank 1"
+
+
+def test_metrics_are_told_on_once_the_store_has_them_and_die_with_the_machine_before(two_copies):
+    """A killed driver's last second: in MLflow it would take the steps of the machine that goes on."""
+    ours, our_folder = two_copies[0]
+    logs = our_folder / "attempts" / "1"
+    logs.mkdir(parents=True)
+    files = MetricFiles(our_folder / "attempts", ours.shared_bytes)
+    with ours.attending(our_folder, logs):
+        with (logs / "metrics.jsonl").open("a", buffering=1) as file:
+            file.write(METRIC_LINE % 1)
+            wait_for(lambda: files.unread(10))
+            files.take(files.unread(10))
+            ours.ship = lambda logs: None  # killed; what it writes from now on stays here
+            file.write(METRIC_LINE % 2)
+        (logs / "system-a.jsonl").write_text(METRIC_LINE % 7)
+    assert files.unread(10) == []
+    for storage, folder in two_copies:
+        storage.refresh(folder)
+        steps = [line.step for line in MetricFiles(folder / "attempts", storage.shared_bytes).unread(10)]
+        assert steps == [1]
 
 
 def test_a_file_that_another_machine_wrote_is_not_written_over(two_copies):
