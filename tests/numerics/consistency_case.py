@@ -85,28 +85,42 @@ def consistency_task(
     return ConsistencyTask(policy, frozen, kl_chunk_rows=5, **placement)
 
 
-def reference_run(model_folder: Path, kind: str = "mixed") -> dict[str, dict[str, torch.Tensor]]:
-    """The same training in one process with torch alone: AdamW over gradients of the whole step."""
-    prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder)
+def reference_run(
+    model_folder: Path, kind: str = "mixed", dtype: torch.dtype = torch.float32
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The same training in one process with torch alone: AdamW on float32 weights, of which the model has a
+    copy in `dtype`, over gradients of the whole step, summed in float32."""
+    prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder, dtype)
     groups = parameter_groups(task, OPTIMIZER, RATES)
+    masters = {p: p.detach().float().clone().requires_grad_() for g in groups for p in g.parameters}
     optimizer = torch.optim.AdamW(
-        [{"params": g.parameters, "weight_decay": g.weight_decay} for g in groups],
+        [{"params": [masters[p] for p in g.parameters], "weight_decay": g.weight_decay} for g in groups],
         betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
     )
     losses, gradients = [], {}
     for step in range(NUM_STEPS):
         packs = [pack(prompt_format, step, number, kind) for number in range(PACKS_PER_STEP)]
-        weight = sum(one.loss_weight for one in packs)
-        loss = sum(task(one)[0] for one in packs) / weight
-        optimizer.zero_grad()
-        loss.backward()
-        losses.append(loss.item())
+        weight, loss = sum(one.loss_weight for one in packs), 0.0
+        for master in masters.values():
+            master.grad = torch.zeros_like(master)
+        for one in packs:
+            part = task(one)[0] / weight
+            part.backward()
+            loss += part.item()
+            for parameter, master in masters.items():
+                if parameter.grad is not None:
+                    master.grad += parameter.grad
+                    parameter.grad = None
+        losses.append(loss)
         if step in (0, NUM_STEPS - 1):
-            gradients[step] = {n: p.grad.clone() for n, p in task.named_parameters()}
-        torch.nn.utils.clip_grad_norm_(task.parameters(), OPTIMIZER.grad_clip)
+            gradients[step] = {name: masters[p].grad.clone() for name, p in task.named_parameters()}
+        torch.nn.utils.clip_grad_norm_(masters.values(), OPTIMIZER.grad_clip)
         for group, ours in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] = ours.rate.at(OPTIMIZER.learning_rate_at(step, NUM_STEPS), step)
         optimizer.step()
+        with torch.no_grad():
+            for parameter, master in masters.items():
+                parameter.copy_(master)
         if step == CONFIG.connector_warmup_steps - 1:
             after_warmup = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     return {

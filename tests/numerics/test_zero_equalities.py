@@ -12,7 +12,9 @@ from tests.tiny_model import make_tiny_model
 
 MODULE = "tests.numerics.consistency_case"
 RELATIVE = 1e-5
-BFLOAT16 = 2e-2  # of the loss, over 10 steps that take it down from the first
+# Of the losses, against torch alone in bfloat16. That run itself ends 2.7 % from float32 over these 10 steps:
+# what a dtype does to a training is not what is tested here.
+BFLOAT16 = 1e-2
 # A key bias shifts every score of a query alike, so its true gradient is zero and Adam's normalised step
 # turns rounding into full-size updates. They are not compared.
 ZERO_GRADIENT = ("k_proj.bias",)
@@ -43,15 +45,21 @@ SLOW = {
 }
 
 
+def alone(case: str) -> tuple[str, str]:
+    """Kind and dtype of a case: what torch alone is to be held against."""
+    kind, _, dtype, *_ = case.split(":")
+    return kind, dtype
+
+
 def runs_of(cases: dict[int, list[str]], folder: Path) -> dict:
-    """What torch alone and the ranks computed: {kind: run} and {(world size, case): run}."""
+    """What torch alone and the ranks computed: {(kind, dtype): run} and {(world size, case): run}."""
     model = make_tiny_model(folder / "model")
     found = {}
     for world_size, wanted in cases.items():
         out = folder / str(world_size)
         ranks = start_ranks(MODULE, [str(model), str(out), *wanted], out, world_size)
-        for kind in {case.split(":")[0] for case in wanted} - found.keys():
-            found[kind] = reference_run(model, kind)
+        for kind, dtype in {alone(case) for case in wanted} - found.keys():
+            found[kind, dtype] = reference_run(model, kind, getattr(torch, dtype))
         finish(ranks, out, timeout_s=900)
         for case in wanted:
             found[world_size, case] = torch.load(out / f"{case}.pt", weights_only=True)
@@ -84,25 +92,25 @@ def listed(cases: dict[int, list[str]], dtype: str) -> list:
 
 @pytest.mark.parametrize(("world_size", "case"), listed(FAST, "float32"))
 def test_losses_gradients_and_parameters_equal_a_single_process(runs, world_size, case):
-    assert_equal(runs[world_size, case], runs[case.split(":")[0]])
+    assert_equal(runs[world_size, case], runs[alone(case)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "case"), listed(SLOW, "float32"))
 def test_the_whole_matrix_equals_a_single_process(matrix, world_size, case):
-    assert_equal(matrix[world_size, case], matrix[case.split(":")[0]])
+    assert_equal(matrix[world_size, case], matrix[alone(case)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", VARIANTS)
 def test_where_states_and_the_reference_lie_changes_nothing(variants, case):
-    assert_equal(variants[2, case], variants["mixed"])
+    assert_equal(variants[2, case], variants[alone(case)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "case"), listed(SLOW, "bfloat16"))
-def test_bfloat16_stays_near_float32(matrix, world_size, case):
-    losses, expected = matrix[world_size, case]["losses"], matrix["mixed"]["losses"]
+def test_bfloat16_stays_near_torch_alone_in_bfloat16(matrix, world_size, case):
+    losses, expected = matrix[world_size, case]["losses"], matrix[alone(case)]["losses"]
     torch.testing.assert_close(losses, expected, rtol=BFLOAT16, atol=0)
 
 
@@ -124,13 +132,13 @@ def assert_equal(run: dict, reference: dict) -> None:
 
 
 def test_losses_are_worth_comparing(runs):
-    losses = runs["mixed"]["losses"]
+    losses = runs["mixed", "float32"]["losses"]
     assert losses.min() > 1e-3
     assert losses.unique().numel() == losses.numel()
 
 
 def test_the_parameters_left_out_have_no_gradient(runs):
-    for gradients in runs["mixed"]["gradients"].values():
+    for gradients in runs["mixed", "float32"]["gradients"].values():
         left_out = [gradient for name, gradient in gradients.items() if name.endswith(ZERO_GRADIENT)]
         assert left_out
         assert all(gradient.norm() < 1e-10 for gradient in left_out)
