@@ -33,6 +33,8 @@ from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_LOOK_S = 60.0
+
 PROJECT = Path(__file__).resolve().parent.parent
 NAMESPACE = "vico"
 FOLDER_PREFIX = "vico-ray-"
@@ -103,13 +105,15 @@ def join(address: str, site: Site) -> None:
 
 
 def refuse_unseen_folder(field: str, folder: Path) -> None:
-    """Raise UserError when a node of the cluster does not see what this process puts into the folder."""
+    """Raise UserError when a node of the cluster does not see what this process puts into the folder. A node
+    that does not answer is let pass: it may be going away just now."""
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    mark = folder / f".seen-{secrets.token_hex(4)}"
+    mark = folder.resolve() / f".seen-{secrets.token_hex(4)}"
     mark.touch()
     try:
         looks = {
@@ -120,7 +124,14 @@ def refuse_unseen_folder(field: str, folder: Path) -> None:
             .remote(str(mark))
             for node in nodes
         }
-        blind = [address for address, look in looks.items() if not ray.get(look)]
+        blind = []
+        for address, look in looks.items():
+            try:
+                if not ray.get(look, timeout=_LOOK_S):
+                    blind.append(address)
+            except RayError as error:
+                reason = " ".join(str(error).split())
+                logger.warning("node %s did not say whether it sees %s: %s", address, folder, reason)
     finally:
         mark.unlink()
     if blind:
@@ -183,6 +194,7 @@ def worker_environment(site: Site, *, local: bool) -> dict[str, str]:
     }
     if not site.resources.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cpu"
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU that nobody asked for, and torch takes it
     if local:
         # DeepSpeed calls ninja, which stands beside python, on PATH only when the environment is activated.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

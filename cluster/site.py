@@ -89,7 +89,7 @@ class TrainSettings(SitePart):
     max_loss_spikes: int | None = Field(None, ge=0)
     """null: spikes are counted only."""
     max_skipped_steps: int | None = Field(None, ge=0)
-    """null: updates that DeepSpeed left out for overflow are counted only."""
+    """Updates that may be left out because their gradient is not finite; null: the first one stops all."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What lies in host memory; parameters (with the optimizer) under ZeRO-3 only."""
     reference: Literal["replicated", "sharded", "cpu"] = "replicated"

@@ -195,8 +195,8 @@ class Driver:
         self.run.mlflow_run_id = self._services.tracker.run_id or self.run.mlflow_run_id
         try:
             self.runs.save(self.run, self.lease)
-        except LeaseLost as lost:
-            logger.warning("%s", lost)
+        except (LeaseLost, OSError, UserError, Unreachable) as error:
+            logger.warning("run.json lacks the ids of MLflow: %s", error)
 
     def _stopped(self, task: StageTask, stop: BaseException) -> RunResult:
         number = self.signals.received(within_s=1.0)

@@ -65,4 +65,6 @@ def _says(error: BaseException, words: tuple[str, ...]) -> bool:
 
 
 def _is_of_ray(error: BaseException) -> bool:
-    return type(error).__module__.partition(".")[0] == "ray"
+    """Of Ray itself, and not the envelope in which it brings what a worker raised."""
+    is_envelope = any(kind.__name__ == "RayTaskError" for kind in type(error).__mro__)
+    return type(error).__module__.partition(".")[0] == "ray" and not is_envelope

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.lease import LeaseHeld, read_lease
+from pipeline.lease import refuse_holders, refuse_living
 from pipeline.run_records import record_of
 from pipeline.runs import RUN_FILE, RunFile, Runs
 from pipeline.storage import partials, storage_of
@@ -22,6 +22,7 @@ from stages.parts import locked
 from vico.errors import UserError
 
 TRASH = ".gc-"
+_STOP_IT = "nothing is removed while it works: stop it, or try again when it has ended"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 Kind = Literal["run", "stage", "superseded", "partial", "object", "trash"]
 
@@ -49,11 +50,11 @@ def collect(storage: Path, drop: Iterable[str] = (), *, dry_run: bool) -> list[G
     if not storage.is_dir():
         return []
     runs = Runs(storage)
+    gone = refuse_living(_folders(storage), _STOP_IT)
     if dry_run:
-        refuse_while_held(storage)
         return list(_garbage(storage, runs, drop))
     with runs.choosing():  # no command finds or makes its run meanwhile
-        refuse_while_held(storage)
+        refuse_holders(_folders(storage), gone, _STOP_IT)
         found = list(_garbage(storage, runs, drop))
         trash = storage / f"{TRASH}{os.getpid()}"
         for number, one in enumerate(found):
@@ -63,12 +64,8 @@ def collect(storage: Path, drop: Iterable[str] = (), *, dry_run: bool) -> list[G
     return found
 
 
-def refuse_while_held(storage: Path) -> None:
-    """Raise LeaseHeld when any folder of the storage has a holder that is not known to be dead."""
-    for folder in [*_run_folders(storage), *_stage_folders(storage)]:
-        holder = read_lease(folder)
-        if holder is not None and not holder.released and not holder.is_dead():
-            raise LeaseHeld(folder, holder)
+def _folders(storage: Path) -> list[Path]:
+    return [*_run_folders(storage), *_stage_folders(storage)]
 
 
 def _move(one: Garbage, target: Path) -> None:

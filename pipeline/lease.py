@@ -12,8 +12,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -29,17 +29,18 @@ logger = logging.getLogger(__name__)
 BEAT_S = 5.0
 STALE_S = 30.0
 _POLL_S = 0.25
+_WAIT = "wait for it with --wait SECONDS, or stop it first"
 
 
 class LeaseHeld(Exception):
     """Another driver that lives holds the lease."""
 
-    def __init__(self, folder: Path, holder: "Holder"):
+    def __init__(self, folder: Path, holder: "Holder", remedy: str = _WAIT):
         self.folder, self.holder = folder, holder
         place = storage_of(folder).place(folder)
         super().__init__(
             f"{place} is held by run {holder.run} on host {holder.host}, pid {holder.pid}, "
-            f"since {holder.since}; wait for it with --wait SECONDS, or stop it first"
+            f"since {holder.since}; {remedy}"
         )
 
 
@@ -55,6 +56,8 @@ class Holder(StoredModel):
     pid: int
     pid_started: str
     since: str
+    working_copy: str = ""
+    """The working copy of an object store in which it works."""
     counter: int = 0
     released: bool = False
 
@@ -78,6 +81,8 @@ class Lease:
     def __init__(self, folder: Path, holder: Holder, beat_s: float = BEAT_S):
         self.folder, self.holder = folder, holder
         self.storage = storage_of(folder)
+        self._turn = threading.Lock()
+        """Held by the thread that changes the holder and writes it."""
         self._lost = threading.Event()
         self._stop = threading.Event()
         self._beat_s = beat_s
@@ -104,9 +109,14 @@ class Lease:
             raise LeaseLost(f"the lease of {place} is no longer ours; now holds it: {who}")
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold everyone off the lease while something short is written under it; raises LeaseLost."""
-        with locked(self.folder):
+    def writing(self, *, alone: bool = True) -> Iterator[None]:
+        """Hold everyone off the lease while something short is written under it; raises LeaseLost.
+
+        Not `alone`, workers can publish meanwhile, where the storage keeps writers of lease.json apart by
+        itself: an object store may take a minute to answer, longer than they wait for the lock.
+        """
+        keep_off = alone or not self.storage.conditional
+        with self._turn, locked(self.folder) if keep_off else nullcontext():
             self.verify()
             try:
                 yield
@@ -143,7 +153,7 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(self._beat_s):
             try:
-                with self.writing():
+                with self.writing(alone=False):
                     self.holder.counter += 1
                     self.storage.write(self.folder / LEASE_FILE, self.holder.content())
             except LeaseLost as error:
@@ -173,8 +183,8 @@ def acquire(
     storage = storage_of(folder)
     watch, deadline, told = _Watch(), time.monotonic() + wait_s, False
     while True:
+        storage.refresh_file(folder / LEASE_FILE)
         with locked(folder):
-            storage.refresh_file(folder / LEASE_FILE)
             current = read_lease(folder)
             if (
                 current is None
@@ -183,7 +193,7 @@ def acquire(
                 or watch.stood_still_s(current) >= stale_s
             ):
                 attempt = max(min_attempt, current.attempt + 1 if current else 1)
-                holder = _this_process(run, attempt)
+                holder = _this_process(run, attempt, storage.copy_id)
                 try:
                     storage.write(folder / LEASE_FILE, holder.content())
                 except Conflict:
@@ -196,6 +206,41 @@ def acquire(
             on_wait(current)
         told = True
         time.sleep(_POLL_S)
+
+
+def refuse_living(folders: Iterable[Path], remedy: str) -> dict[Path, str]:
+    """Raise LeaseHeld when a holder of one of these folders lives; those whose process cannot be seen from
+    here are watched together, as in `acquire`. Else folder -> token of those that stood still."""
+    watched = {folder: _Watch() for folder in folders if _holder_at_work(folder)}
+    began = time.monotonic()
+    while True:
+        for folder, watch in list(watched.items()):
+            storage_of(folder).refresh_file(folder / LEASE_FILE)
+            holder = _holder_at_work(folder)
+            if holder is None:
+                del watched[folder]
+                continue
+            watch.stood_still_s(holder)
+            if holder.is_here() or watch.moved:
+                raise LeaseHeld(folder, holder, remedy)
+        if not watched or time.monotonic() - began >= STALE_S:
+            return {folder: read_lease(folder).token for folder in watched}
+        time.sleep(_POLL_S)
+
+
+def refuse_holders(folders: Iterable[Path], known: Mapping[Path, str], remedy: str) -> None:
+    """Raise LeaseHeld when one of these folders has a holder that is not seen to be dead, nor `known` by its
+    token."""
+    for folder in folders:
+        holder = _holder_at_work(folder)
+        if holder is not None and known.get(folder) != holder.token:
+            raise LeaseHeld(folder, holder, remedy)
+
+
+def _holder_at_work(folder: Path) -> Holder | None:
+    """The holder that did not give the lease back and is not seen to be dead."""
+    holder = read_lease(folder)
+    return None if holder is None or holder.released or holder.is_dead() else holder
 
 
 class _Watch:
@@ -214,7 +259,7 @@ class _Watch:
         return now - self._since
 
 
-def _this_process(run: str, attempt: int) -> Holder:
+def _this_process(run: str, attempt: int, working_copy: str) -> Holder:
     return Holder(
         run=run,
         attempt=attempt,
@@ -224,6 +269,7 @@ def _this_process(run: str, attempt: int) -> Holder:
         pid_namespace=_pid_namespace(),
         pid=os.getpid(),
         pid_started=_pid_started(os.getpid()) or "",
+        working_copy=working_copy,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -234,7 +234,8 @@ class StoredParts:
     def _download(self, name: str, file: OutputFile) -> bool:
         target = self.output / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.parent / f".{target.name}.partial-fetched"
+        # Several commands may fetch the same file at once: readers hold no lease of it.
+        partial = target.parent / f".{target.name}.partial-{secrets.token_hex(8)}"
         try:
             with partial.open("wb") as out:
                 for window in self.storage.bucket.windows(self.key(name, file.sha256), file.bytes):

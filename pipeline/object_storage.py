@@ -12,8 +12,10 @@ import hashlib
 import json
 import logging
 import math
+import os
 import secrets
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,18 +36,23 @@ logger = logging.getLogger(__name__)
 
 _NOT_SHIPPED = (LEASE_FILE, PARTS_FILE, "record.json", "run.json", "attempt.json", "lease.lock")
 _ROUND_S = 1.0
+_LOG_BYTES_PER_S = 8 << 20
+"""A log goes up whole each time, so a large one goes less often."""
 _CHOOSING_S = 120.0
 
 
 class ObjectStorage(FolderStorage):
     """The object store whose working copy is `folder`. One for each process; threads may share it."""
 
-    def __init__(self, folder: Path, address: str):
-        self.folder, self.bucket = folder, Bucket(address)
-        self.copy = WorkingCopy(folder, self.bucket)
+    conditional = True
+
+    def __init__(self, folder: Path, address: str, copy_id: str):
+        self.folder, self.bucket, self.copy_id = folder, Bucket(address), copy_id
+        self.copy = WorkingCopy(folder, self.bucket, copy_id)
         self._working: dict[Path, StoredParts] = {}
         self._faults: dict[Path, Exception] = {}
         self._shipped: dict[Path, tuple[int, int]] = {}
+        self._shipped_at: dict[Path, float] = {}
         self._attended: set[Path] = set()
         """Folders of logs whose files reach the store through this process alone."""
 
@@ -64,7 +71,8 @@ class ObjectStorage(FolderStorage):
     def check_writable(self) -> None:
         """Write under conditions that must fail; a store that lets them pass would let two drivers write."""
         marker = self.folder / MARKER
-        if json.loads(marker.read_text(encoding="utf-8")).get("conditional"):
+        known = json.loads(marker.read_text(encoding="utf-8"))
+        if known.get("conditional"):
             return
         key = f"probe-{secrets.token_hex(8)}"
         self.bucket.put(key, b"1", etag=None)
@@ -80,7 +88,7 @@ class ObjectStorage(FolderStorage):
                 )
         finally:
             self.bucket.delete([key])
-        write_bytes(marker, json_bytes({"address": self.bucket.address, "conditional": True}))
+        write_bytes(marker, json_bytes({**known, "conditional": True}))
 
     def refresh(self, folder: Path | None = None, *, anew: bool = False) -> None:
         if folder is None:
@@ -124,7 +132,7 @@ class ObjectStorage(FolderStorage):
         while True:
             is_last = stop.wait(_ROUND_S)
             try:
-                self.ship(logs)
+                self.ship(logs, at_once=is_last)
                 if folder in self._working:
                     self._working[folder].publish_new()
             except Unreachable as error:  # the stage goes on; when it ends, what is missing is tried again
@@ -145,16 +153,21 @@ class ObjectStorage(FolderStorage):
         if folder in self._faults:
             raise self._faults.pop(folder)
 
-    def ship(self, logs: Path) -> None:
-        """Bring the files of a folder to the store that only its driver writes and that have changed."""
+    def ship(self, logs: Path, *, at_once: bool = True) -> None:
+        """Bring the files of a folder to the store that only its driver writes and that have changed; unless
+        `at_once`, a large one waits until its turn."""
         for path in sorted(logs.iterdir() if logs.is_dir() else ()):
             if path.name in _NOT_SHIPPED or path.name.startswith(".") or not path.is_file():
                 continue
             facts = path.stat()
             mark = facts.st_size, facts.st_mtime_ns
-            if self._shipped.get(path) != mark:
-                self.bucket.upload(self.key(path), path)
-                self._shipped[path] = mark
+            waited_s = time.monotonic() - self._shipped_at.get(path, -math.inf)
+            if self._shipped.get(path) == mark or not (
+                at_once or waited_s * _LOG_BYTES_PER_S >= facts.st_size
+            ):
+                continue
+            self.bucket.upload(self.key(path), path)
+            self._shipped[path], self._shipped_at[path] = mark, time.monotonic()
 
     def is_believed(self, folder: Path) -> bool:
         record = (folder / "record.json").read_bytes()
@@ -250,12 +263,20 @@ class ObjectStorage(FolderStorage):
 def object_storage(folder: Path) -> ObjectStorage:
     """The object store of a working copy, which its marker names."""
     found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    return ObjectStorage(folder, found["address"])
+    return ObjectStorage(folder, found["address"], found.get("copy", ""))
 
 
 def make_working_copy(folder: Path, address: str) -> None:
     """Say in a folder that it is the working copy of this object store."""
     marker = folder / MARKER
-    if not marker.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(marker, json_bytes({"address": address}))
+    if marker.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = folder / f".{MARKER}.{secrets.token_hex(8)}.tmp"
+    write_bytes(mine, json_bytes({"address": address, "copy": secrets.token_hex(8)}))
+    try:
+        os.link(mine, marker)  # unlike a rename it leaves the marker of a command that was quicker
+    except FileExistsError:
+        pass
+    finally:
+        mine.unlink()

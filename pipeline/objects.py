@@ -122,16 +122,14 @@ class Bucket:
         return self._asked(lambda: self.client.put_object(**asked)["ETag"], key, "written")
 
     def upload(self, key: str, path: Path) -> None:
-        """Write an object from a file, in parts where it is large."""
+        """Write an object from a file, in parts where it is large. Of one that grows, as a log does, what it
+        holds now: the client takes digest and length of an open file one after the other.
+        """
         size = path.stat().st_size
         where = {"Bucket": self.name, "Key": self._key(key)}
-        if size <= 2 * PART_BYTES:
-
-            def once() -> None:
-                with path.open("rb") as file:
-                    self.client.put_object(**where, Body=file)
-
-            self._asked(once, key, "written")
+        if size <= PART_BYTES:
+            with path.open("rb") as file:
+                self.put_anyway(key, file.read(size))
             return
         begun = self._asked(lambda: self.client.create_multipart_upload(**where), key, "written")
         where["UploadId"] = begun["UploadId"]

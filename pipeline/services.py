@@ -39,8 +39,8 @@ class Services(AbstractContextManager):
 
             self._closing.enter_context(ray_session(self._site))
             self._ray = True
-            if self._site.remote is not None:
-                refuse_unseen_folder("work", self._site.storage)
+            field = "storage" if self._site.remote is None else "work"
+            refuse_unseen_folder(field, self._site.storage)
         if threading.current_thread() is threading.main_thread():
             self._signals.install()
 

@@ -29,6 +29,11 @@ class Conflict(Exception):
 class FolderStorage:
     """A folder on a local disk or shared file system: what is written there is seen by all, at once."""
 
+    conditional = False
+    """Whether `write` itself keeps two writers apart."""
+    copy_id = ""
+    """Which working copy of an object store this is."""
+
     def place(self, path: Path) -> str:
         """How people find the file."""
         return str(path)

@@ -50,7 +50,7 @@ class MlflowRuns:
             self.client.get_experiment(
                 self.experiment_id
             )  # one call to a dead server and not one for each stage
-        problems = []
+        problems, is_told = [], False
         try:
             parent = of_pipeline(run, self.site)
             parent_id = self._sent(parent, None).id
@@ -67,9 +67,10 @@ class MlflowRuns:
                     self._steps.pop(name, None)  # before more is sent, MLflow is asked what it has
                     problems.append(f"{name}: {one_line(error)}")
             self._tell(parent, None)
+            is_told = not problems
         finally:
             self._has_failed = True
-            self.state.complete = run.state in ENDED and not problems
+            self.state.complete = run.state in ENDED and is_told
             self._save()
         self._has_failed = bool(problems)
         return problems[0] if problems else None

@@ -28,8 +28,8 @@ _SHORT_FILES = (LEASE_FILE, PARTS_FILE, "record.json", "run.json", "attempt.json
 class WorkingCopy:
     """Files below `folder`, whose names are those of the objects; threads may share it."""
 
-    def __init__(self, folder: Path, bucket: Bucket):
-        self.folder, self.bucket = folder, bucket
+    def __init__(self, folder: Path, bucket: Bucket, copy_id: str):
+        self.folder, self.bucket, self.copy_id = folder, bucket, copy_id
         self.etags: dict[str, str] = {}
         """Key -> ETag of what this process last read or wrote."""
         self._writing: dict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -64,11 +64,11 @@ class WorkingCopy:
     def _refresh_folder(
         self, folder: Path, listed: list[Listed], *, deep: bool = False, anew: bool = False
     ) -> None:
-        """Read what has changed. A driver that lives on this machine has its own folders newer than the
-        store; they are its to refresh."""
+        """Read what has changed. A driver that works in this copy has its folders newer than the store; they
+        are its to refresh."""
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            if _is_of_another_driver(folder):
+            if self._is_of_another_driver(folder):
                 return
             seen = {} if anew else _seen(folder)
             before = dict(seen)
@@ -90,6 +90,25 @@ class WorkingCopy:
                 _drop_unshared_metrics(folder, names)
             if seen != before or anew:
                 write_bytes(folder / SEEN_FILE, json_bytes(seen))
+
+    def _is_of_another_driver(self, folder: Path) -> bool:
+        """Whether a process other than this one works in the folder, in this copy of it: here, or on another
+        machine that shares the copy, and is not seen to be dead and has not been taken over."""
+        from pipeline.lease import Holder, read_lease
+
+        try:
+            holder = read_lease(folder)
+        except UserError:
+            return False
+        if holder is None or holder.released or holder.working_copy != self.copy_id:
+            return False
+        if holder.is_here():
+            return not holder.is_dead() and holder.pid != os.getpid()
+        there = self.bucket.get(self.key(folder / LEASE_FILE))
+        try:
+            return there is not None and Holder.model_validate_json(there[0]).token == holder.token
+        except ValueError:
+            return False
 
     def refresh_file(self, path: Path) -> None:
         key = self.key(path)
@@ -120,18 +139,6 @@ def _drop_unshared_metrics(folder: Path, names: Container[str]) -> None:
     for path in folder.glob("attempts/*/*.jsonl"):
         if path.relative_to(folder).as_posix() not in names:
             path.unlink()
-
-
-def _is_of_another_driver(folder: Path) -> bool:
-    """Whether a process of this machine, not this one, holds the folder's lease and lives."""
-    from pipeline.lease import read_lease
-
-    try:
-        holder = read_lease(folder)
-    except UserError:
-        return False
-    lives = holder is not None and holder.is_here() and not holder.released and not holder.is_dead()
-    return lives and holder.pid != os.getpid()
 
 
 def _seen(folder: Path) -> dict[str, str]:

@@ -3,9 +3,13 @@
 import json
 import os
 import shutil
+import threading
+import time
 
 import pytest
 
+from pipeline import lease
+from pipeline.garbage import collect
 from tests.integration.tiny_pipeline.project import TinyProject
 
 
@@ -94,6 +98,27 @@ def test_nothing_is_removed_while_a_driver_works(project):
     assert before and project.half_written() == before
     go.touch()
     assert process.wait(timeout=30) == 0
+
+
+def test_a_driver_whose_machine_is_gone_is_watched_and_then_in_nobodys_way(project, monkeypatch):
+    """Its process cannot be seen any more, so its counter decides."""
+    project.vico("run")
+    before = gc(project, "--dry-run")
+    (path,) = project.storage.glob("runs/*/lease.json")
+    holder = {**json.loads(path.read_text()), "released": False, "boot_id": "the one before"}
+    path.write_text(json.dumps(holder))
+    monkeypatch.setattr(lease, "STALE_S", 2.0)
+
+    def beat():
+        time.sleep(0.5)
+        path.write_text(json.dumps({**holder, "counter": holder["counter"] + 1}))
+
+    alive = threading.Thread(target=beat)
+    alive.start()
+    with pytest.raises(lease.LeaseHeld, match="stop it, or try again when it has ended"):
+        collect(project.storage, dry_run=True)
+    alive.join()
+    assert len(collect(project.storage, dry_run=False)) == len(before)
 
 
 def test_a_run_that_cannot_be_read_stops_it(project):

@@ -5,17 +5,23 @@ import os
 import resource
 import shutil
 import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet
 import pytest
 import yaml
 
 from pipeline import object_storage, objects
+from pipeline.digests import file_sha256s
+from pipeline.lease import Holder, acquire
 from pipeline.metric_files import MetricFiles
+from pipeline.object_parts import read_parts
 from pipeline.object_storage import make_working_copy
 from pipeline.storage import Conflict, storage_of
 from stages.context import LeaseLost
-from stages.parts import Parts
+from stages.parts import LEASE_FILE, Parts
 from tests import s3_server
 from tests.integration.demo_pipeline import STAGES as STAGES_OF_VICO
 from tests.integration.demo_pipeline import finished, vico
@@ -256,6 +262,81 @@ def test_metrics_are_told_on_once_the_store_has_them_and_die_with_the_machine_be
         storage.refresh(folder)
         steps = [line.step for line in MetricFiles(folder / "attempts", storage.shared_bytes).unread(10)]
         assert steps == [1]
+
+
+def test_a_driver_elsewhere_that_shares_the_copy_keeps_its_newer_files(two_copies):
+    """`work` on a folder that several machines share: a command on one of them only looks."""
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    log, lease = our_folder / "driver.log", our_folder / LEASE_FILE
+    log.write_text("first\n")
+    ours.ship(our_folder)
+    process = {"host": "elsewhere", "boot_id": "b", "pid_namespace": "p", "pid": 7, "pid_started": "1"}
+    holder = Holder(run="r", attempt=1, token="t", since="s", working_copy=ours.copy_id, **process)
+    ours.write(lease, holder.content())
+    log.write_text("first\nsecond\n")  # the driver has not brought it to the store yet
+    ours.refresh(our_folder)
+    assert log.read_text() == "first\nsecond\n"
+    theirs.refresh(their_folder)  # another copy has no part in this
+    assert (their_folder / "driver.log").read_text() == "first\n"
+    theirs.write(
+        their_folder / LEASE_FILE, {**holder.content(), "token": "u", "working_copy": theirs.copy_id}
+    )
+    ours.refresh(our_folder)  # it was taken over: the store is right
+    assert log.read_text() == "first\n" and json.loads(lease.read_text())["token"] == "u"
+
+
+def test_two_commands_that_fetch_one_file_at_once_both_have_it(two_copies, monkeypatch):
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    ours.begin(our_folder, 1)
+    publish(our_folder, 1, "a.txt", "0123456789" * 100)
+    ours.settle(our_folder)
+    theirs.refresh(their_folder)
+    both, windows = threading.Barrier(2), theirs.bucket.windows
+
+    def in_turns(key, num_bytes):
+        for window in windows(key, num_bytes):
+            yield window[:500]
+            both.wait(timeout=20)
+            yield window[500:]
+
+    monkeypatch.setattr(theirs.bucket, "windows", in_turns)
+    files = read_parts(their_folder).files
+    with ThreadPoolExecutor(2) as pool:
+        fetched = [pool.submit(theirs.fetch, their_folder, files, file_sha256s) for _ in range(2)]
+        assert [one.result() for one in fetched] == [None, None]
+
+
+def test_a_log_that_grows_while_it_is_brought_to_the_store(two_copies):
+    ours, our_folder = two_copies[0]
+    log = our_folder / "driver.log"
+    log.write_text("first\n")
+
+    def grow(**_):
+        with log.open("a") as file:
+            file.write("second\n")
+
+    ours.bucket.client.meta.events.register("before-send.s3.PutObject", grow)
+    with ours.attending(our_folder, our_folder):
+        wait_for(lambda: ours.shared_bytes(log))
+        assert ours.bucket.get(ours.key(log))[0] == b"first\n"
+        assert ours.shared_bytes(log) == len(b"first\n")
+    ours.check(our_folder)
+
+
+def test_workers_publish_while_the_store_does_not_answer_the_heartbeat(two_copies, server):
+    ours, our_folder = two_copies[0]
+    with acquire(our_folder, "ours", beat_s=0.05) as lease:
+        ours.begin(our_folder, lease.attempt)
+        server.fault_of = lambda method, path: "503"
+        try:
+            before = len(server.faults)
+            wait_for(lambda: len(server.faults) > before)  # the heartbeat tries, for up to 20 s
+            began = time.monotonic()
+            publish(our_folder, lease.attempt, "a.txt", "whole")
+            assert time.monotonic() - began < 5
+        finally:
+            server.fault_of = lambda method, path: None
+    assert (our_folder / "output" / "a.txt").read_text() == "whole"
 
 
 def test_a_file_that_another_machine_wrote_is_not_written_over(two_copies):

@@ -48,6 +48,7 @@ def test_session_gives_workers_their_environment_and_leaves_nothing(tmp_path, sh
         handler = lambda *a: None
         signal.signal(signal.SIGTERM, handler)
         names = ["OMP_NUM_THREADS", "DS_ACCELERATOR", "MLFLOW_RUN_ID", "RAY_USAGE_STATS_ENABLED"]
+        names.append("CUDA_VISIBLE_DEVICES")
         def environment(_):
             import vico.errors
             return [os.environ.get(name) for name in names]
@@ -66,7 +67,7 @@ def test_session_gives_workers_their_environment_and_leaves_nothing(tmp_path, sh
     process = driver(code, MLFLOW_RUN_ID="parent", HOME=str(home))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert output.splitlines()[-4:] == ["['1', 'cpu', '', '0']", "{0: 1}", "{0: 2}", "[]"]
+    assert output.splitlines()[-4:] == ["['1', 'cpu', '', '0', '']", "{0: 1}", "{0: 2}", "[]"]
     assert not (home / ".ray").exists(), "no token may be left in the home folder"
 
 

@@ -43,6 +43,20 @@ def test_an_error_of_ray_is_a_workers():
     assert failure_kind(ActorDiedError()) == "worker"
 
 
+@pytest.mark.parametrize(
+    "error, kind", [(OSError(errno.ESTALE, "stale"), "io"), (ValueError("a bug"), "error")]
+)
+def test_what_a_worker_raised_is_of_its_own_kind(error, kind):
+    """As `map_tasks` hands it on: with Ray's envelope as the cause."""
+    from ray.exceptions import RayTaskError
+
+    from cluster.tasks import raise_cause
+
+    with pytest.raises(type(error)) as raised:
+        raise_cause(RayTaskError("call", "a traceback", error), 3, "item", "decoded")
+    assert failure_kind(raised.value) == kind
+
+
 def test_each_kind_has_its_own_number():
     left = RetriesLeft(Retries(io=1))
     assert left.take(ValueError()) is None
