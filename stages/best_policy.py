@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from stages.parts import Parts
+from stages.training_metrics import read_metrics
 from vico.checkpoints import save_model
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class BestPolicy:
     def __init__(self, parts: Parts, model_folder: Path, keep: bool):
         self._parts, self._model_folder, self._keep = parts, model_folder, keep
         self._best: tuple[float, int] | None = None
+        self._earlier = [] if keep else reported(parts)
         for folder in kept(parts):
             score = json.loads((folder / SCORE_FILE).read_text())
             self._best = min(self._best or (score["kl"], score["step"]), (score["kl"], score["step"]))
@@ -46,6 +48,9 @@ class BestPolicy:
         if not figures:
             return {}
         kl = figures["kl_full"] + figures["kl_compressed"]
+        for before in self._earlier:  # what they reported of later steps is done again
+            if before[1] < step and (self._best is None or before < self._best):
+                self._best = before
         if self._best is None or kl < self._best[0]:
             self._best = kl, step
             if self._keep:
@@ -72,6 +77,16 @@ class BestPolicy:
         self._parts.publish(name)
         for folder in kept(self._parts)[:-1]:
             self._parts.remove(f"{BEST}/{folder.name}")
+
+
+def reported(parts: Parts) -> list[tuple[float, int]]:
+    """(KL, step) of the validations that earlier attempts reported."""
+    names = "validation_kl_full", "validation_kl_compressed"
+    return [
+        (sum(metrics[name] for name in names), step)
+        for step, metrics in read_metrics(parts)
+        if all(name in metrics for name in names)
+    ]
 
 
 def kept(parts: Parts) -> list[Path]:

@@ -6,7 +6,7 @@ trained.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -149,14 +149,16 @@ class Engine:
         config.load_universal_checkpoint = False
         if loaded is None:
             raise RuntimeError(f"DeepSpeed could not load the checkpoint {folder}")
-        if universal:
-            self._mend_universal(own)
-
-    def _mend_universal(self, own: Sequence[Mapping[str, object]]) -> None:
-        """Undoes what ZeRO-3's universal load of DeepSpeed 0.19 gets wrong without a word: every group takes
-        the weight decay of the first, and all share one step counter, which each of them then counts up."""
+        # A checkpoint brings the groups of the optimizer that wrote it: DeepSpeed's own AdamW lacks a key in
+        # those of torch's, and ZeRO-3's universal load gives all of them the weight decay of the first.
         for group, settings in zip(self._engine.optimizer.param_groups, own, strict=True):
             group.update(settings)
+        if universal:
+            self._part_step_counters()
+
+    def _part_step_counters(self) -> None:
+        """Undoes what ZeRO-3's universal load of DeepSpeed 0.19 gets wrong without a word: all parameters
+        share one step counter, which each of them then counts up."""
         for state in self._engine.optimizer.optimizer.state.values():
             if isinstance(state.get("step"), torch.Tensor):
                 state["step"] = state["step"].clone()

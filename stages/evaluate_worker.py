@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from stages.evaluation_scores import rate_text
-from stages.inference import InferenceSettings, opened_policy, opened_reader, opened_reference
+from stages.inference import InferenceSettings, opened_models, opened_policy, opened_reader
 from stages.parts import Parts
 from vico.generation import Answer, greedy_answers
 from vico.packing import EncodedSample
@@ -106,7 +106,7 @@ class Answerer:
     def __init__(self, settings: InferenceSettings, max_new_tokens: int, parts: Parts):
         self.settings, self.max_new_tokens, self.parts = settings, max_new_tokens, parts
         self.reader = opened_reader(settings)
-        self.policy, self.reference = opened_policy(settings), opened_reference(settings)
+        self.policy, self.reference = opened_models(settings, self.reader)
 
     def write_part(self, block: Block) -> int:
         """Publishes the scored answers of a block; the number of samples."""

@@ -74,9 +74,14 @@ def opened_policy(settings: InferenceSettings, router_file: Path | None = None) 
     return model if router_file is None else with_router(model, router_file)
 
 
-def opened_reference(settings: InferenceSettings) -> VicoModel:
-    """The frozen start model."""
-    return _opened(settings.reference_folder, settings)
+def opened_models(settings: InferenceSettings, reader: SampleReader) -> tuple[VicoModel, VicoModel]:
+    """The policy and the frozen start model; UserError where the policy, which may have been trained
+    elsewhere, does not start from it."""
+    from vico.consistency import check_same_start
+
+    policy, reference = opened_policy(settings), _opened(settings.reference_folder, settings)
+    check_same_start(policy, reference, len(reader.prompt_format.tokenizer))
+    return policy, reference
 
 
 def _opened(folder: Path, settings: InferenceSettings) -> VicoModel:

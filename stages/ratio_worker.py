@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.index import load_index
-from stages.inference import InferenceSettings, opened_policy, opened_reader, opened_reference
+from stages.inference import InferenceSettings, opened_models, opened_reader
 from stages.parts import Parts
 from stages.ratio import RatioConfig
 from stages.sample_choice import chosen_rows
@@ -70,7 +70,7 @@ class RatioActor:
     def __init__(self, settings: InferenceSettings, unit: str, parts: Parts):
         self.settings, self.unit, self.parts = settings, unit, parts
         self.reader = opened_reader(settings)
-        self.policy, self.reference = opened_policy(settings), opened_reference(settings)
+        self.policy, self.reference = opened_models(settings, self.reader)
 
     def write_part(self, item: ShardRows) -> int:
         """Publishes the losses of the shard's rows; the number of tiles."""

@@ -85,7 +85,8 @@ class Checkpoints:
         if not math.isclose(before, after, rel_tol=tolerance, abs_tol=1e-9):
             raise CheckpointDiffers(
                 f"{source} gives a loss of {after:.9g} on a pack that had {before:.9g} when it was written "
-                f"(at most {tolerance} relative is rounding); remove {folder} to go on from the one before"
+                f"(at most {tolerance} relative is rounding); remove {folder} to go on from the one "
+                "before; an object store gives it back, so with one begin the stage afresh by --force"
             )
         return step, {
             "resume_loss_before": before,
@@ -105,6 +106,7 @@ class Checkpoints:
             "fingerprint": self._parts.folder.name,
             "world_size": self._engine.world_size,
             "zero_stage": self._engine.settings.zero_stage,
+            "offload": self._engine.settings.offload,
             "dtype": str(self._engine.settings.dtype).removeprefix("torch."),
             "probe_loss": self._probe(step),
         }

@@ -103,10 +103,13 @@ class LossWatch:
     def counts(self, step: int, loss: float, grad_norm: float, num_skipped: int) -> dict[str, float]:
         """Metrics of the step that has just ended; call on every rank with the same numbers."""
         settings = self._settings
-        if not math.isfinite(grad_norm) and num_skipped == self._num_skipped:
+        # DeepSpeed leaves such an update out, in every dtype and without a word: weights would never move.
+        is_allowed = settings.max_skipped_steps is not None and num_skipped > self._num_skipped
+        if not math.isfinite(grad_norm) and not is_allowed:
             raise Diverged(
                 f"step {step}: the gradient's norm is {grad_norm} (loss {loss:.6g}); lower "
-                "optimizer.learning_rate, or look at the samples of the step (vico audit RUN --step)"
+                "optimizer.learning_rate, look at the samples of the step (vico audit RUN --step), or let "
+                "some such updates be left out with train.max_skipped_steps in the site"
             )
         self._num_skipped = num_skipped
         seen = len(self._losses) >= _LEAST_SEEN

@@ -7,6 +7,7 @@ death of a worker is.
 import itertools
 import json
 import logging
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ _KNOWN = {error.__name__: error for error in (UserError, LeaseLost)}
 
 
 _NOTICE_POLL_S = 0.5
+_MARGIN_S = 60
 _FAILURE, _PREEMPTION = "worker failure", "preemption"
 
 
@@ -55,6 +57,11 @@ def run_workers(
     where the user can mend it (UserError), WorkersFailed else.
     """
     site, folder = context.site, context.parts.attempt_folder
+    if site.resources.gpus_per_worker not in (0, 1):
+        raise UserError(
+            f"resources.gpus_per_worker={site.resources.gpus_per_worker:g}: a rank of a training has one GPU "
+            "or none; set 1 or 0, and more resources.workers for more GPUs"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(context, num_steps, ended), daemon=True)
@@ -63,7 +70,9 @@ def run_workers(
     left = {_FAILURE: site.train.max_failures, _PREEMPTION: site.train.max_preemptions}
     try:
         for number in itertools.count():
-            convert_last_checkpoint(context.parts, site.resources.workers, site.train.zero_stage)
+            convert_last_checkpoint(
+                context.parts, site.resources.workers, site.train.zero_stage, site.train.offload
+            )
             for pattern in ("failure-*.json", STACKS_FILE.format(rank="*")):
                 for left_over in folder.glob(pattern):
                     left_over.unlink()
@@ -97,7 +106,11 @@ def _trainer(function, settings, context: Context, *, name: str) -> TorchTrainer
             use_gpu=use_gpu,
             resources_per_worker=site.resources.per_process,
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=600),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo",
+            # the watchdog, which says who hung where, comes before the time-out of whoever waits for that
+            timeout_s=math.ceil(site.train.hang_timeout_s) + _MARGIN_S,
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=str(folder),

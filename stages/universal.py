@@ -18,7 +18,9 @@ from vico.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def convert_last_checkpoint(parts: Parts, num_workers: int, zero_stage: int) -> Path | None:
+def convert_last_checkpoint(
+    parts: Parts, num_workers: int, zero_stage: int, offload: str = "none"
+) -> Path | None:
     """Converts the last checkpoint where another number of ranks wrote it; its universal folder, or None
     where none is needed.
 
@@ -41,6 +43,13 @@ def convert_last_checkpoint(parts: Parts, num_workers: int, zero_stage: int) -> 
             f"train.zero_stage={zero_stage}, and {folder} was written at ZeRO-{facts['zero_stage']}, whose "
             f"files no other stage loads; set train.zero_stage={facts['zero_stage']} in the site, or start "
             "the stage anew with --force"
+        )
+    other_offload = facts.get("offload", offload) != offload
+    if other_offload and zero_stage == 1 and facts["dtype"] == "bfloat16":
+        raise UserError(
+            f"train.offload={offload}, and {folder} was written with offload={facts['offload']}, which at "
+            "ZeRO-1 in bfloat16 makes other files; set it back in the site, or start the stage anew with "
+            "--force"
         )
     if facts["world_size"] == num_workers:
         return None

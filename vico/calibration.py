@@ -20,7 +20,9 @@ def calibrated_threshold(compress_probability_N: np.ndarray, share: float) -> fl
     cuts = np.concatenate([[0], np.flatnonzero(np.diff(scores)) + 1, [len(scores)]])
     count = int(cuts[np.argmin(np.abs(cuts - share * len(scores)))])
     if count == 0:
-        return float(np.nextafter(scores[0], 2.0) if scores[0] >= 1 else (scores[0] + 1) / 2)
+        if scores[0] >= 1:  # what it is compared with are float32 scores
+            return float(np.nextafter(np.float32(scores[0]), np.float32(2)))
+        return float((scores[0] + 1) / 2)
     if count == len(scores):
         return float(scores[-1] / 2)
     return float((scores[count - 1] + scores[count]) / 2)

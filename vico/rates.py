@@ -120,7 +120,10 @@ def rate_losses(
 def _token_kl(policy, hidden_AD, reference, reference_hidden_AD, kl_chunk_rows) -> torch.Tensor:
     weights_A = torch.ones(len(hidden_AD), device=hidden_AD.device)
     heads = policy.model.lm_head.weight, reference.model.lm_head.weight
-    return chunked_kl(hidden_AD, heads[0], reference_hidden_AD, heads[1], weights_A, kl_chunk_rows)[1]
+    num_ids = min(map(len, heads))  # `check_same_start` has seen that the rest is padding
+    return chunked_kl(hidden_AD, heads[0], reference_hidden_AD, heads[1], weights_A, kl_chunk_rows, num_ids)[
+        1
+    ]
 
 
 def _answers_by_sequence(tiles: EncodedTiles, sequences: Sequence[TiledSequence]) -> list[torch.Tensor]:

@@ -1,10 +1,13 @@
 """A reference is the policy's start model: other sizes are refused, heads that differ by padding are not; one
 vision pass gives the loss of two."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from stages.inference import InferenceSettings, opened_models
 from tests.numerics.consistency_case import consistency_task, samples, sharp_model
 from tests.tiny_model import VOCABULARY, make_tiny_model
 from vico.checkpoints import load_model
@@ -12,6 +15,7 @@ from vico.consistency import ConsistencyTask
 from vico.errors import UserError
 from vico.packing import packed_batch
 from vico.prompt import load_prompt_format
+from vico.rates import RatedSample, encoded_tiles, rate_losses
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,29 @@ def test_another_vocabulary_is_refused_and_padding_is_not(folder, tmp_path):
         ConsistencyTask(load_model(folder), load_model(other), 5, num_token_ids=VOCABULARY + 1)
     task = ConsistencyTask(load_model(folder), load_model(other), 5, num_token_ids=VOCABULARY - 20)
     assert task.num_ids == VOCABULARY
+
+
+def test_a_policy_from_elsewhere_is_held_against_the_model_of_the_run(folder, tmp_path):
+    """As ratio and evaluate open it, which may be given a policy that another run has trained."""
+    padded = make_tiny_model(tmp_path / "padded", text={"vocab_size": VOCABULARY + 8})
+    larger = make_tiny_model(tmp_path / "larger", tile_size=112)
+    reader = SimpleNamespace(prompt_format=load_prompt_format(folder))
+    limits = {"num_threads": 1, "row_tokens": 512, "generation_tokens": 512, "batch_tiles": 4}
+
+    def opened(policy):
+        places = {"policy_folder": policy, "reference_folder": folder, "shard_folder": tmp_path}
+        settings = InferenceSettings(**places, **limits, dtype="float32", device="cpu", kl_chunk_rows=8)
+        return opened_models(settings, reader)
+
+    with pytest.raises(UserError, match="reference: tile_size=56, but the policy has tile_size=112"):
+        opened(larger)
+    policy, reference = opened(padded)
+    prompt_format = reader.prompt_format
+    sample = samples(prompt_format, 0, (2,))
+    tiles = [encoded_tiles(model, sample.pixels, 4) for model in (policy, reference)]
+    asked = [RatedSample(sample.skeleton, 0, [np.zeros(2, bool)])]
+    ((loss,),) = rate_losses(*tiles, asked, row_tokens=512, kl_chunk_rows=8)
+    assert np.isfinite(loss)
 
 
 def frozen(task, folder):

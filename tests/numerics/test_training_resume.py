@@ -56,6 +56,8 @@ def two_ranks(model, tmp_path_factory) -> Path:
         wanted.append(scenario(f"resumed-{stage}", stage, stop_after=11))
         wanted.append(scenario(f"resumed-{stage}", stage, attempt=2))
     wanted.append(scenario("resumed-2", 2, attempt=3, tamper=True))
+    wanted.append(scenario("offloaded", 2, stop_after=11))
+    wanted.append(scenario("offloaded", 2, attempt=2, site={"offload": "optimizer"}))
     finish(*started(model, folder, wanted, 2))
     return folder
 
@@ -77,6 +79,13 @@ def test_a_resumed_training_is_the_undisturbed_one_bit_for_bit(two_ranks, stage)
     found = torch.load(resumed / "weights-2.pt", weights_only=True)
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_training_that_ran_out_of_memory_goes_on_with_its_optimizer_offloaded(two_ranks):
+    """By DeepSpeed's own AdamW, on states that torch's has written."""
+    found = curve(two_ranks / "offloaded")
+    assert found.keys() == set(range(1, NUM_STEPS + 1))
+    assert_follows(found, curve(two_ranks / "straight-2"))
 
 
 def test_a_checkpoint_is_published_without_stopping_the_steps(two_ranks):
@@ -170,10 +179,11 @@ def test_a_profiled_step_names_its_parts_and_leaves_a_trace(two_ranks):
 
 @pytest.fixture(scope="module")
 def faults(model, tmp_path_factory) -> Path:
-    """On 2 ranks: a NaN in a pack of rank 1, SIGTERM to rank 1 and a resume, then a hang of rank 1."""
+    """On 2 ranks, to rank 1: a NaN in a pack or a gradient, SIGTERM and a resume, then a hang."""
     folder = tmp_path_factory.mktemp("faults")
     wanted = [
         scenario("nan", 2, nan_at=7, rank=1),
+        *(scenario(f"nan-gradient-{stage}", stage, nan_gradient_at=7, rank=1) for stage in (1, 2)),
         scenario("preempted", 2, sleep_s=0.15),
         scenario("preempted", 2, attempt=2),
         scenario("hang", 2, hang_at=7, rank=1, hang_timeout_s=HANG_TIMEOUT_S),
@@ -196,6 +206,16 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_pack(faults):
         outcome = (faults / f"nan/outcome-{rank}.txt").read_text()
         assert outcome.startswith("Diverged: step 8: the loss is not finite (pack 1: nan, pack 3: nan)")
     assert [step for step, _ in checkpoints(Parts(faults / "nan", 1))] == [5]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_gradient_that_is_not_finite_stops_all_ranks(faults, stage):
+    """Of a finite loss. DeepSpeed leaves the update out and goes on; so the weights would never move."""
+    folder = faults / f"nan-gradient-{stage}"
+    for rank in (0, 1):
+        outcome = (folder / f"outcome-{rank}.txt").read_text()
+        assert outcome.startswith("Diverged: step 8: the gradient's norm is ")
+    assert [step for step, _ in checkpoints(Parts(folder, 1))] == [5]
 
 
 def test_sigterm_to_one_rank_publishes_a_checkpoint_and_the_resume_loses_no_step(faults, two_ranks):

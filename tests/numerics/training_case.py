@@ -2,8 +2,8 @@
 
 `python -m tests.numerics.training_case MODEL FOLDER SCENARIO...`, each scenario a JSON object:
 `name` (folder of the stage), `attempt`, `zero_stage`; `stop_after` a step (as a kill would end it);
-`nan_at` or `hang_at` a step and the `rank` it befalls; `sleep_s` a pack; `tamper` with the loss noted in the
-last checkpoint.
+`nan_at`, `nan_gradient_at` or `hang_at` a step and the `rank` it befalls; `sleep_s` a pack; `tamper` with
+the loss noted in the last checkpoint.
 """
 
 import json
@@ -119,6 +119,9 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
         facts = found[-1][1] / FACTS_FILE
         content = json.loads(facts.read_text())
         facts.write_text(json.dumps({**content, "probe_loss": 1.001 * content["probe_loss"]}))
+    if "nan_gradient_at" in scenario and engine.rank == scenario["rank"]:
+        bias = engine.module.policy.base.model.vision_tower.encoder.layer[0].attention.projection_layer.bias
+        bias.register_hook(lambda grad: grad * float("nan") if step == scenario["nan_gradient_at"] else grad)
     engine.barrier()
     try:
         train(engine, source, source.empty, plan, summary, lambda engine, step: {})

@@ -7,6 +7,7 @@ import torch
 
 from stages.best_policy import BestPolicy, kept
 from stages.parts import Parts
+from stages.training_metrics import MetricsFile
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 
@@ -42,6 +43,19 @@ def test_the_lowest_sum_of_both_rates_is_kept_over_a_restart(model, tmp_path, ca
         assert again.offer(40, figures(0.8, 0.8), state(model, 4.0))["kl_over_best"] == pytest.approx(2.0)
     assert "step 40: the validation KL is 2.00 times its best (step 20)" in caplog.text
     assert value_kept(parts) == 2.0
+
+
+def test_a_restart_without_kept_policies_measures_a_rise_by_what_was_reported(tmp_path):
+    """Of later steps than it goes on from, which are done again, nothing counts."""
+    names = ("validation_kl_full", "validation_kl_compressed")
+    folder = Parts(tmp_path, 1).attempt_folder
+    folder.mkdir(parents=True)
+    report = MetricsFile(folder / "metrics.jsonl")
+    for step, kl in ((10, 0.5), (15, None), (40, 0.1)):
+        report.append(step, {"loss": 1.0} if kl is None else dict.fromkeys(names, kl))
+    again = BestPolicy(Parts(tmp_path, 2), tmp_path, keep=False)
+    assert again.offer(20, figures(1.0, 1.0), lambda: None) == {"kl_over_best": 2.0}
+    assert again.offer(40, figures(0.1, 0.1), lambda: None) == {"kl_over_best": 1.0}
 
 
 def test_nothing_is_kept_where_the_last_policy_is_wanted(model, tmp_path):

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from vico.calibration import calibrated_threshold, expected_calibration_error
+from vico.routing import absolute_rule
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 2 / 3, 1.0])
@@ -16,6 +18,12 @@ def test_the_threshold_compresses_the_wanted_share(share):
 
 def test_the_threshold_keeps_clear_of_the_scores_beside_it():
     assert calibrated_threshold(np.array([0.9, 0.5, 0.1]), 1 / 3) == pytest.approx(0.7)
+
+
+def test_a_threshold_for_nothing_holds_in_float32_where_scores_are_saturated():
+    scores = torch.tensor([1.0, 1.0, 1.0, 1.0, *[0.5] * 16])
+    threshold = calibrated_threshold(scores.numpy(), 0.05)
+    assert not absolute_rule(scores, threshold).any()
 
 
 def test_no_scores_are_refused():
