@@ -27,6 +27,20 @@ from vico.prompt import PromptFormat
 from vico.tiling import Tiling, pixel_values
 
 _OPEN_SHARDS = 64
+_READ_COLUMNS = (
+    "key",
+    "shard",
+    "source",
+    "line",
+    "json_offset",
+    "json_bytes",
+    "image_offsets",
+    "image_bytes",
+    "image_sha256",
+    "tiles",
+    "max_tiles",
+    "text_tokens",
+)
 _OPEN_REMOTE_SHARDS = 4  # each stays in the cache as long as it is open
 _READ_ATTEMPTS = 3
 _RETRY_WAIT_S = 0.2
@@ -66,7 +80,7 @@ class SampleReader:
 
         Raises ShardMismatch when shard, index and model do not agree on its pictures, tiles or tokens.
         """
-        entry = self.index.row(row)
+        entry = self.index.row(row, _READ_COLUMNS)
         tiling = self.prompt_format.settings.tiling(entry["max_tiles"])
         tiles = [pixel_values(image, tiling) for image in self._pictures(entry)]
         tiles_per_image = tuple(len(one) for one in tiles)
