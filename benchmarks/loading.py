@@ -31,7 +31,6 @@ from benchmarks.planning import SETTINGS
 from benchmarks.reports import interleaved, ratio, report, row
 from benchmarks.synthetic_index import write_synthetic_index
 from cluster.ray_session import ray_session
-from data_prep.index import load_index
 from data_prep.packs import PackPlan
 from data_prep.plan_cache import cached_plan
 from data_prep.reader import SampleReader
@@ -62,10 +61,23 @@ class Ways:
         self.urls = sorted(map(str, self.folder.glob("*.tar")))
         self.reader = SampleReader(self.folder, load_prompt_format(self.model))
 
+    def plan(self, epoch: int) -> PackPlan:
+        """As the training opens it: with its summary, made of all epochs before the first step."""
+        return cached_plan(self.folder, "train", self.scratch / "plan", **{**SETTINGS, "epoch": epoch})
+
+    def plans(self, num_epochs: int) -> dict:
+        """A row of the seconds to plan a whole epoch, which is some times what a call loads."""
+        seconds = []
+        for epoch in range(1, num_epochs + 1):
+            started = time.perf_counter()
+            self.plan(epoch)
+            seconds.append(round(time.perf_counter() - started, 3))
+        return {"way": "plan of an epoch", "seconds": statistics.median(seconds), "repetitions": seconds}
+
     def ours(self) -> int:
         """Packs of an epoch of its own, in the order of training."""
         self.calls += 1
-        plan = PackPlan(load_index(self.folder).columns("train"), **{**SETTINGS, "epoch": self.calls})
+        plan = self.plan(self.calls)
         rows = chain.from_iterable(plan.pack(number).rows.tolist() for number in range(plan.num_packs))
         return sum(len(self.reader.sample(chosen).pixels) for chosen in islice(rows, self.loaded))
 
@@ -150,6 +162,7 @@ def main() -> None:
     try:
         with ray_session(ways.context.site):
             ways.write_shards()
+            planned = ways.plans(options.repetitions + 1)
             each = {"ours": ways.ours, "webdataset.WebDataset": ways.webdataset}
             loaded, ways.loaded = ways.loaded, 50
             for way in each.values():  # page cache and imports are warm for both
@@ -164,7 +177,7 @@ def main() -> None:
         "loading_vs_ray_data": round(rows[0]["tiles_per_s"] / max(rows[2]["tiles_per_s"], 0.01), 3),
         "seek_s": round(seek["seek_s"], 4),
     }
-    report("loading", [*rows, {"way": "seek", **seek}], ratios, options.json)
+    report("loading", [*rows, planned, {"way": "seek", **seek}], ratios, options.json)
 
 
 if __name__ == "__main__":
