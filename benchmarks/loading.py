@@ -2,13 +2,14 @@
 the time of a seek in a large synthetic index.
 
     python -m benchmarks.loading --only seek --json          # first: builds the index of 50 million, minutes
-    python -m benchmarks.loading --json                      # 20,000 JPEGs in shards, 1,024 loaded at a time
-    python -m benchmarks.loading --num-samples 300 --loaded-samples 100 --index-samples 100000 --json
+    python -m benchmarks.loading --json                      # an epoch of 20,000 JPEGs each way, 10 minutes
+    python -m benchmarks.loading --num-samples 300 --turn 50 --index-samples 100000 --json
 
 Decoding is the same code in all ways: the picture, its tiles as float32, the token ids of the text. Ours and
-webdataset decode in this process; ray.data uses as many cores as the session has, runs once, last, and is cut
-off after --ray-minutes with its rate so far. Rates are of tiles: packs that follow one another hold pictures
-of like size, so that samples of a part of an epoch are not worth the same.
+webdataset decode in this process, in turns of --turn samples until both have loaded every sample once, and
+the ratio is of the whole epochs: packs that follow one another hold pictures of like size, so that parts of
+an epoch are not worth the same. ray.data uses as many cores as the session has, loads --ray-samples, last,
+and is cut off after --ray-minutes with its rate so far.
 """
 
 import argparse
@@ -18,7 +19,9 @@ import statistics
 import tempfile
 import threading
 import time
-from itertools import chain, islice
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,7 @@ import webdataset
 from benchmarks.decoding import decoded
 from benchmarks.jpeg_records import write_jpeg_records
 from benchmarks.planning import SETTINGS
-from benchmarks.reports import interleaved, ratio, report, row
+from benchmarks.reports import report, row
 from benchmarks.synthetic_index import write_synthetic_index
 from cluster.ray_session import ray_session
 from data_prep.packs import PackPlan
@@ -45,18 +48,19 @@ _RAY_SHARDS = 4  # more than this machine has cores
 
 
 class Ways:
-    """The ways on one folder of shards; each call loads `loaded` samples and returns the number of their
-    tiles.
-    """
+    """The ways on one folder of shards; each gives the number of tiles of one sample after another."""
 
-    def __init__(self, folder: Path, num_samples: int, loaded: int):
-        self.scratch, self.loaded = Path(tempfile.mkdtemp(dir=folder)), min(loaded, num_samples * 3 // 4)
+    def __init__(self, folder: Path, num_samples: int):
+        self.scratch = Path(tempfile.mkdtemp(dir=folder))
         self.model = make_tiny_model(self.scratch / "model", tile_size=448)
         self.context = context_of(self.scratch, self.model, write_jpeg_records(folder, num_samples))
-        self.calls = 0
 
     def write_shards(self) -> None:
-        run(ShardConfig(samples_per_shard=1000, verify="header", max_tiles=MAX_TILES), self.context)
+        """All samples are for training, so that one epoch is every sample in every way."""
+        config = ShardConfig(
+            samples_per_shard=1000, verify="header", max_tiles=MAX_TILES, calib_share=0, test_share=0
+        )
+        run(config, self.context)
         self.folder = self.context.parts.output
         self.urls = sorted(map(str, self.folder.glob("*.tar")))
         self.reader = SampleReader(self.folder, load_prompt_format(self.model))
@@ -65,29 +69,20 @@ class Ways:
         """As the training opens it: with its summary, made of all epochs before the first step."""
         return cached_plan(self.folder, "train", self.scratch / "plan", **{**SETTINGS, "epoch": epoch})
 
-    def plans(self, num_epochs: int) -> dict:
-        """A row of the seconds to plan a whole epoch, which is some times what a call loads."""
-        seconds = []
-        for epoch in range(1, num_epochs + 1):
-            started = time.perf_counter()
-            self.plan(epoch)
-            seconds.append(round(time.perf_counter() - started, 3))
-        return {"way": "plan of an epoch", "seconds": statistics.median(seconds), "repetitions": seconds}
+    def ours(self, epoch: int) -> Iterator[int]:
+        """The packs of an epoch in the order of training."""
+        plan = self.plan(epoch)
+        for number in range(plan.num_packs):
+            for chosen in plan.pack(number).rows.tolist():
+                yield len(self.reader.sample(chosen).pixels)
 
-    def ours(self) -> int:
-        """Packs of an epoch of its own, in the order of training."""
-        self.calls += 1
-        plan = self.plan(self.calls)
-        rows = chain.from_iterable(plan.pack(number).rows.tolist() for number in range(plan.num_packs))
-        return sum(len(self.reader.sample(chosen).pixels) for chosen in islice(rows, self.loaded))
-
-    def webdataset(self) -> int:
+    def webdataset(self, epoch: int) -> Iterator[int]:
         """Shards and samples shuffled, the buffer as long as a window of the plan."""
-        dataset = webdataset.WebDataset(self.urls, shardshuffle=len(self.urls), seed=self.calls).shuffle(1024)
-        found = islice(dataset, self.loaded)
-        return sum(decoded(sample["jpg"], sample["json"], str(self.model)) for sample in found)
+        dataset = webdataset.WebDataset(self.urls, shardshuffle=len(self.urls), seed=epoch).shuffle(1024)
+        for sample in dataset:
+            yield decoded(sample["jpg"], sample["json"], str(self.model))
 
-    def ray_data(self, limit_s: float) -> dict:
+    def ray_data(self, num_samples: int, limit_s: float) -> dict:
         """Some shards, read and decoded by Ray's tasks until enough samples have come: its row, cut off after
         `limit_s`.
         """
@@ -101,7 +96,7 @@ class Ways:
 
         def count() -> None:
             nonlocal num_tiles
-            for one in islice(data.map(tiles).iter_rows(), self.loaded):
+            for one in islice(data.map(tiles).iter_rows(), num_samples):
                 num_tiles += int(one["tiles"])
 
         started, counting = time.perf_counter(), threading.Thread(target=count, daemon=True)
@@ -114,6 +109,41 @@ class Ways:
             "tiles": num_tiles,
             **cut_off,
         }
+
+
+def epochs_in_turns(ways: dict[str, Iterator[int]], turn: int) -> list[dict]:
+    """A row for each way, all of whose samples are loaded in turns of so many, so that every way sees the
+    same minutes of the machine.
+    """
+    waiting = deque(ways)
+    rows: dict[str, dict] = {
+        name: {"samples": 0, "tiles": 0, "seconds": 0.0, "cpu_seconds": 0.0} for name in ways
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    while waiting:
+        for name in tuple(waiting):
+            started, cpu_started = time.perf_counter(), time.process_time()
+            tiles = list(islice(ways[name], turn))
+            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+            found = {
+                "samples": len(tiles),
+                "tiles": sum(tiles),
+                "seconds": seconds,
+                "cpu_seconds": cpu_seconds,
+            }
+            rows[name] = {key: rows[name][key] + value for key, value in found.items()}
+            if len(tiles) == turn:
+                rates[name].append(sum(tiles) / seconds)
+            else:
+                waiting.remove(name)
+        waiting.rotate(-1)
+        print(
+            *(f"{name}: {one['samples']} in {one['seconds']:.1f} s" for name, one in rows.items()), flush=True
+        )
+    return [
+        {**row(name, rates[name], "tiles"), **one, "tiles_per_s": round(one["tiles"] / one["seconds"], 2)}
+        for name, one in rows.items()
+    ]
 
 
 def seeks(folder: Path, num_samples: int) -> dict:
@@ -144,9 +174,9 @@ def seeks(folder: Path, num_samples: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-samples", type=int, default=20_000)
-    parser.add_argument("--loaded-samples", type=int, default=1024)
+    parser.add_argument("--turn", type=int, default=500, help="samples of a turn")
+    parser.add_argument("--ray-samples", type=int, default=1024)
     parser.add_argument("--index-samples", type=int, default=50_000_000)
-    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--ray-minutes", type=float, default=2.0)
     parser.add_argument("--only", choices=["seek"])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "vico-benchmarks")
@@ -158,23 +188,26 @@ def main() -> None:
     if options.only == "seek":
         report("loading", [{"way": "seek", **seek}], {"seek_s": round(seek["seek_s"], 4)}, options.json)
         return
-    ways = Ways(options.folder, options.num_samples, options.loaded_samples)
+    ways = Ways(options.folder, options.num_samples)
     try:
         with ray_session(ways.context.site):
             ways.write_shards()
-            planned = ways.plans(options.repetitions + 1)
+            started = time.perf_counter()
+            ways.plan(1)
+            planned = {"way": "plan of an epoch", "seconds": round(time.perf_counter() - started, 3)}
             each = {"ours": ways.ours, "webdataset.WebDataset": ways.webdataset}
-            loaded, ways.loaded = ways.loaded, 50
             for way in each.values():  # page cache and imports are warm for both
-                way()
-            ways.loaded = loaded
-            rows = interleaved(each, options.repetitions, "tiles")
-            rows.append(ways.ray_data(60 * options.ray_minutes))
+                list(islice(way(0), 50))
+            rows = epochs_in_turns({name: way(1) for name, way in each.items()}, options.turn)
+            rows.append(ways.ray_data(options.ray_samples, 60 * options.ray_minutes))
     finally:
         shutil.rmtree(ways.scratch)
+    ours, other, by_ray = rows
+    assert ours["samples"] == other["samples"] and ours["tiles"] == other["tiles"], rows
     ratios = {
-        "loading_vs_webdataset": ratio(rows, "ours", "webdataset.WebDataset"),
-        "loading_vs_ray_data": round(rows[0]["tiles_per_s"] / max(rows[2]["tiles_per_s"], 0.01), 3),
+        "loading_vs_webdataset": round(other["seconds"] / ours["seconds"], 4),
+        "loading_vs_webdataset_cpu": round(other["cpu_seconds"] / ours["cpu_seconds"], 4),
+        "loading_vs_ray_data": round(ours["tiles_per_s"] / max(by_ray["tiles_per_s"], 0.01), 3),
         "seek_s": round(seek["seek_s"], 4),
     }
     report("loading", [*rows, planned, {"way": "seek", **seek}], ratios, options.json)

@@ -69,11 +69,13 @@ class SampleReader:
 
     def record(self, row: int) -> dict[str, Any]:
         """KEY.json of a sample."""
-        return self._record(self.index.row(row))
+        entry = self.index.row(row)
+        return self._parsed(entry, self._bytes(entry, entry["json_offset"], entry["json_bytes"]))
 
     def pictures(self, row: int) -> list[Image.Image]:
         """The sample's pictures in order, decoded."""
-        return self._pictures(self.index.row(row))
+        entry = self.index.row(row)
+        return self._decoded(entry, self._members(entry)[1])
 
     def sample(self, row: int) -> EncodedSample:
         """The sample with its tiles, float32 [T, 3, S, S] (T = 0 for text only), and its skeleton.
@@ -81,14 +83,15 @@ class SampleReader:
         Raises ShardMismatch when shard, index and model do not agree on its pictures, tiles or tokens.
         """
         entry = self.index.row(row, _READ_COLUMNS)
+        text, pictures = self._members(entry)
         tiling = self.prompt_format.settings.tiling(entry["max_tiles"])
-        tiles = [pixel_values(image, tiling) for image in self._pictures(entry)]
+        tiles = [pixel_values(image, tiling) for image in self._decoded(entry, pictures)]
         tiles_per_image = tuple(len(one) for one in tiles)
         if list(tiles_per_image) != entry["tiles"]:
             raise self._mismatch(
                 entry, f"pictures give {list(tiles_per_image)} tiles, the index has {entry['tiles']}"
             )
-        skeleton = self.prompt_format.encode(self._record(entry)["conversations"], tiles_per_image)
+        skeleton = self.prompt_format.encode(self._parsed(entry, text)["conversations"], tiles_per_image)
         if skeleton.num_text_tokens != entry["text_tokens"]:
             raise self._mismatch(
                 entry,
@@ -97,9 +100,9 @@ class SampleReader:
         pixels = np.concatenate(tiles) if len(tiles) > 1 else tiles[0] if tiles else _no_tiles(tiling)
         return EncodedSample(entry["key"], row, skeleton, pixels, tiles_per_image)
 
-    def _record(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def _parsed(self, entry: dict[str, Any], text: bytes) -> dict[str, Any]:
         try:
-            record = json.loads(self._bytes(entry, entry["json_offset"], entry["json_bytes"]))
+            record = json.loads(text)
             found = record["source"], record["line"]
         except (ValueError, KeyError, TypeError) as error:
             raise self._mismatch(entry, "there is no such sample at its offset") from error
@@ -107,35 +110,42 @@ class SampleReader:
             raise self._mismatch(entry, f"line {found[1]} of {found[0]} lies at its offset")
         return record
 
-    def _pictures(self, entry: dict[str, Any]) -> list[Image.Image]:
-        pictures = []
-        for n, (offset, num_bytes) in enumerate(
-            zip(entry["image_offsets"], entry["image_bytes"], strict=True)
-        ):
-            data = self._picture_bytes(entry, n, offset, num_bytes)
+    def _decoded(self, entry: dict[str, Any], pictures: list[bytes]) -> list[Image.Image]:
+        images = []
+        for n, data in enumerate(pictures):
             try:
                 image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
                 image.load()
             except Exception as error:  # sharded with verify=header, it was never decoded before
                 raise self._mismatch(entry, f"picture {n} does not decode ({error})") from error
-            pictures.append(image)
-        return pictures
+            images.append(image)
+        return images
 
-    def _picture_bytes(self, entry: dict[str, Any], n: int, offset: int, num_bytes: int) -> bytes:
-        """A picture's bytes as they were when the shard was written; read anew from a reopened file where
-        their digest differs, since a network file system may give a wrong page once.
+    def _members(self, entry: dict[str, Any]) -> tuple[bytes, list[bytes]]:
+        """KEY.json and the pictures' bytes as they were when the shard was written, in one read: they lie
+        side by side, the record first. Read anew from a reopened file where the digest of a picture differs,
+        since a network file system may give a wrong page once.
         """
-        for attempt in range(_READ_ATTEMPTS):
-            if attempt:
-                logger.warning("%s: picture %d has a wrong digest, reading it again", entry["key"], n)
+        start, json_bytes = entry["json_offset"], entry["json_bytes"]
+        places = [
+            (offset - start, offset - start + num_bytes)
+            for offset, num_bytes in zip(entry["image_offsets"], entry["image_bytes"], strict=True)
+        ]
+        total = places[-1][1] if places else json_bytes
+        for attempt in range(1, _READ_ATTEMPTS + 1):
+            data = self._bytes(entry, start, total)
+            pictures = [data[first:end] for first, end in places]
+            digests = [hashlib.sha256(picture).digest() for picture in pictures]
+            if digests == entry["image_sha256"]:
+                return data[:json_bytes], pictures
+            wrong = next(n for n, digest in enumerate(digests) if digest != entry["image_sha256"][n])
+            if attempt < _READ_ATTEMPTS:
+                logger.warning("%s: picture %d has a wrong digest, reading it again", entry["key"], wrong)
                 time.sleep(_RETRY_WAIT_S * attempt)
                 with self._lock:
                     self._shards.pop(entry["shard"], None)
-            data = self._bytes(entry, offset, num_bytes)
-            if hashlib.sha256(data).digest() == entry["image_sha256"][n]:
-                return data
         raise self._mismatch(
-            entry, f"picture {n} has other bytes than when it was written ({_READ_ATTEMPTS} reads)"
+            entry, f"picture {wrong} has other bytes than when it was written ({_READ_ATTEMPTS} reads)"
         )
 
     def _bytes(self, entry: dict[str, Any], offset: int, num_bytes: int) -> bytes:
@@ -151,11 +161,13 @@ class SampleReader:
         """
         number = entry["shard"]
         with self._lock:
-            shard = self._shards.pop(number, None)
-        if shard is None:  # other threads go on while a remote one is fetched
-            shard = self._opened(entry)
+            if number in self._shards:
+                self._shards.move_to_end(number)
+                return self._shards[number]
+        shard = self._opened(entry)  # other threads go on while a remote one is fetched
         with self._lock:
             self._shards[number] = shard
+            self._shards.move_to_end(number)
             if len(self._shards) > self._num_open:
                 self._shards.popitem(last=False)
             return shard
