@@ -16,29 +16,27 @@ def best_fit(
     """
     size = np.maximum(tokens.astype(np.int64) * max_tiles, tiles.astype(np.int64) * max_tokens)
     order = np.lexsort((-size, tiles == 0))
-    fewest_tiles = int(tiles[tiles > 0].min(initial=max_tiles))
     packs = np.empty(len(order), np.int64)
-    room: list[tuple[int, int]] = []  # (tokens left, pack), sorted; packs that another picture may fit
-    full: list[tuple[int, int]] = []  # packs with too few tiles left for any picture
-    tiles_left: list[int] = []
+    num_packs = 0
+    room: dict[int, list[tuple[int, int]]] = {}  # by tiles left: (tokens left, pack), sorted
     for item, item_tokens, item_tiles in zip(
         order.tolist(), tokens[order].tolist(), tiles[order].tolist(), strict=True
     ):
-        if item_tiles == 0 and full:
-            room, full = sorted(room + full), []
-        place = bisect_left(room, (item_tokens, -1))
-        while place < len(room) and tiles_left[room[place][1]] < item_tiles:
-            place += 1
-        if place < len(room):
-            tokens_left, pack = room.pop(place)
+        best: tuple[int, int] | None = None
+        for tiles_left, candidates in room.items():
+            if tiles_left >= item_tiles:
+                place = bisect_left(candidates, (item_tokens, -1))
+                if place < len(candidates) and (best is None or candidates[place] < best):
+                    best, best_tiles, best_place = candidates[place], tiles_left, place
+        if best is None:
+            best, best_tiles = (max_tokens, num_packs), max_tiles
+            num_packs += 1
         else:
-            tokens_left, pack = max_tokens, len(tiles_left)
-            tiles_left.append(max_tiles)
+            candidates = room[best_tiles]
+            del candidates[best_place]
+            if not candidates:
+                del room[best_tiles]
+        tokens_left, pack = best
         packs[item] = pack
-        tiles_left[pack] -= item_tiles
-        left = (tokens_left - item_tokens, pack)
-        if item_tiles and tiles_left[pack] < fewest_tiles:
-            full.append(left)
-        else:
-            insort(room, left)
-    return packs, len(tiles_left)
+        insort(room.setdefault(best_tiles - item_tiles, []), (tokens_left - item_tokens, pack))
+    return packs, num_packs

@@ -54,12 +54,18 @@ class PlanSummary:
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """Entry e is copy `copies[e]` of sample e, of `tokens[e]` tokens; pack p holds entries `members[p]`."""
+    """Entry e is copy `copies[e]` of sample e, of `tokens[e]` tokens; pack p holds entries `members[p]`.
+
+    The rates of its tiles, drawn when the window's packs are asked for, are `compressed[starts[e]:
+    starts[e + 1]]`.
+    """
 
     samples: IndexColumns
     tokens: np.ndarray
     copies: np.ndarray
     members: list[np.ndarray]
+    compressed: np.ndarray | None = None
+    starts: np.ndarray | None = None
 
 
 class PackPlan:
@@ -147,7 +153,7 @@ class PackPlan:
             number=number,
             rows=window.samples.rows[members],
             copies=window.copies[members],
-            compressed=self._compressed(window, members),
+            compressed=[window.compressed[window.starts[e] : window.starts[e + 1]] for e in members],
             num_tokens=int(window.tokens[members].sum()),
             num_tiles=int(window.samples.num_tiles[members].sum()),
         )
@@ -158,7 +164,18 @@ class PackPlan:
         if window is None:
             packed = self._packed(w)
             order = self._pack_order(w, packed)
-            window = replace(packed, members=[packed.members[p] for p in order])
+            compressed, starts = tile_rates(
+                self.rate_unit,
+                self.compress_share,
+                seed=self.seed,
+                epoch=self.epoch,
+                rows=packed.samples.rows,
+                copies=packed.copies,
+                image_starts=packed.samples.image_starts,
+                image_tiles=packed.samples.image_tiles,
+            )
+            members = [packed.members[p] for p in order]
+            window = replace(packed, members=members, compressed=compressed, starts=starts)
             kept = list(self._windows.items())[-(_CACHED_WINDOWS - 1) :]
             self._windows = dict([*kept, (w, window)])  # a new dict: other threads may be reading the old one
         return window
@@ -196,24 +213,6 @@ class PackPlan:
         head, tail = runs.pop(middle), runs.pop(middle)
         shuffled = draw_order("step order", self.seed, self.epoch, w, np.arange(num_whole))
         return np.concatenate([head, *(runs[n] for n in shuffled), tail])
-
-    def _compressed(self, window: _Window, members: np.ndarray) -> list[np.ndarray]:
-        """The rates of a pack's samples, a bool [T] each; true = compressed."""
-        rates, samples = [], window.samples
-        for entry in members.tolist():
-            start, end = samples.image_starts[entry : entry + 2]
-            rates.append(
-                tile_rates(
-                    self.rate_unit,
-                    self.compress_share,
-                    seed=self.seed,
-                    epoch=self.epoch,
-                    row=int(samples.rows[entry]),
-                    copy=int(window.copies[entry]),
-                    tiles_per_image=samples.image_tiles[start:end],
-                )
-            )
-        return rates
 
 
 def _runs(values: np.ndarray, lengths: list[int]) -> list[np.ndarray]:

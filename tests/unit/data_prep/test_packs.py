@@ -1,5 +1,6 @@
 """The plan of packs: every sample once, budgets kept, the same whatever the workers, balanced steps."""
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -137,6 +138,18 @@ def test_the_plan_does_not_hang_on_packs_per_step_for_what_a_pack_holds():
         steps = everything(plan_of(index, packs_per_step=packs_per_step))
         contents.append(sorted((rows, rates) for step in steps for _, rows, _, rates in step if rows))
     assert contents[0] == contents[1] == contents[2]
+
+
+@pytest.mark.parametrize(
+    "unit, known",
+    [("tile", "a65930cb89499620"), ("image", "ce929a02b13d5e98"), ("full", "4efd483b27773bbd")],
+)
+def test_a_plan_stays_what_it_was_in_earlier_versions(unit, known):
+    """A training that goes on under newer code counts steps of this very plan."""
+    rows = [(5 + i * 37 % 75, [1 + i * (k + 3) % 7 for k in range(i * 5 % 4)]) for i in range(300)]
+    repeat = [(1.0, 2.0, 0.5)[i % 3] for i in range(300)]
+    plan = plan_of(columns(rows, repeat), seed=5, epoch=2, rate_unit=unit, compress_share=0.4)
+    assert hashlib.sha256(repr(everything(plan)).encode()).hexdigest()[:16] == known
 
 
 def test_epochs_and_seeds_differ_in_order_and_rates():
