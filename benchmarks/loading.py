@@ -112,38 +112,31 @@ class Ways:
 
 
 def epochs_in_turns(ways: dict[str, Iterator[int]], turn: int) -> list[dict]:
-    """A row for each way, all of whose samples are loaded in turns of so many, so that every way sees the
-    same minutes of the machine.
+    """A row for each way, all of whose samples are loaded in short turns, so that every way sees the same
+    minutes of the machine; `repetitions` are the rates of its twentieths.
     """
-    waiting = deque(ways)
-    rows: dict[str, dict] = {
-        name: {"samples": 0, "tiles": 0, "seconds": 0.0, "cpu_seconds": 0.0} for name in ways
-    }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    waiting, turns = deque(ways), {name: [] for name in ways}
     while waiting:
         for name in tuple(waiting):
             started, cpu_started = time.perf_counter(), time.process_time()
             tiles = list(islice(ways[name], turn))
-            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-            found = {
-                "samples": len(tiles),
-                "tiles": sum(tiles),
-                "seconds": seconds,
-                "cpu_seconds": cpu_seconds,
-            }
-            rows[name] = {key: rows[name][key] + value for key, value in found.items()}
-            if len(tiles) == turn:
-                rates[name].append(sum(tiles) / seconds)
-            else:
+            spent = time.perf_counter() - started, time.process_time() - cpu_started
+            turns[name].append((len(tiles), sum(tiles), *spent))
+            if len(tiles) < turn:
                 waiting.remove(name)
         waiting.rotate(-1)
-        print(
-            *(f"{name}: {one['samples']} in {one['seconds']:.1f} s" for name, one in rows.items()), flush=True
-        )
-    return [
-        {**row(name, rates[name], "tiles"), **one, "tiles_per_s": round(one["tiles"] / one["seconds"], 2)}
-        for name, one in rows.items()
-    ]
+    rows = []
+    for name, found in turns.items():
+        num_samples, num_tiles, seconds, cpu_seconds = np.array(found).sum(0)
+        parts = [part.sum(0) for part in np.array_split(np.array(found), 20)]
+        one = row(name, [part[1] / part[2] for part in parts], "tiles")
+        one |= {
+            "tiles_per_s": round(num_tiles / seconds, 2),
+            "samples": int(num_samples),
+            "tiles": int(num_tiles),
+        }
+        rows.append(one | {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2)})
+    return rows
 
 
 def seeks(folder: Path, num_samples: int) -> dict:
@@ -174,7 +167,7 @@ def seeks(folder: Path, num_samples: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-samples", type=int, default=20_000)
-    parser.add_argument("--turn", type=int, default=500, help="samples of a turn")
+    parser.add_argument("--turn", type=int, default=20, help="samples of a turn")
     parser.add_argument("--ray-samples", type=int, default=1024)
     parser.add_argument("--index-samples", type=int, default=50_000_000)
     parser.add_argument("--ray-minutes", type=float, default=2.0)
