@@ -8,8 +8,9 @@ the time of a seek in a large synthetic index.
 Decoding is the same code in all ways: the picture, its tiles as float32, the token ids of the text. Ours and
 webdataset decode in this process, in turns of --turn samples until both have loaded every sample once, and
 the ratio is of the whole epochs: packs that follow one another hold pictures of like size, so that parts of
-an epoch are not worth the same. ray.data uses as many cores as the session has, loads --ray-samples, last,
-and is cut off after --ray-minutes with its rate so far.
+an epoch are not worth the same. Beside that, both as a training uses them: --workers threads of ours, or as
+many processes of torch's DataLoader over webdataset, decode ahead of this process. ray.data uses as many
+cores as the session has, loads --ray-samples, last, and is cut off after --ray-minutes with its rate so far.
 """
 
 import argparse
@@ -20,15 +21,18 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import ray
 import webdataset
+from torch.utils.data import DataLoader
 
-from benchmarks.decoding import decoded
+from benchmarks.decoding import decoded, tensor_of_sample
 from benchmarks.jpeg_records import write_jpeg_records
 from benchmarks.planning import SETTINGS
 from benchmarks.reports import report, row
@@ -81,6 +85,24 @@ class Ways:
         dataset = webdataset.WebDataset(self.urls, shardshuffle=len(self.urls), seed=epoch).shuffle(1024)
         for sample in dataset:
             yield decoded(sample["jpg"], sample["json"], str(self.model))
+
+    def ours_ahead(self, epoch: int, workers: int) -> Iterator[int]:
+        """As a training reads: threads decode a pack while the one before it is used."""
+        plan = self.plan(epoch)
+        reader = SampleReader(self.folder, load_prompt_format(self.model), threads=workers)
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(reader.samples, plan.pack(0).rows.tolist())
+            for number in range(plan.num_packs):
+                samples = coming.result()
+                coming = ahead.submit(reader.samples, plan.pack(number + 1).rows.tolist())
+                yield from (len(sample.pixels) for sample in samples)
+
+    def webdataset_ahead(self, epoch: int, workers: int) -> Iterator[int]:
+        """torch's DataLoader over webdataset, its worker processes decoding ahead."""
+        dataset = webdataset.WebDataset(self.urls, shardshuffle=len(self.urls), seed=epoch).shuffle(1024)
+        dataset = dataset.map(partial(tensor_of_sample, model=str(self.model)))
+        loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context="spawn")
+        yield from (len(pixels) for pixels in loader)
 
     def ray_data(self, num_samples: int, limit_s: float) -> dict:
         """Some shards, read and decoded by Ray's tasks until enough samples have come: its row, cut off after
@@ -139,6 +161,20 @@ def epochs_in_turns(ways: dict[str, Iterator[int]], turn: int) -> list[dict]:
     return rows
 
 
+def epochs_ahead(ways: dict[str, Callable[[int, int], Iterator[int]]], workers: int) -> list[dict]:
+    """A row for each way, one after the other, from the first sample that comes to the last."""
+    rows = []
+    for name, way in ways.items():
+        samples = way(1, workers)
+        next(samples)
+        started = time.perf_counter()
+        tiles = list(samples)
+        seconds = time.perf_counter() - started
+        about = {"workers": workers, "samples": len(tiles), "tiles": sum(tiles), "seconds": round(seconds, 2)}
+        rows.append({**row(name, [sum(tiles) / seconds], "tiles"), **about})
+    return rows
+
+
 def seeks(folder: Path, num_samples: int) -> dict:
     """Seconds to build columns and summary of a synthetic index, and to open the plan and plan one step."""
     index = folder / f"index-{num_samples}"
@@ -171,41 +207,56 @@ def main() -> None:
     parser.add_argument("--ray-samples", type=int, default=1024)
     parser.add_argument("--index-samples", type=int, default=50_000_000)
     parser.add_argument("--ray-minutes", type=float, default=2.0)
-    parser.add_argument("--only", choices=["seek"])
+    parser.add_argument("--workers", type=int, default=2, help="threads of ours, processes of the DataLoader")
+    parser.add_argument("--only", choices=["seek", "ahead"])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "vico-benchmarks")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    seek = seeks(options.folder, options.index_samples)
-    print(f"step {seek['step']} of {seek['samples']} samples: {seek['seek_s']:.3f} s", flush=True)
-    if options.only == "seek":
-        report("loading", [{"way": "seek", **seek}], {"seek_s": round(seek["seek_s"], 4)}, options.json)
-        return
-    ways = Ways(options.folder, options.num_samples)
-    try:
-        with ray_session(ways.context.site):
-            ways.write_shards()
-            started = time.perf_counter()
-            ways.plan(1)
-            planned = {"way": "plan of an epoch", "seconds": round(time.perf_counter() - started, 3)}
-            each = {"ours": ways.ours, "webdataset.WebDataset": ways.webdataset}
-            for url in ways.urls:  # page cache and imports are warm for both
-                Path(url).read_bytes()
-            for way in each.values():
-                list(islice(way(0), 50))
-            rows = epochs_in_turns({name: way(1) for name, way in each.items()}, options.turn)
-            rows.append(ways.ray_data(options.ray_samples, 60 * options.ray_minutes))
-    finally:
-        shutil.rmtree(ways.scratch)
+    rows, ratios = [], {}
+    if options.only != "ahead":
+        seek = seeks(options.folder, options.index_samples)
+        rows.append({"way": "seek", **seek})
+        ratios["seek_s"] = round(seek["seek_s"], 4)
+        print(f"step {seek['step']} of {seek['samples']} samples: {seek['seek_s']:.3f} s", flush=True)
+    if options.only != "seek":
+        ways = Ways(options.folder, options.num_samples)
+        try:
+            with ray_session(ways.context.site):
+                loaded, found = loads(ways, options)
+        finally:
+            shutil.rmtree(ways.scratch)
+        rows, ratios = [*loaded, *rows], {**found, **ratios}
+    report("loading", rows, ratios, options.json)
+
+
+def loads(ways: Ways, options: argparse.Namespace) -> tuple[list[dict], dict[str, float]]:
+    """Rows and ratios of the ways to load."""
+    ways.write_shards()
+    for url in ways.urls:  # page cache and imports are warm for all
+        Path(url).read_bytes()
+    started = time.perf_counter()
+    ways.plan(1)
+    planned = {"way": "plan of an epoch", "seconds": round(time.perf_counter() - started, 3)}
+    ahead = epochs_ahead(
+        {"ours, ahead": ways.ours_ahead, "webdataset in DataLoader": ways.webdataset_ahead}, options.workers
+    )
+    ratios = {"loading_ahead_vs_dataloader": round(ahead[1]["seconds"] / ahead[0]["seconds"], 3)}
+    if options.only == "ahead":
+        return [*ahead, planned], ratios
+    each = {"ours": ways.ours, "webdataset.WebDataset": ways.webdataset}
+    for way in each.values():
+        list(islice(way(0), 50))
+    rows = epochs_in_turns({name: way(1) for name, way in each.items()}, options.turn)
+    rows.append(ways.ray_data(options.ray_samples, 60 * options.ray_minutes))
     ours, other, by_ray = rows
     assert ours["samples"] == other["samples"] and ours["tiles"] == other["tiles"], rows
-    ratios = {
+    return [*rows, *ahead, planned], {
         "loading_vs_webdataset": round(other["seconds"] / ours["seconds"], 4),
         "loading_vs_webdataset_cpu": round(other["cpu_seconds"] / ours["cpu_seconds"], 4),
         "loading_vs_ray_data": round(ours["tiles_per_s"] / max(by_ray["tiles_per_s"], 0.01), 3),
-        "seek_s": round(seek["seek_s"], 4),
+        **ratios,
     }
-    report("loading", [*rows, planned, {"way": "seek", **seek}], ratios, options.json)
 
 
 if __name__ == "__main__":

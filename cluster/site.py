@@ -76,6 +76,8 @@ class TrainSettings(SitePart):
     zero_stage: Literal[1, 2, 3] = 2
     activation_checkpointing: bool = False
     kl_chunk_rows: int = Field(256, ge=1)
+    data_threads: int = Field(2, ge=1)
+    """Threads of each rank that decode the coming step's pictures beside the training."""
     checkpoint_every_steps: int = Field(20, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(2, ge=0)

@@ -11,6 +11,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +56,15 @@ class ShardMismatch(UserError):
 
 class SampleReader:
     """Reads the samples of a shard folder; `row` is a row number of its index. Safe to use from several
-    threads.
+    threads; `threads` of its own decode what `samples` asks for.
     """
 
     def __init__(
-        self, shard_folder: Path | str, prompt_format: PromptFormat, index: ShardIndex | None = None
+        self,
+        shard_folder: Path | str,
+        prompt_format: PromptFormat,
+        index: ShardIndex | None = None,
+        threads: int = 1,
     ):
         self.folder, self.prompt_format = as_place(str(shard_folder)), prompt_format
         self._cache = ShardCache(self.folder) if isinstance(self.folder, str) else None
@@ -66,6 +72,7 @@ class SampleReader:
         self.index = load_index(self.folder) if index is None else index
         self._shards: OrderedDict[int, OpenFile] = OrderedDict()
         self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads > 1 else None
 
     def record(self, row: int) -> dict[str, Any]:
         """KEY.json of a sample."""
@@ -99,6 +106,11 @@ class SampleReader:
             )
         pixels = np.concatenate(tiles) if len(tiles) > 1 else tiles[0] if tiles else _no_tiles(tiling)
         return EncodedSample(entry["key"], row, skeleton, pixels, tiles_per_image)
+
+    def samples(self, rows: Iterable[int]) -> list[EncodedSample]:
+        """`sample` of each row, in their order. Reading, decoding and scaling run beside each other: they
+        let go of Python's lock."""
+        return list(map(self.sample, rows) if self._pool is None else self._pool.map(self.sample, rows))
 
     def _parsed(self, entry: dict[str, Any], text: bytes) -> dict[str, Any]:
         try:

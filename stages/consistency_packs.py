@@ -46,7 +46,9 @@ class ConsistencyPacks:
         self._cache = settings.parts.folder / "plan"  # not an output: built anew where it is gone
         self._format = load_prompt_format(settings.model_folder)
         self._index = load_index(shard_folder)
-        self._reader = SampleReader(shard_folder, self._format)
+        self._reader = SampleReader(
+            shard_folder, self._format, self._index, threads=settings.train.data_threads
+        )
         self._plans: dict[int, PackPlan] = {}
         self.num_steps = num_training_steps(
             config.epochs, config.max_steps, lambda epoch: self._plan(epoch).num_steps
@@ -89,7 +91,7 @@ class ConsistencyPacks:
         return self._plan(epoch).step(step)
 
     def batch(self, pack: Pack) -> PackedBatch:
-        samples = [self._reader.sample(int(row)) for row in pack.rows]
+        samples = self._reader.samples(pack.rows.tolist())
         return packed_batch(samples, pack.compressed, self.settings, self.config.loss_reduction)
 
     def empty(self) -> PackedBatch:

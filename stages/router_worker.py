@@ -80,7 +80,9 @@ class RouterPacks:
         self.config = settings.config
         self._format = load_prompt_format(settings.policy_folder)
         self._index = load_index(settings.shard_folder)
-        self._reader = SampleReader(settings.shard_folder, self._format, self._index)
+        self._reader = SampleReader(
+            settings.shard_folder, self._format, self._index, threads=settings.train.data_threads
+        )
         self.labels = TileLabels(settings.label_folder)
         self._train = self._labelled("train")
         if not len(self._train):
@@ -145,7 +147,7 @@ class RouterPacks:
 
     def tiles(self, pack: Pack) -> tuple[LabelledTiles, list[dict[str, Any]]]:
         """The pack's tiles with labels, and for each where it stands: key, image, tile."""
-        samples = [self._reader.sample(int(row)) for row in pack.rows]
+        samples = self._reader.samples(pack.rows.tolist())
         labels = np.concatenate([self.labels.of(sample.key, sample.tiles_per_image) for sample in samples])
         pixels = torch.from_numpy(np.concatenate([sample.pixels for sample in samples]))
         places = [

@@ -99,7 +99,7 @@ def test_ray_goes_when_its_driver_is_killed(short_folder):
     process.wait()
     others = [child for child in started if child not in agents]
     assert len(others) >= 4, "GCS, raylet and workers"
-    # A worker that was just starting asks the dead cluster until Ray's own time-out (26 s seen, 60 s at most).
+    # A worker that was just starting asks the dead cluster until Ray gives up (26 s seen, 60 s at most).
     _, alive = psutil.wait_procs(others, timeout=90)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
     # Ray's agents, which hold nothing, first try for a minute to tell the dead cluster of it.

@@ -121,6 +121,18 @@ def test_threads_read_the_same_samples(folder, prompt_format):
     assert [sample.key for sample in found] == [f"good-{row:08d}" for row in rows]
 
 
+def test_samples_come_in_the_order_asked_for_and_damage_is_not_lost(copied, prompt_format):
+    reader = SampleReader(copied, prompt_format, threads=3)
+    rows = [n * 7 % NUM_ROWS for n in range(40)]
+    found = reader.samples(rows)
+    assert [sample.key for sample in found] == [f"good-{row:08d}" for row in rows]
+    alone = SampleReader(copied, prompt_format).samples(rows)
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(found, alone, strict=True))
+    damaged(copied, "broken picture")
+    with pytest.raises(ShardMismatch, match="picture 0 has other bytes"):
+        SampleReader(copied, prompt_format, threads=3).samples(range(NUM_ROWS))
+
+
 def test_no_more_shards_stay_open_than_are_used(folder, prompt_format, monkeypatch):
     monkeypatch.setattr("data_prep.reader._OPEN_SHARDS", 1)
     reader = SampleReader(folder, prompt_format)

@@ -1,0 +1,113 @@
+"""Memory of the start of a consistency training: what each rank holds while the model and the reference of a
+2 GB checkpoint come to stand spread over the ranks (ZeRO-3, `reference: sharded`).
+
+    python -m benchmarks.start_memory --ranks 2 --json
+
+Every rank is a process of its own. `anonymous` is memory of the process alone, its highest of samples taken
+every 5 ms above what the imports left; `mapped` is the checkpoint's pages, which all ranks of a node share
+and the kernel may take back. Needs 2.5 GB of disk and twice the model in memory.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from benchmarks.export_memory import resident_bytes, write_checkpoint
+
+
+class Highest:
+    """The highest `RssAnon` and `RssFile` since it was made, above what stood then."""
+
+    def __init__(self):
+        self._fields = ("RssAnon", "RssFile")
+        self._before = {field: resident_bytes(field) for field in self._fields}
+        self._highest = dict(self._before)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.005):
+            for field in self._fields:
+                self._highest[field] = max(self._highest[field], resident_bytes(field))
+
+    def end(self) -> dict[str, int]:
+        self._ended.set()
+        self._thread.join()
+        return {field: self._highest[field] - self._before[field] for field in self._fields}
+
+
+def rank_row(folder: Path) -> dict:
+    """The start of one rank, as `stages/consistency_worker.py` makes it."""
+    import torch
+
+    from stages.consistency_worker import reference_placement
+    from stages.engine import Engine, init_distributed
+    from stages.engine_settings import EngineSettings
+    from stages.learning_rates import ParameterGroup, Rate
+    from vico.checkpoints import load_model
+    from vico.consistency import ConsistencyTask
+
+    init_distributed()
+    settings = EngineSettings(1, torch.bfloat16, 1.0, (0.9, 0.95), 3, "none", {})
+    highest, started = Highest(), time.perf_counter()
+    policy, reference = (load_model(folder, torch.bfloat16) for _ in range(2))
+    loaded = highest.end()
+    highest = Highest()
+    task = ConsistencyTask(policy, reference, 256, **reference_placement("sharded"))
+    parameters = tuple(task.parameters())
+    model_bytes = sum(p.numel() * p.element_size() for p in parameters)
+    engine = Engine(task, [ParameterGroup(parameters, Rate(), 0.0)], settings)
+    spread = highest.end()
+    return {
+        "rank": engine.rank,
+        "ranks": engine.world_size,
+        "model_bytes": model_bytes,
+        "loading_anonymous": loaded["RssAnon"],
+        "loading_mapped": loaded["RssFile"],
+        "spreading_anonymous": spread["RssAnon"],
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="folder for the checkpoint (default: a temporary one)")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(rank_row(options.child)))
+        return
+    from tests.numerics.ranks import free_port
+
+    with tempfile.TemporaryDirectory(dir=options.folder) as work:
+        write_checkpoint(Path(work, "model"))
+        command = [sys.executable, "-m", "benchmarks.start_memory", "--child", f"{work}/model"]
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+        ranks = []
+        for rank in range(options.ranks):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(options.ranks)}
+            environment = {**os.environ, "DS_ACCELERATOR": "cpu", **address, **place}
+            ranks.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+        outputs = [rank.communicate()[0] for rank in ranks]
+        if any(rank.returncode for rank in ranks):
+            raise SystemExit("a rank failed; its error stands above")
+    rows = [json.loads(output.splitlines()[-1]) for output in outputs]
+    largest = max(rows, key=lambda row: row["loading_anonymous"] + row["spreading_anonymous"])
+    ratios = {
+        f"{what}_over_model": round(largest[what] / largest["model_bytes"], 3)
+        for what in ("loading_anonymous", "spreading_anonymous")
+    }
+    print(json.dumps({"name": "start_memory", "rows": rows, "ratios": ratios}) if options.json else rows)
+
+
+if __name__ == "__main__":
+    main()
