@@ -9,11 +9,9 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import nn
 
@@ -28,7 +26,7 @@ logger = logging.getLogger(__name__)
 def sharded_inference(module: nn.Module, offload: bool) -> nn.Module:
     """The frozen module with its parameters spread over all ranks (ZeRO-3 without an optimizer), on the
     device or in host memory; call it like the module."""
-    zero: dict[str, Any] = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    zero: dict[str, object] = {"stage": 3, "stage3_param_persistence_threshold": 0}
     if offload:
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     config = {
@@ -37,21 +35,8 @@ def sharded_inference(module: nn.Module, offload: bool) -> nn.Module:
         "steps_per_print": 2**31,
         "zero_optimization": zero,
     }
-    _spread_parameters(module, config)
     engine, *_ = deepspeed.initialize(model=module, config=config)
     return engine
-
-
-def _spread_parameters(module: nn.Module, config: dict[str, Any]) -> None:
-    """Takes one parameter after another to the device and leaves this rank's share of it there (or in host
-    memory). ZeRO-3 does the same itself, but only when it has moved the whole module to the device."""
-    if config["bf16"]["enabled"]:  # DeepSpeed casts no parameter that it finds spread
-        for parameter in module.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
-    deepspeed.zero.Init(module=module, config_dict_or_path=config)
-    device = get_accelerator().current_device_name()
-    for buffer in module.buffers():  # small; DeepSpeed leaves them where they are
-        buffer.data = buffer.data.to(device)
 
 
 def whole_parameter(parameter: nn.Parameter) -> AbstractContextManager:
@@ -94,7 +79,6 @@ class Engine:
             attention = {type(part) for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
             if attention:
                 deepspeed.utils.set_z3_leaf_modules(module, list(attention))
-            _spread_parameters(module, settings.as_dict())
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings.as_dict())
         self._writer = BackgroundWriter(self._engine.checkpoint_engine)
         self._engine.checkpoint_engine = self._writer
