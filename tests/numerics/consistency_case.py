@@ -209,3 +209,4 @@ if __name__ == "__main__":
         found = rank_run(Path(model), wanted_kind, int(stage), wanted_dtype, *more)
         if found is not None:
             torch.save(found, Path(out) / f"{case}.pt")
+    torch.distributed.destroy_process_group()  # its threads would be there when the process ends

@@ -144,3 +144,4 @@ if __name__ == "__main__":
         place = Path(out) / wanted["name"]
         place.mkdir(parents=True, exist_ok=True)
         train_scenario(Path(model), place, wanted)
+    torch.distributed.destroy_process_group()  # its threads would be there when the process ends
