@@ -2,15 +2,16 @@
 the time of a seek in a large synthetic index.
 
     python -m benchmarks.loading --only seek --json          # first: builds the index of 50 million, minutes
-    python -m benchmarks.loading --json                      # an epoch of 20,000 JPEGs each way, 10 minutes
+    python -m benchmarks.loading --json                      # epochs of 20,000 JPEGs each way, 17 minutes
     python -m benchmarks.loading --num-samples 300 --turn 50 --index-samples 100000 --json
 
 Decoding is the same code in all ways: the picture, its tiles as float32, the token ids of the text. Ours and
 webdataset decode in this process, in turns of --turn samples until both have loaded every sample once, and
 the ratio is of the whole epochs: packs that follow one another hold pictures of like size, so that parts of
 an epoch are not worth the same. Beside that, both as a training uses them: --workers threads of ours, or as
-many processes of torch's DataLoader over webdataset, decode ahead of this process. ray.data uses as many
-cores as the session has, loads --ray-samples, last, and is cut off after --ray-minutes with its rate so far.
+many processes of torch's DataLoader over webdataset, decode ahead of this process, one way after the other.
+ray.data uses as many cores as the session has, loads --ray-samples, last, and is cut off after --ray-minutes
+with its rate so far.
 """
 
 import argparse

@@ -10,15 +10,13 @@ and the kernel may take back. Needs 2.5 GB of disk and twice the model in memory
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
 from benchmarks.export_memory import resident_bytes, write_checkpoint
+from tests.numerics.ranks import finish, start_ranks
 
 
 class Highest:
@@ -65,6 +63,7 @@ def rank_row(folder: Path) -> dict:
     model_bytes = sum(p.numel() * p.element_size() for p in parameters)
     engine = Engine(task, [ParameterGroup(parameters, Rate(), 0.0)], settings)
     spread = highest.end()
+    torch.distributed.destroy_process_group()
     return {
         "rank": engine.rank,
         "ranks": engine.world_size,
@@ -84,23 +83,14 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(rank_row(options.child)))
+        found = rank_row(options.child / "model")
+        (options.child / f"row-{found['rank']}.json").write_text(json.dumps(found))
         return
-    from tests.numerics.ranks import free_port
-
     with tempfile.TemporaryDirectory(dir=options.folder) as work:
         write_checkpoint(Path(work, "model"))
-        command = [sys.executable, "-m", "benchmarks.start_memory", "--child", f"{work}/model"]
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-        ranks = []
-        for rank in range(options.ranks):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(options.ranks)}
-            environment = {**os.environ, "DS_ACCELERATOR": "cpu", **address, **place}
-            ranks.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
-        outputs = [rank.communicate()[0] for rank in ranks]
-        if any(rank.returncode for rank in ranks):
-            raise SystemExit("a rank failed; its error stands above")
-    rows = [json.loads(output.splitlines()[-1]) for output in outputs]
+        ranks = start_ranks("benchmarks.start_memory", ["--child", work], Path(work), options.ranks)
+        finish(ranks, Path(work))
+        rows = [json.loads(path.read_text()) for path in sorted(Path(work).glob("row-*.json"))]
     largest = max(rows, key=lambda row: row["loading_anonymous"] + row["spreading_anonymous"])
     ratios = {
         f"{what}_over_model": round(largest[what] / largest["model_bytes"], 3)
