@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +75,12 @@ class Ways:
         return cached_plan(self.folder, "train", self.scratch / "plan", **{**SETTINGS, "epoch": epoch})
 
     def ours(self, epoch: int) -> Iterator[int]:
-        """The packs of an epoch in the order of training."""
+        """The packs of an epoch in the order of training, the coming one announced."""
         plan = self.plan(epoch)
-        for number in range(plan.num_packs):
-            for chosen in plan.pack(number).rows.tolist():
-                yield len(self.reader.sample(chosen).pixels)
+        packs = (plan.pack(number).rows.tolist() for number in range(plan.num_packs))
+        for rows, coming in pairwise(chain(packs, [[]])):
+            self.reader.announce(coming)
+            yield from (len(self.reader.sample(row).pixels) for row in rows)
 
     def webdataset(self, epoch: int) -> Iterator[int]:
         """Shards and samples shuffled, the buffer as long as a window of the plan."""

@@ -43,6 +43,7 @@ _READ_COLUMNS = (
     "max_tiles",
     "text_tokens",
 )
+_PLACE_COLUMNS = ("key", "shard", "json_offset", "json_bytes", "image_offsets", "image_bytes")
 _OPEN_REMOTE_SHARDS = 4  # each stays in the cache as long as it is open
 _READ_ATTEMPTS = 3
 _RETRY_WAIT_S = 0.2
@@ -110,7 +111,22 @@ class SampleReader:
     def samples(self, rows: Iterable[int]) -> list[EncodedSample]:
         """`sample` of each row, in their order. Reading, decoding and scaling run beside each other: they
         let go of Python's lock."""
+        rows = list(rows)
+        self.announce(rows)
         return list(map(self.sample, rows) if self._pool is None else self._pool.map(self.sample, rows))
+
+    def announce(self, rows: Iterable[int]) -> None:
+        """Has the operating system fetch what these rows will read, beside the work that goes on here: a read
+        out of a file that is not in memory waits for the disk.
+
+        Does nothing for remote shards, whose files have just been written or are fetched whole.
+        """
+        if self._cache is not None:
+            return
+        for row in rows:
+            entry = self.index.row(row, _PLACE_COLUMNS)
+            start, num_bytes = _span(entry)
+            os.posix_fadvise(self._shard(entry).descriptor, start, num_bytes, os.POSIX_FADV_WILLNEED)
 
     def _parsed(self, entry: dict[str, Any], text: bytes) -> dict[str, Any]:
         try:
@@ -134,22 +150,21 @@ class SampleReader:
         return images
 
     def _members(self, entry: dict[str, Any]) -> tuple[bytes, list[bytes]]:
-        """KEY.json and the pictures' bytes as they were when the shard was written, in one read: they lie
-        side by side, the record first. Read anew from a reopened file where the digest of a picture differs,
-        since a network file system may give a wrong page once.
+        """KEY.json and the pictures' bytes as they were when the shard was written, in one read. Read anew
+        from a reopened file where the digest of a picture differs, since a network file system may give a
+        wrong page once.
         """
-        start, json_bytes = entry["json_offset"], entry["json_bytes"]
+        start, total = _span(entry)
         places = [
             (offset - start, offset - start + num_bytes)
             for offset, num_bytes in zip(entry["image_offsets"], entry["image_bytes"], strict=True)
         ]
-        total = places[-1][1] if places else json_bytes
         for attempt in range(1, _READ_ATTEMPTS + 1):
             data = self._bytes(entry, start, total)
             pictures = [data[first:end] for first, end in places]
             digests = [hashlib.sha256(picture).digest() for picture in pictures]
             if digests == entry["image_sha256"]:
-                return data[:json_bytes], pictures
+                return data[: entry["json_bytes"]], pictures
             wrong = next(n for n, digest in enumerate(digests) if digest != entry["image_sha256"][n])
             if attempt < _READ_ATTEMPTS:
                 logger.warning("%s: picture %d has a wrong digest, reading it again", entry["key"], wrong)
@@ -197,6 +212,14 @@ class SampleReader:
         path = joined(self.folder, shard_name(entry["shard"]))
         remedy = "run again with --force shard" if self._cache is None else "copy the shard there again"
         return ShardMismatch(f"{path} does not match its index at {entry['key']}: {what}; {remedy}")
+
+
+def _span(entry: dict[str, Any]) -> tuple[int, int]:
+    """(offset, bytes) of a sample in its shard: its members lie side by side, the record first."""
+    start = entry["json_offset"]
+    if not entry["image_bytes"]:
+        return start, entry["json_bytes"]
+    return start, entry["image_offsets"][-1] + entry["image_bytes"][-1] - start
 
 
 def _no_tiles(tiling: Tiling) -> np.ndarray:

@@ -1,8 +1,10 @@
 """What was written is read back; a shard that disagrees with its index stops the run."""
 
+import ctypes
 import hashlib
 import io
 import json
+import mmap
 import os
 import pickle
 import shutil
@@ -25,6 +27,7 @@ from data_prep.records import RecordsConfig, record_sets
 from data_prep.shard_folder import contents, sidecar_name, write_index, write_sidecar
 from data_prep.shards import ShardSettings, shard_name, write_shard
 from data_prep.split import Shares
+from tests.integration.demo_pipeline import wait_until
 from tests.record_files import write_good_records
 from vico.errors import UserError
 from vico.prompt import PromptFormat
@@ -131,6 +134,40 @@ def test_samples_come_in_the_order_asked_for_and_damage_is_not_lost(copied, prom
     damaged(copied, "broken picture")
     with pytest.raises(ShardMismatch, match="picture 0 has other bytes"):
         SampleReader(copied, prompt_format, threads=3).samples(range(NUM_ROWS))
+
+
+def test_what_is_announced_is_fetched_before_it_is_read(copied, prompt_format):
+    index = load_index(copied)
+    shards = [copied / shard_name(number) for number in range(3)]
+    for shard in shards:
+        _out_of_memory(shard)
+    if any(_in_memory(shard, 0) for shard in shards):
+        pytest.skip("the test folder's file system keeps its files in memory")
+    SampleReader(copied, prompt_format).announce([2, 21])
+    for row in (2, 21):
+        entry = index.row(row)
+        wait_until(lambda e=entry: _in_memory(shards[e["shard"]], e["image_offsets"][-1]), 10)
+    assert not _in_memory(shards[1], 0)  # none of its samples was named
+
+
+def _out_of_memory(path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _in_memory(path, offset) -> bool:
+    """Asked through mincore(2): trying to read would fetch the page."""
+    place, found = offset // mmap.PAGESIZE * mmap.PAGESIZE, ctypes.c_ubyte()
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 1, access=mmap.ACCESS_READ, offset=place) as page,
+    ):
+        start = np.frombuffer(page, np.uint8)
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.mincore(ctypes.c_void_p(start.ctypes.data), ctypes.c_size_t(1), ctypes.byref(found)) == 0
+        del start
+    return bool(found.value & 1)
 
 
 def test_no_more_shards_stay_open_than_are_used(folder, prompt_format, monkeypatch):
