@@ -189,14 +189,13 @@ def _values(array: pa.Array) -> Callable[[int], Any]:
     Arrow's takes several times as long, a slice of its table a hundred times.
     """
     if pa.types.is_list(array.type):
-        starts, values = array.offsets.to_numpy(), array.values
+        start, values = array.offsets.to_numpy().item, array.values
         if pa.types.is_primitive(values.type):
             numbers = values.to_numpy()
-            return lambda place: numbers[starts[place] : starts[place + 1]].tolist()
-        return lambda place: [values[k].as_py() for k in range(starts[place], starts[place + 1])]
+            return lambda place: numbers[start(place) : start(place + 1)].tolist()
+        return lambda place: [values[k].as_py() for k in range(start(place), start(place + 1))]
     if pa.types.is_primitive(array.type):
-        numbers = array.to_numpy()
-        return lambda place: numbers[place].item()
+        return array.to_numpy().item
     return lambda place: array[place].as_py()
 
 
