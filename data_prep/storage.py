@@ -99,7 +99,8 @@ def content(place: Place) -> bytes:
 
 def mark(place: str) -> list[Any]:
     """What a remote file can be known again by without reading it: size, then tag or time of its version."""
-    info = _info(place)
+    # the Hub's file system tells a file's blob only when it is asked for all
+    info = _info(place, **({"expand_info": True} if place.startswith("hf://") else {}))
     names = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "updated", "last_commit")
     return [info["size"], *(str(info.get(name)) for name in names if info.get(name))][:2]
 
@@ -163,8 +164,8 @@ class _RemoteFile(io.RawIOBase):
         return wanted
 
 
-def _info(place: str) -> dict[str, Any]:
-    return patiently(lambda: _filesystem(place).info(place, refresh=True), place)
+def _info(place: str, **asked: Any) -> dict[str, Any]:
+    return patiently(lambda: _filesystem(place).info(place, refresh=True, **asked), place)
 
 
 def _range(place: str, start: int, end: int) -> bytes:
@@ -188,7 +189,8 @@ def patiently(action: Callable[[], Found], place: str, verb: str = "read") -> Fo
         try:
             return action()
         except _NOT_TRANSIENT as error:
-            if isinstance(error, PermissionError):
+            # a repository that needs credentials looks missing, and every file of it
+            if isinstance(error, PermissionError) or type(error.__cause__).__name__ in _NO_RIGHTS:
                 raise UserError(
                     f"{place} may not be {verb} ({_line(error)}); mend the credentials"
                 ) from error
