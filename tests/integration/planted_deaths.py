@@ -2,19 +2,24 @@
 
 before: the stage was not begun. middle: parts of it, or steps of its training, are there. unrecorded: its
 output is whole, its record is not. recorded: its record is there and run.json does not know. stored: the
-object store names a checkpoint of its training.
+object store names a checkpoint of its training, which goes no further; its workers die with the driver.
 
     python -m tests.integration.planted_deaths COMMAND ...    is `vico COMMAND ...` with these places
 """
 
 import os
 import signal
+import threading
 import time
+from pathlib import Path
+
+import psutil
 
 from pipeline.attempt import StageContext
+from pipeline.object_parts import PARTS_FILE
 from pipeline.stage_run import StageRuns
 from pipeline.store import StageFolder
-from stages.parts import Parts
+from stages.parts import JOURNAL_FILE, Parts, locked
 
 PLACES = ("before", "middle", "unrecorded", "recorded")
 FIRST_CHECKPOINT = 3
@@ -43,22 +48,43 @@ def plant_deaths() -> None:
 
 def plant_deaths_in_the_middle() -> None:
     """A stage with workers dies when it says how far they are, one without when it publishes a part."""
-    progress, publish = StageContext.progress, Parts.publish
+    progress, publish, begin = StageContext.progress, Parts.publish, StageFolder.begin
 
     def dying_progress(self, done, total, unit):
         if done > FIRST_CHECKPOINT if unit == "steps" else done > 0:
             die_if(f"middle:{self.stage}")
-        if done and os.environ.get("VICO_DIE") == f"stored:{self.stage}":
-            while '"checkpoints/' not in (self.parts.folder / "parts.json").read_text():
-                time.sleep(0.05)
-            die_if(f"stored:{self.stage}")
         progress(self, done, total, unit)
 
     def dying_publish(self, name, **options):
         die_if(f"middle:{self.folder.parent.name}")
         return publish(self, name, **options)
 
-    StageContext.progress, Parts.publish = dying_progress, dying_publish
+    def watched_begin(self, *arguments):
+        parts = begin(self, *arguments)
+        if os.environ.get("VICO_DIE") == f"stored:{self.stage}":
+            threading.Thread(target=die_when_stored, args=(parts,), daemon=True).start()
+        return parts
+
+    StageContext.progress, Parts.publish, StageFolder.begin = dying_progress, dying_publish, watched_begin
+
+
+def die_when_stored(parts: Parts) -> None:
+    """A short training would be over before its first checkpoint is in the store, so it is stopped at it."""
+    while not _names_a_checkpoint(parts.attempt_folder / JOURNAL_FILE):
+        time.sleep(0.01)
+    workers = [one for one in psutil.Process().children(recursive=True) if one.name().startswith("ray::")]
+    with locked(parts.folder):  # none of them holds it then
+        for worker in workers:
+            worker.suspend()
+    while not _names_a_checkpoint(parts.folder / PARTS_FILE):
+        time.sleep(0.05)
+    for worker in workers:
+        worker.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _names_a_checkpoint(path: Path) -> bool:
+    return path.exists() and "checkpoints/" in path.read_text()
 
 
 if __name__ == "__main__":
