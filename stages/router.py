@@ -55,7 +55,7 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     num_steps = prepared(settings, context.site.resources.workers)
     if not context.parts.done("scores.parquet"):
         run_throughput(measure_router, settings, context, num_steps=num_steps)
-        run_workers(train_router, settings, context, num_steps=num_steps)
+        run_workers(train_router, settings, context, num_steps=num_steps, last_part="scores.parquet")
     metrics = publish_metrics(context.parts, context.inputs["label"], config.compress_share)
     publish_curve(context.parts)
     remove_checkpoints(context.parts)

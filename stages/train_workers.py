@@ -47,14 +47,16 @@ def run_workers(
     *,
     num_steps: int,
     name: str = "ray-train",
+    last_part: str | None = None,
 ) -> None:
     """Runs `function(settings)` on `resources.workers` ranks with a process group and waits for all of them.
 
     They start again after a death or a hang (at most `train.max_failures` times) and after a preemption (at
-    most `train.max_preemptions` times), from the last checkpoint, converted where other ranks wrote it. Each
-    rank logs to the attempt's `rank-<r>.log`; Ray keeps files of its own in `name`-<start>. While they run,
-    the context hears of progress, counted in steps of the attempt's metrics file. Raises what a rank raised
-    where the user can mend it (UserError), WorkersFailed else.
+    most `train.max_preemptions` times), from the last checkpoint, converted where other ranks wrote it; but
+    not once `last_part`, the last that rank 0 publishes, is there: a rank that dies then takes nothing with
+    it. Each rank logs to the attempt's `rank-<r>.log`; Ray keeps files of its own in `name`-<start>. While
+    they run, the context hears of progress, counted in steps of the attempt's metrics file. Raises what a
+    rank raised where the user can mend it (UserError), WorkersFailed else.
     """
     site, folder = context.site, context.parts.attempt_folder
     if site.resources.gpus_per_worker not in (0, 1):
@@ -80,6 +82,10 @@ def run_workers(
                 _trainer(function, settings, context, name=f"{name}-{number}").fit()
                 return
             except ray.train.TrainingFailedError as error:
+                if last_part is not None and context.parts.done(last_part):
+                    reason = str(error).splitlines()[-1]
+                    logger.warning("a rank ended badly after %s was published: %s", last_part, reason)
+                    return
                 kind, reason = _cause(folder, error)
                 logger.warning("%s: %s; %d more of the kind are allowed", kind, reason, left[kind])
                 if not left[kind]:

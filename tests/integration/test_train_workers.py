@@ -1,0 +1,71 @@
+"""Ranks of a training on a real local Ray, that die."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from cluster.ray_session import ray_session
+from cluster.site import Site
+from stages.train_workers import WorkersFailed, run_workers
+from tests.stage_context import stage_context
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray():
+    with ray_session(Site.model_validate({"ray": {"num_cpus": 2}})):
+        yield
+
+
+@pytest.fixture
+def context(tmp_path):
+    """Two ranks that may be started twice."""
+    context = stage_context("consistency", tmp_path, {})
+    train = context.site.train.model_copy(update={"max_failures": 1})
+    context.site = context.site.model_copy(update={"train": train})
+    return context
+
+
+def train(settings: tuple) -> None:
+    """Rank 0 publishes the policy; rank 1 dies before that or after it, every time or the first time."""
+    parts, when, dies = settings
+    rank = torch.distributed.get_rank()
+    with (parts.attempt_folder / f"starts-{rank}").open("a") as file:
+        file.write("start\n")
+    deaths = starts(parts, rank) <= dies
+    if rank == 1 and deaths and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.barrier()
+    if rank == 0:
+        parts.partial("policy").write_text("a policy")
+        parts.publish("policy")
+    while not parts.done("policy"):
+        time.sleep(0.01)
+    if rank == 1 and deaths:
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.barrier()
+
+
+def starts(parts, rank: int) -> int:
+    return len((parts.attempt_folder / f"starts-{rank}").read_text().splitlines())
+
+
+def test_a_rank_that_dies_before_the_end_is_started_again(context):
+    run_workers(train, (context.parts, "before", 1), context, num_steps=1, last_part="policy")
+    assert (context.parts.output / "policy").read_text() == "a policy"
+    assert starts(context.parts, 0) == starts(context.parts, 1) == 2
+
+
+def test_a_rank_that_dies_after_the_last_part_is_not(context):
+    """The training would be done again from its last checkpoint, and its policy refused: it is there."""
+    run_workers(train, (context.parts, "after", 1), context, num_steps=1, last_part="policy")
+    assert (context.parts.output / "policy").read_text() == "a policy"
+    assert starts(context.parts, 0) == starts(context.parts, 1) == 1
+
+
+def test_deaths_are_limited(context):
+    with pytest.raises(WorkersFailed, match=r"worker failure: .*train.max_failures=1 is used up"):
+        run_workers(train, (context.parts, "before", 9), context, num_steps=1, last_part="policy")
+    assert starts(context.parts, 1) == 2
