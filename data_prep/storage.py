@@ -189,10 +189,14 @@ def patiently(action: Callable[[], Found], place: str, verb: str = "read") -> Fo
         try:
             return action()
         except _NOT_TRANSIENT as error:
-            # a repository that needs credentials looks missing, and every file of it
-            if isinstance(error, PermissionError) or type(error.__cause__).__name__ in _NO_RIGHTS:
+            if isinstance(error, PermissionError):
                 raise UserError(
                     f"{place} may not be {verb} ({_line(error)}); mend the credentials"
+                ) from error
+            if type(error.__cause__).__name__ in _NO_RIGHTS:  # private looks like missing, and so every file
+                raise UserError(
+                    f"{place} may not be {verb}, or there is no such repository ({_line(error)}); give "
+                    "credentials, or mend its name"
                 ) from error
             raise
         except UserError:

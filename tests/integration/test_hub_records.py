@@ -1,6 +1,5 @@
 """Records and shards at `hf://`: the Hub's own client against a server on loopback that speaks its API."""
 
-import json
 import uuid
 
 import huggingface_hub.constants
@@ -9,23 +8,18 @@ import pytest
 import yaml
 
 from data_prep import storage
-from data_prep.blocks import record_blocks
-from data_prep.checks import RowLimits
 from data_prep.index import load_index
 from data_prep.reader import SampleReader
 from data_prep.records import RecordsConfig, record_sets, records_fingerprint
 from data_prep.shard_cache import ShardCache
-from data_prep.shards import ShardSettings, write_shard
-from data_prep.split import Shares
 from pipeline.digests import DigestCache
 from tests.hub_server import environment, hub_server
 from tests.integration.demo_pipeline import finished, vico
-from tests.record_files import write_good_records
+from tests.record_tars import FORMATS, config_of, files_of, tars, write_good_formats
 from tests.tiny_model import make_tiny_model
 from vico.errors import Unreachable, UserError
 from vico.prompt import load_prompt_format
 
-SETTINGS = ShardSettings(RowLimits(12, 200_000, 400, True), Shares(0.1, 0.1))
 PLACE = "hf://datasets/org/set/here"
 REPOSITORY = "org/set"
 
@@ -37,25 +31,13 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, model):
-    """Good records, the same as a JSON list, and a tar of them."""
-    folder = tmp_path_factory.mktemp("records")
-    meta = write_good_records(folder, num_rows=5)
-    rows = [json.loads(line) for line in (folder / "good.jsonl").read_text().splitlines()]
-    (folder / "good.json").write_text(json.dumps(rows))
-    (block,) = record_blocks(record_sets(RecordsConfig(format="internvl", path=meta)), 1000)
-    write_shard(folder / "good.tar", block, SETTINGS, load_prompt_format(model))
-    return folder
-
-
-def files_of(folder) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {f"here/{path.relative_to(folder)}": path.read_bytes() for path in paths}
+    return write_good_formats(tmp_path_factory.mktemp("records"), 5, load_prompt_format(model))
 
 
 @pytest.fixture
 def hub(folder, monkeypatch):
     """`hf://` means the server in this process; the client read HF_ENDPOINT when it was imported."""
-    with hub_server(REPOSITORY, files_of(folder)) as hub:
+    with hub_server(REPOSITORY, files_of(folder, "here")) as hub:
         template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
         path = template.removeprefix(huggingface_hub.constants.ENDPOINT)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
@@ -67,14 +49,6 @@ def hub(folder, monkeypatch):
         storage._filesystem_of.cache_clear()
 
 
-def tars(config, folder, prompt_format):
-    found = []
-    for block in record_blocks(record_sets(config), 10):
-        content = write_shard(folder / "some.tar", block, SETTINGS, prompt_format)
-        found.append(((folder / "some.tar").read_bytes(), content.quarantine))
-    return found
-
-
 FAULTS = {
     "none": lambda number: None,
     "503": lambda number: "503" if number % 7 == 3 else None,
@@ -83,19 +57,13 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize(
-    ("format", "name"), [("internvl", "meta.json"), ("llava", "good.json"), ("webdataset", "*.tar")]
-)
+@pytest.mark.parametrize(("format", "name"), FORMATS)
 def test_records_of_the_hub_give_the_tars_of_local_ones(tmp_path, folder, model, hub, format, name, fault):
-    def config(place):
-        root = {"root": f"{place}/images"} if format == "llava" else {}
-        return RecordsConfig(format=format, path=f"{place}/{name}", **root)
-
     prompt_format = load_prompt_format(model)
-    local = tars(config(folder), tmp_path, prompt_format)
+    local = tars(config_of(format, folder, name), tmp_path, prompt_format)
     hub.fault = FAULTS[fault]
-    assert tars(config(PLACE), tmp_path, prompt_format) == local
-    assert len(local) == 1 and local[0][1] == [] and bool(hub.faults) == (fault != "none")
+    assert tars(config_of(format, PLACE, name), tmp_path, prompt_format) == local
+    assert len(local[0]) == 1 and local[1] == [] and bool(hub.faults) == (fault != "none")
 
 
 def test_files_are_known_again_unread_until_they_are_replaced(tmp_path, hub, monkeypatch):
@@ -119,13 +87,15 @@ def test_files_are_known_again_unread_until_they_are_replaced(tmp_path, hub, mon
     assert shards.index("good.jsonl").read_bytes() == hub.files["here/good.jsonl"]
 
 
-def test_without_credentials_it_is_no_missing_picture(tmp_path, folder, model, hub):
-    """A private data set looks as if it were not there: its pictures must not be taken for missing."""
-    hub.token = f"hf_{uuid.uuid4().hex}"
-    rows = json.loads((folder / "good.json").read_text())
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    config = RecordsConfig(format="llava", path=tmp_path / "rows.json", root=f"{PLACE}/images")
-    with pytest.raises(UserError, match=rf"{PLACE}/images\S* may not be read .*credentials") as caught:
+@pytest.mark.parametrize("repository", ["org/set", "org/sett"])
+def test_a_private_or_misspelt_data_set_is_no_missing_picture(tmp_path, folder, model, hub, repository):
+    """Without its token a data set looks as if it were not there; the Hub says the same of both."""
+    hub.token = "a token" if repository == REPOSITORY else None
+    place = f"hf://datasets/{repository}/here/images"
+    config = RecordsConfig(format="llava", path=folder / "good.json", root=place)
+    with pytest.raises(
+        UserError, match=rf"{place}\S* may not be read, .*credentials, or mend its name"
+    ) as caught:
         tars(config, tmp_path, load_prompt_format(model))
     assert "\n" not in str(caught.value)
 

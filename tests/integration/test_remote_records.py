@@ -1,26 +1,20 @@
 """Records behind a real S3 server: read whole through injected faults, or given up with one clear error."""
 
-import json
-
 import pytest
 
 from data_prep import storage
 from data_prep.blocks import block_rows, record_blocks
-from data_prep.checks import RowLimits, checked_sample
+from data_prep.checks import checked_sample
 from data_prep.reasons import Rejected
 from data_prep.records import RecordsConfig, record_sets, records_fingerprint
-from data_prep.shards import ShardSettings, write_shard
-from data_prep.split import Shares
 from pipeline.digests import DigestCache
-from tests.record_files import row, write_good_records, write_lines
+from tests.record_files import row, write_lines
+from tests.record_tars import FORMATS, SETTINGS, config_of, files_of, tars, write_good_formats
 from tests.s3_server import FAULTS, environment, s3_server, upload
 from tests.tiny_model import make_tiny_model
 from vico.errors import Unreachable, UserError
 from vico.prompt import load_prompt_format
 
-SETTINGS = ShardSettings(
-    RowLimits(max_tiles=12, max_pixels=200_000, max_tokens=400, decode=True), Shares(0.1, 0.1)
-)
 BUCKET = "records"
 
 
@@ -31,23 +25,13 @@ def prompt_format(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, prompt_format):
-    """Good records here, the same as a JSON list, and a tar of them."""
-    folder = tmp_path_factory.mktemp("records")
-    meta = write_good_records(folder, num_rows=9)
-    rows = [json.loads(line) for line in (folder / "good.jsonl").read_text().splitlines()]
-    (folder / "good.json").write_text(json.dumps(rows))
-    (block,) = record_blocks(record_sets(RecordsConfig(format="internvl", path=meta)), 1000)
-    write_shard(folder / "good.tar", block, SETTINGS, prompt_format)
-    return folder
+    return write_good_formats(tmp_path_factory.mktemp("records"), 9, prompt_format)
 
 
 @pytest.fixture(scope="module")
 def server(folder):
     with s3_server() as proxy:
-        files = {
-            str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-        }
-        upload(proxy, BUCKET, {f"set/{name}": data for name, data in files.items()})
+        upload(proxy, BUCKET, files_of(folder, "set"))
         yield proxy
 
 
@@ -63,27 +47,7 @@ def s3(server, monkeypatch):
     return server
 
 
-def tars(config, folder, prompt_format):
-    """The bytes of the tars of a records config, and its quarantine."""
-    found, quarantine = [], []
-    for block in record_blocks(record_sets(config), 10):
-        path = folder / f"{len(found)}.tar"
-        content = write_shard(path, block, SETTINGS, prompt_format)
-        found.append(path.read_bytes())
-        quarantine += content.quarantine
-    return found, quarantine
-
-
-def config_of(format, place, name):
-    """Rows of a list are named from its folder, so the root is said."""
-    root = {"root": f"{place}/images"} if format == "llava" else {}
-    return RecordsConfig(format=format, path=f"{place}/{name}", **root)
-
-
-CONFIGS = [("internvl", "meta.json"), ("llava", "good.json"), ("webdataset", "*.tar")]
-
-
-@pytest.mark.parametrize(("format", "name"), CONFIGS)
+@pytest.mark.parametrize(("format", "name"), FORMATS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faulty_servers_give_the_same_tars_as_local_files(
     tmp_path, folder, server, prompt_format, format, name, fault
