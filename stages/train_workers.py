@@ -130,7 +130,16 @@ def _cause(folder: Path, error: Exception) -> tuple[str, str]:
     """(kind, reason) of an end that another start mends; raises for a rank's own exception."""
     failures = [json.loads(path.read_text()) for path in sorted(folder.glob("failure-*.json"))]
     preempted = [failure for failure in failures if failure["type"] == Preempted.__name__]
-    own = [failure for failure in failures if not failure["lost_peer"] and failure not in preempted]
+    # Ray takes the process group away from under the ranks that still run: whatever those raise then, of any
+    # type, comes from that end and is not its cause
+    ended = getattr(error, "worker_failures", None)
+    own = [
+        failure
+        for failure in failures
+        if not failure["lost_peer"]
+        and failure not in preempted
+        and (ended is None or failure["rank"] in ended)
+    ]
     if own:
         first = own[0]
         if first["type"] in _KNOWN:
@@ -141,8 +150,9 @@ def _cause(folder: Path, error: Exception) -> tuple[str, str]:
         ) from error
     if preempted:
         return _PREEMPTION, preempted[0]["message"]
-    ends = getattr(error, "worker_failures", {}).values()
-    if isinstance(error, ray.train.PreemptionError) or any(getattr(end, "preempted", False) for end in ends):
+    if isinstance(error, ray.train.PreemptionError) or any(
+        getattr(end, "preempted", False) for end in (ended or {}).values()
+    ):
         return _PREEMPTION, str(error).splitlines()[-1]
     hung = hung_ranks(folder)
     if hung:

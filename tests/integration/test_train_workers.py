@@ -48,6 +48,29 @@ def train(settings: tuple) -> None:
     torch.distributed.barrier()
 
 
+def train_late(settings: tuple) -> None:
+    """Rank 1 dies; rank 0 comes to its next collective only when Ray has taken the process group away."""
+    parts, dies = settings
+    rank = torch.distributed.get_rank()
+    with (parts.attempt_folder / f"starts-{rank}").open("a") as file:
+        file.write("start\n")
+    if starts(parts, rank) <= dies:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while torch.distributed.is_initialized():
+            time.sleep(0.01)
+    torch.distributed.barrier()
+
+
+def fail(parts) -> None:
+    """Rank 1 has a fault of its own, rank 0 waits for it."""
+    with (parts.attempt_folder / f"starts-{torch.distributed.get_rank()}").open("a") as file:
+        file.write("start\n")
+    if torch.distributed.get_rank() == 1:
+        raise ValueError("a fault of its own")
+    torch.distributed.barrier()
+
+
 def starts(parts, rank: int) -> int:
     return len((parts.attempt_folder / f"starts-{rank}").read_text().splitlines())
 
@@ -69,3 +92,15 @@ def test_deaths_are_limited(context):
     with pytest.raises(WorkersFailed, match=r"worker failure: .*train.max_failures=1 is used up"):
         run_workers(train, (context.parts, "before", 9), context, num_steps=1, last_part="policy")
     assert starts(context.parts, 1) == 2
+
+
+def test_a_rank_in_mid_computation_when_another_dies_is_no_fault_of_its_own(context):
+    """It finds its process group gone at its next collective: a ValueError of torch, not a lost connection."""
+    run_workers(train_late, (context.parts, 1), context, num_steps=1)
+    assert starts(context.parts, 0) == starts(context.parts, 1) == 2
+
+
+def test_a_fault_of_a_rank_is_not_tried_again(context):
+    with pytest.raises(WorkersFailed, match=r"^rank 1: ValueError: a fault of its own; see .*/rank-1.log$"):
+        run_workers(fail, context.parts, context, num_steps=1)
+    assert starts(context.parts, 0) == starts(context.parts, 1) == 1
