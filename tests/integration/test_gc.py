@@ -30,17 +30,13 @@ def gc(project, *arguments):
     return kinds
 
 
-def everything(project):
-    return {path for path in project.storage.rglob("*") if path.is_file()}
-
-
 def test_what_runs_need_stays(project):
     project.vico("run")
     project.vico("run", "--set", "square.power=3")
     project.vico("run", "--force", "square")
-    before = everything(project)
+    before = project.kept()
     assert gc(project) == {}
-    assert everything(project) == before
+    assert project.kept() == before
     for run in project.runs():
         assert json.loads(project.vico("audit", run, "--json"))["problems"] == []
 
@@ -48,14 +44,14 @@ def test_what_runs_need_stays(project):
 def test_a_dropped_run_goes_with_what_it_alone_needs(project):
     project.vico("run")
     first = project.runs()[0]
-    before = everything(project)
+    before = project.kept()
     project.vico("run", "--set", "square.power=3")
     second = project.runs()[0]
     listed = gc(project, "--dry-run", "--drop", second)
     assert listed["run"] == [f"runs/{second}"]
     assert sorted(path.partition("/")[0] for path in listed["stage"]) == ["square", "total"]
     assert gc(project, "--drop", second) == listed
-    assert everything(project) == before
+    assert project.kept() == before
     assert project.runs() == [first]
     assert json.loads(project.vico("audit", first, "--json"))["ok"]
     assert {action for action, _ in project.plan().values()} == {"reuse"}
@@ -125,7 +121,7 @@ def test_a_run_that_cannot_be_read_stops_it(project):
     project.vico("run")
     (path,) = project.storage.glob("runs/*/run.json")
     path.write_text("{")
-    before = everything(project)
+    before = project.kept()
     project.vico("gc", code=2)
     assert str(path) in project.errors
-    assert everything(project) - before <= {project.storage / "runs" / "lease.lock"}
+    assert set(project.kept()) - set(before) <= {project.storage / "runs" / "lease.lock"}

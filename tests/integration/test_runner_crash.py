@@ -72,13 +72,13 @@ def test_parts_published_before_a_kill_are_not_written_again(project):
 
 def test_a_finished_run_is_returned_and_nothing_is_created(project):
     project.vico("run")
-    first, before = project.status(), sorted(project.storage.rglob("*"))
+    first, before = project.status(), project.kept()
     output = project.vico("run", "--json")
     assert json.loads(output)["run"] == first["run"]
     again = project.status()
     assert all(one["reused"] and one["reused_from"] == first["run"] for one in again["stages"])
     assert again["attempts"] == first["attempts"]
-    assert sorted(project.storage.rglob("*")) == before
+    assert project.kept() == before
 
 
 @pytest.mark.usefixtures("terminal_signals")

@@ -95,7 +95,7 @@ def test_deaths_are_limited(context):
 
 
 def test_a_rank_in_mid_computation_when_another_dies_is_no_fault_of_its_own(context):
-    """It finds its process group gone at its next collective: a ValueError of torch, not a lost connection."""
+    """At its next collective it finds its process group gone: a ValueError of torch, no lost connection."""
     run_workers(train_late, (context.parts, 1), context, num_steps=1)
     assert starts(context.parts, 0) == starts(context.parts, 1) == 2
 

@@ -113,6 +113,11 @@ class TinyProject:
             if path.is_file() and ".partial-" not in path.name
         }
 
+    def kept(self) -> list[Path]:
+        """Every path of the storage but the cache of digests, which the first command writes that reads a
+        file some seconds after it was made."""
+        return sorted(path for path in self.storage.rglob("*") if path.name != "digests.json")
+
     def half_written(self) -> list[Path]:
         return list(self.storage.rglob("*.partial-*"))
 
