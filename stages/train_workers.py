@@ -13,10 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
+from ray import PlacementGroupID
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util import get_current_placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from cluster.node_metrics import NodeSampler
 from stages.context import Context, LeaseLost
@@ -34,6 +39,7 @@ _KNOWN = {error.__name__: error for error in (UserError, LeaseLost)}
 _NOTICE_POLL_S = 0.5
 _MARGIN_S = 60
 _FAILURE, _PREEMPTION = "worker failure", "preemption"
+_PLACES_FILE = "placement-group.txt"
 
 
 class WorkersFailed(RuntimeError):
@@ -82,6 +88,7 @@ def run_workers(
                 _trainer(function, settings, context, name=f"{name}-{number}").fit()
                 return
             except ray.train.TrainingFailedError as error:
+                _free_places(folder)
                 if last_part is not None and context.parts.done(last_part):
                     reason = str(error).splitlines()[-1]
                     logger.warning("a rank ended badly after %s was published: %s", last_part, reason)
@@ -122,8 +129,37 @@ def _trainer(function, settings, context: Context, *, name: str) -> TorchTrainer
             storage_path=str(folder),
             # Ray would try a bug again like a death, and after a preemption without end
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            callbacks=[_KnownPlaces(folder)],
         ),
     )
+
+
+class _KnownPlaces(WorkerGroupCallback):
+    """Notes the placement group of a start before its ranks do anything.
+
+    Ray 2.60 loses sight of the group of a start in which a rank dies, or the process group fails, before all
+    ranks are at work: it and the ranks that live keep their places until the driver ends, and the next start
+    waits for them without end.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def before_init_train_context(self, workers: list) -> dict:
+        (self._folder / _PLACES_FILE).write_text(ray.get(workers[0].execute_async(_placement_group_id)))
+        return {}
+
+
+def _placement_group_id() -> str:
+    return get_current_placement_group().id.hex()
+
+
+def _free_places(folder: Path) -> None:
+    """Ends what is left of a start that failed, so that the next one finds its places free."""
+    noted = folder / _PLACES_FILE
+    if noted.exists():
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(noted.read_text())))
+        noted.unlink()
 
 
 def _cause(folder: Path, error: Exception) -> tuple[str, str]:
@@ -131,14 +167,12 @@ def _cause(folder: Path, error: Exception) -> tuple[str, str]:
     failures = [json.loads(path.read_text()) for path in sorted(folder.glob("failure-*.json"))]
     preempted = [failure for failure in failures if failure["type"] == Preempted.__name__]
     # Ray takes the process group away from under the ranks that still run: whatever those raise then, of any
-    # type, comes from that end and is not its cause
-    ended = getattr(error, "worker_failures", None)
+    # type, comes from that end and is not its cause. A start that failed (ControllerError) names no ranks.
+    ended = getattr(error, "worker_failures", {})
     own = [
         failure
         for failure in failures
-        if not failure["lost_peer"]
-        and failure not in preempted
-        and (ended is None or failure["rank"] in ended)
+        if not failure["lost_peer"] and failure not in preempted and failure["rank"] in ended
     ]
     if own:
         first = own[0]
@@ -151,7 +185,7 @@ def _cause(folder: Path, error: Exception) -> tuple[str, str]:
     if preempted:
         return _PREEMPTION, preempted[0]["message"]
     if isinstance(error, ray.train.PreemptionError) or any(
-        getattr(end, "preempted", False) for end in (ended or {}).values()
+        getattr(end, "preempted", False) for end in ended.values()
     ):
         return _PREEMPTION, str(error).splitlines()[-1]
     hung = hung_ranks(folder)

@@ -71,6 +71,29 @@ def fail(parts) -> None:
     torch.distributed.barrier()
 
 
+class DeadlyAtLaunch:
+    """Settings that, the first time, kill the rank 1 that opens them: it dies while ranks are launched."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def __reduce__(self):
+        return _open_deadly, (self.parts,)
+
+
+def _open_deadly(parts):
+    if os.environ.get("RANK") == "1":  # Ray Train's controller opens them too, and has no rank
+        with (parts.attempt_folder / "starts-1").open("a") as file:
+            file.write("start\n")
+        if starts(parts, 1) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return parts
+
+
+def meet(parts) -> None:
+    torch.distributed.barrier()
+
+
 def starts(parts, rank: int) -> int:
     return len((parts.attempt_folder / f"starts-{rank}").read_text().splitlines())
 
@@ -98,6 +121,13 @@ def test_a_rank_in_mid_computation_when_another_dies_is_no_fault_of_its_own(cont
     """At its next collective it finds its process group gone: a ValueError of torch, no lost connection."""
     run_workers(train_late, (context.parts, 1), context, num_steps=1)
     assert starts(context.parts, 0) == starts(context.parts, 1) == 2
+
+
+def test_a_rank_that_dies_while_the_ranks_are_launched_leaves_its_places(context):
+    """Ray loses sight of that start: the places of the two ranks are all there are, the next start needs
+    them."""
+    run_workers(meet, DeadlyAtLaunch(context.parts), context, num_steps=1)
+    assert starts(context.parts, 1) == 2
 
 
 def test_a_fault_of_a_rank_is_not_tried_again(context):
