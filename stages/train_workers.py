@@ -13,17 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import torch
-from ray import PlacementGroupID
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.util import get_current_placement_group, remove_placement_group
-from ray.util.placement_group import PlacementGroup
 
 from cluster.node_metrics import NodeSampler
+from cluster.places import free_places, note_places
 from stages.context import Context, LeaseLost
 from stages.parts import Parts
 from stages.train_faults import STACKS_FILE, Preempted, hung_ranks, write_notice
@@ -86,9 +83,10 @@ def run_workers(
                     left_over.unlink()
             try:
                 _trainer(function, settings, context, name=f"{name}-{number}").fit()
+                free_places(folder / _PLACES_FILE)
                 return
             except ray.train.TrainingFailedError as error:
-                _free_places(folder)
+                free_places(folder / _PLACES_FILE)
                 if last_part is not None and context.parts.done(last_part):
                     reason = str(error).splitlines()[-1]
                     logger.warning("a rank ended badly after %s was published: %s", last_part, reason)
@@ -129,37 +127,20 @@ def _trainer(function, settings, context: Context, *, name: str) -> TorchTrainer
             storage_path=str(folder),
             # Ray would try a bug again like a death, and after a preemption without end
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
-            callbacks=[_KnownPlaces(folder)],
+            callbacks=[_NotePlaces(folder / _PLACES_FILE)],
         ),
     )
 
 
-class _KnownPlaces(WorkerGroupCallback):
-    """Notes the placement group of a start before its ranks do anything.
+class _NotePlaces(WorkerGroupCallback):
+    """Notes a start's places before its ranks do anything; called by Ray Train's controller."""
 
-    Ray 2.60 loses sight of the group of a start in which a rank dies, or the process group fails, before all
-    ranks are at work: it and the ranks that live keep their places until the driver ends, and the next start
-    waits for them without end.
-    """
-
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, file: Path):
+        self._file = file
 
     def before_init_train_context(self, workers: list) -> dict:
-        (self._folder / _PLACES_FILE).write_text(ray.get(workers[0].execute_async(_placement_group_id)))
+        note_places(workers[0].execute_async, self._file)
         return {}
-
-
-def _placement_group_id() -> str:
-    return get_current_placement_group().id.hex()
-
-
-def _free_places(folder: Path) -> None:
-    """Ends what is left of a start that failed, so that the next one finds its places free."""
-    noted = folder / _PLACES_FILE
-    if noted.exists():
-        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(noted.read_text())))
-        noted.unlink()
 
 
 def _cause(folder: Path, error: Exception) -> tuple[str, str]:

@@ -66,6 +66,8 @@ def test_the_cause_of_an_end_is_told_from_what_ranks_left(tmp_path):
     left(tmp_path, 1, "Preempted")
     assert _cause(tmp_path, error) == ("preemption", "Preempted of 1")
     left(tmp_path, 2, "Diverged")
+    assert _cause(tmp_path, error)[0] == "preemption"  # it came after Ray had ended the ranks
+    error.worker_failures = {1: None, 2: None}
     with pytest.raises(WorkersFailed, match="rank 2: Diverged: Diverged of 2"):
         _cause(tmp_path, error)
     left(tmp_path, 1, "UserError")
