@@ -12,9 +12,10 @@ from tests.tiny_model import make_tiny_model
 
 MODULE = "tests.numerics.consistency_case"
 RELATIVE = 1e-5
-# Of the losses, against torch alone in bfloat16. That run itself ends 2.7 % from float32 over these 10 steps:
-# what a dtype does to a training is not what is tested here.
-BFLOAT16 = 1e-2
+# Of what bfloat16 itself does to torch alone, in the parameters at the end and the losses. Ten steps spread
+# rounding, which differs between CPUs. Weights without a float32 copy, a missing clip or a tenth of the
+# learning rate cost 0.9 and more.
+BFLOAT16 = 0.5
 # A key bias shifts every score of a query alike, so its true gradient is zero and Adam's normalised step
 # turns rounding into full-size updates. They are not compared.
 ZERO_GRADIENT = ("k_proj.bias",)
@@ -110,8 +111,21 @@ def test_where_states_and_the_reference_lie_changes_nothing(variants, case):
 @pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "case"), listed(SLOW, "bfloat16"))
 def test_bfloat16_stays_near_torch_alone_in_bfloat16(matrix, world_size, case):
-    losses, expected = matrix[world_size, case]["losses"], matrix[alone(case)]["losses"]
-    torch.testing.assert_close(losses, expected, rtol=BFLOAT16, atol=0)
+    ours, in_bfloat16, in_float32 = matrix[world_size, case], matrix[alone(case)], matrix["mixed", "float32"]
+    for distance in (of_parameters, of_losses):
+        assert distance(ours, in_bfloat16) <= BFLOAT16 * distance(in_bfloat16, in_float32)
+
+
+def of_parameters(run: dict, reference: dict) -> torch.Tensor:
+    """Euclidean distance of all compared parameters."""
+    names = [name for name in reference["state"] if not name.endswith(ZERO_GRADIENT)]
+    differences = [run["state"][name].double() - reference["state"][name].double() for name in names]
+    return torch.stack([difference.norm() for difference in differences]).norm()
+
+
+def of_losses(run: dict, reference: dict) -> torch.Tensor:
+    """Root mean square over the steps of the relative differences."""
+    return (run["losses"] / reference["losses"] - 1).square().mean().sqrt()
 
 
 def assert_equal(run: dict, reference: dict) -> None:
