@@ -13,8 +13,8 @@ from tests.tiny_model import make_tiny_model
 MODULE = "tests.numerics.consistency_case"
 RELATIVE = 1e-5
 # Of what bfloat16 itself does to torch alone, in the parameters at the end and the losses. Ten steps spread
-# rounding, which differs between CPUs. Weights without a float32 copy, a missing clip or a tenth of the
-# learning rate cost 0.9 and more.
+# rounding, which differs between CPUs. Weights without a float32 copy, no clipping or a learning rate
+# that is 10 % low cost 0.9 and more.
 BFLOAT16 = 0.5
 # A key bias shifts every score of a query alike, so its true gradient is zero and Adam's normalised step
 # turns rounding into full-size updates. They are not compared.
