@@ -4,12 +4,16 @@
 turns. The SFT step is InternVL's own: one row, all tiles at the full rate, cross entropy at the answer
 positions, no reference. The floor of the ratio of times is the ratio of FLOPs by `vico/flops.py` (the
 optimizer is in the times of both and in neither count). On a CPU a middle-sized random model in float32;
-`--device cuda` takes InternVL3.5-1B's published sizes in bfloat16; it was not run yet, no CUDA device was
-at hand.
+`--device cuda` takes InternVL3.5-1B's published sizes in bfloat16, and adds by kernel where the device's time
+goes (`profile`, one more step of each) and by part of the step (`seconds_by_part`, waiting at each part).
+`--compile` compiles the layers of all three models; `--zero-stage` adds the consistency step as a training
+takes it, under DeepSpeed on one rank (float32 master weights and sums of gradients, one pack an update).
 """
 
 import argparse
 import json
+import os
+import socket
 import statistics
 import sys
 import time
@@ -20,6 +24,13 @@ import torch
 from torch.nn import functional as F
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
+from cluster.site import TrainSettings
+from stages.consistency import ConsistencyConfig
+from stages.engine import Engine, init_distributed
+from stages.engine_settings import engine_settings
+from stages.learning_rates import consistency_rates, parameter_groups
+from stages.optimizer_config import OptimizerConfig
+from vico.compiled import compile_layers
 from vico.consistency import ConsistencyTask
 from vico.flops import consistency_flops, row_work, sft_flops
 from vico.model import VicoModel
@@ -49,7 +60,7 @@ SIZES = {
         "head_dim": 128,
         "vocab_size": 151_936,
         "tile_size": 448,
-        "samples": 12,
+        "samples": 6,
         "tiles": 8,
     },
 }
@@ -92,7 +103,8 @@ def random_model(size: dict, device: str, dtype: torch.dtype) -> VicoModel:
         vocab_size=size["vocab_size"],
     )
     torch.manual_seed(0)
-    base = InternVLForConditionalGeneration(config).to(device=device, dtype=dtype)
+    with torch.device(device):
+        base = InternVLForConditionalGeneration(config).to(dtype)
     return VicoModel(base, settings)
 
 
@@ -136,12 +148,17 @@ def seconds_of(loss_of: Callable[[], torch.Tensor], optimizer, phases: Phases) -
     return time.perf_counter() - started, time.process_time() - cpu_started
 
 
-def measured(device: str, repeats: int) -> tuple[list[dict], dict[str, float]]:
-    """Rows of both steps and the ratios of their medians."""
+def measured(
+    device: str, repeats: int, compiled: bool, zero_stage: int
+) -> tuple[list[dict], dict[str, float]]:
+    """Rows of the steps and the ratios of their medians."""
     size, dtype = SIZES[device], torch.bfloat16 if device == "cuda" else torch.float32
     plain, policy, reference = (random_model(size, device, dtype) for _ in range(3))
     policy.add_compressed_connector(0)
     plain.train(), policy.train()
+    if compiled:
+        for model in (plain, policy, reference):
+            compile_layers(model)
     task = ConsistencyTask(policy, reference, kl_chunk_rows=256)
     pack = random_pack(size, policy.settings).to(device)
     config = policy.base.config
@@ -151,6 +168,8 @@ def measured(device: str, repeats: int) -> tuple[list[dict], dict[str, float]]:
             config, pack.num_tiles, row_work(pack.policy), row_work(pack.reference)
         ),
     }
+    tokens = {"sft": sum(pack.reference.lengths)}
+    tokens["consistency"] = tokens["sft"] + sum(pack.policy.lengths)
     steps = {"sft": lambda: sft_loss(plain, pack), "consistency": lambda: task(pack)[0]}
     optimizers = {
         "sft": torch.optim.AdamW(plain.parameters(), lr=1e-5),
@@ -158,29 +177,141 @@ def measured(device: str, repeats: int) -> tuple[list[dict], dict[str, float]]:
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
-    for repeat in range(repeats + 1):  # the first one warms up
-        for name, loss_of in steps.items():
-            task.phases = Phases(enabled=device == "cpu")  # on CUDA it would wait and so slow the step
-            taken = seconds_of(loss_of, optimizers[name], task.phases)
-            if repeat:
-                times[name].append(taken)
+
+    def turn(phases: bool) -> dict[str, tuple[float, float]]:
+        taken = {}
+        for name in rows:
+            task.phases = Phases(enabled=phases)
+            taken[name] = seconds_of(steps[name], optimizers[name], task.phases)
+            if phases:
                 parts[name].append(task.phases.taken())
-    return _rows(rows, times, parts)
+        return taken
+
+    together = device == "cpu"  # on CUDA a part waits for the device, which the times are not to hold
+    turn(phases=False)  # warms up
+    for _ in range(repeats):
+        for name, spent in turn(phases=together).items():
+            times[name].append(spent)
+    if not together:
+        turn(phases=True)
+    found = _rows(rows, tokens, pack.num_tiles, times, parts)
+    if device == "cuda":
+        found[0][0]["profile"], found[0][1]["profile"] = (
+            kernels_of(lambda name=name: seconds_of(steps[name], optimizers[name], Phases())) for name in rows
+        )
+        found[0][1]["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    if zero_stage:
+        del plain
+        steps.clear(), optimizers.clear()
+        under_zero = {"flops": rows["consistency"], "tokens": tokens["consistency"], "tiles": pack.num_tiles}
+        found[0].append(engine_row(task, pack, zero_stage, dtype, repeats, under_zero))
+    return found
 
 
-def _rows(flops, times, parts) -> tuple[list[dict], dict[str, float]]:
+def engine_row(task, pack, zero_stage, dtype, repeats, counts: dict[str, float]) -> dict:
+    """The consistency step under DeepSpeed in a process group of this process alone."""
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "RANK": "0", "LOCAL_RANK": "0"}
+    os.environ.update({**here, "WORLD_SIZE": "1"})
+    init_distributed()
+    optimizer = OptimizerConfig(learning_rate=1e-5, dtype=str(dtype).removeprefix("torch."))
+    layers = len(task.policy.base.model.vision_tower.encoder.layer)
+    groups = parameter_groups(task, optimizer, consistency_rates(ConsistencyConfig(), layers))
+    task.phases = Phases()
+    engine = Engine(task, groups, engine_settings(optimizer, 1, TrainSettings(zero_stage=zero_stage)))
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+    def step() -> float:
+        started = time.perf_counter()
+        loss, _ = engine(pack)
+        engine.backward(loss, pack.loss_weight)
+        engine.step(1e-5, 0)
+        loss.item()  # waits for the device
+        return time.perf_counter() - started
+
+    step()  # warms up
+    spent = [step() for _ in range(repeats)]
+    middle = statistics.median(spent)
+    row = {
+        "step": f"consistency, ZeRO-{zero_stage}",
+        "flops": counts["flops"],
+        "seconds": middle,
+        "seconds_min": min(spent),
+        "seconds_max": max(spent),
+        "tokens_per_second": counts["tokens"] / middle,
+        "tiles_per_second": counts["tiles"] / middle,
+        "tflops_per_second": counts["flops"] / middle / 1e12,
+    }
+    if torch.cuda.is_available():
+        row["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    engine.close()
+    torch.distributed.destroy_process_group()
+    return row
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# What a CUDA kernel does, by words of its name; the first that fits.
+_KERNELS = (
+    ("attention", ("flash", "fmha", "cudnn_generated")),
+    ("matrix products", ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk")),
+    ("KL of a chunk", ("_kl_rows",)),
+    ("AdamW", ("adam", "multi_tensor_apply", "foreach")),
+    ("layer norm", ("layer_norm", "layernorm", "gammabeta")),
+    ("GELU, SiLU", ("gelu", "silu")),
+    ("copies and casts", ("copy", "memcpy", "memset", "fill", "cat")),
+    ("indexing", ("index", "gather", "scatter")),
+    ("sums", ("reduce",)),
+    ("other elementwise", ("elementwise",)),
+)
+
+
+def kernels_of(step: Callable[[], object]) -> list[dict]:
+    """Device seconds of one step by kind of kernel, longest first, and each kind's longest kernel; `idle` is
+    what is left of the step's wall time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        wall, _ = step()
+    seconds: dict[str, float] = {}
+    longest: dict[str, tuple[float, str]] = {}
+    for event in profiler.key_averages():
+        spent, name = event.self_device_time_total / 1e6, event.key
+        kind = next((k for k, words in _KERNELS if any(w in name.lower() for w in words)), "other")
+        seconds[kind] = seconds.get(kind, 0.0) + spent
+        longest[kind] = max(longest.get(kind, (0.0, "")), (spent, name[:120]))
+    seconds["idle"] = wall - sum(seconds.values())
+    return [
+        {
+            "kernels": kind,
+            "seconds": spent,
+            "share": spent / wall,
+            **({"longest": longest[kind][1], "longest_seconds": longest[kind][0]} if kind in longest else {}),
+        }
+        for kind, spent in sorted(seconds.items(), key=lambda one: -one[1])
+    ]
+
+
+def _rows(flops, tokens, num_tiles, times, parts) -> tuple[list[dict], dict[str, float]]:
     rows = []
     for name, spent in times.items():
         wall, cpu = ([one[i] for one in spent] for i in (0, 1))
+        middle = statistics.median(wall)
         rows.append(
             {
                 "step": name,
                 "flops": flops[name],
-                "seconds": statistics.median(wall),
+                "seconds": middle,
                 "seconds_min": min(wall),
                 "seconds_max": max(wall),
                 "cpu_seconds": statistics.median(cpu),
-                "tflops_per_second": flops[name] / statistics.median(wall) / 1e12,
+                "tokens_per_second": tokens[name] / middle,
+                "tiles_per_second": num_tiles / middle,
+                "tflops_per_second": flops[name] / middle / 1e12,
                 "seconds_by_part": {
                     part: statistics.median(one[part] for one in parts[name]) for part in parts[name][0]
                 },
@@ -203,12 +334,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=list(SIZES), default="cpu")
+    parser.add_argument("--compile", action="store_true", help="compile the layers, as train.compile does")
+    parser.add_argument("--zero-stage", type=int, default=0, choices=[0, 1, 2, 3], help="0: no such row")
     parser.add_argument("--peak-tflops", type=float, help="peak of the device: adds `mfu` to the rows")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA device, and torch finds none")
     torch.set_num_threads(1)
-    rows, ratios = measured(options.device, options.repeats)
+    if options.compile and options.zero_stage == 3:
+        parser.error("--compile does not go with --zero-stage 3")
+    rows, ratios = measured(options.device, options.repeats, options.compile, options.zero_stage)
     for row in rows:
         if options.peak_tflops:
             row["mfu"] = row["tflops_per_second"] / options.peak_tflops

@@ -6,6 +6,7 @@ Nothing here changes a result or enters a fingerprint.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +76,9 @@ class TrainSettings(SitePart):
 
     zero_stage: Literal[1, 2, 3] = 2
     activation_checkpointing: bool = False
+    compile: bool = False
+    """Layers compiled by torch: faster on CUDA, with some minutes for the compiler at a first start; not with
+    ZeRO-3 or activation checkpointing."""
     kl_chunk_rows: int = Field(256, ge=1)
     data_threads: int = Field(2, ge=1)
     """Threads of each rank that decode the coming step's pictures beside the training."""
@@ -106,6 +110,21 @@ class TrainSettings(SitePart):
     """Peak of one device in the training's dtype, dense; null: no share of it (`mfu`) is reported."""
     deepspeed: dict[str, Any] = {}
     """A DeepSpeed config merged under ours; keys that change the result are refused."""
+
+    @model_validator(mode="after")
+    def layers_can_be_compiled(self) -> TrainSettings:
+        others = (
+            ("activation_checkpointing", self.activation_checkpointing, False),
+            ("zero_stage", self.zero_stage, 2 if self.zero_stage == 3 else self.zero_stage),
+            ("reference", self.reference, "replicated"),
+        )
+        for field, value, needed in others:
+            if self.compile and value != needed:
+                raise ValueError(
+                    f"train.compile=true does not go with train.{field}={json.dumps(value)}; set "
+                    f"train.compile: false, or {field}: {json.dumps(needed)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def trace_has_steps(self) -> TrainSettings:

@@ -21,6 +21,7 @@ from stages.learning_rates import consistency_rates, parameter_groups
 from stages.throughput import measure_throughput
 from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
 from vico.checkpoints import load_model, save_model
+from vico.compiled import compile_layers
 from vico.connectors import start_from_full
 from vico.consistency import ConsistencyTask
 from vico.drop_path import add_drop_path
@@ -44,6 +45,9 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     if config.drop_path:
         add_drop_path(tower, config.drop_path)
     reference = load_model(settings.model_folder, dtype)
+    if settings.train.compile:
+        for model in (policy, reference):
+            compile_layers(model)
     task = ConsistencyTask(
         policy, reference, settings.train.kl_chunk_rows, **reference_placement(settings.train.reference)
     )

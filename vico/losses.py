@@ -19,9 +19,11 @@ class ChunkedKL(torch.autograd.Function):
     The weight of every token is known before the forward (`weights_A`), so d loss / d logits = w
     (softmax(policy) - softmax(reference)) can be folded into the gradients of hidden states and head while
     a chunk's logits exist: each head is used once a direction. Beside the gradients stand two chunks of
-    logits, in the models' dtype, and on a CPU float32 copies of 32 rows of them a thread. The gradient of
-    the head is summed in float32 (that is its own buffer where the model is float32, and one more where it
-    is bfloat16). Gradients are handed out once: a second backward over the same graph raises RuntimeError.
+    logits, on a CPU in the models' dtype with float32 copies of 32 rows a thread; on CUDA in float32, since
+    the difference of two near distributions is mostly rounding where logits of 20 are kept to 0.06, and
+    one chunk of its gradient in the models' dtype. The gradient of the head is summed in float32 (that is its
+    own buffer where the model is float32, and one more where it is bfloat16). Gradients are handed out
+    once: a second backward over the same graph raises RuntimeError.
     """
 
     @staticmethod
@@ -36,20 +38,23 @@ class ChunkedKL(torch.autograd.Function):
         head_VD, reference_head_VD = weight_VD[:num_ids], reference_weight_VD[:num_ids]
         kl_A = hidden_AD.new_zeros(len(hidden_AD), dtype=dtype)
         most_rows = min(chunk_rows, len(hidden_AD))
-        policy_CV = hidden_AD.new_empty(most_rows, num_ids)
-        reference_CV = reference_hidden_AD.new_empty(most_rows, num_ids)
+        wide = dtype if hidden_AD.is_cuda else hidden_AD.dtype
+        policy_CV = hidden_AD.new_empty(most_rows, num_ids, dtype=wide)
+        reference_CV = hidden_AD.new_empty(most_rows, num_ids, dtype=wide)
+        in_place = wide == hidden_AD.dtype
+        gradient_CV = policy_CV if in_place else hidden_AD.new_empty(most_rows, num_ids)
         for start in range(0, len(hidden_AD), chunk_rows):
             chunk_AD = hidden_AD[start : start + chunk_rows]
-            rows = slice(start, start + len(chunk_AD))
-            logits_CV = torch.mm(chunk_AD, head_VD.T, out=policy_CV[: len(chunk_AD)])
-            target_CV = torch.mm(
-                reference_hidden_AD[rows], reference_head_VD.T, out=reference_CV[: len(chunk_AD)]
+            rows, chunk = slice(start, start + len(chunk_AD)), slice(len(chunk_AD))
+            _logits(chunk_AD, head_VD, policy_CV[chunk])
+            _logits(reference_hidden_AD[rows], reference_head_VD, reference_CV[chunk])
+            kl_A[rows] = _kl_and_gradient(
+                policy_CV[chunk], reference_CV[chunk], weights_A[rows], gradient_CV[chunk]
             )
-            kl_A[rows] = _kl_leaving_gradient(logits_CV, target_CV, weights_A[rows])
             if need_hidden:
-                torch.mm(logits_CV, head_VD, out=grad_hidden_AD[rows])
+                torch.mm(gradient_CV[chunk], head_VD, out=grad_hidden_AD[rows])
             if need_weight:
-                _add_product(grad_weight_VD[:num_ids], logits_CV.T, chunk_AD)
+                _add_product(grad_weight_VD[:num_ids], gradient_CV[chunk].T, chunk_AD)
         ctx.gradients = (grad_hidden_AD, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(kl_A)
@@ -67,11 +72,27 @@ class ChunkedKL(torch.autograd.Function):
         return grad_hidden_AD, grad_weight_VD, None, None, None, None, None
 
 
-def _kl_leaving_gradient(
-    logits_CV: torch.Tensor, reference_logits_CV: torch.Tensor, weights_C: torch.Tensor
+def _logits(hidden_CD: torch.Tensor, head_VD: torch.Tensor, logits_CV: torch.Tensor) -> None:
+    """Writes `logits_CV`, which may be wider than what it is made of (CUDA only)."""
+    if logits_CV.dtype == hidden_CD.dtype:
+        torch.mm(hidden_CD, head_VD.T, out=logits_CV)
+    else:
+        torch.mm(hidden_CD, head_VD.T, out_dtype=logits_CV.dtype, out=logits_CV)
+
+
+def _kl_and_gradient(
+    logits_CV: torch.Tensor,
+    reference_logits_CV: torch.Tensor,
+    weights_C: torch.Tensor,
+    gradient_CV: torch.Tensor,
 ) -> torch.Tensor:
-    """KL [C] of a chunk in float32; `logits_CV` then holds w (softmax(policy) - softmax(reference))."""
+    """KL [C] of a chunk in float32 (float64 of float64); `gradient_CV`, which may be `logits_CV`, then holds
+    w (softmax(policy) - softmax(reference))."""
     dtype = torch.promote_types(logits_CV.dtype, torch.float32)
+    if logits_CV.is_cuda and dtype == torch.float32:
+        from vico.kl_kernel import kl_and_gradient  # Triton comes with torch's CUDA builds alone
+
+        return kl_and_gradient(logits_CV, reference_logits_CV, weights_C, gradient_CV)
     kl_C = logits_CV.new_empty(len(logits_CV), dtype=dtype)
     block = len(logits_CV) if logits_CV.is_cuda else _CPU_BLOCK_ROWS * torch.get_num_threads()
     for start in range(0, len(logits_CV), block):
@@ -80,7 +101,7 @@ def _kl_leaving_gradient(
         log_reference = reference_logits_CV[rows].to(dtype).log_softmax(-1)
         reference = log_reference.exp()
         kl_C[rows] = log_reference.sub_(log_policy).mul_(reference).sum(-1)
-        logits_CV[rows] = log_policy.exp_().sub_(reference).mul_(weights_C[rows, None])
+        gradient_CV[rows] = log_policy.exp_().sub_(reference).mul_(weights_C[rows, None])
     return kl_C
 
 
@@ -88,6 +109,9 @@ def _add_product(sum_VD: torch.Tensor, grad_logits_VC: torch.Tensor, hidden_CD: 
     """sum_VD += grad_logits_VC @ hidden_CD, without another [V, D] beside it."""
     if sum_VD.dtype == hidden_CD.dtype:
         sum_VD.addmm_(grad_logits_VC, hidden_CD)
+        return
+    if sum_VD.is_cuda:  # one product that adds in float32 and rounds nothing to bfloat16 on its way
+        torch.addmm(sum_VD, grad_logits_VC, hidden_CD, out_dtype=sum_VD.dtype, out=sum_VD)
         return
     for start in range(0, len(sum_VD), _HEAD_SLICE):
         rows = slice(start, start + _HEAD_SLICE)

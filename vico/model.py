@@ -103,8 +103,12 @@ class VicoModel(nn.Module):
         self, row: PackedRow, full_tokens: torch.Tensor, compressed_tokens: torch.Tensor | None
     ) -> torch.Tensor:
         """Hidden states [A, D] that predict the row's answer tokens."""
+        embeds_BLD = self.embedded_row(row, full_tokens, compressed_tokens).unsqueeze(0)
         hidden_BLD = self.base.model.language_model(
-            inputs_embeds=self.embedded_row(row, full_tokens, compressed_tokens).unsqueeze(0),
+            inputs_embeds=embeds_BLD,
+            # Segments keep tokens apart and read no mask. Without one transformers looks for the sequences
+            # in the positions, for which the host waits until the device has done all it was given.
+            attention_mask=embeds_BLD.new_zeros(1, 1, 1, 1),
             position_ids=row.position_ids.unsqueeze(0),
             use_cache=False,
             segment_lengths=list(row.lengths),

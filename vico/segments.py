@@ -7,6 +7,9 @@ and in float32, which no varlen kernel takes: exact SDPA, sequence by sequence.
 
 # B batch (1 when packed), H query heads, K key heads, L tokens, d head width
 
+from collections.abc import Callable
+from functools import lru_cache, partial
+from inspect import signature
 from itertools import accumulate
 
 import torch
@@ -44,40 +47,55 @@ def segment_attention(
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
+@lru_cache(maxsize=8)
+def _bounds(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Kept, for every layer asks for the same and a copy to the device makes the host wait for it."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
 def _varlen(query_BHLd, key_BKLd, value_BKLd, segment_lengths, dropout, scaling):
     """The same through a CUDA varlen kernel; [1, L, H, d]."""
     query, key, value = (part[0].transpose(0, 1) for part in (query_BHLd, key_BKLd, value_BKLd))
-    bounds = torch.tensor([0, *accumulate(segment_lengths)], dtype=torch.int32, device=query.device)
+    bounds = _bounds(tuple(segment_lengths), query.device)
     longest = max(segment_lengths)
+    flash = _flash_attn()
+    if flash is None:
+        attended = _torch_varlen(query, key, value, bounds, longest, dropout, scaling)
+    else:
+        ends = bounds, bounds, longest, longest
+        attended = flash(query, key, value, *ends, dropout_p=dropout, softmax_scale=scaling, causal=True)
+    return attended.unsqueeze(0)
+
+
+@lru_cache(maxsize=1)
+def _flash_attn() -> Callable[..., torch.Tensor] | None:
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:
-        from torch.nn.attention.varlen import varlen_attn
+        return None
+    return flash_attn_varlen_func
 
-        if dropout:
-            raise ValueError(
-                "attention_dropout > 0 on CUDA needs flash-attn; install the extra vico[gpu]"
-            ) from None
-        if key.shape[1] != query.shape[1]:
-            groups = query.shape[1] // key.shape[1]
-            key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-        attended = varlen_attn(
-            query, key, value, bounds, bounds, longest, longest, window_size=(-1, 0), scale=scaling
-        )
-    else:
-        attended = flash_attn_varlen_func(
-            query,
-            key,
-            value,
-            bounds,
-            bounds,
-            longest,
-            longest,
-            dropout_p=dropout,
-            softmax_scale=scaling,
-            causal=True,
-        )
-    return attended.unsqueeze(0)
+
+def _torch_varlen(query, key, value, bounds, longest, dropout, scaling):
+    """torch's own varlen kernel; its heads are of a multiple of 8 numbers, and it drops nothing."""
+    if dropout:
+        raise ValueError("attention_dropout > 0 on CUDA needs flash-attn; install the extra vico[gpu]")
+    width = query.shape[-1]
+    if width % 8:
+        scaling = width**-0.5 if scaling is None else scaling
+        query, key, value = (F.pad(part, (0, -width % 8)) for part in (query, key, value))
+    ends = bounds, bounds, longest, longest
+    attended = _torch_kernel()(query, key, value, *ends, window_size=(-1, 0), scale=scaling)
+    return attended[..., :width]
+
+
+@lru_cache(maxsize=1)
+def _torch_kernel() -> Callable[..., torch.Tensor]:
+    """It shares keys among query heads by itself; since torch 2.13 it has to be asked to."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    asked = "enable_gqa" in signature(varlen_attn).parameters
+    return partial(varlen_attn, enable_gqa=True) if asked else varlen_attn
 
 
 def _mask(*args, attention_mask=None, **kwargs):

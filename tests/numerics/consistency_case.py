@@ -86,11 +86,11 @@ def consistency_task(
 
 
 def reference_run(
-    model_folder: Path, kind: str = "mixed", dtype: torch.dtype = torch.float32
+    model_folder: Path, kind: str = "mixed", dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> dict[str, dict[str, torch.Tensor]]:
     """The same training in one process with torch alone: AdamW on float32 weights, of which the model has a
     copy in `dtype`, over gradients of the whole step, summed in float32."""
-    prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder, dtype)
+    prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder, dtype).to(device)
     groups = parameter_groups(task, OPTIMIZER, RATES)
     masters = {p: p.detach().float().clone().requires_grad_() for g in groups for p in g.parameters}
     optimizer = torch.optim.AdamW(
@@ -104,7 +104,7 @@ def reference_run(
         for master in masters.values():
             master.grad = torch.zeros_like(master)
         for one in packs:
-            part = task(one)[0] / weight
+            part = task(one.to(device))[0] / weight
             part.backward()
             loss += part.item()
             for parameter, master in masters.items():

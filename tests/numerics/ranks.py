@@ -16,19 +16,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(module: str, arguments: Sequence[str], logs: Path, world_size: int) -> list[subprocess.Popen]:
+def start_ranks(
+    module: str, arguments: Sequence[str], logs: Path, world_size: int, accelerator: str = "cpu"
+) -> list[subprocess.Popen]:
     """`python -m module arguments` on each rank, one thread each; output in `logs/rank-<r>.log`."""
     logs.mkdir(parents=True, exist_ok=True)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
+    same = {**address, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": accelerator}
     ranks = []
     for rank in range(world_size):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         with (logs / f"rank-{rank}.log").open("w") as log:
             ranks.append(
                 subprocess.Popen(
                     [sys.executable, "-m", module, *arguments],
                     cwd=ROOT,
-                    env={**os.environ, **address, **place},
+                    env={**os.environ, **same, **place},
                     stdout=log,
                     stderr=log,
                 )

@@ -1,0 +1,98 @@
+"""Compiled layers compute what the plain ones do, and a pack of another shape compiles nothing new."""
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
+
+from cluster.site import TrainSettings
+from tests.numerics.consistency_case import consistency_task, samples
+from tests.tiny_model import make_tiny_model
+from vico.compiled import compile_layers
+from vico.drop_path import add_drop_path
+from vico.packing import packed_batch
+from vico.prompt import load_prompt_format
+
+SHAPES = [((3,), (1,)), ((2, 1), ()), ((4,), (1,), (1,)), ((1,),), ((), ())]
+
+
+def keep_rotary(monkeypatch):
+    """The rotary embedding is compiled for the whole process; it is put back after the test."""
+    for code in (modeling_qwen2, modeling_qwen3):
+        monkeypatch.setattr(code, "apply_rotary_pos_emb", code.apply_rotary_pos_emb)
+
+
+def packs(prompt_format):
+    for number, shapes in enumerate(SHAPES):
+        found = [samples(prompt_format, 10 * number + i, shape) for i, shape in enumerate(shapes)]
+        rates = [np.arange(sample.skeleton.num_tiles) % 2 == 0 for sample in found]
+        yield packed_batch(found, rates, prompt_format.settings, "sample")
+    yield packed_batch([], [], prompt_format.settings, "sample")
+
+
+def task_of(folder, backend):
+    task = consistency_task(folder).train()
+    for part in task.policy.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    add_drop_path(task.policy.base.model.vision_tower, 0.5)
+    if backend is not None:
+        for model in (task.policy, task._reference[0].model):
+            compile_layers(model, backend)
+    return task
+
+
+def losses_and_gradients(task, prompt_format):
+    losses, evaluated = [], []
+    device = next(task.parameters()).device
+    for number, pack in enumerate(packs(prompt_format)):
+        pack = pack.to(device)
+        torch.manual_seed(number)
+        loss = task(pack)[0]
+        loss.backward()
+        losses.append(loss.item())
+        with torch.no_grad():
+            evaluated.append(task.eval()(pack)[0].item())
+        task.train()
+    return losses, evaluated, {name: p.grad for name, p in task.named_parameters()}
+
+
+@pytest.mark.parametrize("text", ["qwen3", pytest.param("qwen2", marks=pytest.mark.slow)])
+def test_losses_draws_and_gradients_are_those_of_plain_layers(tmp_path, monkeypatch, text):
+    keep_rotary(monkeypatch)
+    folder = make_tiny_model(tmp_path / "m", text={"model_type": text})
+    prompt_format = load_prompt_format(folder)
+    counter = CompileCounterWithBackend("aot_eager")
+    plain = losses_and_gradients(task_of(folder, None), prompt_format)
+    compiled = losses_and_gradients(task_of(folder, counter), prompt_format)
+    assert counter.frame_count
+    for mine, other in zip(compiled[:2], plain[:2], strict=True):
+        assert mine == pytest.approx(other, rel=1e-5, abs=1e-9)
+    assert plain[0] != pytest.approx(plain[1], rel=1e-3)  # drop path was at work
+    for name, gradient in plain[2].items():
+        torch.testing.assert_close(compiled[2][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_new_shapes_compile_nothing_new(tmp_path, monkeypatch):
+    keep_rotary(monkeypatch)
+    folder = make_tiny_model(tmp_path / "m")
+    prompt_format = load_prompt_format(folder)
+    counter = CompileCounterWithBackend("aot_eager")
+    task = task_of(folder, counter)
+    losses_and_gradients(task, prompt_format)
+    known = counter.frame_count
+    more = [samples(prompt_format, 99 + i, (i + 2,)) for i in range(5)]
+    for last in range(1, 6):
+        rates = [np.arange(sample.skeleton.num_tiles) % 3 == 0 for sample in more[:last]]
+        task(packed_batch(more[:last], rates, prompt_format.settings, "sample"))[0].backward()
+    assert counter.frame_count == known
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("activation_checkpointing", True), ("zero_stage", 3), ("reference", "cpu")]
+)
+def test_what_compiled_layers_cannot_do_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"train.compile=true does not go with train.{field}"):
+        TrainSettings(compile=True, **{field: value})
