@@ -13,7 +13,6 @@ takes it, under DeepSpeed on one rank (float32 master weights and sums of gradie
 import argparse
 import json
 import os
-import socket
 import statistics
 import sys
 import time
@@ -196,10 +195,8 @@ def measured(
         turn(phases=True)
     found = _rows(rows, tokens, pack.num_tiles, times, parts)
     if device == "cuda":
-        found[0][0]["profile"], found[0][1]["profile"] = (
-            kernels_of(lambda name=name: seconds_of(steps[name], optimizers[name], Phases())) for name in rows
-        )
-        found[0][1]["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        for row, name in zip(found[0], rows, strict=True):
+            row["profile"] = kernels_of(lambda name=name: seconds_of(steps[name], optimizers[name], Phases()))
     if zero_stage:
         del plain
         steps.clear(), optimizers.clear()
@@ -210,8 +207,8 @@ def measured(
 
 def engine_row(task, pack, zero_stage, dtype, repeats, counts: dict[str, float]) -> dict:
     """The consistency step under DeepSpeed in a process group of this process alone."""
-    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "RANK": "0", "LOCAL_RANK": "0"}
-    os.environ.update({**here, "WORLD_SIZE": "1"})
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", **alone})  # 0: any free port
     init_distributed()
     optimizer = OptimizerConfig(learning_rate=1e-5, dtype=str(dtype).removeprefix("torch."))
     layers = len(task.policy.base.model.vision_tower.encoder.layer)
@@ -247,12 +244,6 @@ def engine_row(task, pack, zero_stage, dtype, repeats, counts: dict[str, float])
     engine.close()
     torch.distributed.destroy_process_group()
     return row
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # What a CUDA kernel does, by words of its name; the first that fits.
