@@ -13,6 +13,7 @@ takes it, under DeepSpeed on one rank (float32 master weights and sums of gradie
 import argparse
 import json
 import os
+import socket
 import statistics
 import sys
 import time
@@ -207,8 +208,10 @@ def measured(
 
 def engine_row(task, pack, zero_stage, dtype, repeats, counts: dict[str, float]) -> dict:
     """The consistency step under DeepSpeed in a process group of this process alone."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", **alone})  # 0: any free port
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    os.environ.update({**here, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
     init_distributed()
     optimizer = OptimizerConfig(learning_rate=1e-5, dtype=str(dtype).removeprefix("torch."))
     layers = len(task.policy.base.model.vision_tower.encoder.layer)
