@@ -88,6 +88,8 @@ class TrainSettings(SitePart):
     """How often all ranks start again after one died or hung."""
     max_preemptions: int = Field(100, ge=0)
     """How often they start again after a rank got SIGTERM; their checkpoint is published before."""
+    start_timeout_s: float = Field(3600, gt=0)
+    """How long a start of the ranks waits for places in the cluster, after a node was lost too."""
     hang_timeout_s: float = Field(1800, gt=0)
     """A rank that ends no step for so long leaves its stacks and ends."""
     loss_spike_factor: float = Field(10, gt=1)

@@ -5,7 +5,6 @@ is replaced only where nobody else has replaced it, and each attempt begins by d
 was taken over brings there afterwards is named nowhere.
 """
 
-import itertools
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ from data_prep.records import file_sha256
 from pipeline.json_files import OutputFile, StoredModel
 from pipeline.storage import Conflict, partials, published
 from stages.context import LeaseLost
-from stages.parts import JOURNAL_FILE
+from stages.parts import HELD_FILE, JOURNAL_FILE, is_within, locked
 from vico.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class PartsFile(StoredModel):
 
     def without(self, name: str) -> dict[str, dict[str, OutputFile]]:
         """The parts but this one, and those in a folder of that name."""
-        return {own: files for own, files in self.parts.items() if not f"{own}/".startswith(f"{name}/")}
+        return {own: files for own, files in self.parts.items() if not is_within(own, name)}
 
 
 def read_parts(folder: Path) -> PartsFile:
@@ -67,6 +66,8 @@ class StoredParts:
         self._sha256s = sha256s
         self.attempt = 0
         self._read_bytes = 0
+        self._waiting: list[str] = []
+        self._dropped: list[str] = []
         self._settled = False
         self._changing = threading.Lock()
         """Held while parts.json is changed: the stage's thread and the one in the background take turns."""
@@ -101,6 +102,7 @@ class StoredParts:
             (self.output / name).unlink()  # of an attempt that did not bring it to the store
         _remove_empty_folders(self.output)
         self.attempt, self._read_bytes, self._settled = attempt, 0, False
+        self._waiting, self._dropped = [], []
         self._replace(stored.parts)
 
     def publish_new(self) -> None:
@@ -116,15 +118,54 @@ class StoredParts:
         return self.folder / "attempts" / str(self.attempt)
 
     def _follow(self, journal: Path) -> None:
+        """Files first and the newest of each kind of folder (checkpoints): where the store is slower than the
+        stage, the newest that there is gets there, and none is dropped before a newer one is named."""
+        while True:
+            with locked(self.folder):
+                self._read(journal)
+                batch = self._next_batch()
+                self._hold(batch)
+            if not batch and not self._dropped:
+                return
+            try:
+                self._bring(batch)
+            finally:
+                with locked(self.folder):
+                    self._read(journal)
+                    self._let_go(batch)
+
+    def _read(self, journal: Path) -> None:
+        """Note what the journal says since the last time: parts to bring, in order, and those to drop."""
         with journal.open("rb") as file:
             file.seek(self._read_bytes)
             lines = [line for line in file if line.endswith(b"\n")]
-        entries = [(*json.loads(line).items(), len(line)) for line in lines]
-        for kind, group in itertools.groupby(entries, key=lambda entry: entry[0][0]):
-            one = list(group)  # published or removed one after another: one change of parts.json
-            names = [name for (_, name), _ in one]
-            self._publish(names) if kind == "published" else self._drop(names)
-            self._read_bytes += sum(num_bytes for _, num_bytes in one)
+        self._read_bytes += sum(map(len, lines))
+        for line in lines:
+            [(kind, name)] = json.loads(line).items()
+            self._waiting = [part for part in self._waiting if not is_within(part, name)]
+            self._dropped = [part for part in self._dropped if part != name]
+            (self._waiting if kind == "published" else self._dropped).append(name)
+
+    def _next_batch(self) -> list[str]:
+        """Parts that wait: all single files, and the newest folder of each parent."""
+        folders = {part.rpartition("/")[0]: part for part in self._waiting if (self.output / part).is_dir()}
+        return [
+            part
+            for part in self._waiting
+            if not (self.output / part).is_dir() or part == folders[part.rpartition("/")[0]]
+        ]
+
+    def _hold(self, batch: list[str]) -> None:
+        """Keep these parts here until they are let go, whatever the stage removes."""
+        held = self._logs / HELD_FILE
+        held.write_text(json.dumps(batch)) if batch else held.unlink(missing_ok=True)
+
+    def _let_go(self, batch: list[str]) -> None:
+        (self._logs / HELD_FILE).unlink(missing_ok=True)
+        for part in batch:
+            path = self.output / part
+            if any(is_within(part, name) for name in self._dropped):  # meanwhile, and was left to us
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def settle(self) -> None:
         """Make the store name every file of the output, and nothing else; nothing is published after that."""
@@ -165,22 +206,30 @@ class StoredParts:
         self.storage.write(aside / PARTS_FILE, stored.content())
         self._replace(kept)
 
-    def _publish(self, names: list[str]) -> None:
-        stored = read_parts(self.folder)
+    def _bring(self, batch: list[str]) -> None:
+        """Upload the parts of a batch; then the store names them, and no longer those that were dropped."""
+        stored, dropped = read_parts(self.folder), list(self._dropped)
         known = {self.key(name, file.sha256) for name, file in stored.files.items()}  # under an earlier name
         new = {}
-        for name in names:
-            files = self._files_of(name)
+        for part in batch:
+            files = self._files_of(part)
             try:
                 more = {one: file for one, file in files.items() if self.key(one, file.sha256) not in known}
                 self._upload(more)
             except FileNotFoundError:
-                continue  # the stage has dropped it since; the journal says so further on
-            new |= {name: files} if files else {}
-        if new:
-            self.storage.ship(self._logs)  # no part without the metrics of the steps in it
-            self._replace({**stored.parts, **new})
+                logger.warning("%s is gone and was not brought to the store", self.output / part)
+                continue
+            new |= {part: files} if files else {}
+        kept = stored
+        for name in dropped:
+            kept = PartsFile(parts=kept.without(name))
+        if new or kept.parts != stored.parts:
+            if new:
+                self.storage.ship(self._logs)  # no part without the metrics of the steps in it
+            self._replace({**kept.parts, **new})
             self._delete_unnamed(stored)
+        self._waiting = [part for part in self._waiting if part not in batch]
+        self._dropped = [name for name in self._dropped if name not in dropped]
 
     def _files_of(self, part: str) -> dict[str, OutputFile]:
         """The files of a published part; none of one that the stage has dropped since."""
@@ -194,15 +243,6 @@ class StoredParts:
             }
         except FileNotFoundError:
             return {}
-
-    def _drop(self, names: list[str]) -> None:
-        stored = read_parts(self.folder)
-        kept = PartsFile(parts=stored.parts)
-        for name in names:
-            kept.parts = kept.without(name)
-        if kept.parts != stored.parts:
-            self._replace(kept.parts)
-            self._delete_unnamed(stored)
 
     def _replace(self, parts: Mapping[str, Mapping[str, OutputFile]], record: str | None = None) -> None:
         new = PartsFile(

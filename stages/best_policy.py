@@ -5,13 +5,16 @@ Every rank makes the same calls: the figures are sums over ranks, so all decide 
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from stages.parts import Parts
+from stages.train_faults import Diverged
 from stages.training_metrics import read_metrics
 from vico.checkpoints import save_model
 
@@ -28,13 +31,13 @@ class BestPolicy:
     The figure is the KL per answer token of calibration packs, both rates added up.
     """
 
-    def __init__(self, parts: Parts, model_folder: Path, keep: bool):
+    def __init__(self, parts: Parts, model_folder: Path, keep: bool, of_rank_0: Callable[[Any], Any]):
+        """`of_rank_0` gives rank 0's value on every rank: what folders hold decides collectives here."""
         self._parts, self._model_folder, self._keep = parts, model_folder, keep
-        self._best: tuple[float, int] | None = None
-        self._earlier = [] if keep else reported(parts)
-        for folder in kept(parts):
-            score = json.loads((folder / SCORE_FILE).read_text())
-            self._best = min(self._best or (score["kl"], score["step"]), (score["kl"], score["step"]))
+        scores = [json.loads((folder / SCORE_FILE).read_text()) for folder in kept(parts)]
+        found = min(((score["kl"], score["step"]) for score in scores), default=None)
+        self._best: tuple[float, int] | None
+        self._best, self._earlier = of_rank_0((found, [] if keep else reported(parts)))
 
     def offer(
         self, step: int, figures: Mapping[str, float], state: Callable[[], Mapping[str, Tensor] | None]
@@ -48,6 +51,9 @@ class BestPolicy:
         if not figures:
             return {}
         kl = figures["kl_full"] + figures["kl_compressed"]
+        if not math.isfinite(kl):
+            self._warn_or_raise(step, figures)
+            return {}
         for before in self._earlier:  # what they reported of later steps is done again
             if before[1] < step and (self._best is None or before < self._best):
                 self._best = before
@@ -65,6 +71,16 @@ class BestPolicy:
                 self._best[1],
             )
         return {"kl_over_best": over}
+
+    def _warn_or_raise(self, step: int, figures: Mapping[str, float]) -> None:
+        """No such figure is the best of anything."""
+        bad = ", ".join(f"{name}={kl}" for name, kl in figures.items() if not math.isfinite(kl))
+        remedy = "look at the calibration samples of that source, or train in float32"
+        if self._keep:
+            raise Diverged(
+                f"step {step}: the validation gives {bad}, and select: best cannot choose; {remedy}"
+            )
+        logger.warning("step %d: the validation gives %s; %s", step, bad, remedy)
 
     def _write(self, step: int, kl: float, state: Mapping[str, Tensor] | None) -> None:
         name = f"{BEST}/step-{step:07d}"
@@ -85,7 +101,7 @@ def reported(parts: Parts) -> list[tuple[float, int]]:
     return [
         (sum(metrics[name] for name in names), step)
         for step, metrics in read_metrics(parts)
-        if all(name in metrics for name in names)
+        if all(math.isfinite(metrics.get(name, math.nan)) for name in names)
     ]
 
 

@@ -76,7 +76,8 @@ Config = ConsistencyConfig
 def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | str]:
     """Trains on all ranks and publishes `policy/` (a model folder) and `curve.parquet`; returns the last
     figures."""
-    from stages.consistency_packs import ConsistencySettings, prepared
+    from stages.consistency_packs import ConsistencySettings, check_disk, prepared
+    from stages.restarts import restart_counts
     from stages.throughput import run_throughput
     from stages.train_checkpoints import remove_checkpoints
     from stages.train_workers import run_workers
@@ -91,11 +92,12 @@ def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | 
     )
     num_steps = prepared(settings, context.site.resources.workers)
     if not context.parts.done("policy"):
+        check_disk(settings, context.site.resources.workers)
         run_throughput(_measure, settings, context, num_steps=num_steps)
         run_workers(_train, settings, context, num_steps=num_steps, last_part="policy")
     curve = publish_curve(context.parts)
     remove_checkpoints(context.parts)
-    return {"steps": num_steps, **curve}
+    return {"steps": num_steps, **restart_counts(context.parts), **curve}
 
 
 # What a rank runs is imported there: DeepSpeed and transformers cost the driver, and Ray's controller of the

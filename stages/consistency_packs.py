@@ -1,9 +1,12 @@
 """What the consistency stage trains on and what it refuses before a worker starts: packs of every step,
 decoded, and those of calibration samples."""
 
+import json
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from cluster.site import TrainSettings
@@ -12,10 +15,11 @@ from data_prep.packs import Pack, PackPlan, fixed_packs
 from data_prep.plan_cache import cached_plan
 from data_prep.reader import SampleReader
 from stages.consistency import ConsistencyConfig
+from stages.engine_settings import check_engine_settings
 from stages.learning_rates import check_warmup
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts
-from stages.train_checkpoints import checkpoints
+from stages.train_checkpoints import FACTS_FILE, checkpoints
 from vico.errors import UserError
 from vico.packing import PackedBatch, packed_batch
 from vico.prompt import load_prompt_format
@@ -50,6 +54,7 @@ class ConsistencyPacks:
             shard_folder, self._format, self._index, threads=settings.train.data_threads
         )
         self._plans: dict[int, PackPlan] = {}
+        self._calib: dict[bool, list[Pack]] = {}
         self.num_steps = num_training_steps(
             config.epochs, config.max_steps, lambda epoch: self._plan(epoch).num_steps
         )
@@ -98,21 +103,25 @@ class ConsistencyPacks:
         return packed_batch([], [], self.settings, self.config.loss_reduction)
 
     def calib_packs(self, compressed: bool) -> list[Pack]:
-        """At most `validation_packs` packs of calibration samples, evenly spread, all tiles at one rate."""
+        """At most `validation_packs` packs of calibration samples, evenly spread, all tiles at one rate. They
+        are chosen once: the split may be large, and only these of its packs are held."""
+        if compressed not in self._calib:
+            num_packs = sum(1 for _ in self._all_calib_packs(compressed))
+            stride = max(-(-num_packs // self.config.validation_packs), 1)
+            chosen = islice(self._all_calib_packs(compressed), 0, None, stride)
+            self._calib[compressed] = list(chosen)
+        return self._calib[compressed]
+
+    def _all_calib_packs(self, compressed: bool) -> Iterator[Pack]:
         columns = self._index.columns("calib")
-        if not len(columns):
-            return []
-        config = self.config
-        packs = list(
-            fixed_packs(
+        if len(columns):
+            yield from fixed_packs(
                 columns,
-                reference_tokens=config.reference_tokens_per_pack,
-                tiles=config.tiles_per_pack,
+                reference_tokens=self.config.reference_tokens_per_pack,
+                tiles=self.config.tiles_per_pack,
                 tokens_full=self.settings.tokens_full,
                 compressed=compressed,
             )
-        )
-        return packs[:: -(-len(packs) // config.validation_packs)]
 
     def source(self, row: int) -> str:
         """The source of a sample by its row number in the index."""
@@ -128,6 +137,7 @@ def prepared(settings: ConsistencySettings, num_workers: int) -> int:
             f"{config.packs_per_step}; every rank needs a pack of its own in a step: lower "
             "resources.workers or raise packs_per_step"
         )
+    check_engine_settings(settings.train)
     packs = ConsistencyPacks(settings)
     check_warmup(config, packs.num_steps)
     calib = packs.calib_packs(compressed=False)  # a sample that fits no pack shows here, not at validation
@@ -137,7 +147,6 @@ def prepared(settings: ConsistencySettings, num_workers: int) -> int:
             "shard.calib_share, or set consistency.select: last"
         )
     check_connector_start(settings)
-    check_disk(settings)
     return packs.num_steps
 
 
@@ -152,18 +161,28 @@ def check_connector_start(settings: ConsistencySettings) -> None:
         )
 
 
-def check_disk(settings: ConsistencySettings) -> None:
-    """UserError where the storage has no room for the checkpoints to come: `keep_checkpoints` and the one
-    that is written before the oldest goes, less those that are there."""
+def check_disk(settings: ConsistencySettings, num_workers: int) -> None:
+    """UserError where the storage has no room for what is to come: `keep_checkpoints` and the one that is
+    written before the oldest goes, less those that are there; the last one's form for another number of
+    ranks; the policy, and with `select: best` the best one and the one before it."""
     item = 4 if settings.config.optimizer.dtype == "float32" else 2
     num_parameters = sum(math.prod(one.shape) for one in stored_tensors(settings.model_folder).values())
     # weights, and in float32 a master copy and two moments; a tenth more for the new connector and the rest
     checkpoint_bytes = int(1.1 * num_parameters * (item + 3 * 4))
-    missing = settings.train.keep_checkpoints + 1 - len(checkpoints(settings.parts))
-    needed, free = checkpoint_bytes * max(missing, 1), shutil.disk_usage(settings.parts.folder).free
+    there = checkpoints(settings.parts)
+    missing = max(settings.train.keep_checkpoints + 1 - len(there), 1)
+    conversions = 0
+    if there:
+        last = json.loads((there[-1][1] / FACTS_FILE).read_text())
+        conversions = 2 * (last["world_size"] != num_workers)  # and DeepSpeed's slices on the way
+    policies = 3 if settings.config.select == "best" else 1
+    needed = checkpoint_bytes * (missing + conversions) + int(1.1 * num_parameters * item) * policies
+    free = shutil.disk_usage(settings.parts.folder).free
     if free < needed:
         raise UserError(
             f"storage={settings.parts.folder} has {free / 1e9:.1f} GB free, but consistency needs up to "
-            f"{needed / 1e9:.1f} GB for train.keep_checkpoints={settings.train.keep_checkpoints} and one "
-            f"more of {checkpoint_bytes / 1e9:.1f} GB; free some space or choose another --storage"
+            f"{needed / 1e9:.1f} GB: {missing} more checkpoints of {checkpoint_bytes / 1e9:.1f} GB "
+            f"(train.keep_checkpoints={settings.train.keep_checkpoints} and one more)"
+            + (", the last one converted for another number of ranks" if conversions else "")
+            + f", {policies} model folders; free some space or choose another --storage"
         )

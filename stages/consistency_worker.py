@@ -83,7 +83,8 @@ def train_policy(settings: ConsistencySettings) -> None:
     packs = ConsistencyPacks(settings)
     engine = build_engine(settings)
     plan = training_plan("consistency", config, packs.num_steps, settings.parts, settings.train)
-    best = BestPolicy(settings.parts, settings.model_folder, keep=config.select == "best")
+    keep = config.select == "best"
+    best = BestPolicy(settings.parts, settings.model_folder, keep, engine.of_rank_0)
 
     def validated(engine: Engine, step: int) -> dict[str, float]:
         figures = validation(engine, packs)

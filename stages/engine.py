@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -137,6 +138,12 @@ class Engine:
     def barrier(self) -> None:
         """Waits for all ranks."""
         torch.distributed.barrier()
+
+    def of_rank_0(self, value: Any) -> Any:
+        """What rank 0 gives, on every rank: folders may look different from node to node for a while."""
+        found = [value]
+        torch.distributed.broadcast_object_list(found, src=0, device=self.device)
+        return found[0]
 
     def load_checkpoint(self, folder: Path, tag: str, *, universal: bool) -> None:
         """Loads a published checkpoint, `universal` one that any number of ranks can load; RuntimeError when

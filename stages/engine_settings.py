@@ -14,14 +14,16 @@ from vico.errors import UserError
 _SITES_OWN = frozenset(
     {
         "zero_optimization",
-        "activation_checkpointing",
-        "aio",
         "comms_logger",
         "flops_profiler",
         "memory_breakdown",
         "wall_clock_breakdown",
     }
 )
+_WITHOUT_EFFECT = {
+    "activation_checkpointing": "set train.activation_checkpointing, which is that of transformers",
+    "aio": "leave it out: nothing is offloaded to NVMe (train.offload)",
+}
 _SITES_OWN_ZERO = frozenset(
     {
         "stage",
@@ -59,26 +61,14 @@ class EngineSettings:
 
     def as_dict(self) -> dict:
         """The DeepSpeed config; UserError names a key of the site's JSON that is not the site's to set."""
-        wanted_zero = dict(self.deepspeed.get("zero_optimization", {}))
-        refused = sorted(set(self.deepspeed) - _SITES_OWN)
-        refused += [f"zero_optimization.{key}" for key in sorted(set(wanted_zero) - _SITES_OWN_ZERO)]
-        if refused:
-            raise UserError(
-                f"train.deepspeed.{refused[0]} in the site file can change the result, so it is not the "
-                "site's to set; leave it out, or set what it means in the pipeline's config"
-            )
+        check_deepspeed(self.deepspeed, self.zero_stage)
         zero = {
             "stage": self.zero_stage,
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
             **offloading(self.offload, self.zero_stage),
-            **wanted_zero,
+            **dict(self.deepspeed.get("zero_optimization", {})),
         }
-        if zero["stage"] != self.zero_stage:
-            raise UserError(
-                f"train.deepspeed.zero_optimization.stage={zero['stage']} and train.zero_stage="
-                f"{self.zero_stage} differ; set train.zero_stage alone"
-            )
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": self.num_micro_steps,
@@ -104,6 +94,33 @@ def engine_settings(optimizer: OptimizerConfig, packs_per_step: int, site: Train
         offload=site.offload,
         deepspeed=site.deepspeed,
     )
+
+
+def check_engine_settings(site: TrainSettings) -> None:
+    """UserError for what no rank could be started with, before one is."""
+    check_deepspeed(site.deepspeed, site.zero_stage)
+    offloading(site.offload, site.zero_stage)
+
+
+def check_deepspeed(wanted: Mapping[str, object], zero_stage: int) -> None:
+    """UserError for a key of the site's own DeepSpeed config that is not the site's to set, does nothing, or
+    says otherwise than the site."""
+    zero = dict(wanted.get("zero_optimization", {}))
+    for key, remedy in _WITHOUT_EFFECT.items():
+        if key in wanted:
+            raise UserError(f"train.deepspeed.{key} in the site file has no effect; {remedy}")
+    refused = sorted(set(wanted) - _SITES_OWN)
+    refused += [f"zero_optimization.{key}" for key in sorted(set(zero) - _SITES_OWN_ZERO)]
+    if refused:
+        raise UserError(
+            f"train.deepspeed.{refused[0]} in the site file can change the result, so it is not the "
+            "site's to set; leave it out, or set what it means in the pipeline's config"
+        )
+    if zero.get("stage", zero_stage) != zero_stage:
+        raise UserError(
+            f"train.deepspeed.zero_optimization.stage={zero['stage']} and train.zero_stage="
+            f"{zero_stage} differ; set train.zero_stage alone"
+        )
 
 
 def offloading(what: str, zero_stage: int) -> dict[str, object]:

@@ -78,7 +78,9 @@ def opened_models(settings: InferenceSettings, reader: SampleReader) -> tuple[Vi
     """The policy and the frozen start model; UserError where the policy, which may have been trained
     elsewhere, does not start from it."""
     from vico.consistency import check_same_start
+    from vico.prompt import check_same_tokens, load_prompt_format
 
+    check_same_tokens(load_prompt_format(settings.policy_folder), reader.prompt_format)
     policy, reference = opened_policy(settings), _opened(settings.reference_folder, settings)
     check_same_start(policy, reference, len(reader.prompt_format.tokenizer))
     return policy, reference

@@ -22,6 +22,9 @@ from vico.errors import UserError
 LEASE_FILE = "lease.json"
 JOURNAL_FILE = "parts.journal"
 """In an attempt's folder: which parts it published and removed, in order, a line of JSON each."""
+HELD_FILE = ".held.json"
+"""In an attempt's folder: parts that are being brought to an object store. One of them that is removed
+meanwhile stays until it is there: whoever brings it deletes it then."""
 _LOCK_PATIENCE_S = 60.0
 
 
@@ -107,7 +110,20 @@ class Parts:
         with locked(self.folder):
             self.check_lease()
             self._note(removed=name)
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            held = [part for part in self.held() if is_within(part, name)]
+        if name in held:
+            return
+        # a folder of parts of which some are held goes but for those
+        gone = [one for one in path.iterdir() if f"{name}/{one.name}" not in held] if held else [path]
+        for one in gone:
+            shutil.rmtree(one) if one.is_dir() else one.unlink(missing_ok=True)
+
+    def held(self) -> list[str]:
+        """Parts that are being brought to an object store; asked while the folder is locked."""
+        try:
+            return json.loads((self.attempt_folder / HELD_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
 
     def _note(self, **what: str) -> None:
         """Enter into the journal what is done; called while the folder is locked."""
@@ -133,6 +149,11 @@ class Parts:
         raise LeaseLost(
             f"attempt {self.attempt} may no longer write to {self.folder}; the last owner is {owner}"
         )
+
+
+def is_within(part: str, name: str) -> bool:
+    """Whether a part has this name or lies in a folder of it."""
+    return f"{part}/".startswith(f"{name}/")
 
 
 @contextmanager

@@ -1,13 +1,17 @@
 """What a step's metrics say of speed and memory, and the trace of chosen steps; used by the training loop."""
 
+import logging
 import os
 import resource
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from cluster.site import TrainSettings
+
+logger = logging.getLogger(__name__)
 
 _TOKENS, _TILES = ("policy_tokens", "reference_tokens"), ("tiles", "labelled_tiles")
 
@@ -35,6 +39,16 @@ def speed_metrics(
     return found
 
 
+def kernels_in_use(site: TrainSettings) -> str:
+    """What computes here, in words: device, torch, attention, whether layers are compiled, threads."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+        device += ", flash-attn" if find_spec("flash_attn") else ", torch's varlen attention"
+    else:
+        device = f"CPU {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return f"torch {torch.__version__} on {device}" + (", compiled layers" if site.compile else "")
+
+
 class StepTrace:
     """Records the updates FIRST to LAST (counted from 1) of `train.trace_steps` with torch's profiler.
 
@@ -56,10 +70,21 @@ class StepTrace:
 
     def end(self, step: int) -> None:
         """Called after update `step`; the last one of the range writes the trace."""
-        if self._profiler is None or step < self._steps[1]:
-            return
+        if self._profiler is not None and step >= self._steps[1]:
+            self._write(step)
+
+    def close(self, step: int) -> None:
+        """Called when the training is at its end, `step` updates; writes what there is of the range."""
+        if self._profiler is not None:
+            self._write(step)
+        elif self._steps and self._steps[0] > step:
+            logger.warning(
+                "train.trace_steps=%s: no trace, the training has %d updates", list(self._steps), step
+            )
+
+    def _write(self, last: int) -> None:
         self._profiler.stop()
-        path = self._folder / f"trace-steps-{self._steps[0]}-{self._steps[1]}.json.gz"
+        path = self._folder / f"trace-steps-{self._steps[0]}-{last}.json.gz"
         partial = path.with_name(f"partial-{path.name}")
         self._profiler.export_chrome_trace(str(partial))
         os.replace(partial, path)

@@ -37,6 +37,7 @@ Config = RouterConfig
 def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     """Trains on all ranks and publishes `router.safetensors`, `scores.parquet`, `metrics.json` and
     `curve.parquet`."""
+    from stages.restarts import restart_counts
     from stages.router_metrics import publish_metrics
     from stages.router_worker import RouterSettings, measure_router, prepared, train_router
     from stages.throughput import run_throughput
@@ -59,4 +60,5 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     metrics = publish_metrics(context.parts, context.inputs["label"], config.compress_share)
     publish_curve(context.parts)
     remove_checkpoints(context.parts)
-    return {"steps": num_steps, **{name: value for name, value in metrics.items() if value is not None}}
+    figures = {name: value for name, value in metrics.items() if value is not None}
+    return {"steps": num_steps, **restart_counts(context.parts), **figures}

@@ -18,7 +18,7 @@ from data_prep.index import IndexColumns, load_index
 from data_prep.packs import Pack, PackPlan, fixed_packs
 from data_prep.reader import SampleReader
 from stages.engine import Engine, init_distributed
-from stages.engine_settings import engine_settings
+from stages.engine_settings import check_engine_settings, engine_settings
 from stages.learning_rates import parameter_groups
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts
@@ -171,6 +171,7 @@ def prepared(settings: RouterSettings, num_workers: int) -> int:
             f"resources.workers={num_workers} is more than router.packs_per_step={config.packs_per_step}; "
             "lower resources.workers or raise packs_per_step"
         )
+    check_engine_settings(settings.train)
     packs = RouterPacks(settings)
     packs.of_split("test")  # a sample that fits no pack shows here, not after the training
     if not packs.of_split("calib"):

@@ -8,7 +8,9 @@ import os
 import signal
 import statistics
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster.site import TrainSettings
 
@@ -79,30 +81,54 @@ class Watchdog:
         self._file.close()
 
 
-def hung_ranks(folder: Path) -> list[str]:
-    """What watchdogs left in an attempt's folder: a line a rank whose time ran out."""
+def hung_ranks(folder: Path, start: str) -> list[str]:
+    """What watchdogs left in an attempt's folder: a line a rank whose time ran out. Its file is kept as
+    `hung-<start>-<rank>.txt`: the next start has stacks of its own."""
     lines = []
     for path in sorted(folder.glob(STACKS_FILE.format(rank="*"))):
         first, _, stacks = path.read_text(encoding="utf-8").partition("\n")
         if stacks.strip():
-            lines.append(f"{first} (stacks in {path})")
+            kept = path.with_name(path.name.replace("stacks-", f"hung-{start}-"))
+            lines.append(f"{first} (stacks in {path.rename(kept)})")
     return lines
+
+
+def remove_stacks(folder: Path) -> None:
+    """Removes what watchdogs of a start left whose time did not run out."""
+    for path in folder.glob(STACKS_FILE.format(rank="*")):
+        path.unlink()
 
 
 class LossWatch:
     """Counts spikes of the loss and updates that were skipped; raises Diverged past the site's budgets.
 
-    A spike is a loss over `loss_spike_factor` times the median of the last 50.
+    A spike is a loss over `loss_spike_factor` times the median of the last 50. `state` is what a checkpoint
+    keeps of it and `since` what it is made of again: budgets are of the whole training, however often it was
+    started. `skipped_before` is the engine's own count at the start.
     """
 
-    def __init__(self, settings: TrainSettings):
+    def __init__(
+        self, settings: TrainSettings, since: Mapping[str, Any] | None = None, skipped_before: int = 0
+    ):
+        since = since or {"losses": [], "num_spikes": 0, "num_skipped": 0}
         self._settings = settings
-        self._losses: deque[float] = deque(maxlen=_WINDOW)
-        self._num_spikes = self._num_skipped = 0
+        self._losses: deque[float] = deque(since["losses"], maxlen=_WINDOW)
+        self._num_spikes, self._num_skipped = since["num_spikes"], since["num_skipped"]
+        self._not_counted = skipped_before - self._num_skipped
 
-    def counts(self, step: int, loss: float, grad_norm: float, num_skipped: int) -> dict[str, float]:
-        """Metrics of the step that has just ended; call on every rank with the same numbers."""
-        settings = self._settings
+    @property
+    def state(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "losses": list(self._losses),
+            "num_spikes": self._num_spikes,
+            "num_skipped": self._num_skipped,
+        }
+
+    def counts(self, step: int, loss: float, grad_norm: float, engine_skipped: int) -> dict[str, float]:
+        """Metrics of the step that has just ended, `engine_skipped` being the engine's count; call on every
+        rank with the same numbers."""
+        settings, num_skipped = self._settings, engine_skipped - self._not_counted
         # DeepSpeed leaves such an update out, in every dtype and without a word: weights would never move.
         is_allowed = settings.max_skipped_steps is not None and num_skipped > self._num_skipped
         if not math.isfinite(grad_norm) and not is_allowed:

@@ -8,7 +8,9 @@ import itertools
 import json
 import logging
 import math
+import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,19 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import (
+    DEFAULT_WORKER_GROUP_START_TIMEOUT_S,
+    WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
+)
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cluster.node_metrics import NodeSampler
 from cluster.places import free_places, note_places
-from stages.context import Context, LeaseLost
-from stages.parts import Parts
-from stages.train_faults import STACKS_FILE, Preempted, hung_ranks, write_notice
-from stages.training_metrics import MetricsFile, read_metrics
+from stages.context import Context, Interrupted, LeaseLost
+from stages.restarts import FAILURE, PREEMPTION, Restarts
+from stages.train_faults import Preempted, hung_ranks, remove_stacks, write_notice
+from stages.training_metrics import StepsDone
 from stages.universal import convert_last_checkpoint
 from vico.errors import UserError
 
@@ -34,8 +41,9 @@ _KNOWN = {error.__name__: error for error in (UserError, LeaseLost)}
 
 
 _NOTICE_POLL_S = 0.5
+_FOLLOW_S = 1.0
 _MARGIN_S = 60
-_FAILURE, _PREEMPTION = "worker failure", "preemption"
+_SAY_AGAIN_S = 600.0
 _PLACES_FILE = "placement-group.txt"
 
 
@@ -57,8 +65,10 @@ def run_workers(
     They start again after a death or a hang (at most `train.max_failures` times) and after a preemption (at
     most `train.max_preemptions` times), from the last checkpoint, converted where other ranks wrote it; but
     not once `last_part`, the last that rank 0 publishes, is there: a rank that dies then takes nothing with
-    it. Each rank logs to the attempt's `rank-<r>.log`; Ray keeps files of its own in `name`-<start>. While
-    they run, the context hears of progress, counted in steps of the attempt's metrics file. Raises what a
+    it. A start waits for places up to `train.start_timeout_s`. Each rank logs to the attempt's
+    `rank-<r>.log`; Ray keeps files of its own in `name`-<start>. While they run, the context hears of
+    progress, counted in steps of the attempt's metrics file, and is asked whether to stop: the ranks then
+    end their step and publish a checkpoint, as after a preemption. Raises what `context.check` raised, what a
     rank raised where the user can mend it (UserError), WorkersFailed else.
     """
     site, folder = context.site, context.parts.attempt_folder
@@ -68,19 +78,16 @@ def run_workers(
             "or none; set 1 or 0, and more resources.workers for more GPUs"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    ended = threading.Event()
-    follower = threading.Thread(target=_follow, args=(context, num_steps, ended), daemon=True)
-    follower.start()
-    report, counts = MetricsFile(folder / "restarts.jsonl"), {_FAILURE: 0, _PREEMPTION: 0}
-    left = {_FAILURE: site.train.max_failures, _PREEMPTION: site.train.max_preemptions}
-    try:
+    left = {FAILURE: site.train.max_failures, PREEMPTION: site.train.max_preemptions}
+    restarts, places = Restarts(context.parts), _WaitForPlaces(context)
+    with _Follower(context, num_steps) as follower:
         for number in itertools.count():
             convert_last_checkpoint(
                 context.parts, site.resources.workers, site.train.zero_stage, site.train.offload
             )
-            for pattern in ("failure-*.json", STACKS_FILE.format(rank="*")):
-                for left_over in folder.glob(pattern):
-                    left_over.unlink()
+            for left_over in folder.glob("failure-*.json"):
+                left_over.unlink()
+            remove_stacks(folder)
             try:
                 _trainer(function, settings, context, name=f"{name}-{number}").fit()
                 free_places(folder / _PLACES_FILE)
@@ -91,19 +98,18 @@ def run_workers(
                     reason = str(error).splitlines()[-1]
                     logger.warning("a rank ended badly after %s was published: %s", last_part, reason)
                     return
-                kind, reason = _cause(folder, error)
+                follower.raise_what_stopped()
+                if places.missing(error):
+                    continue
+                kind, reason = _cause(folder, error, f"{name}-{number}")
+                restarts.add(kind)
                 logger.warning("%s: %s; %d more of the kind are allowed", kind, reason, left[kind])
                 if not left[kind]:
-                    setting = "max_failures" if kind == _FAILURE else "max_preemptions"
+                    setting = "max_failures" if kind == FAILURE else "max_preemptions"
                     raise WorkersFailed(
                         f"{kind}: {reason}; train.{setting}={getattr(site.train, setting)} is used up"
                     ) from error
                 left[kind] -= 1
-                counts[kind] += 1
-                report.append(number + 1, {f"num_{kind.replace(' ', '_')}s": float(counts[kind])})
-    finally:
-        ended.set()
-        follower.join()
 
 
 def _trainer(function, settings, context: Context, *, name: str) -> TorchTrainer:
@@ -125,8 +131,10 @@ def _trainer(function, settings, context: Context, *, name: str) -> TorchTrainer
         run_config=RunConfig(
             name=name,
             storage_path=str(folder),
-            # Ray would try a bug again like a death, and after a preemption without end
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            # Ray would try a bug again like a death, and after a preemption or without places without end
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
+            ),
             callbacks=[_NotePlaces(folder / _PLACES_FILE)],
         ),
     )
@@ -143,9 +151,49 @@ class _NotePlaces(WorkerGroupCallback):
         return {}
 
 
-def _cause(folder: Path, error: Exception) -> tuple[str, str]:
-    """(kind, reason) of an end that another start mends; raises for a rank's own exception."""
-    failures = [json.loads(path.read_text()) for path in sorted(folder.glob("failure-*.json"))]
+class _WaitForPlaces:
+    """Says that a start found no places in the cluster, and ends the wait for them. Ray itself would try
+    again without end and without a word."""
+
+    def __init__(self, context: Context):
+        self._context = context
+        self._since: float | None = None
+        self._said = -math.inf
+
+    def missing(self, error: Exception) -> bool:
+        """Whether this end of a start is for want of places; WorkersFailed when it was long enough."""
+        failure = getattr(error, "controller_failure", None)
+        if not isinstance(failure, WorkerGroupStartupTimeoutError):
+            self._since, self._said = None, -math.inf
+            return False
+        site, now = self._context.site, time.monotonic()
+        # what has just ended waited, too
+        self._since = now - _start_patience_s() if self._since is None else self._since
+        waited, allowed = now - self._since, site.train.start_timeout_s
+        wanted = f"{site.resources.workers} ranks of {site.resources.per_process}"
+        if waited >= allowed:
+            raise WorkersFailed(
+                f"the cluster had no places for {wanted} for {waited:.0f} s, train.start_timeout_s="
+                f"{allowed:g} is used up; give the same command again when it has, or lower resources.workers"
+            ) from error
+        if now - self._said >= _SAY_AGAIN_S:
+            self._context.note(
+                f"no places for {wanted} in the cluster for {waited:.0f} s; waits for them, up to "
+                f"train.start_timeout_s={allowed:g}"
+            )
+            self._said = now
+        return True
+
+
+def _start_patience_s() -> float:
+    """How long Ray tries one start."""
+    return float(os.environ.get(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, DEFAULT_WORKER_GROUP_START_TIMEOUT_S))
+
+
+def _cause(folder: Path, error: Exception, start: str = "start") -> tuple[str, str]:
+    """(kind, reason) of an end that another start mends; raises for a rank's own exception. `start` names the
+    stacks of ranks that hung."""
+    failures = _failures(folder)
     preempted = [failure for failure in failures if failure["type"] == Preempted.__name__]
     # Ray takes the process group away from under the ranks that still run: whatever those raise then, of any
     # type, comes from that end and is not its cause. A start that failed (ControllerError) names no ranks.
@@ -164,29 +212,59 @@ def _cause(folder: Path, error: Exception) -> tuple[str, str]:
             f"see {folder}/rank-{first['rank']}.log"
         ) from error
     if preempted:
-        return _PREEMPTION, preempted[0]["message"]
+        return PREEMPTION, preempted[0]["message"]
     if isinstance(error, ray.train.PreemptionError) or any(
         getattr(end, "preempted", False) for end in ended.values()
     ):
-        return _PREEMPTION, str(error).splitlines()[-1]
-    hung = hung_ranks(folder)
+        return PREEMPTION, str(error).splitlines()[-1]
+    hung = hung_ranks(folder, start)
     if hung:
-        return _FAILURE, "; ".join(hung)
-    return _FAILURE, f"a worker died ({str(error).splitlines()[-1]})"
+        return FAILURE, "; ".join(hung)
+    return FAILURE, f"a worker died ({str(error).splitlines()[-1]})"
 
 
-def _follow(context: Context, num_steps: int, ended: threading.Event) -> None:
-    reported = -1
-    while not ended.wait(1.0):
-        done = _last_step(context.parts)
-        if done != reported:
-            context.progress(done, num_steps, "steps")
-            reported = done
+def _failures(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("failure-*.json"))]
 
 
-def _last_step(parts: Parts) -> int:
-    done = read_metrics(parts)
-    return done[-1][0] if done else 0
+class _Follower:
+    """Beside a training: tells the context how far it is, and asks it whether the training must stop."""
+
+    def __init__(self, context: Context, num_steps: int):
+        self._context, self._num_steps = context, num_steps
+        self._ended = threading.Event()
+        self._stop: BaseException | None = None
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> "_Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def raise_what_stopped(self) -> None:
+        """What the context's check raised, if it has."""
+        if self._stop is not None:
+            raise self._stop
+
+    def _follow(self) -> None:
+        done, reported = StepsDone(self._context.parts), -1
+        while not self._ended.wait(_FOLLOW_S):
+            if (now := done.last()) != reported:
+                self._context.progress(now, self._num_steps, "steps")
+                reported = now
+            try:
+                if self._stop is None:
+                    self._context.check()
+            except (Exception, Interrupted) as stop:
+                logger.warning("the training has to stop: %s", stop)
+                self._stop = stop
+            if self._stop is not None:  # again and again: ranks that just begin do not listen yet
+                for rank in range(self._context.site.resources.workers):
+                    text = f"driver: {type(self._stop).__name__}\n"
+                    write_notice(self._context.parts.attempt_folder, rank, text)
 
 
 def _worker(loop: dict) -> None:
@@ -243,4 +321,10 @@ def _leave_failure(folder: Path, rank: int, error: Exception) -> None:
         "message": " ".join(text.split()),
         "lost_peer": lost_peer,
     }
-    (folder / f"failure-{rank}.json").write_text(json.dumps(failure))
+    path = folder / f"failure-{rank}.json"
+    partial = path.with_name(f".{path.name}.partial")
+    try:  # whole or not at all: this process may be killed at it
+        partial.write_text(json.dumps(failure))
+        os.replace(partial, path)
+    except OSError:
+        logger.exception("%s cannot be written", path)  # the disk may be full, and that be the failure

@@ -18,7 +18,7 @@ from torch.distributed import ReduceOp, all_reduce
 from cluster.site import TrainSettings
 from stages.engine import Engine
 from stages.parts import Parts
-from stages.profiling import StepTrace, speed_metrics
+from stages.profiling import StepTrace, kernels_in_use, speed_metrics
 from stages.train_checkpoints import Checkpoints
 from stages.train_faults import Diverged, LossWatch, Preempted, StopNotice, Watchdog
 from stages.training_metrics import MetricsFile
@@ -199,11 +199,15 @@ def train(
 
 def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) -> None:
     checkpoints = Checkpoints(
-        engine, plan.parts, plan.site.keep_checkpoints, lambda step: probe_loss(engine, source, step)
+        engine,
+        plan.parts,
+        plan.site.keep_checkpoints,
+        lambda step: probe_loss(engine, source, step),
+        kernels_in_use(plan.site),
     )
-    step, resumed = checkpoints.restore()
+    step, resumed, kept = checkpoints.restore()
     report = MetricsFile(plan.parts.attempt_folder / "metrics.jsonl") if engine.rank == 0 else None
-    skipped, watch = engine.num_skipped_steps, LossWatch(plan.site)
+    watch = LossWatch(plan.site, kept.get("losses"), engine.num_skipped_steps)
     engine.phases.enabled = plan.site.profile
     trace = StepTrace(plan.parts.attempt_folder, engine.rank, plan.site.trace_steps)
     while step < plan.num_steps:
@@ -219,7 +223,7 @@ def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) 
         step += 1
         seconds = time.monotonic() - started
         trace.end(step)
-        counts = watch.counts(step, sums["loss"], sums["grad_norm"], engine.num_skipped_steps - skipped)
+        counts = watch.counts(step, sums["loss"], sums["grad_norm"], engine.num_skipped_steps)
         metrics = {
             **summary(sums),
             **counts,
@@ -237,7 +241,7 @@ def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) 
             metrics.update({f"validation_{name}": value for name, value in validate(engine, step).items()})
         stop = sums["stop"] > 0 and step < plan.num_steps
         if step < plan.num_steps and (stop or step % plan.site.checkpoint_every_steps == 0):
-            checkpoints.begin(step)
+            checkpoints.begin(step, {"losses": watch.state})
             metrics["seconds_checkpoint"] = checkpoints.seconds_stopped
         if report:
             report.append(step, metrics)
@@ -247,4 +251,5 @@ def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) 
                 "a rank got SIGTERM, or its node will be taken away; "
                 f"step {step} is done and its checkpoint published"
             )
+    trace.close(step)
     checkpoints.finish()

@@ -33,6 +33,25 @@ def read_metrics(parts: Parts) -> list[tuple[int, dict[str, float]]]:
     return sorted(steps.items())
 
 
+class StepsDone:
+    """The last step that is reported, asked often: only what was added since is read."""
+
+    def __init__(self, parts: Parts):
+        self._path = parts.attempt_folder / "metrics.jsonl"
+        self._last = max((step for step, _ in read_metrics(parts)), default=0)
+        self._read_bytes = 0
+
+    def last(self) -> int:
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._read_bytes)
+                for line in file:
+                    if line.endswith(b"\n"):
+                        self._last = max(self._last, json.loads(line)["step"])
+                        self._read_bytes += len(line)
+        return self._last
+
+
 CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "kl_per_token", "share_compressed", "accuracy")
 
 

@@ -51,9 +51,13 @@ def convert_last_checkpoint(
             "ZeRO-1 in bfloat16 makes other files; set it back in the site, or start the stage anew with "
             "--force"
         )
-    if facts["world_size"] == num_workers:
-        return None
     target = universal_folder(parts, step)
+    needed = facts["world_size"] != num_workers
+    for old in parts.folder.glob("attempts/*/universal/*"):
+        if not needed or old != target:  # of an earlier checkpoint or attempt: as large as the checkpoint
+            shutil.rmtree(old, ignore_errors=True)
+    if not needed:
+        return None
     if not target.exists():
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Options of the parity tests; signals as a terminal's programs have them."""
+"""Options of the parity tests, tests side by side, signals as a terminal's programs have them."""
 
 import signal
 from collections.abc import Iterator
@@ -9,6 +9,14 @@ import pytest
 def pytest_addoption(parser):
     parser.addoption("--tiling", help="a file of tiling cases (default: tests/data/tiling.json)")
     parser.addoption("--golden", help="a folder of parity cases (default: tests/data/golden)")
+
+
+def pytest_collection_modifyitems(items):
+    """Where tests run in two processes (`make test`), those of a file share one, for they share what its
+    fixtures made; so do all that look at the one run of the pipeline."""
+    for item in items:
+        shared = "pipeline" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("pipeline" if shared else str(item.path)))
 
 
 @pytest.fixture

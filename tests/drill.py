@@ -210,7 +210,7 @@ def last_step(storage: Path) -> int:
 
 
 def tracked_steps(storage: Path) -> tuple[list[int], float, float]:
-    """(steps of the loss in MLflow in order, failures and preemptions of ranks within the last command)."""
+    """(steps of the loss in MLflow in order, failures and preemptions of ranks over all commands)."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")

@@ -54,7 +54,7 @@ class PromptFormat:
     exist."""
 
     def __init__(self, tokenizer, settings: ModelSettings, folder: str = ""):
-        self.tokenizer, self.settings = tokenizer, settings
+        self.tokenizer, self.settings, self.folder = tokenizer, settings, folder
         ids = {token: tokenizer.convert_tokens_to_ids(token) for token in self._special()}
         unknown = tokenizer.unk_token_id
         for token, token_id in ids.items():
@@ -186,3 +186,17 @@ def load_prompt_format(model_path: str | Path) -> PromptFormat:
     settings = load_settings(check_model_folder(model_path))
     tokenizer = AutoTokenizer.from_pretrained(str(model_path), trust_remote_code=False, local_files_only=True)
     return PromptFormat(tokenizer, settings, str(model_path))
+
+
+def check_same_tokens(policy: PromptFormat, reference: PromptFormat) -> None:
+    """UserError where the policy's tokenizer gives other ids than that of the model it starts from: both read
+    the same ids, so one of them would read other words."""
+    mine, theirs = policy.tokenizer.get_vocab(), reference.tokenizer.get_vocab()
+    if mine != theirs:
+        differing = {token for token, _ in mine.items() ^ theirs.items()}
+        token = min(differing, key=lambda token: (mine.get(token, theirs.get(token)), token))
+        raise UserError(
+            f"the tokenizer of {policy.folder} gives the token {token!r} the id {mine.get(token)}, that of "
+            f"{reference.folder} {theirs.get(token)} ({len(differing)} tokens differ); the policy has to be "
+            "trained from the model in inputs.model"
+        )

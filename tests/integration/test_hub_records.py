@@ -1,8 +1,10 @@
 """Records and shards at `hf://`: the Hub's own client against a server on loopback that speaks its API."""
 
 import uuid
+from types import SimpleNamespace
 
 import huggingface_hub.constants
+import huggingface_hub.utils._http
 import numpy as np
 import pytest
 import yaml
@@ -43,6 +45,8 @@ def hub(folder, monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + path)
         monkeypatch.setattr(storage, "_FIRST_PAUSE_S", 0.01)
+        # the client's own tries, seconds apart; they are made as ever
+        monkeypatch.setattr(huggingface_hub.utils._http, "time", SimpleNamespace(sleep=lambda seconds: None))
         monkeypatch.setenv("VICO_REMOTE_PATIENCE_S", "30")
         storage._filesystem_of.cache_clear()
         yield hub

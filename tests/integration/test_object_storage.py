@@ -17,7 +17,7 @@ from pipeline import object_storage, objects
 from pipeline.digests import file_sha256s
 from pipeline.lease import Holder, acquire
 from pipeline.metric_files import MetricFiles
-from pipeline.object_parts import read_parts
+from pipeline.object_parts import StoredParts, read_parts
 from pipeline.object_storage import make_working_copy
 from pipeline.storage import Conflict, storage_of
 from stages.context import LeaseLost
@@ -241,6 +241,74 @@ def test_the_last_checkpoint_is_always_in_the_store_and_dropped_ones_leave_it(tw
     assert len(ours.bucket.listed("parts/square/")) == 2
     theirs.begin(their_folder, 2)
     assert (their_folder / "output/checkpoints/step-9/state/rank-1").read_text() == "step 9, rank 1"
+
+
+def test_a_store_slower_than_the_stage_always_names_a_whole_checkpoint_and_keeps_up_with_the_newest(
+    two_copies, monkeypatch
+):
+    """While one is brought there, the stage publishes others and removes even that one."""
+    ours, our_folder = two_copies[0]
+    ours.begin(our_folder, 1)
+    parts, logs = Parts(our_folder, 1), our_folder / "attempts" / "1"
+    logs.mkdir(parents=True)
+    upload, write = ours.bucket.upload, ours.write
+    started, go_on = threading.Event(), threading.Event()
+    named: list[list[str]] = []
+
+    def checkpoint(step):
+        folder = parts.partial(f"checkpoints/step-{step}")
+        folder.mkdir(parents=True)
+        for rank in range(12):
+            (folder / f"rank-{rank}").write_text(f"step {step}, rank {rank}")
+        parts.publish(f"checkpoints/step-{step}")
+        for old in sorted((our_folder / "output/checkpoints").glob("step-*"))[:-2]:
+            parts.remove(f"checkpoints/{old.name}")
+
+    def slow(key, path):
+        if "step-2" in str(path) or "step-7" in str(path):
+            started.set()
+            assert go_on.wait(30)
+        upload(key, path)
+
+    def watched(path, content):
+        write(path, content)
+        named.append(sorted(content["parts"]))
+        there = {one.key for one in ours.bucket.listed("parts/square/")}
+        stored = read_parts(our_folder)
+        assert {
+            StoredParts(ours, our_folder, list).key(n, f.sha256) for n, f in stored.files.items()
+        } <= there
+
+    monkeypatch.setattr(ours.bucket, "upload", slow)
+    monkeypatch.setattr(ours, "write", watched)
+    checkpoint(1)
+    with ours.attending(our_folder, logs):
+        wait_for(lambda: named)
+        checkpoint(2)
+        assert started.wait(30)
+        for step in (3, 4, 5, 6):
+            checkpoint(step)
+        assert (our_folder / "output/checkpoints/step-2/rank-11").exists(), "it is on its way"
+        assert not (our_folder / "output/checkpoints/step-3").exists()
+        go_on.set()
+        wait_for(lambda: named[-1] == ["checkpoints/step-5", "checkpoints/step-6"])
+        assert not (our_folder / "output/checkpoints/step-2").exists()
+        assert named[0] == ["checkpoints/step-1"] and all(named), "at every moment there is one"
+        assert ["checkpoints/step-6"] in named, "the newest comes first"
+
+        started.clear(), go_on.clear()
+        checkpoint(7)
+        assert started.wait(30)
+        parts.remove("checkpoints")  # as at the end of the stage
+        assert not (our_folder / "output/checkpoints/step-6").exists()
+        parts.partial("policy").write_text("trained")
+        parts.publish("policy")
+        go_on.set()
+        wait_for(lambda: named[-1] == ["policy"])
+    ours.check(our_folder)
+    ours.settle(our_folder)
+    assert list(ours.sizes(our_folder)) == ["policy"]
+    assert len(ours.bucket.listed("parts/square/")) == 1
 
 
 def test_metrics_are_told_on_once_the_store_has_them_and_die_with_the_machine_before(two_copies):

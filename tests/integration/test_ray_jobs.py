@@ -78,41 +78,14 @@ def project(tmp_path):
     return with_site
 
 
-def test_a_submitted_run_is_followed_to_its_end(server, project):
-    arguments = project(address=server)
-    code, out, err = finished(vico("submit", *arguments, "--json"))
+def test_a_job_that_never_started_is_submitted_again_and_followed_to_its_end(server, project):
+    """The first one dies before its driver starts."""
+    code, out, err = finished(vico("submit", *project(address=server, python="/no/such/python"), "--json"))
     assert code == 0, err
     submitted = json.loads(out)
+    run = submitted["run"]
     assert submitted["state"] == "pending"
-    assert submitted["submission"]["id"].startswith(f"vico-{submitted['run']}-")
-
-    code, out, err = finished(vico("submit", *arguments))
-    assert code == 0, err
-    assert "already" in out, "a second submission while the job is there starts nothing"
-
-    code, followed, err = finished(vico("logs", "-f", submitted["run"], *project.site))
-    assert code == 0, err
-    assert "shard: done" in followed
-    assert followed.rstrip().endswith(f"run {submitted['run']}: done")
-
-    code, out, err = finished(vico("status", submitted["run"], *project.site, "--json"))
-    status = json.loads(out)
-    assert (status["state"], [stage["state"] for stage in status["stages"]]) == ("done", ["done"])
-    assert len(json.loads(finished(vico("status", *project.site, "--json"))[1])) == 1
-    record = json.loads(Path(status["stages"][0]["path"], "..", "record.json").resolve().read_text())
-    from pipeline.facts import git_state
-
-    assert record["git"]["commit"] == git_state()["commit"], "known though no .git was packed"
-
-    code, out, err = finished(vico("submit", *arguments))
-    assert (code, "there is nothing to submit" in out) == (0, True)
-
-
-def test_a_job_that_dies_before_its_driver_starts_is_seen(server, project):
-    arguments = project(address=server, python="/no/such/python")
-    code, out, err = finished(vico("submit", *arguments, "--json"))
-    assert code == 0, err
-    run = json.loads(out)["run"]
+    assert submitted["submission"]["id"].startswith(f"vico-{run}-")
     started = time.monotonic()
     code, followed, err = finished(vico("logs", "-f", run, *project.site), timeout_s=90)
     assert time.monotonic() - started < 80
@@ -123,10 +96,28 @@ def test_a_job_that_dies_before_its_driver_starts_is_seen(server, project):
     assert "/no/such/python" in status["error"]
 
     # The same command with the mistake mended goes on with the same run.
-    code, out, err = finished(vico("submit", *project(address=server), "--json"))
+    arguments = project(address=server)
+    code, out, err = finished(vico("submit", *arguments, "--json"))
+    assert code == 0, err
     assert json.loads(out)["run"] == run
+    code, out, err = finished(vico("submit", *arguments))
+    assert code == 0, err
+    assert "already" in out, "a second submission while the job is there starts nothing"
     code, followed, err = finished(vico("logs", "-f", run, *project.site))
+    assert code == 0, err
+    assert "shard: done" in followed
     assert followed.rstrip().endswith(f"run {run}: done")
+
+    status = json.loads(finished(vico("status", run, *project.site, "--json"))[1])
+    assert (status["state"], [stage["state"] for stage in status["stages"]]) == ("done", ["done"])
+    assert len(json.loads(finished(vico("status", *project.site, "--json"))[1])) == 1
+    record = json.loads(Path(status["stages"][0]["path"], "..", "record.json").resolve().read_text())
+    from pipeline.facts import git_state
+
+    assert record["git"]["commit"] == git_state()["commit"], "known though no .git was packed"
+
+    code, out, err = finished(vico("submit", *arguments))
+    assert (code, "there is nothing to submit" in out) == (0, True)
 
 
 def test_without_a_server_one_line_and_nothing_written(project):

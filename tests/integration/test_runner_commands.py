@@ -174,7 +174,7 @@ def test_a_storage_that_becomes_read_only_is_named_and_nothing_half_written_is_b
     assert project.half_written() == []
 
 
-@pytest.mark.parametrize("damage", ["", '{"schema": 1}', "{", "[]", '{"schema": 2}'])
+@pytest.mark.parametrize("damage", ["{", '{"schema": 2}'])
 def test_a_damaged_record_is_refused_until_forced(done, damage):
     path = done.stage("square") / "record.json"
     path.write_text(damage)

@@ -9,8 +9,14 @@ import torch
 
 from cluster.ray_session import ray_session
 from cluster.site import Site
+from pipeline.metric_files import MetricFiles
+from stages.parts import Parts
+from stages.restarts import FAILURE, PREEMPTION, Restarts, restart_counts
+from stages.train_faults import Preempted, StopNotice
 from stages.train_workers import WorkersFailed, run_workers
+from stages.training_metrics import MetricsFile
 from tests.stage_context import stage_context
+from vico.errors import UserError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,6 +66,9 @@ def train_late(settings: tuple) -> None:
         while torch.distributed.is_initialized():
             time.sleep(0.01)
     torch.distributed.barrier()
+    if rank == 0:
+        parts.partial("policy").write_text("a policy")
+        parts.publish("policy")
 
 
 def fail(parts) -> None:
@@ -94,14 +103,23 @@ def meet(parts) -> None:
     torch.distributed.barrier()
 
 
+def train_until_told(parts) -> None:
+    """Steps without end; told to stop, the ranks end their step and have a checkpoint, as `train` does."""
+    rank = torch.distributed.get_rank()
+    notice = StopNotice(parts.attempt_folder, rank)
+    report = MetricsFile(parts.attempt_folder / "metrics.jsonl") if rank == 0 else None
+    for step in range(1, 10**6):
+        stop = torch.tensor(float(notice.given()))
+        torch.distributed.all_reduce(stop)
+        if report:
+            report.append(step, {"loss": 1.0})
+        if stop:
+            raise Preempted(f"step {step} is done and its checkpoint published")
+        time.sleep(0.02)
+
+
 def starts(parts, rank: int) -> int:
     return len((parts.attempt_folder / f"starts-{rank}").read_text().splitlines())
-
-
-def test_a_rank_that_dies_before_the_end_is_started_again(context):
-    run_workers(train, (context.parts, "before", 1), context, num_steps=1, last_part="policy")
-    assert (context.parts.output / "policy").read_text() == "a policy"
-    assert starts(context.parts, 0) == starts(context.parts, 1) == 2
 
 
 def test_a_rank_that_dies_after_the_last_part_is_not(context):
@@ -115,11 +133,22 @@ def test_deaths_are_limited(context):
     with pytest.raises(WorkersFailed, match=r"worker failure: .*train.max_failures=1 is used up"):
         run_workers(train, (context.parts, "before", 9), context, num_steps=1, last_part="policy")
     assert starts(context.parts, 1) == 2
+    assert restart_counts(context.parts) == {"worker_failures": 2, "preemptions": 0}
+    again = Restarts(Parts(context.parts.folder, 2))  # another attempt counts on
+    again.add(PREEMPTION)
+    again.add(FAILURE)
+    assert restart_counts(context.parts) == {"worker_failures": 3, "preemptions": 1}
+    files = MetricFiles(context.parts.folder / "attempts", lambda path: float("inf"))
+    told = [(line.step, dict(line.metrics)) for line in files.unread(100) if "restarts" in line.path.name]
+    assert [step for step, _ in told] == [1, 2, 3, 4], "MLflow takes each step of a metric once"
+    assert told[-1][1] == {"num_worker_failures": 3.0, "num_preemptions": 1.0}
 
 
 def test_a_rank_in_mid_computation_when_another_dies_is_no_fault_of_its_own(context):
-    """At its next collective it finds its process group gone: a ValueError of torch, no lost connection."""
-    run_workers(train_late, (context.parts, 1), context, num_steps=1)
+    """At its next collective it finds its process group gone: a ValueError of torch, no lost connection. All
+    ranks are started again, and the last part is made."""
+    run_workers(train_late, (context.parts, 1), context, num_steps=1, last_part="policy")
+    assert (context.parts.output / "policy").read_text() == "a policy"
     assert starts(context.parts, 0) == starts(context.parts, 1) == 2
 
 
@@ -134,3 +163,34 @@ def test_a_fault_of_a_rank_is_not_tried_again(context):
     with pytest.raises(WorkersFailed, match=r"^rank 1: ValueError: a fault of its own; see .*/rank-1.log$"):
         run_workers(fail, context.parts, context, num_steps=1)
     assert starts(context.parts, 0) == starts(context.parts, 1) == 1
+
+
+def test_what_the_context_finds_ends_the_training_with_its_step_done(context):
+    """A lost lease, or a store that takes nothing more: not noticed days later, at the end."""
+    started = context.parts.attempt_folder / "metrics.jsonl"
+
+    def check():
+        if started.exists():
+            raise UserError("403: the store takes nothing more")
+
+    context.check = check
+    with pytest.raises(UserError, match="the store takes nothing more"):
+        run_workers(train_until_told, context.parts, context, num_steps=10**6)
+    rank_0 = (context.parts.attempt_folder / "rank-0.log").read_text()
+    assert "is done and its checkpoint published" in rank_0
+    assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 0}
+
+
+def test_places_that_do_not_come_are_said_and_waited_for_only_so_long(context, monkeypatch):
+    """As after the loss of a node that nothing replaces."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    train = context.site.train.model_copy(update={"start_timeout_s": 5.0})
+    resources = context.site.resources.model_copy(update={"workers": 3})
+    context.site = context.site.model_copy(update={"train": train, "resources": resources})
+    with pytest.raises(
+        WorkersFailed, match=r"no places for 3 ranks of .* train\.start_timeout_s=5 is used up; give the same"
+    ):
+        run_workers(meet, context.parts, context, num_steps=1)
+    said = [line for line in context.reported if isinstance(line, str)]
+    assert len(said) == 1 and said[0].startswith("no places for 3 ranks of {'CPU': ")
+    assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 0}

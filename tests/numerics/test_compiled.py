@@ -60,13 +60,14 @@ def losses_and_gradients(task, prompt_format):
 
 
 @pytest.mark.parametrize("text", ["qwen3", pytest.param("qwen2", marks=pytest.mark.slow)])
-def test_losses_draws_and_gradients_are_those_of_plain_layers(tmp_path, monkeypatch, text):
+def test_results_are_those_of_plain_layers_and_new_shapes_compile_nothing_new(tmp_path, monkeypatch, text):
     keep_rotary(monkeypatch)
     folder = make_tiny_model(tmp_path / "m", text={"model_type": text})
     prompt_format = load_prompt_format(folder)
     counter = CompileCounterWithBackend("aot_eager")
     plain = losses_and_gradients(task_of(folder, None), prompt_format)
-    compiled = losses_and_gradients(task_of(folder, counter), prompt_format)
+    task = task_of(folder, counter)
+    compiled = losses_and_gradients(task, prompt_format)
     assert counter.frame_count
     for mine, other in zip(compiled[:2], plain[:2], strict=True):
         assert mine == pytest.approx(other, rel=1e-5, abs=1e-9)
@@ -74,14 +75,6 @@ def test_losses_draws_and_gradients_are_those_of_plain_layers(tmp_path, monkeypa
     for name, gradient in plain[2].items():
         torch.testing.assert_close(compiled[2][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
-
-def test_new_shapes_compile_nothing_new(tmp_path, monkeypatch):
-    keep_rotary(monkeypatch)
-    folder = make_tiny_model(tmp_path / "m")
-    prompt_format = load_prompt_format(folder)
-    counter = CompileCounterWithBackend("aot_eager")
-    task = task_of(folder, counter)
-    losses_and_gradients(task, prompt_format)
     known = counter.frame_count
     more = [samples(prompt_format, 99 + i, (i + 2,)) for i in range(5)]
     for last in range(1, 6):

@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.numerics import test_published_parity
 from tests.numerics.published_cases import write_case
 
 TEST = Path(__file__).with_name("test_published_parity.py")
@@ -65,4 +68,8 @@ def test_every_case_passes_and_a_wrong_one_fails(tmp_path):
 
 
 def test_a_folder_without_cases_is_an_error(tmp_path):
-    assert parity(tmp_path)[0] != 0
+    """Asked as pytest asks, without a process: the hook of the parity test, given an empty folder."""
+    config = SimpleNamespace(getoption=lambda name: str(tmp_path))
+    asked = SimpleNamespace(fixturenames=["folder"], config=config)
+    with pytest.raises(pytest.UsageError, match=f"--golden {tmp_path}: no folder with a case.json"):
+        test_published_parity.pytest_generate_tests(asked)

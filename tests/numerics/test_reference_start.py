@@ -1,6 +1,8 @@
 """A reference is the policy's start model: other sizes are refused, heads that differ by padding are not; one
 vision pass gives the loss of two."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,7 @@ from vico.checkpoints import load_model
 from vico.consistency import ConsistencyTask
 from vico.errors import UserError
 from vico.packing import packed_batch
-from vico.prompt import load_prompt_format
+from vico.prompt import check_same_tokens, load_prompt_format
 from vico.rates import RatedSample, encoded_tiles, rate_losses
 
 
@@ -65,6 +67,26 @@ def test_a_policy_from_elsewhere_is_held_against_the_model_of_the_run(folder, tm
     asked = [RatedSample(sample.skeleton, 0, [np.zeros(2, bool)])]
     ((loss,),) = rate_losses(*tiles, asked, row_tokens=512, kl_chunk_rows=8)
     assert np.isfinite(loss)
+
+
+def test_a_policy_with_another_tokenizer_of_the_same_size_is_refused(folder, tmp_path):
+    """Two words changed places, as in a tokenizer trained anew: nothing but the words would be wrong."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = sorted((token for token in vocabulary if token.isalpha()), key=vocabulary.get)[:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    check_same_tokens(load_prompt_format(folder), load_prompt_format(folder))
+    with pytest.raises(
+        UserError, match=rf"tokenizer of {other} gives the token '{second}' the id 38.* 39 \(2 tokens"
+    ):
+        check_same_tokens(load_prompt_format(other), load_prompt_format(folder))
+    places = {"policy_folder": other, "reference_folder": folder, "shard_folder": tmp_path}
+    limits = {"num_threads": 1, "row_tokens": 512, "generation_tokens": 512, "batch_tiles": 4}
+    settings = InferenceSettings(**places, **limits, dtype="float32", device="cpu", kl_chunk_rows=8)
+    with pytest.raises(UserError, match="2 tokens differ"):
+        opened_models(settings, SimpleNamespace(prompt_format=load_prompt_format(folder)))
 
 
 def frozen(task, folder):

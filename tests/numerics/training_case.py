@@ -1,9 +1,9 @@
 """One rank that goes through whole trainings, one after another: checkpoints, resumes, faults.
 
 `python -m tests.numerics.training_case MODEL FOLDER SCENARIO...`, each scenario a JSON object:
-`name` (folder of the stage), `attempt`, `zero_stage`; `stop_after` a step (as a kill would end it);
-`nan_at`, `nan_gradient_at` or `hang_at` a step and the `rank` it befalls; `sleep_s` a pack; `tamper` with
-the loss noted in the last checkpoint.
+`name` (folder of the stage), `attempt`, `zero_stage`, `dtype`; `stop_after` a step (as a kill would end it);
+`nan_at`, `nan_gradient_at` or `hang_at` a step and the `rank` it befalls; `sleep_s` a pack; `tamper` the
+last checkpoint's facts with these, `probe_loss` being a factor.
 """
 
 import json
@@ -28,7 +28,7 @@ from vico.packing import PackedBatch, packed_batch
 from vico.prompt import load_prompt_format
 
 NUM_STEPS, CHECKPOINT_EVERY = 20, 5
-OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, grad_clip=1.0)
+FLOAT32 = OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, grad_clip=1.0)
 
 
 class Stopped(Exception):
@@ -61,10 +61,10 @@ class Packs:
         return packed_batch([], [], self._format.settings, "sample")
 
 
-def engine_of(model_folder: Path, site: TrainSettings) -> Engine:
-    task = consistency_task(model_folder)
-    settings = engine_settings(OPTIMIZER, PACKS_PER_STEP, site)
-    engine = Engine(task, parameter_groups(task, OPTIMIZER, RATES), settings)
+def engine_of(model_folder: Path, site: TrainSettings, optimizer: OptimizerConfig) -> Engine:
+    task = consistency_task(model_folder, getattr(torch, optimizer.dtype))
+    settings = engine_settings(optimizer, PACKS_PER_STEP, site)
+    engine = Engine(task, parameter_groups(task, optimizer, RATES), settings)
     task.phases = engine.phases
     return engine
 
@@ -74,7 +74,7 @@ def plan_of(parts: Parts, site: TrainSettings) -> TrainingPlan:
         purpose="test",
         seed=SEED,
         num_steps=NUM_STEPS,
-        learning_rate=lambda step: OPTIMIZER.learning_rate_at(step, NUM_STEPS),
+        learning_rate=lambda step: FLOAT32.learning_rate_at(step, NUM_STEPS),
         parts=parts,
         site=site,
         validate_every_steps=NUM_STEPS,
@@ -93,14 +93,15 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
         hang_timeout_s=scenario.get("hang_timeout_s", 1800),
         **scenario.get("site", {}),
     )
+    optimizer = FLOAT32.model_copy(update={"dtype": scenario.get("dtype", "float32")})
     parts = Parts(folder, attempt)
     if site.throughput_steps:
-        measured = engine_of(model_folder, site)
+        measured = engine_of(model_folder, site, optimizer)
         plan = plan_of(parts, site)
         source = Packs(model_folder, measured.rank, scenario)
         measure_throughput(measured, source, source.empty, plan, lambda engine: None)
         measured.close()
-    engine = engine_of(model_folder, site)
+    engine = engine_of(model_folder, site, optimizer)
     source, plan = Packs(model_folder, engine.rank, scenario), plan_of(parts, site)
     found = checkpoints(parts)
     step = found[-1][0] if found else 0
@@ -118,7 +119,9 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
     if scenario.get("tamper") and engine.rank == 0:
         facts = found[-1][1] / FACTS_FILE
         content = json.loads(facts.read_text())
-        facts.write_text(json.dumps({**content, "probe_loss": 1.001 * content["probe_loss"]}))
+        changed = {**scenario["tamper"]}
+        changed["probe_loss"] = changed.get("probe_loss", 1.0) * content["probe_loss"]
+        facts.write_text(json.dumps({**content, **changed}))
     if "nan_gradient_at" in scenario and engine.rank == scenario["rank"]:
         bias = engine.module.policy.base.model.vision_tower.encoder.layer[0].attention.projection_layer.bias
         bias.register_hook(lambda grad: grad * float("nan") if step == scenario["nan_gradient_at"] else grad)

@@ -1,12 +1,14 @@
 """The best policy so far is kept over restarts, is the one that is published, and a rise is told."""
 
 import logging
+import math
 
 import pytest
 import torch
 
 from stages.best_policy import BestPolicy, kept
 from stages.parts import Parts
+from stages.train_faults import Diverged
 from stages.training_metrics import MetricsFile
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
@@ -15,6 +17,11 @@ from vico.checkpoints import load_model
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return make_tiny_model(tmp_path_factory.mktemp("best") / "model")
+
+
+def as_it_is(value):
+    """One rank."""
+    return value
 
 
 def figures(full: float, compressed: float) -> dict[str, float]:
@@ -33,10 +40,10 @@ def value_kept(parts: Parts) -> float:
 
 def test_the_lowest_sum_of_both_rates_is_kept_over_a_restart(model, tmp_path, caplog):
     parts = Parts(tmp_path, 1)
-    best = BestPolicy(parts, model, keep=True)
+    best = BestPolicy(parts, model, keep=True, of_rank_0=as_it_is)
     assert best.offer(10, figures(0.5, 0.5), state(model, 1.0)) == {"kl_over_best": 1.0}
     assert best.offer(20, figures(0.1, 0.7), state(model, 2.0)) == {"kl_over_best": 1.0}
-    again = BestPolicy(Parts(tmp_path, 2), model, keep=True)
+    again = BestPolicy(Parts(tmp_path, 2), model, keep=True, of_rank_0=as_it_is)
     with caplog.at_level(logging.WARNING):
         assert again.offer(30, figures(0.0, 0.9), state(model, 3.0))["kl_over_best"] == pytest.approx(1.125)
         assert not caplog.records
@@ -53,13 +60,25 @@ def test_a_restart_without_kept_policies_measures_a_rise_by_what_was_reported(tm
     report = MetricsFile(folder / "metrics.jsonl")
     for step, kl in ((10, 0.5), (15, None), (40, 0.1)):
         report.append(step, {"loss": 1.0} if kl is None else dict.fromkeys(names, kl))
-    again = BestPolicy(Parts(tmp_path, 2), tmp_path, keep=False)
+    again = BestPolicy(Parts(tmp_path, 2), tmp_path, keep=False, of_rank_0=as_it_is)
     assert again.offer(20, figures(1.0, 1.0), lambda: None) == {"kl_over_best": 2.0}
     assert again.offer(40, figures(0.1, 0.1), lambda: None) == {"kl_over_best": 1.0}
 
 
+def test_a_validation_that_is_no_number_is_best_of_nothing(model, tmp_path, caplog):
+    last = BestPolicy(Parts(tmp_path, 1), model, keep=False, of_rank_0=as_it_is)
+    with caplog.at_level(logging.WARNING):
+        assert last.offer(10, figures(math.nan, 0.5), lambda: None) == {}
+    assert "step 10: the validation gives kl_full=nan; look at the calibration samples" in caplog.text
+    assert last.offer(20, figures(1.0, 1.0), lambda: None) == {"kl_over_best": 1.0}
+    best = BestPolicy(Parts(tmp_path, 1), model, keep=True, of_rank_0=as_it_is)
+    with pytest.raises(Diverged, match="step 10: the validation gives kl_compressed=inf, and select: best"):
+        best.offer(10, figures(0.5, math.inf), state(model, 1.0))
+    assert kept(Parts(tmp_path, 1)) == []
+
+
 def test_nothing_is_kept_where_the_last_policy_is_wanted(model, tmp_path):
-    best = BestPolicy(Parts(tmp_path, 1), model, keep=False)
+    best = BestPolicy(Parts(tmp_path, 1), model, keep=False, of_rank_0=as_it_is)
     best.offer(10, figures(0.5, 0.5), state(model, 1.0))
     assert kept(Parts(tmp_path, 1)) == []
     assert best.offer(20, {}, state(model, 1.0)) == {}

@@ -1,5 +1,6 @@
 """What consistency refuses before a worker starts."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from cluster.site import TrainSettings
 from stages.consistency import ConsistencyConfig
 from stages.consistency_packs import ConsistencySettings, check_connector_start, check_disk
 from stages.parts import Parts
+from stages.train_checkpoints import FACTS_FILE
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model, save_model
 from vico.errors import UserError
@@ -30,30 +32,39 @@ def with_free(monkeypatch, num_bytes: int) -> None:
     monkeypatch.setattr("stages.consistency_packs.shutil.disk_usage", lambda _: usage)
 
 
-@pytest.mark.parametrize(("dtype", "bytes_a_parameter"), [("float32", 16), ("bfloat16", 14)])
-def test_no_room_for_one_more_checkpoint_than_are_kept(
-    model, tmp_path, monkeypatch, dtype, bytes_a_parameter
+@pytest.mark.parametrize(("dtype", "bytes_a_parameter", "weight"), [("float32", 16, 4), ("bfloat16", 14, 2)])
+def test_no_room_for_one_more_checkpoint_than_are_kept_and_the_policy(
+    model, tmp_path, monkeypatch, dtype, bytes_a_parameter, weight
 ):
     num_parameters = sum(one.numel() for one in load_model(model).parameters())
     settings = settings_of(model, tmp_path, dtype)
-    with_free(monkeypatch, int(1.11 * 3 * bytes_a_parameter * num_parameters))
-    check_disk(settings)
-    with_free(monkeypatch, 3 * bytes_a_parameter * num_parameters)
+    with_free(monkeypatch, int(1.11 * (3 * bytes_a_parameter + weight) * num_parameters))
+    check_disk(settings, 2)
+    with_free(monkeypatch, (3 * bytes_a_parameter + weight) * num_parameters)
     with pytest.raises(
         UserError, match=r"storage=.* GB free, but consistency .*train\.keep_checkpoints=2 .*--storage"
     ):
-        check_disk(settings)
+        check_disk(settings, 2)
 
 
-def test_checkpoints_that_are_there_need_no_room(model, tmp_path, monkeypatch):
+def test_checkpoints_that_are_there_need_no_room_but_for_another_number_of_ranks(
+    model, tmp_path, monkeypatch
+):
     num_parameters = sum(one.numel() for one in load_model(model).parameters())
     for step in (4, 8):
-        (tmp_path / f"output/checkpoints/step-{step:07d}").mkdir(parents=True)
-    with_free(monkeypatch, int(1.11 * 16 * num_parameters))
-    check_disk(settings_of(model, tmp_path))
-    with_free(monkeypatch, 16 * num_parameters)
+        folder = tmp_path / f"output/checkpoints/step-{step:07d}"
+        folder.mkdir(parents=True)
+        (folder / FACTS_FILE).write_text(json.dumps({"world_size": 2}))
+    settings = settings_of(model, tmp_path)
+    with_free(monkeypatch, int(1.11 * (16 + 4) * num_parameters))
+    check_disk(settings, 2)
+    with pytest.raises(UserError, match="the last one converted for another number of ranks"):
+        check_disk(settings, 3)
+    with_free(monkeypatch, int(1.11 * (3 * 16 + 4) * num_parameters))
+    check_disk(settings, 3)
+    with_free(monkeypatch, (16 + 4) * num_parameters)
     with pytest.raises(UserError, match="GB free"):
-        check_disk(settings_of(model, tmp_path))
+        check_disk(settings, 2)
 
 
 def test_a_start_of_a_connector_that_the_model_brings_is_refused(model, tmp_path):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from stages.engine_settings import EngineSettings, offloading
+from cluster.site import TrainSettings
+from stages.engine_settings import EngineSettings, check_engine_settings, offloading
 from vico.errors import UserError
 
 
@@ -48,6 +49,28 @@ def test_the_sites_settings_are_merged_under_ours():
 def test_what_changes_the_result_is_refused_by_name(deepspeed, named):
     with pytest.raises(UserError, match=rf"train\.deepspeed\.{named} in the site file"):
         settings(**deepspeed).as_dict()
+
+
+@pytest.mark.parametrize("key", ["aio", "activation_checkpointing"])
+def test_what_does_nothing_is_refused_by_name(key):
+    refusal = rf"train\.deepspeed\.{key} in the site file has no effect; .*train\."
+    with pytest.raises(UserError, match=refusal):
+        settings(**{key: {}}).as_dict()
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        {"offload": "parameters"},
+        {"deepspeed": {"zero_optimization": {"stage": 1}}},
+        {"deepspeed": {"optimizer": {}}},
+        {"deepspeed": {"aio": {}}},
+    ],
+)
+def test_the_driver_refuses_before_a_rank_is_started(site):
+    check_engine_settings(TrainSettings())
+    with pytest.raises(UserError, match=r"train\."):
+        check_engine_settings(TrainSettings(**site))
 
 
 def test_two_zero_stages_that_differ_are_refused():

@@ -38,6 +38,22 @@ def test_skipped_updates_are_counted_and_have_a_budget():
         watched(losses, norms, skipped, max_skipped_steps=1)
 
 
+def test_budgets_are_of_the_whole_training_however_often_it_is_started():
+    settings = TrainSettings(max_loss_spikes=2, max_skipped_steps=2)
+    first = LossWatch(settings)
+    for step, loss in enumerate([*[1.0] * 10, 11.0], start=1):
+        first.counts(step, loss, 1.0, 0)
+    assert first.counts(12, 1.0, math.inf, 1) == {"loss_spikes": 1.0, "skipped_steps": 1.0}
+    state = json.loads(json.dumps(first.state))  # as a checkpoint keeps it
+    # the engine's own count goes on from the checkpoint, or begins anew
+    for skipped_before in (0, 1):
+        again = LossWatch(settings, state, skipped_before)
+        counts = again.counts(13, 11.0, math.inf, skipped_before + 1)
+        assert counts == {"loss_spikes": 2.0, "skipped_steps": 2.0}, "the window of losses is there at once"
+        with pytest.raises(Diverged, match=r"train\.max_skipped_steps=2 is passed \(3\)"):
+            again.counts(14, 1.0, math.inf, skipped_before + 2)
+
+
 @pytest.mark.parametrize("norm", [math.inf, math.nan])
 def test_a_gradient_that_is_not_finite_stops_the_training_unless_some_may_be_left_out(norm):
     with pytest.raises(Diverged, match=f"step 2: the gradient's norm is {norm}"):
@@ -62,7 +78,12 @@ def test_the_cause_of_an_end_is_told_from_what_ranks_left(tmp_path):
     stacks.write_text("rank 1: last step 7, no further one within 5 s\n")
     assert "a worker died" in _cause(tmp_path, error)[1]  # its time did not run out
     stacks.write_text(stacks.read_text() + "Timeout!\n")
-    assert _cause(tmp_path, error)[1].startswith("rank 1: last step 7")
+    kept = tmp_path / "hung-ray-train-0-1.txt"
+    assert _cause(tmp_path, error, "ray-train-0") == (
+        "worker failure",
+        f"rank 1: last step 7, no further one within 5 s (stacks in {kept})",
+    )
+    assert "Timeout!" in kept.read_text() and not stacks.exists(), "the next start has stacks of its own"
     left(tmp_path, 1, "Preempted")
     assert _cause(tmp_path, error) == ("preemption", "Preempted of 1")
     left(tmp_path, 2, "Diverged")

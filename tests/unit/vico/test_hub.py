@@ -15,13 +15,18 @@ from tests.tiny_model import make_tiny_model
 from vico.hub import model_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-# what the caller sees: the class of the model and its folder, or the one line of a UserError
+# what the caller sees: the class of the model, or the one line of a UserError, which comes before torch
 OPEN = """
 import sys
 from vico.checkpoints import load_model
+print(type(load_model(sys.argv[1])).__name__)
+"""
+FIND = """
+import sys
 from vico.errors import UserError
+from vico.hub import model_folder
 try:
-    print(type(load_model(sys.argv[1])).__name__)
+    print(model_folder(sys.argv[1]))
 except UserError as error:
     print("error:", error)
 """
@@ -77,10 +82,10 @@ def hub(tmp_path_factory):
     server.server_close()
 
 
-def opened(name: str, endpoint: str, cache: Path, **environment: str) -> str:
+def printed(code: str, name: str, endpoint: str, cache: Path, **environment: str) -> str:
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **environment}
     done = subprocess.run(
-        [sys.executable, "-c", OPEN, name],
+        [sys.executable, "-c", code, name],
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
@@ -92,18 +97,18 @@ def opened(name: str, endpoint: str, cache: Path, **environment: str) -> str:
 
 def test_an_id_is_fetched_once_and_opens_offline_after_that(hub, tmp_path):
     address, asked = hub
-    assert opened("someone/tiny", address, tmp_path) == "VicoModel"
+    assert printed(OPEN, "someone/tiny", address, tmp_path) == "VicoModel"
     assert any(path.endswith("/model.safetensors") for path in asked)
     assert not any(path.endswith("weights.bin") for path in asked)
     asked.clear()
-    assert opened("someone/tiny", address, tmp_path, HF_HUB_OFFLINE="1") == "VicoModel"
+    assert printed(OPEN, "someone/tiny", address, tmp_path, HF_HUB_OFFLINE="1") == "VicoModel"
     assert not asked
 
 
 def test_what_cannot_be_had_is_one_line_with_the_remedy(hub, tmp_path):
-    unknown = opened("someone/else", hub[0], tmp_path)
+    unknown = printed(FIND, "someone/else", hub[0], tmp_path)
     assert unknown.startswith("error: model=someone/else is neither a folder here nor a model")
-    offline = opened("someone/tiny", hub[0], tmp_path, HF_HUB_OFFLINE="1")
+    offline = printed(FIND, "someone/tiny", hub[0], tmp_path, HF_HUB_OFFLINE="1")
     assert offline.startswith("error: model=someone/tiny is no folder here and not in the Hub's cache")
     assert "hf download someone/tiny" in offline and "\n" not in offline
 
