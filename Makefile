@@ -19,12 +19,16 @@ export TORCH_EXTENSIONS_DIR := $(venv)/torch_extensions
 export DS_ACCELERATOR ?= cpu
 export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart test test-slow drill lint clean
+# Tests of CPU code see no CUDA device where there is one: torch would take it.
+test test-slow drill: export CUDA_VISIBLE_DEVICES :=
+
+.PHONY: help venv quickstart test test-slow test-cuda drill lint clean
 
 help:
 	@echo "make quickstart   set up, then every stage of configs/quickstart.yaml on this machine"
 	@echo "make test         set up, then the fast tests and lint"
 	@echo "make test-slow    set up, then the slow tests; keeps the result in docs/measurements"
+	@echo "make test-cuda    set up, then the tests that need a CUDA device"
 	@echo "make drill        set up, then 20 trainings with kills on a 3-node Ray cluster; keeps the report"
 	@echo "make lint         set up, then ruff check and ruff format --check"
 	@echo "make venv         set up only: environment and DeepSpeed extensions in $(VENV)"
@@ -63,6 +67,10 @@ test-slow: venv
 	mkdir -p docs/measurements
 	$(bin)/python -m pytest -q -m "slow and not cuda" 2>&1 \
 	  | tee "docs/measurements/test-slow-$$(date -u +%Y-%m-%d)-$$(git rev-parse --short HEAD).txt"
+
+# The environment holds the torch of the package index: one of CUDA on Linux, unless a CPU build was named.
+test-cuda: venv
+	DS_ACCELERATOR=cuda $(bin)/python -m pytest -q -m "cuda and not slow"
 
 drill: venv
 	mkdir -p docs/measurements

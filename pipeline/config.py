@@ -18,10 +18,12 @@ from pipeline.graph import Graph
 from pipeline.yaml_files import yaml_mapping, yaml_value
 from stages.stage_config import StageConfig
 from vico.errors import UserError
+from vico.hub import model_folder
 
 
 class Inputs(BaseModel):
-    """What comes from outside: records, held-out records, and the model folder to start from."""
+    """What comes from outside: records, held-out records, and the model to start from, a folder or the id of
+    one on the Hub."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -132,11 +134,18 @@ def _with_absolute_paths(inputs: Inputs) -> Inputs:
         update={
             "records": absolute(inputs.records),
             "heldout": absolute(inputs.heldout),
-            "model": _absolute(inputs.model),
+            "model": _model(inputs.model),
             "repaired": tuple(_absolute(path) for path in inputs.repaired),
             "adopt": {stage: _absolute(folder) for stage, folder in inputs.adopt.items()},
         }
     )
+
+
+def _model(given: Path) -> Path:
+    """The folder of the model: that of a path, or of a Hub id (`owner/name`), whose snapshot is fetched where
+    the cache lacks it. `owner` being a folder here, a path is meant."""
+    is_here = given.exists() or given.parent.exists()
+    return _absolute(given if is_here else model_folder(str(given)))
 
 
 def _absolute_text(path: str | None) -> str | None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.digests import DigestCache
+from pipeline.run_records import RunRecord, record_of
 from pipeline.runs import RunFile, Runs
+from pipeline.storage import published, storage_of
 from pipeline.store import StageFolder
 from stages.export import MODEL_FOLDER, weights_digest
 from stages.model_card import model_card, stated_licence
@@ -31,12 +33,12 @@ def export(storage: Path, run_name: str, out: Path, layout: ExportLayout) -> Non
     from vico.layout_folders import write_hf_folder, write_published_folder
 
     run = Runs(storage).named(run_name)
-    outputs = stage_outputs(run, storage)
+    made = stage_outputs(run, storage)
     base = base_folder(run)
-    router, shards = _json(outputs["router"] / "metrics.json"), _json(outputs["shard"] / "manifest.json")
+    router, shards = _json(made["router"], "metrics.json"), _json(made["shard"], "manifest.json")
     threshold = router["absolute_threshold"]
     with whole_folder(out) as folder:
-        source = outputs["export"] / MODEL_FOLDER
+        source = made["export"].output / MODEL_FOLDER
         if layout == "flash":
             write_published_folder(source, folder, base=base, absolute_threshold=threshold)
         else:
@@ -45,7 +47,7 @@ def export(storage: Path, run_name: str, out: Path, layout: ExportLayout) -> Non
             base=weights_digest(base),
             licence=stated_licence(base),
             data=shards,
-            metrics=_json(outputs["evaluate"] / "metrics.json"),
+            metrics=_json(made["evaluate"], "metrics.json"),
             router=router,
             layout=layout,
             run=run.run,
@@ -53,8 +55,9 @@ def export(storage: Path, run_name: str, out: Path, layout: ExportLayout) -> Non
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def stage_outputs(run: RunFile, storage: Path) -> Mapping[str, Path]:
-    """Output folders of the stages that an export reads; UserError where one is not done or gone."""
+def stage_outputs(run: RunFile, storage: Path) -> Mapping[str, RunRecord]:
+    """What an export reads: of each stage what this run made or reused, also where another run has made the
+    stage again since; UserError where it is not done or gone."""
     found = {}
     for name in _STAGES:
         entry = run.stages.get(name)
@@ -64,27 +67,48 @@ def stage_outputs(run: RunFile, storage: Path) -> Mapping[str, Path]:
                 f"RUN={run.run}: its stage {name} is {state}; an export needs a run that is done, "
                 "`vico run` goes on with it"
             )
-        folder = StageFolder(storage, name, entry.fingerprint)
-        _fetch(folder, run)
-        if not folder.output.is_dir():
-            raise UserError(
-                f"RUN={run.run}: {folder.storage.place(folder.output)} is gone; `vico run` makes it again"
-            )
-        found[name] = folder.output
+        made = _made(run, name, storage)
+        _fetch(made, run, storage)
+        if not made.output.is_dir():
+            place = storage_of(storage).place(made.output)
+            raise UserError(f"RUN={run.run}: {place} is gone; {_remedy(made)}")
+        found[name] = made
     return found
 
 
-def _fetch(folder: StageFolder, run: RunFile) -> None:
-    """Have the output at hand; UserError when a file of it is not what was recorded."""
-    record = folder.record()
-    if record is None or folder.damage(record):
-        return  # whoever opens a file of it says what is missing
-    bad = folder.fetch(record, DigestCache(folder.path.parents[1]).sha256s)
-    if bad is not None:
+def _made(run: RunFile, stage: str, storage: Path) -> RunRecord:
+    """The record of what the run made of the stage and where it lies: what another run put in its place
+    counts as that only if the bytes are the same."""
+    folder = StageFolder(storage, stage, run.stages[stage].fingerprint)
+    found, current = record_of(run, stage, storage), folder.record()
+    if found is None:
+        where = folder.storage.place(folder.path)
+        by = f", where run {current.run} has put its own" if current is not None else ""
         raise UserError(
-            f"RUN={run.run}: {folder.storage.place(bad)} is not what was recorded; "
-            f"`vico run --force {folder.stage}` makes it again"
+            f"RUN={run.run}: what it made of {stage} is gone from {where}{by}; "
+            "`vico run` goes on with the newest run, export that"
         )
+    if found.is_superseded and current is not None:
+        same = current.output_digest == found.record.output_digest
+        return RunRecord(current, folder.path) if same else found
+    return found
+
+
+def _fetch(made: RunRecord, run: RunFile, storage: Path) -> None:
+    """Have the output at hand; UserError when a file of it is not what was recorded. Of one that is missing
+    says whoever opens it."""
+    where = storage_of(storage)
+    there = set(published(made.output)) if made.is_superseded else where.sizes(made.folder)
+    outputs = {name: file for name, file in made.record.outputs.items() if name in there}
+    bad = where.fetch(made.folder, outputs, DigestCache(storage).sha256s)
+    if bad is not None:
+        raise UserError(f"RUN={run.run}: {where.place(bad)} is not what was recorded; {_remedy(made)}")
+
+
+def _remedy(made: RunRecord) -> str:
+    if made.is_superseded:
+        return "it was set aside when the stage was made again; export the run that did"
+    return f"`vico run --force {made.record.stage}` makes it again"
 
 
 def base_folder(run: RunFile) -> Path:
@@ -118,10 +142,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _json(path: Path) -> dict:
+def _json(made: RunRecord, name: str) -> dict:
+    path = made.output / name
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path} is gone; `vico run --force {path.parents[2].name}` makes it again"
-        ) from error
+        raise UserError(f"{path} is gone; {_remedy(made)}") from error

@@ -22,7 +22,7 @@ from data_prep.records import file_sha256
 from pipeline.json_files import OutputFile, StoredModel
 from pipeline.storage import Conflict, partials, published
 from stages.context import LeaseLost
-from stages.parts import HELD_FILE, JOURNAL_FILE, is_within, locked
+from stages.parts import HELD_FILE, JOURNAL_FILE, Parts, is_within, locked
 from vico.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,7 +132,9 @@ class StoredParts:
             finally:
                 with locked(self.folder):
                     self._read(journal)
-                    self._let_go(batch)
+                    gone = self._let_go(batch)
+                for path in gone:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _read(self, journal: Path) -> None:
         """Note what the journal says since the last time: parts to bring, in order, and those to drop."""
@@ -160,12 +162,12 @@ class StoredParts:
         held = self._logs / HELD_FILE
         held.write_text(json.dumps(batch)) if batch else held.unlink(missing_ok=True)
 
-    def _let_go(self, batch: list[str]) -> None:
+    def _let_go(self, batch: list[str]) -> list[Path]:
+        """Hold these parts no longer; what the stage removed meanwhile and left to us, out of sight."""
         (self._logs / HELD_FILE).unlink(missing_ok=True)
-        for part in batch:
-            path = self.output / part
-            if any(is_within(part, name) for name in self._dropped):  # meanwhile, and was left to us
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        removed = [part for part in batch if any(is_within(part, name) for name in self._dropped)]
+        here = [self.output / part for part in removed if (self.output / part).exists()]
+        return [Parts(self.folder, self.attempt).out_of_sight(path) for path in here]
 
     def settle(self) -> None:
         """Make the store name every file of the output, and nothing else; nothing is published after that."""

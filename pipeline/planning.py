@@ -4,7 +4,7 @@ Used by `vico plan` and the runner. Reads only, and imports nothing heavy.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from pipeline.config import Inputs, PipelineConfig
 from pipeline.digests import DigestCache, model_fingerprint, repaired_fingerprint, tokenizer_fingerprint
 from pipeline.graph import SOURCES, Graph, StageSpec
 from pipeline.identity import stage_fingerprint, stage_identity
-from pipeline.reasons import changed_sources, changes, code_changes, shortened
+from pipeline.reasons import changed_sources, changes, code_changes, code_of_attempts, shortened
 from pipeline.runs import pipeline_digest
 from pipeline.store import NO_DAMAGE, Damage, Record, StageFolder
 from stages.adopted import AdoptedConfig, adopted_files, files_digest
@@ -154,12 +154,26 @@ def task_standing(
     task: StageTask, storage: Path, inputs: Mapping[str, str | None], *, strict_code: bool
 ) -> Standing:
     """How a stage of a pipeline stands; with `strict_code`, other source files are a reason to start afresh
-    even though its fingerprint holds."""
-    found = standing(task.folder(storage), inputs)
-    changed = changed_sources(task, found.record) if found.record and found.way == "reuse" else ""
-    if strict_code and changed:
-        return Standing("afresh", found.record, f"{changed} changed since (--strict-code)")
+    even though its fingerprint holds. Without it a stage goes on from parts of other code, which is said."""
+    folder = task.folder(storage)
+    found = standing(folder, inputs)
+    if found.way == "resume":
+        changed = _changed_since_attempts(task, folder)
+        said = f"{found.reason}; {changed} changed since, and its parts stay"
+        found = replace(found, reason=said) if changed else found
+    else:
+        changed = changed_sources(task, found.record.sources) if found.way == "reuse" else ""
+    mixed = code_of_attempts(found.record) if found.way == "reuse" else ""
+    if strict_code and (changed or mixed):
+        why = f"{changed} changed since" if changed else mixed
+        return Standing("afresh", found.record, f"{why} (--strict-code)")
     return found
+
+
+def _changed_since_attempts(task: StageTask, folder: StageFolder) -> str:
+    """The source files that are not those of an earlier attempt whose parts would be gone on with."""
+    noted = (file.sources for file in folder.attempt_files() if file.sources)
+    return next((changed for sources in noted if (changed := changed_sources(task, sources))), "")
 
 
 def _unfinished(folder: StageFolder, inputs: Mapping[str, str | None]) -> Standing:

@@ -15,19 +15,29 @@ from pipeline.store import Record, records_of
 if TYPE_CHECKING:
     from pipeline.planning import StageTask
 
+CODES_OF_ATTEMPTS = "sources_of_attempts"
+"""Among the facts of a record: attempt -> digest of its source files, where these are not all the same."""
+
 
 def code_changes(task: StageTask, record: Record) -> list[str]:
     """Source files that differ from those a result was made with, though its fingerprint still holds."""
-    changed = changed_sources(task, record)
-    if not changed:
-        return []
-    return [f"{changed} changed since; fingerprint kept, code_version {task.spec.code_version}"]
+    changed = changed_sources(task, record.sources)
+    version = f"fingerprint kept, code_version {task.spec.code_version}"
+    found = [f"{changed} changed since; {version}"] if changed else []
+    mixed = code_of_attempts(record)
+    return [*found, f"{mixed}; {version}"] if mixed else found
 
 
-def changed_sources(task: StageTask, record: Record) -> str:
+def code_of_attempts(record: Record) -> str:
+    """Whether the parts of a result are of several codes, in words; empty if not."""
+    codes = record.facts.get(CODES_OF_ATTEMPTS)
+    return f"made by attempts of different code ({', '.join(codes)})" if codes else ""
+
+
+def changed_sources(task: StageTask, made_with: Mapping[str, str]) -> str:
     """Up to three of the source files that are not those a result was made with; empty if all are."""
     now = source_digests(task.spec.module_name)
-    names = [name for name in {**record.sources, **now} if record.sources.get(name) != now.get(name)]
+    names = [name for name in {**made_with, **now} if made_with.get(name) != now.get(name)]
     return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

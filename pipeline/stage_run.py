@@ -17,7 +17,7 @@ from pipeline.json_files import OutputFile
 from pipeline.lease import Lease, acquire
 from pipeline.planning import Pipeline, StageTask, Standing, task_standing
 from pipeline.progress import Display, duration
-from pipeline.reasons import code_changes
+from pipeline.reasons import CODES_OF_ATTEMPTS, code_changes
 from pipeline.runs import RunFile, Runs, StageEntry
 from pipeline.signals import StopSignals
 from pipeline.sources import source_digests, sources_digest
@@ -157,7 +157,8 @@ class StageRuns:
     def _attempt(self, task: StageTask, folder: StageFolder, lease: Lease, found: Standing) -> list[str]:
         """Run the stage's code and record the result; or return the expected outputs that it did not make."""
         entry, inputs, started = self._entry(task), self._inputs(task), datetime.now(UTC)
-        parts = folder.begin(lease, inputs, found.expected, _iso(started))
+        sources = source_digests(task.spec.module_name)
+        parts = folder.begin(lease, inputs, found.expected, _iso(started), sources)
         if found.way == "rebuild":
             folder.set_record_aside(lease, found.damage)
         entry.state, entry.attempt, entry.seconds = "running", lease.attempt, None
@@ -189,7 +190,7 @@ class StageRuns:
             if missing:
                 return missing
             seconds = time.monotonic() - since
-            record = self._record(task, lease.attempt, outputs, counts, started, seconds)
+            record = self._record(task, folder, lease.attempt, outputs, counts, started, seconds)
             folder.finish(lease, record)
             entry.state, entry.seconds, entry.mlflow_run_id = "done", seconds, record.mlflow_run_id
             self._done(task, folder, record.output_digest)
@@ -246,6 +247,7 @@ class StageRuns:
     def _record(
         self,
         task: StageTask,
+        folder: StageFolder,
         attempt: int,
         outputs: dict[str, OutputFile],
         counts: Mapping[str, Any],
@@ -271,9 +273,17 @@ class StageRuns:
             started=_iso(started),
             ended=_iso(datetime.now(UTC)),
             site=self.site.name,
-            facts=site_facts(self.site),
+            facts=site_facts(self.site) | _codes_of_attempts(folder, sources),
             mlflow_run_id=self._mlflow_run_id(task.name),
         )
+
+
+def _codes_of_attempts(folder: StageFolder, sources: Mapping[str, str]) -> dict[str, Any]:
+    """Attempt -> digest of its source files, where the parts of a result are not all of one code."""
+    attempts = [file for file in folder.attempt_files() if file.sources]
+    if all(file.sources == sources for file in attempts):
+        return {}
+    return {CODES_OF_ATTEMPTS: {str(one.attempt): sources_digest(one.sources) for one in attempts}}
 
 
 def _keep_patch(parts: Parts) -> None:

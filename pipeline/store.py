@@ -58,6 +58,8 @@ class AttemptFile(StoredModel):
     started: str
     inputs: dict[str, str]
     """Digests of what the parts are made from; parts made from something else are not gone on with."""
+    sources: dict[str, str] = Field(default_factory=dict)
+    """Source file -> sha256 as it was; empty where that was not noted."""
     expected: list[str] = Field(default_factory=list)
     """Outputs that an earlier record names and that were found missing or damaged; the stage must make
     them again."""
@@ -133,9 +135,14 @@ class StageFolder:
 
     def last_attempt_file(self) -> AttemptFile | None:
         """The file of the latest attempt whose parts are in the output."""
-        paths = self.path.glob("attempts/*/attempt.json")
-        latest = max(paths, key=lambda path: int(path.parent.name), default=None)
-        return AttemptFile.read(latest, f"--force {self.stage} starts the stage afresh") if latest else None
+        return next(iter(reversed(self.attempt_files())), None)
+
+    def attempt_files(self) -> list[AttemptFile]:
+        """Those of all attempts whose parts may be in the output, oldest first."""
+        paths = sorted(self.path.glob("attempts/*/attempt.json"), key=lambda path: int(path.parent.name))
+        remedy = f"--force {self.stage} starts the stage afresh"
+        found = (AttemptFile.read(path, remedy) for path in paths)
+        return [file for file in found if file is not None]
 
     def fetch(self, record: Record, sha256s: Callable[[list[Path]], list[str]]) -> Path | None:
         """Make the outputs readable here; the first output whose bytes are not those recorded."""
@@ -144,15 +151,23 @@ class StageFolder:
     def has_output(self) -> bool:
         return bool(self.storage.sizes(self.path))
 
-    def begin(self, lease: Lease, inputs: Mapping[str, str], expected: Iterable[str], started: str) -> Parts:
+    def begin(
+        self,
+        lease: Lease,
+        inputs: Mapping[str, str],
+        expected: Iterable[str],
+        started: str,
+        sources: Mapping[str, str] | None = None,
+    ) -> Parts:
         """Make the attempt's folder; what earlier attempts published is there, what they left half-written is
-        not."""
+        not. `sources`: digests of the code that makes the attempt's parts."""
         parts = Parts(self.path, lease.attempt)
         begun = AttemptFile(
             attempt=lease.attempt,
             run=lease.holder.run,
             started=started,
             inputs=dict(inputs),
+            sources=dict(sources or {}),
             expected=sorted(expected),
         )
         with lease.writing():

@@ -92,7 +92,7 @@ def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | 
     )
     num_steps = prepared(settings, context.site.resources.workers)
     if not context.parts.done("policy"):
-        check_disk(settings, context.site.resources.workers)
+        check_disk(settings, context.site.resources.workers, remote=context.site.remote is not None)
         run_throughput(_measure, settings, context, num_steps=num_steps)
         run_workers(_train, settings, context, num_steps=num_steps, last_part="policy")
     curve = publish_curve(context.parts)

@@ -161,16 +161,20 @@ def check_connector_start(settings: ConsistencySettings) -> None:
         )
 
 
-def check_disk(settings: ConsistencySettings, num_workers: int) -> None:
-    """UserError where the storage has no room for what is to come: `keep_checkpoints` and the one that is
-    written before the oldest goes, less those that are there; the last one's form for another number of
-    ranks; the policy, and with `select: best` the best one and the one before it."""
+def check_disk(settings: ConsistencySettings, num_workers: int, *, remote: bool = False) -> None:
+    """UserError where the storage (`remote`: the working copy of an object store) has no room for what is to
+    come: `keep_checkpoints` and the one that is written before the oldest goes, less those that are there;
+    the last one's form for another number of ranks; the policy, and with `select: best` the best one and
+    the one before it."""
     item = 4 if settings.config.optimizer.dtype == "float32" else 2
     num_parameters = sum(math.prod(one.shape) for one in stored_tensors(settings.model_folder).values())
     # weights, and in float32 a master copy and two moments; a tenth more for the new connector and the rest
     checkpoint_bytes = int(1.1 * num_parameters * (item + 3 * 4))
     there = checkpoints(settings.parts)
-    missing = max(settings.train.keep_checkpoints + 1 - len(there), 1)
+    # an object store keeps one that is being brought there, though a newer one has taken its place
+    keep = settings.train.keep_checkpoints
+    most = keep + (2 if remote else 1)
+    missing = max(most - len(there), 1)
     conversions = 0
     if there:
         last = json.loads((there[-1][1] / FACTS_FILE).read_text())
@@ -182,7 +186,7 @@ def check_disk(settings: ConsistencySettings, num_workers: int) -> None:
         raise UserError(
             f"storage={settings.parts.folder} has {free / 1e9:.1f} GB free, but consistency needs up to "
             f"{needed / 1e9:.1f} GB: {missing} more checkpoints of {checkpoint_bytes / 1e9:.1f} GB "
-            f"(train.keep_checkpoints={settings.train.keep_checkpoints} and one more)"
+            f"(train.keep_checkpoints={keep} and {most - keep} more)"
             + (", the last one converted for another number of ranks" if conversions else "")
             + f", {policies} model folders; free some space or choose another --storage"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -111,12 +112,18 @@ class Parts:
             self.check_lease()
             self._note(removed=name)
             held = [part for part in self.held() if is_within(part, name)]
-        if name in held:
-            return
-        # a folder of parts of which some are held goes but for those
-        gone = [one for one in path.iterdir() if f"{name}/{one.name}" not in held] if held else [path]
+            if name in held:
+                return
+            # a folder of parts of which some are held goes but for those
+            going = [one for one in path.iterdir() if f"{name}/{one.name}" not in held] if held else [path]
+            gone = [self.out_of_sight(one) for one in going]
         for one in gone:
-            shutil.rmtree(one) if one.is_dir() else one.unlink(missing_ok=True)
+            shutil.rmtree(one) if one.is_dir() else one.unlink()
+
+    def out_of_sight(self, path: Path) -> Path:
+        """Rename what is to be deleted to a partial name: a kill while it is deleted leaves no half part."""
+        hidden = path.with_name(f".{path.name}.partial-{self.attempt}-{secrets.token_hex(4)}")
+        return path.rename(hidden)
 
     def held(self) -> list[str]:
         """Parts that are being brought to an object store; asked while the folder is locked."""

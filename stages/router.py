@@ -10,7 +10,7 @@ from stages.context import Context
 from stages.optimizer_config import OptimizerConfig
 from stages.stage_config import StageConfig
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 INPUTS = ("shard", "consistency", "label")
 NEEDS_RAY = True
 
@@ -27,6 +27,8 @@ class RouterConfig(StageConfig):
     max_steps: int = Field(0, ge=0)
     """0: no limit but `epochs`."""
     validate_every_steps: int = Field(100, gt=0)
+    validation_packs: int = Field(64, gt=0)
+    """Packs of calibration tiles for the curve, evenly spread; threshold and scores see all tiles."""
     compress_share: float | None = Field(None, ge=0, le=1)
     """Share of calibration tiles that the threshold compresses; null: the share their labels compress."""
 

@@ -3,6 +3,7 @@ at the end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,29 @@ class RouterSettings:
 
 class TileLabels:
     """Labels by sample and tile: `of(key, tiles_per_image)` int64 [T] in prompt order, -100 where there is
-    none."""
+    none. Arrays over all tiles, with one entry a sample beside them."""
 
     def __init__(self, label_folder: Path):
-        table = pq.read_table(label_folder / "labels.parquet", columns=["key", "image", "tile", "label"])
-        columns = [table[name].to_pylist() for name in ("key", "image", "tile", "label")]
-        self._labels: dict[str, dict[tuple[int, int], int]] = {}
-        for key, image, tile, label in zip(*columns, strict=True):
-            self._labels.setdefault(key, {})[image, tile] = label
-
-    def keys(self) -> set[str]:
-        return set(self._labels)
+        columns = ["key", "image", "tile", "label"]
+        table = pq.read_table(label_folder / "labels.parquet", columns=columns).sort_by("key")
+        self._image, self._tile, self._label = (
+            table[name].to_numpy().astype(np.int16) for name in ("image", "tile", "label")
+        )
+        counts = pc.value_counts(table["key"])  # in the order of the sorted keys
+        self.keys: pa.Array = counts.field("values")
+        ends = np.cumsum(counts.field("counts").to_numpy())
+        self._spans = {
+            key: (end - count, end)
+            for key, count, end in zip(
+                self.keys.to_pylist(), counts.field("counts").to_pylist(), ends.tolist(), strict=True
+            )
+        }
 
     def of(self, key: str, tiles_per_image: tuple[int, ...]) -> np.ndarray:
-        labels = self._labels.get(key, {})
-        places = [(image, tile) for image, count in enumerate(tiles_per_image) for tile in range(count)]
-        return np.array([labels.get(place, IGNORED) for place in places], np.int64)
+        found = [np.full(count, IGNORED, np.int64) for count in tiles_per_image]
+        for place in range(*self._spans.get(key, (0, 0))):
+            found[self._image[place]][self._tile[place]] = self._label[place]
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 class RouterPacks:
@@ -101,8 +109,8 @@ class RouterPacks:
     def _labelled(self, split: str) -> IndexColumns:
         """The planning columns of the split's samples that have labels."""
         table = self._index.table(["key"], split)
-        keys = pa.array(sorted(self.labels.keys()), pa.string())
-        return self._index.columns(split).take(pc.is_in(table["key"], keys).to_numpy())
+        chosen = pc.is_in(table["key"], self.labels.keys.cast(table["key"].type))
+        return self._index.columns(split).take(chosen.to_numpy())
 
     def _plan(self, epoch: int) -> PackPlan:
         if epoch not in self._plans:
@@ -141,6 +149,12 @@ class RouterPacks:
                 compressed=False,
             )
         )
+
+    @cached_property
+    def validation_packs(self) -> list[Pack]:
+        """At most so many packs of calibration samples, evenly spread, chosen once."""
+        calib = self.of_split("calib")
+        return calib[:: max(-(-len(calib) // self.config.validation_packs), 1)]
 
     def batch(self, pack: Pack) -> LabelledTiles:
         return self.tiles(pack)[0] if len(pack.rows) else self.empty()
@@ -232,10 +246,10 @@ def summary(sums: Mapping[str, float]) -> dict[str, float]:
 
 @torch.no_grad()
 def validation(engine: Engine, packs: RouterPacks) -> dict[str, float]:
-    """Cross entropy and accuracy over the calibration tiles."""
+    """Cross entropy and accuracy over calibration tiles."""
     engine.module.router.eval()
     sums: dict[str, Any] = {"loss": 0.0, "correct": 0.0, "labelled_tiles": 0.0}
-    for _, pack in share_of_rank(packs.of_split("calib"), engine.rank, engine.world_size):
+    for _, pack in share_of_rank(packs.validation_packs, engine.rank, engine.world_size):
         batch = packs.empty() if pack is None else packs.batch(pack)
         loss, counts = engine(batch.to(engine.device))
         found = {"loss": loss, **counts}
@@ -264,10 +278,12 @@ def scores(engine: Engine, packs: RouterPacks, split: str) -> list[dict[str, Any
 
 
 def publish(parts: Parts, state: Mapping[str, torch.Tensor], rows: list[dict[str, Any]]) -> None:
-    """Publishes the router's tensors, then the scores of all ranks in the order of their keys."""
+    """Publishes the router's tensors and, at once, the scores of all ranks in the order of their keys: a
+    router trained again would score a little differently on CUDA."""
+    names = ["scores.parquet"]
     if not parts.done("router.safetensors"):
+        names.insert(0, "router.safetensors")
         save_file({name: t.contiguous() for name, t in state.items()}, parts.partial("router.safetensors"))
-        parts.publish("router.safetensors")
     rows = sorted(rows, key=lambda row: (row["split"], row["key"], row["image"], row["tile"]))
     columns = {
         "key": pa.string(),
@@ -280,4 +296,4 @@ def publish(parts: Parts, state: Mapping[str, torch.Tensor], rows: list[dict[str
     pq.write_table(
         pa.Table.from_pylist(rows, pa.schema(list(columns.items()))), parts.partial("scores.parquet")
     )
-    parts.publish("scores.parquet")
+    parts.publish(*names)

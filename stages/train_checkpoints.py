@@ -77,10 +77,19 @@ class Checkpoints:
     """
 
     def __init__(
-        self, engine: "Engine", parts: Parts, keep: int, probe: Callable[[int], float], kernels: str
+        self,
+        engine: "Engine",
+        parts: Parts,
+        keep: int,
+        probe: Callable[[int], float],
+        *,
+        kernels: str,
+        before_publishing: Callable[[], None],
     ):
-        """`kernels`: what computes here, in words; a loss computed by others differs more."""
+        """`kernels`: what computes here, in words; a loss computed by others differs more.
+        `before_publishing` is called on rank 0."""
         self._engine, self._parts, self._keep, self._probe = engine, parts, keep, probe
+        self._before_publishing = before_publishing
         self._kernels = engine.of_rank_0(kernels)
         self._pending: tuple[int, Path, dict] | None = None
         self.seconds_stopped = 0.0
@@ -161,6 +170,7 @@ class Checkpoints:
         (step, folder, facts), self._pending = self._pending, None
         if self._engine.rank == 0:
             (folder / FACTS_FILE).write_text(json.dumps(facts))
+            self._before_publishing()
             self._parts.publish(f"{CHECKPOINTS}/step-{step:07d}")
             for _, old in checkpoints(self._parts)[: -self._keep]:
                 self._parts.remove(f"{CHECKPOINTS}/{old.name}")

@@ -91,6 +91,8 @@ def run_workers(
             try:
                 _trainer(function, settings, context, name=f"{name}-{number}").fit()
                 free_places(folder / _PLACES_FILE)
+                if last_part is None or not context.parts.done(last_part):  # else all is there already
+                    follower.raise_what_stopped()
                 return
             except ray.train.TrainingFailedError as error:
                 free_places(folder / _PLACES_FILE)

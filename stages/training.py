@@ -198,15 +198,17 @@ def train(
 
 
 def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) -> None:
+    report = MetricsFile(plan.parts.attempt_folder / "metrics.jsonl") if engine.rank == 0 else None
     checkpoints = Checkpoints(
         engine,
         plan.parts,
         plan.site.keep_checkpoints,
         lambda step: probe_loss(engine, source, step),
-        kernels_in_use(plan.site),
+        kernels=kernels_in_use(plan.site),
+        # of the steps in it: without them a machine that loses its power would leave a gap in the curve
+        before_publishing=report.sync if report else lambda: None,
     )
     step, resumed, kept = checkpoints.restore()
-    report = MetricsFile(plan.parts.attempt_folder / "metrics.jsonl") if engine.rank == 0 else None
     watch = LossWatch(plan.site, kept.get("losses"), engine.num_skipped_steps)
     engine.phases.enabled = plan.site.profile
     trace = StepTrace(plan.parts.attempt_folder, engine.rank, plan.site.trace_steps)

@@ -1,6 +1,7 @@
 """Metrics of a training by step: written by rank 0, read over all attempts, drawn as a curve."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,10 @@ class MetricsFile:
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, "time": time.time(), "metrics": dict(metrics)}) + "\n")
+
+    def sync(self) -> None:
+        """Lines so far outlast a crash of the machine."""
+        os.fsync(self._file.fileno())
 
 
 def read_metrics(parts: Parts) -> list[tuple[int, dict[str, float]]]:

@@ -104,6 +104,28 @@ def test_strict_code_runs_what_other_code_made(done):
     assert len(done.runs()) == 2
 
 
+def test_a_stage_goes_on_after_its_code_was_mended_and_says_so(project):
+    """Parts of the attempt that failed stay; `--strict-code` makes them again, also once all is done."""
+    project.vico("run", code=-9, TINY_KILL="square:2")
+    name = "tests/integration/tiny_pipeline/square.py"
+    begun = project.stage("square") / "attempts/1/attempt.json"
+    content = json.loads(begun.read_text())
+    assert name in content["sources"]
+    begun.write_text(json.dumps({**content, "sources": {**content["sources"], name: "0" * 64}}))
+    goes_on = f"unfinished: goes on from attempt 1; {name} changed since, and its parts stay"
+    assert project.plan()["square"] == ("run", [goes_on])
+    assert project.plan("--strict-code")["square"] == ("run", [f"{name} changed since (--strict-code)"])
+    assert goes_on in project.vico("run")
+    assert list(project.record("square")["facts"]["sources_of_attempts"]) == ["1", "2"]
+    mixed = "made by attempts of different code (1, 2)"
+    assert project.plan()["square"][1][1] == f"{mixed}; fingerprint kept, code_version 1"
+    assert project.plan("--strict-code")["square"] == ("run", [f"{mixed} (--strict-code)"])
+    project.vico("run", "--strict-code")
+    assert (project.stage("square") / "superseded/1/record.json").exists()
+    assert "sources_of_attempts" not in project.record("square")["facts"]
+    assert actions(project.plan("--strict-code")) == dict.fromkeys(("draw", "square", "total"), "reuse")
+
+
 def test_a_missing_output_is_made_again_without_the_rest(done):
     before = done.outputs()
     part = done.stage("square") / "output" / "part-1.txt"

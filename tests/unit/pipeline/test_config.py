@@ -195,7 +195,7 @@ def test_a_wrong_override_is_refused(load, override, message):
 
 
 def test_paths_are_relative_to_the_working_directory(load, monkeypatch, tmp_path):
-    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "models").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     head = "inputs: {records: {format: internvl, path: ../meta.json}, model: models/tiny}\n"
     inputs = load(head=head).inputs

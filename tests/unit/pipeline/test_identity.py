@@ -124,9 +124,9 @@ STAGES = {
     "consistency": "6f0db624d0894172",
     "ratio": "cf1352a9e9203352",
     "label": "297168ea6b476f93",
-    "router": "4fd8f39565bfc79e",
-    "evaluate": "f27dfea52ebf07c3",
-    "export": "f7881c3e42ba0ee7",
+    "router": "44cff83a7fd6de5e",
+    "evaluate": "057f57067b59b304",
+    "export": "9b69431a407b4dbb",
 }
 
 

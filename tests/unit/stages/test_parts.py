@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 
+from pipeline.storage import is_partial
 from stages.context import LeaseLost
 from stages.parts import JOURNAL_FILE, Parts
 
@@ -117,3 +118,19 @@ def test_an_attempt_that_was_taken_over_drops_and_renames_nothing(tmp_path):
         with pytest.raises(LeaseLost):
             act()
     assert (parts.output / "a.txt").read_text() == "a"
+
+
+def test_a_kill_while_a_part_is_deleted_leaves_no_half_of_it(tmp_path, monkeypatch):
+    parts = Parts(tmp_path, 1)
+    (parts.partial("best/step-30") / "inner").mkdir(parents=True)
+    parts.publish("best/step-30")
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stages.parts.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        parts.remove("best/step-30")
+    assert not parts.done("best/step-30") and not list(parts.output.glob("best/step-*"))
+    (left,) = parts.output.glob("best/.*")
+    assert is_partial(left.name), "the next attempt clears it away"

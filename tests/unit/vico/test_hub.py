@@ -31,6 +31,14 @@ except UserError as error:
     print("error:", error)
 """
 
+CONFIG = """
+import sys
+from pathlib import Path
+from pipeline.config import load_config
+from pipeline.graph import pipeline_graph
+print(load_config(Path(sys.argv[1]), pipeline_graph()).inputs.model)
+"""
+
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
@@ -103,6 +111,22 @@ def test_an_id_is_fetched_once_and_opens_offline_after_that(hub, tmp_path):
     asked.clear()
     assert printed(OPEN, "someone/tiny", address, tmp_path, HF_HUB_OFFLINE="1") == "VicoModel"
     assert not asked
+
+
+def test_a_pipeline_may_name_its_model_by_id(hub, tmp_path):
+    """Its folder is the snapshot of one commit, whose files are digested like any others."""
+    (tmp_path / "pipeline.yaml").write_text(
+        "inputs: {records: {format: demo, num_samples: 4}, model: someone/tiny}\n"
+    )
+    config = str(tmp_path / "pipeline.yaml")
+    folder = Path(printed(CONFIG, config, hub[0], tmp_path / "cache"))
+    assert folder.name == COMMIT and (folder / "model.safetensors").exists()
+    (tmp_path / "pipeline.yaml").write_text(
+        "inputs: {records: {format: demo, num_samples: 4}, model: models/mistyped}\n"
+    )
+    hub[1].clear()
+    assert printed(CONFIG, config, hub[0], tmp_path / "cache") == str(Path("models/mistyped").absolute())
+    assert not hub[1], "models/ is a folder here: a path is meant, and the Hub is not asked"
 
 
 def test_what_cannot_be_had_is_one_line_with_the_remedy(hub, tmp_path):
