@@ -6,7 +6,16 @@ import logging
 import re
 from typing import Any
 
-_USER_INFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
+_USER_INFO = re.compile(
+    r"""(?<=://)(?:
+        [^/@\s'"]+@
+        |                                # or with a slash in the password, as databases take it:
+        [^/:@\s'"\[]*:                   # the user; [ begins an IPv6 address
+        (?!\d{1,5}/)                     # of host:5000/me@x the part before the @ is port and path
+        (?:(?!://)[^@\s'"])+@(?=[\w\[])
+    )""",
+    re.VERBOSE,
+)
 
 
 def without_passwords(text: str) -> str:

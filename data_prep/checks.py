@@ -13,7 +13,18 @@ from data_prep.reasons import Rejected
 from vico.prompt import IMAGE_MARK, PromptFormat
 from vico.tiling import num_tiles
 
-_READ_FIELDS = ("id", "conversations", "image", "video", "kind", "category", "group", "license", "origin")
+_READ_FIELDS = (
+    "id",
+    "conversations",
+    "image",
+    "video",
+    "videos",
+    "kind",
+    "category",
+    "group",
+    "license",
+    "origin",
+)
 # ours in KEY.json, or computed anew from the pictures
 _REPLACED_FIELDS = ("source", "line", "images", "repeat", "max_tiles", "width", "height", "length")
 _MAX_FIELD_CHARS = 200
@@ -56,11 +67,12 @@ def checked_sample(raw: RawRow, limits: RowLimits, prompt_format: PromptFormat) 
     if raw.refused is not None:
         raise Rejected(*raw.refused)
     row = parsed_row(raw.content)
-    if row.get("video"):
+    if row.get("video") or row.get("videos"):
         raise Rejected("video", "the row has a video")
     conversations = _conversations(row)
     names = _picture_names(row)
-    kind, group = _word(row, "kind") or _word(row, "category"), _word(row, "group")
+    kind = (_word(row, "kind") or _word(row, "category"))[:_MAX_FIELD_CHARS]
+    group = _word(row, "group")  # never cut: it decides the side of the split
     _check_answers(conversations)
     _check_marks(conversations, len(names))
     if raw.is_duplicate:

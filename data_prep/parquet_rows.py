@@ -21,6 +21,7 @@ from data_prep.storage import Place, opened
 from vico.errors import UserError
 
 _TEXT_COLUMNS = ("conversations", "messages", "texts")
+_VIDEO_COLUMNS = ("video", "videos")
 _ROWS_PER_BATCH = 16  # pictures of several megabytes are normal
 
 
@@ -97,6 +98,8 @@ def _as_internvl(row: dict[str, Any]) -> tuple[bytes, dict[str, bytes]]:
     names = [_named(number, image, pictures) for number, image in enumerate(images)]
     fields = {name: row[name] for name in _TEXT_COLUMNS if row.get(name) is not None}
     fields |= {name: value for name, value in row.items() if name not in fields and _is_plain(value)}
+    if any(_holds_something(row.get(name)) for name in _VIDEO_COLUMNS):
+        fields["video"] = True  # a struct or list is not carried over, but the checks must see it
     fields["image"] = names
     return json.dumps(internvl_row(fields), default=str).encode(), pictures
 
@@ -113,6 +116,13 @@ def _named(number: int, image: Any, pictures: dict[str, bytes]) -> str:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _holds_something(value: Any) -> bool:
+    """Whether anything stands in a value: a struct of nulls is how a writer says that there is none."""
+    if isinstance(value, dict):
+        return any(map(_holds_something, value.values()))
+    return any(map(_holds_something, value)) if isinstance(value, list) else bool(value)
 
 
 def _picture(pictures: dict[str, bytes], root: Place, name: str) -> bytes:

@@ -19,6 +19,7 @@ from data_prep.storage import Place, opened
 from vico.errors import UserError
 
 _PICTURE_ENDS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_VIDEO_ENDS = ("mp4", "avi", "mov", "mkv", "webm")
 _KEPT_MEMBERS = 1000
 
 
@@ -93,6 +94,9 @@ def _as_internvl(sample: TarSample) -> tuple[bytes, dict[str, bytes], tuple[str,
     if "json" not in sample.members:
         return b"", {}, ("broken_row", f"the sample {sample.key} has no .json member")
     content = sample.members["json"]
+    videos = [end for end in sample.members if _ends_in(end, _VIDEO_ENDS)]
+    if videos:
+        return content, {}, ("video", f"the sample {sample.key} has a video ({videos[0]})")
     try:
         row = json.loads(content)
     except (ValueError, RecursionError):
@@ -101,7 +105,7 @@ def _as_internvl(sample: TarSample) -> tuple[bytes, dict[str, bytes], tuple[str,
         return content, {}, None
     row = internvl_row(row)
     stem = posixpath.basename(sample.key)
-    named = {f"{stem}.{end}": data for end, data in sample.members.items() if _is_picture(end)}
+    named = {f"{stem}.{end}": data for end, data in sample.members.items() if _ends_in(end, _PICTURE_ENDS)}
     row["image"] = _chosen(row.get("image"), named)
     return json.dumps(row).encode(), named, None
 
@@ -121,8 +125,8 @@ def _order(name: str) -> tuple[int, str]:
     return (int(parts[1]) if len(parts) > 2 and parts[1].isdecimal() else -1), name
 
 
-def _is_picture(extension: str) -> bool:
-    return extension.rpartition(".")[2].lower() in _PICTURE_ENDS
+def _ends_in(extension: str, ends: tuple[str, ...]) -> bool:
+    return extension.rpartition(".")[2].lower() in ends
 
 
 def _picture(pictures: dict[str, bytes], name: str) -> bytes:

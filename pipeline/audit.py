@@ -1,4 +1,6 @@
-"""`vico audit RUN`: does everything recorded of a run still hold. Reads only, and reads all of it."""
+"""`vico audit RUN`: does everything recorded of a run still hold. Reads all of it and changes none of it;
+what MLflow lacks is noted, for the next `vico run` to send.
+"""
 
 from pathlib import Path
 

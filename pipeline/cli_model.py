@@ -57,6 +57,9 @@ def serve(
     ] = None,
     max_body_mb: Annotated[int, typer.Option("--max-body-mb", min=1, help="Bytes of a request.")] = 32,
     max_megapixels: Annotated[int, typer.Option("--max-megapixels", min=1, help="Of one picture.")] = 50,
+    max_request_megapixels: Annotated[
+        int, typer.Option("--max-request-megapixels", min=1, help="Of all pictures of one request together.")
+    ] = 200,
     max_pictures: Annotated[int, typer.Option("--max-pictures", min=0, help="Of one request.")] = 16,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of one answer.")] = 1024,
     max_total_tokens: Annotated[
@@ -74,6 +77,7 @@ def serve(
     limits = Limits(
         body_bytes=max_body_mb * 2**20,
         picture_pixels=max_megapixels * 10**6,
+        request_pixels=max_request_megapixels * 10**6,
         pictures=max_pictures,
         new_tokens=max_new_tokens,
         total_tokens=max_total_tokens,

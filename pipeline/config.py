@@ -98,7 +98,19 @@ def load_config(path: Path, graph: Graph, overrides: Sequence[str] = ()) -> Pipe
         raise UserError(f"{path}: {error}; mend the YAML there") from error
     for stage in config.inputs.adopt:
         graph.check_name(stage, "inputs.adopt")
+    _check_repaired(config.inputs, graph)
     return config.model_copy(update={"inputs": _with_absolute_paths(config.inputs)})
+
+
+def _check_repaired(inputs: Inputs, graph: Graph) -> None:
+    """A stage that is taken over does not run, so it would not see the repaired rows."""
+    for spec in graph.stages:
+        if inputs.repaired and spec.name in inputs.adopt and "repaired" in spec.inputs:
+            raise UserError(
+                f"inputs.repaired={', '.join(map(str, inputs.repaired))} has no effect while "
+                f"inputs.adopt.{spec.name}={inputs.adopt[spec.name]} takes its result from elsewhere; "
+                f"leave out inputs.repaired or inputs.adopt.{spec.name}"
+            )
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

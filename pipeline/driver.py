@@ -14,13 +14,15 @@ from pipeline.branches import Branches, StageFailed
 from pipeline.failures import RetriesLeft, disk_full
 from pipeline.hook import call_hook
 from pipeline.lease import Lease, LeaseHeld
-from pipeline.opening import OpenPipeline, RunRequest
+from pipeline.opening import OpenPipeline, RunRequest, enter_config
 from pipeline.planning import StageTask
 from pipeline.progress import Display
 from pipeline.runs import RunAttempt, RunFile, Runs, State
 from pipeline.services import Services
 from pipeline.signals import StopSignals
 from pipeline.stage_run import StageRuns
+from pipeline.submit import is_of_other_job
+from pipeline.tracking_state import SentState
 from stages.context import Interrupted, LeaseLost
 from vico.errors import Unreachable, UserError
 
@@ -173,6 +175,9 @@ class Driver:
         if going_on and run.state == "failed":
             for entry in run.stages.values():
                 entry.forced = False  # asked for again after a failure, --force means it again
+        if is_of_other_job(run.submission):
+            run.submission = None  # by how that job ended nobody is to judge this command
+        kept = enter_config(run, self.opened.pipeline.config, is_tracked=self._is_tracked())
         run.state, run.error, run.site = "running", None, self.request.site.name
         for entry in run.stages.values():
             if entry.state != "done":
@@ -183,9 +188,16 @@ class Driver:
         run.attempts.append(RunAttempt(started=_now(), host=socket.gethostname(), pid=os.getpid()))
         self.runs.save(run, self.lease)
         display.line(f"run {run.run}: {'goes on' if going_on else 'starts'} in {self.address}")
-        kept = [name for name, entry in run.stages.items() if entry.forced and name in self.opened.forced]
         if kept:
-            display.line(f"--force was followed before the crash: goes on with {', '.join(kept)}")
+            display.line(kept)
+        forced = [name for name, entry in run.stages.items() if entry.forced and name in self.opened.forced]
+        if forced:
+            display.line(f"--force was followed before the crash: goes on with {', '.join(forced)}")
+
+    def _is_tracked(self) -> bool:
+        """Whether MLflow knows the run; it is not asked."""
+        told = SentState.of(self.runs.run_folder(self.run.run), self.request.site.tracking_place)
+        return self.run.mlflow_run_id is not None or bool(told.runs)
 
     def _enter_tracking_ids(self) -> None:
         """What the tracker learned at the end, when the server may have come back."""

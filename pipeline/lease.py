@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.json_files import StoredModel
+from pipeline.processes import boot_id, pid_namespace, pid_started, sight
 from pipeline.storage import Conflict, storage_of
 from stages.context import LeaseLost
 from stages.parts import LEASE_FILE, locked
@@ -63,12 +64,15 @@ class Holder(StoredModel):
 
     def is_here(self) -> bool:
         """Whether its process number means something here: same host, boot and process namespace."""
-        here = (socket.gethostname(), _boot_id(), _pid_namespace())
+        here = (socket.gethostname(), boot_id(), pid_namespace())
         return (self.host, self.boot_id, self.pid_namespace) == here
 
     def is_dead(self) -> bool:
         """Whether its process is seen to be gone, or its number to belong to another process by now."""
-        return self.is_here() and _pid_started(self.pid) != self.pid_started
+        return self.is_here() and sight(self.pid, self.pid_started) == "dead"
+
+    def is_seen_alive(self) -> bool:
+        return self.is_here() and sight(self.pid, self.pid_started) == "alive"
 
 
 def read_lease(folder: Path) -> Holder | None:
@@ -199,7 +203,7 @@ def acquire(
                 except Conflict:
                     continue  # another machine was quicker
                 return Lease(folder, holder, beat_s)
-        seen_alive = current.is_here() or watch.moved
+        seen_alive = current.is_seen_alive() or watch.moved
         if seen_alive and time.monotonic() >= deadline:
             raise LeaseHeld(folder, current)
         if not told and on_wait is not None:
@@ -221,7 +225,7 @@ def refuse_living(folders: Iterable[Path], remedy: str) -> dict[Path, str]:
                 del watched[folder]
                 continue
             watch.stood_still_s(holder)
-            if holder.is_here() or watch.moved:
+            if holder.is_seen_alive() or watch.moved:
                 raise LeaseHeld(folder, holder, remedy)
         if not watched or time.monotonic() - began >= STALE_S:
             return {folder: read_lease(folder).token for folder in watched}
@@ -265,29 +269,10 @@ def _this_process(run: str, attempt: int, working_copy: str) -> Holder:
         attempt=attempt,
         token=secrets.token_hex(8),
         host=socket.gethostname(),
-        boot_id=_boot_id(),
-        pid_namespace=_pid_namespace(),
+        boot_id=boot_id(),
+        pid_namespace=pid_namespace(),
         pid=os.getpid(),
-        pid_started=_pid_started(os.getpid()) or "",
+        pid_started=pid_started(os.getpid()) or "",
         working_copy=working_copy,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def _pid_namespace() -> str:
-    """Two containers may share host name and boot and still number their processes apart."""
-    return os.readlink("/proc/self/ns/pid")
-
-
-def _pid_started(pid: int) -> str | None:
-    """When the process started, in ticks since boot; None if there is none or only its corpse."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else fields[19]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.site import Site
-from pipeline.config import check_together, load_config
+from pipeline.config import PipelineConfig, check_together, load_config
 from pipeline.digests import DigestCache
 from pipeline.graph import Graph
 from pipeline.planning import Pipeline, PlannedStage, plan, resolve
@@ -81,3 +81,19 @@ def choose_run(
             site=site.name,
             submission=submission,
         )
+
+
+def enter_config(run: RunFile, config: PipelineConfig, *, is_tracked: bool) -> str | None:
+    """Give a run that is gone on with the config of this command, whose fingerprints are the same: the model
+    may lie elsewhere by now. The line that says what of it has no effect, None if all has.
+
+    Of a run that MLflow knows the rest stays: there its experiment and its params are written once.
+    """
+    given = config.resolved()
+    if not is_tracked:
+        run.config, run.experiment = given, config.experiment
+        return None
+    run.config = {**given, **run.config, "inputs": given["inputs"]}
+    if config.experiment == run.experiment:
+        return None
+    return f"run {run.run}: experiment={config.experiment} is for new runs; MLflow has it in {run.experiment}"

@@ -1,5 +1,5 @@
 """What a run made or reused, found again: a later run may have set a stage's record aside. Used by audit,
-diff, reproduce and gc."""
+diff, reproduce, export and gc."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,10 @@ class RunRecord:
     @property
     def path(self) -> Path:
         return self.folder / RECORD_FILE
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output"
 
     @property
     def attempts(self) -> Path:

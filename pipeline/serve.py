@@ -38,8 +38,10 @@ class Place:
 def serve(name_or_folder: str, place: Place, limits: Limits, threshold: float | None = None) -> None:
     """Serves until a signal comes; `limits.total_tokens` 0 stands for the model's own.
 
-    Raises UserError for a model that does not open, a router without threshold, and a place that is taken.
+    Raises UserError for limits that contradict, a model that does not open, a router without threshold, and a
+    place that is taken.
     """
+    _check_limits(limits)
     logging.getLogger("pipeline").addHandler(logging.StreamHandler(sys.stderr))
     listener = _listener(place)
     with listener:
@@ -77,6 +79,14 @@ class _Stoppable(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
         self._engine.stop()
+
+
+def _check_limits(limits: Limits) -> None:
+    if limits.request_pixels < limits.picture_pixels:
+        raise UserError(
+            f"--max-request-megapixels={limits.request_pixels // 10**6} is below "
+            f"--max-megapixels={limits.picture_pixels // 10**6} of one picture; raise it or lower the other"
+        )
 
 
 def _listener(place: Place) -> socket.socket:

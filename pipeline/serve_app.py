@@ -72,13 +72,9 @@ class Server:
         try:
             if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
                 raise RequestError("the content type must be application/json", status=415)
-            body = await self._body(request)
-            loop = asyncio.get_running_loop()
-            chat = await loop.run_in_executor(self._readers, chat_of, body, self.engine.limits)
-            self._check_name(chat.request.model)
-            answer = _Answer(self.engine, chat, self.name)
+            answer = _Answer(self.engine, await self._chat(request), self.name)
             first = await answer.event(request)  # a refusal can still be a status
-            if not chat.request.stream:
+            if not answer.chat.request.stream:
                 return JSONResponse(await answer.whole(first, request))
             streaming = True
             return StreamingResponse(self._stream(answer, first), media_type="text/event-stream")
@@ -94,6 +90,14 @@ class Server:
         finally:  # also when the client went away
             answer.job.cancelled.set()
             self.num_open -= 1
+
+    async def _chat(self, request: Request) -> Chat:
+        """The checked request; its body is let go before the answer is waited for."""
+        body = await self._body(request)
+        loop = asyncio.get_running_loop()
+        chat = await loop.run_in_executor(self._readers, chat_of, body, self.engine.limits)
+        self._check_name(chat.request.model)
+        return chat
 
     async def _body(self, request: Request) -> bytes:
         limit = self.engine.limits.body_bytes

@@ -6,20 +6,20 @@ Requests hand a Job in and hear of it through callbacks; nothing here knows of H
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.serve_request import Chat, Limits, RequestError
+from pipeline.serve_request import Chat, Limits, Picture, RequestError
 from vico.generation import streamed_answer
 from vico.model import VicoModel
 from vico.prompt import PromptFormat, Skeleton
 from vico.rates import EncodedTiles, num_tokens
 from vico.routing import absolute_rule, published_rule
-from vico.tiling import num_tiles, pixel_values
+from vico.tiling import Tiling, num_tiles, pixel_values
 
 logger = logging.getLogger(__name__)
 _BATCH_TILES = 16
@@ -102,10 +102,10 @@ class Engine:
     def _answer(self, job: Job) -> None:
         self._check_goes_on(job)
         chat = job.chat
-        skeleton, tilings = self._skeleton(chat)
-        pixels = [pixel_values(one.image, tiling) for one, tiling in zip(chat.pictures, tilings, strict=True)]
-        tiles, p_compress_N = self._encoded(job, pixels)
-        compressed_N, routing = self._routed(chat, p_compress_N, [len(one) for one in pixels])
+        tilings = [self.model.settings.tiling(one.max_tiles) for one in chat.pictures]
+        skeleton, counts = self._skeleton(chat, tilings)
+        tiles, p_compress_N = self._encoded(job, tilings)
+        compressed_N, routing = self._routed(chat, p_compress_N, counts)
         prompt = (skeleton, compressed_N, 0)
         num_prompt = num_tokens(prompt, self.model.settings)
         room = self.limits.total_tokens - num_prompt
@@ -140,30 +140,35 @@ class Engine:
         reason = "stop" if last_id == [self.prompts.end_of_turn_id] else "length"
         job.tell(Event(text.rest(), reason, usage, routing))
 
-    def _skeleton(self, chat: Chat) -> tuple[Skeleton, list]:
+    def _skeleton(self, chat: Chat, tilings: Sequence[Tiling]) -> tuple[Skeleton, list[int]]:
+        """The prompt's skeleton and the tiles of each picture, from the pictures' sizes alone."""
         settings = self.model.settings
-        tilings = [settings.tiling(one.max_tiles) for one in chat.pictures]
         counts = [
-            num_tiles(*one.image.size, tiling) for one, tiling in zip(chat.pictures, tilings, strict=True)
+            num_tiles(one.width, one.height, tiling)
+            for one, tiling in zip(chat.pictures, tilings, strict=True)
         ]
         skeleton = self.prompts.encode(chat.turns, counts, add_generation_prompt=True)
         fewest = settings.tokens_compressed if self.model.router is not None else settings.tokens_full
         least = skeleton.num_text_tokens + sum(counts) * fewest
         if least >= self.limits.total_tokens:  # before any picture costs time
             raise _too_long(f"at least {least} prompt tokens", self.limits)
-        return skeleton, tilings
+        return skeleton, counts
 
-    def _encoded(self, job: Job, pixels: list[np.ndarray]) -> tuple[EncodedTiles, torch.Tensor | None]:
-        """Visual tokens of all tiles, and P(compress) float32 [N] where there is a router."""
+    def _encoded(self, job: Job, tilings: Sequence[Tiling]) -> tuple[EncodedTiles, torch.Tensor | None]:
+        """Visual tokens of all tiles, and P(compress) float32 [N] where there is a router. One picture at a
+        time is decoded.
+        """
         model, weight = self.model, self.model.lm_head.weight
         routed = model.router is not None and model.compressed_connector is not None
         full = [weight.new_zeros(0, model.settings.tokens_full, model.language_width)]
         compressed = [weight.new_zeros(0, model.settings.tokens_compressed, model.language_width)]
         p_compress = [torch.zeros(0)]
-        for picture in pixels:
-            for start in range(0, len(picture), _BATCH_TILES):
+        for picture, tiling in zip(job.chat.pictures, tilings, strict=True):
+            self._check_goes_on(job)
+            pixels = _pixels(picture, tiling)
+            for start in range(0, len(pixels), _BATCH_TILES):
                 self._check_goes_on(job)
-                batch = torch.from_numpy(picture[start : start + _BATCH_TILES]).to(weight.device)
+                batch = torch.from_numpy(pixels[start : start + _BATCH_TILES]).to(weight.device)
                 features_NPv = model.vision_features(batch)
                 full.append(model.full_tokens(features_NPv))
                 if routed:
@@ -205,6 +210,11 @@ class Engine:
         visual, full = sum(tile["tokens"] for tile in tiles), len(tiles) * settings.tokens_full
         report = {"rule": rule, "threshold": threshold, "visual_tokens": visual, "visual_tokens_full": full}
         return compressed_N.numpy(), {**report, "tiles": tiles}
+
+
+def _pixels(picture: Picture, tiling: Tiling) -> np.ndarray:
+    """A picture's tiles, float32 [N, 3, S, S]; the decoded picture is let go."""
+    return pixel_values(picture.decoded(), tiling)
 
 
 def _stopping_error() -> RequestError:

@@ -1,19 +1,22 @@
-"""A request of OpenAI's chat form as a conversation with decoded pictures, or the 4xx error that it gets.
+"""A request of OpenAI's chat form as a conversation with pictures, or the 4xx error that it gets.
 
 What this server cannot do is refused by name, never left aside. `pipeline/serve_app.py` calls it off the
-event loop.
+event loop. A request that waits holds its pictures as they were sent: `pipeline/serve_engine.py` decodes them
+when it is their turn.
 """
 
 import base64
 import binascii
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from itertools import islice
+from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vico.prompt import IMAGE_MARK
 from vico.settings import IMAGE_END, IMAGE_START, IMAGE_TOKEN, TURN_END, TURN_START
@@ -21,16 +24,20 @@ from vico.settings import IMAGE_END, IMAGE_START, IMAGE_TOKEN, TURN_END, TURN_ST
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
 _SPEAKERS = {"system": "system", "developer": "system", "user": "human", "assistant": "gpt"}
 _MARKS = (IMAGE_MARK, IMAGE_START, IMAGE_END, IMAGE_TOKEN, TURN_START, TURN_END)
+_MAX_ITEMS = (
+    1000  # messages of a request, and parts of a message: each takes some kilobytes while it is checked
+)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one request: bytes of its body, pixels of one picture, pictures, and new tokens. `total_tokens`
-    bounds prompt and answer together; `waiting` how many requests are in the server at once.
+    """Of one request: bytes of its body, pixels of one picture and of all together, pictures, and new tokens.
+    `total_tokens` bounds prompt and answer together; `waiting` how many requests are in the server at once.
     """
 
     body_bytes: int
     picture_pixels: int
+    request_pixels: int
     pictures: int
     new_tokens: int
     total_tokens: int
@@ -49,6 +56,17 @@ class RequestError(Exception):
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_unknown_field(cls, value: Any) -> Any:
+        """The known fields and the first unknown one, for which it is refused: pydantic would make an error
+        of each, and a body may have millions.
+        """
+        if not isinstance(value, dict):
+            return value
+        unknown = list(islice((name for name in value if name not in cls.model_fields), 1))
+        return {name: value[name] for name in (*cls.model_fields, *unknown) if name in value}
 
 
 class ImageUrl(_Part):
@@ -69,7 +87,13 @@ class TextPart(_Part):
 
 class Message(_Part):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: (
+        str
+        | Annotated[
+            list[Annotated[TextPart | ImagePart, Field(discriminator="type")]],
+            Field(fail_fast=True, max_length=_MAX_ITEMS),
+        ]
+    )
     name: None = None
 
 
@@ -89,7 +113,7 @@ class ChatRequest(_Part):
     """The fields that are read. A literal is the one value under which a field changes nothing here."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=_MAX_ITEMS)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=0, strict=False)] | None = None
@@ -108,15 +132,30 @@ class ChatRequest(_Part):
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded RGB picture, with the client's own limit of tiles."""
+    """A picture as it was sent, with its size by the header and the client's own limit of tiles; `param`
+    names it in errors.
+    """
 
-    image: Image.Image
+    content: bytes
+    width: int
+    height: int
     max_tiles: int | None
+    param: str
+
+    def decoded(self) -> Image.Image:
+        """The RGB picture; RequestError where only the header was good."""
+        with (
+            _picture_errors(self.param),
+            Image.open(io.BytesIO(self.content), formats=PICTURE_FORMATS) as image,
+        ):
+            return image.convert("RGB")
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A checked request: turns in the form of `PromptFormat.encode`, pictures in their order."""
+    """A checked request: turns in the form of `PromptFormat.encode`, pictures in their order. `request` has
+    no messages any more, which would hold the pictures a second time.
+    """
 
     request: ChatRequest
     turns: tuple[Mapping[str, str], ...]
@@ -143,7 +182,7 @@ def chat_of(body: bytes, limits: Limits) -> Chat:
         )
     if request.messages[-1].role != "user":
         raise RequestError("the last message must be the user's", "messages")
-    return Chat(request, tuple(turns), tuple(pictures), wanted)
+    return Chat(request.model_copy(update={"messages": []}), tuple(turns), tuple(pictures), wanted)
 
 
 def _request(body: bytes) -> ChatRequest:
@@ -180,20 +219,37 @@ def _turn(message: Message, param: str, pictures: list[Picture], limits: Limits)
         if len(pictures) >= limits.pictures:
             raise RequestError(f"more than {limits.pictures} pictures, this server's limit", where)
         pictures.append(_picture(part.image_url, f"{where}.image_url", limits))
+        _check_pixels(pictures, where, limits)
         value += f"{IMAGE_MARK}\n"
-    return value
+    num_pictures = sum(isinstance(part, ImagePart) for part in message.content)
+    return _text(value, f"{param}.content", num_pictures)  # parts may spell a mark together
 
 
-def _text(text: str, param: str) -> str:
-    """The text, unless it spells a token that marks turns or pictures: it could end its own turn with it."""
+def _text(text: str, param: str, num_pictures: int = 0) -> str:
+    """The text, unless it spells a token that marks turns or pictures besides the marks of its own pictures:
+    it could end its own turn with it."""
     for mark in _MARKS:
-        if mark in text:
+        if text.count(mark) != (num_pictures if mark == IMAGE_MARK else 0):
             raise RequestError(f"the text spells {mark}, which marks turns and pictures in the prompt", param)
     return text
 
 
 def _picture(given: ImageUrl, param: str, limits: Limits) -> Picture:
-    head, comma, data = given.url.partition(",")
+    """The picture behind a data URL, by its header; nothing is decoded."""
+    content = _content(given.url, param)
+    with _picture_errors(param), Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
+        width, height = image.size
+    if width * height > limits.picture_pixels:
+        raise RequestError(
+            f"a picture of {width} x {height} is above this server's limit of {limits.picture_pixels} pixels",
+            param,
+            code="image_too_large",
+        )
+    return Picture(content, width, height, given.max_dynamic_patch, param)
+
+
+def _content(url: str, param: str) -> bytes:
+    head, comma, data = url.partition(",")
     if not head.startswith("data:"):
         raise RequestError(
             "only data URLs (data:image/png;base64,...) are taken; this server fetches nothing", param
@@ -201,22 +257,27 @@ def _picture(given: ImageUrl, param: str, limits: Limits) -> Picture:
     if not comma or not head.endswith(";base64"):
         raise RequestError("the data URL must be base64: data:image/png;base64,...", param)
     try:
-        content = base64.b64decode(data, validate=True)
+        return base64.b64decode(data, validate=True)
     except binascii.Error as error:
         raise RequestError(f"the data URL is not valid base64 ({error})", param) from error
+
+
+def _check_pixels(pictures: list[Picture], param: str, limits: Limits) -> None:
+    pixels = sum(one.width * one.height for one in pictures)
+    if pixels > limits.request_pixels:
+        raise RequestError(
+            f"the pictures have {pixels} pixels together, above this server's limit of "
+            f"{limits.request_pixels} pixels a request; send fewer or smaller ones",
+            param,
+            code="image_too_large",
+        )
+
+
+@contextmanager
+def _picture_errors(param: str) -> Iterator[None]:
+    """What Pillow raises on a picture as the 400 that the client gets."""
     try:
-        with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
-            pixels = image.width * image.height  # from the header, before anything is decoded
-            if pixels > limits.picture_pixels:
-                raise RequestError(
-                    f"a picture of {image.width} x {image.height} is above this server's limit of "
-                    f"{limits.picture_pixels} pixels",
-                    param,
-                    code="image_too_large",
-                )
-            return Picture(image.convert("RGB"), given.max_dynamic_patch)
-    except RequestError:
-        raise
+        yield
     except Image.DecompressionBombError as error:
         raise RequestError(
             f"a picture has too many pixels ({error})", param, code="image_too_large"

@@ -26,6 +26,8 @@ from vico.errors import UserError
 
 CONFIG_FILE, SITE_FILE = "submitted/config.yaml", "submitted/site.yaml"
 KIND = "ray-jobs"
+JOB_VARIABLE = "VICO_JOB"
+"""In the environment of a job: the id of its submission."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def submit(request: RunRequest, graph: Graph) -> Submitted:
         write_package(package, text.files)
         num_bytes = os.path.getsize(package)
         try:
-            runtime_env = {"working_dir": str(package), "env_vars": text.env_vars}
+            env_vars = {**text.env_vars, JOB_VARIABLE: submission["id"]}
+            runtime_env = {"working_dir": str(package), "env_vars": env_vars}
             server.submit(text.entrypoint, runtime_env, submission["id"])
         except Exception as error:
             _enter(runs, run.run, None, f"not submitted: {error}")
@@ -158,6 +161,12 @@ def _enter(runs: Runs, name: str, submission: dict[str, Any] | None, error: str 
         run.submission, run.error = submission, error
         run.state = "pending" if error is None else "failed"
         runs.save(run, lease)
+
+
+def is_of_other_job(submission: dict[str, Any] | None) -> bool:
+    """Whether a run was handed to a job and this process is not that job: the job does not have it now."""
+    is_job = submission is not None and submission.get("kind") == KIND
+    return is_job and os.environ.get(JOB_VARIABLE) != submission["id"]
 
 
 def submission_state(submission: dict[str, Any]) -> JobStatus:

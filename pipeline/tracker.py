@@ -7,8 +7,9 @@ from pathlib import Path
 from cluster.site import Site
 from pipeline.projection import PIPELINE
 from pipeline.runs import Runs
+from pipeline.storage import Conflict, storage_of
 from pipeline.tracking import MlflowRuns, one_line
-from pipeline.tracking_state import SentState
+from pipeline.tracking_state import STATE_FILE, SentState
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,19 @@ def sync(site: Site, run_folder: Path, *, timeout_s: float = 60.0) -> str | None
     """Make MLflow agree with a run once; the line that says what it lacks, None if nothing."""
     tracker = Tracker(site.storage, site, run_folder)
     tracker.start()
-    return tracker.finish(timeout_s)
+    lacks = tracker.finish(timeout_s)
+    if lacks is None:
+        _share(run_folder, site)
+    return lacks
+
+
+def _share(run_folder: Path, site: Site) -> None:
+    """Have other machines see in mlflow.json that MLflow has all: there is no driver to bring it to them."""
+    state = SentState.of(run_folder, site.tracking_place)
+    try:
+        storage_of(run_folder).write(run_folder / STATE_FILE, state.content())
+    except Conflict:
+        logger.info("%s: another machine has told MLflow, too", run_folder.name)
 
 
 class Tracker:

@@ -20,7 +20,7 @@ from pipeline.projection import Projection, of_pipeline, of_stage
 from pipeline.runs import ENDED, Runs
 from pipeline.storage import storage_of
 from pipeline.tracking_outputs import Made
-from pipeline.tracking_state import STATE_FILE, SentRun, SentState, SentSteps, sqlite_lock
+from pipeline.tracking_state import STATE_FILE, SentRun, SentState, SentSteps, StepSet, sqlite_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -136,8 +136,10 @@ class MlflowRuns:
     def _reconciled(self, name: str, run: Any, began: str, known: SentRun | None) -> SentRun:
         """What MLflow has of this run by its own word; of models and files by our note."""
         run_id = run.info.run_id
-        history = {key: self.client.get_metric_history(run_id, key) for key in run.data.metrics}
-        steps = {key: {metric.step for metric in values} for key, values in history.items()}
+        last, steps = {}, {}
+        for key in run.data.metrics:  # one by one: the history of a long run is large
+            found = [metric.step for metric in self.client.get_metric_history(run_id, key)]
+            steps[key], last[key] = StepSet(found), max(found)
         datasets = [one.dataset for one in run.inputs.dataset_inputs] if run.inputs else []
         sent = SentRun(
             id=run_id,
@@ -145,6 +147,7 @@ class MlflowRuns:
             status=run.info.status,
             params=list(run.data.params),
             tags=dict(run.data.tags),
+            steps=last,
             datasets=[f"{dataset.name}:{dataset.digest}" for dataset in datasets],
             models=known.models if known else {},
             files=known.files if known else {},
@@ -209,7 +212,6 @@ class MlflowRuns:
                 self._tell_values(sent, steps, values)
                 files.take(lines)
                 self._save()  # after an outage there may be minutes of them
-            steps.settle()
         end_s = projection.end_s or projection.start_s
         counts = [(f"summary/{key}", 0, value, end_s) for key, value in projection.counts.items()]
         self._tell_values(sent, steps, counts)

@@ -1,5 +1,5 @@
 """MLflow held against the records: what `pipeline/tracking.py` was to tell it, asked back. Writes nothing but
-the ends of stale runs, and those only in `reap`.
+the ends of stale runs, those only in `reap`, and what `vico run` needs to tell MLflow again.
 
 The second door of MLflow: the tracker must stay small, and reading it back is another purpose. MLflow is
 imported inside functions only.
@@ -18,11 +18,12 @@ from pipeline.metric_files import MetricFiles, metric_key
 from pipeline.projection import PIPELINE, Projection, of_pipeline, of_stage
 from pipeline.run_records import record_of
 from pipeline.runs import ENDED, RunFile, Runs
+from pipeline.storage import Conflict
 from pipeline.tracker import sync
 from pipeline.tracking import PARAM_LENGTH, TAG_LENGTH, mlflow_client, one_line
 from pipeline.tracking_outputs import DIGEST_LENGTH
-from pipeline.tracking_state import STATE_FILE, SentState
-from vico.errors import UserError
+from pipeline.tracking_state import STATE_FILE, SentState, mark_incomplete
+from vico.errors import Unreachable, UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,9 +38,22 @@ _DRIVER_TAGS = frozenset({"mlflow.source.git.commit", "vico.git_dirty", "vico.ho
 
 
 def audit_mlflow(run: RunFile, site: Site, found: Findings) -> None:
-    """Every MLflow run of this run against run.json, records and metrics files."""
+    """Every MLflow run of this run against run.json, records and metrics files. After a problem mlflow.json
+    no longer says that MLflow has all, so that the next `vico run` tells it again."""
+    num_before = len(found.problems)
     folder = Runs(site.storage).run_folder(run.run)
     state = SentState.of(folder, site.tracking_place)
+    _compare(run, site, folder, state, found)
+    kinds = {one.kind for one in found.problems[num_before:]} - {"mlflow_unreachable"}
+    if not kinds or run.state not in ENDED:
+        return
+    try:
+        mark_incomplete(folder, site)
+    except (OSError, UserError, Unreachable, Conflict) as error:
+        found.note(PIPELINE, f"`vico run` will not tell MLflow again: {STATE_FILE} was not written ({error})")
+
+
+def _compare(run: RunFile, site: Site, folder: Path, state: SentState, found: Findings) -> None:
     ids = {PIPELINE: run.mlflow_run_id, **{name: one.mlflow_run_id for name, one in run.stages.items()}}
     ids |= {name: sent.id for name, sent in state.runs.items()}
     if not any(ids.values()):
@@ -48,7 +62,7 @@ def audit_mlflow(run: RunFile, site: Site, found: Findings) -> None:
         )
         return
     if state.runs and not state.complete and run.state == "done":
-        message = "MLflow lacks the last of the run; the command that made the run sends it"
+        message = "MLflow lacks something of the run; the command that made the run sends it"
         found.problem(PIPELINE, "mlflow_incomplete", folder / STATE_FILE, message)
     database = Path(site.tracking_uri.removeprefix("sqlite:///"))
     if site.tracking_uri.startswith("sqlite:///") and not database.is_file():

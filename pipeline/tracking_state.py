@@ -2,7 +2,7 @@
 
 import fcntl
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.site import Site
 from pipeline.json_files import StoredModel
+from pipeline.storage import storage_of
 from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class SentRun(BaseModel):
     params: list[str] = []
     tags: dict[str, str] = {}
     steps: dict[str, int] = {}
-    """The last step that was sent of each metric."""
+    """The last step that MLflow has of each metric."""
     datasets: list[str] = []
     models: dict[str, str] = {}
     """Name and digest of a model -> its id."""
@@ -39,29 +40,48 @@ class SentRun(BaseModel):
     """Path of an artifact -> size and time of change of the file when it was sent."""
 
 
-class SentSteps:
-    """Which steps of each metric MLflow has.
+class StepSet:
+    """A set of steps, a bit each: a run has up to a million of them, of some sixty metrics. The bits lie in
+    pages, since a metric may have few steps far apart."""
 
-    All of them are known after it was asked, until `settle`: the steps of a metric come in order, so the
-    last one is enough from then on. That is `last`, the mark that is saved.
+    _PAGE_STEPS = 4096
+
+    def __init__(self, steps: Iterable[int] = ()):
+        self._pages: dict[int, bytearray] = {}
+        for step in steps:
+            self.add(step)
+
+    def __contains__(self, step: int) -> bool:
+        number, byte, bit = self._place(step)
+        return number in self._pages and bool(self._pages[number][byte] & bit)
+
+    def add(self, step: int) -> None:
+        number, byte, bit = self._place(step)
+        if number not in self._pages:
+            self._pages[number] = bytearray(self._PAGE_STEPS // 8)
+        self._pages[number][byte] |= bit
+
+    def _place(self, step: int) -> tuple[int, int, int]:
+        number, place = divmod(step, self._PAGE_STEPS)
+        return number, place // 8, 1 << place % 8
+
+
+class SentSteps:
+    """Which steps of each metric MLflow has: what it said when it was asked, and what was sent since.
+
+    The last one of a metric would not do: after a restart of ranks steps are done again, and what comes only
+    now and then (`seconds_checkpoint`) may come at a step before its last. `last` is saved for people to see.
     """
 
-    def __init__(self, last: dict[str, int], known: dict[str, set[int]]):
+    def __init__(self, last: dict[str, int], known: dict[str, StepSet]):
         self.last, self._known = last, known
-        last.update({key: max(steps) for key, steps in known.items() if steps})
 
     def is_new(self, key: str, step: int) -> bool:
-        if key in self._known:
-            return step not in self._known[key]
-        return step > self.last.get(key, step - 1)
+        return step not in self._known.get(key, ())
 
     def add(self, key: str, step: int) -> None:
-        if key in self._known:
-            self._known[key].add(step)
+        self._known.setdefault(key, StepSet()).add(step)
         self.last[key] = max(step, self.last.get(key, step))
-
-    def settle(self) -> None:
-        self._known.clear()
 
 
 class SentState(StoredModel):
@@ -88,6 +108,15 @@ class SentState(StoredModel):
 def is_complete(run_folder: Path, site: Site) -> bool:
     """Whether MLflow was told everything of this run; does not ask it."""
     return SentState.of(run_folder, site.tracking_place).complete
+
+
+def mark_incomplete(run_folder: Path, site: Site) -> None:
+    """Have the next `vico run` ask MLflow what it lacks of a run that has ended, and tell it."""
+    state = SentState.of(run_folder, site.tracking_place)
+    path = run_folder / STATE_FILE
+    if state.complete or not path.exists():
+        state.complete = False
+        storage_of(run_folder).write(path, state.content())
 
 
 @contextmanager

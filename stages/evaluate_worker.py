@@ -68,7 +68,8 @@ def last_question(
     last = max(n for n, turn in enumerate(turns) if turn["from"] == "gpt")
     history = turns[:last]
     asked = [turn["value"] for turn in history if turn["from"] == "human"]
-    num_images = sum(text.count(IMAGE_MARK) for text in asked)
+    # as encode counts them: a system turn may show pictures too
+    num_images = sum(turn["value"].count(IMAGE_MARK) for turn in history if turn["from"] != "gpt")
     prompt = prompt_format.encode(history, tiles_per_image[:num_images], add_generation_prompt=True)
     text = asked[-1].replace(IMAGE_MARK, "").strip() if asked else ""
     return Question(text, turns[last]["value"], prompt)

@@ -3,6 +3,7 @@ measures, the thresholds of the sweep.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +57,7 @@ def tiles_of(
     and with the pixel measure `feature` of `measured`. Needs Ray where the router stage left tiles out.
     """
     places = tile_places(samples)
-    ratios = by_tile(pq.read_table(context.inputs["ratio"] / RATIOS_FILE), "ratio")
+    ratios = known_ratios(context.inputs["ratio"] / RATIOS_FILE)
     ratio_N = None
     if all(place in ratios for place in places):
         ratio_N = np.array([ratios[place] for place in places], np.float64)
@@ -70,6 +71,12 @@ def tiles_of(
         detail_N=None if feature is None else np.array([detail[place] for place in places], np.float64),
         label_N=np.array([labels.get(place, UNLABELLED) for place in places], np.int8),
     )
+
+
+def known_ratios(path: Path) -> dict[TilePlace, float]:
+    """The ratios of the test tiles that the ratio stage saw; those of train, which are most, are not read."""
+    columns = ["key", "image", "tile", "ratio"]
+    return by_tile(pq.read_table(path, columns=columns, filters=[("split", "=", "test")]), "ratio")
 
 
 def tile_places(samples: pa.Table) -> list[TilePlace]:

@@ -118,7 +118,9 @@ def label_metrics(ratios: pa.Table, labels: pa.Table, config: LabelConfig, path:
 
 
 def _shares(names: pa.ChunkedArray, compressed: np.ndarray) -> dict[str, float]:
-    import numpy as np
+    import pyarrow as pa
 
-    found = np.asarray(names.to_pylist())
-    return {str(name): float(compressed[found == name].mean()) for name in np.unique(found)}
+    table = pa.table({"name": names, "compressed": compressed})
+    shares = table.group_by("name").aggregate([("compressed", "mean")])
+    columns = (shares[column].to_pylist() for column in ("name", "compressed_mean"))
+    return dict(sorted(zip(*columns, strict=True)))

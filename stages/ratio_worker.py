@@ -61,7 +61,14 @@ def shards_of(config: RatioConfig, shard_folder: Path) -> list[ShardRows]:
         rows.append(chosen)
         shards.append(columns["shard"][np.searchsorted(columns["row"], chosen)])
     row, shard = np.concatenate(rows), np.concatenate(shards)
-    return [ShardRows(int(n), tuple(np.sort(row[shard == n]).tolist())) for n in np.unique(shard)]
+    return [ShardRows(n, tuple(np.sort(row[places]).tolist())) for n, places in _places(shard)]
+
+
+def _places(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(value, where it stands, rising) of each distinct value, rising; one sort, and no pass for each."""
+    order = np.argsort(values, kind="stable")
+    found, first = np.unique(values[order], return_index=True)
+    return zip(found.tolist(), np.split(order, first)[1:], strict=True)
 
 
 class RatioActor:
@@ -145,16 +152,13 @@ def tile_entries(sample: EncodedSample, entry: dict, loss_full, compressed, unit
 
 def medians(ratios: pa.Table) -> dict:
     """Medians of losses and ratio over all tiles and by kind of content, with the number of tiles."""
+    columns = {name: ratios[name].to_numpy() for name in ("loss_full", "loss_compressed", "ratio")}
 
-    def of(table: pa.Table) -> dict[str, float]:
-        names = ("loss_full", "loss_compressed", "ratio")
-        return {
-            "tiles": len(table),
-            **{n: float(np.median(table[n].to_numpy())) for n in names if len(table)},
-        }
+    def of(places: np.ndarray) -> dict[str, float]:
+        found = {name: float(np.median(column[places])) for name, column in columns.items() if len(places)}
+        return {"tiles": len(places), **found}
 
-    kinds = np.asarray(ratios["kind"].to_pylist())
-    return {
-        "all": of(ratios),
-        "by_kind": {str(k): of(ratios.filter(pa.array(kinds == k))) for k in np.unique(kinds)},
-    }
+    kinds = ratios["kind"].dictionary_encode().combine_chunks()
+    names = kinds.dictionary.to_pylist()
+    by_kind = {names[code]: of(places) for code, places in _places(kinds.indices.to_numpy())}
+    return {"all": of(np.arange(len(ratios))), "by_kind": dict(sorted(by_kind.items()))}

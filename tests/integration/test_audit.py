@@ -1,5 +1,6 @@
 """The tamper matrix: real tiny runs, damaged one way each; audit names stage and path, and nothing else."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -9,6 +10,7 @@ import pytest
 
 from cluster.site import Site
 from pipeline.audit import audit_run
+from pipeline.storage import FolderStorage
 from tests.integration.tiny_pipeline.project import TinyProject, wait_for
 
 
@@ -218,6 +220,40 @@ def test_a_deleted_mlflow_run(project, client):
     run_id = mlflow_id(project, "square")
     client.delete_run(run_id)
     assert problems(project, tracking=True) == [("square", "mlflow_missing", f"mlflow:{run_id}")]
+
+
+def stay_told(made, project):
+    """Let the copy's mlflow.json be of the copy's database: of another one it would not be believed."""
+    (path,) = project.storage.glob("runs/*/mlflow.json")
+    path.write_text(path.read_text().replace(str(made.storage), str(project.storage)))
+    assert json.loads(path.read_text())["complete"]
+    return path
+
+
+def test_what_an_audit_finds_missing_in_mlflow_is_sent_by_the_same_command(made, project, client):
+    """Of a finished run nobody asks MLflow any more, until an audit did."""
+    shutil.copy(made.folder / "site.yaml", project.folder)
+    stay_told(made, project)
+    client.delete_run(mlflow_id(project, "square"))
+    (problem,) = json.loads(project.vico("audit", "latest", "--json", code=1))["problems"]
+    assert (problem["stage"], problem["kind"]) == ("square", "mlflow_missing")
+    assert "tracking has all of it now" in project.vico("run")
+    assert json.loads(project.vico("audit", "latest", "--json"))["problems"] == []
+    assert "tracking" not in project.vico("run")
+
+
+def test_an_audit_that_cannot_write_says_what_it_could_not(made, project, client, monkeypatch):
+    path = stay_told(made, project)
+    client.delete_run(mlflow_id(project, "square"))
+
+    def full(self, path, content):
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(FolderStorage, "write", full)
+    found = audit_run(Site.model_validate({"storage": str(project.storage)}), "latest")
+    assert [one.kind for one in found.problems] == ["mlflow_missing"]
+    assert any("`vico run` will not tell MLflow again: mlflow.json was not" in note for note in found.notes)
+    assert json.loads(path.read_text())["complete"]
 
 
 def test_metrics_params_tags_and_status_changed_in_mlflow(project, client):

@@ -100,6 +100,7 @@ def test_a_job_that_never_started_is_submitted_again_and_followed_to_its_end(ser
     code, out, err = finished(vico("submit", *arguments, "--json"))
     assert code == 0, err
     assert json.loads(out)["run"] == run
+    submission = json.loads(out)["submission"]
     code, out, err = finished(vico("submit", *arguments))
     assert code == 0, err
     assert "already" in out, "a second submission while the job is there starts nothing"
@@ -110,6 +111,7 @@ def test_a_job_that_never_started_is_submitted_again_and_followed_to_its_end(ser
 
     status = json.loads(finished(vico("status", run, *project.site, "--json"))[1])
     assert (status["state"], [stage["state"] for stage in status["stages"]]) == ("done", ["done"])
+    assert status["submission"] == submission, "the job's own run knows that it is its own"
     assert len(json.loads(finished(vico("status", *project.site, "--json"))[1])) == 1
     record = json.loads(Path(status["stages"][0]["path"], "..", "record.json").resolve().read_text())
     from pipeline.facts import git_state

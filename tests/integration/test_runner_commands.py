@@ -271,6 +271,30 @@ def test_a_run_waiting_from_submission_is_picked_up(project):
     assert (after["run"], after["state"], after["submission"]) == (run, "done", {"job": "j-1"})
 
 
+def test_a_run_that_goes_on_outside_its_job_is_no_longer_judged_by_the_job(project):
+    """The job ended; `vico run` by hand takes its run over. The job itself knows its own submission."""
+    project.vico("run", code=1, TINY_FAIL="square:1")
+    (run,) = project.runs()
+    path = project.storage / "runs" / run / "run.json"
+    submission = {"kind": "ray-jobs", "address": "http://127.0.0.1:1", "id": "vico-1"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "submission": submission}))
+    project.vico("run", code=1, TINY_FAIL="square:2", VICO_JOB="vico-1")
+    assert project.status()["submission"] == submission
+    process, go_on = project.pause("square:3")
+    assert (project.status()["state"], project.status()["submission"]) == ("running", None)
+    go_on.touch()
+    assert process.wait(60) == 0
+
+
+def test_a_run_that_goes_on_has_the_places_and_the_experiment_of_the_new_command(project):
+    project.vico("run", code=1, TINY_FAIL="square:1")
+    project.vico("run", "--set", "inputs.model=moved", "--set", "experiment=other")
+    (run,) = project.runs()
+    stored = json.loads((project.storage / "runs" / run / "run.json").read_text())
+    assert stored["config"]["inputs"]["model"] == str(project.folder / "moved")
+    assert stored["config"]["experiment"] == stored["experiment"] == "other"
+
+
 def test_status_and_logs_tell_people_and_programs(done):
     status = done.status()
     assert set(status) >= {"run", "state", "stages"}

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -12,6 +13,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +25,13 @@ import torch
 from PIL import Image
 
 from data_prep.demo import demo_record
+from pipeline import serve_engine
+from pipeline.serve import Place, serve
+from pipeline.serve_engine import Engine, Job
+from pipeline.serve_request import Limits, RequestError, chat_of
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model, save_model
+from vico.errors import UserError
 from vico.generation import greedy_answers
 from vico.prompt import load_prompt_format
 from vico.rates import encoded_tiles
@@ -31,6 +39,15 @@ from vico.tiling import pixel_values
 
 SMALL = Path(__file__).parents[2] / "models" / "small-internvl"
 MAX_NEW_TOKENS = 300
+LIMITS = Limits(
+    body_bytes=2**20,
+    picture_pixels=10**6,
+    request_pixels=2 * 10**6,
+    pictures=3,
+    new_tokens=MAX_NEW_TOKENS,
+    total_tokens=4096,
+    waiting=2,
+)
 
 
 class Served:
@@ -73,6 +90,7 @@ def servers(tmp_path_factory):
         model.router.gating.gate[1].weight.mul_(30)
     save_model(model.state_dict(), folder / "base", folder / "routed", {"absolute_threshold": 0.5})
     limits = ["--max-body-mb", "1", "--max-megapixels", "1", "--max-new-tokens", str(MAX_NEW_TOKENS)]
+    limits += ["--max-request-megapixels", "2"]
     both = Served(SMALL), Served(folder / "routed", *limits, "--max-pictures", "3", "--max-requests", "2")
     yield [server.started() for server in both]
     for server in both:
@@ -95,10 +113,14 @@ def picture(seed: int = 0, size: tuple[int, int] = (190, 130)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def data_url(image: Image.Image) -> str:
+def encoded(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def data_url(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(encoded(image)).decode()
 
 
 def image_part(image: Image.Image, **options) -> dict:
@@ -223,6 +245,11 @@ def broken(text: str) -> dict:
     return {"type": "image_url", "image_url": {"url": text}}
 
 
+def cut_picture() -> dict:
+    """Its header is good, the rest is missing."""
+    return broken("data:image/png;base64," + base64.b64encode(encoded(picture())[:3000]).decode())
+
+
 @pytest.mark.parametrize(
     "part, param, words",
     [
@@ -233,6 +260,7 @@ def broken(text: str) -> dict:
         (image_part(Image.new("1", (4000, 4000))), "messages.0.content.1.image_url", "4000 x 4000"),
         ("spell <|im_end|>", "messages.0.content.1", "spells <|im_end|>"),
         ("spell <image>", "messages.0.content.1", "spells <image>"),
+        (cut_picture(), "messages.0.content.1.image_url", "does not decode"),
         (image_part(picture(), detail="low"), "messages.0.content.1.detail", "'auto' or 'high'"),
         ("words " * 3000, "messages", "more than the 4096 tokens"),
     ],
@@ -241,6 +269,101 @@ def broken(text: str) -> dict:
 def test_a_bad_part_is_named(routed, part, param, words):
     status, found, message = refusal(routed, [user("look", part)])
     assert (status, found) == (400, param) and words in message, message
+
+
+def body_of(*messages, **fields) -> bytes:
+    return json.dumps({"model": "m", "messages": messages, **fields}).encode()
+
+
+def told(body: bytes, limits: Limits = LIMITS) -> dict:
+    with pytest.raises(RequestError) as caught:
+        chat_of(body, limits)
+    return caught.value.body["error"]
+
+
+def test_a_waiting_request_holds_its_pictures_as_they_were_sent():
+    chat = chat_of(body_of(user(image_part(picture()), cut_picture(), "what")), LIMITS)
+    assert chat.pictures[0].content == encoded(picture())
+    assert [(one.width, one.height) for one in chat.pictures] == [(190, 130)] * 2
+    assert not chat.request.messages, "they hold the pictures a second time"
+    assert chat.turns[0]["value"] == "<image>\n<image>\nwhat"
+
+
+def test_pictures_are_decoded_one_at_a_time_when_it_is_their_turn(monkeypatch):
+    seen = []
+
+    def pixels(image, tiling):
+        assert not any(one() for one in seen), "an earlier picture is still held"
+        seen.append(weakref.ref(image))
+        return pixel_values(image, tiling)
+
+    monkeypatch.setattr(serve_engine, "pixel_values", pixels)
+    limits = replace(LIMITS, total_tokens=512)
+    engine = Engine(load_model(SMALL), load_prompt_format(SMALL), limits, None)
+
+    def last_event(*parts):
+        events: queue.Queue = queue.Queue()
+        engine.submit(Job(chat_of(body_of(user(*parts), max_tokens=1), limits), events.put))
+        while True:
+            event = events.get(timeout=60)
+            if event.error is not None or event.finish_reason is not None:
+                return event
+
+    images = [image_part(picture(seed)) for seed in (1, 2, 3)]
+    assert last_event(*images, "what").usage["completion_tokens"] == 1 and len(seen) == 3
+    error = last_event(images[0], cut_picture(), "what").error
+    assert error.status == 400 and error.body["error"]["code"] == "invalid_image"
+    assert error.body["error"]["param"] == "messages.0.content.1.image_url"
+    seen.clear()
+    assert last_event(*images, "what " * 600).error.body["error"]["code"] == "context_length_exceeded"
+    assert not seen, "a prompt that is too long costs no decoding"
+    engine.stop()
+    engine.join()
+
+
+def test_the_pictures_of_a_request_have_a_limit_together(routed):
+    large = image_part(Image.new("1", (900, 900)))
+    status, param, message = refusal(routed, [user(large, large), user(large)])
+    assert (status, param) == (400, "messages.1.content.0") and "2430000 pixels together" in message
+
+
+@pytest.mark.parametrize(
+    "body, param",
+    [
+        (b'{"model": "m", "messages": [' + b"0," * 300_000 + b"0]}", "messages.0"),
+        (body_of({"role": "user", "content": [0] * 300_000}), "messages.0.content.0"),
+        (body_of(user("x"), stop=[0] * 300_000), "stop"),
+        (body_of(user("x"), **{f"field{n}": n for n in range(100_000)}), "field0"),
+        (body_of(*[user("x")] * 1001), "messages"),
+        (body_of(user(*["x"] * 1001)), "messages.0.content"),
+    ],
+    ids=("messages", "parts", "stop", "fields", "many messages", "many parts"),
+)
+def test_a_body_with_many_faults_makes_one_error_of_them(body, param):
+    with pytest.raises(RequestError) as caught:
+        chat_of(body, LIMITS)
+    assert caught.value.body["error"]["param"] == param
+    assert caught.value.__cause__.error_count() <= 2  # a content is text or parts: a fault of each
+
+
+@pytest.mark.parametrize(
+    "parts, words",
+    [
+        (["hi<|im_", "end|>"], "spells <|im_end|>"),
+        (["<", "im", "age>"], "spells <image>"),
+        ([image_part(picture(0, (8, 8))), "hi<|im_", "start|>system"], "spells <|im_start|>"),
+    ],
+    ids=lambda value: "",
+)
+def test_parts_that_spell_a_mark_together_are_refused(parts, words):
+    error = told(body_of(user(*parts)))
+    assert error["param"] == "messages.0.content" and words in error["message"]
+
+
+def test_limits_that_contradict_are_one_line():
+    place = Place("127.0.0.1", 0, "cpu", "float32")
+    with pytest.raises(UserError, match=r"--max-request-megapixels=0 is below --max-megapixels=1 .*raise it"):
+        serve(str(SMALL), place, replace(LIMITS, request_pixels=1))
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,19 @@ def test_failed_and_stopped_runs_say_so_and_go_on(project):
     assert shown.run("square").info.end_time > shown.run("square").info.start_time
 
 
+def test_a_run_that_goes_on_stays_in_its_experiment_and_says_so(project):
+    project.vico("run", code=1, TINY_FAIL="square:1")
+    output = project.vico("run", "--set", "experiment=other", "--set", "inputs.model=moved")
+    (run,) = project.runs()
+    assert f"run {run}: experiment=other is for new runs; MLflow has it in vico\n" in output
+    stored = json.loads((project.storage / "runs" / run / "run.json").read_text())
+    assert stored["config"]["inputs"]["model"] == str(project.folder / "moved")
+    assert stored["config"]["experiment"] == stored["experiment"] == "vico"
+    shown = Shown(project.storage)
+    assert len(shown.runs) == 4
+    assert shown.client.get_experiment_by_name("other") is None
+
+
 def wait_for_status(storage: Path, stage: str, status: str) -> None:
     deadline = time.monotonic() + 60
     while Shown(storage).statuses().get(stage) != status:

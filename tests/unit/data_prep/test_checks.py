@@ -84,6 +84,21 @@ def test_a_sample_keeps_bytes_words_and_small_fields(prompt_format):
     assert sample_of(row(image=[]), prompt_format).pictures == []
 
 
+def test_a_long_kind_is_cut_and_a_group_never(prompt_format):
+    sample = sample_of(row(kind="k" * 5000, group="g" * 5000), prompt_format)
+    assert (len(sample.kind), len(sample.group)) == (200, 5000)
+    assert len(sample_of(row(category="c" * 5000), prompt_format).kind) == 200
+
+
+@pytest.mark.parametrize("fields", [{"video": "v.mp4"}, {"videos": ["v.mp4"]}, {"videos": "v.mp4"}])
+def test_a_row_with_a_video_is_refused_whatever_the_field_is_called(prompt_format, fields):
+    with pytest.raises(Rejected, match="has a video") as caught:
+        sample_of(row(**fields), prompt_format)
+    assert caught.value.reason == "video"
+    sample = sample_of(row(**dict.fromkeys(fields, "")), prompt_format)
+    assert sample.fields == {}
+
+
 def test_token_counts_are_those_of_the_prompt(prompt_format):
     data = picture(1, (112, 56))
     sample = sample_of(row("a.png"), prompt_format, {"a.png": data})

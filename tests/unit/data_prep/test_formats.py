@@ -248,6 +248,30 @@ def test_rows_of_parquet_that_lack_something_have_their_reasons(tmp_path, prompt
     assert list(found.values())[1:] == reasons
 
 
+@pytest.mark.parametrize("name", ["video", "videos"])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_rows_of_parquet_with_a_video_are_no_text_samples(tmp_path, prompt_format, name, as_list):
+    type_ = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    values = [{"bytes": b"v", "path": None}, {"bytes": None, "path": "v.mp4"}, {"bytes": None, "path": None}]
+    if as_list:
+        type_, values = pa.list_(type_), [[value] for value in values]
+    texts = [[{"user": f"what {n}?", "assistant": ANSWER}] for n in range(4)]
+    table = pa.table({"texts": texts, name: pa.array([*values, None], type_)})
+    pq.write_table(table, tmp_path / "p.parquet")
+    found = list(samples_of(RecordsConfig(format="parquet", path=tmp_path), prompt_format).values())
+    assert found[:2] == ["video", "video"]
+    assert [one.kind for one in found[2:]] == ["text", "text"], "nulls are no video"
+
+
+def test_samples_of_a_tar_with_a_video_are_no_text_samples(tmp_path, prompt_format):
+    members = {}
+    for n, end in enumerate(("mp4", "avi", "mov", "mkv", "webm", "0.MP4", "txt")):
+        members |= {f"{n}.json": json.dumps(row(answer=f"{n}")).encode(), f"{n}.{end}": b"v"}
+    write_tar(tmp_path / "w.tar", members)
+    found = samples_of(RecordsConfig(format="webdataset", path=tmp_path / "w.tar"), prompt_format)
+    assert [found[n] for n in range(6)] == ["video"] * 6 and found[6].kind == "text"
+
+
 @pytest.mark.parametrize("kept", [700, 2048 + 300, -1024 * 10])
 def test_a_cut_tar_is_refused_and_never_taken_for_a_short_one(tmp_path, kept):
     webdataset(tmp_path)

@@ -46,7 +46,7 @@ class Plain(StageConfig):
 
 @pytest.fixture
 def graph(monkeypatch):
-    modules = {"drawing": (Config, ("records",)), "plain": (Plain, ("drawing",))}
+    modules = {"drawing": (Config, ("records", "repaired")), "plain": (Plain, ("drawing",))}
     for name, (config, inputs) in modules.items():
         module = ModuleType(f"config_test_{name}")
         module.CODE_VERSION, module.INPUTS, module.Config = 1, inputs, config
@@ -219,3 +219,12 @@ def test_the_resolved_config_gives_the_same_config_again(load, graph, tmp_path):
     again = load_config(path, graph)
     assert again.stage("drawing") == config.stage("drawing")
     assert again.resolved() == config.resolved()
+
+
+def test_repaired_rows_of_a_stage_that_is_taken_over_are_refused(load):
+    head = HEAD.replace("model: m", "model: m, repaired: [/r.jsonl], adopt: {%s: /made}")
+    assert refused(load, head=head % "drawing") == [
+        "inputs.repaired=/r.jsonl has no effect while inputs.adopt.drawing=/made takes its result from "
+        "elsewhere; leave out inputs.repaired or inputs.adopt.drawing"
+    ]
+    assert load(head=head % "plain").inputs.repaired == (Path("/r.jsonl"),)

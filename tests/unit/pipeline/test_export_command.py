@@ -11,12 +11,16 @@ import torch
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.identity import stage_fingerprint
 from pipeline.runs import Runs
+from pipeline.storage import move_aside, new_superseded
+from pipeline.store import Record, StageFolder, outputs_digest
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model, save_model
 from vico.errors import UserError
 
 ROOT = Path(__file__).parents[3]
+IDENTITY = {"code_version": 1, "config": {}, "inputs": {}}
 STAGES = ("shard", "consistency", "ratio", "label", "router", "evaluate", "export")
 THRESHOLD = 0.625
 ENTRY = {
@@ -45,7 +49,7 @@ def finished(tmp_path_factory):
     base = make_tiny_model(folder / "base")
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
     storage = folder / "store"
-    fingerprints = {name: f"{number}" * 64 for number, name in enumerate(STAGES)}
+    fingerprints = {name: stage_fingerprint(name, IDENTITY) for name in STAGES}
     config = {"inputs": {"model": str(base)}}
     runs = Runs(storage)
     run = runs.create(pipeline="p", fingerprints=fingerprints, experiment="e", config=config, site="s")
@@ -62,14 +66,43 @@ def finished(tmp_path_factory):
     model.add_compressed_connector(1)
     model.add_router(2)
     save_model(model.state_dict(), base, output["export"] / "model", {"absolute_threshold": THRESHOLD})
+    for name in STAGES:
+        record(storage, name, run.run)
     return storage, run.run, base
+
+
+def record(storage, stage, run, attempt=1):
+    """The record of what lies in the stage's output, as made by that run."""
+    folder = StageFolder(storage, stage, stage_fingerprint(stage, IDENTITY))
+    outputs = folder.outputs()
+    Record(
+        stage=stage,
+        fingerprint=folder.fingerprint,
+        identity=IDENTITY,
+        attempt=attempt,
+        run=run,
+        git={},
+        source_digest="",
+        sources={},
+        packages={},
+        outputs=outputs,
+        output_digest=outputs_digest(outputs),
+        inputs={},
+        counts={},
+        seconds=1.0,
+        started="2026-01-01T00:00:00+00:00",
+        ended="2026-01-01T00:00:01+00:00",
+        site="s",
+        facts={},
+    ).write(folder.record_path)
+    return folder
 
 
 def set_states(storage, states):
     [path] = storage.glob("runs/*/run.json")
     content = json.loads(path.read_text())
     for name, state in states.items():
-        content["stages"][name]["state"] = state
+        content["stages"][name] |= {"state": state, "attempt": 1}
     path.write_text(json.dumps(content))
 
 
@@ -131,6 +164,50 @@ def test_results_and_a_base_that_are_gone_are_named(copy, tmp_path):
     assert "inputs.model=/gone is gone" in str(export(storage, run, tmp_path / "out").exception)
 
 
+def made_again(storage, stage, change):
+    """What `--force` of another run leaves: the old result set aside, one with changed files in its place."""
+    folder = StageFolder(storage, stage, stage_fingerprint(stage, IDENTITY))
+    aside = new_superseded(folder.path)
+    move_aside(folder.path, aside, ["output", "record.json"], [])
+    shutil.copytree(aside / "output", folder.output)
+    change(folder.output)
+    record(storage, stage, "another", attempt=2)
+    return aside
+
+
+def test_a_stage_that_another_run_made_again_is_not_taken_for_this_runs(copy, tmp_path):
+    storage, run = copy
+
+    def other_threshold(output):
+        path = output / "metrics.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "absolute_threshold": 0.125}))
+
+    aside = made_again(storage, "router", other_threshold)
+    result = export(storage, run, tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["flash_absolute_threshold"] == THRESHOLD, "of the run that was asked for"
+    shutil.rmtree(aside)
+    error = str(export(storage, run, tmp_path / "again").exception)
+    assert f"RUN={run}: what it made of router is gone" in error and "where run another has put" in error
+
+
+def test_what_another_run_made_again_with_the_same_bytes_is_as_good(copy, tmp_path):
+    storage, run = copy
+    aside = made_again(storage, "export", lambda output: None)
+    shutil.rmtree(aside / "output")
+    result = export(storage, run, tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+
+
+def test_a_superseded_result_that_is_damaged_is_refused(copy, tmp_path):
+    storage, run = copy
+    aside = made_again(storage, "router", lambda output: (output / "more").write_text("x"))
+    (aside / "output" / "metrics.json").write_text("{}")
+    error = str(export(storage, run, tmp_path / "out").exception)
+    assert f"{aside}/output/metrics.json is not what was recorded" in error and "export the run that" in error
+
+
 def test_a_place_that_cannot_be_written_is_refused(finished, tmp_path):
     storage, run, _ = finished
     (tmp_path / "there").mkdir()
@@ -144,6 +221,7 @@ def test_a_fault_on_the_way_leaves_nothing_behind(copy, tmp_path):
     storage, run = copy
     [weights] = storage.glob("export/*/output/model/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-10])
+    record(storage, "export", run)
     with pytest.raises(UserError, match="is not a whole safetensors file"):
         raise export(storage, run, tmp_path / "out").exception
     assert [path.name for path in tmp_path.iterdir()] == ["store"]

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pipeline.lease import LeaseHeld, acquire, read_lease
+from pipeline.lease import LeaseHeld, acquire, read_lease, refuse_living
 from stages.context import LeaseLost
 from stages.parts import LEASE_FILE, Parts
 from vico.errors import UserError
@@ -68,6 +68,47 @@ def test_a_pid_that_belongs_to_another_process_by_now_is_no_holder(tmp_path, oth
     edit(tmp_path, pid_started="12345")
     with acquire(tmp_path, "ours") as lease:
         assert lease.attempt == 2
+
+
+@pytest.fixture(params=[FileNotFoundError, PermissionError])
+def hidden(monkeypatch, request):
+    """As where /proc is mounted with hidepid=2 or 1 and the holder belongs to another user."""
+
+    def unseen(pid):
+        raise request.param(f"/proc/{pid}/stat")
+
+    def of_another_user(pid, number):
+        real(pid, 0)
+        raise PermissionError(pid)
+
+    real = os.kill
+    monkeypatch.setattr("pipeline.processes.pid_started", unseen)
+    monkeypatch.setattr("pipeline.processes.os.kill", of_another_user)
+    return real
+
+
+def test_a_live_holder_that_proc_hides_is_not_taken_over(tmp_path, other, hidden):
+    assert not read_lease(tmp_path).is_dead()
+    with pytest.raises(LeaseHeld, match=f"pid {other.pid}"):
+        acquire(tmp_path, "ours", stale_s=5.0)
+    with pytest.raises(LeaseHeld, match=f"pid {other.pid}"):
+        refuse_living([tmp_path], "stop it")
+
+
+def test_a_holder_that_proc_hides_is_taken_over_when_its_counter_stands_still(tmp_path, other, hidden):
+    hidden(other.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    with acquire(tmp_path, "ours", stale_s=1.0) as lease:
+        assert time.monotonic() - started >= 1.0
+        assert lease.attempt == 2
+
+
+def test_a_dead_holder_is_seen_though_proc_hides_others(tmp_path, other, hidden):
+    hidden(other.pid, signal.SIGKILL)
+    other.wait()
+    started = time.monotonic()
+    with acquire(tmp_path, "ours"):
+        assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("field", ["host", "boot_id", "pid_namespace"])

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from pipeline.runs import RunFile, StageEntry
-from pipeline.submit import JobWatch, as_job_stands, submission_state
+from pipeline.submit import JOB_VARIABLE, JobWatch, as_job_stands, is_of_other_job, submission_state
 
 
 @pytest.fixture
@@ -50,3 +50,12 @@ def test_following_a_pending_run_ends_when_its_server_stays_away(run):
 def test_following_a_running_run_goes_on_without_its_server(run):
     """Its driver writes into the storage folder, whoever can ask the server."""
     assert JobWatch(every_s=0, patience_s=0).end(run.model_copy(update={"state": "running"})) is None
+
+
+def test_a_job_knows_its_own_submission(run, monkeypatch):
+    assert is_of_other_job(run.submission)
+    monkeypatch.setenv(JOB_VARIABLE, "vico-r1-9999")
+    assert is_of_other_job(run.submission)
+    monkeypatch.setenv(JOB_VARIABLE, run.submission["id"])
+    assert not is_of_other_job(run.submission)
+    assert not is_of_other_job(None)

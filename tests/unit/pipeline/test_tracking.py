@@ -1,13 +1,14 @@
 """Tracking without MLflow: reading metrics as they are written, what is new, how things are named."""
 
 import json
+import tracemalloc
 
 import pytest
 
 from cluster.site import Site
 from pipeline.metric_files import MetricFiles, metric_key
 from pipeline.projection import flattened
-from pipeline.tracking_state import STATE_FILE, SentRun, SentState, SentSteps, is_complete
+from pipeline.tracking_state import STATE_FILE, SentRun, SentState, SentSteps, StepSet, is_complete
 
 
 def line(step, **metrics):
@@ -113,15 +114,36 @@ def test_configs_flatten_to_text():
 
 
 def test_after_a_kill_exactly_the_missing_steps_are_new():
-    """MLflow has steps 1, 2 and 4: the mark alone would lose 3."""
-    steps = SentSteps({"loss": 2}, {"loss": {1, 2, 4}})
+    """MLflow has steps 1, 2 and 4: the last step alone would lose 3."""
+    steps = SentSteps({"loss": 4}, {"loss": StepSet({1, 2, 4})})
     assert [step for step in range(1, 6) if steps.is_new("loss", step)] == [3, 5]
     for step in (3, 5):
         steps.add("loss", step)
-    steps.settle()
     assert [step for step in range(1, 8) if steps.is_new("loss", step)] == [6, 7]
     assert steps.is_new("other", 0)
     assert steps.last == {"loss": 5}
+
+
+def test_a_metric_that_comes_only_now_and_then_need_not_come_in_order():
+    """After a restart of ranks a checkpoint is taken at a step before that of the last one."""
+    steps = SentSteps({}, {})
+    steps.add("seconds_checkpoint", 200)
+    assert steps.is_new("seconds_checkpoint", 150)
+    steps.add("seconds_checkpoint", 150)
+    assert not steps.is_new("seconds_checkpoint", 150) and not steps.is_new("seconds_checkpoint", 200)
+    assert steps.last == {"seconds_checkpoint": 200}
+
+
+def test_a_set_of_steps_holds_what_was_added_and_takes_a_bit_each():
+    added = {0, 1, 7, 8, 4095, 4096, 10**12, -1}
+    steps = StepSet(added)
+    near = {step + by for step in added for by in (-1, 0, 1)}
+    assert {step for step in near if step in steps} == added
+    tracemalloc.start()
+    StepSet(range(100_000))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 100_000, "a run has more steps, of some sixty metrics"
 
 
 def test_state_of_another_mlflow_or_a_damaged_one_starts_afresh(tmp_path, caplog):

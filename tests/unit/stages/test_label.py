@@ -1,6 +1,7 @@
 """The label stage on a table of losses."""
 
 import json
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from stages.label import LabelConfig, run
+from stages.label import LabelConfig, label_metrics, run
+from stages.label import labelled as labelled_table
 from tests.stage_context import stage_context
 from vico.errors import UserError
 
@@ -95,6 +97,20 @@ def test_changed_labels_at_other_floors_are_counted(labelled):
     triple, _, _ = labelled(table, floor=0.01 * 3)
     assert metrics["share_changed_at_third_floor"] == (columns["label"] != third["label"]).mean() > 0
     assert metrics["share_changed_at_triple_floor"] == (columns["label"] != triple["label"]).mean() > 0
+
+
+def test_shares_by_kind_take_one_pass_however_many_kinds_there_are():
+    """A kind is whatever a row says; a pass for each would be kinds times tiles."""
+    table = losses(40_000).drop_columns("kind")
+    table = table.append_column("kind", pa.array([f"{n % 20_000:05d}" for n in range(40_000)]))
+    config = LabelConfig(seed=3)
+    labels, _ = labelled_table(table, config, config.floor, "x")
+    begun = time.process_time()
+    found = label_metrics(table, labels, config, "x")["share_compressed_by_kind"]
+    assert time.process_time() - begun < 3
+    compressed = labels["label"].to_numpy() == 0
+    assert list(found) == [f"{n:05d}" for n in range(20_000)]
+    assert found["00007"] == compressed[[7, 20_007]].mean()
 
 
 def test_what_cannot_be_labelled_is_said(labelled):

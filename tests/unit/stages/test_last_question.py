@@ -27,6 +27,7 @@ def gpt(value):
         ([human("what?"), gpt("text")], ()),
         ([human("<image>\nwhat?"), gpt("one"), human("<image> and this?"), gpt("two")], (1, 3)),
         ([{"from": "system", "value": "be brief"}, human("a<image>b<image>"), gpt("x"), gpt("y")], (1, 1)),
+        ([{"from": "system", "value": "as here: <image>"}, human("<image>\nwhat?"), gpt("x")], (2, 1)),
     ],
 )
 def test_the_prompt_is_the_training_text_up_to_its_last_answer(prompt_format, turns, tiles):

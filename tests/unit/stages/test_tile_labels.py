@@ -1,8 +1,9 @@
-"""Labels of a sample's tiles as the router stage looks them up."""
+"""Labels of a sample's tiles as the router stage looks them up, ratios of tiles as evaluation does."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.evaluation_tiles import known_ratios
 from stages.router_worker import TileLabels
 from vico.routing_task import IGNORED
 
@@ -22,3 +23,18 @@ def test_labels_stand_in_prompt_order_whatever_the_order_of_the_file(tmp_path):
     assert labels.of("b", (1, 2)).tolist() == [1, 0, 1]
     assert labels.of("c", (2, 1)).tolist() == [IGNORED] * 3
     assert labels.of("c", ()).tolist() == []
+
+
+def test_evaluation_reads_no_ratios_but_those_of_test(tmp_path):
+    """Those of train are most of a large table, and nothing asks for them."""
+    rows = [
+        {"key": key, "split": split, "image": image, "tile": tile, "ratio": ratio}
+        for key, split, image, tile, ratio in (
+            ("a", "train", 0, 0, 1.0),
+            ("b", "test", 0, 0, 2.0),
+            ("b", "test", 1, 3, 3.0),
+            ("c", "calib", 0, 0, 4.0),
+        )
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "ratios.parquet")
+    assert known_ratios(tmp_path / "ratios.parquet") == {("b", 0, 0): 2.0, ("b", 1, 3): 3.0}
