@@ -363,7 +363,7 @@ def test_parts_that_spell_a_mark_together_are_refused(parts, words):
 def test_limits_that_contradict_are_one_line():
     place = Place("127.0.0.1", 0, "cpu", "float32")
     with pytest.raises(UserError, match=r"--max-request-megapixels=0 is below --max-megapixels=1 .*raise it"):
-        serve(str(SMALL), place, replace(LIMITS, request_pixels=1))
+        serve(str(SMALL / "nothing"), place, replace(LIMITS, request_pixels=1))  # unchecked, it ends there
 
 
 @pytest.mark.parametrize(

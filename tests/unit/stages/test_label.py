@@ -101,16 +101,16 @@ def test_changed_labels_at_other_floors_are_counted(labelled):
 
 def test_shares_by_kind_take_one_pass_however_many_kinds_there_are():
     """A kind is whatever a row says; a pass for each would be kinds times tiles."""
-    table = losses(40_000).drop_columns("kind")
-    table = table.append_column("kind", pa.array([f"{n % 20_000:05d}" for n in range(40_000)]))
+    table = losses(100_000).drop_columns("kind")
+    table = table.append_column("kind", pa.array([f"{n % 50_000:05d}" for n in range(100_000)]))
     config = LabelConfig(seed=3)
     labels, _ = labelled_table(table, config, config.floor, "x")
     begun = time.process_time()
     found = label_metrics(table, labels, config, "x")["share_compressed_by_kind"]
     assert time.process_time() - begun < 3
     compressed = labels["label"].to_numpy() == 0
-    assert list(found) == [f"{n:05d}" for n in range(20_000)]
-    assert found["00007"] == compressed[[7, 20_007]].mean()
+    assert list(found) == [f"{n:05d}" for n in range(50_000)]
+    assert found["00007"] == compressed[[7, 50_007]].mean()
 
 
 def test_what_cannot_be_labelled_is_said(labelled):
