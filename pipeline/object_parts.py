@@ -20,6 +20,7 @@ from pydantic import Field
 
 from data_prep.records import file_sha256
 from pipeline.json_files import OutputFile, StoredModel
+from pipeline.parts_news import PartsNews
 from pipeline.storage import Conflict, partials, published
 from stages.context import LeaseLost
 from stages.parts import HELD_FILE, JOURNAL_FILE, Parts, is_within, locked
@@ -65,9 +66,7 @@ class StoredParts:
         self.storage, self.folder, self.output = storage, folder, folder / "output"
         self._sha256s = sha256s
         self.attempt = 0
-        self._read_bytes = 0
-        self._waiting: list[str] = []
-        self._dropped: list[str] = []
+        self._news = PartsNews(self._logs / JOURNAL_FILE, self.output)
         self._settled = False
         self._changing = threading.Lock()
         """Held while parts.json is changed: the stage's thread and the one in the background take turns."""
@@ -101,61 +100,39 @@ class StoredParts:
         for name in set(published(self.output)) - set(stored.files):
             (self.output / name).unlink()  # of an attempt that did not bring it to the store
         _remove_empty_folders(self.output)
-        self.attempt, self._read_bytes, self._settled = attempt, 0, False
-        self._waiting, self._dropped = [], []
+        self.attempt, self._settled = attempt, False
+        self._news = PartsNews(self._logs / JOURNAL_FILE, self.output)
         self._replace(stored.parts)
 
     def publish_new(self) -> None:
         """Bring the parts to the store that the journal of the attempt names since the last call, in its
         order."""
-        journal = self._logs / JOURNAL_FILE
         with self._changing:
-            if journal.exists() and not self._settled:
-                self._follow(journal)
+            if self._news.journal.exists() and not self._settled:
+                self._follow(self._news)
 
     @property
     def _logs(self) -> Path:
         return self.folder / "attempts" / str(self.attempt)
 
-    def _follow(self, journal: Path) -> None:
+    def _follow(self, news: PartsNews) -> None:
         """Files first and the newest of each kind of folder (checkpoints): where the store is slower than the
         stage, the newest that there is gets there, and none is dropped before a newer one is named."""
         while True:
             with locked(self.folder):
-                self._read(journal)
-                batch = self._next_batch()
+                news.read()
+                batch = news.next_batch()
                 self._hold(batch)
-            if not batch and not self._dropped:
+            if not batch and not news.dropped:
                 return
             try:
                 self._bring(batch)
             finally:
                 with locked(self.folder):
-                    self._read(journal)
+                    news.read()
                     gone = self._let_go(batch)
                 for path in gone:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def _read(self, journal: Path) -> None:
-        """Note what the journal says since the last time: parts to bring, in order, and those to drop."""
-        with journal.open("rb") as file:
-            file.seek(self._read_bytes)
-            lines = [line for line in file if line.endswith(b"\n")]
-        self._read_bytes += sum(map(len, lines))
-        for line in lines:
-            [(kind, name)] = json.loads(line).items()
-            self._waiting = [part for part in self._waiting if not is_within(part, name)]
-            self._dropped = [part for part in self._dropped if part != name]
-            (self._waiting if kind == "published" else self._dropped).append(name)
-
-    def _next_batch(self) -> list[str]:
-        """Parts that wait: all single files, and the newest folder of each parent."""
-        folders = {part.rpartition("/")[0]: part for part in self._waiting if (self.output / part).is_dir()}
-        return [
-            part
-            for part in self._waiting
-            if not (self.output / part).is_dir() or part == folders[part.rpartition("/")[0]]
-        ]
 
     def _hold(self, batch: list[str]) -> None:
         """Keep these parts here until they are let go, whatever the stage removes."""
@@ -165,7 +142,7 @@ class StoredParts:
     def _let_go(self, batch: list[str]) -> list[Path]:
         """Hold these parts no longer; what the stage removed meanwhile and left to us, out of sight."""
         (self._logs / HELD_FILE).unlink(missing_ok=True)
-        removed = [part for part in batch if any(is_within(part, name) for name in self._dropped)]
+        removed = [part for part in batch if any(is_within(part, name) for name in self._news.dropped)]
         here = [self.output / part for part in removed if (self.output / part).exists()]
         return [Parts(self.folder, self.attempt).out_of_sight(path) for path in here]
 
@@ -210,7 +187,7 @@ class StoredParts:
 
     def _bring(self, batch: list[str]) -> None:
         """Upload the parts of a batch; then the store names them, and no longer those that were dropped."""
-        stored, dropped = read_parts(self.folder), list(self._dropped)
+        stored, dropped = read_parts(self.folder), list(self._news.dropped)
         known = {self.key(name, file.sha256) for name, file in stored.files.items()}  # under an earlier name
         new = {}
         for part in batch:
@@ -230,8 +207,7 @@ class StoredParts:
                 self.storage.ship(self._logs)  # no part without the metrics of the steps in it
             self._replace({**kept.parts, **new})
             self._delete_unnamed(stored)
-        self._waiting = [part for part in self._waiting if part not in batch]
-        self._dropped = [name for name in self._dropped if name not in dropped]
+        self._news.done(batch, dropped)
 
     def _files_of(self, part: str) -> dict[str, OutputFile]:
         """The files of a published part; none of one that the stage has dropped since."""

@@ -14,7 +14,7 @@ from pipeline.config import Inputs, PipelineConfig
 from pipeline.digests import DigestCache, model_fingerprint, repaired_fingerprint, tokenizer_fingerprint
 from pipeline.graph import SOURCES, Graph, StageSpec
 from pipeline.identity import stage_fingerprint, stage_identity
-from pipeline.reasons import changed_sources, changes, code_changes, code_of_attempts, shortened
+from pipeline.reasons import changed_sources, changes, code_changes, mixed_code, shortened
 from pipeline.runs import pipeline_digest
 from pipeline.store import NO_DAMAGE, Damage, Record, StageFolder
 from stages.adopted import AdoptedConfig, adopted_files, files_digest
@@ -163,7 +163,7 @@ def task_standing(
         found = replace(found, reason=said) if changed else found
     else:
         changed = changed_sources(task, found.record.sources) if found.way == "reuse" else ""
-    mixed = code_of_attempts(found.record) if found.way == "reuse" else ""
+    mixed = mixed_code(found.record) if found.way == "reuse" else ""
     if strict_code and (changed or mixed):
         why = f"{changed} changed since" if changed else mixed
         return Standing("afresh", found.record, f"{why} (--strict-code)")

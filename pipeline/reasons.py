@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.graph import SOURCES
-from pipeline.sources import source_digests
-from pipeline.store import Record, records_of
+from pipeline.sources import source_digests, sources_digest
+from pipeline.store import Record, StageFolder, records_of
 
 if TYPE_CHECKING:
     from pipeline.planning import StageTask
@@ -24,11 +24,20 @@ def code_changes(task: StageTask, record: Record) -> list[str]:
     changed = changed_sources(task, record.sources)
     version = f"fingerprint kept, code_version {task.spec.code_version}"
     found = [f"{changed} changed since; {version}"] if changed else []
-    mixed = code_of_attempts(record)
+    mixed = mixed_code(record)
     return [*found, f"{mixed}; {version}"] if mixed else found
 
 
-def code_of_attempts(record: Record) -> str:
+def codes_of_attempts(folder: StageFolder, sources: Mapping[str, str]) -> dict[str, Any]:
+    """What a record notes where the parts of a result, the last ones made with `sources`, are not all of one
+    code."""
+    attempts = [file for file in folder.attempt_files() if file.sources]
+    if all(file.sources == sources for file in attempts):
+        return {}
+    return {CODES_OF_ATTEMPTS: {str(one.attempt): sources_digest(one.sources) for one in attempts}}
+
+
+def mixed_code(record: Record) -> str:
     """Whether the parts of a result are of several codes, in words; empty if not."""
     codes = record.facts.get(CODES_OF_ATTEMPTS)
     return f"made by attempts of different code ({', '.join(codes)})" if codes else ""

@@ -17,7 +17,7 @@ from pipeline.json_files import OutputFile
 from pipeline.lease import Lease, acquire
 from pipeline.planning import Pipeline, StageTask, Standing, task_standing
 from pipeline.progress import Display, duration
-from pipeline.reasons import CODES_OF_ATTEMPTS, code_changes
+from pipeline.reasons import code_changes, codes_of_attempts
 from pipeline.runs import RunFile, Runs, StageEntry
 from pipeline.signals import StopSignals
 from pipeline.sources import source_digests, sources_digest
@@ -273,17 +273,9 @@ class StageRuns:
             started=_iso(started),
             ended=_iso(datetime.now(UTC)),
             site=self.site.name,
-            facts=site_facts(self.site) | _codes_of_attempts(folder, sources),
+            facts=site_facts(self.site) | codes_of_attempts(folder, sources),
             mlflow_run_id=self._mlflow_run_id(task.name),
         )
-
-
-def _codes_of_attempts(folder: StageFolder, sources: Mapping[str, str]) -> dict[str, Any]:
-    """Attempt -> digest of its source files, where the parts of a result are not all of one code."""
-    attempts = [file for file in folder.attempt_files() if file.sources]
-    if all(file.sources == sources for file in attempts):
-        return {}
-    return {CODES_OF_ATTEMPTS: {str(one.attempt): sources_digest(one.sources) for one in attempts}}
 
 
 def _keep_patch(parts: Parts) -> None:

@@ -184,9 +184,10 @@ def check_disk(settings: ConsistencySettings, num_workers: int, *, remote: bool 
     free = shutil.disk_usage(settings.parts.folder).free
     if free < needed:
         raise UserError(
-            f"storage={settings.parts.folder} has {free / 1e9:.1f} GB free, but consistency needs up to "
-            f"{needed / 1e9:.1f} GB: {missing} more checkpoints of {checkpoint_bytes / 1e9:.1f} GB "
+            f"{'work' if remote else 'storage'}={settings.parts.folder} has {free / 1e9:.1f} GB free, but "
+            f"consistency needs up to {needed / 1e9:.1f} GB: {missing} more checkpoints of {checkpoint_bytes / 1e9:.1f} GB "
             f"(train.keep_checkpoints={keep} and {most - keep} more)"
             + (", the last one converted for another number of ranks" if conversions else "")
-            + f", {policies} model folders; free some space or choose another --storage"
+            + f", {policies} model folders; free some space or choose another "
+            + ("`work` in the site" if remote else "--storage")
         )

@@ -28,6 +28,7 @@ _PROBE_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 _OTHER_KERNELS_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
 """Where a loss is computed by other kernels than it was, another device or compiled layers: it is a small
 difference of two near distributions, in which their rounding shows."""
+_LOOK_AGAIN_S = 0.5
 _VISIBLE_S = 120.0
 """How long a folder that one node has published may stay unseen on another (NFS: up to a minute)."""
 
@@ -58,7 +59,7 @@ def wait_until_visible(path: Path) -> None:
                 "storage (with an object store: work) on a folder that all nodes see"
             )
         os.listdir(path.parent if path.parent.exists() else "/")  # NFS: asks the server anew
-        time.sleep(0.5)
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def remove_checkpoints(parts: Parts) -> None:

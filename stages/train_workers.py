@@ -28,10 +28,10 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cluster.node_metrics import NodeSampler
 from cluster.places import free_places, note_places
-from stages.context import Context, Interrupted, LeaseLost
+from stages.context import Context, LeaseLost
 from stages.restarts import FAILURE, PREEMPTION, Restarts
 from stages.train_faults import Preempted, hung_ranks, remove_stacks, write_notice
-from stages.training_metrics import StepsDone
+from stages.train_follower import Follower
 from stages.universal import convert_last_checkpoint
 from vico.errors import UserError
 
@@ -41,7 +41,6 @@ _KNOWN = {error.__name__: error for error in (UserError, LeaseLost)}
 
 
 _NOTICE_POLL_S = 0.5
-_FOLLOW_S = 1.0
 _MARGIN_S = 60
 _SAY_AGAIN_S = 600.0
 _PLACES_FILE = "placement-group.txt"
@@ -80,7 +79,7 @@ def run_workers(
     folder.mkdir(parents=True, exist_ok=True)
     left = {FAILURE: site.train.max_failures, PREEMPTION: site.train.max_preemptions}
     restarts, places = Restarts(context.parts), _WaitForPlaces(context)
-    with _Follower(context, num_steps) as follower:
+    with Follower(context, num_steps) as follower:
         for number in itertools.count():
             convert_last_checkpoint(
                 context.parts, site.resources.workers, site.train.zero_stage, site.train.offload
@@ -227,46 +226,6 @@ def _cause(folder: Path, error: Exception, start: str = "start") -> tuple[str, s
 
 def _failures(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("failure-*.json"))]
-
-
-class _Follower:
-    """Beside a training: tells the context how far it is, and asks it whether the training must stop."""
-
-    def __init__(self, context: Context, num_steps: int):
-        self._context, self._num_steps = context, num_steps
-        self._ended = threading.Event()
-        self._stop: BaseException | None = None
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> "_Follower":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def raise_what_stopped(self) -> None:
-        """What the context's check raised, if it has."""
-        if self._stop is not None:
-            raise self._stop
-
-    def _follow(self) -> None:
-        done, reported = StepsDone(self._context.parts), -1
-        while not self._ended.wait(_FOLLOW_S):
-            if (now := done.last()) != reported:
-                self._context.progress(now, self._num_steps, "steps")
-                reported = now
-            try:
-                if self._stop is None:
-                    self._context.check()
-            except (Exception, Interrupted) as stop:
-                logger.warning("the training has to stop: %s", stop)
-                self._stop = stop
-            if self._stop is not None:  # again and again: ranks that just begin do not listen yet
-                for rank in range(self._context.site.resources.workers):
-                    text = f"driver: {type(self._stop).__name__}\n"
-                    write_notice(self._context.parts.attempt_folder, rank, text)
 
 
 def _worker(loop: dict) -> None:

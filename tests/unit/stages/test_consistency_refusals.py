@@ -67,6 +67,16 @@ def test_checkpoints_that_are_there_need_no_room_but_for_another_number_of_ranks
         check_disk(settings, 2)
 
 
+def test_an_object_store_needs_room_for_the_checkpoint_on_its_way(model, tmp_path, monkeypatch):
+    num_parameters = sum(one.numel() for one in load_model(model).parameters())
+    with_free(monkeypatch, int(1.11 * (3 * 16 + 4) * num_parameters))
+    check_disk(settings_of(model, tmp_path), 2)
+    with pytest.raises(
+        UserError, match=r"^work=.* 4 more checkpoints .* and 2 more\).*another `work` in the"
+    ):
+        check_disk(settings_of(model, tmp_path), 2, remote=True)
+
+
 def test_a_start_of_a_connector_that_the_model_brings_is_refused(model, tmp_path):
     settings = settings_of(model, tmp_path)
     started = replace(settings, config=settings.config.model_copy(update={"connector_start": "random"}))
