@@ -1,4 +1,4 @@
-"""What the journal of an attempt says and an object store has not been told yet. Used by `object_parts.py`."""
+"""What the journal of an attempt says and an object store has not been told. Used by `object_parts.py`."""
 
 import json
 from pathlib import Path

@@ -185,8 +185,8 @@ def check_disk(settings: ConsistencySettings, num_workers: int, *, remote: bool 
     if free < needed:
         raise UserError(
             f"{'work' if remote else 'storage'}={settings.parts.folder} has {free / 1e9:.1f} GB free, but "
-            f"consistency needs up to {needed / 1e9:.1f} GB: {missing} more checkpoints of {checkpoint_bytes / 1e9:.1f} GB "
-            f"(train.keep_checkpoints={keep} and {most - keep} more)"
+            f"consistency needs up to {needed / 1e9:.1f} GB: {missing} more checkpoints of "
+            f"{checkpoint_bytes / 1e9:.1f} GB (train.keep_checkpoints={keep} and {most - keep} more)"
             + (", the last one converted for another number of ranks" if conversions else "")
             + f", {policies} model folders; free some space or choose another "
             + ("`work` in the site" if remote else "--storage")
