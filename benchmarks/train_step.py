@@ -13,7 +13,6 @@ takes it, under DeepSpeed on one rank (float32 master weights and sums of gradie
 import argparse
 import json
 import os
-import socket
 import statistics
 import sys
 import time
@@ -30,6 +29,7 @@ from stages.engine import Engine, init_distributed
 from stages.engine_settings import engine_settings
 from stages.learning_rates import consistency_rates, parameter_groups
 from stages.optimizer_config import OptimizerConfig
+from tests.ports import free_port
 from vico.compiled import compile_layers
 from vico.consistency import ConsistencyTask
 from vico.flops import consistency_flops, row_work, sft_flops
@@ -208,9 +208,7 @@ def measured(
 
 def engine_row(task, pack, zero_stage, dtype, repeats, counts: dict[str, float]) -> dict:
     """The consistency step under DeepSpeed in a process group of this process alone."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     os.environ.update({**here, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
     init_distributed()
     optimizer = OptimizerConfig(learning_rate=1e-5, dtype=str(dtype).removeprefix("torch."))

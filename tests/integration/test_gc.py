@@ -1,15 +1,16 @@
 """What gc removes and what it never touches: real commands over tiny stages."""
 
+import itertools
 import json
 import os
 import shutil
 import threading
-import time
 
 import pytest
 
 from pipeline import lease
 from pipeline.garbage import collect
+from pipeline.json_files import write_json
 from tests.integration.tiny_pipeline.project import TinyProject
 
 
@@ -105,15 +106,22 @@ def test_a_driver_whose_machine_is_gone_is_watched_and_then_in_nobodys_way(proje
     path.write_text(json.dumps(holder))
     monkeypatch.setattr(lease, "STALE_S", 2.0)
 
+    stop = threading.Event()
+
     def beat():
-        time.sleep(0.5)
-        path.write_text(json.dumps({**holder, "counter": holder["counter"] + 1}))
+        for counter in itertools.count(holder["counter"] + 1):
+            write_json(path, {**holder, "counter": counter})
+            if stop.wait(0.2):
+                return
 
     alive = threading.Thread(target=beat)
     alive.start()
-    with pytest.raises(lease.LeaseHeld, match="stop it, or try again when it has ended"):
-        collect(project.storage, dry_run=True)
-    alive.join()
+    try:
+        with pytest.raises(lease.LeaseHeld, match="stop it, or try again when it has ended"):
+            collect(project.storage, dry_run=True)
+    finally:
+        stop.set()
+        alive.join()
     assert len(collect(project.storage, dry_run=False)) == len(before)
 
 

@@ -364,7 +364,7 @@ def test_two_commands_that_fetch_one_file_at_once_both_have_it(two_copies, monke
     def in_turns(key, num_bytes):
         for window in windows(key, num_bytes):
             yield window[:500]
-            both.wait(timeout=20)
+            both.wait(timeout=60)
             yield window[500:]
 
     monkeypatch.setattr(theirs.bucket, "windows", in_turns)

@@ -15,12 +15,7 @@ import pytest
 import yaml
 
 from tests.integration.demo_pipeline import finished, vico, write_pipeline
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def test_a_signal_leaves_a_true_state_and_the_same_command_goes_on(project, undi
     assert running["state"] == "running"
     assert [one["state"] for one in running["stages"]] == ["done", "running", "pending"]
     process.send_signal(number)
-    output, errors = process.communicate(timeout=20)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "stopped by" in errors and "Traceback" not in output + errors
     stored = json.loads((project.storage / "runs" / running["run"] / "run.json").read_text())
@@ -120,7 +120,7 @@ def test_a_second_driver_says_who_holds_the_run_and_writes_nothing(project):
     assert json.loads(output.splitlines()[-1])["state"] == "running"
     assert f"held by run {run}" in project.errors and f"pid {process.pid}," in project.errors
     go.touch()
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=60) == 0
     assert project.runs() == [run]
     assert len(project.status()["attempts"]) == 1
 
@@ -130,8 +130,8 @@ def test_a_second_driver_that_waits_finds_the_work_done(project, undisturbed):
     second = project.start("run", "--wait", "30")
     wait_for(lambda: second.stdout.readline().startswith("run "), second)  # it said whom it waits for
     go.touch()
-    assert process.wait(timeout=20) == 0
-    output, _ = second.communicate(timeout=20)
+    assert process.wait(timeout=60) == 0
+    output, _ = second.communicate(timeout=60)
     assert second.returncode == 0
     assert "total: reused" in output
     assert len(project.runs()) == 1
@@ -147,8 +147,8 @@ def test_two_pipelines_that_share_a_stage_have_one_writer_of_it(project):
     waiting = project.start("run", "--set", "square.power=3", "--wait", "30")
     wait_for(lambda: waiting.stdout.readline().startswith("draw: waiting"), waiting)
     go.touch()
-    assert process.wait(timeout=20) == 0
-    assert waiting.wait(timeout=20) == 0
+    assert process.wait(timeout=60) == 0
+    assert waiting.wait(timeout=60) == 0
     ours, theirs = project.runs()
     draw = project.status(ours)["stages"][0]
     assert draw["reused"] and draw["reused_from"] == theirs
@@ -210,7 +210,7 @@ def test_a_driver_that_was_taken_over_publishes_nothing_more(project, undisturbe
     assert second.wait(timeout=120) == 0
     os.kill(process.pid, signal.SIGCONT)
     go.touch()
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "taken over" in errors or "no longer" in errors
     assert project.status()["state"] == "done"

@@ -1,19 +1,17 @@
 """The ranks of one process group as programs of their own, with the environment that torchrun would give."""
 
 import os
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+from tests.ports import free_port
+
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start_ranks(
@@ -39,8 +37,27 @@ def start_ranks(
     return ranks
 
 
-def finish(ranks: Sequence[subprocess.Popen], logs: Path, timeout_s: float = 400) -> None:
+def check_ranks(ranks: Sequence[subprocess.Popen], logs: Path) -> bool:
+    """Whether all have ended. The first that ended badly ends the others, which would wait for it, and fails
+    with the end of its log."""
+    codes = [rank.poll() for rank in ranks]
+    if failed := [rank for rank, code in enumerate(codes) if code]:
+        stop_ranks(ranks)
+        pytest.fail(f"rank {failed[0]}: {(logs / f'rank-{failed[0]}.log').read_text()[-3000:]}")
+    return None not in codes
+
+
+def stop_ranks(ranks: Sequence[subprocess.Popen]) -> None:
+    for rank in ranks:
+        rank.kill()
+        rank.wait()
+
+
+def finish(ranks: Sequence[subprocess.Popen], logs: Path, timeout_s: float = 900) -> None:
     """Waits for all ranks to end well; fails with the end of the log of one that did not."""
-    codes = [rank.wait(timeout=timeout_s) for rank in ranks]
-    for rank, code in enumerate(codes):
-        assert code == 0, (logs / f"rank-{rank}.log").read_text()[-3000:]
+    deadline = time.monotonic() + timeout_s
+    while not check_ranks(ranks, logs):
+        if time.monotonic() > deadline:
+            stop_ranks(ranks)
+            pytest.fail(f"no end after {timeout_s} s: {(logs / 'rank-0.log').read_text()[-3000:]}")
+        time.sleep(0.1)

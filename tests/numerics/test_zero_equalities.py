@@ -61,7 +61,7 @@ def runs_of(cases: dict[int, list[str]], folder: Path) -> dict:
         ranks = start_ranks(MODULE, [str(model), str(out), *wanted], out, world_size)
         for kind, dtype in {alone(case) for case in wanted} - found.keys():
             found[kind, dtype] = reference_run(model, kind, getattr(torch, dtype))
-        finish(ranks, out, timeout_s=900)
+        finish(ranks, out)
         for case in wanted:
             found[world_size, case] = torch.load(out / f"{case}.pt", weights_only=True)
     return found

@@ -1,7 +1,6 @@
 """What is packed for a Ray Jobs server, and what is said about one that does not answer."""
 
 import os
-import socket
 import subprocess
 import sys
 import zipfile
@@ -9,6 +8,7 @@ import zipfile
 import pytest
 
 from cluster.jobs import ADDRESS_VARIABLE, PACKAGES, JobServer, last_line, the_address, write_package
+from tests.ports import free_port
 from vico.errors import UserError
 
 
@@ -42,9 +42,7 @@ def test_what_is_no_address_of_a_jobs_server_is_named(address):
 
 
 def test_a_server_that_does_not_answer_is_named_at_once():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with pytest.raises(UserError) as error:
         JobServer(f"http://127.0.0.1:{port}")
     assert str(error.value).startswith(

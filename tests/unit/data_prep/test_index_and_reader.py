@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -243,13 +244,18 @@ def test_a_page_that_was_wrong_once_is_read_again(copied, prompt_format, caplog)
     whole = tar.read_bytes()
     damaged(copied, "broken picture")
     reader = SampleReader(copied, prompt_format)
-    mended = threading.Timer(
-        0.1, lambda: (copied / "mended").write_bytes(whole) and os.replace(copied / "mended", tar)
-    )
+
+    def mend():
+        while "good-00000011: picture 0 has a wrong digest, reading it again" not in caplog.text:
+            time.sleep(0.01)
+        (copied / "mended").write_bytes(whole)
+        os.replace(copied / "mended", tar)
+
+    mended = threading.Thread(target=mend, daemon=True)
     mended.start()
     assert reader.sample(11).key == "good-00000011"
-    mended.join()
-    assert "good-00000011: picture 0 has a wrong digest, reading it again" in caplog.text
+    mended.join(10)
+    assert not mended.is_alive()
 
 
 def test_another_tiling_or_tokenizer_than_the_index_is_refused(copied, prompt_format):

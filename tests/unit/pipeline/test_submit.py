@@ -1,19 +1,16 @@
 """What is said of submitted runs whose server cannot be asked."""
 
-import socket
-
 import pytest
 
 from pipeline.runs import RunFile, StageEntry
 from pipeline.submit import JOB_VARIABLE, JobWatch, as_job_stands, is_of_other_job, submission_state
+from tests.ports import free_port
 
 
 @pytest.fixture
 def run():
     """A pending run that was handed to a server which is gone."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    address = f"http://127.0.0.1:{free_port()}"
     return RunFile(
         run="r1",
         created="2026-01-01T00:00:00+00:00",
