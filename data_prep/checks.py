@@ -10,7 +10,8 @@ from typing import Any
 from data_prep.pictures import Picture, checked_picture
 from data_prep.raw_rows import RawRow
 from data_prep.reasons import Rejected
-from vico.prompt import IMAGE_MARK, PromptFormat
+from vico.prompt import PromptFormat
+from vico.settings import IMAGE_MARK
 from vico.tiling import num_tiles
 
 _READ_FIELDS = (
@@ -31,13 +32,16 @@ _MAX_FIELD_CHARS = 200
 
 
 @dataclass(frozen=True)
-class RowLimits:
-    """Limits of a row: tiles, pixels a picture, reference tokens; and whether pictures are decoded whole."""
+class RowRules:
+    """Limits of a row: tiles, pixels a picture, reference tokens; whether pictures are decoded whole; what is
+    put before conversations without a system message ("": nothing).
+    """
 
     max_tiles: int
     max_pixels: int
     max_tokens: int
     decode: bool
+    system_message: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Sample:
     answer_tokens: int
 
 
-def checked_sample(raw: RawRow, limits: RowLimits, prompt_format: PromptFormat) -> Sample:
+def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) -> Sample:
     """The sample in a raw row; raises Rejected with the first check that fails, cheap ones first."""
     if raw.refused is not None:
         raise Rejected(*raw.refused)
@@ -75,22 +79,24 @@ def checked_sample(raw: RawRow, limits: RowLimits, prompt_format: PromptFormat) 
     group = _word(row, "group")  # never cut: it decides the side of the split
     _check_answers(conversations)
     _check_marks(conversations, len(names))
+    if rules.system_message and conversations[0]["from"] != "system":
+        conversations.insert(0, {"from": "system", "value": rules.system_message})
     if raw.is_duplicate:
         raise Rejected("duplicate", "the same line stands earlier in this set")
     pictures = [
-        checked_picture(raw.picture_bytes(name), name, max_pixels=limits.max_pixels, decode=limits.decode)
+        checked_picture(raw.picture_bytes(name), name, max_pixels=rules.max_pixels, decode=rules.decode)
         for name in names
     ]
     settings = prompt_format.settings
-    tiling = settings.tiling(max(1, limits.max_tiles // max(1, len(pictures))))  # as InternVL shares them out
+    tiling = settings.tiling(max(1, rules.max_tiles // max(1, len(pictures))))  # as InternVL shares them out
     tiles = [num_tiles(picture.width, picture.height, tiling) for picture in pictures]
     try:
         text_tokens, answer_tokens = prompt_format.num_tokens(conversations, tiles)
     except ValueError as error:
         raise Rejected("broken_row", str(error)) from error
     tokens = text_tokens + sum(tiles) * settings.tokens_full
-    if tokens > limits.max_tokens:
-        raise Rejected("over_budget", f"{tokens} tokens ({sum(tiles)} tiles), over {limits.max_tokens}")
+    if tokens > rules.max_tokens:
+        raise Rejected("over_budget", f"{tokens} tokens ({sum(tiles)} tiles), over {rules.max_tokens}")
     return Sample(
         record_id=record_id(row),
         conversations=conversations,

@@ -3,8 +3,9 @@
 import json
 from typing import Any
 
+from vico.settings import IMAGE_MARK
+
 _SPEAKERS = {"user": "human", "human": "human", "assistant": "gpt", "gpt": "gpt", "system": "system"}
-_IMAGE_MARK = "<image>"
 
 
 def converted(content: bytes) -> bytes:
@@ -72,7 +73,7 @@ def _joined_parts(parts: list[Any]) -> Any:
         if kind == "text" and isinstance(part.get("text"), str):
             pieces.append(part["text"])
         elif kind in ("image", "image_url"):
-            pieces.append(f"{_IMAGE_MARK}\n")
+            pieces.append(f"{IMAGE_MARK}\n")
         else:
             return parts
     return "".join(pieces)
@@ -84,7 +85,7 @@ def _pair_turns(texts: Any, num_pictures: int) -> Any:
     turns = []
     for n, pair in enumerate(texts):
         question = pair.get("user")
-        if n == 0 and isinstance(question, str) and _IMAGE_MARK not in question:
-            question = f"{_IMAGE_MARK}\n" * num_pictures + question
+        if n == 0 and isinstance(question, str) and IMAGE_MARK not in question:
+            question = f"{IMAGE_MARK}\n" * num_pictures + question
         turns += [{"from": "human", "value": question}, {"from": "gpt", "value": pair.get("assistant")}]
     return turns

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep.blocks import Block, block_rows
-from data_prep.checks import RowLimits, Sample, checked_sample, parsed_row, record_id
+from data_prep.checks import RowRules, Sample, checked_sample, parsed_row, record_id
 from data_prep.index import SCHEMA
 from data_prep.raw_rows import RawRow
 from data_prep.reasons import Rejected
@@ -30,7 +30,7 @@ LEAK_MESSAGE = "a picture of it (by its bytes) stands on another side too, furth
 class ShardSettings:
     """What holds for the rows of a block: their limits and the shares of the splits."""
 
-    limits: RowLimits
+    rules: RowRules
     shares: Shares
 
 
@@ -68,7 +68,7 @@ def write_shard(
     with NoTar() if path is None else ShardTar(path) as tar:
         for raw in repair_block_rows(block) if isinstance(block, RepairBlock) else block_rows(block):
             try:
-                sample = checked_sample(raw, settings.limits, prompt_format)
+                sample = checked_sample(raw, settings.rules, prompt_format)
                 split = _split(sample, block, raw.line, settings.shares)
                 if raw.line in leaked:
                     raise Rejected("straddles_split", LEAK_MESSAGE)

@@ -15,10 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.stage_config import StageConfig
 from vico.errors import UserError
+from vico.settings import IMAGE_END, IMAGE_MARK, IMAGE_START, IMAGE_TOKEN, TURN_END, TURN_START
 
 if TYPE_CHECKING:
     from data_prep.blocks import Block
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from stages.context import Context
     from stages.parts import Parts
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 INPUTS = ("records", "heldout", "tokenizer", "repaired")
 NEEDS_RAY = True
 COUNTS = ("read", "written", "quarantined", "pictures", "tiles", "bytes")
@@ -55,6 +56,16 @@ class ShardConfig(StageConfig):
     """Most tokens of a row, text and all tiles at the full rate."""
     verify: Literal["decode", "header"] = "decode"
     """Whether every picture is decoded whole, or only its header is read."""
+    system_message: str = Field("", max_length=10_000)
+    """Put before conversations that bring no system message; empty: nothing is put there."""
+
+    @field_validator("system_message")
+    @classmethod
+    def system_message_is_text(cls, value: str) -> str:
+        for mark in (IMAGE_MARK, IMAGE_START, IMAGE_TOKEN, IMAGE_END, TURN_START, TURN_END):
+            if mark in value:
+                raise ValueError(f"{mark} is written by the prompt itself; leave it out")
+        return value
 
     @model_validator(mode="after")
     def train_is_left(self) -> Self:
@@ -201,18 +212,19 @@ def shard_tasks(
 
 def shard_settings(config: ShardConfig, records: RecordSet, heldout: bool) -> ShardSettings:
     """What holds for the rows of one set."""
-    from data_prep.checks import RowLimits
+    from data_prep.checks import RowRules
     from data_prep.shards import ShardSettings
     from data_prep.split import Shares
 
-    limits = RowLimits(
+    rules = RowRules(
         max_tiles=records.max_tiles or config.max_tiles,
         max_pixels=config.max_pixels,
         max_tokens=config.max_tokens,
         decode=config.verify == "decode",
+        system_message=config.system_message,
     )
     test_share = 0.0 if heldout else config.test_share
-    return ShardSettings(limits, Shares(config.calib_share, test_share, config.split_seed))
+    return ShardSettings(rules, Shares(config.calib_share, test_share, config.split_seed))
 
 
 def write_part(task: ShardTask) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from data_prep.blocks import record_blocks
-from data_prep.checks import RowLimits
+from data_prep.checks import RowRules
 from data_prep.records import RecordsConfig, record_sets
 from data_prep.shards import ShardSettings, write_shard
 from data_prep.split import Shares
@@ -12,7 +12,7 @@ from tests.record_files import write_good_records
 from vico.prompt import PromptFormat
 
 SETTINGS = ShardSettings(
-    RowLimits(max_tiles=12, max_pixels=200_000, max_tokens=400, decode=True), Shares(0.1, 0.1)
+    RowRules(max_tiles=12, max_pixels=200_000, max_tokens=400, decode=True), Shares(0.1, 0.1)
 )
 FORMATS = [("internvl", "meta.json"), ("llava", "good.json"), ("webdataset", "*.tar")]
 

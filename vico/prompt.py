@@ -17,6 +17,7 @@ import numpy as np
 from vico.errors import UserError
 from vico.settings import (
     IMAGE_END,
+    IMAGE_MARK,
     IMAGE_START,
     IMAGE_TOKEN,
     TURN_END,
@@ -26,7 +27,6 @@ from vico.settings import (
     load_settings,
 )
 
-IMAGE_MARK = "<image>"
 _KNOWN_TEXTS, _KNOWN_CHARS = 4096, 200  # short questions, whose ids are kept: many data sets repeat theirs
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 

@@ -11,6 +11,7 @@ from vico.tiling import IMAGENET_MEAN, IMAGENET_STD, Tiling
 
 IMAGE_START, IMAGE_END, IMAGE_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+IMAGE_MARK = "<image>"  # in the text of a conversation: a picture
 TEMPLATE = "chatml-1"  # moves the tokenizer's fingerprint when vico/prompt.py changes what it writes
 
 _TOKENIZER_FILES = (

@@ -82,7 +82,7 @@ def test_a_server_that_never_answers_is_one_error_with_the_address(monkeypatch, 
             Unreachable, match=r"s3://records/set/\S+ could not be read in \d+ tries"
         ) as caught:
             for raw in block_rows(block):
-                checked_sample(raw, SETTINGS.limits, prompt_format)
+                checked_sample(raw, SETTINGS.rules, prompt_format)
         assert "\n" not in str(caught.value)
 
 
@@ -100,7 +100,7 @@ def test_what_is_missing_or_outside_is_the_rows_fault(tmp_path, server, prompt_f
     reasons = []
     for raw in block_rows(block):
         with pytest.raises(Rejected) as caught:
-            checked_sample(raw, SETTINGS.limits, prompt_format)
+            checked_sample(raw, SETTINGS.rules, prompt_format)
         reasons.append(caught.value.reason)
     assert reasons[:4] == ["missing_image", *["path_outside_root"] * 3]
 

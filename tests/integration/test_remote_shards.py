@@ -16,7 +16,7 @@ import pytest
 
 from data_prep import storage
 from data_prep.blocks import record_blocks
-from data_prep.checks import RowLimits
+from data_prep.checks import RowRules
 from data_prep.index import load_index
 from data_prep.packs import PackPlan
 from data_prep.reader import SampleReader, ShardMismatch
@@ -30,7 +30,7 @@ from tests.tiny_model import make_tiny_model
 from vico.errors import Unreachable, UserError
 from vico.prompt import load_prompt_format
 
-SETTINGS = ShardSettings(RowLimits(12, 10**6, 4096, True), Shares(0.2, 0.2))
+SETTINGS = ShardSettings(RowRules(12, 10**6, 4096, True), Shares(0.2, 0.2))
 ADDRESS = "s3://shards/set"
 NUM_ROWS = 96
 

@@ -2,25 +2,28 @@
 
 import json
 import os
+import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_prep.blocks import block_rows, record_blocks
-from data_prep.checks import RowLimits, checked_sample
+from data_prep.checks import RowRules, checked_sample
 from data_prep.pictures import checked_picture, picture_in_root
 from data_prep.raw_rows import RawRow
 from data_prep.reasons import REASONS, Rejected
 from data_prep.records import RecordsConfig, record_sets
+from stages.shard import ShardConfig
 from tests.record_files import picture, row, write_hostile_records
 
-LIMITS = RowLimits(max_tiles=12, max_pixels=200_000, max_tokens=400, decode=True)
+RULES = RowRules(max_tiles=12, max_pixels=200_000, max_tokens=400, decode=True)
 
 
-def reason_of(raw, prompt_format, limits=LIMITS) -> str | None:
+def reason_of(raw, prompt_format, rules=RULES) -> str | None:
     try:
-        checked_sample(raw, limits, prompt_format)
+        checked_sample(raw, rules, prompt_format)
     except Rejected as rejected:
         assert "\n" not in rejected.message
         return rejected.reason
@@ -59,9 +62,9 @@ def test_links_inside_the_root_and_a_root_that_is_a_link_are_followed(tmp_path):
     assert picture_in_root(tmp_path / "root", "b.png") == b"a"
 
 
-def sample_of(row, prompt_format, pictures=None, limits=LIMITS):
+def sample_of(row, prompt_format, pictures=None, rules=RULES):
     raw = RawRow(0, json.dumps(row).encode(), False, (pictures or {}).__getitem__)
-    return checked_sample(raw, limits, prompt_format)
+    return checked_sample(raw, rules, prompt_format)
 
 
 def test_a_sample_keeps_bytes_words_and_small_fields(prompt_format):
@@ -107,11 +110,28 @@ def test_token_counts_are_those_of_the_prompt(prompt_format):
     assert sample.text_tokens == skeleton.num_text_tokens
     assert sample.answer_tokens == skeleton.num_answer_tokens > 0
     tokens = sample.text_tokens + 3 * prompt_format.settings.tokens_full
-    limits = RowLimits(12, 200_000, tokens, True)
-    sample_of(row("a.png"), prompt_format, {"a.png": data}, limits)
+    rules = RowRules(12, 200_000, tokens, True)
+    sample_of(row("a.png"), prompt_format, {"a.png": data}, rules)
     with pytest.raises(Rejected) as caught:
-        sample_of(row("a.png"), prompt_format, {"a.png": data}, RowLimits(12, 200_000, tokens - 1, True))
+        sample_of(row("a.png"), prompt_format, {"a.png": data}, RowRules(12, 200_000, tokens - 1, True))
     assert caught.value.reason == "over_budget" and str(tokens) in caught.value.message
+
+
+def test_a_system_message_goes_before_conversations_that_bring_none(prompt_format):
+    rules = replace(RULES, system_message="You are brief.")
+    plain, given = sample_of(row(), prompt_format), sample_of(row(), prompt_format, rules=rules)
+    assert given.conversations == [{"from": "system", "value": "You are brief."}, *plain.conversations]
+    skeleton = prompt_format.encode(given.conversations, [])
+    assert given.text_tokens == skeleton.num_text_tokens > plain.text_tokens
+    assert given.answer_tokens == plain.answer_tokens
+    own = [{"from": "system", "value": "Be long."}, *plain.conversations]
+    assert sample_of(row(conversations=own), prompt_format, rules=rules).conversations == own
+
+
+@pytest.mark.parametrize("mark", ["<image>", "<IMG_CONTEXT>", "<|im_end|>"])
+def test_a_system_message_with_a_mark_of_the_prompt_is_refused(mark):
+    with pytest.raises(ValueError, match=f"{re.escape(mark)} is written by the prompt itself"):
+        ShardConfig(system_message=f"Look at {mark}")
 
 
 def test_pictures_of_a_row_share_its_tiles(prompt_format):
@@ -126,7 +146,7 @@ def test_pictures_of_a_row_share_its_tiles(prompt_format):
 def test_system_turn_and_byte_order_mark_are_allowed(prompt_format):
     turns = [{"from": "system", "value": "be brief"}, *row()["conversations"]]
     line = b"\xef\xbb\xbf" + json.dumps({"conversations": turns}).encode()
-    sample = checked_sample(RawRow(0, line, False, {}.__getitem__), LIMITS, prompt_format)
+    sample = checked_sample(RawRow(0, line, False, {}.__getitem__), RULES, prompt_format)
     assert [turn["from"] for turn in sample.conversations] == ["system", "human", "gpt"]
 
 

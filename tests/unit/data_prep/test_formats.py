@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.blocks import block_rows, record_blocks
-from data_prep.checks import RowLimits, checked_sample
+from data_prep.checks import RowRules, checked_sample
 from data_prep.reasons import Rejected
 from data_prep.records import RecordsConfig, record_sets, records_fingerprint
 from data_prep.shards import ShardSettings, write_shard
@@ -18,7 +18,7 @@ from data_prep.split import Shares
 from tests.record_files import picture, row, write_good_records
 from vico.errors import UserError
 
-LIMITS = RowLimits(max_tiles=12, max_pixels=200_000, max_tokens=400, decode=True)
+RULES = RowRules(max_tiles=12, max_pixels=200_000, max_tokens=400, decode=True)
 PICTURES = {"a.png": picture(1), "b.jpg": picture(2, format="JPEG"), "c.webp": picture(3, format="WEBP")}
 QUESTION, ANSWER = "<image>\nwhat?", "this"
 TURNS = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]
@@ -31,7 +31,7 @@ def samples_of(config, prompt_format, samples_per_shard=2):
     for block in reversed(record_blocks(record_sets(config), samples_per_shard)):
         for raw in block_rows(block):
             try:
-                found[raw.line] = checked_sample(raw, LIMITS, prompt_format)
+                found[raw.line] = checked_sample(raw, RULES, prompt_format)
             except Rejected as rejected:
                 found[raw.line] = rejected.reason
     return dict(sorted(found.items()))
@@ -151,8 +151,8 @@ def test_our_own_shards_are_read_as_records(tmp_path, prompt_format):
     """What was sharded once gives the same turns and pictures when the tar is the source."""
     meta = write_good_records(tmp_path, num_rows=9)
     (block,) = record_blocks(record_sets(RecordsConfig(format="internvl", path=meta)), 100)
-    original = [checked_sample(raw, LIMITS, prompt_format) for raw in block_rows(block)]
-    write_shard(tmp_path / "00000.tar", block, ShardSettings(LIMITS, Shares(0.1, 0.1)), prompt_format)
+    original = [checked_sample(raw, RULES, prompt_format) for raw in block_rows(block)]
+    write_shard(tmp_path / "00000.tar", block, ShardSettings(RULES, Shares(0.1, 0.1)), prompt_format)
     again = samples_of(RecordsConfig(format="webdataset", path=tmp_path / "*.tar"), prompt_format)
     for before, after in zip(original, again.values(), strict=True):
         assert after.conversations == before.conversations and after.record_id == before.record_id

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from data_prep.blocks import record_blocks
-from data_prep.checks import RowLimits
+from data_prep.checks import RowRules
 from data_prep.index import load_index
 from data_prep.reader import SampleReader, ShardMismatch
 from data_prep.records import RecordsConfig, record_sets
@@ -34,7 +34,7 @@ from vico.errors import UserError
 from vico.prompt import PromptFormat
 from vico.tiling import pixel_values
 
-SETTINGS = ShardSettings(RowLimits(12, 10**6, 4096, True), Shares(0.2, 0.2))
+SETTINGS = ShardSettings(RowRules(12, 10**6, 4096, True), Shares(0.2, 0.2))
 NUM_ROWS = 24
 
 

@@ -3,7 +3,7 @@
 import tracemalloc
 
 from data_prep.blocks import record_blocks
-from data_prep.checks import RowLimits
+from data_prep.checks import RowRules
 from data_prep.records import RecordsConfig, record_sets
 from data_prep.shards import ShardSettings, write_shard
 from data_prep.split import Shares
@@ -20,7 +20,7 @@ def test_the_memory_of_a_shard_is_that_of_its_largest_row(tmp_path, prompt_forma
     write_lines(tmp_path / "large.jsonl", rows)
     (block,) = record_blocks(record_sets(RecordsConfig(format="internvl", path=meta)), 1000)
     for decode in (False, True):
-        settings = ShardSettings(RowLimits(12, 10**6, 4096, decode), Shares(0.1, 0.1))
+        settings = ShardSettings(RowRules(12, 10**6, 4096, decode), Shares(0.1, 0.1))
         write_shard(tmp_path / "warm.tar", block, settings, prompt_format)
         tracemalloc.start()
         content = write_shard(tmp_path / "a.tar", block, settings, prompt_format)
