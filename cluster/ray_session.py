@@ -105,40 +105,55 @@ def join(address: str, site: Site) -> None:
 
 
 def refuse_unseen_folder(field: str, folder: Path) -> None:
-    """Raise UserError when a node of the cluster does not see what this process puts into the folder. A node
+    """Raise UserError when a node of the cluster does not see what this process puts into the folder."""
+    mark = folder.resolve() / f".seen-{secrets.token_hex(4)}"
+    mark.touch()
+    try:
+        blind = _nodes_without(mark)
+    finally:
+        mark.unlink()
+    if blind:
+        raise UserError(
+            f"{field}={folder} is not seen by {blind}; set {field} in the site to a folder that all nodes of "
+            "the cluster share"
+        )
+
+
+def refuse_unseen_model(folder: Path) -> None:
+    """Raise UserError when a node of the cluster does not see the model, whose folder is one of this node."""
+    config = folder / "config.json"
+    blind = _nodes_without(config) if config.is_file() else ""
+    if blind:
+        raise UserError(
+            f"inputs.model: {folder} is not seen by {blind}; put the model in a folder that all nodes of the "
+            "cluster share (for a model of the Hub: set HF_HOME to one)"
+        )
+
+
+def _nodes_without(path: Path) -> str:
+    """The first node that has no such file and how many there are, in words; empty if all have it. A node
     that does not answer is let pass: it may be going away just now."""
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
-        return
-    mark = folder.resolve() / f".seen-{secrets.token_hex(4)}"
-    mark.touch()
-    try:
-        looks = {
-            node["NodeManagerAddress"]: ray.remote(os.path.exists)
-            .options(
-                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            )
-            .remote(str(mark))
-            for node in nodes
-        }
-        blind = []
-        for address, look in looks.items():
-            try:
-                if not ray.get(look, timeout=_LOOK_S):
-                    blind.append(address)
-            except RayError as error:
-                reason = " ".join(str(error).split())
-                logger.warning("node %s did not say whether it sees %s: %s", address, folder, reason)
-    finally:
-        mark.unlink()
-    if blind:
-        raise UserError(
-            f"{field}={folder} is not seen by node {blind[0]} ({len(blind)} of {len(nodes)} nodes); set "
-            f"{field} in the site to a folder that all nodes of the cluster share"
-        )
+        return ""
+    looks = {
+        node["NodeManagerAddress"]: ray.remote(os.path.exists)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote(str(path))
+        for node in nodes
+    }
+    blind = []
+    for address, look in looks.items():
+        try:
+            if not ray.get(look, timeout=_LOOK_S):
+                blind.append(address)
+        except RayError as error:
+            reason = " ".join(str(error).split())
+            logger.warning("node %s did not say whether it sees %s: %s", address, path, reason)
+    return f"node {blind[0]} ({len(blind)} of {len(nodes)} nodes)" if blind else ""
 
 
 def start_local(folder: Path, site: Site) -> None:

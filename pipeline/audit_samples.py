@@ -113,7 +113,8 @@ class RunSamples:
             from stages.consistency_packs import ConsistencyPacks, ConsistencySettings
 
             inputs = Inputs.model_validate_json(json.dumps(self.run.config["inputs"]))
-            return ConsistencyPacks(ConsistencySettings(config, shard, inputs.model, parts, self.site.train))
+            settings = ConsistencySettings(config, shard, inputs.model_folder, parts, self.site.train)
+            return ConsistencyPacks(settings)
         from stages.router_worker import RouterPacks, RouterSettings
 
         policy, labels = self.output("consistency") / "policy", self.output("label")

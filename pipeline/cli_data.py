@@ -69,13 +69,13 @@ def check(
     request = run_request(config, site, storage, overrides, None, "shard")
     content = load_config(request.config, pipeline_graph(), request.overrides)
     inputs = content.inputs
-    check_model_folder(inputs.model)
+    check_model_folder(inputs.model_folder)
     sets = record_sets(inputs.records)
     if inputs.heldout is not None:
         sets += record_sets(inputs.heldout, heldout=True)
         check_slugs(sets)
     with answer_stream(as_json) as (stream, answer):
-        report = check_records(content.stage("shard"), sets, inputs.model, request.site)
+        report = check_records(content.stage("shard"), sets, inputs.model_folder, request.site)
         if as_json:
             print_json(answer, report)
         else:

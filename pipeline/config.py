@@ -18,7 +18,7 @@ from pipeline.graph import Graph
 from pipeline.yaml_files import yaml_mapping, yaml_value
 from stages.stage_config import StageConfig
 from vico.errors import UserError
-from vico.hub import model_folder
+from vico.hub import model_folder, pinned
 
 
 class Inputs(BaseModel):
@@ -30,10 +30,17 @@ class Inputs(BaseModel):
     records: RecordsConfig
     heldout: RecordsConfig | None = None
     model: Path
+    """A folder, or a Hub id: `owner/name` or `owner/name@revision`."""
     repaired: tuple[Path, ...] = ()
     """Files of repaired rows, each for the quarantine that those before it left (`vico data retry`)."""
     adopt: dict[str, Path] = {}
     """Stage -> folder with its result, made elsewhere: it is taken over by digest, the stage does not run."""
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the model's files lie on this machine; those of a Hub id are fetched where they are not yet.
+        Errors of `vico.hub.model_folder`."""
+        return self.model if self.model.is_absolute() else model_folder(str(self.model))
 
 
 class PipelineConfig(BaseModel):
@@ -154,10 +161,10 @@ def _with_absolute_paths(inputs: Inputs) -> Inputs:
 
 
 def _model(given: Path) -> Path:
-    """The folder of the model: that of a path, or of a Hub id (`owner/name`), whose snapshot is fetched where
-    the cache lacks it. `owner` being a folder here, a path is meant."""
-    is_here = given.exists() or given.parent.exists()
-    return _absolute(given if is_here else model_folder(str(given)))
+    """The absolute path, or a Hub id with the commit that it stands for now, which a resumed, a submitted and
+    a reproduced run take too. `owner` being a folder here, a path is meant."""
+    hub_id = None if given.exists() or given.parent.exists() else pinned(str(given))
+    return _absolute(given) if hub_id is None else Path(hub_id)
 
 
 def _absolute_text(path: str | None) -> str | None:

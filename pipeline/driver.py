@@ -21,7 +21,7 @@ from pipeline.runs import RunAttempt, RunFile, Runs, State
 from pipeline.services import Services
 from pipeline.signals import StopSignals
 from pipeline.stage_run import StageRuns
-from pipeline.submit import is_of_other_job
+from pipeline.submit import submission_now
 from pipeline.tracking_state import SentState
 from stages.context import Interrupted, LeaseLost
 from vico.errors import Unreachable, UserError
@@ -60,7 +60,8 @@ class Driver:
         self.lease, self.signals, self.display = lease, signals, display
         self.storage, self.address = request.site.storage, request.site.storage_address
         folder = runs.run_folder(run.run)
-        self._services = Services(request.site, folder, signals, display)
+        model = opened.pipeline.config.inputs.model_folder
+        self._services = Services(request.site, folder, model, signals, display)
         self._retries = RetriesLeft(request.site.retries)
         self._ending, self._ended = threading.Lock(), False
         self._begun: set[str] = set()
@@ -175,8 +176,7 @@ class Driver:
         if going_on and run.state == "failed":
             for entry in run.stages.values():
                 entry.forced = False  # asked for again after a failure, --force means it again
-        if is_of_other_job(run.submission):
-            run.submission = None  # by how that job ended nobody is to judge this command
+        run.submission = submission_now(run.submission)  # by how another job ends nobody is to judge this one
         kept = enter_config(run, self.opened.pipeline.config, is_tracked=self._is_tracked())
         run.state, run.error, run.site = "running", None, self.request.site.name
         for entry in run.stages.values():

@@ -3,7 +3,6 @@ what is known of a training before its first one. For `vico plan`; a hint, never
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.site import Site
@@ -72,7 +71,7 @@ def _of_training(stage: str, opened: OpenPipeline, site: Site) -> Expected | Non
     if stage != "consistency":
         return None
     weights = sum(
-        path.stat().st_size for path in Path(opened.pipeline.config.inputs.model).glob("*.safetensors")
+        path.stat().st_size for path in opened.pipeline.config.inputs.model_folder.glob("*.safetensors")
     )
     states = _STATE_OVER_WEIGHTS * weights
     kept = site.train.keep_checkpoints

@@ -19,6 +19,7 @@ from stages.export import MODEL_FOLDER, weights_digest
 from stages.model_card import model_card, stated_licence
 from stages.parts import sync_folder, sync_tree
 from vico.errors import UserError
+from vico.hub import model_folder
 
 ExportLayout = Literal["flash", "hf"]
 _STAGES = ("shard", "consistency", "router", "evaluate", "export")
@@ -113,7 +114,8 @@ def _remedy(made: RunRecord) -> str:
 
 def base_folder(run: RunFile) -> Path:
     """The folder of the model that the run started from."""
-    base = Path(run.config["inputs"]["model"])
+    given = Path(run.config["inputs"]["model"])
+    base = given if given.is_absolute() else model_folder(str(given))
     if not (base / "config.json").is_file():
         raise UserError(
             f"RUN={run.run}: inputs.model={base} is gone; its config, template and digest go into an export, "

@@ -23,7 +23,7 @@ from pipeline.json_files import OutputFile, StoredModel
 from pipeline.parts_news import PartsNews
 from pipeline.storage import Conflict, partials, published
 from stages.context import LeaseLost
-from stages.parts import HELD_FILE, JOURNAL_FILE, Parts, is_within, locked
+from stages.parts import HELD_FILE, JOURNAL_FILE, Parts, delete, is_within, locked
 from vico.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class StoredParts:
                     news.read()
                     gone = self._let_go(batch)
                 for path in gone:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    delete(path)
 
     def _hold(self, batch: list[str]) -> None:
         """Keep these parts here until they are let go, whatever the stage removes."""

@@ -14,7 +14,14 @@ from pipeline.config import Inputs, PipelineConfig
 from pipeline.digests import DigestCache, model_fingerprint, repaired_fingerprint, tokenizer_fingerprint
 from pipeline.graph import SOURCES, Graph, StageSpec
 from pipeline.identity import stage_fingerprint, stage_identity
-from pipeline.reasons import changed_sources, changes, code_changes, mixed_code, shortened
+from pipeline.reasons import (
+    changed_sources,
+    changes,
+    code_changes,
+    mixed_code,
+    shortened,
+    sources_of_parts,
+)
 from pipeline.runs import pipeline_digest
 from pipeline.store import NO_DAMAGE, Damage, Record, StageFolder
 from stages.adopted import AdoptedConfig, adopted_files, files_digest
@@ -105,8 +112,8 @@ def source_fingerprint(name: str, inputs: Inputs, cache: DigestCache) -> str | N
     if name == "repaired":
         return repaired_fingerprint(inputs.repaired, cache)
     if name == "tokenizer":
-        return tokenizer_fingerprint(inputs.model, cache)
-    return model_fingerprint(inputs.model, cache)
+        return tokenizer_fingerprint(inputs.model_folder, cache)
+    return model_fingerprint(inputs.model_folder, cache)
 
 
 @dataclass(frozen=True)
@@ -172,8 +179,8 @@ def task_standing(
 
 def _changed_since_attempts(task: StageTask, folder: StageFolder) -> str:
     """The source files that are not those of an earlier attempt whose parts would be gone on with."""
-    noted = (file.sources for file in folder.attempt_files() if file.sources)
-    return next((changed for sources in noted if (changed := changed_sources(task, sources))), "")
+    noted = (changed_sources(task, file.sources) for file in sources_of_parts(folder))
+    return next(filter(None, noted), "")
 
 
 def _unfinished(folder: StageFolder, inputs: Mapping[str, str | None]) -> Standing:

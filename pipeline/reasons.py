@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.graph import SOURCES
 from pipeline.sources import source_digests, sources_digest
-from pipeline.store import Record, StageFolder, records_of
+from pipeline.store import AttemptFile, Record, StageFolder, records_of
+from stages.parts import has_published
 
 if TYPE_CHECKING:
     from pipeline.planning import StageTask
@@ -31,10 +32,19 @@ def code_changes(task: StageTask, record: Record) -> list[str]:
 def codes_of_attempts(folder: StageFolder, sources: Mapping[str, str]) -> dict[str, Any]:
     """What a record notes where the parts of a result, the last ones made with `sources`, are not all of one
     code."""
-    attempts = [file for file in folder.attempt_files() if file.sources]
+    attempts = sources_of_parts(folder)
     if all(file.sources == sources for file in attempts):
         return {}
     return {CODES_OF_ATTEMPTS: {str(one.attempt): sources_digest(one.sources) for one in attempts}}
+
+
+def sources_of_parts(folder: StageFolder) -> list[AttemptFile]:
+    """Files of the attempts that published parts and noted their code, oldest first."""
+    return [
+        file
+        for file in folder.attempt_files()
+        if file.sources and has_published(folder.path / "attempts" / str(file.attempt))
+    ]
 
 
 def mixed_code(record: Record) -> str:

@@ -14,8 +14,8 @@ from pipeline.signals import StopSignals
 class Services(AbstractContextManager):
     """Both stay until it is closed. Threads may start tracking; Ray is the main thread's."""
 
-    def __init__(self, site: Site, run_folder: Path, signals: StopSignals, display: Display):
-        self._site, self._run_folder = site, run_folder
+    def __init__(self, site: Site, run_folder: Path, model: Path, signals: StopSignals, display: Display):
+        self._site, self._run_folder, self._model = site, run_folder, model
         self._signals, self._display = signals, display
         self._closing, self._starting = ExitStack(), threading.Lock()
         self._ray = False
@@ -35,12 +35,13 @@ class Services(AbstractContextManager):
                 self.tracker.start()
                 self._closing.callback(self._finish_tracking)
         if task.spec.needs_ray and not self._ray:
-            from cluster.ray_session import ray_session, refuse_unseen_folder
+            from cluster.ray_session import ray_session, refuse_unseen_folder, refuse_unseen_model
 
             self._closing.enter_context(ray_session(self._site))
             self._ray = True
             field = "storage" if self._site.remote is None else "work"
             refuse_unseen_folder(field, self._site.storage)
+            refuse_unseen_model(self._model)
         if threading.current_thread() is threading.main_thread():
             self._signals.install()
 

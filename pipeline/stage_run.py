@@ -225,7 +225,7 @@ class StageRuns:
         if name == "repaired":
             return self._repairs(task) if inputs.repaired else None
         if name in ("model", "tokenizer"):
-            return inputs.model
+            return inputs.model_folder
         return self._outputs[name]
 
     def _repairs(self, task: StageTask) -> Repairs:

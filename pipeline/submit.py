@@ -138,7 +138,7 @@ def submit(request: RunRequest, graph: Graph) -> Submitted:
         write_package(package, text.files)
         num_bytes = os.path.getsize(package)
         try:
-            env_vars = {**text.env_vars, JOB_VARIABLE: submission["id"]}
+            env_vars = {**text.env_vars, JOB_VARIABLE: json.dumps(submission)}
             runtime_env = {"working_dir": str(package), "env_vars": env_vars}
             server.submit(text.entrypoint, runtime_env, submission["id"])
         except Exception as error:
@@ -163,10 +163,13 @@ def _enter(runs: Runs, name: str, submission: dict[str, Any] | None, error: str 
         runs.save(run, lease)
 
 
-def is_of_other_job(submission: dict[str, Any] | None) -> bool:
-    """Whether a run was handed to a job and this process is not that job: the job does not have it now."""
+def submission_now(submission: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The submission that a run has when this process works on it: its own where it is a job, none where the
+    run's was handed to a job that this process is not."""
+    if JOB_VARIABLE in os.environ:
+        return json.loads(os.environ[JOB_VARIABLE])
     is_job = submission is not None and submission.get("kind") == KIND
-    return is_job and os.environ.get(JOB_VARIABLE) != submission["id"]
+    return None if is_job else submission
 
 
 def submission_state(submission: dict[str, Any]) -> JobStatus:

@@ -7,20 +7,20 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from stages.parts import Parts
+from stages.train_checkpoints import BEST, best_policies
 from stages.train_faults import Diverged
 from stages.training_metrics import read_metrics
 from vico.checkpoints import save_model
 
 logger = logging.getLogger(__name__)
 
-BEST = "best"
 SCORE_FILE = "score.json"
 _RISE = 1.5
 
@@ -34,8 +34,7 @@ class BestPolicy:
     def __init__(self, parts: Parts, model_folder: Path, keep: bool, of_rank_0: Callable[[Any], Any]):
         """`of_rank_0` gives rank 0's value on every rank: what folders hold decides collectives here."""
         self._parts, self._model_folder, self._keep = parts, model_folder, keep
-        scores = [json.loads((folder / SCORE_FILE).read_text()) for folder in kept(parts)]
-        found = min(((score["kl"], score["step"]) for score in scores), default=None)
+        found = min(_scores(parts), default=None)
         self._best: tuple[float, int] | None
         self._best, self._earlier = of_rank_0((found, [] if keep else reported(parts)))
 
@@ -91,7 +90,7 @@ class BestPolicy:
         save_model(state, self._model_folder, partial)
         (partial / SCORE_FILE).write_text(json.dumps({"step": step, "kl": kl}))
         self._parts.publish(name)
-        for folder in kept(self._parts)[:-1]:
+        for folder in best_policies(self._parts)[:-1]:
             self._parts.remove(f"{BEST}/{folder.name}")
 
 
@@ -105,6 +104,11 @@ def reported(parts: Parts) -> list[tuple[float, int]]:
     ]
 
 
-def kept(parts: Parts) -> list[Path]:
-    """Folders of the policies kept so far, oldest first."""
-    return sorted(parts.output.glob(f"{BEST}/step-*"))
+def _scores(parts: Parts) -> Iterator[tuple[float, int]]:
+    """(KL, step) of the policies kept; one that is not the best any more may go while it is looked at."""
+    for folder in best_policies(parts):
+        try:
+            score = json.loads((folder / SCORE_FILE).read_text())
+        except FileNotFoundError:
+            continue
+        yield score["kl"], score["step"]

@@ -82,6 +82,7 @@ def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | 
     from stages.train_checkpoints import remove_checkpoints
     from stages.train_workers import run_workers
     from stages.training_metrics import publish_curve
+    from stages.universal import remove_conversions
 
     settings = ConsistencySettings(
         config=config,
@@ -92,6 +93,7 @@ def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | 
     )
     num_steps = prepared(settings, context.site.resources.workers)
     if not context.parts.done("policy"):
+        remove_conversions(context.parts)
         check_disk(settings, context.site.resources.workers, remote=context.site.remote is not None)
         run_throughput(_measure, settings, context, num_steps=num_steps)
         run_workers(_train, settings, context, num_steps=num_steps, last_part="policy")

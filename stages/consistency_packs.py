@@ -19,7 +19,7 @@ from stages.engine_settings import check_engine_settings
 from stages.learning_rates import check_warmup
 from stages.optimizer_config import num_training_steps
 from stages.parts import Parts
-from stages.train_checkpoints import FACTS_FILE, checkpoints
+from stages.train_checkpoints import FACTS_FILE, best_policies, checkpoints
 from vico.errors import UserError
 from vico.packing import PackedBatch, packed_batch
 from vico.prompt import load_prompt_format
@@ -165,7 +165,7 @@ def check_disk(settings: ConsistencySettings, num_workers: int, *, remote: bool 
     """UserError where the storage (`remote`: the working copy of an object store) has no room for what is to
     come: `keep_checkpoints` and the one that is written before the oldest goes, less those that are there;
     the last one's form for another number of ranks; the policy, and with `select: best` the best one and
-    the one before it."""
+    the one before it, less what is there."""
     item = 4 if settings.config.optimizer.dtype == "float32" else 2
     num_parameters = sum(math.prod(one.shape) for one in stored_tensors(settings.model_folder).values())
     # weights, and in float32 a master copy and two moments; a tenth more for the new connector and the rest
@@ -179,7 +179,7 @@ def check_disk(settings: ConsistencySettings, num_workers: int, *, remote: bool 
     if there:
         last = json.loads((there[-1][1] / FACTS_FILE).read_text())
         conversions = 2 * (last["world_size"] != num_workers)  # and DeepSpeed's slices on the way
-    policies = 3 if settings.config.select == "best" else 1
+    policies = 3 - min(len(best_policies(settings.parts)), 2) if settings.config.select == "best" else 1
     needed = checkpoint_bytes * (missing + conversions) + int(1.1 * num_parameters * item) * policies
     free = shutil.disk_usage(settings.parts.folder).free
     if free < needed:

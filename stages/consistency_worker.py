@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stages.best_policy import SCORE_FILE, BestPolicy, kept
+from stages.best_policy import SCORE_FILE, BestPolicy
 from stages.consistency import ConsistencyConfig
 from stages.consistency_packs import ConsistencyPacks, ConsistencySettings
 from stages.engine import (
@@ -19,6 +19,7 @@ from stages.engine import (
 from stages.engine_settings import engine_settings
 from stages.learning_rates import consistency_rates, parameter_groups
 from stages.throughput import measure_throughput
+from stages.train_checkpoints import best_policies
 from stages.training import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
 from vico.checkpoints import load_model, save_model
 from vico.compiled import compile_layers
@@ -93,7 +94,7 @@ def train_policy(settings: ConsistencySettings) -> None:
     train(engine, packs, packs.empty, plan, lambda sums: summary(sums, config), validated)
     state = policy_state(engine)
     if engine.rank == 0:
-        partial, chosen = settings.parts.partial("policy"), kept(settings.parts)
+        partial, chosen = settings.parts.partial("policy"), best_policies(settings.parts)
         shutil.rmtree(partial, ignore_errors=True)
         if config.select == "best" and chosen:
             shutil.copytree(chosen[-1], partial, ignore=shutil.ignore_patterns(SCORE_FILE))

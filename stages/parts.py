@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -27,6 +28,8 @@ HELD_FILE = ".held.json"
 """In an attempt's folder: parts that are being brought to an object store. One of them that is removed
 meanwhile stays until it is there: whoever brings it deletes it then."""
 _LOCK_PATIENCE_S = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class Parts:
             return
         with locked(self.folder):
             self.check_lease()
+            if not path.exists():  # it was held, and the driver has let it go meanwhile
+                return
             self._note(removed=name)
             held = [part for part in self.held() if is_within(part, name)]
             if name in held:
@@ -118,7 +123,7 @@ class Parts:
             going = [one for one in path.iterdir() if f"{name}/{one.name}" not in held] if held else [path]
             gone = [self.out_of_sight(one) for one in going]
         for one in gone:
-            shutil.rmtree(one) if one.is_dir() else one.unlink()
+            delete(one)
 
     def out_of_sight(self, path: Path) -> Path:
         """Rename what is to be deleted to a partial name: a kill while it is deleted leaves no half part."""
@@ -156,6 +161,25 @@ class Parts:
         raise LeaseLost(
             f"attempt {self.attempt} may no longer write to {self.folder}; the last owner is {owner}"
         )
+
+
+def delete(path: Path) -> None:
+    """Delete what is out of sight. The driver and a rank may do so at once, one inside the other: what is
+    gone already is no fault."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    if path.exists():
+        logger.warning("%s is not deleted yet; the next attempt does it", path)
+
+
+def has_published(attempt_folder: Path) -> bool:
+    """Whether the attempt published a part, by its journal."""
+    try:
+        return '"published"' in (attempt_folder / JOURNAL_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
 
 
 def is_within(part: str, name: str) -> bool:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stages.context import Context
     from stages.parts import Parts
 
-CODE_VERSION = 3
+CODE_VERSION = 2
 INPUTS = ("records", "heldout", "tokenizer", "repaired")
 NEEDS_RAY = True
 COUNTS = ("read", "written", "quarantined", "pictures", "tiles", "bytes")

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.parts import Parts
+from stages.parts import Parts, delete
 
 if TYPE_CHECKING:
     from stages.engine import Engine
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BEST = "checkpoints", "best"
 FACTS_FILE = "facts.json"
 """Beside the files of the ranks: what can be asked of a checkpoint before it is loaded."""
 STATE = "state"
@@ -44,6 +44,11 @@ def checkpoints(parts: Parts) -> list[tuple[int, Path]]:
     )
 
 
+def best_policies(parts: Parts) -> list[Path]:
+    """Folders of the policies that `select: best` keeps, oldest first."""
+    return sorted(parts.output.glob(f"{BEST}/step-*"))
+
+
 def universal_folder(parts: Parts, step: int) -> Path:
     """Where the attempt keeps the checkpoint of `step` in the form that any number of ranks loads."""
     return parts.attempt_folder / "universal" / f"step-{step:07d}"
@@ -64,10 +69,17 @@ def wait_until_visible(path: Path) -> None:
 
 def remove_checkpoints(parts: Parts) -> None:
     """Drops what only a resume needs, once the stage's result is published."""
-    for name in (CHECKPOINTS, "best"):
+    for name in (CHECKPOINTS, BEST):
         parts.remove(name)
     for attempt in (parts.folder / "attempts").glob("*/universal"):
         shutil.rmtree(attempt, ignore_errors=True)
+
+
+def remove_half_deleted(parts: Parts) -> None:
+    """Drops what a rank that died left half written or half deleted; called while none runs."""
+    for name in (CHECKPOINTS, BEST):
+        for leftover in (parts.output / name).glob(".step-*.partial-*"):
+            delete(leftover)
 
 
 class Checkpoints:

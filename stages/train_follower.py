@@ -2,6 +2,8 @@
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from stages.context import Context, Interrupted
 from stages.train_faults import write_notice
@@ -17,8 +19,11 @@ class Follower:
 
     def __init__(self, context: Context, num_steps: int):
         self._context, self._num_steps = context, num_steps
+        self._done: StepsDone | None = None
+        self._reported = -1
         self._ended = threading.Event()
         self._stop: BaseException | None = None
+        self._said: set[str] = set()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> "Follower":
@@ -35,11 +40,9 @@ class Follower:
             raise self._stop
 
     def _follow(self) -> None:
-        done, reported = StepsDone(self._context.parts), -1
         while not self._ended.wait(_FOLLOW_S):
-            if (now := done.last()) != reported:
-                self._context.progress(now, self._num_steps, "steps")
-                reported = now
+            with self._going_on():
+                self._tell_progress()
             try:
                 if self._stop is None:
                     self._context.check()
@@ -49,4 +52,23 @@ class Follower:
             if self._stop is not None:  # again and again: ranks that just begin do not listen yet
                 for rank in range(self._context.site.resources.workers):
                     text = f"driver: {type(self._stop).__name__}\n"
-                    write_notice(self._context.parts.attempt_folder, rank, text)
+                    with self._going_on():
+                        write_notice(self._context.parts.attempt_folder, rank, text)
+
+    def _tell_progress(self) -> None:
+        if self._done is None:
+            self._done = StepsDone(self._context.parts)
+        if (now := self._done.last()) != self._reported:
+            self._context.progress(now, self._num_steps, "steps")
+            self._reported = now
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A shared folder that fails for a moment, or a full one, must not end the watch; each fault is said
+        once."""
+        try:
+            yield
+        except Exception as error:
+            if repr(error) not in self._said:
+                logger.warning("beside the training: %s; tried again", error)
+            self._said.add(repr(error))

@@ -30,6 +30,7 @@ from cluster.node_metrics import NodeSampler
 from cluster.places import free_places, note_places
 from stages.context import Context, LeaseLost
 from stages.restarts import FAILURE, PREEMPTION, Restarts
+from stages.train_checkpoints import remove_half_deleted
 from stages.train_faults import Preempted, hung_ranks, remove_stacks, write_notice
 from stages.train_follower import Follower
 from stages.universal import convert_last_checkpoint
@@ -87,6 +88,7 @@ def run_workers(
             for left_over in folder.glob("failure-*.json"):
                 left_over.unlink()
             remove_stacks(folder)
+            remove_half_deleted(context.parts)
             try:
                 _trainer(function, settings, context, name=f"{name}-{number}").fit()
                 free_places(folder / _PLACES_FILE)

@@ -53,9 +53,7 @@ def convert_last_checkpoint(
         )
     target = universal_folder(parts, step)
     needed = facts["world_size"] != num_workers
-    for old in parts.folder.glob("attempts/*/universal/*"):
-        if not needed or old != target:  # of an earlier checkpoint or attempt: as large as the checkpoint
-            shutil.rmtree(old, ignore_errors=True)
+    remove_conversions(parts, target if needed else None)
     if not needed:
         return None
     if not target.exists():
@@ -66,6 +64,13 @@ def convert_last_checkpoint(
         os.replace(partial, target)
         logger.info("%s of %s ranks converted for %s", folder, facts["world_size"], num_workers)
     return target
+
+
+def remove_conversions(parts: Parts, keep: Path | None = None) -> None:
+    """Removes what was converted for an earlier checkpoint or attempt: each is as large as a checkpoint."""
+    for old in parts.folder.glob("attempts/*/universal/*"):
+        if old != keep:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _convert(source: Path, target: Path, zero_stage: int) -> None:

@@ -126,6 +126,20 @@ def test_a_stage_goes_on_after_its_code_was_mended_and_says_so(project):
     assert actions(project.plan("--strict-code")) == dict.fromkeys(("draw", "square", "total"), "reuse")
 
 
+def test_an_attempt_that_published_nothing_makes_no_result_of_two_codes(project):
+    project.vico("run", code=1, TINY_FAIL="square:0")
+    name = "tests/integration/tiny_pipeline/square.py"
+    begun = project.stage("square") / "attempts/1/attempt.json"
+    content = json.loads(begun.read_text())
+    begun.write_text(json.dumps({**content, "sources": {**content["sources"], name: "0" * 64}}))
+    goes_on = "unfinished: goes on from attempt 1"
+    assert project.plan("--strict-code")["square"] == project.plan()["square"] == ("run", [goes_on])
+    project.vico("run")
+    assert project.record("square")["attempt"] == 2
+    assert "sources_of_attempts" not in project.record("square")["facts"]
+    assert actions(project.plan("--strict-code")) == dict.fromkeys(("draw", "square", "total"), "reuse")
+
+
 def test_a_missing_output_is_made_again_without_the_rest(done):
     before = done.outputs()
     part = done.stage("square") / "output" / "part-1.txt"
@@ -278,7 +292,7 @@ def test_a_run_that_goes_on_outside_its_job_is_no_longer_judged_by_the_job(proje
     path = project.storage / "runs" / run / "run.json"
     submission = {"kind": "ray-jobs", "address": "http://127.0.0.1:1", "id": "vico-1"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "submission": submission}))
-    project.vico("run", code=1, TINY_FAIL="square:2", VICO_JOB="vico-1")
+    project.vico("run", code=1, TINY_FAIL="square:2", VICO_JOB=json.dumps(submission))
     assert project.status()["submission"] == submission
     process, go_on = project.pause("square:3")
     assert (project.status()["state"], project.status()["submission"]) == ("running", None)

@@ -1,9 +1,11 @@
 """What is said of submitted runs whose server cannot be asked."""
 
+import json
+
 import pytest
 
 from pipeline.runs import RunFile, StageEntry
-from pipeline.submit import JOB_VARIABLE, JobWatch, as_job_stands, is_of_other_job, submission_state
+from pipeline.submit import JOB_VARIABLE, JobWatch, as_job_stands, submission_now, submission_state
 from tests.ports import free_port
 
 
@@ -49,10 +51,10 @@ def test_following_a_running_run_goes_on_without_its_server(run):
     assert JobWatch(every_s=0, patience_s=0).end(run.model_copy(update={"state": "running"})) is None
 
 
-def test_a_job_knows_its_own_submission(run, monkeypatch):
-    assert is_of_other_job(run.submission)
-    monkeypatch.setenv(JOB_VARIABLE, "vico-r1-9999")
-    assert is_of_other_job(run.submission)
-    monkeypatch.setenv(JOB_VARIABLE, run.submission["id"])
-    assert not is_of_other_job(run.submission)
-    assert not is_of_other_job(None)
+def test_a_job_enters_its_own_submission_and_others_none(run, monkeypatch):
+    """Also into a run that a command by hand took over while the job waited: the job has it then."""
+    assert submission_now(run.submission) is None
+    assert submission_now({"job": "of another kind"}) == {"job": "of another kind"}
+    monkeypatch.setenv(JOB_VARIABLE, json.dumps(run.submission))
+    for before in (run.submission, {**run.submission, "id": "vico-r1-9999"}, None):
+        assert submission_now(before) == run.submission

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from stages.best_policy import BestPolicy, kept
+from stages.best_policy import BestPolicy
 from stages.parts import Parts
+from stages.train_checkpoints import best_policies
 from stages.train_faults import Diverged
 from stages.training_metrics import MetricsFile
 from tests.tiny_model import make_tiny_model
@@ -34,7 +35,7 @@ def state(model, value: float):
 
 
 def value_kept(parts: Parts) -> float:
-    [folder] = kept(parts)
+    [folder] = best_policies(parts)
     return next(load_model(folder, torch.float32).parameters()).flatten()[0].item()
 
 
@@ -74,11 +75,11 @@ def test_a_validation_that_is_no_number_is_best_of_nothing(model, tmp_path, capl
     best = BestPolicy(Parts(tmp_path, 1), model, keep=True, of_rank_0=as_it_is)
     with pytest.raises(Diverged, match="step 10: the validation gives kl_compressed=inf, and select: best"):
         best.offer(10, figures(0.5, math.inf), state(model, 1.0))
-    assert kept(Parts(tmp_path, 1)) == []
+    assert best_policies(Parts(tmp_path, 1)) == []
 
 
 def test_nothing_is_kept_where_the_last_policy_is_wanted(model, tmp_path):
     best = BestPolicy(Parts(tmp_path, 1), model, keep=False, of_rank_0=as_it_is)
     best.offer(10, figures(0.5, 0.5), state(model, 1.0))
-    assert kept(Parts(tmp_path, 1)) == []
+    assert best_policies(Parts(tmp_path, 1)) == []
     assert best.offer(20, {}, state(model, 1.0)) == {}

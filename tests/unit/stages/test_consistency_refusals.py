@@ -67,6 +67,17 @@ def test_checkpoints_that_are_there_need_no_room_but_for_another_number_of_ranks
         check_disk(settings, 2)
 
 
+def test_the_best_policy_that_is_there_needs_no_room(model, tmp_path, monkeypatch):
+    num_parameters = sum(one.numel() for one in load_model(model).parameters())
+    settings = settings_of(model, tmp_path)
+    settings = replace(settings, config=settings.config.model_copy(update={"select": "best"}))
+    with_free(monkeypatch, int(1.11 * (3 * 16 + 2 * 4) * num_parameters))
+    with pytest.raises(UserError, match="3 model folders"):
+        check_disk(settings, 2)
+    (tmp_path / "output/best/step-0000004").mkdir(parents=True)
+    check_disk(settings, 2)
+
+
 def test_an_object_store_needs_room_for_the_checkpoint_on_its_way(model, tmp_path, monkeypatch):
     num_parameters = sum(one.numel() for one in load_model(model).parameters())
     with_free(monkeypatch, int(1.11 * (3 * 16 + 4) * num_parameters))

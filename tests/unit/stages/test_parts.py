@@ -1,11 +1,13 @@
 import json
 import pickle
+import threading
+import time
 
 import pytest
 
 from pipeline.storage import is_partial
 from stages.context import LeaseLost
-from stages.parts import JOURNAL_FILE, Parts
+from stages.parts import JOURNAL_FILE, Parts, delete, locked
 
 
 def write_lease(parts, attempt, released=False):
@@ -125,7 +127,7 @@ def test_a_kill_while_a_part_is_deleted_leaves_no_half_of_it(tmp_path, monkeypat
     (parts.partial("best/step-30") / "inner").mkdir(parents=True)
     parts.publish("best/step-30")
 
-    def killed(path):
+    def killed(path, ignore_errors):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stages.parts.shutil.rmtree", killed)
@@ -134,3 +136,49 @@ def test_a_kill_while_a_part_is_deleted_leaves_no_half_of_it(tmp_path, monkeypat
     assert not parts.done("best/step-30") and not list(parts.output.glob("best/step-*"))
     (left,) = parts.output.glob("best/.*")
     assert is_partial(left.name), "the next attempt clears it away"
+
+
+def test_a_part_that_another_takes_away_while_the_lock_is_waited_for_is_no_fault(parts):
+    """The driver lets a checkpoint go that was on its way to an object store; a rank drops it once more."""
+    part = parts.output / "checkpoints/step-1"
+    part.mkdir(parents=True)
+    faults = []
+
+    def drop():
+        try:
+            parts.remove("checkpoints/step-1")
+        except OSError as error:
+            faults.append(error)
+
+    dropping = threading.Thread(target=drop)
+    with locked(parts.folder):
+        dropping.start()
+        time.sleep(0.2)  # it has seen the part by now, and waits
+        parts.out_of_sight(part)
+    dropping.join()
+    assert faults == []
+
+
+def test_two_that_delete_a_folder_and_one_in_it_do_not_disturb_each_other(tmp_path):
+    for number in range(20):
+        inner = tmp_path / f"{number}/checkpoints/.step-1.partial-1"
+        inner.mkdir(parents=True)
+        for name in range(100):
+            (inner / str(name)).touch()
+        both = threading.Barrier(2)
+        faults = []
+
+        def one(path, both=both, faults=faults):
+            both.wait()
+            try:
+                delete(path)
+            except OSError as error:
+                faults.append(error)
+
+        threads = [threading.Thread(target=one, args=(path,)) for path in (inner, inner.parent)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        delete(inner.parent)
+        assert faults == [] and not inner.parent.exists()

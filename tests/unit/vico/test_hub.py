@@ -14,7 +14,7 @@ import pytest
 from tests.tiny_model import make_tiny_model
 from vico.hub import model_folder
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COMMIT, NEXT = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 # what the caller sees: the class of the model, or the one line of a UserError, which comes before torch
 OPEN = """
 import sys
@@ -36,30 +36,38 @@ import sys
 from pathlib import Path
 from pipeline.config import load_config
 from pipeline.graph import pipeline_graph
-print(load_config(Path(sys.argv[1]), pipeline_graph()).inputs.model)
+inputs = load_config(Path(sys.argv[1]), pipeline_graph()).inputs
+print(inputs.model, inputs.model_folder)
 """
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """The address of a server that gives out one model, `someone/tiny`."""
+    """The address of a server that gives out one model, `someone/tiny`, in two commits; what it was asked
+    for; which commit is main."""
     folder = make_tiny_model(tmp_path_factory.mktemp("hub") / "m")
     (folder / "weights.bin").write_bytes(b"never asked for")
     asked: list[str] = []
+    main = [COMMIT]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
-            start, _, name = self.path.partition(f"/resolve/{COMMIT}/")
-            if start == "/someone/tiny" and (folder / name).is_file():
+            start, _, place = self.path.partition("/resolve/")
+            commit, _, name = place.partition("/")
+            if start == "/someone/tiny" and commit in (COMMIT, NEXT) and (folder / name).is_file():
                 content = (folder / name).read_bytes()
                 etag = hashlib.sha256(content).hexdigest()
-                return self.reply(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+                return self.reply(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
             if self.path.startswith("/api/models/someone/tiny/tree"):
                 return self.reply(200, json.dumps(self.files()).encode())
             if self.path.startswith("/api/models/someone/tiny"):
+                revision = self.path.partition("/revision/")[2].partition("?")[0] or "main"
+                commit = main[0] if revision == "main" else revision
+                if commit not in (COMMIT, NEXT):
+                    return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
                 siblings = [{"rfilename": file["path"]} for file in self.files()]
-                info = {"id": "someone/tiny", "modelId": "someone/tiny", "sha": COMMIT, "siblings": siblings}
+                info = {"id": "someone/tiny", "modelId": "someone/tiny", "sha": commit, "siblings": siblings}
                 return self.reply(200, json.dumps(info).encode())
             return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
@@ -85,7 +93,7 @@ def hub(tmp_path_factory):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", asked, main
     server.shutdown()
     server.server_close()
 
@@ -104,7 +112,7 @@ def printed(code: str, name: str, endpoint: str, cache: Path, **environment: str
 
 
 def test_an_id_is_fetched_once_and_opens_offline_after_that(hub, tmp_path):
-    address, asked = hub
+    address, asked, _ = hub
     assert printed(OPEN, "someone/tiny", address, tmp_path) == "VicoModel"
     assert any(path.endswith("/model.safetensors") for path in asked)
     assert not any(path.endswith("weights.bin") for path in asked)
@@ -119,19 +127,39 @@ def test_a_pipeline_may_name_its_model_by_id(hub, tmp_path):
         "inputs: {records: {format: demo, num_samples: 4}, model: someone/tiny}\n"
     )
     config = str(tmp_path / "pipeline.yaml")
-    folder = Path(printed(CONFIG, config, hub[0], tmp_path / "cache"))
+    asked = [printed(CONFIG, config, hub[0], tmp_path / "cache") for _ in range(2)]
+    assert [text.split()[0] for text in asked] == [f"someone/tiny@{COMMIT}"] * 2
+    folder = Path(asked[0].split()[1])
     assert folder.name == COMMIT and (folder / "model.safetensors").exists()
     (tmp_path / "pipeline.yaml").write_text(
         "inputs: {records: {format: demo, num_samples: 4}, model: models/mistyped}\n"
     )
     hub[1].clear()
-    assert printed(CONFIG, config, hub[0], tmp_path / "cache") == str(Path("models/mistyped").absolute())
+    mistyped = str(Path("models/mistyped").absolute())
+    assert printed(CONFIG, config, hub[0], tmp_path / "cache").split() == [mistyped, mistyped]
     assert not hub[1], "models/ is a folder here: a path is meant, and the Hub is not asked"
+
+
+def test_a_commit_that_was_taken_stays_when_main_moves_on(hub, tmp_path):
+    """Another commit is another model to every stage; the next command must find the one it began with."""
+    address, _, main = hub
+    assert Path(printed(FIND, "someone/tiny", address, tmp_path)).name == COMMIT
+    main[0] = NEXT
+    try:
+        assert Path(printed(FIND, "someone/tiny", address, tmp_path)).name == COMMIT
+        assert Path(printed(FIND, f"someone/tiny@{COMMIT}", address, tmp_path / "node")).name == COMMIT
+        assert Path(printed(FIND, "someone/tiny@main", address, tmp_path)).name == NEXT
+    finally:
+        main[0] = COMMIT
+    offline = printed(FIND, f"someone/tiny@{COMMIT}", address, tmp_path, HF_HUB_OFFLINE="1")
+    assert Path(offline).name == COMMIT
 
 
 def test_what_cannot_be_had_is_one_line_with_the_remedy(hub, tmp_path):
     unknown = printed(FIND, "someone/else", hub[0], tmp_path)
     assert unknown.startswith("error: model=someone/else is neither a folder here nor a model")
+    revision = printed(FIND, "someone/tiny@v9", hub[0], tmp_path)
+    assert revision.startswith("error: model=someone/tiny@v9: the Hub has no such revision")
     offline = printed(FIND, "someone/tiny", hub[0], tmp_path, HF_HUB_OFFLINE="1")
     assert offline.startswith("error: model=someone/tiny is no folder here and not in the Hub's cache")
     assert "hf download someone/tiny" in offline and "\n" not in offline
