@@ -25,7 +25,11 @@ def audit(
         str | None, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")
     ] = None,
     reap: Annotated[
-        bool, typer.Option("--reap", help="First end the MLflow runs of drivers that are dead.")
+        bool,
+        typer.Option(
+            "--reap",
+            help="First end the MLflow runs of drivers that are dead, and send MLflow what it lacks.",
+        ),
     ] = False,
     sample: Annotated[
         str | None, typer.Option("--sample", metavar="KEY", help="Only say where this sample was used.")
@@ -174,14 +178,14 @@ def _show_samples(site: Any, run: str, sample: str | None, step: int | None, as_
 
 
 def _reaped(site: Any) -> bool:
-    """Close what is stale in MLflow and say so on standard error; whether all of it could be closed."""
+    """Mend what is stale in MLflow and say so on standard error; whether all of it could be mended."""
     if not site.tracking.enabled:
         raise UserError(f"--reap: tracking.enabled is false in site {site.name}; name the site with MLflow")
     from pipeline.tracking_audit import reap
 
-    closed, left = reap(site)
-    for line in closed:
-        typer.echo(f"closed in MLflow: {line}", err=True)
+    done, left = reap(site)
+    for line in done:
+        typer.echo(line, err=True)
     for line in left:
         print_errors(line)
     return not left

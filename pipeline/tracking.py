@@ -139,7 +139,8 @@ class MlflowRuns:
         last, steps = {}, {}
         for key in run.data.metrics:  # one by one: the history of a long run is large
             found = [metric.step for metric in self.client.get_metric_history(run_id, key)]
-            steps[key], last[key] = StepSet(found), max(found)
+            if found:  # a database keeps the latest value by itself, also where all steps were deleted
+                steps[key], last[key] = StepSet(found), max(found)
         datasets = [one.dataset for one in run.inputs.dataset_inputs] if run.inputs else []
         sent = SentRun(
             id=run_id,

@@ -1,5 +1,5 @@
 """MLflow held against the records: what `pipeline/tracking.py` was to tell it, asked back. Writes nothing but
-the ends of stale runs, those only in `reap`, and what `vico run` needs to tell MLflow again.
+what `reap` sends, and the note by which `vico run` and `reap` know that MLflow lacks something.
 
 The second door of MLflow: the tracker must stay small, and reading it back is another purpose. MLflow is
 imported inside functions only.
@@ -22,7 +22,7 @@ from pipeline.storage import Conflict
 from pipeline.tracker import sync
 from pipeline.tracking import PARAM_LENGTH, TAG_LENGTH, mlflow_client, one_line
 from pipeline.tracking_outputs import DIGEST_LENGTH
-from pipeline.tracking_state import STATE_FILE, SentState, mark_incomplete
+from pipeline.tracking_state import STATE_FILE, SentState, is_incomplete, mark_incomplete
 from vico.errors import Unreachable, UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _DRIVER_TAGS = frozenset({"mlflow.source.git.commit", "vico.git_dirty", "vico.ho
 
 def audit_mlflow(run: RunFile, site: Site, found: Findings) -> None:
     """Every MLflow run of this run against run.json, records and metrics files. After a problem mlflow.json
-    no longer says that MLflow has all, so that the next `vico run` tells it again."""
+    no longer says that MLflow has all, so that the next `vico run` or `reap` tells it again."""
     num_before = len(found.problems)
     folder = Runs(site.storage).run_folder(run.run)
     state = SentState.of(folder, site.tracking_place)
@@ -61,8 +61,8 @@ def _compare(run: RunFile, site: Site, folder: Path, state: SentState, found: Fi
             PIPELINE, f"MLflow was not asked: run {run.run} was never tracked at {site.tracking_place}"
         )
         return
-    if state.runs and not state.complete and run.state == "done":
-        message = "MLflow lacks something of the run; the command that made the run sends it"
+    if run.state == "done" and is_incomplete(folder, site):
+        message = "MLflow lacks something of the run; `vico audit --reap` sends it"
         found.problem(PIPELINE, "mlflow_incomplete", folder / STATE_FILE, message)
     database = Path(site.tracking_uri.removeprefix("sqlite:///"))
     if site.tracking_uri.startswith("sqlite:///") and not database.is_file():
@@ -244,8 +244,9 @@ def active_run(client: MlflowClient, run_id: str) -> Any:
 
 
 def reap(site: Site) -> tuple[list[str], list[str]]:
-    """End the MLflow runs that show RUNNING for runs nobody works on any more: (what was closed, what could
-    not be). Their driver was killed before it could tell; MLflow is told the rest of their files, too.
+    """End the MLflow runs that show RUNNING for runs nobody works on any more, and tell MLflow what it lacks
+    of runs that have ended: (what was done, what could not be). A driver may have been killed before it could
+    tell, the server been away, and the command that made a run may be at work on a newer one.
     """
     database = Path(site.tracking_uri.removeprefix("sqlite:///"))
     if site.tracking_uri.startswith("sqlite:///") and not database.is_file():
@@ -255,18 +256,22 @@ def reap(site: Site) -> tuple[list[str], list[str]]:
         stale = _running(client)
     except Exception as error:
         return [], [f"MLflow at {site.tracking_place}: {one_line(error)}"]
-    runs, closed, left = Runs(site.storage), [], []
+    runs, done, left = Runs(site.storage), [], []
     states = {run.run: run.state for run in runs.all()}
     for name in dict.fromkeys(run.data.tags["vico.run"] for run in stale):
         own = [run for run in stale if run.data.tags["vico.run"] == name]
         if name in states and states[name] in ENDED:
             problem = sync(site, runs.run_folder(name))
             _end(client, own)
-            (left if problem else closed).append(problem or f"run {name}: {states[name]}")
+            (left if problem else done).append(problem or f"closed in MLflow: run {name}: {states[name]}")
         elif name not in states and any(_is_of_storage(run, site) for run in own):
             _end(client, own)
-            closed.append(f"run {name}: its folder is gone")
-    return closed, left
+            done.append(f"closed in MLflow: run {name}: its folder is gone")
+    for name in (name for name, state in states.items() if state in ENDED):
+        if is_incomplete(runs.run_folder(name), site):
+            problem = sync(site, runs.run_folder(name))
+            (left if problem else done).append(problem or f"sent to MLflow: what it lacked of run {name}")
+    return done, left
 
 
 def _running(client: MlflowClient) -> list[Any]:

@@ -110,13 +110,21 @@ def is_complete(run_folder: Path, site: Site) -> bool:
     return SentState.of(run_folder, site.tracking_place).complete
 
 
+def is_incomplete(run_folder: Path, site: Site) -> bool:
+    """Whether it is noted that this MLflow lacks something of the run; not so of one that it never had."""
+    try:
+        state = SentState.read(run_folder / STATE_FILE, "it is made again from MLflow")
+    except UserError:
+        return True
+    return state is not None and state.uri == site.tracking_place and not state.complete
+
+
 def mark_incomplete(run_folder: Path, site: Site) -> None:
     """Have the next `vico run` ask MLflow what it lacks of a run that has ended, and tell it."""
-    state = SentState.of(run_folder, site.tracking_place)
-    path = run_folder / STATE_FILE
-    if state.complete or not path.exists():
+    if not is_incomplete(run_folder, site):
+        state = SentState.of(run_folder, site.tracking_place)
         state.complete = False
-        storage_of(run_folder).write(path, state.content())
+        storage_of(run_folder).write(run_folder / STATE_FILE, state.content())
 
 
 @contextmanager

@@ -312,6 +312,34 @@ def test_reap_closes_what_a_killed_driver_left_running_and_nothing_else(made, tm
     assert running(client) == []
 
 
+def test_reap_sends_what_mlflow_lacks_of_an_older_run(made, project):
+    """The command that made it is at work on a newer run, so it sends nothing of this one."""
+    import sqlite3
+
+    shutil.copy(made.folder / "site.yaml", project.folder)
+    older = mlflow_id(project, "square")
+    (first,) = project.runs()
+    project.vico("run", "--force", "total")
+    assert len(project.runs()) == 2
+    with sqlite3.connect(project.storage / "mlflow.db") as database:
+        for key, step in (("length", 1), ("summary/parts", 0)):  # of the other one no step is left
+            deleted = database.execute(
+                "delete from metrics where run_uuid = ? and key = ? and step = ?", (older, key, step)
+            )
+            assert deleted.rowcount == 1, key
+
+    def kinds():
+        return [kind for _, kind, _ in problems(project, tracking=True, run=first)]
+
+    assert kinds() == ["mlflow_metrics"] * 2
+    assert kinds() == ["mlflow_incomplete", "mlflow_metrics", "mlflow_metrics"]
+    project.vico("audit", "--reap")
+    assert project.errors == f"sent to MLflow: what it lacked of run {first}\n"
+    assert kinds() == []
+    project.vico("audit", "--reap")
+    assert project.errors == ""
+
+
 def test_reap_needs_mlflow_and_audit_a_run(project):
     project.vico("audit", "--reap", code=2)
     assert "tracking.enabled is false" in project.errors
