@@ -1,6 +1,6 @@
 """One block of records written as one shard: its tar, and its rows of the index and of the ledger.
 
-Pure: the same block, limits and tokenizer give the same bytes. `stages/shard.py` maps it over Ray tasks.
+Pure: the same block, rules and tokenizer give the same bytes. `stages/shard.py` maps it over Ray tasks.
 """
 
 import json
@@ -28,7 +28,7 @@ LEAK_MESSAGE = "a picture of it (by its bytes) stands on another side too, furth
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """What holds for the rows of a block: their limits and the shares of the splits."""
+    """What holds for the rows of a block: their rules and the shares of the splits."""
 
     rules: RowRules
     shares: Shares
