@@ -4,14 +4,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from cluster.node_metrics import NodeSampler
 from cluster.site import Site
-from data_prep.records import RecordsConfig
 from pipeline.attempt import StageContext, logging_to
-from pipeline.digests import DigestCache, repaired_fingerprint
+from pipeline.digests import DigestCache
 from pipeline.facts import PATCH_FILE, git_facts, git_patch, package_versions, site_facts
 from pipeline.json_files import OutputFile
 from pipeline.lease import Lease, acquire
@@ -21,12 +19,10 @@ from pipeline.reasons import code_changes, codes_of_attempts
 from pipeline.runs import RunFile, Runs, StageEntry
 from pipeline.signals import StopSignals
 from pipeline.sources import source_digests, sources_digest
+from pipeline.stage_inputs import StageInputs
 from pipeline.store import Record, StageFolder, outputs_digest
-from stages.adopted import FOLDER as ADOPTED_FOLDER
 from stages.context import Interrupted, LeaseLost
 from stages.parts import Parts
-from stages.shard_repair import Repairs
-from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +48,11 @@ class StageRuns:
         start_services: Callable[[StageTask], None],
         mlflow_run_id: Callable[[str], str | None],
     ):
-        self.pipeline, self.site, self.runs, self.run, self.lease = pipeline, site, runs, run, lease
-        self.cache, self._whole = cache, set[str]()
+        self.site, self.runs, self.run, self.lease = site, runs, run, lease
+        self.inputs, self.cache = StageInputs(pipeline, site, run, cache), cache
         self.forced, self.strict_code, self.wait_s = forced, strict_code, wait_s
         self.signals, self.display = signals, display
         self._start_services, self._mlflow_run_id = start_services, mlflow_run_id
-        self._digests: dict[str, str] = dict(pipeline.sources)
-        self._outputs: dict[str, Path] = {}
 
     def take(self, task: StageTask) -> None:
         """Bring one stage to done. Raises what its code raises; the states in run.json are the caller's to
@@ -91,11 +85,8 @@ class StageRuns:
     def _must_force(self, task: StageTask) -> bool:
         return task.name in self.forced and not self._entry(task).forced
 
-    def _inputs(self, task: StageTask) -> dict[str, str]:
-        return {name: self._digests[name] for name in task.inputs}
-
     def _standing(self, task: StageTask) -> Standing:
-        return task_standing(task, self.site.storage, self._inputs(task), strict_code=self.strict_code)
+        return task_standing(task, self.site.storage, self.inputs.digests(task), strict_code=self.strict_code)
 
     def _reused(self, task: StageTask, folder: StageFolder) -> bool:
         """Whether the stage is done already; then it is entered as such."""
@@ -111,29 +102,8 @@ class StageRuns:
         return True
 
     def _done(self, task: StageTask, folder: StageFolder, output_digest: str) -> None:
-        self._digests[task.name] = output_digest
-        self._outputs[task.name] = folder.output
+        self.inputs.made(task, folder, output_digest)
         self.runs.save(self.run, self.lease)
-
-    def _fetch_inputs(self, task: StageTask) -> None:
-        """Have the outputs that the stage reads at hand. UserError when their bytes are not those recorded,
-        sizes being right. Files that were read before and have not been touched since are not read again."""
-        for name in task.inputs:
-            if name not in self._outputs or name in self._whole:
-                continue
-            folder = StageFolder(self.site.storage, name, self.run.stages[name].fingerprint)
-            record = folder.record()
-            if record is not None:
-                self._fetch(folder, record)
-            self._whole.add(name)
-
-    def _fetch(self, folder: StageFolder, record: Record) -> None:
-        path = folder.fetch(record, self.cache.sha256s)
-        if path is not None:
-            raise UserError(
-                f"{folder.storage.place(path)} is not what stage {folder.stage} wrote, though its size is; "
-                f"--force {folder.stage} sets it aside and runs the stage again"
-            )
 
     def _set_aside(self, task: StageTask, folder: StageFolder, lease: Lease, reason: str) -> None:
         aside = folder.set_aside(lease)
@@ -142,7 +112,7 @@ class StageRuns:
             self.display.line(f"{task.name}: earlier result moved to {place} ({reason})")
 
     def _run(self, task: StageTask, folder: StageFolder, lease: Lease) -> None:
-        self._fetch_inputs(task)
+        self.inputs.fetch(task)
         self._start_services(task)
         found = self._standing(task)
         if found.way == "afresh":
@@ -156,7 +126,7 @@ class StageRuns:
 
     def _attempt(self, task: StageTask, folder: StageFolder, lease: Lease, found: Standing) -> list[str]:
         """Run the stage's code and record the result; or return the expected outputs that it did not make."""
-        entry, inputs, started = self._entry(task), self._inputs(task), datetime.now(UTC)
+        entry, inputs, started = self._entry(task), self.inputs.digests(task), datetime.now(UTC)
         sources = source_digests(task.spec.module_name)
         parts = folder.begin(lease, inputs, found.expected, _iso(started), sources)
         if found.way == "rebuild":
@@ -201,7 +171,7 @@ class StageRuns:
         context = StageContext(
             stage=task.name,
             parts=parts,
-            inputs={name: self._input(name, task) for name in task.spec.inputs} | _adopted(task),
+            inputs=self.inputs.given(task),
             site=self.site,
             leases=(self.lease, lease),
             signals=self.signals,
@@ -215,34 +185,6 @@ class StageRuns:
             raise
         context.check()
         return counts
-
-    def _input(self, name: str, task: StageTask) -> Path | RecordsConfig | Repairs | None:
-        inputs = self.pipeline.config.inputs
-        if name == "records":
-            return inputs.records
-        if name == "heldout":
-            return inputs.heldout
-        if name == "repaired":
-            return self._repairs(task) if inputs.repaired else None
-        if name in ("model", "tokenizer"):
-            return inputs.model_folder
-        return self._outputs[name]
-
-    def _repairs(self, task: StageTask) -> Repairs:
-        """The last file of repaired rows and the shards that it mends: those of the files before it."""
-        files = self.pipeline.config.inputs.repaired
-        given = {**task.inputs, "repaired": repaired_fingerprint(files[:-1], self.cache)}
-        known = {name: value for name, value in given.items() if value is not None}
-        mended = StageTask(task.spec, task.config, known)
-        folder = mended.folder(self.site.storage)
-        record = folder.record()
-        if record is None or folder.damage(record) or folder.fetch(record, self.cache.sha256s):
-            raise UserError(
-                f"inputs.repaired={files[-1]} mends shards ({mended.fingerprint[:12]}) that are not whole in "
-                f"{self.site.storage_address}; give `vico data retry CONFIG`, which makes them first"
-            )
-        self._fetch(folder, record)
-        return Repairs(files[-1], folder.output, mended.fingerprint)
 
     def _record(
         self,
@@ -267,7 +209,7 @@ class StageRuns:
             packages=package_versions(),
             outputs=outputs,
             output_digest=outputs_digest(outputs),
-            inputs=self._inputs(task),
+            inputs=self.inputs.digests(task),
             counts=dict(counts),
             seconds=seconds,
             started=_iso(started),
@@ -282,11 +224,6 @@ def _keep_patch(parts: Parts) -> None:
     patch = git_patch()
     if patch is not None:
         (parts.attempt_folder / PATCH_FILE).write_text(patch, encoding="utf-8")
-
-
-def _adopted(task: StageTask) -> dict[str, Path]:
-    """What a stage reads in place of its inputs when its result comes from elsewhere."""
-    return {} if task.adopted_from is None else {ADOPTED_FOLDER: task.adopted_from}
 
 
 def _iso(moment: datetime) -> str:
