@@ -1,19 +1,14 @@
 """The shard stage: records -> checked samples in WebDataset tars, with index, quarantine ledger and manifest.
 
-One Ray task a shard; what is heavy is imported when the stage runs.
+One Ray task a shard (stages/shard_tasks.py); what is heavy is imported when the stage runs.
 """
 
 from __future__ import annotations
 
-import errno
-import gc
 import logging
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,7 +19,6 @@ from vico.settings import IMAGE_END, IMAGE_MARK, IMAGE_START, IMAGE_TOKEN, TURN_
 if TYPE_CHECKING:
     from data_prep.blocks import Block
     from data_prep.records import RecordSet
-    from data_prep.shards import ShardSettings
     from stages.context import Context
     from stages.parts import Parts
 
@@ -80,18 +74,6 @@ class ShardConfig(StageConfig):
 Config = ShardConfig
 
 
-@dataclass(frozen=True)
-class ShardTask:
-    """What a task needs to write one shard."""
-
-    block: Block
-    settings: ShardSettings
-    tokenizer: Path
-    parts: Parts
-    leaked: frozenset[int] | None = None
-    """Lines to leave out of the final shard; None: the shard is checked by itself and waits."""
-
-
 def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
     """Write the missing shards, then index, ledger and, last, the manifest; counts for the record."""
     from data_prep.shard_folder import MANIFEST_FILE
@@ -101,6 +83,7 @@ def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
         from data_prep.blocks import record_blocks
 
         sets = all_sets(context)
+        warn_of_fewer_tiles(config, sets, context.inputs["tokenizer"])
         context.progress(0, 1, "rows")
         blocks = record_blocks(sets, config.samples_per_shard, context.check)
         if not blocks:
@@ -128,6 +111,23 @@ def all_sets(context: Context) -> list[RecordSet]:
     return sets
 
 
+def warn_of_fewer_tiles(config: ShardConfig, sets: list[RecordSet], model: Path) -> None:
+    """Say which settings ask for more tiles than the model cuts a picture into; the model's limit holds."""
+    from vico.settings import load_settings
+
+    most = load_settings(model).max_tiles
+    asked = {
+        f"max_dynamic_patch={one.max_tiles} of set {one.name}": one.max_tiles
+        for one in sets
+        if one.max_tiles is not None
+    }
+    if any(one.max_tiles is None for one in sets):
+        asked[f"shard.max_tiles={config.max_tiles}"] = config.max_tiles
+    for name, num_tiles in asked.items():
+        if num_tiles > most:
+            logger.warning("%s: the model cuts a picture into %d tiles at most, no more are made", name, most)
+
+
 def write_shards(config: ShardConfig, context: Context, blocks: list[Block]) -> None:
     """Write the shards that are not there yet, each in a Ray task; they wait for `settle_shards`. A task
     holds one row at a time, so `resources.tasks` bounds the bytes in flight.
@@ -136,6 +136,7 @@ def write_shards(config: ShardConfig, context: Context, blocks: list[Block]) -> 
     from cluster.tasks import map_tasks
     from data_prep.shard_folder import waiting_tar
     from data_prep.shards import shard_name
+    from stages.shard_tasks import shard_tasks, write_part
 
     parts = context.parts
     missing = [
@@ -164,6 +165,7 @@ def settle_shards(config: ShardConfig, context: Context, blocks: list[Block]) ->
     from data_prep.leaks import leaked_lines
     from data_prep.shard_folder import checked_contents, kept_sidecar_name, waiting_tar
     from data_prep.shards import shard_name
+    from stages.shard_tasks import shard_tasks, write_part
 
     parts = context.parts
     leaked = leaked_lines(lambda: checked_contents(parts.output, len(blocks)))
@@ -187,79 +189,6 @@ def settle_shards(config: ShardConfig, context: Context, blocks: list[Block]) ->
         with ray_session(context.site):
             for _ in map_tasks(write_part, tasks, site=context.site, check=context.check):
                 pass
-
-
-def shard_tasks(
-    config: ShardConfig,
-    context: Context,
-    blocks: list[Block],
-    chosen: list[Block],
-    leaked: Mapping[int, frozenset[int]] | None = None,
-) -> list[ShardTask]:
-    """The tasks of the chosen blocks; those with `leaked` lines write the final shard."""
-    heldout = any(block.records.heldout for block in blocks)
-    return [
-        ShardTask(
-            block,
-            shard_settings(config, block.records, heldout),
-            context.inputs["tokenizer"],
-            context.parts,
-            None if leaked is None else leaked[block.number],
-        )
-        for block in chosen
-    ]
-
-
-def shard_settings(config: ShardConfig, records: RecordSet, heldout: bool) -> ShardSettings:
-    """What holds for the rows of one set."""
-    from data_prep.checks import RowRules
-    from data_prep.shards import ShardSettings
-    from data_prep.split import Shares
-
-    rules = RowRules(
-        max_tiles=records.max_tiles or config.max_tiles,
-        max_pixels=config.max_pixels,
-        max_tokens=config.max_tokens,
-        decode=config.verify == "decode",
-        system_message=config.system_message,
-    )
-    test_share = 0.0 if heldout else config.test_share
-    return ShardSettings(rules, Shares(config.calib_share, test_share, config.split_seed))
-
-
-def write_part(task: ShardTask) -> None:
-    """One shard: its sidecar is published first, its tar last; a sidecar alone is what a killed task left."""
-    from data_prep.shard_folder import kept_sidecar_name, sidecar_name, waiting_tar, write_sidecar
-    from data_prep.shards import shard_name, write_shard
-
-    parts, number = task.parts, task.block.number
-    waits = task.leaked is None
-    tar = waiting_tar(number) if waits else shard_name(number)
-    sidecar = sidecar_name(number) if waits else kept_sidecar_name(number)
-    if parts.done(tar):  # by a task whose worker died before it could say so
-        return
-    parts.remove(sidecar)
-    try:
-        tokens = prompt_format(str(task.tokenizer))
-        content = write_shard(parts.partial(tar), task.block, task.settings, tokens, task.leaked or ())
-        write_sidecar(parts.partial(sidecar), content)
-        parts.publish(sidecar, tar)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"storage={parts.output} is full ({error.strerror}); free space and run again"
-        ) from None
-
-
-@lru_cache(maxsize=1)
-def prompt_format(tokenizer: str) -> Any:
-    """The prompt format, loaded once a worker process."""
-    from vico.prompt import load_prompt_format
-
-    found = load_prompt_format(tokenizer)
-    gc.freeze()  # the collector need not go through all that was imported again and again
-    return found
 
 
 def refuse_small_disk(blocks: list[Block], parts: Parts) -> None:

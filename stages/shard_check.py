@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.site import Site
-from stages.shard import ShardConfig, prompt_format, shard_settings
+from stages.shard import ShardConfig
+from stages.shard_tasks import prompt_format, shard_settings
 from vico.errors import UserError
 
 if TYPE_CHECKING:

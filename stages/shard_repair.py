@@ -102,8 +102,8 @@ def write_again(
     from cluster.tasks import map_tasks
     from data_prep.leaks import leaked_lines
     from data_prep.shards import shard_name
-    from stages.shard import shard_tasks, write_part
     from stages.shard_check import CheckTask, check_part
+    from stages.shard_tasks import shard_tasks, write_part
 
     if all(context.parts.done(shard_name(block.number)) for block in again):
         return

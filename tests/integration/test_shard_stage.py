@@ -33,6 +33,7 @@ from tests.record_files import (
 )
 from tests.tiny_model import make_tiny_model
 from vico.errors import UserError
+from vico.settings import load_settings
 
 LIMITS = {"max_pixels": 200_000, "max_tokens": 400}
 
@@ -217,6 +218,22 @@ def test_sets_have_their_own_repeat_and_tiles(tmp_path, model, ray_up):
     assert few["split"] == many["split"], "the same picture stands on one side in every set"
 
 
+def test_a_set_that_asks_for_more_tiles_than_the_model_makes_is_told(tmp_path, model, ray_up, caplog):
+    meta = write_meta(tmp_path, more={"max_dynamic_patch": 40}, few={"max_dynamic_patch": 2}, own={})
+    for name in ("more", "few", "own"):
+        write_lines(tmp_path / f"{name}.jsonl", [row(answer=name)])
+    most = load_settings(model).max_tiles
+    run(ShardConfig(max_tiles=most), context_of(tmp_path / "shard", model, internvl(meta)))
+    told = [line for line in caplog.messages if "tiles at most" in line]
+    assert len(told) == 1 and told[0].startswith("max_dynamic_patch=40 of set more") and str(most) in told[0]
+    (more,) = [
+        one
+        for one in load_index(tmp_path / "shard" / "output").table().to_pylist()
+        if one["source"] == "more"
+    ]
+    assert more["max_tiles"] == most
+
+
 def test_pictures_on_two_sides_are_quarantined(tmp_path, model, ray_up):
     meta = write_meta(tmp_path, pairs={})
     for n in range(20):
@@ -249,7 +266,7 @@ def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, 
 def test_a_full_disk_in_a_task_is_one_clear_line(tmp_path, model):
     from data_prep.blocks import record_blocks
     from data_prep.records import record_sets
-    from stages.shard import ShardTask, shard_settings, write_part
+    from stages.shard_tasks import ShardTask, shard_settings, write_part
 
     meta = write_good_records(tmp_path / "records")
     (block,) = record_blocks(record_sets(internvl(meta)), 1000)
