@@ -52,7 +52,7 @@ def rank_row(folder: Path) -> dict:
     from vico.checkpoints import load_model
     from vico.consistency import ConsistencyTask
 
-    init_distributed()
+    init_distributed(timeout_s=1800)
     settings = EngineSettings(1, torch.bfloat16, 1.0, (0.9, 0.95), 3, "none", {})
     highest, started = Highest(), time.perf_counter()
     policy, reference = (load_model(folder, torch.bfloat16) for _ in range(2))

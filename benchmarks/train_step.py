@@ -210,7 +210,7 @@ def engine_row(task, pack, zero_stage, dtype, repeats, counts: dict[str, float])
     """The consistency step under DeepSpeed in a process group of this process alone."""
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     os.environ.update({**here, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
-    init_distributed()
+    init_distributed(timeout_s=1800)
     optimizer = OptimizerConfig(learning_rate=1e-5, dtype=str(dtype).removeprefix("torch."))
     layers = len(task.policy.base.model.vision_tower.encoder.layer)
     groups = parameter_groups(task, optimizer, consistency_rates(ConsistencyConfig(), layers))

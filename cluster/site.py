@@ -113,6 +113,11 @@ class TrainSettings(SitePart):
     deepspeed: dict[str, Any] = {}
     """A DeepSpeed config merged under ours; keys that change the result are refused."""
 
+    @property
+    def collective_timeout_s(self) -> float:
+        """How long a rank waits for the others: the watchdog, which says who hung where, comes before."""
+        return self.hang_timeout_s + 60
+
     @model_validator(mode="after")
     def layers_can_be_compiled(self) -> TrainSettings:
         others = (

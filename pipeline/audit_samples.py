@@ -27,7 +27,8 @@ TABLES = {"ratio": "ratios.parquet", "label": "labels.parquet", "router": "score
 
 
 class RunSamples:
-    """The finished stages of one run as far as samples go; a stage that is not done is left out."""
+    """The stages of one run as far as samples go: finished ones, and of the trainings also one that is under
+    way or has failed, whose steps are asked for most."""
 
     def __init__(self, site: Site, name: str):
         self.site = site
@@ -93,9 +94,15 @@ class RunSamples:
         return self.index.row(row)["key"]
 
     def _trainings(self) -> list[str]:
-        """Those whose steps are known: one whose result was adopted has none here."""
+        """Those whose steps are known: one whose result was adopted has none here, nor has one that has not
+        begun."""
         adopted = self.run.config["inputs"].get("adopt", {})
-        return [stage for stage in TRAININGS if stage in self.records and stage not in adopted]
+        return [
+            stage
+            for stage in TRAININGS
+            if stage not in adopted
+            and (stage in self.records or (stage in self.run.stages and self.run.stages[stage].attempt))
+        ]
 
     def _uses(self, stage: str) -> Iterator[dict[str, Any]]:
         packs = self._packs(stage)
@@ -104,11 +111,16 @@ class RunSamples:
 
     def _packs(self, stage: str) -> Any:
         """The packs of all steps, as the ranks of the stage get them."""
-        record = self.records[stage].record
-        config = StageSpec(stage, f"stages.{stage}").config_class.model_validate_json(
-            json.dumps(record.identity["config"])
-        )
-        shard, parts = self.output("shard"), Parts(self.records[stage].folder, record.attempt)
+        if stage in self.records:
+            record = self.records[stage].record
+            given, parts = record.identity["config"], Parts(self.records[stage].folder, record.attempt)
+        else:
+            entry = self.run.stages[stage]
+            folder = StageFolder(self.site.storage, stage, entry.fingerprint).path
+            given, parts = self.run.config[stage], Parts(folder, entry.attempt)
+        spec = StageSpec(stage, f"stages.{stage}")
+        config = spec.config_class.model_validate_json(json.dumps(given))
+        shard = self.output("shard")
         if stage == "consistency":
             from stages.consistency_packs import ConsistencyPacks, ConsistencySettings
 

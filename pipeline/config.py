@@ -125,7 +125,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     names = path.strip().split(".")
     if not equals or not all(names):
-        raise UserError(f"--set {override!r} has no key and value; write it as --set consistency.lr=1e-5")
+        raise UserError(f"--set {override!r} has no key and value; write it as --set shard.max_tiles=6")
     block = content
     for depth, name in enumerate(names[:-1], start=1):
         inner = block.get(name)

@@ -8,6 +8,7 @@ from vico.errors import Unreachable, UserError
 
 MEMORY, WORKER, IO, ERROR = "memory", "worker", "io", "error"
 _LOST_WORKERS = ("WorkersFailed", "WorkerLost")
+_GONE_WRONG = ("Diverged", "CheckpointDiffers")  # the same again would go wrong again
 _MEMORY_WORDS = ("OutOfMemory", "out of memory")
 
 
@@ -22,16 +23,21 @@ def disk_full(error: BaseException | None) -> bool:
 
 def failure_kind(error: BaseException) -> str | None:
     """Which of the site's `retries` applies: memory, worker (a process or node died, or a rank ended in an
-    error), io (a file system or connection), error (any other); None for what only the user can mend.
+    error), io (a file system or connection), error (any other); None for what only the user can mend, and for
+    a training whose numbers went wrong.
     """
     chain = list(_chain(error))
     if disk_full(error) or any(isinstance(one, UserError) for one in chain):
         return None
+    if any(type(one).__name__ in _GONE_WRONG for one in chain):
+        return None
     if any(isinstance(one, MemoryError) or _says(one, _MEMORY_WORDS) for one in chain):
         return MEMORY
+    if any(isinstance(one, Unreachable) for one in chain):
+        return IO
     if any(type(one).__name__ in _LOST_WORKERS or _is_of_ray(one) for one in chain):
         return WORKER
-    return IO if any(isinstance(one, OSError | Unreachable) for one in chain) else ERROR
+    return IO if any(isinstance(one, OSError) for one in chain) else ERROR
 
 
 class RetriesLeft:

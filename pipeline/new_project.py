@@ -28,10 +28,11 @@ shard:
 consistency:
   epochs: 1
   packs_per_step: 8     # at least as many as there are workers
-  optimizer: {{learning_rate: 2.0e-5}}
+  optimizer: {{learning_rate: 2.0e-5}}  # on CUDA add dtype: bfloat16, here and in the other stages
 
 router:
   epochs: 1
+  packs_per_step: 8     # at least as many as there are workers
 """
 
 

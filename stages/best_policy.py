@@ -15,14 +15,13 @@ from torch import Tensor
 
 from stages.parts import Parts
 from stages.train_checkpoints import BEST, best_policies
-from stages.train_faults import Diverged
+from stages.train_faults import KL_RISE, Diverged
 from stages.training_metrics import read_metrics
 from vico.checkpoints import save_model
 
 logger = logging.getLogger(__name__)
 
 SCORE_FILE = "score.json"
-_RISE = 1.5
 
 
 class BestPolicy:
@@ -61,7 +60,7 @@ class BestPolicy:
             if self._keep:
                 self._write(step, kl, state())
         over = kl / max(self._best[0], 1e-12)
-        if over > _RISE:
+        if over > KL_RISE:
             logger.warning(
                 "step %d: the validation KL is %.2f times its best (step %d); a lower "
                 "optimizer.learning_rate keeps it down, select: best publishes the best policy",

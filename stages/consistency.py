@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from stages.context import Context
-from stages.optimizer_config import OptimizerConfig
+from stages.optimizer_config import OptimizerConfig, note_slow_dtype
 from stages.stage_config import StageConfig
 
 CODE_VERSION = 2
@@ -18,7 +18,8 @@ NEEDS_RAY = True
 
 
 class ConsistencyOptimizer(OptimizerConfig):
-    """The published rate of the InternVL3.5 SFT scripts (8e-5, cosine, warm-up 3 %) as the default."""
+    """The published rate of the InternVL3.5 SFT scripts (8e-5, cosine, warm-up 3 %) as the default; those
+    train in bfloat16."""
 
     learning_rate: float = Field(8e-5, gt=0)
 
@@ -93,6 +94,7 @@ def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | 
     )
     num_steps = prepared(settings, context.site.resources.workers)
     if not context.parts.done("policy"):
+        note_slow_dtype(config.optimizer, context)
         remove_conversions(context.parts)
         check_disk(settings, context.site.resources.workers, remote=context.site.remote is not None)
         run_throughput(_measure, settings, context, num_steps=num_steps)

@@ -80,7 +80,7 @@ def reference_placement(where: str) -> dict[str, Any]:
 def train_policy(settings: ConsistencySettings) -> None:
     """The whole stage on one rank; rank 0 publishes the policy's folder."""
     config = settings.config
-    init_distributed()
+    init_distributed(settings.train.collective_timeout_s)
     packs = ConsistencyPacks(settings)
     engine = build_engine(settings)
     plan = training_plan("consistency", config, packs.num_steps, settings.parts, settings.train)
@@ -106,7 +106,7 @@ def train_policy(settings: ConsistencySettings) -> None:
 
 def measure_policy(settings: ConsistencySettings) -> None:
     """Some updates of the stage on one rank, for their speed; nothing of them stays."""
-    init_distributed()
+    init_distributed(settings.train.collective_timeout_s)
     packs = ConsistencyPacks(settings)
     engine = build_engine(settings)
     plan = training_plan("consistency", settings.config, packs.num_steps, settings.parts, settings.train)

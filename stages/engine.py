@@ -8,12 +8,14 @@ trained.
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.utils import groups as process_groups
 from torch import nn
 
 from stages.background_writer import BackgroundWriter
@@ -45,11 +47,15 @@ def whole_parameter(parameter: nn.Parameter) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters([parameter])
 
 
-def init_distributed() -> None:
+def init_distributed(timeout_s: float) -> None:
     """Joins the process group that the launcher has made, or makes it from the environment (gloo without
-    CUDA)."""
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    CUDA). A rank waits `timeout_s` for the others."""
+    backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout_s)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False, verbose=False)
+    if process_groups._WORLD_GROUP is None:
+        # DeepSpeed reduces gradients in a copy of the group, which it would make with torch's own time-out:
+        # on NCCL that ends the ranks that wait long before the watchdog has said for whom
+        process_groups._WORLD_GROUP = torch.distributed.new_group(timeout=timeout)
 
 
 def prebuild_extensions() -> None:

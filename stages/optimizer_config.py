@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stages.context import Context
+
 
 class OptimizerConfig(BaseModel):
     """AdamW with a linear warm-up and a cosine down to `final_lr_share` of `learning_rate`; clipping by
@@ -21,6 +23,7 @@ class OptimizerConfig(BaseModel):
     beta2: float = Field(0.999, ge=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations; on CUDA bfloat16 is the fast one. Master weights are float32 in both."""
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """Learning rate of update `step` (from 0) of `num_steps`; depends on the step alone."""
@@ -30,6 +33,12 @@ class OptimizerConfig(BaseModel):
         way = (step - warmup) / max(num_steps - warmup, 1)
         floor = self.final_lr_share
         return self.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * way)))
+
+
+def note_slow_dtype(config: OptimizerConfig, context: Context) -> None:
+    """Say that a training on CUDA is in float32, which no varlen kernel and no tensor core takes as it is."""
+    if config.dtype == "float32" and context.site.resources.gpus_per_worker:
+        context.note(f"trains in float32, slowly on CUDA; {context.stage}.optimizer.dtype: bfloat16 is fast")
 
 
 def num_training_steps(epochs: float, max_steps: int, steps_of_epoch: Callable[[int], int]) -> int:

@@ -4,12 +4,12 @@ import logging
 import os
 import resource
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from cluster.site import TrainSettings
+from vico.segments import flash_attn_varlen
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def kernels_in_use(site: TrainSettings) -> str:
     """What computes here, in words: device, torch, attention, whether layers are compiled, threads."""
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
-        device += ", flash-attn" if find_spec("flash_attn") else ", torch's varlen attention"
+        device += ", flash-attn" if flash_attn_varlen() else ", torch's varlen attention"
     else:
         device = f"CPU {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     return f"torch {torch.__version__} on {device}" + (", compiled layers" if site.compile else "")

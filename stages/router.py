@@ -7,7 +7,7 @@ Config and entry; what a rank does is in `stages/router_worker.py`.
 from pydantic import Field
 
 from stages.context import Context
-from stages.optimizer_config import OptimizerConfig
+from stages.optimizer_config import OptimizerConfig, note_slow_dtype
 from stages.stage_config import StageConfig
 
 CODE_VERSION = 2
@@ -57,6 +57,7 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     )
     num_steps = prepared(settings, context.site.resources.workers)
     if not context.parts.done("scores.parquet"):
+        note_slow_dtype(config.optimizer, context)
         run_throughput(measure_router, settings, context, num_steps=num_steps)
         run_workers(train_router, settings, context, num_steps=num_steps, last_part="scores.parquet")
     metrics = publish_metrics(context.parts, context.inputs["label"], config.compress_share)

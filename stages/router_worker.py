@@ -199,7 +199,7 @@ def prepared(settings: RouterSettings, num_workers: int) -> int:
 def _begun(settings: RouterSettings) -> tuple[RouterPacks, Engine, TrainingPlan]:
     """Packs, the engine over a new router beside the frozen policy, and the plan, on this rank."""
     config = settings.config
-    init_distributed()
+    init_distributed(settings.train.collective_timeout_s)
     packs = RouterPacks(settings)
     policy = load_model(settings.policy_folder, getattr(torch, config.optimizer.dtype))
     policy.requires_grad_(False)

@@ -8,7 +8,8 @@ import os
 import signal
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from cluster.site import TrainSettings
 
 NOTICE_FILE = "stop-notice-{rank}.txt"
 STACKS_FILE = "stacks-{rank}.txt"
+KL_RISE = 1.5
+"""A validation KL so many times its best is the early sign of a collapse."""
 _WINDOW = 50  # losses whose median a spike is measured against
 _LEAST_SEEN = 10
 
@@ -46,6 +49,37 @@ class StopNotice:
     def close(self) -> None:
         faulthandler.unregister(signal.SIGTERM)
         self._file.close()
+
+
+_listening: StopNotice | None = None
+
+
+@contextmanager
+def stop_notice(folder: Path, rank: int) -> Iterator[StopNotice]:
+    """The notice of this process: the loop of a training takes the one that its rank has listened with since
+    it began, models being loaded and weights written before and after the loop."""
+    global _listening
+    if _listening is not None:
+        yield _listening
+        return
+    _listening = StopNotice(folder, rank)
+    try:
+        yield _listening
+    finally:
+        _listening.close()
+        _listening = None
+
+
+def notice_given(folder: Path, rank: int) -> bool:
+    """Whether a rank of this start had notice, asked after its end."""
+    path = folder / NOTICE_FILE.format(rank=rank)
+    return path.exists() and path.stat().st_size > 0
+
+
+def remove_notices(folder: Path) -> None:
+    """Removes the notices of an earlier start."""
+    for path in folder.glob(NOTICE_FILE.format(rank="*")):
+        path.unlink()
 
 
 def write_notice(folder: Path, rank: int, text: str) -> None:

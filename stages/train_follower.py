@@ -2,12 +2,12 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from stages.context import Context, Interrupted
-from stages.train_faults import write_notice
-from stages.training_metrics import StepsDone
+from stages.train_faults import KL_RISE, write_notice
+from stages.training_metrics import NewSteps
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,8 @@ class Follower:
 
     def __init__(self, context: Context, num_steps: int):
         self._context, self._num_steps = context, num_steps
-        self._done: StepsDone | None = None
+        self._steps: NewSteps | None = None
+        self._collapses, self._next_spike = False, 1
         self._reported = -1
         self._ended = threading.Event()
         self._stop: BaseException | None = None
@@ -56,11 +57,32 @@ class Follower:
                         write_notice(self._context.parts.attempt_folder, rank, text)
 
     def _tell_progress(self) -> None:
-        if self._done is None:
-            self._done = StepsDone(self._context.parts)
-        if (now := self._done.last()) != self._reported:
+        if self._steps is None:
+            self._steps = NewSteps(self._context.parts)
+        for step, metrics in self._steps.read():
+            self._warn(step, metrics)
+        if (now := self._steps.last) != self._reported:
             self._context.progress(now, self._num_steps, "steps")
             self._reported = now
+
+    def _warn(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Says what goes wrong in the numbers without ending the training: a collapse once until it is over,
+        spikes of the loss at the first, second, fourth, ... one."""
+        over = metrics.get("validation_kl_over_best")
+        if over is not None:
+            if over > KL_RISE and not self._collapses:
+                self._context.note(
+                    f"step {step}: the validation KL is {over:.2f} times its best; a lower "
+                    "optimizer.learning_rate keeps it down, select: best publishes the best policy"
+                )
+            self._collapses = over > KL_RISE
+        spikes = int(metrics.get("loss_spikes", 0))
+        if spikes >= self._next_spike:
+            self._context.note(
+                f"step {step}: spike {spikes} of the loss ({metrics['loss']:.4g}); look at the samples of "
+                "the step (vico audit RUN --step); train.max_loss_spikes ends a training that has too many"
+            )
+            self._next_spike = 2 * spikes
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:

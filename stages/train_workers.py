@@ -5,18 +5,17 @@ death of a worker is.
 """
 
 import itertools
-import json
 import logging
 import math
 import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
 import ray.train
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import (
@@ -28,27 +27,20 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cluster.node_metrics import NodeSampler
 from cluster.places import free_places, note_places
-from stages.context import Context, LeaseLost
+from stages.context import Context, Interrupted
+from stages.rank_failures import WorkersFailed, cause, leave_failure, remove_failures
 from stages.restarts import FAILURE, PREEMPTION, Restarts
 from stages.train_checkpoints import remove_half_deleted
-from stages.train_faults import Preempted, hung_ranks, remove_stacks, write_notice
+from stages.train_faults import remove_notices, remove_stacks, stop_notice, write_notice
 from stages.train_follower import Follower
 from stages.universal import convert_last_checkpoint
 from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_KNOWN = {error.__name__: error for error in (UserError, LeaseLost)}
-
-
 _NOTICE_POLL_S = 0.5
-_MARGIN_S = 60
 _SAY_AGAIN_S = 600.0
 _PLACES_FILE = "placement-group.txt"
-
-
-class WorkersFailed(RuntimeError):
-    """Training ended in an exception of a rank, or in more failures or preemptions than the site allows."""
 
 
 def run_workers(
@@ -68,8 +60,9 @@ def run_workers(
     it. A start waits for places up to `train.start_timeout_s`. Each rank logs to the attempt's
     `rank-<r>.log`; Ray keeps files of its own in `name`-<start>. While they run, the context hears of
     progress, counted in steps of the attempt's metrics file, and is asked whether to stop: the ranks then
-    end their step and publish a checkpoint, as after a preemption. Raises what `context.check` raised, what a
-    rank raised where the user can mend it (UserError), WorkersFailed else.
+    end their step and publish a checkpoint, as after a preemption; so they do when a signal interrupts this.
+    Raises what `context.check` raised, what a rank raised where the user can mend it (UserError) or the
+    numbers went wrong (Diverged, CheckpointDiffers), WorkersFailed else.
     """
     site, folder = context.site, context.parts.attempt_folder
     if site.resources.gpus_per_worker not in (0, 1):
@@ -83,14 +76,18 @@ def run_workers(
     with Follower(context, num_steps) as follower:
         for number in itertools.count():
             convert_last_checkpoint(
-                context.parts, site.resources.workers, site.train.zero_stage, site.train.offload
+                context.parts,
+                site.resources.workers,
+                site.train.zero_stage,
+                site.train.offload,
+                note=context.note,
+                check=follower.raise_what_stopped,
             )
-            for left_over in folder.glob("failure-*.json"):
-                left_over.unlink()
-            remove_stacks(folder)
+            for remove in (remove_failures, remove_notices, remove_stacks):
+                remove(folder)
             remove_half_deleted(context.parts)
             try:
-                _trainer(function, settings, context, name=f"{name}-{number}").fit()
+                fit(_trainer(function, settings, context, name=f"{name}-{number}"), context)
                 free_places(folder / _PLACES_FILE)
                 if last_part is None or not context.parts.done(last_part):  # else all is there already
                     follower.raise_what_stopped()
@@ -104,7 +101,8 @@ def run_workers(
                 follower.raise_what_stopped()
                 if places.missing(error):
                     continue
-                kind, reason = _cause(folder, error, f"{name}-{number}")
+                node_taken = isinstance(error, ray.train.PreemptionError)
+                kind, reason = cause(folder, error, f"{name}-{number}", node_taken=node_taken)
                 restarts.add(kind)
                 logger.warning("%s: %s; %d more of the kind are allowed", kind, reason, left[kind])
                 if not left[kind]:
@@ -113,6 +111,27 @@ def run_workers(
                         f"{kind}: {reason}; train.{setting}={getattr(site.train, setting)} is used up"
                     ) from error
                 left[kind] -= 1
+
+
+def fit(trainer: TorchTrainer, context: Context) -> None:
+    """Trains in a thread, where Ray takes no signal for itself. One that interrupts the wait leaves the
+    ranks, which the Follower tells, the time to end their step and publish a checkpoint."""
+    ended: Future = Future()
+
+    def train() -> None:
+        try:
+            ended.set_result(trainer.fit())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=train, name="ray-train", daemon=True).start()
+    try:
+        ended.result()
+    except Interrupted as stop:
+        if (context.parts.attempt_folder / _PLACES_FILE).exists() and not ended.done():
+            context.note(f"{stop}: the ranks end their step and publish a checkpoint; again: all end at once")
+            wait([ended], timeout=context.site.train.hang_timeout_s)
+        raise
 
 
 def _trainer(function, settings, context: Context, *, name: str) -> TorchTrainer:
@@ -128,8 +147,7 @@ def _trainer(function, settings, context: Context, *, name: str) -> TorchTrainer
         ),
         torch_config=TorchConfig(
             backend="nccl" if use_gpu else "gloo",
-            # the watchdog, which says who hung where, comes before the time-out of whoever waits for that
-            timeout_s=math.ceil(site.train.hang_timeout_s) + _MARGIN_S,
+            timeout_s=math.ceil(site.train.collective_timeout_s),
         ),
         run_config=RunConfig(
             name=name,
@@ -193,43 +211,6 @@ def _start_patience_s() -> float:
     return float(os.environ.get(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, DEFAULT_WORKER_GROUP_START_TIMEOUT_S))
 
 
-def _cause(folder: Path, error: Exception, start: str = "start") -> tuple[str, str]:
-    """(kind, reason) of an end that another start mends; raises for a rank's own exception. `start` names the
-    stacks of ranks that hung."""
-    failures = _failures(folder)
-    preempted = [failure for failure in failures if failure["type"] == Preempted.__name__]
-    # Ray takes the process group away from under the ranks that still run: whatever those raise then, of any
-    # type, comes from that end and is not its cause. A start that failed (ControllerError) names no ranks.
-    ended = getattr(error, "worker_failures", {})
-    own = [
-        failure
-        for failure in failures
-        if not failure["lost_peer"] and failure not in preempted and failure["rank"] in ended
-    ]
-    if own:
-        first = own[0]
-        if first["type"] in _KNOWN:
-            raise _KNOWN[first["type"]](first["message"]) from error
-        raise WorkersFailed(
-            f"rank {first['rank']}: {first['type']}: {first['message']}; "
-            f"see {folder}/rank-{first['rank']}.log"
-        ) from error
-    if preempted:
-        return PREEMPTION, preempted[0]["message"]
-    if isinstance(error, ray.train.PreemptionError) or any(
-        getattr(end, "preempted", False) for end in ended.values()
-    ):
-        return PREEMPTION, str(error).splitlines()[-1]
-    hung = hung_ranks(folder, start)
-    if hung:
-        return FAILURE, "; ".join(hung)
-    return FAILURE, f"a worker died ({str(error).splitlines()[-1]})"
-
-
-def _failures(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("failure-*.json"))]
-
-
 def _worker(loop: dict) -> None:
     rank = ray.train.get_context().get_world_rank()
     folder = Path(loop["attempt_folder"])
@@ -245,10 +226,11 @@ def _worker(loop: dict) -> None:
         sampler = NodeSampler(folder)
         sampler.start()
     try:
-        loop["function"](loop["settings"])
+        with stop_notice(folder, rank):
+            loop["function"](loop["settings"])
     except Exception as error:
         logger.exception("this rank stops")
-        _leave_failure(folder, rank, error)
+        leave_failure(folder, rank, error)
         raise
     finally:
         ended.set()
@@ -271,23 +253,3 @@ def _pass_notice_on(folder: Path, rank: int, ended: threading.Event) -> None:
         if heard.preemption_info is not None:
             nodes = ", ".join(heard.preemption_info.preempted_node_ids)
             write_notice(folder, rank, f"Ray: node {nodes} will be taken away\n")
-
-
-def _leave_failure(folder: Path, rank: int, error: Exception) -> None:
-    text = str(error)
-    lost_peer = isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "NCCL", "Connection"))
-    )
-    failure = {
-        "rank": rank,
-        "type": type(error).__name__,
-        "message": " ".join(text.split()),
-        "lost_peer": lost_peer,
-    }
-    path = folder / f"failure-{rank}.json"
-    partial = path.with_name(f".{path.name}.partial")
-    try:  # whole or not at all: this process may be killed at it
-        partial.write_text(json.dumps(failure))
-        os.replace(partial, path)
-    except OSError:
-        logger.exception("%s cannot be written", path)  # the disk may be full, and that be the failure

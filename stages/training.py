@@ -20,7 +20,7 @@ from stages.engine import Engine
 from stages.parts import Parts
 from stages.profiling import StepTrace, kernels_in_use, speed_metrics
 from stages.train_checkpoints import Checkpoints
-from stages.train_faults import Diverged, LossWatch, Preempted, StopNotice, Watchdog
+from stages.train_faults import Diverged, LossWatch, Preempted, Watchdog, stop_notice
 from stages.training_metrics import MetricsFile
 
 
@@ -186,18 +186,20 @@ def train(
     """
     folder = plan.parts.attempt_folder
     folder.mkdir(parents=True, exist_ok=True)
-    notice = StopNotice(folder, engine.rank)
     watchdog = Watchdog(folder, engine.rank, plan.site.hang_timeout_s)
     prefetch = Prefetch(source, empty, engine.rank, engine.world_size)
     try:
-        _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog)
+        with stop_notice(folder, engine.rank) as notice:
+            _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog)
     finally:
         prefetch.close()
         watchdog.close()
-        notice.close()
 
 
 def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) -> None:
+    def validation(step: int) -> dict[str, float]:
+        return {f"validation_{name}": value for name, value in validate(engine, step).items()}
+
     report = MetricsFile(plan.parts.attempt_folder / "metrics.jsonl") if engine.rank == 0 else None
     checkpoints = Checkpoints(
         engine,
@@ -209,6 +211,8 @@ def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) 
         before_publishing=report.sync if report else lambda: None,
     )
     step, resumed, kept = checkpoints.restore()
+    if kept.get("validation_due"):
+        resumed |= validation(step)
     watch = LossWatch(plan.site, kept.get("losses"), engine.num_skipped_steps)
     engine.phases.enabled = plan.site.profile
     trace = StepTrace(plan.parts.attempt_folder, engine.rank, plan.site.trace_steps)
@@ -239,11 +243,12 @@ def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) 
             **speed_metrics(sums, seconds, engine.world_size, plan.site),
         }
         resumed = {}
-        if step % plan.validate_every_steps == 0 or step == plan.num_steps:
-            metrics.update({f"validation_{name}": value for name, value in validate(engine, step).items()})
         stop = sums["stop"] > 0 and step < plan.num_steps
+        validation_due = step % plan.validate_every_steps == 0 or step == plan.num_steps
+        if validation_due and not stop:  # after notice there may be seconds: whoever goes on does it first
+            metrics.update(validation(step))
         if step < plan.num_steps and (stop or step % plan.site.checkpoint_every_steps == 0):
-            checkpoints.begin(step, {"losses": watch.state})
+            checkpoints.begin(step, {"losses": watch.state, "validation_due": validation_due and stop})
             metrics["seconds_checkpoint"] = checkpoints.seconds_stopped
         if report:
             report.append(step, metrics)

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from stages.parts import Parts
@@ -38,23 +38,27 @@ def read_metrics(parts: Parts) -> list[tuple[int, dict[str, float]]]:
     return sorted(steps.items())
 
 
-class StepsDone:
-    """The last step that is reported, asked often: only what was added since is read."""
+class NewSteps:
+    """The steps of an attempt as they are reported, asked often: only what was added since is read."""
 
     def __init__(self, parts: Parts):
         self._path = parts.attempt_folder / "metrics.jsonl"
-        self._last = max((step for step, _ in read_metrics(parts)), default=0)
+        self.last = max((step for step, _ in read_metrics(parts)), default=0)
+        """The last step that is reported."""
         self._read_bytes = 0
 
-    def last(self) -> int:
-        if self._path.exists():
-            with self._path.open("rb") as file:
-                file.seek(self._read_bytes)
-                for line in file:
-                    if line.endswith(b"\n"):
-                        self._last = max(self._last, json.loads(line)["step"])
-                        self._read_bytes += len(line)
-        return self._last
+    def read(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """(step, metrics) of what was added."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read_bytes)
+            for line in file:
+                if line.endswith(b"\n"):
+                    entry = json.loads(line)
+                    self.last = max(self.last, entry["step"])
+                    self._read_bytes += len(line)
+                    yield entry["step"], entry["metrics"]
 
 
 CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "kl_per_token", "share_compressed", "accuracy")

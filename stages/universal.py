@@ -7,9 +7,15 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from stages.parts import Parts
 from stages.train_checkpoints import FACTS_FILE, STATE, checkpoints, universal_folder
@@ -17,14 +23,24 @@ from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_MOST_CONVERTERS = 8
+_CHECK_S = 0.5
+
 
 def convert_last_checkpoint(
-    parts: Parts, num_workers: int, zero_stage: int, offload: str = "none"
+    parts: Parts,
+    num_workers: int,
+    zero_stage: int,
+    offload: str = "none",
+    *,
+    note: Callable[[str], None] = logger.info,
+    check: Callable[[], None] = lambda: None,
 ) -> Path | None:
     """Converts the last checkpoint where another number of ranks wrote it; its universal folder, or None
     where none is needed.
 
-    The folder belongs to the attempt and is renamed into place when it is whole. Raises UserError where the
+    The folder belongs to the attempt and is renamed into place when it is whole. `note` is told before that
+    begins, and what `check` raises, which is asked all the time, ends it. Raises UserError where the
     checkpoint is of another ZeRO stage, or of another fingerprint (copied here by hand).
     """
     found = checkpoints(parts)
@@ -60,9 +76,13 @@ def convert_last_checkpoint(
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _convert(folder / STATE, partial / STATE, facts["zero_stage"])
+        files = [path.stat().st_size for path in (folder / STATE).rglob("*") if path.is_file()]
+        note(
+            f"converts {folder.name} ({sum(files) / 1e9:.1f} GB) of {facts['world_size']} ranks for "
+            f"{num_workers}, then goes on"
+        )
+        _convert(folder / STATE, partial / STATE, facts["zero_stage"], num_converters(max(files)), check)
         os.replace(partial, target)
-        logger.info("%s of %s ranks converted for %s", folder, facts["world_size"], num_workers)
     return target
 
 
@@ -73,16 +93,36 @@ def remove_conversions(parts: Parts, keep: Path | None = None) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _convert(source: Path, target: Path, zero_stage: int) -> None:
+def num_converters(largest_bytes: int) -> int:
+    """Processes that convert at once: each holds a rank's file, and what it makes of it."""
+    fit = psutil.virtual_memory().available // (3 * max(largest_bytes, 1))
+    return max(1, min(_MOST_CONVERTERS, len(os.sched_getaffinity(0)), fit))
+
+
+def _convert(
+    source: Path, target: Path, zero_stage: int, num_processes: int, check: Callable[[], None]
+) -> None:
     """DeepSpeed's own program in a process of its own: the driver need not import DeepSpeed."""
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(source), "--output_folder", str(target)]
-    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    command += [f"--num_{step}_workers={num_processes}" for step in ("extract", "merge")]
     if zero_stage < 3:
         command.append("--inject_missing_state")
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(
-            f"{source} could not be converted for another number of ranks: "
-            f"{done.stdout.strip().splitlines()[-1] if done.stdout.strip() else 'no output'}"
-        )
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        # a group of its own, for it has children that are to end with it
+        program = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            while program.poll() is None:
+                check()
+                time.sleep(_CHECK_S)
+        finally:
+            if program.poll() is None:
+                os.killpg(program.pid, signal.SIGKILL)
+                program.wait()
+        if program.returncode:
+            output.seek(0)
+            said = output.read().strip().splitlines()
+            raise RuntimeError(
+                f"{source} could not be converted for another number of ranks: "
+                f"{said[-1] if said else 'no output'}"
+            )

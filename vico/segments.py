@@ -9,6 +9,7 @@ and in float32, which no varlen kernel takes: exact SDPA, sequence by sequence.
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from inspect import signature
 from itertools import accumulate
 
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from vico.errors import UserError
 
 IMPLEMENTATION = "vico_segments"
 
@@ -58,7 +61,7 @@ def _varlen(query_BHLd, key_BKLd, value_BKLd, segment_lengths, dropout, scaling)
     query, key, value = (part[0].transpose(0, 1) for part in (query_BHLd, key_BKLd, value_BKLd))
     bounds = _bounds(tuple(segment_lengths), query.device)
     longest = max(segment_lengths)
-    flash = _flash_attn()
+    flash = flash_attn_varlen()
     if flash is None:
         attended = _torch_varlen(query, key, value, bounds, longest, dropout, scaling)
     else:
@@ -68,11 +71,18 @@ def _varlen(query_BHLd, key_BKLd, value_BKLd, segment_lengths, dropout, scaling)
 
 
 @lru_cache(maxsize=1)
-def _flash_attn() -> Callable[..., torch.Tensor] | None:
+def flash_attn_varlen() -> Callable[..., torch.Tensor] | None:
+    """flash-attn's kernel, None where it is not installed; UserError where it is and does not load."""
+    found = find_spec("flash_attn")
+    if found is None or found.origin is None:  # flash-attn 4 alone: a namespace, without this function
+        return None
     try:
         from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        return None
+    except ImportError as error:
+        raise UserError(
+            f"flash_attn is installed and cannot be imported ({error}); install one that is built for torch "
+            f"{torch.__version__}, or uninstall it for torch's own varlen kernel"
+        ) from error
     return flash_attn_varlen_func
 
 

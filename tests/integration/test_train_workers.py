@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 from cluster.ray_session import ray_session
 from cluster.site import Site
 from pipeline.metric_files import MetricFiles
+from pipeline.signals import StopSignals
+from stages.context import Interrupted
 from stages.parts import Parts
+from stages.rank_failures import WorkersFailed
 from stages.restarts import FAILURE, PREEMPTION, Restarts, restart_counts
-from stages.train_faults import Preempted, StopNotice
-from stages.train_workers import WorkersFailed, run_workers
+from stages.train_faults import Preempted, stop_notice
+from stages.train_workers import run_workers
 from stages.training_metrics import MetricsFile
 from tests.stage_context import stage_context
 from vico.errors import UserError
@@ -106,16 +110,28 @@ def meet(parts) -> None:
 def train_until_told(parts) -> None:
     """Steps without end; told to stop, the ranks end their step and have a checkpoint, as `train` does."""
     rank = torch.distributed.get_rank()
-    notice = StopNotice(parts.attempt_folder, rank)
     report = MetricsFile(parts.attempt_folder / "metrics.jsonl") if rank == 0 else None
-    for step in range(1, 10**6):
-        stop = torch.tensor(float(notice.given()))
-        torch.distributed.all_reduce(stop)
-        if report:
-            report.append(step, {"loss": 1.0})
-        if stop:
-            raise Preempted(f"step {step} is done and its checkpoint published")
-        time.sleep(0.02)
+    with stop_notice(parts.attempt_folder, rank) as notice:
+        for step in range(1, 10**6):
+            stop = torch.tensor(float(notice.given()))
+            torch.distributed.all_reduce(stop)
+            if report:
+                report.append(step, {"loss": 1.0})
+            if stop:
+                raise Preempted(f"step {step} is done and its checkpoint published")
+            time.sleep(0.02)
+
+
+def load_too_long(parts) -> None:
+    """The first time, rank 1 gets SIGTERM while it loads its models, and is killed before it trains."""
+    rank = torch.distributed.get_rank()
+    with (parts.attempt_folder / f"starts-{rank}").open("a") as file:
+        file.write("start\n")
+    if rank == 1 and starts(parts, 1) == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.barrier()
 
 
 def starts(parts, rank: int) -> int:
@@ -179,6 +195,35 @@ def test_what_the_context_finds_ends_the_training_with_its_step_done(context):
     rank_0 = (context.parts.attempt_folder / "rank-0.log").read_text()
     assert "is done and its checkpoint published" in rank_0
     assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_driver_leaves_the_ranks_time_for_their_checkpoint(context, number):
+    """As a job server stops a run, or Ctrl-C; Ray would end the ranks in mid-step."""
+    started = context.parts.attempt_folder / "metrics.jsonl"
+
+    def stop() -> None:
+        while not started.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    with StopSignals() as signals:
+        context.check = signals.check
+        threading.Thread(target=stop, daemon=True).start()
+        with pytest.raises(Interrupted, match=number.name):
+            run_workers(train_until_told, context.parts, context, num_steps=10**6)
+    rank_1 = (context.parts.attempt_folder / "rank-1.log").read_text()
+    assert "is done and its checkpoint published" in rank_1
+    said = [line for line in context.reported if isinstance(line, str)]
+    assert said == [
+        f"{number.name}: the ranks end their step and publish a checkpoint; again: all end at once"
+    ]
+
+
+def test_a_rank_that_is_taken_while_it_loads_is_preempted_and_no_failure(context):
+    run_workers(load_too_long, context.parts, context, num_steps=1)
+    assert starts(context.parts, 1) == 2
+    assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 1}
 
 
 def test_places_that_do_not_come_are_said_and_waited_for_only_so_long(context, monkeypatch):

@@ -149,7 +149,7 @@ def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant
     `variant`: `offload-optimizer`, `offload-parameters`, `reference-sharded`, `reference-cpu` or
     `checkpointing` (of activations).
     """
-    init_distributed()
+    init_distributed(timeout_s=1800)
     prompt_format = load_prompt_format(model_folder)
     where, _, what = variant.partition("-")
     place = what if where == "reference" else "replicated"

@@ -141,7 +141,7 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
 if __name__ == "__main__":
     model, out, *scenarios = sys.argv[1:]
     torch.set_num_threads(1)
-    init_distributed()
+    init_distributed(timeout_s=1800)
     for text in scenarios:
         wanted = json.loads(text)
         place = Path(out) / wanted["name"]

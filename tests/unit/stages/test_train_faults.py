@@ -1,13 +1,18 @@
 """What a training makes of odd losses and gradients, and what the driver makes of ranks that ended."""
 
+import errno
 import json
 import math
 
 import pytest
+import torch
 
 from cluster.site import TrainSettings
-from stages.train_faults import Diverged, LossWatch
-from vico.errors import UserError
+from data_prep.reader import ShardMismatch
+from pipeline.failures import failure_kind
+from stages.rank_failures import WorkersFailed, cause, leave_failure, remove_failures
+from stages.train_faults import Diverged, LossWatch, Preempted, remove_notices, write_notice
+from vico.errors import Unreachable, UserError
 
 
 def watched(losses, grad_norms=None, skipped=None, **settings):
@@ -62,35 +67,88 @@ def test_a_gradient_that_is_not_finite_stops_the_training_unless_some_may_be_lef
         watched([1.0, 1.0], [1.0, norm], max_skipped_steps=5)
 
 
-def left(folder, rank, kind, lost_peer=False):
-    failure = {"rank": rank, "type": kind, "message": f"{kind} of {rank}", "lost_peer": lost_peer}
-    (folder / f"failure-{rank}.json").write_text(json.dumps(failure))
+def left(folder, rank, error):
+    """What a rank leaves that ends in this exception; raised, as there, for its traceback."""
+    try:
+        raise error
+    except Exception as raised:
+        leave_failure(folder, rank, raised)
+
+
+def ended(*ranks):
+    error = RuntimeError("Ray's own\nmore")
+    error.worker_failures = dict.fromkeys(ranks)
+    return error
 
 
 def test_the_cause_of_an_end_is_told_from_what_ranks_left(tmp_path):
-    from stages.train_workers import WorkersFailed, _cause
-
     error = RuntimeError("Ray's own\nmore")
-    assert _cause(tmp_path, error) == ("worker failure", "a worker died (more)")
-    left(tmp_path, 0, "RuntimeError", lost_peer=True)
-    assert _cause(tmp_path, error)[0] == "worker failure"
+    assert cause(tmp_path, error) == ("worker failure", "a worker died (more)")
+    left(tmp_path, 0, RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
+    assert cause(tmp_path, error)[0] == "worker failure"
     stacks = tmp_path / "stacks-1.txt"
     stacks.write_text("rank 1: last step 7, no further one within 5 s\n")
-    assert "a worker died" in _cause(tmp_path, error)[1]  # its time did not run out
+    assert "a worker died" in cause(tmp_path, error)[1]  # its time did not run out
     stacks.write_text(stacks.read_text() + "Timeout!\n")
     kept = tmp_path / "hung-ray-train-0-1.txt"
-    assert _cause(tmp_path, error, "ray-train-0") == (
+    assert cause(tmp_path, error, "ray-train-0") == (
         "worker failure",
         f"rank 1: last step 7, no further one within 5 s (stacks in {kept})",
     )
     assert "Timeout!" in kept.read_text() and not stacks.exists(), "the next start has stacks of its own"
-    left(tmp_path, 1, "Preempted")
-    assert _cause(tmp_path, error) == ("preemption", "Preempted of 1")
-    left(tmp_path, 2, "Diverged")
-    assert _cause(tmp_path, error)[0] == "preemption"  # it came after Ray had ended the ranks
-    error.worker_failures = {1: None, 2: None}
-    with pytest.raises(WorkersFailed, match="rank 2: Diverged: Diverged of 2"):
-        _cause(tmp_path, error)
-    left(tmp_path, 1, "UserError")
-    with pytest.raises(UserError, match="UserError of 1"):
-        _cause(tmp_path, error)
+    left(tmp_path, 1, Preempted("step 7 is done"))
+    assert cause(tmp_path, error) == ("preemption", "step 7 is done")
+    left(tmp_path, 2, Diverged("not finite"))
+    assert cause(tmp_path, error)[0] == "preemption"  # it came after Ray had ended the ranks
+    with pytest.raises(Diverged, match=r"^rank 2: Diverged: not finite; see .*/rank-2\.log$") as raised:
+        cause(tmp_path, ended(1, 2))
+    assert failure_kind(raised.value) is None, "retries.worker would let it go wrong again"
+    left(tmp_path, 1, ShardMismatch("shard 3 has other bytes"))
+    with pytest.raises(UserError, match=r"^shard 3 has other bytes$"):
+        cause(tmp_path, ended(1, 2))
+    remove_failures(tmp_path)
+    left(tmp_path, 0, Unreachable("the store gave no answer"))
+    with pytest.raises(Unreachable) as raised:
+        cause(tmp_path, ended(0))
+    assert failure_kind(raised.value) == "io"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        TimeoutError("the file server is slow"),
+    ],
+)
+def test_a_fault_of_the_machine_is_mended_by_another_start(tmp_path, error):
+    left(tmp_path, 1, error)
+    kind, reason = cause(tmp_path, ended(0, 1))
+    assert kind == "worker failure" and reason.startswith(f"rank 1: {type(error).__name__}: ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        FileNotFoundError(errno.ENOENT, "no such file"),
+        KeyError("a bug"),
+    ],
+)
+def test_a_fault_of_its_own_is_not(tmp_path, error):
+    left(tmp_path, 1, error)
+    with pytest.raises(WorkersFailed, match=f"^rank 1: {type(error).__name__}: "):
+        cause(tmp_path, ended(0, 1))
+
+
+def test_a_rank_that_dies_without_a_word_after_notice_was_preempted(tmp_path):
+    """Its node was taken while it loaded the models, or faster than a step takes."""
+    write_notice(tmp_path, 1, "SIGTERM\n")
+    assert cause(tmp_path, ended(0, 1)) == (
+        "preemption",
+        "rank 1 got SIGTERM, or its node was taken away, and ended before its step",
+    )
+    remove_notices(tmp_path)
+    assert cause(tmp_path, ended(0, 1))[0] == "worker failure"
