@@ -1,9 +1,11 @@
 """Which samples made a step and where a sample was used, held against what the training itself measured."""
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from stages.parts import Parts
 from stages.training_metrics import read_metrics
@@ -45,6 +47,24 @@ def test_a_sample_is_found_in_its_steps_packs_and_ratios(ask, outputs):
     ratios = pq.read_table(outputs["ratio"] / "ratios.parquet", filters=[("key", "=", key)]).to_pylist()
     assert [one["ratio"] for one in found["ratios"]] == [row["ratio"] for row in ratios]
     assert len(found["ratios"]) == len(found["labels"]) == sum(found["tiles"])
+
+
+def test_the_samples_of_a_step_are_known_where_the_training_failed(ask, pipeline, tmp_path):
+    """Then they are asked for: a loss that is no number names its step, and this its samples."""
+    _, site, run = pipeline
+    content = yaml.safe_load(site.read_text())
+    storage = shutil.copytree(content["storage"], tmp_path / "runs")
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump({**content, "storage": str(storage)}))
+    for stage in ("consistency", "router"):
+        (record,) = storage.glob(f"{stage}/*/record.json")
+        record.unlink()
+    file = storage / "runs" / run["run"] / "run.json"
+    kept = json.loads(file.read_text())
+    kept["state"] = kept["stages"]["consistency"]["state"] = "failed"
+    kept["stages"]["router"] |= {"state": "pending", "attempt": 0}
+    file.write_text(json.dumps(kept))
+    found = answer("audit", run["run"], "--step", 2, "--site", tmp_path / "site.yaml")
+    assert found["stages"] == {"consistency": ask("--step", 2)["stages"]["consistency"]}
 
 
 def test_a_sample_of_the_test_split_was_never_trained_on(ask, outputs):

@@ -208,8 +208,8 @@ def faults(model, tmp_path_factory) -> Path:
     wanted = [
         scenario("nan", 2, nan_at=7, rank=1),
         *(scenario(f"nan-gradient-{stage}", stage, nan_gradient_at=7, rank=1) for stage in (1, 2)),
-        scenario("preempted", 2, sleep_s=0.15),
-        scenario("preempted", 2, attempt=2),
+        scenario("preempted", 2, sleep_s=0.15, validate_every=1),
+        scenario("preempted", 2, attempt=2, validate_every=1),
         scenario("hang", 2, hang_at=7, rank=1, hang_timeout_s=HANG_TIMEOUT_S),
     ]
     ranks, logs = started(model, folder, wanted, 2)
@@ -258,8 +258,26 @@ def test_sigterm_to_one_rank_publishes_a_checkpoint_and_the_resume_loses_no_step
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_the_validation_of_the_step_at_notice_waits_for_the_resume(faults):
+    """The checkpoint comes first, there may be seconds; the best policy is still chosen among all steps."""
+    last = len((faults / "preempted/attempts/1/metrics.jsonl").read_text().splitlines())
+    for rank in (0, 1):
+        lines = (faults / f"preempted/validated-{rank}.txt").read_text().splitlines()
+        attempts = [(int(line.split()[1]), int(line.split()[0])) for line in lines]
+        assert attempts == [(step, 1 if step < last else 2) for step in range(1, NUM_STEPS + 1)]
+
+
 def test_a_hung_rank_leaves_its_last_step_and_its_stacks(faults):
     lines = hung_ranks(faults / "hang/attempts/1", "start")
     assert [line.split(":")[0] for line in lines] == ["rank 0", "rank 1"]
     stacks = (faults / "hang/attempts/1/hung-start-1.txt").read_text()
     assert "last step 7" in stacks and "training_case.py" in stacks and "in batch" in stacks
+
+
+def test_ranks_that_wait_for_a_hung_one_wait_as_long_as_they_are_told(tmp_path):
+    """In DeepSpeed's own group too; there torch's time-out, 30 minutes or on NCCL 10, would hold."""
+    file = tmp_path / "waited.txt"
+    ranks = start_ranks("tests.numerics.waiting_case", [str(file), "5"], tmp_path / "logs", 2)
+    finish(ranks, tmp_path / "logs", timeout_s=120)
+    seconds, _, error = file.read_text().partition(" ")
+    assert 4 < float(seconds) < 60 and "5000ms" in error

@@ -2,7 +2,8 @@
 
 `python -m tests.numerics.training_case MODEL FOLDER SCENARIO...`, each scenario a JSON object:
 `name` (folder of the stage), `attempt`, `zero_stage`, `dtype`; `stop_after` a step (as a kill would end it);
-`nan_at`, `nan_gradient_at` or `hang_at` a step and the `rank` it befalls; `sleep_s` a pack; `tamper` the
+`nan_at`, `nan_gradient_at` or `hang_at` a step and the `rank` it befalls; `sleep_s` a pack;
+`validate_every` so many steps, each noted in `validated-<rank>.txt` with the attempt; `tamper` the
 last checkpoint's facts with these, `probe_loss` being a factor.
 """
 
@@ -69,7 +70,7 @@ def engine_of(model_folder: Path, site: TrainSettings, optimizer: OptimizerConfi
     return engine
 
 
-def plan_of(parts: Parts, site: TrainSettings) -> TrainingPlan:
+def plan_of(parts: Parts, site: TrainSettings, validate_every: int = NUM_STEPS) -> TrainingPlan:
     return TrainingPlan(
         purpose="test",
         seed=SEED,
@@ -77,7 +78,7 @@ def plan_of(parts: Parts, site: TrainSettings) -> TrainingPlan:
         learning_rate=lambda step: FLOAT32.learning_rate_at(step, NUM_STEPS),
         parts=parts,
         site=site,
-        validate_every_steps=NUM_STEPS,
+        validate_every_steps=validate_every,
     )
 
 
@@ -102,7 +103,8 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
         measure_throughput(measured, source, source.empty, plan, lambda engine: None)
         measured.close()
     engine = engine_of(model_folder, site, optimizer)
-    source, plan = Packs(model_folder, engine.rank, scenario), plan_of(parts, site)
+    source = Packs(model_folder, engine.rank, scenario)
+    plan = plan_of(parts, site, scenario.get("validate_every", NUM_STEPS))
     found = checkpoints(parts)
     step = found[-1][0] if found else 0
 
@@ -116,6 +118,11 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
             raise Stopped
         return {"samples": sums["samples"]}
 
+    def validate(engine: Engine, step: int) -> dict[str, float]:
+        with (folder / f"validated-{engine.rank}.txt").open("a") as file:
+            file.write(f"{attempt} {step}\n")
+        return {"step": float(step)}
+
     if scenario.get("tamper") and engine.rank == 0:
         facts = found[-1][1] / FACTS_FILE
         content = json.loads(facts.read_text())
@@ -127,7 +134,7 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
         bias.register_hook(lambda grad: grad * float("nan") if step == scenario["nan_gradient_at"] else grad)
     engine.barrier()
     try:
-        train(engine, source, source.empty, plan, summary, lambda engine, step: {})
+        train(engine, source, source.empty, plan, summary, validate)
         state = engine.whole_state()
         if state is not None:
             torch.save(state, folder / f"weights-{attempt}.pt")

@@ -5,8 +5,6 @@ for rank 0.
 """
 
 import json
-import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +19,6 @@ from stages.train_checkpoints import (
     remove_half_deleted,
     wait_until_visible,
 )
-from stages.train_follower import Follower
 from stages.universal import remove_conversions
 
 
@@ -101,35 +98,3 @@ def test_what_dead_ranks_left_of_checkpoints_goes_before_the_next_start(tmp_path
     assert [path.name for path in tmp_path.glob("output/*/*")] == ["step-0000005"]
     assert [step for step, _ in checkpoints(parts)] == [5]
     assert not list(tmp_path.glob("attempts/*/universal/*"))
-
-
-def test_the_watch_beside_a_training_outlasts_a_folder_that_fails(tmp_path, monkeypatch, caplog):
-    """Later it still hears that the training has to stop, and tells the ranks again and again."""
-    monkeypatch.setattr("stages.train_follower._FOLLOW_S", 0.01)
-    told, lost = [], threading.Event()
-
-    def progress(*_):
-        raise OSError("Stale file handle")
-
-    def check():
-        if lost.is_set():
-            raise RuntimeError("the lease is lost")
-
-    def notice(folder, rank, text):
-        told.append((rank, text))
-        if len(told) < 5:
-            raise OSError("No space left on device")
-
-    monkeypatch.setattr("stages.train_follower.write_notice", notice)
-    site = SimpleNamespace(resources=SimpleNamespace(workers=2))
-    context = SimpleNamespace(parts=Parts(tmp_path, 1), progress=progress, check=check, site=site)
-    with Follower(context, 10) as follower:
-        time.sleep(0.1)
-        lost.set()
-        deadline = time.monotonic() + 20
-        while len(told) < 9 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert {rank for rank, _ in told[5:]} == {0, 1}
-    with pytest.raises(RuntimeError, match="the lease is lost"):
-        follower.raise_what_stopped()
-    assert caplog.text.count("Stale file handle") == caplog.text.count("No space left") == 1
