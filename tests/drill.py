@@ -3,10 +3,11 @@
     python -m tests.drill --rounds 20 --report docs/measurements/drill.md        (or: make drill)
 
 Each round trains a small policy in a storage of its own and kills one thing with SIGKILL at a random step (a
-preemption is a SIGTERM to a rank, a notice is Ray's own word that a node will be taken away); what ended is
-started again by the same command. It must end with the weights of the undisturbed training, bit for bit, or
-within 1e-5 relative where it went on with fewer ranks; every step must be in MLflow exactly once. Called
-again with the same `--folder`, the drill goes on with the round after the last.
+preemption is a SIGTERM to a rank, a notice is Ray's own word that a node will be taken away, a stop a SIGTERM
+to the driver, which must leave a checkpoint of its last step); what ended is started again by the same
+command. It must end with the weights of the undisturbed training, bit for bit, or within 1e-5 relative where
+it went on with fewer ranks; every step must be in MLflow exactly once. Called again with the same `--folder`,
+the drill goes on with the round after the last.
 """
 
 import argparse
@@ -25,8 +26,8 @@ import yaml
 
 from tests.drill_cluster import DrillCluster
 
-FEWER = "driver, then one rank"
-KINDS = ("worker", "raylet", "driver", "preemption", "notice", FEWER)
+FEWER, STOP = "driver, then one rank", "stop"
+KINDS = ("worker", "raylet", "driver", "preemption", "notice", STOP, FEWER)
 NUM_STEPS = 36
 LAST_KILL = 24  # a fast machine takes ten steps while a process is looked for and killed
 CHECKPOINT_EVERY = 4
@@ -118,7 +119,10 @@ class Drill:
             self.wait_for_step(storage, one.kill_after_step, driver)
             time.sleep(chance.uniform(0, 0.5))
             one.killed_at_step = last_step(storage)
-            self.kill(one.kind, driver, chance)
+            if one.kind == STOP:
+                stop(one, driver, storage)
+            else:
+                self.kill(one.kind, driver, chance)
             self.go_on(one, driver, storage)
             self.compare(one, storage)
         except (TimeoutError, RuntimeError, psutil.Error) as error:
@@ -183,7 +187,7 @@ class Drill:
         one.steps_once = steps == list(range(1, NUM_STEPS + 1))
         if not one.steps_once:
             one.problems.append(f"MLflow has the steps {steps}")
-        if one.commands > 1 and not one.kind.startswith("driver"):
+        if one.commands > 1 and one.kind not in ("driver", FEWER, STOP):
             one.problems.append("the driver was not killed, but the command had to be given again")
         if one.commands == 1 and not one.restarts + one.preemptions:
             one.problems.append("the training went on as if nothing had been killed")
@@ -192,6 +196,16 @@ class Drill:
 
     def close(self) -> None:
         self.cluster.close()
+
+
+def stop(one: Round, driver, storage: Path) -> None:
+    """SIGTERM to the driver, as job servers send it; nothing of what was done may be lost."""
+    driver.terminate()
+    code = driver.wait(timeout=_PATIENCE_S)
+    checkpoints = storage.glob("consistency/*/output/checkpoints/step-*")
+    kept = max((int(path.name.removeprefix("step-")) for path in checkpoints), default=0)
+    if code != 143 or kept != last_step(storage):
+        one.problems.append(f"exit code {code}; stopped at step {last_step(storage)}, kept was step {kept}")
 
 
 def policy(storage: Path) -> Path:
