@@ -97,12 +97,10 @@ class RunSamples:
         """Those whose steps are known: one whose result was adopted has none here, nor has one that has not
         begun."""
         adopted = self.run.config["inputs"].get("adopt", {})
-        return [
-            stage
-            for stage in TRAININGS
-            if stage not in adopted
-            and (stage in self.records or (stage in self.run.stages and self.run.stages[stage].attempt))
-        ]
+        begun = {stage for stage, entry in self.run.stages.items() if entry.attempt}
+        if not {"consistency", "label"} <= self.records.keys():
+            begun.discard("router")  # what it read is made again
+        return [stage for stage in TRAININGS if stage in begun and stage not in adopted]
 
     def _uses(self, stage: str) -> Iterator[dict[str, Any]]:
         packs = self._packs(stage)

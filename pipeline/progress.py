@@ -4,7 +4,7 @@ run's log."""
 import logging
 import threading
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Self, TextIO
 
@@ -36,9 +36,11 @@ class Display(AbstractContextManager):
             self._bars.stop()
 
     def line(self, text: str) -> None:
-        """One line, also in the log."""
+        """One line, also in the log. A terminal or pipe that is gone ends nothing: the run goes on, or comes
+        to its stop, by the log."""
         logger.info("%s", text)
-        self._console.print(text, markup=False, soft_wrap=True)
+        with suppress(OSError, SystemExit):  # rich exits on a broken pipe
+            self._console.print(text, markup=False, soft_wrap=True)
 
     def stage_started(self, stage: str, text: str) -> None:
         self.line(text)

@@ -20,7 +20,7 @@ class Follower:
     def __init__(self, context: Context, num_steps: int):
         self._context, self._num_steps = context, num_steps
         self._steps: NewSteps | None = None
-        self._collapses, self._next_spike = False, 1
+        self._collapses, self._next_spike = False, 0
         self._reported = -1
         self._ended = threading.Event()
         self._stop: BaseException | None = None
@@ -77,6 +77,8 @@ class Follower:
                 )
             self._collapses = over > KL_RISE
         spikes = int(metrics.get("loss_spikes", 0))
+        if not self._next_spike:  # those of earlier attempts were said then
+            self._next_spike = spikes + 1
         if spikes >= self._next_spike:
             self._context.note(
                 f"step {step}: spike {spikes} of the loss ({metrics['loss']:.4g}); look at the samples of "

@@ -87,7 +87,8 @@ def run_workers(
                 remove(folder)
             remove_half_deleted(context.parts)
             try:
-                fit(_trainer(function, settings, context, name=f"{name}-{number}"), context)
+                trainer = _trainer(function, settings, context, name=f"{name}-{number}")
+                fit(trainer, context, is_kept=last_part is not None)
                 free_places(folder / _PLACES_FILE)
                 if last_part is None or not context.parts.done(last_part):  # else all is there already
                     follower.raise_what_stopped()
@@ -113,9 +114,10 @@ def run_workers(
                 left[kind] -= 1
 
 
-def fit(trainer: TorchTrainer, context: Context) -> None:
+def fit(trainer: TorchTrainer, context: Context, *, is_kept: bool) -> None:
     """Trains in a thread, where Ray takes no signal for itself. One that interrupts the wait leaves the
-    ranks, which the Follower tells, the time to end their step and publish a checkpoint."""
+    ranks, which the Follower tells, the time to end their step and publish a checkpoint, where they do
+    (`is_kept`)."""
     ended: Future = Future()
 
     def train() -> None:
@@ -128,7 +130,8 @@ def fit(trainer: TorchTrainer, context: Context) -> None:
     try:
         ended.result()
     except Interrupted as stop:
-        if (context.parts.attempt_folder / _PLACES_FILE).exists() and not ended.done():
+        begun = (context.parts.attempt_folder / _PLACES_FILE).exists()
+        if is_kept and begun and not ended.done():
             context.note(f"{stop}: the ranks end their step and publish a checkpoint; again: all end at once")
             wait([ended], timeout=context.site.train.hang_timeout_s)
         raise

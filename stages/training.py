@@ -212,7 +212,10 @@ def _steps(engine, source, plan, summary, validate, prefetch, notice, watchdog) 
     )
     step, resumed, kept = checkpoints.restore()
     if kept.get("validation_due"):
-        resumed |= validation(step)
+        watchdog.step_done(step)
+        figures = validation(step)
+        if report:
+            report.append(step, figures)
     watch = LossWatch(plan.site, kept.get("losses"), engine.num_skipped_steps)
     engine.phases.enabled = plan.site.profile
     trace = StepTrace(plan.parts.attempt_folder, engine.rank, plan.site.trace_steps)

@@ -25,7 +25,8 @@ class MetricsFile:
 
 
 def read_metrics(parts: Parts) -> list[tuple[int, dict[str, float]]]:
-    """(step, metrics) of the whole training over all attempts, each step once (the first report counts)."""
+    """(step, metrics) of the whole training over all attempts, each metric of a step once (the first report
+    counts; a validation that was put off stands in a line of its own)."""
     steps: dict[int, dict[str, float]] = {}
     attempts = sorted(
         (parts.folder / "attempts").glob("*/metrics.jsonl"), key=lambda path: int(path.parent.name)
@@ -34,7 +35,8 @@ def read_metrics(parts: Parts) -> list[tuple[int, dict[str, float]]]:
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):  # a killed writer leaves half a line
                 entry = json.loads(line)
-                steps.setdefault(entry["step"], entry["metrics"])
+                found = steps.setdefault(entry["step"], {})
+                found.update({n: value for n, value in entry["metrics"].items() if n not in found})
     return sorted(steps.items())
 
 

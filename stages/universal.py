@@ -27,6 +27,10 @@ _MOST_CONVERTERS = 8
 _CHECK_S = 0.5
 
 
+class ConversionFailed(RuntimeError):
+    """DeepSpeed's program ended badly."""
+
+
 def convert_last_checkpoint(
     parts: Parts,
     num_workers: int,
@@ -81,7 +85,15 @@ def convert_last_checkpoint(
             f"converts {folder.name} ({sum(files) / 1e9:.1f} GB) of {facts['world_size']} ranks for "
             f"{num_workers}, then goes on"
         )
-        _convert(folder / STATE, partial / STATE, facts["zero_stage"], num_converters(max(files)), check)
+        num_processes, source = num_converters(max(files)), folder / STATE
+        try:
+            _convert(source, partial / STATE, facts["zero_stage"], num_processes, check)
+        except ConversionFailed as failed:
+            if num_processes == 1:
+                raise
+            logger.warning("%s; again with one process, which takes the least memory", failed)
+            shutil.rmtree(partial / STATE, ignore_errors=True)
+            _convert(source, partial / STATE, facts["zero_stage"], 1, check)
         os.replace(partial, target)
     return target
 
@@ -122,7 +134,7 @@ def _convert(
         if program.returncode:
             output.seek(0)
             said = output.read().strip().splitlines()
-            raise RuntimeError(
+            raise ConversionFailed(
                 f"{source} could not be converted for another number of ranks: "
                 f"{said[-1] if said else 'no output'}"
             )

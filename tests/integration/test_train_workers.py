@@ -211,7 +211,7 @@ def test_a_signal_to_the_driver_leaves_the_ranks_time_for_their_checkpoint(conte
         context.check = signals.check
         threading.Thread(target=stop, daemon=True).start()
         with pytest.raises(Interrupted, match=number.name):
-            run_workers(train_until_told, context.parts, context, num_steps=10**6)
+            run_workers(train_until_told, context.parts, context, num_steps=10**6, last_part="policy")
     rank_1 = (context.parts.attempt_folder / "rank-1.log").read_text()
     assert "is done and its checkpoint published" in rank_1
     said = [line for line in context.reported if isinstance(line, str)]
@@ -239,3 +239,16 @@ def test_places_that_do_not_come_are_said_and_waited_for_only_so_long(context, m
     said = [line for line in context.reported if isinstance(line, str)]
     assert len(said) == 1 and said[0].startswith("no places for 3 ranks of {'CPU': ")
     assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 0}
+
+
+def test_a_signal_while_places_are_waited_for_ends_at_once(context):
+    """The last test here: what waits within Ray then ends with the session, as when a run ends."""
+    resources = context.site.resources.model_copy(update={"workers": 3})
+    context.site = context.site.model_copy(update={"resources": resources})
+    with StopSignals() as signals:
+        context.check = signals.check
+        threading.Timer(5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        began = time.monotonic()
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            run_workers(meet, context.parts, context, num_steps=1, last_part="policy")
+        assert time.monotonic() - began < 20

@@ -251,8 +251,12 @@ def test_sigterm_to_one_rank_publishes_a_checkpoint_and_the_resume_loses_no_step
     last = [
         json.loads(line) for line in (faults / "preempted/attempts/1/metrics.jsonl").read_text().splitlines()
     ]
-    again = json.loads((faults / "preempted/attempts/2/metrics.jsonl").read_text().splitlines()[0])
-    assert again["step"] == last[-1]["step"] + 1 < NUM_STEPS
+    again = (faults / "preempted/attempts/2/metrics.jsonl").read_text().splitlines()
+    validation, first = (json.loads(line) for line in again[:2])
+    assert first["step"] == last[-1]["step"] + 1 < NUM_STEPS
+    assert validation["step"] == last[-1]["step"] and validation["metrics"].keys() == {"validation_step"}
+    reported = [metrics["validation_step"] for _, metrics in read_metrics(Parts(faults / "preempted", 2))]
+    assert reported == list(range(1, NUM_STEPS + 1)), "each step has its own, as without the notice"
     expected = torch.load(two_ranks / "straight-2/weights-1.pt", weights_only=True)
     found = torch.load(faults / "preempted/weights-2.pt", weights_only=True)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

@@ -1,3 +1,4 @@
+import errno
 import io
 import logging
 import threading
@@ -80,3 +81,17 @@ def test_every_line_is_in_the_log_too(caplog):
 )
 def test_durations_are_for_people(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "pipe"), OSError(errno.EIO, "terminal")])
+def test_a_terminal_or_pipe_that_is_gone_ends_nothing(error, caplog):
+    """After `| tee` got the same Ctrl-C, or a lost ssh: the ranks still get the time for their checkpoint."""
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise error
+
+    caplog.set_level("INFO")
+    with Display(Gone()) as display:
+        display.line("SIGHUP: the ranks end their step")
+    assert "the ranks end their step" in caplog.text
