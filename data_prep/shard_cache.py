@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from data_prep.shard_folder import MANIFEST_FILE
@@ -99,16 +99,18 @@ class ShardCache:
             self._make_room(num_bytes, partial)
             if _copied_sha256(place, partial) == sha256:
                 os.chmod(partial, 0o444)
-                partial.replace(path)
+                with self._counting():
+                    partial.replace(path)
                 return
-        partial.unlink()
+        with self._counting():
+            partial.unlink()
         raise WrongBytes(f"it has other bytes than its manifest says ({_FETCHES} fetches)")
 
     def _make_room(self, num_bytes: int, partial: Path) -> None:
         """Take out what was used longest ago, and stands open nowhere, until `num_bytes` fit; then claim
         them.
         """
-        with _locked(self.folder / "cache.lock"):
+        with self._counting():
             files = {
                 path: path.stat() for path in self.folder.iterdir() if path.suffix in (".tar", ".partial")
             }
@@ -127,6 +129,12 @@ class ShardCache:
                 )
             with open(partial, "wb") as file:
                 file.truncate(num_bytes)
+
+    def _counting(self) -> AbstractContextManager[None]:
+        """Held where files are counted and where they come, go or change their name: a file that is renamed
+        while another process lists the folder would be missed by its sum, or be gone under its hands.
+        """
+        return _locked(self.folder / "cache.lock")
 
 
 def _opened_for_use(path: Path) -> OpenFile | None:

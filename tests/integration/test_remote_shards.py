@@ -7,20 +7,23 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_prep import storage
+from data_prep import shard_cache, storage
 from data_prep.blocks import record_blocks
 from data_prep.checks import RowRules
 from data_prep.index import load_index
 from data_prep.packs import PackPlan
 from data_prep.reader import SampleReader, ShardMismatch
 from data_prep.records import RecordsConfig, record_sets
+from data_prep.shard_cache import ShardCache, WrongBytes
 from data_prep.shard_folder import contents, manifest, sidecar_name, write_index, write_sidecar
 from data_prep.shards import ShardSettings, shard_name, write_shard
 from data_prep.split import Shares
@@ -149,6 +152,34 @@ def test_the_cache_keeps_its_size_with_several_processes(folder, model, cache, s
     assert [process.returncode for process in together] == [0, 0]
     assert limit / 2 < most <= limit and bytes_in(cache) <= limit
     assert not list(cache.glob("*.partial"))
+
+
+@pytest.mark.parametrize("wrong_bytes", [False, True])
+def test_no_file_of_the_cache_comes_or_goes_while_another_process_counts(cache, monkeypatch, wrong_bytes):
+    """It lists the folder, then asks for the sizes: both have to find the same files."""
+    written, counting = threading.Event(), threading.Event()
+
+    def copied_sha256(place, path):
+        digest = real(place, path)
+        written.set()
+        assert counting.wait(60)
+        return "other" if wrong_bytes else digest
+
+    real = shard_cache._copied_sha256
+    monkeypatch.setattr(shard_cache, "_copied_sha256", copied_sha256)
+    monkeypatch.setattr(shard_cache, "_FETCHES", 1)
+    opened = ShardCache(ADDRESS).opened
+    with ThreadPoolExecutor(1) as pool:
+        fetch = pool.submit(opened, shard_name(0))
+        assert written.wait(60)
+        with open(cache / "cache.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            counting.set()
+            with pytest.raises(TimeoutError):
+                fetch.result(timeout=0.5)
+            assert [path.suffix for path in cache.iterdir() if path.suffix != ".lock"] == [".partial"]
+        assert isinstance(fetch.exception(60), WrongBytes if wrong_bytes else type(None))
+    assert not list(cache.glob("*.partial")) and bool(list(cache.glob("*.tar"))) != wrong_bytes
 
 
 def test_a_cache_that_does_not_hold_what_is_in_use_is_refused(folder, model, monkeypatch):
