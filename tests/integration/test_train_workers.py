@@ -197,6 +197,7 @@ def test_what_the_context_finds_ends_the_training_with_its_step_done(context):
     assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 0}
 
 
+@pytest.mark.usefixtures("terminal_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_driver_leaves_the_ranks_time_for_their_checkpoint(context, number):
     """As a job server stops a run, or Ctrl-C; Ray would end the ranks in mid-step."""
