@@ -21,7 +21,7 @@ class Display(AbstractContextManager):
     one likes."""
 
     def __init__(self, stream: TextIO):
-        self._console = Console(file=stream, highlight=False)
+        self._console = _LastingConsole(file=stream, highlight=False)
         self._bars = _bars(self._console) if self._console.is_terminal else None
         self._lock = threading.Lock()
         self._stages: dict[str, _Shown] = {}
@@ -39,7 +39,7 @@ class Display(AbstractContextManager):
         """One line, also in the log. A terminal or pipe that is gone ends nothing: the run goes on, or comes
         to its stop, by the log."""
         logger.info("%s", text)
-        with suppress(OSError, SystemExit):  # rich exits on a broken pipe
+        with suppress(OSError):
             self._console.print(text, markup=False, soft_wrap=True)
 
     def stage_started(self, stage: str, text: str) -> None:
@@ -77,6 +77,13 @@ class Display(AbstractContextManager):
         if shown.bar is None:
             shown.bar = self._bars.add_task(stage, unit=unit, completed=done, total=total)
         self._bars.update(shown.bar, completed=done, total=total, unit=unit)
+
+
+class _LastingConsole(Console):
+    """Silent once its pipe is broken, where rich would end the process and close its standard output too."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 @dataclass

@@ -84,8 +84,9 @@ def test_durations_are_for_people(seconds, text):
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "pipe"), OSError(errno.EIO, "terminal")])
-def test_a_terminal_or_pipe_that_is_gone_ends_nothing(error, caplog):
-    """After `| tee` got the same Ctrl-C, or a lost ssh: the ranks still get the time for their checkpoint."""
+def test_a_terminal_or_pipe_that_is_gone_ends_nothing(error, caplog, capfd):
+    """After `| tee` got the same Ctrl-C, or a lost ssh: the ranks still get their time for a checkpoint, and
+    what the command prints at its end goes where it should."""
 
     class Gone(io.StringIO):
         def write(self, text):
@@ -94,4 +95,7 @@ def test_a_terminal_or_pipe_that_is_gone_ends_nothing(error, caplog):
     caplog.set_level("INFO")
     with Display(Gone()) as display:
         display.line("SIGHUP: the ranks end their step")
+        display.line("SIGHUP: again")
     assert "the ranks end their step" in caplog.text
+    print("the answer")
+    assert capfd.readouterr().out == "the answer\n"
