@@ -38,13 +38,23 @@ def context(tmp_path):
     return context
 
 
+def count_start(parts) -> int:
+    """This rank's number of starts, this one counted, once the other has counted it too: Ray ends a rank that
+    is still on its way to this function when another dies in it."""
+    rank = torch.distributed.get_rank()
+    with (parts.attempt_folder / f"starts-{rank}").open("a") as file:
+        file.write("start\n")
+    number, other = starts(parts, rank), parts.attempt_folder / f"starts-{1 - rank}"
+    while not other.exists() or starts(parts, 1 - rank) < number:
+        time.sleep(0.01)
+    return number
+
+
 def train(settings: tuple) -> None:
     """Rank 0 publishes the policy; rank 1 dies before that or after it, every time or the first time."""
     parts, when, dies = settings
     rank = torch.distributed.get_rank()
-    with (parts.attempt_folder / f"starts-{rank}").open("a") as file:
-        file.write("start\n")
-    deaths = starts(parts, rank) <= dies
+    deaths = count_start(parts) <= dies
     if rank == 1 and deaths and when == "before":
         os.kill(os.getpid(), signal.SIGKILL)
     torch.distributed.barrier()
@@ -62,9 +72,7 @@ def train_late(settings: tuple) -> None:
     """Rank 1 dies; rank 0 comes to its next collective only when Ray has taken the process group away."""
     parts, dies = settings
     rank = torch.distributed.get_rank()
-    with (parts.attempt_folder / f"starts-{rank}").open("a") as file:
-        file.write("start\n")
-    if starts(parts, rank) <= dies:
+    if count_start(parts) <= dies:
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         while torch.distributed.is_initialized():
@@ -77,8 +85,7 @@ def train_late(settings: tuple) -> None:
 
 def fail(parts) -> None:
     """Rank 1 has a fault of its own, rank 0 waits for it."""
-    with (parts.attempt_folder / f"starts-{torch.distributed.get_rank()}").open("a") as file:
-        file.write("start\n")
+    count_start(parts)
     if torch.distributed.get_rank() == 1:
         raise ValueError("a fault of its own")
     torch.distributed.barrier()
@@ -124,10 +131,8 @@ def train_until_told(parts) -> None:
 
 def load_too_long(parts) -> None:
     """The first time, rank 1 gets SIGTERM while it loads its models, and is killed before it trains."""
-    rank = torch.distributed.get_rank()
-    with (parts.attempt_folder / f"starts-{rank}").open("a") as file:
-        file.write("start\n")
-    if rank == 1 and starts(parts, 1) == 1:
+    number = count_start(parts)
+    if torch.distributed.get_rank() == 1 and number == 1:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -136,6 +141,11 @@ def load_too_long(parts) -> None:
 
 def starts(parts, rank: int) -> int:
     return len((parts.attempt_folder / f"starts-{rank}").read_text().splitlines())
+
+
+def logs(parts) -> str:
+    """Of both ranks: Ray may end the later of two that stop before it has said why."""
+    return "".join(path.read_text() for path in sorted(parts.attempt_folder.glob("rank-*.log")))
 
 
 def test_a_rank_that_dies_after_the_last_part_is_not(context):
@@ -192,8 +202,7 @@ def test_what_the_context_finds_ends_the_training_with_its_step_done(context):
     context.check = check
     with pytest.raises(UserError, match="the store takes nothing more"):
         run_workers(train_until_told, context.parts, context, num_steps=10**6)
-    rank_0 = (context.parts.attempt_folder / "rank-0.log").read_text()
-    assert "is done and its checkpoint published" in rank_0
+    assert "is done and its checkpoint published" in logs(context.parts)
     assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 0}
 
 
@@ -213,8 +222,7 @@ def test_a_signal_to_the_driver_leaves_the_ranks_time_for_their_checkpoint(conte
         threading.Thread(target=stop, daemon=True).start()
         with pytest.raises(Interrupted, match=number.name):
             run_workers(train_until_told, context.parts, context, num_steps=10**6, last_part="policy")
-    rank_1 = (context.parts.attempt_folder / "rank-1.log").read_text()
-    assert "is done and its checkpoint published" in rank_1
+    assert "is done and its checkpoint published" in logs(context.parts)
     said = [line for line in context.reported if isinstance(line, str)]
     assert said == [
         f"{number.name}: the ranks end their step and publish a checkpoint; again: all end at once"
