@@ -63,7 +63,7 @@ class Tracker:
     def start(self) -> None:
         self._thread.start()
 
-    def finish(self, timeout_s: float = 30.0) -> str | None:
+    def finish(self, timeout_s: float) -> str | None:
         """Sync once more, for at most `timeout_s`; the line that says what MLflow lacks, None if nothing."""
         self._ending.set()
         self._thread.join(timeout_s)

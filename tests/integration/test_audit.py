@@ -11,14 +11,14 @@ import pytest
 from cluster.site import Site
 from pipeline.audit import audit_run
 from pipeline.storage import FolderStorage
-from tests.integration.tiny_pipeline.project import TinyProject, wait_for
+from tests.integration.tiny_pipeline.project import TRACKED, TinyProject, wait_for
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A project with a run that was killed once and went on, told to a real sqlite MLflow."""
     project = TinyProject(tmp_path_factory.mktemp("audited"))
-    (project.folder / "site.yaml").write_text("name: tiny\ntracking: {interval_s: 0.1}\n")
+    (project.folder / "site.yaml").write_text(TRACKED)
     project.vico("run", code=-9, TINY_KILL="square:2")
     project.vico("run")
     return project
@@ -293,7 +293,7 @@ def test_reap_closes_what_a_killed_driver_left_running_and_nothing_else(made, tm
     shutil.copy(made.storage / "mlflow.db", project.storage)
     process, _ = project.pause("square:1", "--set", "seed=8")
     client = mlflow.MlflowClient(f"sqlite:///{project.storage}/mlflow.db")
-    wait_for(lambda: len(running(client)) == 2, process)
+    wait_for(lambda: len(running(client)) == 2, process, timeout_s=120)
     (run,) = project.runs()
     project.vico("audit", "--reap")
     alive = running(client)

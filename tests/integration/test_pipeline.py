@@ -161,7 +161,8 @@ def test_kill_minus_9_in_training_then_the_same_command_gives_the_same_policy(pi
 
     def past_a_checkpoint() -> bool:
         reports = list(storage.glob("consistency/*/attempts/*/metrics.jsonl"))
-        return bool(reports) and len(reports[0].read_text().splitlines()) >= 5
+        steps = list(storage.glob("consistency/*/output/checkpoints/step-*"))
+        return bool(reports and steps) and len(reports[0].read_text().splitlines()) >= 5
 
     wait_until(past_a_checkpoint, 200, driver)
     kill_with_children(driver)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from data_prep.reader import SampleReader
 from data_prep.records import RecordsConfig
 from stages.shard import ShardConfig, run
 from stages.shard_repair import Repairs
+from tests.integration.demo_pipeline import kill_with_children
 from tests.integration.shard_run import context_of, site_with
 from tests.record_files import picture, row, write_hostile_records, write_lines, write_meta
 from tests.tiny_model import make_tiny_model
@@ -155,8 +155,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_ru
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_with_children(process)  # no lease here keeps a worker that outlives it from writing on
     assert not (folder / "output" / "manifest.json").exists()
     repairs = Repairs(Path(repaired["file"]), base / "output", "base print")
     context = context_of(folder, model, internvl(meta), attempt=2, repaired=repairs)

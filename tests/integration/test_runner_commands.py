@@ -381,7 +381,7 @@ def test_metrics_and_facts_are_on_disk(done):
 
 
 def test_what_an_outage_kept_from_tracking_is_sent_by_the_same_command(project):
-    (project.folder / "site.yaml").write_text("name: tiny\n")
+    (project.folder / "site.yaml").write_text("name: tiny\ntracking: {finish_timeout_s: 300}\n")
     project.vico("run")
     (told,) = project.storage.glob("runs/*/mlflow.json")
     complete = json.loads(told.read_text())

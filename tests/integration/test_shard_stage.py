@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -22,6 +21,7 @@ from data_prep.index import load_index
 from data_prep.reasons import REASONS
 from data_prep.records import RecordsConfig
 from stages.shard import ShardConfig, run
+from tests.integration.demo_pipeline import kill_with_children
 from tests.integration.shard_run import context_of, site_with
 from tests.record_files import (
     picture,
@@ -302,8 +302,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_ru
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_with_children(process)  # no lease here keeps a worker that outlives it from writing on
     left = list(folder.glob("output/**/*.tar"))
     assert not (folder / "output" / "manifest.json").exists() and 4 <= len(left) < 40
     run(ShardConfig(**config), context_of(folder, model, internvl(meta), attempt=2))

@@ -34,18 +34,23 @@ def test_every_item_comes_once_with_its_number():
     assert list(map_tasks(abs, [], site=SITE)) == []
 
 
-def test_results_come_as_they_end_and_items_are_read_as_places_become_free():
-    read = []
+def test_results_come_as_they_end_and_items_are_read_as_places_become_free(tmp_path):
+    read, may_end = [], tmp_path / "may-end"
 
     def items():
-        for item in (0.8, 0.0, 0.0, 0.0):
+        for item in range(4):
             read.append(item)
             yield item
 
-    iterator = map_tasks(lambda seconds: time.sleep(seconds), items(), site=SITE)
+    def work(item: int) -> None:
+        while item == 0 and not may_end.exists():
+            time.sleep(0.05)
+
+    iterator = map_tasks(work, items(), site=SITE)
     first, _ = next(iterator)
     assert first == 1
     assert len(read) == 2, "two places, and the second result was not asked for yet"
+    may_end.touch()
     assert sorted(number for number, _ in iterator) == [0, 2, 3]
 
 

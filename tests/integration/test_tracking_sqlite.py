@@ -18,7 +18,7 @@ from cluster.site_files import load_site
 from pipeline.store import StageFolder, outputs_digest
 from pipeline.tracker import sync
 from pipeline.tracking_state import STATE_FILE, is_complete
-from tests.integration.tiny_pipeline.project import ROOT, TinyProject, wait_for
+from tests.integration.tiny_pipeline.project import ROOT, TRACKED, TinyProject, wait_for
 from tests.integration.tracked_training import CHECKPOINT_EVERY, EXPERIMENT, FINGERPRINT
 
 
@@ -33,7 +33,7 @@ def made_database(tmp_path_factory) -> bytes:
 @pytest.fixture
 def project(tmp_path, made_database):
     project = TinyProject(tmp_path / "project")
-    (project.folder / "site.yaml").write_text("name: tiny\ntracking: {interval_s: 0.1}\n")
+    (project.folder / "site.yaml").write_text(TRACKED)
     project.storage.mkdir()
     (project.storage / "mlflow.db").write_bytes(made_database)
     yield project
@@ -245,7 +245,7 @@ def test_a_place_for_artifacts_that_is_out_of_reach_hides_no_metric_and_no_statu
 
 def test_two_runs_make_the_database_at_once(tmp_path):
     project = TinyProject(tmp_path)
-    (project.folder / "site.yaml").write_text("name: tiny\ntracking: {interval_s: 0.1}\n")
+    (project.folder / "site.yaml").write_text(TRACKED)
     try:
         processes = [project.start("run", "--set", f"seed={seed}") for seed in (1, 2)]
         for process in processes:

@@ -60,11 +60,13 @@ def main(storage: Path, num_steps: int, uri: str | None = None) -> None:
                     metrics.write(json.dumps({"step": step, "time": time.time(), "metrics": values}) + "\n")
                     time.sleep(STEP_S if uri is None else SERVER_STEP_S)
                     if step % CHECKPOINT_EVERY == 0:
-                        checkpoint.write_text(str(step))
+                        partial = checkpoint.with_suffix(".partial")  # this process is killed at any moment
+                        partial.write_text(str(step))
+                        partial.replace(checkpoint)
             run.state = run.stages["train"].state = run.attempts[-1].state = "done"
             run.attempts[-1].ended = "2026-01-01T01:00:00.000+00:00"
             runs.save(run, run_lease)
-            print(tracker.finish())
+            print(tracker.finish(100.0))
 
 
 if __name__ == "__main__":

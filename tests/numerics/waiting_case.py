@@ -3,6 +3,7 @@
 `python -m tests.numerics.waiting_case FILE TIMEOUT_S`: rank 0 writes to FILE how its wait ended.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,10 @@ from stages.engine import init_distributed
 
 if __name__ == "__main__":
     file, timeout_s = Path(sys.argv[1]), float(sys.argv[2])
+    # the group waits only `timeout_s` for the other rank to come, whose imports may take longer
+    file.with_name(f"ready-{os.environ['RANK']}").touch()
+    while not file.with_name(f"ready-{1 - int(os.environ['RANK'])}").exists():
+        time.sleep(0.05)
     init_distributed(timeout_s)
     torch.distributed.barrier()
     if torch.distributed.get_rank():

@@ -20,6 +20,9 @@ inputs:
 draw: {scale: 1e-1}
 """
 
+TRACKED = "name: tiny\ntracking: {interval_s: 0.1, finish_timeout_s: 300}\n"
+"""A site whose runs wait for MLflow on a slow machine too, its import and a new database included."""
+
 
 @dataclass
 class TinyProject:

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.lease import LeaseHeld, acquire, read_lease, refuse_living
 from stages.context import LeaseLost
-from stages.parts import LEASE_FILE, Parts
+from stages.parts import LEASE_FILE, Parts, locked
 from vico.errors import UserError
 
 HOLDER = """
@@ -40,8 +40,15 @@ def other(tmp_path):
 
 def edit(folder, **fields):
     path = folder / LEASE_FILE
-    lease = {**json.loads(path.read_text()), **fields}
-    path.write_text(json.dumps(lease))
+    whole = path.with_suffix(".edited")  # who reads it meanwhile finds it whole
+    whole.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    os.replace(whole, path)
+
+
+def suspend(folder, pid, kill=os.kill):
+    """Suspends a holder between two beats: in mid-beat it would hold the lock that others wait for."""
+    with locked(folder):
+        kill(pid, signal.SIGSTOP)
 
 
 def test_a_live_holder_is_named(tmp_path, other):
@@ -64,7 +71,7 @@ def test_a_dead_holder_on_this_machine_is_taken_over_at_once(tmp_path, other):
 
 
 def test_a_pid_that_belongs_to_another_process_by_now_is_no_holder(tmp_path, other):
-    os.kill(other.pid, signal.SIGSTOP)
+    suspend(tmp_path, other.pid)
     edit(tmp_path, pid_started="12345")
     with acquire(tmp_path, "ours") as lease:
         assert lease.attempt == 2
@@ -96,7 +103,7 @@ def test_a_live_holder_that_proc_hides_is_not_taken_over(tmp_path, other, hidden
 
 
 def test_a_holder_that_proc_hides_is_taken_over_when_its_counter_stands_still(tmp_path, other, hidden):
-    hidden(other.pid, signal.SIGSTOP)
+    suspend(tmp_path, other.pid, hidden)
     started = time.monotonic()
     with acquire(tmp_path, "ours", stale_s=1.0) as lease:
         assert time.monotonic() - started >= 1.0
@@ -113,7 +120,7 @@ def test_a_dead_holder_is_seen_though_proc_hides_others(tmp_path, other, hidden)
 
 @pytest.mark.parametrize("field", ["host", "boot_id", "pid_namespace"])
 def test_a_holder_elsewhere_is_taken_over_only_when_its_counter_stands_still(tmp_path, other, field):
-    os.kill(other.pid, signal.SIGSTOP)
+    suspend(tmp_path, other.pid)
     edit(tmp_path, **{field: "elsewhere"}, pid=2**22 + 1)  # that number is nobody's here
     started = time.monotonic()
     with acquire(tmp_path, "ours", stale_s=1.0) as lease:
@@ -123,7 +130,7 @@ def test_a_holder_elsewhere_is_taken_over_only_when_its_counter_stands_still(tmp
 
 def test_a_holder_elsewhere_whose_counter_moves_is_alive(tmp_path, other):
     stop = threading.Event()
-    os.kill(other.pid, signal.SIGSTOP)
+    suspend(tmp_path, other.pid)
     edit(tmp_path, host="elsewhere")
 
     def beat():
@@ -145,9 +152,12 @@ def test_a_holder_elsewhere_whose_counter_moves_is_alive(tmp_path, other):
 def test_waiting_ends_when_the_holder_gives_it_back(tmp_path):
     told = []
     first = acquire(tmp_path, "first")
-    timer = threading.Timer(0.5, first.release)
-    timer.start()
-    with acquire(tmp_path, "second", wait_s=20, on_wait=told.append) as second:
+
+    def on_wait(holder):
+        told.append(holder)
+        threading.Thread(target=first.release).start()
+
+    with acquire(tmp_path, "second", wait_s=20, on_wait=on_wait) as second:
         assert second.attempt == 2
     assert [holder.run for holder in told] == ["first"]
 
@@ -155,8 +165,10 @@ def test_waiting_ends_when_the_holder_gives_it_back(tmp_path):
 def test_the_counter_goes_on_while_the_lease_is_held(tmp_path):
     with acquire(tmp_path, "ours", beat_s=0.02):
         before = read_lease(tmp_path).counter
-        time.sleep(0.5)
-        assert read_lease(tmp_path).counter > before
+        deadline = time.monotonic() + 30
+        while read_lease(tmp_path).counter <= before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
     assert read_lease(tmp_path).released
 
 
@@ -164,7 +176,8 @@ def test_who_lost_the_lease_notices_and_can_write_nothing(tmp_path):
     lease = acquire(tmp_path, "ours", beat_s=0.05)
     parts = Parts(tmp_path, lease.attempt)
     parts.partial("part").write_text("late")
-    edit(tmp_path, token="another", attempt=2, run="theirs")
+    with locked(tmp_path):
+        edit(tmp_path, token="another", attempt=2, run="theirs")
     with pytest.raises(LeaseLost, match="run theirs"), lease.writing():
         pytest.fail("wrote under a lost lease")
     with pytest.raises(LeaseLost):
