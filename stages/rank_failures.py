@@ -6,7 +6,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from stages.context import LeaseLost
 from stages.restarts import FAILURE, PREEMPTION
 from stages.train_checkpoints import CheckpointDiffers
-from stages.train_faults import Diverged, Preempted, hung_ranks, notice_given
+from stages.train_faults import Diverged, Preempted, hung_ranks, noticed_ranks
 from vico.errors import Unreachable, UserError
 
 logger = logging.getLogger(__name__)
@@ -32,18 +32,19 @@ class WorkersFailed(RuntimeError):
 
 
 def leave_failure(folder: Path, rank: int, error: Exception) -> None:
-    """Writes `failure-<rank>.json` for `cause`."""
+    """Writes `failure-<rank>.json` for `cause`, with the ranks that have had notice by now."""
     names = [kind.__name__ for kind in type(error).__mro__]
     known = [name for name in names if name in _FOR_THE_USER or name in _OF_THE_TRAINING]
-    failure = {
-        "rank": rank,
-        "type": (known or names)[0],
-        "message": " ".join(str(error).split()),
-        "kind": _kind(error),
-    }
     path = folder / f"failure-{rank}.json"
     partial = path.with_name(f".{path.name}.partial")
     try:  # whole or not at all: this process may be killed at it
+        failure = {
+            "rank": rank,
+            "type": (known or names)[0],
+            "message": " ".join(str(error).split()),
+            "kind": _kind(error),
+            "noticed": noticed_ranks(folder),
+        }
         partial.write_text(json.dumps(failure))
         os.replace(partial, path)
     except OSError:
@@ -91,7 +92,7 @@ def cause(
         if failure["kind"] == _MACHINE:
             return FAILURE, _told(failure, folder)
     told = {failure["rank"] for failure in failures}
-    for rank in _without_a_word(ended, told, folder):
+    for rank in sorted(_noticed_ranks(ended, first, folder) - told):  # no time was left to say so
         return PREEMPTION, f"rank {rank} got SIGTERM, or its node was taken away, and ended before its step"
     hung = hung_ranks(folder, start)
     if hung:
@@ -99,9 +100,14 @@ def cause(
     return FAILURE, f"a worker died ({str(error).splitlines()[-1]})"
 
 
-def _without_a_word(ended: dict[int, Any], told: set[int], folder: Path) -> Iterator[int]:
-    """Ranks that died after notice, with no time left to say so."""
-    return (rank for rank in sorted(ended) if rank not in told and notice_given(folder, rank))
+def _noticed_ranks(ended: Iterable[int], first: list[dict[str, Any]], folder: Path) -> set[int]:
+    """Ranks that had notice, other than Ray's SIGTERM when it clears away what is left of a start.
+
+    `ended` are those that Ray's poll found ended: that may be only a peer, which lost the connection to a
+    rank whose node was taken. What the peer saw then counts, not what is there now.
+    """
+    seen_by_peers = (rank for failure in first for rank in failure["noticed"])
+    return {*set(ended).intersection(noticed_ranks(folder)), *seen_by_peers}
 
 
 def _told(failure: dict[str, Any], folder: Path) -> str:

@@ -70,10 +70,11 @@ def stop_notice(folder: Path, rank: int) -> Iterator[StopNotice]:
         _listening = None
 
 
-def notice_given(folder: Path, rank: int) -> bool:
-    """Whether a rank of this start had notice, asked after its end."""
-    path = folder / NOTICE_FILE.format(rank=rank)
-    return path.exists() and path.stat().st_size > 0
+def noticed_ranks(folder: Path) -> list[int]:
+    """The ranks of this start that have had notice so far."""
+    # read, for a file server may answer for a size from memory
+    files = (path for path in folder.glob(NOTICE_FILE.format(rank="*")) if path.read_bytes())
+    return sorted(int(path.stem.rpartition("-")[2]) for path in files)
 
 
 def remove_notices(folder: Path) -> None:

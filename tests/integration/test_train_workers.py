@@ -139,6 +139,19 @@ def load_too_long(parts) -> None:
     torch.distributed.barrier()
 
 
+def vanish(settings: tuple) -> None:
+    """The first time, rank 1's network goes before its process, of which Ray then has heard nothing."""
+    parts, noticed = settings
+    number = count_start(parts)
+    if torch.distributed.get_rank() == 1 and number == 1:
+        if noticed:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+        torch.distributed.destroy_process_group()  # closes the connections
+        time.sleep(600)
+    torch.distributed.barrier()
+
+
 def starts(parts, rank: int) -> int:
     return len((parts.attempt_folder / f"starts-{rank}").read_text().splitlines())
 
@@ -233,6 +246,14 @@ def test_a_rank_that_is_taken_while_it_loads_is_preempted_and_no_failure(context
     run_workers(load_too_long, context.parts, context, num_steps=1)
     assert starts(context.parts, 1) == 2
     assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 1}
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_rank_whose_peer_alone_tells_of_its_end_is_preempted_only_after_notice(context, noticed):
+    run_workers(vanish, (context.parts, noticed), context, num_steps=1)
+    assert "rank 0 ERROR" in logs(context.parts)
+    counts = {"worker_failures": 1 - noticed, "preemptions": int(noticed)}
+    assert restart_counts(context.parts) == counts
 
 
 def test_places_that_do_not_come_are_said_and_waited_for_only_so_long(context, monkeypatch):

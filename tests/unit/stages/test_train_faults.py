@@ -152,3 +152,15 @@ def test_a_rank_that_dies_without_a_word_after_notice_was_preempted(tmp_path):
     )
     remove_notices(tmp_path)
     assert cause(tmp_path, ended(0, 1))[0] == "worker failure"
+
+
+@pytest.mark.parametrize("first, kind", [("notice", "preemption"), ("word", "worker failure")])
+def test_notice_of_a_rank_that_ray_does_not_name_counts_if_it_came_before_its_peer_was_lost(
+    tmp_path, first, kind
+):
+    """Ray saw only the peer end, by its poll; the SIGTERM that it sends to what is left is no notice."""
+    if first == "notice":
+        write_notice(tmp_path, 1, "SIGTERM\n")
+    left(tmp_path, 0, RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
+    write_notice(tmp_path, 1, "SIGTERM, of Ray\n")
+    assert cause(tmp_path, ended(0))[0] == kind
