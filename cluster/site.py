@@ -164,8 +164,8 @@ class Tracking(SitePart):
     """null: for an sqlite database `mlartifacts` in the storage folder (with an object store: beside the
     database), the server's own place otherwise."""
     interval_s: float = Field(2.0, gt=0)
-    finish_timeout_s: float = Field(30.0, gt=0)
-    """How long the end of a run waits for MLflow to take the last of it."""
+    finish_timeout_s: float = Field(60.0, gt=0)
+    """How long the end of a run, or an audit that sends what MLflow lacks, waits for it to take the last."""
 
 
 class Jobs(SitePart):

@@ -51,6 +51,6 @@ class Services(AbstractContextManager):
 
     def _finish_tracking(self) -> None:
         """The last word to MLflow; what it lacks is said, and is no failure of the run."""
-        lacks = self.tracker.finish(self._site.tracking.finish_timeout_s)
+        lacks = self.tracker.finish()
         if lacks:
             self._display.line(lacks)

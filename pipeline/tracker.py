@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 LONGEST_PAUSE_S = 60.0
 
 
-def sync(site: Site, run_folder: Path, *, timeout_s: float = 60.0) -> str | None:
+def sync(site: Site, run_folder: Path) -> str | None:
     """Make MLflow agree with a run once; the line that says what it lacks, None if nothing."""
     tracker = Tracker(site.storage, site, run_folder)
     tracker.start()
-    lacks = tracker.finish(timeout_s)
+    lacks = tracker.finish()
     if lacks is None:
         _share(run_folder, site)
     return lacks
@@ -63,12 +63,14 @@ class Tracker:
     def start(self) -> None:
         self._thread.start()
 
-    def finish(self, timeout_s: float) -> str | None:
-        """Sync once more, for at most `timeout_s`; the line that says what MLflow lacks, None if nothing."""
+    def finish(self) -> str | None:
+        """Sync once more, for at most `tracking.finish_timeout_s`; the line that says what MLflow lacks, None
+        if nothing."""
+        timeout_s = self.site.tracking.finish_timeout_s
         self._ending.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            self._problem = self._problem or f"no answer within {timeout_s:.0f} s"
+            self._problem = self._problem or f"no answer within tracking.finish_timeout_s={timeout_s:g}"
         if self._is_synced and self._problem is None:
             return None
         return (

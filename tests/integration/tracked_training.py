@@ -38,7 +38,9 @@ def the_run(runs: Runs) -> RunFile:
 
 
 def main(storage: Path, num_steps: int, uri: str | None = None) -> None:
-    site = Site.model_validate({"storage": str(storage), "tracking": {"interval_s": 0.05, "uri": uri}})
+    site = Site.model_validate(
+        {"storage": str(storage), "tracking": {"interval_s": 0.05, "finish_timeout_s": 300, "uri": uri}}
+    )
     runs = Runs(storage)
     run = the_run(runs)
     with acquire(runs.run_folder(run.run), run.run) as run_lease:
@@ -66,7 +68,7 @@ def main(storage: Path, num_steps: int, uri: str | None = None) -> None:
             run.state = run.stages["train"].state = run.attempts[-1].state = "done"
             run.attempts[-1].ended = "2026-01-01T01:00:00.000+00:00"
             runs.save(run, run_lease)
-            print(tracker.finish(100.0))
+            print(tracker.finish())
 
 
 if __name__ == "__main__":
