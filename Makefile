@@ -51,7 +51,7 @@ $(venv)/.extensions: $(venv)/.installed
 	@command -v g++ > /dev/null \
 	  || { echo "g++ is missing, DeepSpeed's extensions need it; install it: apt install g++"; exit 2; }
 	@echo "Building DeepSpeed's extensions into $(VENV)/torch_extensions (about two minutes) ..."
-	@$(bin)/python -c 'from stages.engine import prebuild_extensions; prebuild_extensions()'
+	@$(bin)/python -c 'from stages.training.engine import prebuild_extensions; prebuild_extensions()'
 	@touch $@
 
 quickstart: venv

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.connector_start --shards FOLDER --model FOLDER --json`; the folder of shards is what
 `vico run CONFIG --until shard` leaves. Starts: `random`, torch's own; `full`, the weights of the full
-connector laid into the new one (`vico/connectors.py`); `fitted` and `full-fitted`, either of them then fitted
+connector laid into the new one (`vico/model/connectors.py`); `fitted` and `full-fitted`, either of them then fitted
 to the mean of the full connector's tokens in each square of 2 x 2, without the language model. `+warm-up`
 moves the new connector alone in the first fifth of the updates. One process and thread, torch alone; a run is
 told by the KL of calibration packs with all tiles at either rate.
@@ -20,15 +20,16 @@ import torch
 from torch.nn import functional as F
 
 from cluster.site import TrainSettings
-from stages.consistency import ConsistencyConfig
-from stages.consistency_packs import ConsistencyPacks, ConsistencySettings
-from stages.learning_rates import consistency_rates, parameter_groups
+from stages.consistency.config import ConsistencyConfig
+from stages.consistency.learning_rates import consistency_rates
+from stages.consistency.packs import ConsistencyPacks, ConsistencySettings
 from stages.parts import Parts
-from stages.training import derived_seed
+from stages.training.loop import derived_seed
+from stages.training.parameter_groups import parameter_groups
 from vico.checkpoints import load_model
-from vico.connectors import start_from_full
-from vico.consistency import ConsistencyTask
-from vico.model import VicoModel
+from vico.model.connectors import start_from_full
+from vico.model.internvl import VicoModel
+from vico.objectives.consistency import ConsistencyTask
 
 STARTS = ("random", "full", "fitted", "full-fitted")
 _FIT_STEPS = 150

@@ -28,7 +28,7 @@ def write_checkpoint(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from vico.expected_tensors import OWN_PARTS, expected_shapes
+    from vico.checkpoints.expected_tensors import OWN_PARTS, expected_shapes
 
     folder.mkdir()
     config: dict[str, Any] = {
@@ -66,7 +66,7 @@ def resident_bytes(field: str) -> int:
 
 def export_row(source: Path, out: Path, layout: str) -> dict[str, Any]:
     """One layout, written here and now."""
-    from vico.layout_folders import write_hf_folder, write_published_folder
+    from vico.checkpoints.write import write_hf_folder, write_published_folder
 
     write = {"hf": write_hf_folder, "flash": write_published_folder}[layout]
     out.mkdir()

@@ -5,10 +5,10 @@ import json
 import random
 from pathlib import Path
 
-from data_prep.demo_photographs import photograph_crop
-from data_prep.demo_reading import prose_picture
-from data_prep.demo_sources import NUM_GROUPS, photo_groups
-from data_prep.records import RecordsConfig
+from data_prep.demo.photographs import photograph_crop
+from data_prep.demo.reading import prose_picture
+from data_prep.demo.sources import NUM_GROUPS, photo_groups
+from data_prep.records.config import RecordsConfig
 
 LONG_SIDE = 640
 _NUM_PAGES = 40  # drawing one takes longer than encoding many crops of it

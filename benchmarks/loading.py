@@ -39,10 +39,11 @@ from benchmarks.planning import SETTINGS
 from benchmarks.reports import report, row
 from benchmarks.synthetic_index import write_synthetic_index
 from cluster.ray_session import ray_session
-from data_prep.packs import PackPlan
-from data_prep.plan_cache import cached_plan
-from data_prep.reader import SampleReader
-from stages.shard import ShardConfig, run
+from data_prep.packs.plan import PackPlan
+from data_prep.packs.plan_cache import cached_plan
+from data_prep.shards.reader import SampleReader
+from stages.shard.config import ShardConfig
+from stages.shard.stage import run
 from tests.integration.shard_run import context_of
 from tests.tiny_model import make_tiny_model
 from vico.prompt import load_prompt_format

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from benchmarks.synthetic_index import write_synthetic_index
-from data_prep.column_files import column_files
-from data_prep.index import INDEX_FILE
-from data_prep.plan_cache import cached_plan
+from data_prep.packs.column_files import column_files
+from data_prep.packs.plan_cache import cached_plan
+from data_prep.shards.names import INDEX_FILE
 
 SETTINGS = {
     "reference_tokens": 4096,

@@ -79,7 +79,8 @@ class Ways:
         self.site = context_of(self.scratch, self.model, self.records).site
 
     def ours(self, verify: str) -> int:
-        from stages.shard import ShardConfig, run
+        from stages.shard.config import ShardConfig
+        from stages.shard.stage import run
 
         out = self.fresh()
         config = ShardConfig(samples_per_shard=SAMPLES_PER_SHARD, verify=verify, max_tiles=6)

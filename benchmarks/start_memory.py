@@ -42,15 +42,15 @@ class Highest:
 
 
 def rank_row(folder: Path) -> dict:
-    """The start of one rank, as `stages/consistency_worker.py` makes it."""
+    """The start of one rank, as `stages/consistency/worker.py` makes it."""
     import torch
 
-    from stages.consistency_worker import reference_placement
-    from stages.engine import Engine, init_distributed
-    from stages.engine_settings import EngineSettings
-    from stages.learning_rates import ParameterGroup, Rate
+    from stages.consistency.worker import reference_placement
+    from stages.training.engine import Engine, init_distributed
+    from stages.training.engine_settings import EngineSettings
+    from stages.training.parameter_groups import ParameterGroup, Rate
     from vico.checkpoints import load_model
-    from vico.consistency import ConsistencyTask
+    from vico.objectives.consistency import ConsistencyTask
 
     init_distributed(timeout_s=1800)
     settings = EngineSettings(1, torch.bfloat16, 1.0, (0.9, 0.95), 3, "none", {})

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.index import INDEX_FILE, SCHEMA
+from data_prep.shards.index import SCHEMA
+from data_prep.shards.names import INDEX_FILE
 
 _COLUMNS = ("shard", "split", "repeat", "tiles", "num_tiles", "text_tokens")
 _ROWS_PER_GROUP = 16_384

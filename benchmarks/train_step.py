@@ -2,7 +2,7 @@
 
 `python -m benchmarks.train_step --json`. Both steps are forward, backward and AdamW in one process, taken in
 turns. The SFT step is InternVL's own: one row, all tiles at the full rate, cross entropy at the answer
-positions, no reference. The floor of the ratio of times is the ratio of FLOPs by `vico/flops.py` (the
+positions, no reference. The floor of the ratio of times is the ratio of FLOPs by `vico/objectives/flops.py` (the
 optimizer is in the times of both and in neither count). On a CPU a middle-sized random model in float32;
 `--device cuda` takes InternVL3.5-1B's published sizes in bfloat16, and adds by kernel where the device's time
 goes (`profile`, one more step of each) and by part of the step (`seconds_by_part`, waiting at each part).
@@ -24,18 +24,19 @@ from torch.nn import functional as F
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from cluster.site import TrainSettings
-from stages.consistency import ConsistencyConfig
-from stages.engine import Engine, init_distributed
-from stages.engine_settings import engine_settings
-from stages.learning_rates import consistency_rates, parameter_groups
-from stages.optimizer_config import OptimizerConfig
+from stages.consistency.config import ConsistencyConfig
+from stages.consistency.learning_rates import consistency_rates
+from stages.training.engine import Engine, init_distributed
+from stages.training.engine_settings import engine_settings
+from stages.training.optimizer import OptimizerConfig
+from stages.training.parameter_groups import parameter_groups
 from tests.ports import free_port
-from vico.compiled import compile_layers
-from vico.consistency import ConsistencyTask
-from vico.flops import consistency_flops, row_work, sft_flops
-from vico.model import VicoModel
+from vico.model.compiled import compile_layers
+from vico.model.internvl import VicoModel
+from vico.objectives.consistency import ConsistencyTask
+from vico.objectives.flops import consistency_flops, row_work, sft_flops
+from vico.objectives.phases import Phases
 from vico.packing import EncodedSample, PackedBatch, packed_batch
-from vico.phases import Phases
 from vico.prompt import Skeleton
 from vico.settings import ModelSettings
 

@@ -21,12 +21,12 @@ from vico.errors import UserError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = ("vico", "data_prep", "cluster", "stages", "pipeline")
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 HEAD_STARTS_S = 60.0
 """How long a server may lack an agent after its head has started."""
-
 JobState = Literal["pending", "running", "done", "failed", "cancelled", "unknown"]
 STATES: dict[str, JobState] = {
     "PENDING": "pending",

@@ -19,7 +19,6 @@ from typing import IO, Any
 import psutil
 
 logger = logging.getLogger(__name__)
-
 MEGABYTE = 1e6
 
 

@@ -22,19 +22,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-# Ray reads them when it is imported or started. Under `uv run` it would build its workers an environment.
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 import ray
 
 from cluster.site import Site
 from vico.errors import UserError
 
+# Ray reads them when it is imported or started. Under `uv run` it would build its workers an environment.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 logger = logging.getLogger(__name__)
-
 _LOOK_S = 60.0
-
 PROJECT = Path(__file__).resolve().parent.parent
 NAMESPACE = "vico"
 FOLDER_PREFIX = "vico-ray-"

@@ -23,10 +23,8 @@ from ray.exceptions import (
 from cluster.site import Site
 
 logger = logging.getLogger(__name__)
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
 WORKER_LOST = (
     LocalRayletDiedError,
     NodeDiedError,

@@ -41,3 +41,14 @@ def _mixed(state: np.ndarray) -> np.ndarray:
     state = (state ^ (state >> np.uint64(30))) * _FIRST
     state = (state ^ (state >> np.uint64(27))) * _SECOND
     return state ^ (state >> np.uint64(31))
+
+
+def chosen_rows(rows: np.ndarray, max_samples: int, seed: int) -> np.ndarray:
+    """At most `max_samples` of the row numbers (0: all), in index order, drawn by seed.
+
+    A smaller choice lies within a larger one of the same seed, so stages with different limits still look at
+    the same samples, and rows that one of them cannot use leave the others where they are.
+    """
+    if not max_samples or len(rows) <= max_samples:
+        return np.sort(rows)
+    return np.sort(rows[draw_order("choice of samples", seed, rows)[:max_samples]])

@@ -1,0 +1,1 @@
+"""Around the stages: config, identity, storage, running, tracking, audit, serving, and the command line."""

@@ -6,9 +6,12 @@ import sys
 
 import typer
 
-from pipeline import cli_data, cli_explain, cli_model, cli_runs
-from pipeline.cli_options import print_errors
-from stages.context import Interrupted
+from pipeline.commands import data as cli_data
+from pipeline.commands import explain as cli_explain
+from pipeline.commands import model as cli_model
+from pipeline.commands import runs as cli_runs
+from pipeline.commands.options import print_errors
+from stages.stops import Interrupted
 from vico.errors import Unreachable, UserError
 
 app = typer.Typer(
@@ -18,7 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train InternVL-style models to spend few visual tokens on simple tiles and many on rich ones.",
 )
-
 COMMANDS = (  # in the order of `vico --help`
     cli_data.init,
     cli_runs.run,

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stages.parts import sync_folder
+from stages.durable_files import sync_folder
 from vico.errors import UserError
 
 SCHEMA = 1

@@ -1,0 +1,1 @@
+"""The stages, one folder each; what they share; the context their runner gives them."""

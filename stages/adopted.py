@@ -13,26 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.outputs import NEEDED
 from stages.stage_config import StageConfig
 from vico.errors import UserError
 
 if TYPE_CHECKING:
     from stages.context import Context
 
+
 CODE_VERSION = 1
 INPUTS = ()
 NEEDS_RAY = False
 FOLDER = "folder"
 """The name under which the context gives the folder."""
-NEEDED = {
-    "shard": ("manifest.json", "index.parquet"),
-    "consistency": ("policy/config.json",),
-    "ratio": ("ratios.parquet",),
-    "label": ("labels.parquet",),
-    "router": ("router.safetensors", "metrics.json"),
-    "evaluate": ("metrics.json",),
-}
-"""What later stages read of each stage's output."""
 POLICY = "policy"
 
 

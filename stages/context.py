@@ -11,20 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from cluster.site import Site
-    from data_prep.records import RecordsConfig
+    from data_prep.records.config import RecordsConfig
+    from data_prep.records.repairs import Repairs
     from stages.parts import Parts
-    from stages.shard_repair import Repairs
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop (SIGINT, SIGTERM, cancel); what is published stays.
-
-    A KeyboardInterrupt, since that is what blocking calls in C give way to: Ray's swallow all others.
-    """
-
-
-class LeaseLost(Exception):
-    """Another driver has taken this stage over; this one must stop and cannot publish any more."""
 
 
 class Context(Protocol):

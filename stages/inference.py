@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stages.context import Context
+from stages.outputs import POLICY_FOLDER
 
 if TYPE_CHECKING:
     import torch
 
-    from data_prep.reader import SampleReader
-    from vico.model import VicoModel
+    from data_prep.shards.reader import SampleReader
+    from vico.model.internvl import VicoModel
+
 
 Dtype = Literal["float32", "bfloat16"]
-POLICY_FOLDER = "policy"
-ROUTER_FILE = "router.safetensors"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def opened_reader(settings: InferenceSettings) -> SampleReader:
     """
     import torch
 
-    from data_prep.reader import SampleReader
+    from data_prep.shards.reader import SampleReader
     from vico.prompt import load_prompt_format
 
     torch.set_num_threads(settings.num_threads)
@@ -77,7 +77,7 @@ def opened_policy(settings: InferenceSettings, router_file: Path | None = None) 
 def opened_models(settings: InferenceSettings, reader: SampleReader) -> tuple[VicoModel, VicoModel]:
     """The policy and the frozen start model; UserError where the policy, which may have been trained
     elsewhere, does not start from it."""
-    from vico.consistency import check_same_start
+    from vico.objectives.consistency import check_same_start
     from vico.prompt import check_same_tokens, load_prompt_format
 
     check_same_tokens(load_prompt_format(settings.policy_folder), reader.prompt_format)

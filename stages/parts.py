@@ -5,21 +5,16 @@ Used by the stages, in the driver and in workers; the runner prepares the folder
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import os
 import secrets
-import shutil
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.context import LeaseLost
-from vico.errors import UserError
+from stages.durable_files import delete, locked, sync_folder, sync_tree
+from stages.stops import LeaseLost
 
 LEASE_FILE = "lease.json"
 JOURNAL_FILE = "parts.journal"
@@ -27,9 +22,6 @@ JOURNAL_FILE = "parts.journal"
 HELD_FILE = ".held.json"
 """In an attempt's folder: parts that are being brought to an object store. One of them that is removed
 meanwhile stays until it is there: whoever brings it deletes it then."""
-_LOCK_PATIENCE_S = 60.0
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -163,17 +155,6 @@ class Parts:
         )
 
 
-def delete(path: Path) -> None:
-    """Delete what is out of sight. The driver and a rank may do so at once, one inside the other: what is
-    gone already is no fault."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-    if path.exists():
-        logger.warning("%s is not deleted yet; the next attempt does it", path)
-
-
 def has_published(attempt_folder: Path) -> bool:
     """Whether the attempt published a part, by its journal."""
     try:
@@ -185,51 +166,3 @@ def has_published(attempt_folder: Path) -> bool:
 def is_within(part: str, name: str) -> bool:
     """Whether a part has this name or lies in a folder of it."""
     return f"{part}/".startswith(f"{name}/")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """A short critical section between all processes that share the folder; the lease is read and written
-    in it."""
-    path = folder / "lease.lock"
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"{path} is locked by a process that does not go on; end it (lsof {path})"
-                    ) from None
-                time.sleep(0.01)
-            except OSError as error:
-                raise UserError(
-                    f"{path} cannot be locked ({error.strerror}); put --storage on a file system with flock"
-                ) from error
-        yield
-
-
-def sync_tree(path: Path) -> None:
-    """fsync a file, or every file and folder below a folder."""
-    if not path.is_dir():
-        sync_file(path)
-        return
-    for parent, _, names in os.walk(path):
-        for name in names:
-            sync_file(Path(parent, name))
-        sync_folder(Path(parent))
-
-
-def sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """fsync a folder, so that a rename in it outlasts a crash of the machine."""
-    sync_file(path)

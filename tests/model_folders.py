@@ -6,7 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from vico.checkpoints import load_model, save_model
+from vico.checkpoints import load_model
+from vico.checkpoints.load import save_model
 
 THRESHOLD = 0.375
 

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from data_prep.blocks import record_blocks
-from data_prep.checks import RowRules
-from data_prep.records import RecordsConfig, record_sets
-from data_prep.shards import ShardSettings, write_shard
-from data_prep.split import Shares
+from data_prep.records.blocks import record_blocks
+from data_prep.records.config import RecordsConfig, record_sets
+from data_prep.shards.checks import RowRules
+from data_prep.shards.split import Shares
+from data_prep.shards.write import ShardSettings, write_shard
 from tests.record_files import write_good_records
 from vico.prompt import PromptFormat
 

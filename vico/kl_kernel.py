@@ -6,8 +6,6 @@ reference's probabilities of all tokens at once, its JSD takes no weight of a to
 docs/measurements/cuda.md.
 """
 
-# C rows of a chunk, V vocabulary
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """KL(reference || policy) over both language model heads together, in chunks: logits never stand whole."""
 
-# A answer tokens, V vocabulary, D width
-
 import torch
 from torch import nn
 

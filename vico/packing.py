@@ -4,8 +4,6 @@ A pack holds two rows over the same tiles, the policy's (tiles at their rates) a
 the full rate); answer tokens of both line up one to one.
 """
 
-# T tiles of a sample, N tiles of a pack, L tokens of a row, A answer tokens, S samples
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 

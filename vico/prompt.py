@@ -4,8 +4,6 @@ ChatML as InternVL writes it; the slot of a tile is widened to its rate's number
 `vico/packing.py`.
 """
 
-# L tokens of the skeleton (a tile counts one)
-
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass

@@ -13,7 +13,6 @@ IMAGE_START, IMAGE_END, IMAGE_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 IMAGE_MARK = "<image>"  # in the text of a conversation: a picture
 TEMPLATE = "chatml-1"  # moves the tokenizer's fingerprint when vico/prompt.py changes what it writes
-
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -210,3 +209,14 @@ def _check_normalisation(path: Path, processor: dict) -> None:
             raise UserError(f"{path}: {field}={given} is not supported, only ImageNet's {list(wanted)} is")
     if processor.get("resample", 3) != 3:
         raise UserError(f"{path}: resample={processor['resample']} is not supported, only 3 (bicubic) is")
+
+
+def own_threshold(model: Path) -> float:
+    """The calibrated threshold in a model folder's config.json."""
+    threshold = model_config(model).get("vico", {}).get("absolute_threshold")
+    if threshold is None:
+        raise UserError(
+            f"{model}/config.json has no vico.absolute_threshold or flash_absolute_threshold; give "
+            "--threshold, or a folder that the export stage wrote"
+        )
+    return float(threshold)

@@ -3,8 +3,6 @@
 Pure functions over Pillow pictures; the sharder counts tiles with them, the reader cuts tiles.
 """
 
-# N tiles (prompt order, thumbnail last), S tile size in pixels
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache

@@ -29,7 +29,7 @@ else.
 
 `examples/small_internvl/`: `make_model.py` (architecture, byte-level tokenizer), `train.py` (SFT,
 {steps:,} steps of 32 pictures{earlier}, {hours:.1f} hours on one CPU core in bfloat16) and `export.py` (this
-folder). Data: the demo records of `data_prep/demo.py`, drawn without end from the {num_groups} groups
+folder). Data: the demo records of `data_prep/demo/records.py`, drawn without end from the {num_groups} groups
 that lie on the train side of every split with at most 15 % calib and 15 % test (split seed 0), up to four
 questions a picture. Curriculum: sheets of letters for the vision tower alone, then numbers, words, charts
 and random strings, then the demo's whole mix. A second loss, on the letters that stand on each patch,
@@ -51,7 +51,7 @@ Transcribed lines: similarity {similarity:.3f}.
 
 {curve}
 
-Photographs and fonts are not part of this folder; sources and licences stand in `data_prep/demo_sources.py`.
+Photographs and fonts are not part of this folder; sources and licences stand in `data_prep/demo/sources.py`.
 """
 
 

@@ -21,7 +21,7 @@ CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }
 
 def question_words(num_records: int = 4000, least: int = 40) -> list[str]:
     """Words that the demo's questions are made of, as they stand there, with their leading space."""
-    from data_prep.demo import demo_record
+    from data_prep.demo.records import demo_record
 
     counts: Counter[str] = Counter()
     for line in range(num_records):

@@ -14,13 +14,12 @@ from functools import cache
 
 import numpy as np
 
-from data_prep import demo_sources as sources
-from data_prep.demo import KIND_SHARES, conversation, demo_content, group_name
-from data_prep.demo_canvas import BOLD, MONO, SANS, SERIF, Canvas, ink_on, text_width
-from data_prep.demo_content import Content, Question, sheet
-from data_prep.demo_reading import line_questions, put_text
-from data_prep.demo_text import text_question
-from data_prep.split import TRAIN, Shares, side
+from data_prep.demo import sources
+from data_prep.demo.canvas import BOLD, MONO, SANS, SERIF, Canvas, ink_on, text_width
+from data_prep.demo.content import Content, Question, sheet
+from data_prep.demo.reading import line_questions, put_text, text_question
+from data_prep.demo.records import KIND_SHARES, conversation, demo_content, group_name
+from data_prep.shards.split import TRAIN, Shares, side
 from vico.prompt import PromptFormat
 from vico.tiling import Tiling, image_tiles, tile_boxes
 

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from samples import HELD_OUT
 
-from data_prep.demo import demo_record
-from data_prep.split import TEST, side
+from data_prep.demo.records import demo_record
+from data_prep.shards.split import TEST, side
 from vico.prompt import IMAGE_MARK, PromptFormat, load_prompt_format
 from vico.tiling import num_tiles, pixel_values
 

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.attempt import StageContext
-from pipeline.object_parts import PARTS_FILE
-from pipeline.stage_run import StageRuns
-from pipeline.store import StageFolder
-from stages.parts import JOURNAL_FILE, Parts, locked
-from stages.training_metrics import read_metrics
+from pipeline.results.stage_folder import StageFolder
+from pipeline.running.stage_context import StageContext
+from pipeline.running.stage_runner import StageRuns
+from pipeline.storage.stored_parts import PARTS_FILE
+from stages.durable_files import locked
+from stages.parts import JOURNAL_FILE, Parts
+from stages.training.metrics import read_metrics
 
 PLACES = ("before", "middle", "unrecorded", "recorded")
 TRAININGS = ("consistency", "router")

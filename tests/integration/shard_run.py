@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.site import RaySettings, Resources, Site
-from data_prep.records import RecordsConfig
+from data_prep.records.config import RecordsConfig
+from data_prep.records.repairs import Repairs
 from stages.parts import Parts
-from stages.shard import ShardConfig, run
-from stages.shard_repair import Repairs
+from stages.shard.config import ShardConfig
+from stages.shard.stage import run
 
 
 @dataclass

@@ -9,8 +9,8 @@ import mlflow
 import pytest
 
 from cluster.site import Site
-from pipeline.audit import audit_run
-from pipeline.storage import FolderStorage
+from pipeline.audit.run import audit_run
+from pipeline.storage.folder import FolderStorage
 from tests.integration.tiny_pipeline.project import TRACKED, TinyProject, wait_for
 
 

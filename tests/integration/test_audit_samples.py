@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from stages.parts import Parts
-from stages.training_metrics import read_metrics
+from stages.training.metrics import read_metrics
 from tests.integration.demo_pipeline import answer, finished, vico
 
 

@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from pipeline import lease
-from pipeline.garbage import collect
 from pipeline.json_files import write_json
+from pipeline.results.garbage import collect
+from pipeline.storage import lease
 from tests.integration.tiny_pipeline.project import TinyProject
 
 

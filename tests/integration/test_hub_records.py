@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
-from data_prep import storage
-from data_prep.index import load_index
-from data_prep.reader import SampleReader
-from data_prep.records import RecordsConfig, record_sets, records_fingerprint
-from data_prep.shard_cache import ShardCache
-from pipeline.digests import DigestCache
+from data_prep import remote_files as storage
+from data_prep.records.config import RecordsConfig, record_sets, records_fingerprint
+from data_prep.shards.cache import ShardCache
+from data_prep.shards.index import load_index
+from data_prep.shards.reader import SampleReader
+from pipeline.identity.file_digests import DigestCache
 from tests.hub_server import environment, hub_server
 from tests.integration.demo_pipeline import finished, vico
 from tests.record_tars import FORMATS, config_of, files_of, tars, write_good_formats

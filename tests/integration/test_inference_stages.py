@@ -16,20 +16,25 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from cluster.ray_session import ray_session
-from data_prep.index import load_index
-from data_prep.reader import SampleReader
-from data_prep.records import RecordsConfig
-from stages import evaluate, export, label, ratio, shard
-from stages.evaluation_table import evaluation_table
+from data_prep.records.config import RecordsConfig
+from data_prep.shards.index import load_index
+from data_prep.shards.reader import SampleReader
+from stages.evaluate import stage as evaluate
+from stages.evaluate.table import evaluation_table
+from stages.export import stage as export
 from stages.inference import inference_settings
+from stages.label import stage as label
 from stages.parts import Parts
-from stages.ratio_worker import RatioActor, part_name, shards_of
+from stages.ratio import stage as ratio
+from stages.ratio.actor import RatioActor, part_name, shards_of
+from stages.shard import stage as shard
 from tests.stage_context import stage_context
 from tests.tiny_model import make_tiny_model
-from vico.calibration import calibrated_threshold
-from vico.checkpoints import load_model, save_model
+from vico.checkpoints import load_model
+from vico.checkpoints.load import save_model
+from vico.inference.routing import calibrated_threshold
+from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
 from vico.prompt import load_prompt_format
-from vico.rates import RatedSample, encoded_tiles, rate_losses
 
 STAGES = ("shard", "consistency", "ratio", "label", "router", "evaluate")
 RECORDS = RecordsConfig(format="demo", num_samples=160, seed=4)

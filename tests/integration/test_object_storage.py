@@ -13,15 +13,18 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from pipeline import object_storage, objects
-from pipeline.digests import file_sha256s
-from pipeline.lease import Holder, acquire
-from pipeline.metric_files import MetricFiles
-from pipeline.object_parts import StoredParts, read_parts
-from pipeline.object_storage import make_working_copy
-from pipeline.storage import Conflict, storage_of
-from stages.context import LeaseLost
+from pipeline.identity.file_digests import file_sha256s
+from pipeline.results.metric_lines import MetricFiles
+from pipeline.storage import bucket as objects
+from pipeline.storage import object_store as object_storage
+from pipeline.storage.folder import Conflict
+from pipeline.storage.lease import Leases
+from pipeline.storage.lease_file import Holder
+from pipeline.storage.lookup import storage_of
+from pipeline.storage.object_store import make_working_copy
+from pipeline.storage.stored_parts import StoredParts, read_parts
 from stages.parts import LEASE_FILE, Parts
+from stages.stops import LeaseLost
 from tests import s3_server
 from tests.integration.demo_pipeline import STAGES as STAGES_OF_VICO
 from tests.integration.demo_pipeline import finished, vico
@@ -393,7 +396,7 @@ def test_a_log_that_grows_while_it_is_brought_to_the_store(two_copies):
 
 def test_workers_publish_while_the_store_does_not_answer_the_heartbeat(two_copies, server):
     ours, our_folder = two_copies[0]
-    with acquire(our_folder, "ours", beat_s=0.05) as lease:
+    with Leases(ours, beat_s=0.05).acquire(our_folder, "ours") as lease:
         ours.begin(our_folder, lease.attempt)
         server.fault_of = lambda method, path: "503"
         try:

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from stages.parts import Parts
-from stages.training_metrics import read_metrics
+from stages.training.metrics import read_metrics
 from tests.integration.demo_pipeline import (
     STAGES,
     answer,

@@ -109,7 +109,7 @@ def test_a_job_that_never_started_is_submitted_again_and_followed_to_its_end(ser
     assert status["submission"] == submission, "the job's own run knows that it is its own"
     assert len(json.loads(finished(vico("status", *project.site, "--json"))[1])) == 1
     record = json.loads(Path(status["stages"][0]["path"], "..", "record.json").resolve().read_text())
-    from pipeline.facts import git_state
+    from pipeline.identity.provenance import git_state
 
     assert record["git"]["commit"] == git_state()["commit"], "known though no .git was packed"
 

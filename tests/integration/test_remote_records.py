@@ -2,12 +2,12 @@
 
 import pytest
 
-from data_prep import storage
-from data_prep.blocks import block_rows, record_blocks
-from data_prep.checks import checked_sample
-from data_prep.reasons import Rejected
-from data_prep.records import RecordsConfig, record_sets, records_fingerprint
-from pipeline.digests import DigestCache
+from data_prep import remote_files as storage
+from data_prep.records.blocks import block_rows, record_blocks
+from data_prep.records.config import RecordsConfig, record_sets, records_fingerprint
+from data_prep.records.rejection import Rejected
+from data_prep.shards.checks import checked_sample
+from pipeline.identity.file_digests import DigestCache
 from tests.record_files import row, write_lines
 from tests.record_tars import FORMATS, SETTINGS, config_of, files_of, tars, write_good_formats
 from tests.s3_server import FAULTS, environment, s3_server, upload

@@ -16,17 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import shard_cache, storage
-from data_prep.blocks import record_blocks
-from data_prep.checks import RowRules
-from data_prep.index import load_index
-from data_prep.packs import PackPlan
-from data_prep.reader import SampleReader, ShardMismatch
-from data_prep.records import RecordsConfig, record_sets
-from data_prep.shard_cache import ShardCache, WrongBytes
-from data_prep.shard_folder import contents, manifest, sidecar_name, write_index, write_sidecar
-from data_prep.shards import ShardSettings, shard_name, write_shard
-from data_prep.split import Shares
+from data_prep import remote_files as storage
+from data_prep.packs.plan import PackPlan
+from data_prep.records.blocks import record_blocks
+from data_prep.records.config import RecordsConfig, record_sets
+from data_prep.shards import cache as shard_cache
+from data_prep.shards.cache import ShardCache, WrongBytes
+from data_prep.shards.checks import RowRules
+from data_prep.shards.folder import contents, manifest, write_index, write_sidecar
+from data_prep.shards.index import load_index
+from data_prep.shards.names import shard_name, sidecar_name
+from data_prep.shards.reader import SampleReader, ShardMismatch
+from data_prep.shards.split import Shares
+from data_prep.shards.write import ShardSettings, write_shard
 from tests.record_files import write_good_records
 from tests.s3_server import FAULTS, environment, s3_server, upload
 from tests.tiny_model import make_tiny_model
@@ -75,7 +77,7 @@ def cache(server, monkeypatch, tmp_path):
     monkeypatch.setenv("VICO_SHARD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(storage, "_FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(storage, "_LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr("data_prep.shard_cache._PAUSE_S", 0.01)
+    monkeypatch.setattr("data_prep.shards.cache._PAUSE_S", 0.01)
     storage._filesystem_of.cache_clear()
     server.fault, server.faults[:] = lambda number: None, []
     return tmp_path / "cache"
@@ -115,7 +117,7 @@ def test_a_plan_is_opened_at_any_step_without_a_shard(server, cache):
 
 READ_ALL = """
 import random, sys
-from data_prep.reader import SampleReader
+from data_prep.shards.reader import SampleReader
 from vico.prompt import load_prompt_format
 reader = SampleReader(sys.argv[1], load_prompt_format(sys.argv[2]))
 shards = list(range(int(sys.argv[3]) // 6))

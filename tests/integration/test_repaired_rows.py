@@ -11,11 +11,12 @@ import pytest
 import webdataset
 
 from cluster.ray_session import ray_session
-from data_prep.index import load_index
-from data_prep.reader import SampleReader
-from data_prep.records import RecordsConfig
-from stages.shard import ShardConfig, run
-from stages.shard_repair import Repairs
+from data_prep.records.config import RecordsConfig
+from data_prep.records.repairs import Repairs
+from data_prep.shards.index import load_index
+from data_prep.shards.reader import SampleReader
+from stages.shard.config import ShardConfig
+from stages.shard.stage import run
 from tests.integration.demo_pipeline import kill_with_children
 from tests.integration.shard_run import context_of, site_with
 from tests.record_files import picture, row, write_hostile_records, write_lines, write_meta

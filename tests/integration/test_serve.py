@@ -24,17 +24,18 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.demo import demo_record
-from pipeline import serve_engine
-from pipeline.serve import Place, serve
-from pipeline.serve_engine import Engine, Job
-from pipeline.serve_request import Limits, RequestError, chat_of
+from data_prep.demo.records import demo_record
+from pipeline.serving import engine as serve_engine
+from pipeline.serving.engine import Engine, Job
+from pipeline.serving.requests import Limits, RequestError, chat_of
+from pipeline.serving.server import Place, serve
 from tests.tiny_model import make_tiny_model
-from vico.checkpoints import load_model, save_model
+from vico.checkpoints import load_model
+from vico.checkpoints.load import save_model
 from vico.errors import UserError
-from vico.generation import greedy_answers
+from vico.inference.generation import greedy_answers
+from vico.inference.tile_losses import encoded_tiles
 from vico.prompt import load_prompt_format
-from vico.rates import encoded_tiles
 from vico.tiling import pixel_values
 
 SMALL = Path(__file__).parents[2] / "models" / "small-internvl"

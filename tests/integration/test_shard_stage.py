@@ -17,10 +17,11 @@ import pytest
 import webdataset
 
 from cluster.ray_session import ray_session
-from data_prep.index import load_index
-from data_prep.reasons import REASONS
-from data_prep.records import RecordsConfig
-from stages.shard import ShardConfig, run
+from data_prep.records.config import RecordsConfig
+from data_prep.records.rejection import REASONS
+from data_prep.shards.index import load_index
+from stages.shard.config import ShardConfig
+from stages.shard.stage import run
 from tests.integration.demo_pipeline import kill_with_children
 from tests.integration.shard_run import context_of, site_with
 from tests.record_files import (
@@ -256,7 +257,7 @@ def test_pictures_on_two_sides_are_quarantined(tmp_path, model, ray_up):
 def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, ray_up, monkeypatch):
     meta = write_good_records(tmp_path / "records")
     monkeypatch.setattr(
-        "stages.shard.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000)
+        "stages.shard.stage.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000)
     )
     with pytest.raises(UserError, match=r"storage=.*GB free but the shards need about"):
         run(ShardConfig(), context_of(tmp_path / "shard", model, internvl(meta)))
@@ -264,9 +265,9 @@ def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, 
 
 
 def test_a_full_disk_in_a_task_is_one_clear_line(tmp_path, model):
-    from data_prep.blocks import record_blocks
-    from data_prep.records import record_sets
-    from stages.shard_tasks import ShardTask, shard_settings, write_part
+    from data_prep.records.blocks import record_blocks
+    from data_prep.records.config import record_sets
+    from stages.shard.tasks import ShardTask, shard_settings, write_part
 
     meta = write_good_records(tmp_path / "records")
     (block,) = record_blocks(record_sets(internvl(meta)), 1000)

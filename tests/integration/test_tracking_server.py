@@ -10,9 +10,9 @@ import time
 import mlflow
 import pytest
 
-from pipeline.projection import ModelOutput, Projection
-from pipeline.tracking_outputs import CANDIDATE, Made
-from pipeline.tracking_state import SentRun
+from pipeline.tracking.desired import ModelOutput, Projection
+from pipeline.tracking.outputs import CANDIDATE, Made
+from pipeline.tracking.sent import SentRun
 from tests.integration.mlflow_server import MlflowServer
 from tests.integration.tiny_pipeline.project import ROOT, TinyProject, wait_for
 from tests.integration.tracked_training import EXPERIMENT, FINGERPRINT, STOP_FILE

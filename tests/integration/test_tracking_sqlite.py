@@ -15,9 +15,9 @@ import pytest
 
 from cluster.site import Site
 from cluster.site_files import load_site
-from pipeline.store import StageFolder, outputs_digest
-from pipeline.tracker import sync
-from pipeline.tracking_state import STATE_FILE, is_complete
+from pipeline.results.stage_folder import StageFolder, outputs_digest
+from pipeline.tracking.sent import STATE_FILE, is_complete
+from pipeline.tracking.thread import sync
 from tests.integration.tiny_pipeline.project import ROOT, TRACKED, TinyProject, wait_for
 from tests.integration.tracked_training import CHECKPOINT_EVERY, EXPERIMENT, FINGERPRINT
 

@@ -10,15 +10,14 @@ import torch
 
 from cluster.ray_session import ray_session
 from cluster.site import Site
-from pipeline.metric_files import MetricFiles
-from pipeline.signals import StopSignals
-from stages.context import Interrupted
+from pipeline.results.metric_lines import MetricFiles
+from pipeline.running.signals import StopSignals
 from stages.parts import Parts
-from stages.rank_failures import WorkersFailed
-from stages.restarts import FAILURE, PREEMPTION, Restarts, restart_counts
-from stages.train_faults import Preempted, stop_notice
-from stages.train_workers import run_workers
-from stages.training_metrics import MetricsFile
+from stages.stops import Interrupted
+from stages.training.faults import Preempted, stop_notice
+from stages.training.metrics import MetricsFile
+from stages.training.rank_failures import FAILURE, PREEMPTION, Restarts, WorkersFailed, restart_counts
+from stages.training.workers import run_workers
 from tests.stage_context import stage_context
 from vico.errors import UserError
 

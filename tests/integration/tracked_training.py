@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 from cluster.site import Site
-from pipeline.lease import acquire
-from pipeline.runs import RunAttempt, RunFile, Runs
-from pipeline.store import StageFolder
-from pipeline.tracker import Tracker
+from pipeline.results.runs import RunAttempt, RunFile, Runs
+from pipeline.results.stage_folder import StageFolder
+from pipeline.storage.lease import Leases
+from pipeline.tracking.thread import Tracker
 
 FINGERPRINT = "f" * 64
 CHECKPOINT_EVERY = 25
@@ -43,9 +43,11 @@ def main(storage: Path, num_steps: int, uri: str | None = None) -> None:
     )
     runs = Runs(storage)
     run = the_run(runs)
-    with acquire(runs.run_folder(run.run), run.run) as run_lease:
+    with Leases(runs.storage).acquire(runs.run_folder(run.run), run.run) as run_lease:
         folder = StageFolder(storage, "train", FINGERPRINT)
-        with acquire(folder.path, run.run, min_attempt=folder.last_attempt() + 1) as lease:
+        with Leases(folder.storage).acquire(
+            folder.path, run.run, min_attempt=folder.last_attempt() + 1
+        ) as lease:
             parts = folder.begin(lease, {"records": "d" * 64}, [], "2026-01-01T00:00:00.000+00:00")
             run.state = run.stages["train"].state = "running"
             run.stages["train"].attempt = lease.attempt

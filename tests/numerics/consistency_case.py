@@ -14,17 +14,18 @@ import numpy as np
 import torch
 
 from cluster.site import TrainSettings
-from stages.consistency import ConsistencyConfig
-from stages.consistency_worker import checkpoint_activations, reference_placement
-from stages.engine import Engine, init_distributed
-from stages.engine_settings import engine_settings
-from stages.learning_rates import consistency_rates, parameter_groups
-from stages.optimizer_config import OptimizerConfig
+from stages.consistency.config import ConsistencyConfig
+from stages.consistency.learning_rates import consistency_rates
+from stages.consistency.worker import checkpoint_activations, reference_placement
 from stages.parts import Parts
-from stages.training import TrainingPlan, derived_seed, share_of_rank, train_step
+from stages.training.engine import Engine, init_distributed
+from stages.training.engine_settings import engine_settings
+from stages.training.loop import TrainingPlan, derived_seed, share_of_rank, train_step
+from stages.training.optimizer import OptimizerConfig
+from stages.training.parameter_groups import parameter_groups
 from vico.checkpoints import load_model
-from vico.consistency import ConsistencyTask
-from vico.model import VicoModel
+from vico.model.internvl import VicoModel
+from vico.objectives.consistency import ConsistencyTask
 from vico.packing import EncodedSample, PackedBatch, packed_batch
 from vico.prompt import PromptFormat, load_prompt_format
 

@@ -10,8 +10,8 @@ from transformers.models.qwen3 import modeling_qwen3
 from cluster.site import TrainSettings
 from tests.numerics.consistency_case import consistency_task, samples
 from tests.tiny_model import make_tiny_model
-from vico.compiled import compile_layers
-from vico.drop_path import add_drop_path
+from vico.model.compiled import compile_layers
+from vico.model.drop_path import add_drop_path
 from vico.packing import packed_batch
 from vico.prompt import load_prompt_format
 

@@ -12,9 +12,9 @@ from tests.numerics.test_compiled import keep_rotary, losses_and_gradients, task
 from tests.numerics.test_zero_equalities import BFLOAT16, MODULE, assert_equal, of_losses, of_parameters
 from tests.tiny_model import make_tiny_model
 from vico.losses import chunked_kl
+from vico.model.segments import segment_attention
 from vico.packing import packed_batch
 from vico.prompt import load_prompt_format
-from vico.segments import segment_attention
 
 pytestmark = [
     pytest.mark.cuda,

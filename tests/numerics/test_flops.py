@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.numerics.consistency_case import consistency_task, samples
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
-from vico.consistency import ConsistencyTask
-from vico.flops import consistency_flops, row_work, sft_flops
+from vico.objectives.consistency import ConsistencyTask
+from vico.objectives.flops import consistency_flops, row_work, sft_flops
 from vico.packing import packed_batch
 from vico.prompt import load_prompt_format
 

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from vico.checkpoints import load_model
-from vico.generation import greedy_answers
+from vico.inference.generation import greedy_answers
+from vico.inference.routing import published_rule
+from vico.inference.tile_losses import EncodedTiles
 from vico.packing import packed_row
 from vico.prompt import Skeleton
-from vico.rates import EncodedTiles
-from vico.routing import published_rule
 
 DEFAULT = Path(__file__).parents[1] / "data" / "golden"
 

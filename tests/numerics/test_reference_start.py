@@ -13,11 +13,11 @@ from stages.inference import InferenceSettings, opened_models
 from tests.numerics.consistency_case import consistency_task, samples, sharp_model
 from tests.tiny_model import VOCABULARY, make_tiny_model
 from vico.checkpoints import load_model
-from vico.consistency import ConsistencyTask
 from vico.errors import UserError
+from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
+from vico.objectives.consistency import ConsistencyTask
 from vico.packing import packed_batch
 from vico.prompt import check_same_tokens, load_prompt_format
-from vico.rates import RatedSample, encoded_tiles, rate_losses
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 
 from cluster.site import TrainSettings
-from stages.engine import Engine, init_distributed
-from stages.engine_settings import engine_settings
-from stages.learning_rates import parameter_groups
-from stages.optimizer_config import OptimizerConfig
 from stages.parts import Parts
-from stages.throughput import measure_throughput
-from stages.train_checkpoints import FACTS_FILE, CheckpointDiffers, checkpoints
-from stages.train_faults import Diverged, Preempted
-from stages.training import TrainingPlan, train
+from stages.training.checkpoints import FACTS_FILE, CheckpointDiffers, checkpoints
+from stages.training.engine import Engine, init_distributed
+from stages.training.engine_settings import engine_settings
+from stages.training.faults import Diverged, Preempted
+from stages.training.loop import TrainingPlan, train
+from stages.training.optimizer import OptimizerConfig
+from stages.training.parameter_groups import parameter_groups
+from stages.training.throughput import measure_throughput
 from tests.numerics.consistency_case import PACKS_PER_STEP, RATES, SEED, consistency_task, pack
 from vico.packing import PackedBatch, packed_batch
 from vico.prompt import load_prompt_format

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from deepspeed.utils import groups
 
-from stages.engine import init_distributed
+from stages.training.engine import init_distributed
 
 if __name__ == "__main__":
     file, timeout_s = Path(sys.argv[1]), float(sys.argv[2])

@@ -6,8 +6,8 @@ VICO_DIE=before|unrecorded|recorded:STAGE dies around the stage; TINY_KILL=STAGE
 import os
 import sys
 
-import pipeline.graph
-from pipeline.graph import Graph, StageSpec
+import pipeline.config.graph
+from pipeline.config.graph import Graph, StageSpec
 from tests.integration.planted_deaths import plant_deaths
 
 NAMES = ("draw", "square", "total")
@@ -24,7 +24,7 @@ if __name__ == "__main__":
     from pipeline.cli import main
 
     graph = tiny_graph()
-    pipeline.graph.pipeline_graph = lambda: graph
+    pipeline.config.graph.pipeline_graph = lambda: graph
     plant_deaths()
     main()
     sys.exit(0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.store import record_digest
+from pipeline.results.stage_folder import record_digest
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """

@@ -13,9 +13,9 @@ sys.path.insert(0, str(EXAMPLE))
 import make_model  # noqa: E402
 import samples  # noqa: E402
 
-from data_prep.demo import group_name  # noqa: E402
-from data_prep.demo_canvas import SANS, Canvas  # noqa: E402
-from data_prep.split import TRAIN, Shares, side  # noqa: E402
+from data_prep.demo.canvas import SANS, Canvas  # noqa: E402
+from data_prep.demo.records import group_name  # noqa: E402
+from data_prep.shards.split import TRAIN, Shares, side  # noqa: E402
 from vico.prompt import load_prompt_format  # noqa: E402
 from vico.tiling import Tiling  # noqa: E402
 

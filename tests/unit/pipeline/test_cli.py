@@ -22,10 +22,10 @@ try:
     from pipeline.cli import main
     if "--tiny" in sys.argv:
         sys.argv.remove("--tiny")
-        import pipeline.graph
+        import pipeline.config.graph
         from tests.integration.tiny_pipeline.command import tiny_graph
         graph = tiny_graph()
-        pipeline.graph.pipeline_graph = lambda: graph
+        pipeline.config.graph.pipeline_graph = lambda: graph
     main()
 finally:
     print("HEAVY", sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)

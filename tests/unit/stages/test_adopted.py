@@ -2,7 +2,8 @@
 
 import pytest
 
-from stages.adopted import NEEDED, adopted_files, files_digest
+from stages.adopted import adopted_files, files_digest
+from stages.outputs import NEEDED
 from vico.errors import UserError
 
 

@@ -5,9 +5,10 @@ import time
 
 import pytest
 
-from pipeline.storage import is_partial
-from stages.context import LeaseLost
-from stages.parts import JOURNAL_FILE, Parts, delete, locked
+from pipeline.storage.output_files import is_partial
+from stages.durable_files import delete, locked
+from stages.parts import JOURNAL_FILE, Parts
+from stages.stops import LeaseLost
 
 
 def write_lease(parts, attempt, released=False):
@@ -130,7 +131,7 @@ def test_a_kill_while_a_part_is_deleted_leaves_no_half_of_it(tmp_path, monkeypat
     def killed(path, ignore_errors):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stages.parts.shutil.rmtree", killed)
+    monkeypatch.setattr("stages.durable_files.shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         parts.remove("best/step-30")
     assert not parts.done("best/step-30") and not list(parts.output.glob("best/step-*"))

@@ -4,9 +4,9 @@ from math import prod
 
 import pytest
 
+from vico.checkpoints.expected_tensors import HEAD, OWN_PARTS, check_shapes, expected_shapes
+from vico.checkpoints.layouts import published_plan, tensors_in_our_layout
 from vico.errors import UserError
-from vico.expected_tensors import HEAD, OWN_PARTS, check_shapes, expected_shapes
-from vico.layouts import published_plan, tensors_in_our_layout
 from vico.published_config import hf_config, published_config
 
 VISION = {  # InternViT-300M-448px-V2_5

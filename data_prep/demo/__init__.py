@@ -1,0 +1,1 @@
+"""The built-in demo records: real pictures and text from installed packages."""

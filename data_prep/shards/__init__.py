@@ -1,0 +1,1 @@
+"""Samples in tars: checks, splits, leaks, writing, the index, reading and caching."""

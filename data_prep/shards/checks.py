@@ -1,0 +1,176 @@
+"""From a raw line to a checked sample: the form of the row, its pictures, its tiles, its tokens.
+
+Every check that fails raises Rejected with one word of `data_prep/records/rejection.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.records.pictures import Picture, checked_picture
+from data_prep.records.raw_rows import RawRow, parsed_row, record_id
+from data_prep.records.rejection import Rejected
+from vico.prompt import PromptFormat
+from vico.settings import IMAGE_MARK
+from vico.tiling import num_tiles
+
+_READ_FIELDS = (
+    "id",
+    "conversations",
+    "image",
+    "video",
+    "videos",
+    "kind",
+    "category",
+    "group",
+    "license",
+    "origin",
+)
+# ours in KEY.json, or computed anew from the pictures
+_REPLACED_FIELDS = ("source", "line", "images", "repeat", "max_tiles", "width", "height", "length")
+_MAX_FIELD_CHARS = 200
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """Limits of a row: tiles, pixels a picture, reference tokens; whether pictures are decoded whole; what is
+    put before conversations without a system message ("": nothing).
+    """
+
+    max_tiles: int
+    max_pixels: int
+    max_tokens: int
+    decode: bool
+    system_message: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A checked row; `tiles` counts each picture's, thumbnail included, at most `max_tiles` in a grid.
+
+    `license` and `origin` (the row's `origin` or `source`: the collection it came from) are empty where the
+    row says nothing.
+    """
+
+    record_id: str | None
+    conversations: list[dict[str, str]]
+    pictures: list[Picture]
+    kind: str
+    group: str
+    license: str
+    origin: str
+    fields: dict[str, Any]
+    max_tiles: int
+    tiles: list[int]
+    text_tokens: int
+    answer_tokens: int
+
+
+def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) -> Sample:
+    """The sample in a raw row; raises Rejected with the first check that fails, cheap ones first."""
+    if raw.refused is not None:
+        raise Rejected(*raw.refused)
+    row = parsed_row(raw.content)
+    if row.get("video") or row.get("videos"):
+        raise Rejected("video", "the row has a video")
+    conversations = _conversations(row)
+    names = _picture_names(row)
+    kind = (_word(row, "kind") or _word(row, "category"))[:_MAX_FIELD_CHARS]
+    group = _word(row, "group")  # never cut: it decides the side of the split
+    _check_answers(conversations)
+    _check_marks(conversations, len(names))
+    if rules.system_message and conversations[0]["from"] != "system":
+        conversations.insert(0, {"from": "system", "value": rules.system_message})
+    if raw.is_duplicate:
+        raise Rejected("duplicate", "the same line stands earlier in this set")
+    pictures = [
+        checked_picture(raw.picture_bytes(name), name, max_pixels=rules.max_pixels, decode=rules.decode)
+        for name in names
+    ]
+    settings = prompt_format.settings
+    tiling = settings.tiling(max(1, rules.max_tiles // max(1, len(pictures))))  # as InternVL shares them out
+    tiles = [num_tiles(picture.width, picture.height, tiling) for picture in pictures]
+    try:
+        text_tokens, answer_tokens = prompt_format.num_tokens(conversations, tiles)
+    except ValueError as error:
+        raise Rejected("broken_row", str(error)) from error
+    tokens = text_tokens + sum(tiles) * settings.tokens_full
+    if tokens > rules.max_tokens:
+        raise Rejected("over_budget", f"{tokens} tokens ({sum(tiles)} tiles), over {rules.max_tokens}")
+    return Sample(
+        record_id=record_id(row),
+        conversations=conversations,
+        pictures=pictures,
+        kind=kind or ("image" if pictures else "text"),
+        group=group,
+        license=_plain_text(row.get("license")),
+        origin=_plain_text(row.get("origin") or row.get("source")),
+        fields=_small_fields(row),
+        max_tiles=tiling.max_tiles,
+        tiles=tiles,
+        text_tokens=text_tokens,
+        answer_tokens=answer_tokens,
+    )
+
+
+def _conversations(row: dict) -> list[dict[str, str]]:
+    """The turns with only `from` and `value`, checked to go [system,] human, gpt, human, gpt, ..."""
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise Rejected("broken_row", "conversations is not a list of turns")
+    for turn in turns:
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(k), str) for k in ("from", "value")):
+            raise Rejected("broken_row", 'a turn is not {"from": text, "value": text}')
+    speakers = [turn["from"] for turn in turns]
+    if "gpt" not in speakers:
+        raise Rejected("no_answer", "the conversation has no gpt turn")
+    spoken = speakers[1:] if speakers[0] == "system" else speakers
+    for n, speaker in enumerate(spoken):
+        if speaker != ("human", "gpt")[n % 2]:
+            raise Rejected("broken_row", f"turn {n} is from {speaker!r}; turns go human, gpt, human, gpt")
+    if spoken[-1] != "gpt":
+        raise Rejected("no_answer", "the last question has no answer")
+    return [{"from": turn["from"], "value": turn["value"]} for turn in turns]
+
+
+def _picture_names(row: dict) -> list[str]:
+    names = row.get("image") or []
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Rejected("broken_row", "image is neither a path nor a list of paths")
+    return names
+
+
+def _word(row: dict, field: str) -> str:
+    value = row.get(field)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise Rejected("broken_row", f"{field} is a {type(value).__name__}; it must be text")
+    return str(value)
+
+
+def _plain_text(value: Any) -> str:
+    return value.strip()[:_MAX_FIELD_CHARS] if isinstance(value, str) else ""
+
+
+def _check_answers(conversations: list[dict[str, str]]) -> None:
+    if any(turn["from"] == "gpt" and not turn["value"].strip() for turn in conversations):
+        raise Rejected("empty_answer", "an answer is empty")
+
+
+def _check_marks(conversations: list[dict[str, str]], num_pictures: int) -> None:
+    marks = sum(turn["value"].count(IMAGE_MARK) for turn in conversations if turn["from"] != "gpt")
+    if marks != num_pictures:
+        raise Rejected("image_count", f"{marks} {IMAGE_MARK} marks for {num_pictures} pictures")
+
+
+def _small_fields(row: dict) -> dict[str, Any]:
+    """Short plain fields of the row that nothing here reads, such as `license`; they are kept in KEY.json."""
+    skipped = (*_READ_FIELDS, *_REPLACED_FIELDS)
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in skipped
+        and isinstance(value, str | int | float)
+        and len(str(value)) <= _MAX_FIELD_CHARS
+    }

@@ -1,0 +1,1 @@
+"""Checks that files, digests, lineage, metrics and MLflow are still what the records say."""

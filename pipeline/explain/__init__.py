@@ -1,0 +1,1 @@
+"""Reading runs: their logs, what differs between two, how to make one again."""

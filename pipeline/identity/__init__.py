@@ -1,0 +1,1 @@
+"""What makes a result the same: fingerprints, digests of files and inputs, sources, provenance."""

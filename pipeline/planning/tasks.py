@@ -1,0 +1,91 @@
+"""The tasks of a pipeline: each stage with its config, inputs and fingerprint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.graph import SOURCES, Graph, StageSpec
+from pipeline.config.pipeline_file import PipelineConfig
+from pipeline.identity.file_digests import DigestCache
+from pipeline.identity.fingerprints import stage_fingerprint, stage_identity
+from pipeline.identity.input_digests import source_fingerprint
+from pipeline.results.runs import pipeline_digest
+from pipeline.results.stage_folder import StageFolder
+from stages.adopted import AdoptedConfig, adopted_files, files_digest
+from stages.stage_config import StageConfig
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """One stage of a pipeline with all that decides its result."""
+
+    spec: StageSpec
+    config: StageConfig
+    inputs: Mapping[str, str]
+    """Fingerprints by input name; an input the pipeline does not have is left out."""
+    adopted_from: Path | None = None
+    """The folder with the result, where it was made elsewhere."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return stage_identity(self.spec.code_version, self.config, self.inputs)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return stage_fingerprint(self.name, self.identity)
+
+    def folder(self, storage: Path) -> StageFolder:
+        return StageFolder(storage, self.name, self.fingerprint)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A config whose stages have their identities."""
+
+    config: PipelineConfig
+    sources: Mapping[str, str]
+    tasks: tuple[StageTask, ...]
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        return {task.name: task.fingerprint for task in self.tasks}
+
+    @property
+    def digest(self) -> str:
+        return pipeline_digest(self.fingerprints)
+
+
+def resolve(graph: Graph, config: PipelineConfig, cache: DigestCache) -> Pipeline:
+    """The pipeline with every stage's fingerprint; reads the input files that the cache does not know.
+
+    Raises UserError for inputs that are missing or malformed.
+    """
+    known = _source_fingerprints(graph, config, cache)
+    sources = dict(known)
+    tasks = []
+    for spec in graph.stages:
+        inputs = {name: known[name] for name in spec.inputs if name in known}
+        task = StageTask(spec, config.stage(spec.name), inputs)
+        if spec.name in config.inputs.adopt:
+            task = _adopting_task(spec.name, config.inputs.adopt[spec.name], cache)
+        known[spec.name] = task.fingerprint
+        tasks.append(task)
+    return Pipeline(config, sources, tuple(tasks))
+
+
+def _adopting_task(stage: str, folder: Path, cache: DigestCache) -> StageTask:
+    """The task that takes over a stage's result from elsewhere; it has no inputs of the pipeline's."""
+    found = files_digest(adopted_files(stage, folder), cache.sha256)
+    return StageTask(StageSpec(stage, "stages.adopted"), AdoptedConfig(digest=found), {}, folder)
+
+
+def _source_fingerprints(graph: Graph, config: PipelineConfig, cache: DigestCache) -> dict[str, str]:
+    needed = graph.sources()
+    found = {name: source_fingerprint(name, config.inputs, cache) for name in SOURCES if name in needed}
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,207 @@
+"""Runs: one asked-for pipeline each, in `<storage>/runs/<run>/run.json`, with the state and place of every
+stage."""
+
+import secrets
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.identity.fingerprints import digest
+from pipeline.json_files import StoredModel
+from pipeline.results.stage_folder import Record
+from pipeline.storage.lease import Lease
+from pipeline.storage.lease_file import read_lease
+from pipeline.storage.lookup import storage_of
+from vico.errors import UserError
+
+State = Literal["pending", "running", "done", "failed", "interrupted", "cancelled"]
+ENDED: tuple[State, ...] = ("done", "failed", "interrupted", "cancelled")
+RUN_FILE = "run.json"
+_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+_REMEDY = "delete that run's folder; results of stages lie elsewhere and stay"
+
+
+class StageEntry(BaseModel):
+    """One stage within a run. `reused`: the last command on the run found it done; `reused_from`: the run
+    that made it."""
+
+    model_config = ConfigDict(strict=True)
+
+    fingerprint: str
+    state: State = "pending"
+    attempt: int = 0
+    seconds: float | None = None
+    reused: bool = False
+    reused_from: str | None = None
+    forced: bool = False
+    """An earlier result was set aside for it in this run, on demand."""
+    mlflow_run_id: str | None = None
+
+    def enter_reused(self, record: Record) -> None:
+        """Take over what the record of the stage says; the run it comes from may be this one."""
+        self.state, self.attempt, self.seconds = "done", record.attempt, record.seconds
+        self.reused, self.reused_from = True, record.run
+        self.mlflow_run_id = record.mlflow_run_id or self.mlflow_run_id
+
+
+class RunAttempt(BaseModel):
+    """One command that worked on the run."""
+
+    model_config = ConfigDict(strict=True)
+
+    started: str
+    host: str
+    pid: int
+    ended: str | None = None
+    state: State = "running"
+
+
+class RunFile(StoredModel):
+    """run.json; written by the holder of the run's lease only."""
+
+    run: str
+    created: str
+    pipeline: str
+    experiment: str
+    config: dict[str, Any]
+    site: str
+    state: State = "pending"
+    error: str | None = None
+    stages: dict[str, StageEntry]
+    mlflow_run_id: str | None = None
+    submission: dict[str, Any] | None = None
+    attempts: list[RunAttempt] = Field(default_factory=list)
+
+
+class Runs:
+    """All runs of a storage folder."""
+
+    def __init__(self, storage: Path):
+        self.folder = storage / "runs"
+        self.storage = storage_of(storage)
+
+    @property
+    def place(self) -> str:
+        return self.storage.place(self.folder.parent)
+
+    def run_folder(self, run: str) -> Path:
+        return self.folder / run
+
+    def all(self) -> list[RunFile]:
+        """Every run, newest first, in the state it is truly in."""
+        found = [self._read(path.parent) for path in self.folder.glob(f"*/{RUN_FILE}")]
+        return sorted(found, key=lambda run: (run.created, run.run), reverse=True)
+
+    def named(self, name: str) -> RunFile:
+        """The run with this id, unique beginning of an id, or `latest`; UserError otherwise."""
+        ids = sorted(path.parent.name for path in self.folder.glob(f"*/{RUN_FILE}"))
+        if not ids:
+            raise UserError(f"RUN={name!r}: there are no runs in {self.place}; check --storage or --site")
+        if name == "latest":
+            return self.all()[0]
+        matches = [name] if name in ids else [run for run in ids if run.startswith(name)]
+        if not matches:
+            raise UserError(f"RUN={name!r} is no run in {self.place}; `vico status` lists them")
+        if len(matches) > 1:
+            raise UserError(f"RUN={name!r} fits {', '.join(matches)}; give more characters")
+        return self._read(self.run_folder(matches[0]))
+
+    def latest_of(self, pipeline: str) -> RunFile | None:
+        """The newest run of this pipeline that was not cancelled."""
+        same = (run for run in self.all() if run.pipeline == pipeline and run.state != "cancelled")
+        return next(same, None)
+
+    def create(
+        self,
+        *,
+        pipeline: str,
+        fingerprints: Mapping[str, str],
+        experiment: str,
+        config: dict[str, Any],
+        site: str,
+        submission: dict[str, Any] | None = None,
+    ) -> RunFile:
+        """A new pending run on disk."""
+        now = datetime.now(UTC)
+        run = RunFile(
+            run=self._new_folder(now),
+            created=now.isoformat(timespec="microseconds"),
+            pipeline=pipeline,
+            experiment=experiment,
+            config=config,
+            site=site,
+            submission=submission,
+            stages={name: StageEntry(fingerprint=value) for name, value in fingerprints.items()},
+        )
+        self.save(run)
+        return run
+
+    def save(self, run: RunFile, lease: Lease | None = None) -> None:
+        """Write run.json; with the lease, raise LeaseLost instead when another driver has taken the run
+        over."""
+        path = self.run_folder(run.run) / RUN_FILE
+        if lease is None:
+            self.storage.write(path, run.content())
+            return
+        with lease.writing():
+            self.storage.write(path, run.content())
+
+    def choosing(self) -> AbstractContextManager[None]:
+        """The critical section in which a command looks for its run or creates it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.storage.choosing(self.folder)
+
+    def _new_folder(self, now: datetime) -> str:
+        while True:
+            letters = "".join(secrets.choice(_LETTERS) for _ in range(4))
+            run = f"{now:%Y%m%d-%H%M%S}-{letters}"
+            try:
+                self.run_folder(run).mkdir(parents=True)
+                return run
+            except FileExistsError:
+                continue
+
+    def _read(self, folder: Path) -> RunFile:
+        run = _run_file(folder)
+        if run.state == "running" and not _has_driver(folder):
+            run = _run_file(folder)  # its driver may have ended it between the two looks
+            if run.state == "running":
+                _interrupt(run)
+        return run
+
+
+def pipeline_digest(fingerprints: Mapping[str, str]) -> str:
+    """The identity of a whole pipeline: its stages in order with their fingerprints."""
+    return digest([[name, value] for name, value in fingerprints.items()])
+
+
+def _run_file(folder: Path) -> RunFile:
+    run = RunFile.read(folder / RUN_FILE, _REMEDY)
+    if run is None:
+        raise UserError(f"{folder / RUN_FILE} is gone; {_REMEDY}")
+    return run
+
+
+def _has_driver(folder: Path) -> bool:
+    """False when it is certain that nobody works on the run any more."""
+    holder = read_lease(folder)
+    return holder is not None and not holder.released and not holder.is_dead()
+
+
+def _interrupt(run: RunFile) -> None:
+    """A driver that was killed could not write its end."""
+    run.state = "interrupted"
+    for entry in run.stages.values():
+        if entry.state == "running":
+            entry.state = "interrupted"
+    for attempt in run.attempts:
+        if attempt.state == "running":
+            attempt.state = "interrupted"
+
+
+PIPELINE = "pipeline"
+"""The name under which the run as a whole stands beside its stages."""

@@ -1,0 +1,76 @@
+"""Files that survive a crash: fsync of files and folders, a lock between processes, deletion."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vico.errors import UserError
+
+_LOCK_PATIENCE_S = 60.0
+logger = logging.getLogger(__name__)
+
+
+def delete(path: Path) -> None:
+    """Delete what is out of sight. The driver and a rank may do so at once, one inside the other: what is
+    gone already is no fault."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    if path.exists():
+        logger.warning("%s is not deleted yet; the next attempt does it", path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A short critical section between all processes that share the folder; the lease is read and written
+    in it."""
+    path = folder / "lease.lock"
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"{path} is locked by a process that does not go on; end it (lsof {path})"
+                    ) from None
+                time.sleep(0.01)
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be locked ({error.strerror}); put --storage on a file system with flock"
+                ) from error
+        yield
+
+
+def sync_tree(path: Path) -> None:
+    """fsync a file, or every file and folder below a folder."""
+    if not path.is_dir():
+        sync_file(path)
+        return
+    for parent, _, names in os.walk(path):
+        for name in names:
+            sync_file(Path(parent, name))
+        sync_folder(Path(parent))
+
+
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """fsync a folder, so that a rename in it outlasts a crash of the machine."""
+    sync_file(path)

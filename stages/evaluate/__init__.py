@@ -1,0 +1,1 @@
+"""Stage evaluate: quality against tokens for the routed model and its controls; tables, figures."""

@@ -1,0 +1,1 @@
+"""Stage export: the model folder that is published, with its card."""

@@ -1,0 +1,1 @@
+"""Stage label: from losses per tile to keep or compress."""

@@ -1,0 +1,1 @@
+"""Stage ratio: the loss of every sample with each of its tiles compressed."""

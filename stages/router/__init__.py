@@ -1,0 +1,1 @@
+"""Stage router: the router learns the labels; its threshold is calibrated."""

@@ -1,0 +1,1 @@
+"""Stage shard: checked samples in WebDataset tars with an index; rows repaired later."""

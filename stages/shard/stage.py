@@ -1,0 +1,187 @@
+"""The shard stage: records -> checked samples in WebDataset tars, with index, quarantine ledger and manifest.
+
+One Ray task a shard (stages/shard/tasks.py); what is heavy is imported when the stage runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.shard.config import ShardConfig
+from vico.errors import UserError
+
+if TYPE_CHECKING:
+    from data_prep.records.blocks import Block
+    from data_prep.records.config import RecordSet
+    from stages.context import Context
+    from stages.parts import Parts
+
+
+CODE_VERSION = 2
+INPUTS = ("records", "heldout", "tokenizer", "repaired")
+NEEDS_RAY = True
+COUNTS = ("read", "written", "quarantined", "pictures", "tiles", "bytes")
+_DISK_MARGIN = 1.05  # tar padding, index and ledger on top of the estimate
+logger = logging.getLogger(__name__)
+Config = ShardConfig
+
+
+def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
+    """Write the missing shards, then index, ledger and, last, the manifest; counts for the record."""
+    from data_prep.shards.names import MANIFEST_FILE
+
+    parts = context.parts
+    if not parts.done(MANIFEST_FILE):
+        from data_prep.records.blocks import record_blocks
+
+        sets = all_sets(context)
+        warn_of_fewer_tiles(config, sets, context.inputs["tokenizer"])
+        context.progress(0, 1, "rows")
+        blocks = record_blocks(sets, config.samples_per_shard, context.check)
+        if not blocks:
+            raise UserError("inputs.records has no rows; give annotation files with at least one line")
+        if context.inputs.get("repaired") is not None:
+            from stages.shard.repair import write_repaired
+
+            write_repaired(config, context, sets, blocks)
+        else:
+            write_shards(config, context, blocks)
+            settle_shards(config, context, blocks)
+            write_summary(parts, len(blocks), sets)
+    return finished_counts(parts)
+
+
+def all_sets(context: Context) -> list[RecordSet]:
+    """The sets of the records and of the held-out records, if there are any."""
+    from data_prep.records.config import check_slugs, record_sets
+
+    sets = record_sets(context.inputs["records"])
+    heldout = context.inputs.get("heldout")
+    if heldout is not None:
+        sets += record_sets(heldout, heldout=True)
+        check_slugs(sets)
+    return sets
+
+
+def warn_of_fewer_tiles(config: ShardConfig, sets: list[RecordSet], model: Path) -> None:
+    """Say which settings ask for more tiles than the model cuts a picture into; the model's limit holds."""
+    from vico.settings import load_settings
+
+    most = load_settings(model).max_tiles
+    asked = {
+        f"max_dynamic_patch={one.max_tiles} of set {one.name}": one.max_tiles
+        for one in sets
+        if one.max_tiles is not None
+    }
+    if any(one.max_tiles is None for one in sets):
+        asked[f"shard.max_tiles={config.max_tiles}"] = config.max_tiles
+    for name, num_tiles in asked.items():
+        if num_tiles > most:
+            logger.warning("%s: the model cuts a picture into %d tiles at most, no more are made", name, most)
+
+
+def write_shards(config: ShardConfig, context: Context, blocks: list[Block]) -> None:
+    """Write the shards that are not there yet, each in a Ray task; they wait for `settle_shards`. A task
+    holds one row at a time, so `resources.tasks` bounds the bytes in flight.
+    """
+    from cluster.ray_session import ray_session
+    from cluster.tasks import map_tasks
+    from data_prep.shards.names import shard_name, waiting_tar
+    from stages.shard.tasks import shard_tasks, write_part
+
+    parts = context.parts
+    missing = [
+        block
+        for block in blocks
+        if not parts.done(shard_name(block.number)) and not parts.done(waiting_tar(block.number))
+    ]
+    refuse_small_disk(missing, parts)
+    num_rows = sum(block.num_lines for block in blocks)
+    num_done = num_rows - sum(block.num_lines for block in missing)
+    context.progress(num_done, num_rows, "rows")
+    if not missing:
+        return
+    tasks = shard_tasks(config, context, blocks, missing)
+    with ray_session(context.site):
+        for number, _ in map_tasks(write_part, tasks, site=context.site, check=context.check):
+            num_done += missing[number].num_lines
+            context.progress(num_done, num_rows, "rows")
+
+
+def settle_shards(config: ShardConfig, context: Context, blocks: list[Block]) -> None:
+    """Give the shards their final names; those with samples that straddle the split are written again without
+    them."""
+    from cluster.ray_session import ray_session
+    from cluster.tasks import map_tasks
+    from data_prep.shards.folder import checked_contents
+    from data_prep.shards.leaks import leaked_lines
+    from data_prep.shards.names import kept_sidecar_name, shard_name, waiting_tar
+    from stages.shard.tasks import shard_tasks, write_part
+
+    parts = context.parts
+    leaked = leaked_lines(lambda: checked_contents(parts.output, len(blocks)))
+    again, moved = [], {}
+    for block in blocks:
+        context.check()
+        if parts.done(shard_name(block.number)):
+            continue
+        if block.number in leaked:
+            again.append(block)
+            continue
+        parts.remove(kept_sidecar_name(block.number))
+        moved[waiting_tar(block.number)] = shard_name(block.number)
+    parts.rename(moved)
+    if again:
+        logger.warning(
+            "%d samples have a picture on another side of the split; they go to quarantine",
+            sum(len(lines) for lines in leaked.values()),
+        )
+        tasks = shard_tasks(config, context, blocks, again, leaked)
+        with ray_session(context.site):
+            for _ in map_tasks(write_part, tasks, site=context.site, check=context.check):
+                pass
+
+
+def refuse_small_disk(blocks: list[Block], parts: Parts) -> None:
+    from data_prep.records.blocks import estimated_bytes
+
+    parts.output.mkdir(parents=True, exist_ok=True)
+    needed, free = int(estimated_bytes(blocks) * _DISK_MARGIN), shutil.disk_usage(parts.output).free
+    if needed > free:
+        raise UserError(
+            f"storage={parts.output} has {free / 1e9:.1f} GB free but the shards need about "
+            f"{needed / 1e9:.1f} GB; free space or choose another storage"
+        )
+
+
+def write_summary(parts: Parts, num_shards: int, sets: list[RecordSet]) -> None:
+    """index.parquet, quarantine.jsonl and, last, manifest.json from the shards' sidecars."""
+    from data_prep.shards.folder import contents, manifest, write_index, write_quarantine
+    from data_prep.shards.names import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE
+
+    write_index(parts.partial(INDEX_FILE), contents(parts.output, num_shards))
+    parts.publish(INDEX_FILE, replace=True)
+    write_quarantine(parts.partial(QUARANTINE_FILE), contents(parts.output, num_shards))
+    parts.publish(QUARANTINE_FILE, replace=True)
+    about = {one.name: {"repeat": one.repeat} for one in sets}
+    parts.write_json(MANIFEST_FILE, manifest(contents(parts.output, num_shards), about))
+
+
+def finished_counts(parts: Parts) -> dict[str, float | int | str]:
+    """What the manifest says, for the stage's record; the sidecars are not needed any more."""
+    import json
+
+    from data_prep.shards.names import MANIFEST_FILE, SIDECAR_FOLDER
+
+    found = json.loads((parts.output / MANIFEST_FILE).read_text(encoding="utf-8"))
+    parts.remove(SIDECAR_FOLDER)
+    counts = {name: found[name] for name in COUNTS}
+    counts |= {f"num_{split}": count for split, count in found["splits"].items()}
+    counts |= {f"quarantined_{reason}": count for reason, count in found["reasons"].items()}
+    for split in ("train", "calib", "test"):
+        if not found["splits"][split]:
+            logger.warning("no sample is on the %s side of the split", split)
+    return {**counts, "shards": len(found["shards"])}

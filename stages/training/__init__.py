@@ -1,0 +1,1 @@
+"""Training with Ray Train and DeepSpeed: loop, checkpoints, failures, speed. Used by two stages."""

@@ -1,0 +1,49 @@
+"""Passwords in URLs are found and cut out."""
+
+import logging
+
+import pytest
+
+from cluster.passwords import MaskingFormatter, places_of_passwords, without_passwords
+
+
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("http://me:secret@host:5000/x", "http://host:5000/x"),
+        (
+            "failed for 'mysql+pymysql://me:se%20cret@db/vico' twice",
+            "failed for 'mysql+pymysql://db/vico' twice",
+        ),
+        ("https://token@host and http://a:b@c", "https://host and http://c"),
+        ("postgresql://mlflow:a/b@db/x", "postgresql://db/x"),
+        ("no answer from 'mysql://me:/a//b:c/@[::1]:3306/x'", "no answer from 'mysql://[::1]:3306/x'"),
+        ("redis://:a/b@host:6379 http://me:c@d", "redis://host:6379 http://d"),
+        ("http://host/path@x", "http://host/path@x"),
+        ("s3://bucket/a@b:c", "s3://bucket/a@b:c"),
+        ("http://host:5000/me@mail.org", "http://host:5000/me@mail.org"),
+        ("http://[::1]:5000/me@mail.org", "http://[::1]:5000/me@mail.org"),
+        ("s3://bucket:x,s3://me@y", "s3://bucket:x,s3://y"),
+        ("a path /x/y@z and me@mail.org", "a path /x/y@z and me@mail.org"),
+        ("sqlite:////runs/mlflow.db", "sqlite:////runs/mlflow.db"),
+    ],
+)
+def test_user_and_password_are_cut_and_nothing_else(text, left):
+    assert without_passwords(text) == left
+
+
+def test_the_places_of_passwords_are_named():
+    content = {"a": {"b": ["x", "s3://me:secret@bucket"]}, "c": "http://host", "d": 5, "e": "http://me@host"}
+    content |= {"f": "postgresql://mlflow:a/b@db/x", "g": "http://host:5000/me@x", "h": "s3://bucket/a@b:c"}
+    assert places_of_passwords(content) == ["a.b.1", "f"]
+
+
+def test_tracebacks_in_logs_hold_no_password():
+    try:
+        raise ValueError("http://me:secret@host")
+    except ValueError as error:
+        record = logging.LogRecord(
+            "x", 30, "x", 1, "no %s", ("http://a:secret@b",), (ValueError, error, None)
+        )
+    line = MaskingFormatter("%(message)s").format(record)
+    assert "http://host" in line and "secret" not in line

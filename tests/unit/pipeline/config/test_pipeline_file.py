@@ -1,0 +1,230 @@
+"""The pipeline file, with config classes of this test in the place of the stages'."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import pytest
+from pydantic import Field, model_validator
+
+from cluster.site import Site
+from pipeline.config.graph import Graph, StageSpec
+from pipeline.config.pipeline_file import check_together, load_config
+from stages.stage_config import StageConfig
+from vico.errors import UserError
+
+HEAD = "inputs: {records: {format: demo, num_samples: 4}, model: m}\n"
+
+
+class Optimizer(StageConfig):
+    learning_rate: float = Field(8e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+class Config(StageConfig):
+    seed: int | None = None
+    optimizer: Optimizer = Optimizer()
+    packs_per_step: int = Field(8, ge=1)
+    shuffle: bool = True
+    unit: Literal["tile", "image"] = "tile"
+    low: float = 0.1
+    high: float = 0.9
+    notes: str = ""
+    folder: Path | None = None
+
+    @model_validator(mode="after")
+    def ordered(self):
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low} is not below high={self.high}; lower it")
+        return self
+
+
+class Plain(StageConfig):
+    size: int = 1
+
+
+@pytest.fixture
+def graph(monkeypatch):
+    modules = {"drawing": (Config, ("records", "repaired")), "plain": (Plain, ("drawing",))}
+    for name, (config, inputs) in modules.items():
+        module = ModuleType(f"config_test_{name}")
+        module.CODE_VERSION, module.INPUTS, module.Config = 1, inputs, config
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return Graph([StageSpec(name, f"config_test_{name}") for name in modules])
+
+
+@pytest.fixture
+def load(graph, tmp_path):
+    def loaded(text="", *overrides, head=HEAD):
+        path = tmp_path / "pipeline.yaml"
+        path.write_text(head + text)
+        return load_config(path, graph, overrides)
+
+    return loaded
+
+
+def refused(load, *arguments, **options):
+    with pytest.raises(UserError) as error:
+        load(*arguments, **options)
+    return str(error.value).splitlines()
+
+
+def test_what_is_left_out_stands_at_its_default(load):
+    config = load()
+    assert config.seed == 0 and config.experiment == "vico"
+    assert config.drawing.packs_per_step == 8 and config.plain.size == 1
+    assert config.inputs.heldout is None
+
+
+def test_the_pipelines_seed_reaches_stages_that_draw_and_their_own_goes_first(load):
+    assert load("seed: 5").stage("drawing").seed == 5
+    assert load("seed: 5\ndrawing: {seed: 6}").stage("drawing").seed == 6
+    assert load("seed: 5").resolved()["drawing"]["seed"] == 5
+
+
+def test_overrides_are_read_as_yaml(load):
+    config = load(
+        "drawing: {unit: image}",
+        "drawing.optimizer.learning_rate=1e-5",
+        "drawing.shuffle=false",
+        "plain.size=3",
+        "drawing.optimizer.betas=[0.5, 1e-1]",
+        "seed=4",
+        "inputs.heldout={format: demo, num_samples: 3}",
+    )
+    assert config.drawing.optimizer == Optimizer(learning_rate=1e-5, betas=(0.5, 0.1))
+    assert (config.drawing.shuffle, config.drawing.unit) == (False, "image")
+    assert (config.plain.size, config.seed, config.inputs.heldout.num_samples) == (3, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        (
+            "drawing: {pack_per_step: 4}",
+            "unknown key drawing.pack_per_step; did you mean drawing.packs_per_step?",
+        ),
+        (
+            "drawing: {optimizer: {lr: 1}}",
+            "unknown key drawing.optimizer.lr; known there: learning_rate, betas",
+        ),
+        ("learning_rate: 1", "unknown key learning_rate; did you mean drawing.optimizer.learning_rate?"),
+        ("drawings: {}", "unknown key drawings; did you mean drawing?"),
+        ("plain: {shuffle: true}", "unknown key plain.shuffle; did you mean drawing.shuffle?"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(load, text, line):
+    assert refused(load, text) == [line]
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        (
+            "drawing: {optimizer: {learning_rate: fast}}",
+            "drawing.optimizer.learning_rate='fast' is not a number; give one such as 8e-05 (the default)",
+        ),
+        ("plain: {size: 1.5}", "plain.size=1.5 is not a whole number; give one such as 1 (the default)"),
+        ("plain: {size: true}", "plain.size=true is not a whole number; give one such as 1 (the default)"),
+        ("plain: {size: '3'}", "plain.size='3' is not a whole number; give one such as 1 (the default)"),
+        (
+            "drawing: {shuffle: 1}",
+            "drawing.shuffle=1 is not true or false; give one such as true (the default)",
+        ),
+        (
+            "drawing: {optimizer: 3}",
+            "drawing.optimizer=3 is not a block of keys; mend the value or leave it out",
+        ),
+        ("drawing: {packs_per_step: 0}", "drawing.packs_per_step=0 must be at least 1"),
+        (
+            "drawing: {optimizer: {learning_rate: -1}}",
+            "drawing.optimizer.learning_rate=-1 must be greater than 0",
+        ),
+        (
+            "drawing: {unit: tiles}",
+            "drawing.unit='tiles' is not one of 'tile' or 'image'; did you mean 'tile'?",
+        ),
+        ("drawing: {low: 2}", "drawing: low=2.0 is not below high=0.9; lower it"),
+        (
+            "drawing: {low: .nan}",
+            "drawing.low=NaN is not a finite number; give one such as 0.1 (the default)",
+        ),
+        ("drawing: {notes: 5}", "drawing.notes=5 is not text; give one such as '' (the default)"),
+        (
+            "drawing: {optimizer: {betas: 1}}",
+            "drawing.optimizer.betas=1 is not a list; give one such as [0.9, 0.95] (the default)",
+        ),
+        ("seed: -1", "seed=-1 must be at least 0"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_field_value_and_remedy(load, text, line):
+    assert refused(load, text) == [line]
+
+
+def test_every_fault_is_told_at_once(load):
+    lines = refused(load, "drawing: {low: a, high: b}\nplain: {sizes: 1}")
+    assert [line.partition("=")[0] for line in lines] == [
+        "drawing.low",
+        "drawing.high",
+        "unknown key plain.sizes; did you mean plain.size?",
+    ]
+
+
+def test_what_is_missing_is_named(load):
+    assert refused(load, head="") == ["inputs is missing; give it a value"]
+    assert refused(load, head="inputs: {records: {format: demo}}\n") == [
+        "inputs.model is missing; give it a value"
+    ]
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("drawing.low", "has no key and value"),
+        ("=3", "has no key and value"),
+        ("drawing..low=3", "has no key and value"),
+        ("seed.low=3", "seed=4 is no block of keys"),
+        ("drawing.low=[", "line 1"),
+        ("drawing.lows=1", "did you mean drawing.low?"),
+    ],
+)
+def test_a_wrong_override_is_refused(load, override, message):
+    (line,) = refused(load, "seed: 4", override)
+    assert message in line
+
+
+def test_paths_are_relative_to_the_working_directory(load, monkeypatch, tmp_path):
+    (tmp_path / "work" / "models").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    head = "inputs: {records: {format: internvl, path: ../meta.json}, model: models/tiny}\n"
+    inputs = load(head=head).inputs
+    assert inputs.records.path == str(tmp_path / "meta.json")
+    assert inputs.model == tmp_path / "work" / "models" / "tiny"
+
+
+def test_more_ranks_than_packs_in_a_step_are_refused(load):
+    site = Site.model_validate({"resources": {"workers": 2}})
+    check_together(load(), site)
+    with pytest.raises(UserError, match=r"workers=2 .* is more than drawing.packs_per_step=1; lower"):
+        check_together(load("drawing: {packs_per_step: 1}"), site)
+
+
+def test_the_resolved_config_gives_the_same_config_again(load, graph, tmp_path):
+    import json
+
+    config = load("seed: 3\ndrawing: {low: 1e-3}")
+    path = tmp_path / "again.yaml"
+    path.write_text(json.dumps(config.resolved()))
+    again = load_config(path, graph)
+    assert again.stage("drawing") == config.stage("drawing")
+    assert again.resolved() == config.resolved()
+
+
+def test_repaired_rows_of_a_stage_that_is_taken_over_are_refused(load):
+    head = HEAD.replace("model: m", "model: m, repaired: [/r.jsonl], adopt: {%s: /made}")
+    assert refused(load, head=head % "drawing") == [
+        "inputs.repaired=/r.jsonl has no effect while inputs.adopt.drawing=/made takes its result from "
+        "elsewhere; leave out inputs.repaired or inputs.adopt.drawing"
+    ]
+    assert load(head=head % "plain").inputs.repaired == (Path("/r.jsonl"),)

@@ -1,0 +1,64 @@
+import pytest
+
+from pipeline.config.yaml_files import yaml_mapping, yaml_value
+from vico.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1e-5", 1e-5),
+        ("1E+3", 1000.0),
+        ("-2.5e-3", -0.0025),
+        ("1.5", 1.5),
+        (".5", 0.5),
+        ("12", 12),
+        ("-3", -3),
+        ("010", 10),
+        ("1:30", "1:30"),
+        ("true", True),
+        ("null", None),
+        ("1.2.3", "1.2.3"),
+        ("e5", "e5"),
+        ("[1e-5, a]", [1e-5, "a"]),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(text, value):
+    found = yaml_value(text, "here")
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a: 1\nb: 2\na: 3", "line 3: the key 'a' stands twice"),
+        ("a: [1, 2", "line 1"),
+        ("a: 1\n 2: b: c", "line 2"),
+        ("1: a", "line 1: the key 1 is not text"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("- a\n- b", "holds a list; a config file is a block of keys"),
+    ],
+)
+def test_a_fault_is_named_with_file_and_line(tmp_path, text, message):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        yaml_mapping(path, "config")
+    assert message in str(error.value) and str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_merge_key_still_works():
+    assert yaml_value("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}", "here")["b"] == {"x": 3, "y": 2}
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"missing\.yaml does not exist"):
+        yaml_mapping(tmp_path / "missing.yaml", "config")
+    with pytest.raises(UserError, match="is a folder"):
+        yaml_mapping(tmp_path, "config")
+
+
+def test_an_empty_file_has_no_keys(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert yaml_mapping(tmp_path / "empty.yaml", "config") == {}

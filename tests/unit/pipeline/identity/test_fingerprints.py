@@ -1,0 +1,140 @@
+"""Fingerprints are promises to everybody's stores: those pinned here may never move."""
+
+from typing import Literal
+
+import pytest
+
+from pipeline.config.graph import pipeline_graph
+from pipeline.identity.fingerprints import (
+    UnstableValue,
+    canonical_json,
+    config_identity,
+    stage_fingerprint,
+    stage_identity,
+)
+from pipeline.results.runs import pipeline_digest
+from stages.stage_config import StageConfig
+
+
+class Optimizer(StageConfig):
+    learning_rate: float = 8e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+class Demo(StageConfig):
+    kind: Literal["demo"] = "demo"
+
+
+class File(StageConfig):
+    kind: Literal["file"] = "file"
+
+
+class Config(StageConfig):
+    seed: int | None = None
+    optimizer: Optimizer = Optimizer()
+    warm: Optimizer = Optimizer(learning_rate=1.0)
+    epochs: float = 1.0
+    names: dict[str, int] = {}  # noqa: RUF012
+    source: Demo | File = Demo()
+    note: str = "ü"
+
+
+class WiderConfig(Config):
+    new: int = 3
+
+
+def fingerprint(config, inputs=None, version=1):
+    return stage_fingerprint("consistency", stage_identity(version, config, inputs or {}))
+
+
+PINNED = {
+    "defaults": (Config(), {}, "301981e0da3bf28abd340c325464f95e0deb60ff05fd6316bcd31e0798b596b2"),
+    "seed": (Config(seed=7), {}, "d16a6ff67b5d650004c0b0547f2117de521fff538b8c24e47ea6af74acd0f24b"),
+    "nested": (
+        Config(optimizer=Optimizer(learning_rate=1e-5)),
+        {},
+        "ebf5e04ae3d7cefcc03c25d7802abb09ce090592f7ef93cc632918c85374e887",
+    ),
+    "inputs": (
+        Config(seed=7, names={"b": 1, "a": 2}),
+        {"shard": "ab" * 32, "model": "cd" * 32},
+        "570ae6f364daf78db86892a8fb4bb337fd5b734a5e05082121675eca709c3fde",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_known_fingerprints_stay(name):
+    config, inputs, pinned = PINNED[name]
+    assert fingerprint(config, inputs) == pinned
+
+
+def test_a_known_pipeline_digest_stays():
+    fingerprints = {"shard": "ab" * 32, "consistency": "cd" * 32}
+    assert pipeline_digest(fingerprints) == "5a932a5fd6810b946600687bf266ca21610baa1c8740e86486ba7be1ba61fedb"
+    assert pipeline_digest(dict(reversed(fingerprints.items()))) != pipeline_digest(fingerprints)
+
+
+def test_fields_at_their_default_do_not_enter():
+    assert config_identity(Config()) == {}
+    assert config_identity(Config(source=File())) == {"source": {"kind": "file"}}
+    assert fingerprint(WiderConfig()) == fingerprint(Config())
+    assert fingerprint(WiderConfig(new=4)) != fingerprint(Config())
+    assert fingerprint(Config(epochs=1)) == fingerprint(Config())
+    assert fingerprint(Config(optimizer={"learning_rate": 8e-5})) == fingerprint(Config())
+
+
+def test_everything_that_decides_a_result_moves_it():
+    base = fingerprint(Config(), {"shard": "a"})
+    others = [
+        fingerprint(Config(seed=0), {"shard": "a"}),
+        fingerprint(Config(optimizer=Optimizer(betas=(0.9, 0.99))), {"shard": "a"}),
+        fingerprint(Config(warm=Optimizer()), {"shard": "a"}),
+        fingerprint(Config(source=File()), {"shard": "a"}),
+        fingerprint(Config(), {"shard": "b"}),
+        fingerprint(Config(), {"ratio": "a"}),
+        fingerprint(Config(), {"shard": "a", "heldout": "a"}),
+        fingerprint(Config(), {"shard": "a"}, version=2),
+        stage_fingerprint("router", stage_identity(1, Config(), {"shard": "a"})),
+    ]
+    assert len({base, *others}) == len(others) + 1
+
+
+def test_order_of_keys_does_not_matter():
+    assert fingerprint(Config(names={"a": 1, "b": 2})) == fingerprint(Config(names={"b": 2, "a": 1}))
+
+
+def test_canonical_json_keeps_floats_exact_and_text_plain():
+    assert canonical_json({"b": [1e-5, 0.1, 1, True, None], "a": "ü"}) == (
+        '{"a":"\\u00fc","b":[1e-05,0.1,1,true,null]}'
+    )
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), {1, 2}, object(), b"bytes", {1: 2}, [{"x": float("nan")}], 1j, len]
+)
+def test_a_value_without_a_stable_form_is_refused(value):
+    with pytest.raises(UnstableValue, match="no stable form"):
+        canonical_json(value)
+
+
+# By stage at its defaults and seed 0, outside inputs named by themselves; CODE_VERSION and INPUTS move them.
+STAGES = {
+    "shard": "153540cef93c8ca6",
+    "consistency": "6f0db624d0894172",
+    "ratio": "cf1352a9e9203352",
+    "label": "297168ea6b476f93",
+    "router": "44cff83a7fd6de5e",
+    "evaluate": "057f57067b59b304",
+    "export": "9b69431a407b4dbb",
+}
+
+
+def test_the_stages_fingerprints_stay():
+    known = {name: name for name in ("records", "tokenizer", "model")}
+    for spec in pipeline_graph().stages:
+        config = spec.config_class(**({"seed": 0} if "seed" in spec.config_class.model_fields else {}))
+        inputs = {name: known[name] for name in spec.inputs if name in known}
+        identity = stage_identity(spec.code_version, config, inputs)
+        known[spec.name] = stage_fingerprint(spec.name, identity)
+    assert {name: known[name][:16] for name in pipeline_graph().names} == STAGES

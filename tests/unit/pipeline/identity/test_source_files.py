@@ -1,0 +1,57 @@
+import sys
+
+import pytest
+
+from pipeline.identity.source_files import _imports, _sha256, _source_file, _spec, source_digests
+
+FILES = {
+    "srcstage/__init__.py": "",
+    "srcstage/one.py": """
+import json
+def run():
+    from srcstage import deep
+    from srcstage.parts import part
+""",
+    "srcstage/deep.py": "from . import deeper\n",
+    "srcstage/deeper.py": "import srcstage.last as last\n",
+    "srcstage/last.py": "x = 1\n",
+    "srcstage/parts.py": "def part(): ...\n",
+    "srcstage/unused.py": "raise RuntimeError\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    (tmp_path / "srcstage").mkdir()
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "srcstage", raising=False)
+    for cached in (_imports, _sha256, _source_file, _spec):
+        cached.cache_clear()
+    return tmp_path
+
+
+def test_all_that_a_stage_imports_belongs_to_its_source(package):
+    found = source_digests("srcstage.one")
+    expected = {"__init__", "one", "deep", "deeper", "last", "parts"}
+    assert set(found) == {f"srcstage/{name}.py" for name in expected}
+
+
+def test_an_edit_far_down_is_seen(package):
+    before = source_digests("srcstage.one")
+    (package / "srcstage/last.py").write_text("x = 2\n")
+    _sha256.cache_clear()
+    after = source_digests("srcstage.one")
+    assert {name for name in after if before[name] != after[name]} == {"srcstage/last.py"}
+
+
+def test_the_real_stages_sources_leave_out_where_and_when_they_run():
+    found = source_digests("stages.consistency.stage")
+    assert {
+        "stages/consistency/stage.py",
+        "stages/consistency/worker.py",
+        "vico/losses.py",
+        "data_prep/packs/plan.py",
+    } <= set(found)
+    assert not [name for name in found if name.startswith(("pipeline/", "cluster/", "tests/"))]

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+
+from pipeline.results.runs import Runs, pipeline_digest
+from pipeline.storage.lease import Leases
+from vico.errors import UserError
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return Runs(tmp_path)
+
+
+def create(runs, pipeline="p", **options):
+    fingerprints = {"shard": "a" * 64, "label": "b" * 64}
+    return runs.create(
+        pipeline=pipeline, fingerprints=fingerprints, experiment="e", config={}, site="s", **options
+    )
+
+
+def edit(runs, run, **fields):
+    path = runs.run_folder(run.run) / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_runs_are_listed_newest_first_and_found_by_id_prefix_and_latest(runs):
+    made = [create(runs).run for _ in range(3)]
+    assert [run.run for run in runs.all()] == made[::-1]
+    assert runs.named("latest").run == made[2]
+    assert runs.named(made[0]).run == made[0]
+    assert runs.named(made[1][:-1]).run == made[1]
+
+
+def test_a_name_that_fits_none_or_several_is_refused(runs):
+    with pytest.raises(UserError, match="there are no runs in"):
+        runs.named("latest")
+    first = create(runs).run
+    second = create(runs).run
+    with pytest.raises(UserError, match="'nope' is no run in"):
+        runs.named("nope")
+    with pytest.raises(UserError, match="give more characters") as error:
+        runs.named("20")
+    assert first in str(error.value) and second in str(error.value)
+
+
+def test_the_latest_run_of_a_pipeline_is_not_a_cancelled_one(runs):
+    first, cancelled = create(runs), create(runs)
+    create(runs, pipeline="other")
+    edit(runs, cancelled, state="cancelled")
+    assert runs.latest_of("p").run == first.run
+    assert runs.latest_of("nobody's") is None
+
+
+def test_a_running_run_without_a_driver_is_interrupted(runs):
+    run = create(runs, submission={"job": "j"})
+    stages = {"shard": {"fingerprint": "a", "state": "running"}, "label": {"fingerprint": "b"}}
+    attempts = [{"started": "t", "host": "h", "pid": 1}]
+    edit(runs, run, state="running", stages=stages, attempts=attempts)
+    with Leases(runs.storage).acquire(runs.run_folder(run.run), run.run):
+        assert runs.named(run.run).state == "running"
+    found = runs.named(run.run)
+    assert (found.state, found.attempts[0].state, found.submission) == (
+        "interrupted",
+        "interrupted",
+        {"job": "j"},
+    )
+    assert [entry.state for entry in found.stages.values()] == ["interrupted", "pending"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "no valid JSON at line 1"),
+        ('{"schema": 1, "run": "x"', "no valid JSON"),
+        ('{"schema": 1, "run": "x"}', "is damaged (created: field required)"),
+        ('{"schema": 2}', "has schema 2, this vico reads 1"),
+        ("{}", "has schema None"),
+        ("\x00", "no valid JSON"),
+    ],
+)
+def test_a_damaged_run_file_is_named_with_a_remedy(runs, content, message):
+    run = create(runs)
+    path = runs.run_folder(run.run) / "run.json"
+    path.write_text(content)
+    for look in (runs.all, lambda: runs.named("latest"), lambda: runs.latest_of("p")):
+        with pytest.raises(UserError) as error:
+            look()
+        assert message in str(error.value) and str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_pipeline_is_its_stages_in_order():
+    assert pipeline_digest({"a": "1", "b": "2"}) != pipeline_digest({"b": "2", "a": "1"})

@@ -1,0 +1,235 @@
+"""Leases between real processes; other machines are played by what they would have written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from pipeline.storage.folder import FolderStorage
+from pipeline.storage.lease import LeaseHeld, Leases
+from pipeline.storage.lease_file import read_lease
+from stages.durable_files import locked
+from stages.parts import LEASE_FILE, Parts
+from stages.stops import LeaseLost
+from vico.errors import UserError
+
+LEASES = Leases(FolderStorage())
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pipeline.storage.folder import FolderStorage
+from pipeline.storage.lease import Leases
+lease = Leases(FolderStorage(), beat_s=0.05).acquire(Path(sys.argv[1]), "their-run")
+print(lease.attempt, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A process that holds the lease of tmp_path."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert process.stdout.readline().strip() == "1"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def edit(folder, **fields):
+    path = folder / LEASE_FILE
+    whole = path.with_suffix(".edited")  # who reads it meanwhile finds it whole
+    whole.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    os.replace(whole, path)
+
+
+def suspend(folder, pid, kill=os.kill):
+    """Suspends a holder between two beats: in mid-beat it would hold the lock that others wait for."""
+    with locked(folder):
+        kill(pid, signal.SIGSTOP)
+
+
+def test_a_live_holder_is_named(tmp_path, other):
+    with pytest.raises(LeaseHeld, match=f"held by run their-run on host .*, pid {other.pid}, since 2"):
+        LEASES.acquire(tmp_path, "ours")
+
+
+def test_a_dead_holder_on_this_machine_is_taken_over_at_once(tmp_path, other):
+    other.send_signal(signal.SIGKILL)
+    started = time.monotonic()
+    while True:  # also while the corpse is not yet collected
+        try:
+            lease = LEASES.acquire(tmp_path, "ours")
+            break
+        except LeaseHeld:
+            assert time.monotonic() - started < 5
+    with lease:
+        assert lease.attempt == 2
+        assert read_lease(tmp_path).run == "ours"
+
+
+def test_a_pid_that_belongs_to_another_process_by_now_is_no_holder(tmp_path, other):
+    suspend(tmp_path, other.pid)
+    edit(tmp_path, pid_started="12345")
+    with LEASES.acquire(tmp_path, "ours") as lease:
+        assert lease.attempt == 2
+
+
+@pytest.fixture(params=[FileNotFoundError, PermissionError])
+def hidden(monkeypatch, request):
+    """As where /proc is mounted with hidepid=2 or 1 and the holder belongs to another user."""
+
+    def unseen(pid):
+        raise request.param(f"/proc/{pid}/stat")
+
+    def of_another_user(pid, number):
+        real(pid, 0)
+        raise PermissionError(pid)
+
+    real = os.kill
+    monkeypatch.setattr("pipeline.storage.lease_file.pid_started", unseen)
+    monkeypatch.setattr("pipeline.storage.lease_file.os.kill", of_another_user)
+    return real
+
+
+def test_a_live_holder_that_proc_hides_is_not_taken_over(tmp_path, other, hidden):
+    assert not read_lease(tmp_path).is_dead()
+    with pytest.raises(LeaseHeld, match=f"pid {other.pid}"):
+        Leases(FolderStorage(), stale_s=5.0).acquire(tmp_path, "ours")
+    with pytest.raises(LeaseHeld, match=f"pid {other.pid}"):
+        LEASES.refuse_living([tmp_path], "stop it")
+
+
+def test_a_holder_that_proc_hides_is_taken_over_when_its_counter_stands_still(tmp_path, other, hidden):
+    suspend(tmp_path, other.pid, hidden)
+    started = time.monotonic()
+    with Leases(FolderStorage(), stale_s=1.0).acquire(tmp_path, "ours") as lease:
+        assert time.monotonic() - started >= 1.0
+        assert lease.attempt == 2
+
+
+def test_a_dead_holder_is_seen_though_proc_hides_others(tmp_path, other, hidden):
+    hidden(other.pid, signal.SIGKILL)
+    other.wait()
+    started = time.monotonic()
+    with LEASES.acquire(tmp_path, "ours"):
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("field", ["host", "boot_id", "pid_namespace"])
+def test_a_holder_elsewhere_is_taken_over_only_when_its_counter_stands_still(tmp_path, other, field):
+    suspend(tmp_path, other.pid)
+    edit(tmp_path, **{field: "elsewhere"}, pid=2**22 + 1)  # that number is nobody's here
+    started = time.monotonic()
+    with Leases(FolderStorage(), stale_s=1.0).acquire(tmp_path, "ours") as lease:
+        assert time.monotonic() - started >= 1.0
+        assert lease.attempt == 2
+
+
+def test_a_holder_elsewhere_whose_counter_moves_is_alive(tmp_path, other):
+    stop = threading.Event()
+    suspend(tmp_path, other.pid)
+    edit(tmp_path, host="elsewhere")
+
+    def beat():
+        for counter in range(1000, 2000):
+            if stop.wait(0.1):
+                return
+            edit(tmp_path, counter=counter)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        with pytest.raises(LeaseHeld, match="on host elsewhere"):
+            Leases(FolderStorage(), stale_s=5.0).acquire(tmp_path, "ours")
+    finally:
+        stop.set()
+        beating.join()
+
+
+def test_waiting_ends_when_the_holder_gives_it_back(tmp_path):
+    told = []
+    first = LEASES.acquire(tmp_path, "first")
+
+    def on_wait(holder):
+        told.append(holder)
+        threading.Thread(target=first.release).start()
+
+    with LEASES.acquire(tmp_path, "second", wait_s=20, on_wait=on_wait) as second:
+        assert second.attempt == 2
+    assert [holder.run for holder in told] == ["first"]
+
+
+def test_the_counter_goes_on_while_the_lease_is_held(tmp_path):
+    with Leases(FolderStorage(), beat_s=0.02).acquire(tmp_path, "ours"):
+        before = read_lease(tmp_path).counter
+        deadline = time.monotonic() + 30
+        while read_lease(tmp_path).counter <= before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert read_lease(tmp_path).released
+
+
+def test_who_lost_the_lease_notices_and_can_write_nothing(tmp_path):
+    lease = Leases(FolderStorage(), beat_s=0.05).acquire(tmp_path, "ours")
+    parts = Parts(tmp_path, lease.attempt)
+    parts.partial("part").write_text("late")
+    with locked(tmp_path):
+        edit(tmp_path, token="another", attempt=2, run="theirs")
+    with pytest.raises(LeaseLost, match="run theirs"), lease.writing():
+        pytest.fail("wrote under a lost lease")
+    with pytest.raises(LeaseLost):
+        parts.publish("part")
+    deadline = time.monotonic() + 5
+    while not lease.lost:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    lease.release()
+    assert not read_lease(tmp_path).released  # theirs is left alone
+
+
+def test_workers_of_an_ended_or_earlier_attempt_cannot_publish(tmp_path):
+    lease = LEASES.acquire(tmp_path, "ours")
+    old = Parts(tmp_path, lease.attempt)
+    lease.next_attempt()
+    new = Parts(tmp_path, lease.attempt)
+    for parts in (old, new):
+        parts.partial("part").write_text("x")
+    with pytest.raises(LeaseLost):
+        old.publish("part")
+    lease.release()
+    with pytest.raises(LeaseLost):
+        new.publish("part")
+
+
+def test_attempts_are_never_counted_twice(tmp_path):
+    assert [LEASES.acquire(tmp_path, "r").__exit__() or read_lease(tmp_path).attempt for _ in range(3)] == [
+        1,
+        2,
+        3,
+    ]
+    with LEASES.acquire(tmp_path, "r", min_attempt=9) as lease:
+        assert lease.attempt == 9
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "is damaged"),
+        ('{"schema": 1}', "is damaged"),
+        ('{"schema": 2}', "has schema 2, this vico reads 1"),
+        ("[]", "a list instead of an object"),
+    ],
+)
+def test_a_damaged_lease_is_named_with_a_remedy(tmp_path, content, message):
+    (tmp_path / LEASE_FILE).write_text(content)
+    with pytest.raises(UserError) as error:
+        LEASES.acquire(tmp_path, "ours")
+    assert message in str(error.value) and str(tmp_path / LEASE_FILE) in str(error.value)

@@ -1,0 +1,65 @@
+"""Bootstrap over samples and groups, its intervals, and the weighted AUC."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from stages.evaluate.resampling import MIN_GROUPS, interval, ranked_tiles, resampling
+
+
+def test_groups_move_together_and_samples_without_one_by_themselves():
+    groups = ["a", "", "a", "", *(f"b{n}" for n in range(MIN_GROUPS))]
+    draws = resampling(groups, 200, seed=1)
+    assert (draws.unit, draws.num_units, draws.num_groups) == ("group", MIN_GROUPS + 3, MIN_GROUPS + 1)
+    values = np.zeros((len(groups), 2))
+    values[[0, 2], 0] = 1.0
+    values[[1, 3, 4], 1] = 10, 100, 1000
+    sums = draws.sums(values)
+    assert (sums[:, 0] % 2 == 0).all() and len(np.unique(sums[:, 1])) > 20
+    for counts, (first, second) in zip(draws.counts(), sums, strict=True):
+        assert counts.sum() == draws.num_units
+        by_sample = counts[draws.unit_S]
+        assert (first, second) == tuple(by_sample @ values)
+
+
+def test_few_groups_are_told_but_not_drawn():
+    draws = resampling(["a", "b", "a", ""], 100, seed=1)
+    assert (draws.unit, draws.num_units, draws.num_groups) == ("sample", 4, 2)
+    assert sorted(draws.unit_S) == [0, 1, 2, 3]
+
+
+def test_draws_are_a_function_of_the_seed():
+    names = [str(n) for n in range(30)]
+    one, same, other = (list(resampling(names, 5, seed).counts()) for seed in (3, 3, 4))
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_law():
+    values = np.random.default_rng(0).normal(5, 2, 1000)
+    means = resampling([""] * 1000, 2000, seed=0).sums(values[:, None])[:, 0] / 1000
+    low, high = interval(means)
+    half = 1.96 * values.std() / np.sqrt(1000)
+    assert low == pytest.approx(values.mean() - half, abs=0.02)
+    assert high == pytest.approx(values.mean() + half, abs=0.02)
+
+
+def test_undefined_resamples_widen_the_interval_or_end_it():
+    values = np.arange(1000.0)
+    assert interval(values) == [24.0, 975.0]
+    values[500:510] = np.nan
+    assert interval(values) == [14.0, 985.0]
+    values[500:560] = np.nan
+    assert interval(values) is None
+
+
+def test_the_auc_is_that_of_scikit_learn_ties_and_weights_included():
+    random = np.random.default_rng(2)
+    keep = random.random(300) < 0.4
+    score = np.round(random.random(300) + 0.3 * keep, 1)
+    unit = random.integers(20, size=300)
+    ranked = ranked_tiles(unit, keep, score)
+    assert ranked.auc(np.ones(20)) == pytest.approx(roc_auc_score(keep, score))
+    for counts in resampling([str(n) for n in range(20)], 5, seed=0).counts():
+        expected = roc_auc_score(keep, score, sample_weight=counts[unit])
+        assert ranked.auc(counts) == pytest.approx(expected)
+    assert np.isnan(ranked_tiles(unit, np.ones(300, bool), score).auc(np.ones(20)))

@@ -1,0 +1,83 @@
+"""What a site's DeepSpeed JSON may and may not say."""
+
+import pytest
+import torch
+
+from cluster.site import TrainSettings
+from stages.training.engine_settings import EngineSettings, check_engine_settings, offloading
+from vico.errors import UserError
+
+
+def settings(zero_stage=2, dtype=torch.float32, **deepspeed) -> EngineSettings:
+    return EngineSettings(
+        num_micro_steps=4,
+        dtype=dtype,
+        grad_clip=1.0,
+        betas=(0.9, 0.999),
+        zero_stage=zero_stage,
+        offload="none",
+        deepspeed=deepspeed,
+    )
+
+
+def test_parameters_in_host_memory_need_zero_3():
+    assert offloading("parameters", 3).keys() == {"offload_optimizer", "offload_param"}
+    with pytest.raises(UserError, match=r"train\.offload=parameters needs train\.zero_stage=3, it is 2"):
+        offloading("parameters", 2)
+
+
+def test_the_sites_settings_are_merged_under_ours():
+    merged = settings(zero_optimization={"reduce_bucket_size": 1000}, wall_clock_breakdown=True).as_dict()
+    assert merged["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert merged["zero_optimization"]["stage"] == 2
+    assert merged["wall_clock_breakdown"] is True
+    assert merged["gradient_accumulation_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "named"),
+    [
+        ({"gradient_clipping": 0.1}, "gradient_clipping"),
+        ({"optimizer": {"type": "Lion"}}, "optimizer"),
+        ({"progressive_layer_drop": {"enabled": True}}, "progressive_layer_drop"),
+        (
+            {"zero_optimization": {"zero_quantized_gradients": True}},
+            "zero_optimization.zero_quantized_gradients",
+        ),
+    ],
+)
+def test_what_changes_the_result_is_refused_by_name(deepspeed, named):
+    with pytest.raises(UserError, match=rf"train\.deepspeed\.{named} in the site file"):
+        settings(**deepspeed).as_dict()
+
+
+@pytest.mark.parametrize("key", ["aio", "activation_checkpointing"])
+def test_what_does_nothing_is_refused_by_name(key):
+    refusal = rf"train\.deepspeed\.{key} in the site file has no effect; .*train\."
+    with pytest.raises(UserError, match=refusal):
+        settings(**{key: {}}).as_dict()
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        {"offload": "parameters"},
+        {"deepspeed": {"zero_optimization": {"stage": 1}}},
+        {"deepspeed": {"optimizer": {}}},
+        {"deepspeed": {"aio": {}}},
+    ],
+)
+def test_the_driver_refuses_before_a_rank_is_started(site):
+    check_engine_settings(TrainSettings())
+    with pytest.raises(UserError, match=r"train\."):
+        check_engine_settings(TrainSettings(**site))
+
+
+def test_two_zero_stages_that_differ_are_refused():
+    with pytest.raises(UserError, match=r"stage=3 and train\.zero_stage=2"):
+        settings(zero_optimization={"stage": 3}).as_dict()
+
+
+def test_bf16_adds_up_gradients_in_fp32():
+    assert settings(dtype=torch.bfloat16).as_dict()["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "data_types" not in settings().as_dict()

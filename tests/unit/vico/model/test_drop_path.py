@@ -1,0 +1,70 @@
+"""Drop path in the vision tower: which tiles lose a branch, how the rest is scaled, what it is drawn from."""
+
+import pytest
+import torch
+
+from tests.tiny_model import make_tiny_model
+from vico.checkpoints import load_model
+from vico.model.drop_path import DropPath, add_drop_path
+
+NUM_TILES = 400
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("drop") / "m")
+
+
+def test_a_tile_keeps_its_branch_scaled_or_loses_it_whole():
+    module = torch.nn.Identity().train()
+    module.register_forward_hook(DropPath(0.25))
+    branch = torch.randn(NUM_TILES, 5, 3)
+    torch.manual_seed(0)
+    found = module(branch)
+    lost = (found == 0).all(dim=(1, 2))
+    torch.testing.assert_close(found[~lost], branch[~lost] / 0.75)
+    assert 0.15 < lost.float().mean() < 0.35
+    assert torch.equal(module.eval()(branch), branch)
+
+
+def test_the_first_layer_never_drops_and_the_last_one_does(folder):
+    tower = load_model(folder).base.model.vision_tower.train()
+    add_drop_path(tower, 0.5)
+    first, last = tower.encoder.layer
+    plain = load_model(folder).base.model.vision_tower.encoder.layer
+    hidden = torch.randn(NUM_TILES, 17, 32)
+    torch.manual_seed(0)
+    assert torch.equal(first(hidden), plain[0](hidden))
+    untouched = (last(hidden) == hidden).all(dim=(1, 2)).float().mean()
+    assert 0.15 < untouched < 0.35  # both branches dropped: a quarter
+
+
+def test_draws_follow_the_seed_and_stay_away_from_evaluation(folder):
+    model = load_model(folder)
+    pixels = torch.randn(8, 3, 56, 56)
+    plain = model.vision_features(pixels)
+    add_drop_path(model.base.model.vision_tower, 0.5)
+    assert torch.equal(model.vision_features(pixels), plain)
+    model.train()
+
+    def drawn(seed):
+        torch.manual_seed(seed)
+        return model.vision_features(pixels)
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_layers_computed_again_draw_the_same(folder):
+    """Activation checkpointing must not give the backward other tiles than the forward had."""
+    pixels = torch.randn(8, 3, 56, 56)
+    gradients = []
+    for checkpointing in (False, True):
+        model = load_model(folder).train()
+        add_drop_path(model.base.model.vision_tower, 0.5)
+        if checkpointing:
+            model.base.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(0)
+        model.vision_features(pixels).square().sum().backward()
+        gradients.append(model.base.model.vision_tower.encoder.layer[0].mlp.fc1.weight.grad)
+    torch.testing.assert_close(*gradients)

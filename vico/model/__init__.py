@@ -1,0 +1,1 @@
+"""The network: vision tower, connectors, router, language model, attention over packed segments."""

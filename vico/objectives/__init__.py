@@ -1,0 +1,1 @@
+"""What is trained: the consistency and router objectives, labels from loss ratios, their cost."""
