@@ -1,31 +1,35 @@
-"""Starts of the new connector compared: the same consistency training from each, on real packs.
+"""Compare initialisations of the new connector: the same consistency training from each, on real packs.
 
-`python -m benchmarks.connector_start --shards FOLDER --model FOLDER --json`; the folder of shards is what
-`vico run CONFIG --until shard` leaves. Starts: `random`, torch's own; `full`, the weights of the full
-connector laid into the new one (`vico/model/connectors.py`); `fitted` and `full-fitted`, either of them then fitted
-to the mean of the full connector's tokens in each square of 2 x 2, without the language model. `+warm-up`
-moves the new connector alone in the first fifth of the updates. One process and thread, torch alone; a run is
-told by the KL of calibration packs with all tiles at either rate.
+    python -m benchmarks.connector_start --shards FOLDER --model FOLDER --json
+
+`vico run CONFIG --until shard` writes the folder of shards. Starts: `random` is torch's default
+initialisation; `full` uses the weights of the full connector (`vico/model/connectors.py`); `fitted` and
+`full-fitted` then fit either one to the mean of the full connector's tokens in each square of 2 x 2,
+without the language model. `+warm-up` trains only the new connector in the first fifth of the updates. One
+process and one thread, torch only. The result is the KL of calibration packs with all tiles at the full and
+at the compressed rate.
+
+Shapes: N tiles, F tokens of a tile at the full rate, D language width.
 """
-
-# N tiles, F/C tokens of a full/compressed tile, D language width
 
 import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from cluster.site import TrainSettings
+from cluster.train_settings import TrainSettings
 from stages.consistency.config import ConsistencyConfig
 from stages.consistency.learning_rates import consistency_rates
 from stages.consistency.packs import ConsistencyPacks, ConsistencySettings
 from stages.parts import Parts
-from stages.training.loop import derived_seed
 from stages.training.parameter_groups import parameter_groups
+from stages.training.step import derived_seed
 from vico.checkpoints import load_model
 from vico.model.connectors import start_from_full
 from vico.model.internvl import VicoModel
@@ -36,6 +40,7 @@ _FIT_STEPS = 150
 
 
 def config_of(options: argparse.Namespace, start: str) -> ConsistencyConfig:
+    """Return the config of the training from one start."""
     return ConsistencyConfig(
         seed=options.seed,
         optimizer={"learning_rate": options.learning_rate},
@@ -51,7 +56,7 @@ def config_of(options: argparse.Namespace, start: str) -> ConsistencyConfig:
 
 
 def mean_of_squares(tokens_NFD: torch.Tensor) -> torch.Tensor:
-    """[N, F, D] on a square grid -> [N, F / 4, D], the mean of each 2 x 2."""
+    """Return the mean of each 2 x 2 square of tokens on a grid: [N, F, D] -> [N, F / 4, D]."""
     num_tiles, num_tokens, width = tokens_NFD.shape
     side = round(num_tokens**0.5)
     grid = tokens_NFD.reshape(num_tiles, side // 2, 2, side // 2, 2, width)
@@ -59,7 +64,7 @@ def mean_of_squares(tokens_NFD: torch.Tensor) -> torch.Tensor:
 
 
 def fit(policy: VicoModel, packs: ConsistencyPacks) -> float:
-    """Fits the new connector to the mean of squares of the full one's tokens; the last relative error."""
+    """Fit the new connector to the mean of squares of the full one's tokens; return the relative error."""
     optimizer = torch.optim.AdamW(policy.compressed_connector.parameters(), lr=2e-3)
     for step in range(_FIT_STEPS):
         batch = packs.batch(
@@ -78,68 +83,98 @@ def fit(policy: VicoModel, packs: ConsistencyPacks) -> float:
 
 @torch.no_grad()
 def validation(task: ConsistencyTask, packs: ConsistencyPacks) -> dict[str, float]:
-    """KL per answer token of calibration packs at both rates."""
+    """Return the KL per answer token of calibration packs at both rates."""
     task.eval()
-    found = {}
+    metrics = {}
     for rate in ("full", "compressed"):
         kl, tokens = 0.0, 0.0
         for pack in packs.calib_packs(rate == "compressed"):
             counts = task(packs.batch(pack))[1]
             kl, tokens = kl + float(counts["kl_sum"]), tokens + counts["answer_tokens"]
-        found[f"kl_{rate}"] = kl / tokens
+        metrics[f"kl_{rate}"] = kl / tokens
     task.train()
-    return found
+    return metrics
 
 
-def trained(start: str, packs: ConsistencyPacks, model_folder: Path, config: ConsistencyConfig, every: int):
-    """The row of one start: seconds of fitting and training, the curve of validation KL."""
-    policy, reference = (load_model(model_folder) for _ in range(2))
-    policy.train().add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
+@dataclass(frozen=True)
+class Start:
+    """A policy with its initialised connector, the seconds of fitting it and the error (None: not fitted)."""
+
+    policy: VicoModel
+    fit_seconds: float
+    fit_error: float | None
+
+
+def initialised(start: str, packs: ConsistencyPacks, model_folder: Path, config: ConsistencyConfig) -> Start:
+    """Return the policy of one start."""
+    policy = load_model(model_folder).train()
+    policy.add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
     kind = start.removesuffix("+warm-up")
     if kind.startswith("full"):
         start_from_full(policy.compressed_connector, policy.base.model.multi_modal_projector)
-    began, error = time.perf_counter(), None
+    started = time.perf_counter()
     torch.manual_seed(derived_seed(config.seed, "fit"))
-    if kind.endswith("fitted"):
-        error = fit(policy, packs)
-    fit_seconds = time.perf_counter() - began
-    task = ConsistencyTask(policy, reference, kl_chunk_rows=256)
-    layers = len(policy.base.model.vision_tower.encoder.layer)
-    groups = parameter_groups(task, config.optimizer, consistency_rates(config, layers))
-    optimizer = torch.optim.AdamW(
-        [{"params": group.parameters, "weight_decay": group.weight_decay} for group in groups],
-        betas=(config.optimizer.beta1, config.optimizer.beta2),
-    )
-    curve, seconds = [{"step": 0, **validation(task, packs)}], 0.0
-    for step in range(config.max_steps):
-        began = time.perf_counter()
-        batches = [packs.batch(pack) for pack in packs.packs(step)]
+    error = fit(policy, packs) if kind.endswith("fitted") else None
+    return Start(policy, time.perf_counter() - started, error)
+
+
+class Training:
+    """AdamW on the consistency loss, one update per call of `update`."""
+
+    def __init__(self, task: ConsistencyTask, packs: ConsistencyPacks, config: ConsistencyConfig):
+        self.task, self.packs, self.config = task, packs, config
+        layers = len(task.policy.base.model.vision_tower.encoder.layer)
+        self.groups = parameter_groups(task, config.optimizer, consistency_rates(config, layers))
+        self.optimizer = torch.optim.AdamW(
+            [{"params": group.parameters, "weight_decay": group.weight_decay} for group in self.groups],
+            betas=(config.optimizer.beta1, config.optimizer.beta2),
+        )
+
+    def update(self, step: int) -> None:
+        """Train on the packs of one step."""
+        config = self.config
+        batches = [self.packs.batch(pack) for pack in self.packs.packs(step)]
         weight = sum(batch.loss_weight for batch in batches)
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         for number, batch in enumerate(batches):
             torch.manual_seed(derived_seed(config.seed, "consistency", step, number))
-            (task(batch)[0] / weight).backward()
-        torch.nn.utils.clip_grad_norm_(task.parameters(), config.optimizer.grad_clip)
-        for group, ours in zip(optimizer.param_groups, groups, strict=True):
-            group["lr"] = ours.rate.at(config.optimizer.learning_rate_at(step, config.max_steps), step)
-        optimizer.step()
-        seconds += time.perf_counter() - began
+            (self.task(batch)[0] / weight).backward()
+        torch.nn.utils.clip_grad_norm_(self.task.parameters(), config.optimizer.grad_clip)
+        learning_rate = config.optimizer.learning_rate_at(step, config.max_steps)
+        for group, ours in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group["lr"] = ours.rate.at(learning_rate, step)
+        self.optimizer.step()
+
+
+def trained_row(
+    name: str, packs: ConsistencyPacks, model_folder: Path, config: ConsistencyConfig, every: int
+) -> dict[str, Any]:
+    """Train from one start; return its row: seconds of fitting and training, the curve of validation KL."""
+    start = initialised(name, packs, model_folder, config)
+    task = ConsistencyTask(start.policy, load_model(model_folder), kl_chunk_rows=256)
+    training = Training(task, packs, config)
+    curve: list[dict[str, float]] = [{"step": 0, **validation(task, packs)}]
+    seconds = 0.0
+    for step in range(config.max_steps):
+        started = time.perf_counter()
+        training.update(step)
+        seconds += time.perf_counter() - started
         if (step + 1) % every == 0 or step + 1 == config.max_steps:
             curve.append({"step": step + 1, **validation(task, packs)})
-            print(start, curve[-1], file=sys.stderr, flush=True)
+            print(name, curve[-1], file=sys.stderr, flush=True)
     return {
-        "start": start,
+        "start": name,
         "updates": config.max_steps,
         "seconds": round(seconds, 1),
-        "fit_steps": _FIT_STEPS if error is not None else 0,
-        "fit_seconds": round(fit_seconds, 1),
-        "fit_error": error,
+        "fit_steps": _FIT_STEPS if start.fit_error is not None else 0,
+        "fit_seconds": round(start.fit_seconds, 1),
+        "fit_error": start.fit_error,
         "curve": curve,
     }
 
 
-def ratios(rows: list[dict]) -> dict[str, float]:
-    """The last KL of each start over that of the random one, at both rates."""
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the last KL of each start divided by that of the random start, at both rates."""
     last = {row["start"]: row["curve"][-1] for row in rows}
     if "random" not in last:
         return {}
@@ -158,7 +193,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("models/small-internvl"))
     parser.add_argument("--starts", default="random,random+warm-up,fitted,full,full+warm-up,full-fitted")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--packs", type=int, default=3, help="packs of an update")
+    parser.add_argument("--packs", type=int, default=3, help="packs per update")
     parser.add_argument("--every", type=int, default=20, help="updates between two validations")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--connector-lr-scale", type=float, default=2.0)
@@ -167,7 +202,7 @@ def main() -> None:
     unknown = {start.removesuffix("+warm-up") for start in options.starts.split(",")} - set(STARTS)
     if unknown:
         parser.error(
-            f"--starts {', '.join(sorted(unknown))}: known are {', '.join(STARTS)}, each with +warm-up"
+            f"--starts {', '.join(sorted(unknown))}: use {', '.join(STARTS)}, each optionally with +warm-up"
         )
     torch.set_num_threads(1)
     rows = []
@@ -177,7 +212,7 @@ def main() -> None:
             config, options.shards, options.model, Parts(options.shards.parent / "starts", 1), TrainSettings()
         )
         packs = ConsistencyPacks(settings)
-        rows.append(trained(start, packs, options.model, config, options.every))
+        rows.append(trained_row(start, packs, options.model, config, options.every))
     print(json.dumps({"name": "connector_start", "rows": rows, "ratios": ratios(rows)}))
 
 

@@ -1,9 +1,9 @@
-"""Memory of writing both layouts from a synthetic sharded checkpoint of 2 GB, against its largest shard.
+"""Memory of writing both layouts from a synthetic sharded checkpoint of 2 GB, relative to its largest shard.
 
-python benchmarks/export_memory.py --json
+    python benchmarks/export_memory.py --json
 
-Each layout is written by a process of its own. Its peak is the resident set above what it has after its
-imports (VmHWM, reset then), so what the kernel caches of files does not count. Needs 4.5 GB of disk.
+A process of its own writes each layout. Its peak is the highest resident set (VmHWM, reset after the
+imports) above the level after the imports, so the kernel's file cache does not count. Needs 4.5 GB of disk.
 """
 
 import argparse
@@ -24,7 +24,7 @@ VISION |= {"image_size": [448, 448], "patch_size": [14, 14], "attention_bias": T
 
 
 def write_checkpoint(folder: Path) -> None:
-    """A routed model in Hugging Face layout, bfloat16, in shards; every number 0.5."""
+    """Write a routed model in Hugging Face layout, bfloat16, in shards; every weight is 0.5."""
     import torch
     from safetensors.torch import save_file
 
@@ -59,19 +59,19 @@ def write_checkpoint(folder: Path) -> None:
 
 
 def resident_bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (the highest so far) of this process."""
+    """Return a field of /proc/self/status in bytes, such as VmRSS (now) or VmHWM (the highest so far)."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
     return int(line.split()[1]) * 1024
 
 
 def export_row(source: Path, out: Path, layout: str) -> dict[str, Any]:
-    """One layout, written here and now."""
+    """Write one layout in this process; return its row."""
     from vico.checkpoints.write import write_hf_folder, write_published_folder
 
     write = {"hf": write_hf_folder, "flash": write_published_folder}[layout]
     out.mkdir()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    baseline, begun = resident_bytes("VmRSS"), time.monotonic()
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
+    baseline, started = resident_bytes("VmRSS"), time.monotonic()
     write(source, out, shard_bytes=SHARD_BYTES)
     shards = [path.stat().st_size for path in source.glob("*.safetensors")]
     peak = resident_bytes("VmHWM") - baseline
@@ -83,7 +83,7 @@ def export_row(source: Path, out: Path, layout: str) -> dict[str, Any]:
         "baseline_bytes": baseline,
         "peak_above_baseline_bytes": peak,
         "peak_over_largest_shard": peak / max(shards),
-        "seconds": time.monotonic() - begun,
+        "seconds": time.monotonic() - started,
     }
 
 
@@ -92,21 +92,21 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     parser.add_argument("--work", type=Path, help="folder for the checkpoint (default: a temporary one)")
     parser.add_argument("--export", nargs=3, metavar=("SOURCE", "OUT", "LAYOUT"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.export:
-        source, out, layout = given.export
+    options = parser.parse_args()
+    if options.export:
+        source, out, layout = options.export
         print(json.dumps(export_row(Path(source), Path(out), layout)))
         return
     rows = []
-    with tempfile.TemporaryDirectory(dir=given.work) as work:
+    with tempfile.TemporaryDirectory(dir=options.work) as work:
         source = Path(work) / "checkpoint"
         write_checkpoint(source)
         for layout in ("hf", "flash"):
             command = [sys.executable, __file__, "--export", str(source), f"{work}/{layout}", layout]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
+            rows.append(json.loads(child.stdout.splitlines()[-1]))
             subprocess.run(["rm", "-r", f"{work}/{layout}"], check=True)
-    if not given.json:
+    if not options.json:
         for row in rows:
             peak, largest = row["peak_above_baseline_bytes"] / 1e6, row["largest_shard_bytes"] / 1e6
             print(f"{row['layout']}: {peak:.0f} MB above the imports, largest shard {largest:.0f} MB")

@@ -1,21 +1,24 @@
-"""20,000 JPEG records for the benchmarks: crops of the demo's photographs and drawn pages, made once."""
+"""JPEG records for the benchmarks: crops of the demo's photographs and drawn pages, written once."""
 
 import io
 import json
 import random
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
+
+from data_prep.demo.pages import prose_picture
 from data_prep.demo.photographs import photograph_crop
-from data_prep.demo.reading import prose_picture
 from data_prep.demo.sources import NUM_GROUPS, photo_groups
 from data_prep.records.config import RecordsConfig
 
 LONG_SIDE = 640
-_NUM_PAGES = 40  # drawing one takes longer than encoding many crops of it
+_NUM_PAGES = 40  # drawing a page takes longer than encoding many crops of it
 
 
 def write_jpeg_records(folder: Path, num_samples: int) -> RecordsConfig:
-    """A meta file, its JSONL and `images/`; what is there from an earlier call with this number is kept."""
+    """Write a meta file, its JSONL and `images/`, unless an earlier call with this number has done so."""
     folder = folder / f"records-{num_samples}"
     meta = folder / "meta.json"
     if not meta.is_file():
@@ -39,7 +42,7 @@ def write_jpeg_records(folder: Path, num_samples: int) -> RecordsConfig:
     return RecordsConfig(format="internvl", path=meta)
 
 
-def record(n: int, name: str) -> dict:
+def record(n: int, name: str) -> dict[str, Any]:
     turns = [
         {"from": "human", "value": "<image>\nWhat does the picture show? Answer in a few words."},
         {
@@ -50,12 +53,12 @@ def record(n: int, name: str) -> dict:
     return {"id": n, "image": name, "conversations": turns}
 
 
-def jpeg(picture) -> bytes:
+def jpeg(picture: Image.Image) -> bytes:
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=90)
     return data.getvalue()
 
 
-def _crop(rng: random.Random, page):
+def _crop(rng: random.Random, page: Image.Image) -> Image.Image:
     left, top = rng.randrange(max(1, page.width // 4)), rng.randrange(max(1, page.height // 4))
     return page.crop((left, top, left + page.width * 3 // 4, top + page.height * 3 // 4))

@@ -1,9 +1,9 @@
-"""Sharding JPEGs against what a user would take: webdataset's ShardWriter in Ray tasks, and bare PIL decode.
+"""Compare sharding of JPEGs with webdataset's ShardWriter and with a plain PIL decode, all in Ray tasks.
 
     python -m benchmarks.sharding --json                     # 20,000 JPEGs
     python -m benchmarks.sharding --num-samples 500 --repetitions 1 --json
 
-All ways run in Ray tasks of the same session, one task a block of lines, as many at a time as cores.
+All ways run in Ray tasks of the same session: one task per block of lines, as many at a time as cores.
 """
 
 import argparse
@@ -14,8 +14,10 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import webdataset
 from PIL import Image
@@ -24,6 +26,8 @@ from benchmarks.jpeg_records import write_jpeg_records
 from benchmarks.reports import interleaved, ratio, report
 from cluster.ray_session import ray_session
 from cluster.tasks import map_tasks
+from stages.shard.config import ShardConfig
+from stages.shard.stage import run
 from tests.integration.shard_run import context_of
 from tests.tiny_model import make_tiny_model
 
@@ -34,7 +38,7 @@ SHARD_BYTES_NEVER_REACHED = 1 << 40
 def write_with_shardwriter(
     lines: tuple[int, int], images: Path, annotation: Path, out: Path, safe: bool
 ) -> int:
-    """A block of lines as one shard; `safe` adds the sha256 of pictures and tar, and the fsync."""
+    """Write a block of lines as one shard; `safe` adds the sha256 of pictures and tar, and the fsync."""
     first, last = lines
     pattern = str(out / f"{first:08d}-%06d.tar")
     with (
@@ -58,7 +62,7 @@ def write_with_shardwriter(
 
 
 def decode_with_pil(lines: tuple[int, int], images: Path, annotation: Path) -> int:
-    """A block of lines: every picture read and decoded to RGB."""
+    """Read every picture of a block of lines and decode it to RGB."""
     first, last = lines
     with open(annotation, encoding="utf-8") as file:
         for line in itertools.islice(file, first, last):
@@ -68,24 +72,23 @@ def decode_with_pil(lines: tuple[int, int], images: Path, annotation: Path) -> i
 
 
 class Ways:
-    """The ways on one set of records; each call returns the number of samples it worked on."""
+    """The compared ways on one set of records; each returns the number of samples it processed."""
 
-    def __init__(self, folder: Path, num_samples: int):
+    def __init__(self, folder: Path, num_samples: int) -> None:
         self.num_samples = num_samples
         self.records = write_jpeg_records(folder, num_samples)
-        self.images, self.annotation = (Path(self.records.path).parent / n for n in ("images", "set.jsonl"))
+        self.images, self.annotation = (
+            Path(str(self.records.path)).parent / n for n in ("images", "set.jsonl")
+        )
         self.scratch = Path(tempfile.mkdtemp(dir=folder))
         self.model = make_tiny_model(self.scratch / "model", tile_size=448)
         self.site = context_of(self.scratch, self.model, self.records).site
 
-    def ours(self, verify: str) -> int:
-        from stages.shard.config import ShardConfig
-        from stages.shard.stage import run
-
-        out = self.fresh()
+    def ours(self, verify: Literal["decode", "header"]) -> int:
+        out = self.empty_folder()
         config = ShardConfig(samples_per_shard=SAMPLES_PER_SHARD, verify=verify, max_tiles=6)
         counts = run(config, context_of(out, self.model, self.records))
-        assert counts["written"] + counts["quarantined"] == self.num_samples, counts
+        assert int(counts["written"]) + int(counts["quarantined"]) == self.num_samples, counts
         return self.num_samples
 
     def shardwriter(self, safe: bool) -> int:
@@ -93,7 +96,7 @@ class Ways:
             write_with_shardwriter,
             images=self.images,
             annotation=self.annotation,
-            out=self.fresh(),
+            out=self.empty_folder(),
             safe=safe,
         )
         return self.mapped(function)
@@ -101,12 +104,12 @@ class Ways:
     def pil(self) -> int:
         return self.mapped(partial(decode_with_pil, images=self.images, annotation=self.annotation))
 
-    def mapped(self, function) -> int:
+    def mapped(self, function: Callable[[tuple[int, int]], int]) -> int:
         starts = range(0, self.num_samples, SAMPLES_PER_SHARD)
         blocks = [(first, min(first + SAMPLES_PER_SHARD, self.num_samples)) for first in starts]
         return sum(done for _, done in map_tasks(function, blocks, site=self.site))
 
-    def fresh(self) -> Path:
+    def empty_folder(self) -> Path:
         out = self.scratch / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()

@@ -1,11 +1,11 @@
-"""Memory of the start of a consistency training: what each rank holds while the model and the reference of a
-2 GB checkpoint come to stand spread over the ranks (ZeRO-3, `reference: sharded`).
+"""Memory per rank at the start of a consistency training, while model and reference are spread over ranks.
 
     python -m benchmarks.start_memory --ranks 2 --json
 
-Every rank is a process of its own. `anonymous` is memory of the process alone, its highest of samples taken
-every 5 ms above what the imports left; `mapped` is the checkpoint's pages, which all ranks of a node share
-and the kernel may take back. Needs 2.5 GB of disk and twice the model in memory.
+The checkpoint has 2 GB; both models are sharded (ZeRO-3, `reference: sharded`). Every rank is a process of
+its own. `anonymous` is private memory of the process: the highest of samples taken every 5 ms, above the
+level after the imports. `mapped` is the checkpoint's pages, which all ranks of a node share and the kernel
+may reclaim. Needs 2.5 GB of disk and twice the model in memory.
 """
 
 import argparse
@@ -14,15 +14,16 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.export_memory import resident_bytes, write_checkpoint
 from tests.numerics.ranks import finish, start_ranks
 
 
 class Highest:
-    """The highest `RssAnon` and `RssFile` since it was made, above what stood then."""
+    """Samples the highest `RssAnon` and `RssFile` since construction, above their values then."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._fields = ("RssAnon", "RssFile")
         self._before = {field: resident_bytes(field) for field in self._fields}
         self._highest = dict(self._before)
@@ -36,13 +37,14 @@ class Highest:
                 self._highest[field] = max(self._highest[field], resident_bytes(field))
 
     def end(self) -> dict[str, int]:
+        """Stop sampling; return the bytes by field."""
         self._ended.set()
         self._thread.join()
         return {field: self._highest[field] - self._before[field] for field in self._fields}
 
 
-def rank_row(folder: Path) -> dict:
-    """The start of one rank, as `stages/consistency/worker.py` makes it."""
+def rank_row(folder: Path) -> dict[str, Any]:
+    """Start one rank as `stages/consistency/worker.py` does; return its row."""
     import torch
 
     from stages.consistency.worker import reference_placement
@@ -83,8 +85,8 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        found = rank_row(options.child / "model")
-        (options.child / f"row-{found['rank']}.json").write_text(json.dumps(found))
+        row = rank_row(options.child / "model")
+        (options.child / f"row-{row['rank']}.json").write_text(json.dumps(row))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as work:
         write_checkpoint(Path(work, "model"))

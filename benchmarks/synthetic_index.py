@@ -1,6 +1,6 @@
 """A synthetic index of any size with the columns that planning reads, written row group by row group.
 
-Used by `benchmarks/planning.py` and `benchmarks/loading.py`; the samples' shards do not exist.
+`benchmarks/planning.py` and `benchmarks/loading.py` use it; the shards of its samples do not exist.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ MOST_TEXT_TOKENS = 400
 
 
 def write_synthetic_index(folder: Path, num_samples: int, seed: int = 0) -> Path:
-    """`folder`/index.parquet: shards of 1,000 samples, 0 to 2 pictures each, 96 % of them train."""
+    """Write `folder`/index.parquet: shards of 1,000 samples with 0 to 2 pictures, 96 % of them in train."""
     folder.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([SCHEMA.field(name) for name in _COLUMNS]).with_metadata(SCHEMA.metadata)
     path = folder / INDEX_FILE

@@ -1,1 +1,1 @@
-"""Where a command runs: site files, Ray, remote tasks, jobs, and the load of a node."""
+"""Where a command runs: site files, Ray sessions, remote tasks, jobs, and the load of a node."""

@@ -1,6 +1,6 @@
-"""A Ray Jobs server: packing the project for it, handing a command to it, asking how the job stands.
+"""A Ray Jobs server: pack the project for it, submit a command to it, ask for the state of a job.
 
-Used by submit, status and logs; imports Ray only when a server is asked for.
+Used by submit, status and logs; Ray is imported only when a server is connected.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from vico.errors import UserError
+from cluster.project import PROJECT_FOLDER
+from vico.errors import UserError, last_line, one_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 
-PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = ("vico", "data_prep", "cluster", "stages", "pipeline")
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
-HEAD_STARTS_S = 60.0
-"""How long a server may lack an agent after its head has started."""
+AGENT_START_S = 60.0
+"""How long a server may have no agent after its head has started."""
 JobState = Literal["pending", "running", "done", "failed", "cancelled", "unknown"]
 STATES: dict[str, JobState] = {
     "PENDING": "pending",
@@ -38,37 +38,38 @@ STATES: dict[str, JobState] = {
 
 
 class JobStatus(NamedTuple):
-    """How a job stands; `unknown` when the server cannot be asked or does not know the job."""
+    """The state of a job; `unknown` when the server does not answer or does not know the job."""
 
     state: JobState
     message: str = ""
 
 
 def write_package(path: Path, files: Mapping[str, str]) -> None:
-    """The project's sources and `files` (name -> text) as a zip; the same content gives the same bytes."""
-    sources = {
-        file.relative_to(PROJECT).as_posix(): file.read_bytes()
+    """Write the project's sources and `files` (name -> text) as a zip; equal content gives equal bytes."""
+    contents = {
+        source.relative_to(PROJECT_FOLDER).as_posix(): source.read_bytes()
         for package in PACKAGES
-        for file in sorted((PROJECT / package).rglob("*"))
-        if file.is_file() and "__pycache__" not in file.parts
+        for source in sorted((PROJECT_FOLDER / package).rglob("*"))
+        if source.is_file() and "__pycache__" not in source.parts
     }
+    contents |= {name: text.encode() for name, text in files.items()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in {**sources, **{name: text.encode() for name, text in files.items()}}.items():
-            entry = zipfile.ZipInfo(name)  # with a fixed date
-            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            archive.writestr(entry, content)
+        for name, content in contents.items():
+            member = zipfile.ZipInfo(name)  # with a fixed date
+            member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive.writestr(member, content)
 
 
 class JobServer:
-    """A Ray Jobs server that answers. Raises UserError when it does not, or refuses our token."""
+    """A Ray Jobs server that answers. Raises UserError when it does not answer, or refuses our token."""
 
-    def __init__(self, address: str):
+    def __init__(self, address: str) -> None:
         self.address = address
         self._client = self._connected()
 
     def submit(self, entrypoint: str, runtime_env: Mapping[str, Any], submission_id: str) -> None:
-        """Hand a command over. A head that has just started has no agent for it yet: then it tries again."""
-        deadline = time.monotonic() + HEAD_STARTS_S
+        """Submit a command. Retry for a minute while a head that has just started has no agent yet."""
+        deadline = time.monotonic() + AGENT_START_S
         while True:
             try:
                 self._client.submit_job(
@@ -82,29 +83,30 @@ class JobServer:
 
     def status(self, submission_id: str) -> JobStatus:
         try:
-            found = self._client.get_job_info(submission_id)
+            details = self._client.get_job_info(submission_id)
         except RuntimeError as error:
             return JobStatus(
                 "unknown", f"{self.address} does not know job {submission_id}: {one_line(error)}"
             )
-        return JobStatus(STATES[found.status.value], last_line(found.message or ""))
+        return JobStatus(STATES[details.status.value], last_line(details.message or ""))
 
     def logs(self, submission_id: str) -> str:
         return self._client.get_job_logs(submission_id)
 
     def stop(self, submission_id: str) -> bool:
-        """Whether the job ran and was asked to end."""
+        """Ask a job to stop; return whether it was running."""
         return self._client.stop_job(submission_id)
 
     def _connected(self) -> JobSubmissionClient:
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(
-                f"jobs.address={self.address} is no address of a Ray Jobs server; write it as http://HOST:8265"
+                f"jobs.address={self.address} is not the address of a Ray Jobs server; "
+                "write it as http://HOST:8265"
             )
         no_answer = UserError(
             f"jobs.address={self.address}: no Ray Jobs server answers there; "
-            "start one with `ray start --head`, or mend jobs.address in the site file"
+            "start one with `ray start --head`, or correct jobs.address in the site file"
         )
         try:
             port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -114,10 +116,10 @@ class JobServer:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # tells of every upload
+        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # it logs every upload
 
         try:
-            with the_address(self.address):
+            with pinned_address(self.address):
                 return JobSubmissionClient(self.address)
         except AuthenticationError as error:
             raise UserError(
@@ -129,8 +131,8 @@ class JobServer:
 
 
 @contextmanager
-def the_address(address: str) -> Iterator[None]:
-    """Keep Ray from putting RAY_ADDRESS in the place of the address that it is given."""
+def pinned_address(address: str) -> Iterator[None]:
+    """Stop RAY_ADDRESS from overriding the `address` that Ray's client is given."""
     before = os.environ.get(ADDRESS_VARIABLE)
     os.environ[ADDRESS_VARIABLE] = address
     try:
@@ -139,13 +141,3 @@ def the_address(address: str) -> Iterator[None]:
         os.environ.pop(ADDRESS_VARIABLE)
         if before is not None:
             os.environ[ADDRESS_VARIABLE] = before
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def last_line(text: str) -> str:
-    """The last line with something on it: Ray's messages end with the job's own last lines."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else ""

@@ -1,38 +1,39 @@
-"""What this machine does while a stage runs: CPU, memory, disk, network and GPUs, sampled by a thread.
+"""Sample the load of this node while a stage runs: CPU, memory, disk, network and GPUs.
 
-The first rank on each node of a training starts one; each sample is a line of the attempt's
-`system-<node>.jsonl`.
+The driver starts a sampler, and so does the first rank on each node of a training. Each sample is a line of
+`system-<node>.jsonl` in the attempt's folder.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import platform
 import re
 import threading
-import time
 from pathlib import Path
-from typing import IO, Any
+from types import ModuleType
+from typing import Any
 
 import psutil
+
+from cluster.metric_lines import MetricsWriter, last_metric_line, system_metrics_file
 
 logger = logging.getLogger(__name__)
 MEGABYTE = 1e6
 
 
 class NodeSampler:
-    """Samples the node every `interval_s` seconds between `start` and `stop`, the first at once.
+    """A thread that samples the node every `interval_s` seconds between `start` and `stop`.
 
-    Steps go on from the stage's earlier attempts, so that the samples of all attempts are one series.
-    The names are those of MLflow's system metrics. A sample that fails is logged and left out. Of several
-    samplers of one node and attempt, one writes.
+    The steps continue those of the stage's earlier attempts, so that the samples of all attempts are one
+    series. The names are those of MLflow's system metrics. A sample that fails is left out; the first failure
+    of a series is logged. When a node has several samplers for one attempt, only one of them writes.
     """
 
     def __init__(self, attempt_folder: Path, *, interval_s: float = 10.0, node: str | None = None) -> None:
         self.node = re.sub(r"[^\w.-]", "_", node or platform.node() or "node")
-        self.path = attempt_folder / f"system-{self.node}.jsonl"
+        self.path = attempt_folder / system_metrics_file(self.node)
         self.interval_s = interval_s
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self.sample_until_stopped, name="node-metrics", daemon=True)
@@ -40,7 +41,7 @@ class NodeSampler:
         self.network_at_start = psutil.net_io_counters()
 
     def start(self) -> None:
-        psutil.cpu_percent()  # the first call has nothing to compare with and gives 0
+        psutil.cpu_percent()  # the first call has nothing to compare with and returns 0
         self.thread.start()
 
     def stop(self) -> None:
@@ -61,28 +62,28 @@ class NodeSampler:
                 self.append_samples()
                 failing = False
             except Exception as error:
-                # Measuring must never end what is measured; a full disk is met by the stage itself.
+                # A measurement must never end the stage; a full disk stops the stage itself.
                 if not failing:
                     logger.warning("no system metrics from %s for now: %s", self.node, error)
                 failing = True
             self.stopped.wait(self.interval_s)
 
     def append_samples(self) -> None:
-        """Append a sample now and after every interval, once no other sampler writes the file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8", buffering=1) as file:
-            while not locked(file):
+        """Wait until no other sampler writes the file, then append a sample now and after every interval."""
+        with MetricsWriter(self.path) as writer:
+            while not try_lock(writer):
                 if self.stopped.wait(self.interval_s):
                     return
             step = next_step(self.path)
             while True:
                 metrics = {f"system/{self.node}/{name}": value for name, value in self.sample().items()}
-                file.write(json.dumps({"step": step, "time": time.time(), "metrics": metrics}) + "\n")
+                writer.append(step, metrics)
                 step += 1
                 if self.stopped.wait(self.interval_s):
                     return
 
     def sample(self) -> dict[str, float]:
+        """Return what is measured now; network traffic counts from the sampler's construction."""
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self.path.parent))
         network = psutil.net_io_counters()
         return {
@@ -99,11 +100,11 @@ class NodeSampler:
 
 
 class Gpus:
-    """The NVIDIA GPUs of this node; none where the driver or the package nvidia-ml-py is missing."""
+    """The NVIDIA GPUs of this node; none when the driver or the package nvidia-ml-py is missing."""
 
     def __init__(self) -> None:
-        self.nvml: Any = None
-        self.handles: list[Any] = []
+        self.nvml: ModuleType | None = None
+        self.handles: list[Any] = []  # pointers of the C library
         try:
             import pynvml
 
@@ -112,11 +113,14 @@ class Gpus:
             self.handles = [
                 pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
             ]
-        except Exception as error:  # ImportError, or any of NVML's own on a machine without a driver
+        except Exception as error:  # ImportError, or an NVMLError on a machine without a driver
             logger.debug("no GPU metrics: %s", error)
 
     def sample(self) -> dict[str, float]:
+        """Return memory (megabytes and per cent) and utilization (per cent) of every GPU."""
         metrics: dict[str, float] = {}
+        if self.nvml is None:
+            return metrics
         for index, handle in enumerate(self.handles):
             memory = self.nvml.nvmlDeviceGetMemoryInfo(handle)
             metrics[f"gpu_{index}_memory_usage_megabytes"] = memory.used / MEGABYTE
@@ -125,24 +129,30 @@ class Gpus:
                 rates = self.nvml.nvmlDeviceGetUtilizationRates(handle)
                 metrics[f"gpu_{index}_utilization_percentage"] = float(rates.gpu)
             except self.nvml.NVMLError_NotSupported:
-                continue  # a GPU cut into parts (MIG) has no rate of its own
+                continue  # a GPU that is split into instances (MIG) has no utilization of its own
         return metrics
 
 
 def process_tree_bytes() -> int:
-    """Resident memory of this process and all below it; shared pages count once for each process."""
+    """Return the resident memory of this process and all its descendants, in bytes.
+
+    A page that several processes share is counted once per process.
+    """
     total = 0
-    driver = psutil.Process()
-    for process in [driver, *driver.children(recursive=True)]:
+    this_process = psutil.Process()
+    for process in [this_process, *this_process.children(recursive=True)]:
         try:
             total += process.memory_info().rss
         except psutil.Error:
-            continue  # ended meanwhile
+            continue  # it has ended meanwhile
     return total
 
 
-def locked(file: IO[str]) -> bool:
-    """Whether this process has the file to itself; the lock goes with the open file, or the process."""
+def try_lock(file: MetricsWriter) -> bool:
+    """Lock the file unless another sampler holds it; return whether this one has the lock.
+
+    The lock ends when the file is closed or the process ends.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -151,13 +161,7 @@ def locked(file: IO[str]) -> bool:
 
 
 def next_step(path: Path) -> int:
-    """The number of the next sample: one more than the last whole line of any attempt of the stage."""
-    last = -1
-    for earlier in path.parent.parent.glob(f"*/{path.name}"):
-        for line in reversed(earlier.read_text(encoding="utf-8").splitlines()):
-            try:
-                last = max(last, json.loads(line)["step"])
-                break
-            except (ValueError, KeyError):
-                continue  # half a line: the process was killed while it wrote
-    return last + 1
+    """Return the step of the next sample: one more than the last step in any attempt of the stage."""
+    files_of_attempts = path.parent.parent.glob(f"*/{path.name}")
+    last_lines = (last_metric_line(file) for file in files_of_attempts)
+    return max((line.step for line in last_lines if line is not None), default=-1) + 1

@@ -1,5 +1,7 @@
-"""Passwords within URLs: cut out of what is kept or shown. Other secrets are read from the environment, or
-from the files of the libraries that need them, by those libraries; no setting of ours takes one.
+"""Find and remove passwords in URLs that are stored or shown.
+
+All other secrets are read from the environment or from files by the libraries that need them; no setting of
+this project takes one.
 """
 
 import logging
@@ -9,9 +11,9 @@ from typing import Any
 _USER_INFO = re.compile(
     r"""(?<=://)(?:
         [^/@\s'"]+@
-        |                                # or with a slash in the password, as databases take it:
+        |                                # or with a slash in the password, as databases accept it:
         [^/:@\s'"\[]*:                   # the user; [ begins an IPv6 address
-        (?!\d{1,5}/)                     # of host:5000/me@x the part before the @ is port and path
+        (?!\d{1,5}/)                     # in host:5000/me@x the part before the @ is port and path
         (?:(?!://)[^@\s'"])+@(?=[\w\[])
     )""",
     re.VERBOSE,
@@ -19,27 +21,33 @@ _USER_INFO = re.compile(
 
 
 def without_passwords(text: str) -> str:
-    """The text with user and password cut out of every URL: `http://me:secret@host` gives `http://host`."""
+    """Return the text with user and password removed from every URL.
+
+    `http://me:secret@host` becomes `http://host`.
+    """
     return _USER_INFO.sub("", text)
 
 
 def has_password(text: str) -> bool:
-    return any(":" in found for found in _USER_INFO.findall(text))
+    return any(":" in user_info for user_info in _USER_INFO.findall(text))
 
 
-def places_of_passwords(value: Any, name: str = "") -> list[str]:
-    """Dotted names of the texts below a value that are URLs with a password."""
+def password_fields(value: Any, name: str = "") -> list[str]:
+    """Return the dotted names of all fields of a nested value whose text is a URL with a password.
+
+    `value` is what JSON can hold; `name` is its own dotted name.
+    """
     if isinstance(value, dict):
-        inner = [(f"{name}.{key}" if name else str(key), one) for key, one in value.items()]
+        children = [(f"{name}.{key}" if name else str(key), child) for key, child in value.items()]
     elif isinstance(value, list | tuple):
-        inner = [(f"{name}.{number}", one) for number, one in enumerate(value)]
+        children = [(f"{name}.{number}", child) for number, child in enumerate(value)]
     else:
         return [name] if isinstance(value, str) and has_password(value) else []
-    return [place for key, one in inner for place in places_of_passwords(one, key)]
+    return [field for child_name, child in children for field in password_fields(child, child_name)]
 
 
 class MaskingFormatter(logging.Formatter):
-    """Lines of a log, tracebacks included, without the passwords that errors of libraries name."""
+    """Format log records, tracebacks included, without the passwords that errors of libraries quote."""
 
     def format(self, record: logging.LogRecord) -> str:
         return without_passwords(super().format(record))

@@ -1,8 +1,8 @@
-"""The places (a placement group) that a start of Ray Train takes, given back where Ray forgets them.
+"""Release the placement group of a failed start of Ray Train, which Ray 2.60 forgets.
 
-Ray 2.60 loses sight of the group of a start in which a rank dies, or the process group fails, before all
-ranks are at work. It, and the ranks that live, keep their places until the driver ends, and the next start
-waits for them without end.
+Ray loses the placement group of a start when a rank dies, or the process group fails, before all ranks are
+ready. The group, and the ranks that are still alive, then keep their CPUs and GPUs until the driver ends, and
+the next start waits for them forever.
 """
 
 from collections.abc import Callable
@@ -14,18 +14,25 @@ from ray.util import get_current_placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 
-def note_places(in_a_rank: Callable[[Callable[[], str]], ray.ObjectRef], file: Path) -> None:
-    """Writes the id of the placement group of a start to `file`; `in_a_rank` runs a function in a rank's
-    actor."""
-    file.write_text(ray.get(in_a_rank(_placement_group_id)))
+def record_placement_group(run_in_rank: Callable[[Callable[[], str]], ray.ObjectRef], file: Path) -> None:
+    """Write the id of a start's placement group to `file`.
+
+    `run_in_rank` runs a function in the actor of a rank.
+    """
+    file.write_text(ray.get(run_in_rank(_placement_group_id)))
 
 
-def free_places(file: Path) -> None:
-    """Ends the placement group that is noted in `file`, if one is, and what still runs in it."""
+def release_placement_group(file: Path) -> None:
+    """Remove the placement group that `file` names, with all that still runs in it, and delete the file.
+
+    Without the file nothing is done.
+    """
     if file.exists():
         remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(file.read_text())))
         file.unlink()
 
 
 def _placement_group_id() -> str:
-    return get_current_placement_group().id.hex()
+    group = get_current_placement_group()
+    assert group is not None, "the ranks of Ray Train run in a placement group"
+    return group.id.hex()

@@ -1,27 +1,30 @@
-"""Site files by path or name, read and checked; what is wrong in one line. Called by the command line."""
+"""Find a site file by path or name, read it and check it. Called by the command line."""
 
 from __future__ import annotations
 
 import difflib
 import os
-import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from cluster.project import PROJECT_FOLDER
 from cluster.site import Site
-from vico.errors import UserError
+from cluster.site_blocks import SiteBlock
+from vico.errors import UserError, one_line
 
-SITES_FOLDER = Path(__file__).resolve().parent.parent / "sites"
+SITES_FOLDER = PROJECT_FOLDER / "sites"
 
 
 def load_site(site: str | Path | None = None, *, storage: str | Path | None = None) -> Site:
-    """The site of a file, or of a name `sites/NAME.yaml`; None is `local`. `storage` overrides the file's.
+    """Return the site of a file, or of a name `sites/NAME.yaml`; None is `local`. `storage` overrides the
+    file's.
 
     The `storage` of the result is absolute; a relative one is taken from the working directory.
-    Raises UserError for a file that is missing or wrong.
+    Raises UserError if the file is missing or wrong.
     """
     path = site_path(site)
     settings = {} if path is None else site_settings(path)
@@ -36,9 +39,9 @@ def load_site(site: str | Path | None = None, *, storage: str | Path | None = No
 
 
 def site_path(site: str | Path | None) -> Path | None:
-    """The file of a site; None where `local` has no file, which is so for an installed package."""
+    """Return the file of a site; None if `local` has no file, as in an installed package."""
     name = "local" if site is None else str(site)
-    remedy = f"give a site file, or a name among: {', '.join(known_sites())}"
+    remedy = f"give a site file, or one of these names: {', '.join(site_names())}"
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         if not Path(name).is_file():
             raise UserError(f"--site {name}: there is no such file; {remedy}")
@@ -51,44 +54,72 @@ def site_path(site: str | Path | None) -> Path | None:
     raise UserError(f"--site {name}: there is no sites/{name}.yaml; {remedy}")
 
 
-def known_sites() -> list[str]:
+def site_names() -> list[str]:
+    """Return the names of all sites in `sites/` of the working directory and of the project."""
     names = {path.stem for folder in (Path("sites"), SITES_FOLDER) for path in folder.glob("*.yaml")}
     return sorted(names | {"local"})
 
 
 def site_settings(path: Path) -> dict[str, Any]:
+    """Return the content of a site file before it is checked; UserError if it is not a YAML mapping."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a readable YAML file") from error
+        raise UserError(f"{path}: is not readable ({error}); give a readable YAML file") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())}); mend that line") from error
+        raise UserError(f"{path}: is not YAML ({one_line(error)}); fix that line") from error
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        found = type(settings).__name__
-        raise UserError(f"{path}: holds a {found}; a site file holds fields such as `storage: ./runs`")
+        raise UserError(
+            f"{path}: holds a {type(settings).__name__}; a site file holds fields such as `storage: ./runs`"
+        )
     return settings
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem of a site in one line: field, value, remedy."""
+    """Return the first problem of a site in one line: field, value, remedy."""
     problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"])
+    location = tuple(str(part) for part in problem["loc"])
+    field = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        known = known_fields(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"{field} is not a field of a site; {remedy}"
+        return f"{field} is not a field of a site; {_known_name(location)}"
     if problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     return f"{field}={problem['input']!r}: {message}; change it in the site file"
 
 
-def known_fields(location: tuple[int | str, ...]) -> list[str]:
-    """The fields of the part of a site that stands at `location`."""
-    part: Any = Site
-    for name in location:
-        part = typing.get_type_hints(part)[str(name)]
-    return list(part.model_fields)
+def _known_name(location: tuple[str, ...]) -> str:
+    """Return what a user may have meant by an unknown field: the same name in a block below, a similar name
+    in the same block, or else all names of that block."""
+    *parents, name = location
+    block: type[SiteBlock] = Site
+    for parent in parents:
+        block = _blocks(block)[parent]
+    for path in _field_paths(block):
+        if path[-1] == name:
+            return f"did you mean {'.'.join((*parents, *path))}?"
+    similar = difflib.get_close_matches(name, block.model_fields, n=1)
+    if not similar:
+        return f"known here: {', '.join(block.model_fields)}"
+    inner = _blocks(block).get(similar[0])
+    fields = f" (with {', '.join(inner.model_fields)})" if inner and parents else ""
+    return f"did you mean {similar[0]}{fields}?"
+
+
+def _blocks(block: type[SiteBlock]) -> dict[str, type[SiteBlock]]:
+    """Return the blocks among the fields of a block."""
+    types = {name: field.annotation for name, field in block.model_fields.items()}
+    return {
+        name: kind for name, kind in types.items() if isinstance(kind, type) and issubclass(kind, SiteBlock)
+    }
+
+
+def _field_paths(block: type[SiteBlock]) -> Iterator[tuple[str, ...]]:
+    """Yield the path of every field of the blocks in a block."""
+    for name, inner in _blocks(block).items():
+        for field in inner.model_fields:
+            yield (name, field)
+        for path in _field_paths(inner):
+            yield (name, *path)

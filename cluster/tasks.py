@@ -1,4 +1,4 @@
-"""Mapping a function, or a pool of models, over items on Ray: bounded, as results come, nothing lost.
+"""Map a function, or a pool of models, over items on Ray: bounded, in the order of completion, with retries.
 
 Stages call it inside a `ray_session`.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NoReturn
 
 import ray
 from ray.exceptions import (
@@ -21,10 +22,10 @@ from ray.exceptions import (
 )
 
 from cluster.site import Site
+from cluster.workers import ActorWorkers, Item, Result, TaskWorkers, Workers
+from vico.errors import one_line
 
 logger = logging.getLogger(__name__)
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 WORKER_LOST = (
     LocalRayletDiedError,
     NodeDiedError,
@@ -34,11 +35,19 @@ WORKER_LOST = (
     WorkerCrashedError,
 )
 CHECK_EVERY_S = 1.0
-NO_MORE = (None, None)
 
 
 class WorkerLost(RuntimeError):
-    """The process that worked on an item died more often than `resources.max_retries` allows."""
+    """The worker process of an item died more often than `resources.max_retries` allows."""
+
+
+@dataclass(frozen=True)
+class Submitted(Generic[Item]):
+    """An item that a worker has: its number, and how many workers died on it before."""
+
+    number: int
+    item: Item
+    num_deaths: int = 0
 
 
 def map_tasks(
@@ -49,179 +58,115 @@ def map_tasks(
     in_flight: int | None = None,
     check: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """(item number, function(item)) of every item, each in a Ray task, in the order in which they end.
+    """Yield (item number, function(item)) for every item, each from a Ray task, in the order of completion.
 
-    At most `in_flight` items (default: `resources.tasks`) are with Ray at a time; `items` is read as
-    places become free. An item whose worker dies is tried again up to `resources.max_retries` times,
-    then WorkerLost is raised. An exception of `function` is raised as it is, with a note that names the
-    item. `check` is called at least once a second and may raise. When the iteration ends early, the tasks
-    that still run are killed.
+    At most `in_flight` items (default: `resources.tasks`) are submitted at a time; `items` is read as tasks
+    complete. An item whose worker dies is tried again up to `resources.max_retries` times, then WorkerLost is
+    raised. An exception of `function` is raised as it is, with a note that names the item. `check` is called
+    at least once per second and may raise. When the iteration ends early, the running tasks are killed.
     """
     if in_flight is not None and in_flight < 1:
         raise ValueError(f"in_flight={in_flight} is less than 1")
-    # Deaths are counted here and not by Ray, so that each one is logged with its item.
-    task = ray.remote(num_cpus=site.resources.threads_per_worker, max_retries=0)(call)
-    shipped = ray.put(function)
-    running: dict[ray.ObjectRef, tuple[int, Item, int]] = {}  # -> item number, item, deaths so far
-    pending = enumerate(items)
-    try:
-        while True:
-            while len(running) < (in_flight or site.resources.tasks):
-                number, item = next(pending, NO_MORE)
-                if number is None:
-                    break
-                running[task.remote(shipped, item)] = (number, item, 0)
-            if not running:
-                return
-            for reference in ended(list(running), check):
-                number, item, deaths = running.pop(reference)
-                try:
-                    result = ray.get(reference)
-                except WORKER_LOST as error:
-                    allow_retry(error, number, item, deaths, site, named(function))
-                    running[task.remote(shipped, item)] = (number, item, deaths + 1)
-                    continue
-                except RayTaskError as error:
-                    raise_cause(error, number, item, named(function))
-                yield number, result
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+    workers = TaskWorkers(function, site, in_flight or site.resources.tasks)
+    yield from _results(workers, items, _function_name(function), site.resources.max_retries, check)
 
 
 def actor_pool(
-    actor_factory: Callable[..., Any],
+    actor_factory: Callable[..., object],
     factory_args: Sequence[Any],
-    items: Iterable[Item],
+    items: Iterable[Any],
     method: str,
     *,
     site: Site,
     check: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """(item number, actor_factory(*factory_args).method(item)) of every item, in the order in which they end.
+    """Yield (item number, actor_factory(*factory_args).method(item)) in the order of completion.
 
     `resources.actors` Ray actors build one object each and work on one item at a time. A dead actor is
-    replaced and its item tried again, up to `resources.max_retries` times; failures, `check` and the end
-    are as in `map_tasks`.
+    replaced and its item tried again, up to `resources.max_retries` times. Failures, `check` and an early end
+    are handled as in `map_tasks`.
     """
-    name = f"{named(actor_factory)}.{method}"
-    pool = ActorPool(actor_factory, tuple(factory_args), site)
-    running: dict[ray.ObjectRef, tuple[int, Item, int, Any]] = {}  # as in map_tasks, and the actor
+    workers: ActorWorkers[Any] = ActorWorkers(actor_factory, tuple(factory_args), method, site)
+    name = f"{_function_name(actor_factory)}.{method}"
+    yield from _results(workers, items, name, site.resources.max_retries, check)
+
+
+def _results(
+    workers: Workers[Item],
+    items: Iterable[Item],
+    name: str,
+    max_retries: int,
+    check: Callable[[], None] | None,
+) -> Iterator[tuple[int, Any]]:
+    """Yield (item number, result) for every item; `name` is what messages call the function."""
+    running: dict[ray.ObjectRef[Any], Submitted[Item]] = {}
     pending = enumerate(items)
     try:
         while True:
-            while pool.has_room():
-                number, item = next(pending, NO_MORE)
-                if number is None:
-                    pool.stop_idle()
+            while workers.has_room(len(running)):
+                try:
+                    number, item = next(pending)
+                except StopIteration:
+                    workers.no_more_items()
                     break
-                actor = pool.take()
-                running[actor.call.remote(method, item)] = (number, item, 0, actor)
+                running[workers.submit(item)] = Submitted(number, item)
             if not running:
                 return
-            for reference in ended(list(running), check):
-                number, item, deaths, actor = running.pop(reference)
+            for reference in _ready(list(running), check):
+                submitted = running.pop(reference)
                 try:
                     result = ray.get(reference)
                 except WORKER_LOST as error:
-                    pool.stop(actor)
-                    allow_retry(error, number, item, deaths, site, name)
-                    actor = pool.take()
-                    running[actor.call.remote(method, item)] = (number, item, deaths + 1, actor)
+                    workers.died(reference)
+                    allow_retry(error, submitted, name, max_retries)
+                    again = replace(submitted, num_deaths=submitted.num_deaths + 1)
+                    running[workers.submit(submitted.item)] = again
                     continue
                 except RayTaskError as error:
-                    raise_cause(error, number, item, name)
-                pool.idle.append(actor)
-                yield number, result
+                    raise_cause(error, submitted, name)
+                workers.succeeded(reference)
+                yield submitted.number, result
     finally:
-        for actor in list(pool.actors):
-            pool.stop(actor)
+        workers.stop(list(running))
 
 
-class ActorPool:
-    """The actors of one `actor_pool` call, started as they are needed, at most `resources.actors`."""
-
-    def __init__(self, factory: Callable[..., Any], factory_args: tuple[Any, ...], site: Site) -> None:
-        resources = site.resources
-        self.server = ray.remote(
-            num_cpus=resources.threads_per_worker, num_gpus=resources.gpus_per_worker, max_restarts=0
-        )(Server)
-        self.factory, self.factory_args, self.size = factory, factory_args, resources.actors
-        self.actors: list[Any] = []
-        self.idle: list[Any] = []
-
-    def has_room(self) -> bool:
-        return bool(self.idle) or len(self.actors) < self.size
-
-    def take(self) -> Any:
-        """An idle actor, or a new one."""
-        if self.idle:
-            return self.idle.pop()
-        self.actors.append(self.server.remote(self.factory, self.factory_args))
-        return self.actors[-1]
-
-    def stop(self, actor: Any) -> None:
-        self.actors.remove(actor)
-        ray.kill(actor)  # also one that Ray calls dead: out of reach, it may still live
-
-    def stop_idle(self) -> None:
-        """Free what the pool no longer needs; an actor that waits for a place may need just that."""
-        while self.idle:
-            self.stop(self.idle.pop())
-
-
-class Server:
-    """The actor. Builds its object in the first call, so that a failure to build is raised like any other."""
-
-    def __init__(self, factory: Callable[..., Any], factory_args: tuple[Any, ...]) -> None:
-        self.factory, self.factory_args = factory, factory_args
-        self.served: Any = None
-
-    def call(self, method: str, item: Any) -> Any:
-        if self.served is None:
-            self.served = self.factory(*self.factory_args)
-        return getattr(self.served, method)(item)
-
-
-def call(function: Callable[[Item], Result], item: Item) -> Result:
-    return function(item)
-
-
-def ended(references: list[ray.ObjectRef], check: Callable[[], None] | None) -> list[ray.ObjectRef]:
-    """The references that are ready, at least one; calls `check` while it waits."""
+def _ready(
+    references: list[ray.ObjectRef[Any]], check: Callable[[], None] | None
+) -> list[ray.ObjectRef[Any]]:
+    """Wait until a result is ready and return its reference; call `check` while waiting."""
     while True:
         if check is not None:
             check()
-        # A lost one counts as ready. fetch_local would copy results before the caller asks for them.
+        # A lost result counts as ready. fetch_local would copy results before the caller asks for them.
         ready, _ = ray.wait(references, num_returns=1, timeout=CHECK_EVERY_S, fetch_local=False)
         if ready:
             return ready
 
 
-def allow_retry(error: Exception, number: int, item: Any, deaths: int, site: Site, name: str) -> None:
-    """Log that a worker died on an item, or raise WorkerLost when that happened once too often."""
-    reason = " ".join(str(error).split())
-    if deaths >= site.resources.max_retries:
+def allow_retry(error: Exception, submitted: Submitted[Any], name: str, max_retries: int) -> None:
+    """Log that a worker died on an item; raise WorkerLost when the item has no retry left."""
+    reason = one_line(error, max_chars=None)
+    if submitted.num_deaths >= max_retries:
         raise WorkerLost(
-            f"item {number} of {name} ({short(item)}): its worker died {deaths + 1} times "
-            f"(resources.max_retries={site.resources.max_retries}); the last time: {reason}"
+            f"item {submitted.number} of {name} ({_short(submitted.item)}): its worker died "
+            f"{submitted.num_deaths + 1} times (resources.max_retries={max_retries}); the last time: {reason}"
         ) from error
-    logger.warning("item %d of %s: its worker died, trying again: %s", number, name, reason)
+    logger.warning("item %d of %s: its worker died, trying again: %s", submitted.number, name, reason)
 
 
-def raise_cause(error: RayTaskError, number: int, item: Any, name: str) -> NoReturn:
-    """Raise what the function raised, by its own type, from the RayTaskError with the worker's traceback."""
+def raise_cause(error: RayTaskError, submitted: Submitted[Any], name: str) -> NoReturn:
+    """Raise the exception of the function itself, from the RayTaskError that has the worker's traceback."""
     cause = error.cause if isinstance(error.cause, Exception) else error
-    cause.add_note(f"in item {number} of {name}: {short(item)}")
+    cause.add_note(f"in item {submitted.number} of {name}: {_short(submitted.item)}")
     if cause is error:
         raise error
     raise cause from error
 
 
-def named(function: Callable[..., Any]) -> str:
+def _function_name(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", None) or repr(function)
 
 
-def short(item: Any) -> str:
+def _short(item: object) -> str:
     text = repr(item)
     return text if len(text) <= 200 else text[:200] + "..."

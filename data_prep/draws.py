@@ -1,6 +1,7 @@
-"""Random numbers as a function of a purpose, a seed and numbers that name what is drawn.
+"""Random numbers that depend only on a purpose, a seed and further numbers, such as a step or a row.
 
-Never of worker, rank or time, and never of a library's generator, whose stream may change between versions.
+They do not depend on worker, rank or time, nor on the generator of a library, which may change between
+versions.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ _STEP, _FIRST, _SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1
 
 
 def draw_bits(purpose: str, *words: int | np.ndarray) -> np.ndarray:
-    """uint64 hashes of the purpose and the words, in the shape that the words broadcast to (at least [1])."""
+    """Return uint64 hashes of purpose and words, in the shape of the broadcast words (at least [1])."""
     start = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
     state = np.array([start], np.uint64)
     for word in words:
@@ -20,12 +21,12 @@ def draw_bits(purpose: str, *words: int | np.ndarray) -> np.ndarray:
 
 
 def draw_uniform(purpose: str, *words: int | np.ndarray) -> np.ndarray:
-    """float64 in [0, 1), as `draw_bits`."""
+    """Return float64 in [0, 1), with the arguments and the shape of `draw_bits`."""
     return (draw_bits(purpose, *words) >> np.uint64(11)) * 2.0**-53
 
 
 def draw_order(purpose: str, *words: int | np.ndarray) -> np.ndarray:
-    """int64 permutation that sorts the draws of `words`; equal draws keep their order."""
+    """Return the int64 permutation that sorts the draws of `words`; equal draws keep their order."""
     return np.argsort(draw_bits(purpose, *words), kind="stable")
 
 
@@ -36,7 +37,7 @@ def _as_uint64(word: int | np.ndarray) -> np.ndarray:
 
 
 def _mixed(state: np.ndarray) -> np.ndarray:
-    """One step of splitmix64 (Steele, Lea, Flood 2014); arithmetic modulo 2**64 is meant."""
+    """Apply one step of splitmix64 (Steele, Lea, Flood 2014); arithmetic modulo 2**64 is intended."""
     state = state + _STEP
     state = (state ^ (state >> np.uint64(30))) * _FIRST
     state = (state ^ (state >> np.uint64(27))) * _SECOND
@@ -44,10 +45,10 @@ def _mixed(state: np.ndarray) -> np.ndarray:
 
 
 def chosen_rows(rows: np.ndarray, max_samples: int, seed: int) -> np.ndarray:
-    """At most `max_samples` of the row numbers (0: all), in index order, drawn by seed.
+    """Draw at most `max_samples` of the row numbers (0: all); return them in ascending order.
 
-    A smaller choice lies within a larger one of the same seed, so stages with different limits still look at
-    the same samples, and rows that one of them cannot use leave the others where they are.
+    A smaller choice is part of a larger one of the same seed, so stages with different limits use the same
+    samples. Rows that one of the stages cannot use do not change the choice of the others.
     """
     if not max_samples or len(rows) <= max_samples:
         return np.sort(rows)

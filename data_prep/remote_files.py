@@ -1,7 +1,8 @@
-"""Files that records name, on this machine or behind `s3://`, `gs://`, `hf://` (fsspec): found, listed, read.
+"""Find, list and read files on this machine or behind `s3://`, `gs://`, `hf://` (fsspec).
 
-A remote read is tried again, with growing pauses, while the server fails or a body stops early; lengths are
-checked. Then comes one Unreachable with the address. Local places are Path, remote ones text.
+A remote read is retried, with growing pauses, while the server fails or a body ends early; the length of
+every body is checked. When the time for retries is over, Unreachable is raised and names the address. A local
+location is a Path, a remote one is a string.
 """
 
 import fnmatch
@@ -14,102 +15,110 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from vico.errors import Unreachable, UserError
+from vico.errors import Unreachable, UserError, one_line
 
-Place = Path | str
-Found = TypeVar("Found")
+Location = Path | str
+Result = TypeVar("Result")
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 PATIENCE_VARIABLE = "VICO_REMOTE_PATIENCE_S"
 _PATIENCE_S = 60.0
 _FIRST_PAUSE_S, _PAUSE_GROWTH, _LONGEST_PAUSE_S = 0.1, 1.5, 5.0
 _WINDOW_BYTES = 8 << 20
 _NOT_TRANSIENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-_NO_RIGHTS = ("NoCredentialsError", "PartialCredentialsError", "RepositoryNotFoundError", "GatedRepoError")
+_NO_ACCESS = ("NoCredentialsError", "PartialCredentialsError", "RepositoryNotFoundError", "GatedRepoError")
 _GLOB_CHARACTERS = "*?["
 
 
-def is_remote(place: Place) -> bool:
-    return isinstance(place, str) and place.partition("://")[0] in SCHEMES and "://" in place
+def is_remote(location: Location) -> bool:
+    return isinstance(location, str) and location.partition("://")[0] in SCHEMES and "://" in location
 
 
-def as_place(text: str) -> Place:
-    """The text as a remote address, or as a local path; UserError for a scheme that is not read."""
+def as_location(text: str) -> Location:
+    """Return a remote address unchanged and anything else as a local Path.
+
+    Raises UserError for a scheme that cannot be read.
+    """
     scheme, separator, _ = text.partition("://")
     if not separator:
         return Path(text)
     if scheme not in SCHEMES:
-        raise UserError(f"path={text}: {scheme}:// is not read; use a local path, s3://, gs:// or hf://")
+        raise UserError(f"path={text}: {scheme}:// cannot be read; use a local path, s3://, gs:// or hf://")
     return text
 
 
-def joined(folder: Place, name: str) -> Place:
-    """The place `name` below a folder; an absolute path or address stays as it is."""
+def joined(folder: Location, name: str) -> Location:
+    """Return the location of `name` in a folder; an absolute path or an address stays as it is."""
     if "://" in name:
-        return as_place(name)
+        return as_location(name)
     if is_remote(folder) and not name.startswith("/"):
         scheme, _, rest = str(folder).partition("://")
         return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}"
     return Path(folder) / name if not is_remote(folder) else Path(name)
 
 
-def parent(place: Place) -> Place:
-    return place.rpartition("/")[0] if isinstance(place, str) else place.resolve().parent
+def parent(location: Location) -> Location:
+    return location.rpartition("/")[0] if isinstance(location, str) else location.resolve().parent
 
 
-def name_of(place: Place) -> str:
-    return place.rpartition("/")[2] if isinstance(place, str) else place.name
+def name_of(location: Location) -> str:
+    return location.rpartition("/")[2] if isinstance(location, str) else location.name
 
 
-def is_file(place: Place) -> bool:
-    if isinstance(place, Path):
-        return place.is_file()
+def is_file(location: Location) -> bool:
+    if isinstance(location, Path):
+        return location.is_file()
     try:
-        return _info(place)["type"] == "file"
+        return _info(location)["type"] == "file"
     except FileNotFoundError:
         return False
 
 
-def is_folder(place: Place) -> bool:
-    """Whether a folder is there; an object store has one where some object lies below it."""
-    if isinstance(place, Path):
-        return place.is_dir()
+def is_folder(location: Location) -> bool:
+    """Return whether the folder exists; in an object store it does when its prefix has objects."""
+    if isinstance(location, Path):
+        return location.is_dir()
     try:
-        return _info(place)["type"] == "directory"
+        return _info(location)["type"] == "directory"
     except FileNotFoundError:
         return False
 
 
-def opened(place: Place) -> BinaryIO:
-    """The file for reading, with seek; a remote one is read in windows of 8 MiB."""
-    if isinstance(place, Path):
-        return open(place, "rb", buffering=io.DEFAULT_BUFFER_SIZE * 64)
-    return io.BufferedReader(_RemoteFile(place), _WINDOW_BYTES)
+def open_file(location: Location) -> BinaryIO:
+    """Open the file for reading, with seek; a remote file is read in windows of 8 MiB."""
+    if isinstance(location, Path):
+        return open(location, "rb", buffering=io.DEFAULT_BUFFER_SIZE * 64)
+    return io.BufferedReader(_RemoteFile(location), _WINDOW_BYTES)
 
 
-def content(place: Place) -> bytes:
-    """All bytes of a file, as many as the server says it has."""
-    if isinstance(place, Path):
-        return place.read_bytes()
-    info = _info(place)
+def content(location: Location) -> bytes:
+    """Return all bytes of a file; a remote file has as many as the server states."""
+    if isinstance(location, Path):
+        return location.read_bytes()
+    info = _info(location)
     if info["type"] != "file":
-        raise IsADirectoryError(place)
-    return _range(place, 0, info["size"])
+        raise IsADirectoryError(location)
+    return _range(location, 0, info["size"])
 
 
-def mark(place: str) -> list[Any]:
-    """What a remote file can be known again by without reading it: size, then tag or time of its version."""
-    # the Hub's file system tells a file's blob only when it is asked for all
-    info = _info(place, **({"expand_info": True} if place.startswith("hf://") else {}))
+def file_version(address: str) -> list[Any]:
+    """Return what identifies the version of a remote file without reading it: its size, then its tag or time.
+
+    The list has one element when the server states neither a tag nor a time.
+    """
+    # The Hub's file system gives the blob of a file only when it is asked for all details.
+    info = _info(address, **({"expand_info": True} if address.startswith("hf://") else {}))
     names = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "updated", "last_commit")
     return [info["size"], *(str(info.get(name)) for name in names if info.get(name))][:2]
 
 
-def matching_files(pattern: Place, suffix: str) -> list[Place]:
-    """The files that a path names: itself, those of a folder that end in `suffix`, or those of a pattern with
-    `*`, `?` or `[..]` in its last part; sorted by name. UserError when there are none.
+def matching_files(pattern: Location, suffix: str) -> list[Location]:
+    """Return the files that a path stands for, sorted by name.
+
+    A file stands for itself, a folder for its files that end in `suffix`, and a path with `*`, `?` or `[..]`
+    in its last part for the files that match. Raises UserError when there are none.
     """
-    if any(letter in name_of(pattern) for letter in _GLOB_CHARACTERS):
-        folder, wanted = (
+    if any(character in name_of(pattern) for character in _GLOB_CHARACTERS):
+        folder, name_pattern = (
             (parent(pattern), name_of(pattern))
             if isinstance(pattern, str)
             else (pattern.parent, pattern.name)
@@ -117,29 +126,31 @@ def matching_files(pattern: Place, suffix: str) -> list[Place]:
     elif is_file(pattern):
         return [pattern]
     else:
-        folder, wanted = pattern, f"*{suffix}"
-    names = [name for name in _names(folder) if fnmatch.fnmatchcase(name, wanted)]
+        folder, name_pattern = pattern, f"*{suffix}"
+    names = [name for name in _file_names(folder) if fnmatch.fnmatchcase(name, name_pattern)]
     if not names:
-        raise UserError(f"records path={pattern} names no file ({wanted} in {folder}); mend the path")
+        raise UserError(
+            f"records path={pattern} matches no file ({name_pattern} in {folder}); correct the path"
+        )
     return [joined(folder, name) for name in sorted(names)]
 
 
-def _names(folder: Place) -> list[str]:
+def _file_names(folder: Location) -> list[str]:
     if isinstance(folder, Path):
         return [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     try:
-        entries = patiently(lambda: _filesystem(folder).ls(folder, detail=True, refresh=True), folder)
+        infos = with_retries(lambda: _filesystem(folder).ls(folder, detail=True, refresh=True), folder)
     except FileNotFoundError:
         return []
-    return [name_of(entry["name"]) for entry in entries if entry["type"] == "file"]
+    return [name_of(info["name"]) for info in infos if info["type"] == "file"]
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file that is read by ranges, each of them retried and checked."""
+    """A remote file that is read by ranges; each range is retried and its length checked."""
 
-    def __init__(self, place: str):
-        self._place, self._at = place, 0
-        self._size = _info(place)["size"]
+    def __init__(self, address: str) -> None:
+        self._address, self._position = address, 0
+        self._size: int = _info(address)["size"]
 
     def readable(self) -> bool:
         return True
@@ -148,83 +159,93 @@ class _RemoteFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._at))
-        data = _range(self._place, self._at, self._at + wanted)
-        buffer[:wanted] = data
-        self._at += wanted
-        return wanted
-
-
-def _info(place: str, **asked: Any) -> dict[str, Any]:
-    return patiently(lambda: _filesystem(place).info(place, refresh=True, **asked), place)
+    def readinto(self, buffer: Any) -> int:  # a writable buffer; Python has a type for it from 3.12 on
+        num_bytes = max(0, min(len(buffer), self._size - self._position))
+        buffer[:num_bytes] = _range(self._address, self._position, self._position + num_bytes)
+        self._position += num_bytes
+        return num_bytes
 
 
-def _range(place: str, start: int, end: int) -> bytes:
-    def once() -> bytes:
-        data = _filesystem(place).cat_file(place, start=start, end=end) if end > start else b""
+def _info(address: str, **details: bool) -> dict[str, Any]:
+    return with_retries(lambda: _filesystem(address).info(address, refresh=True, **details), address)
+
+
+def _range(address: str, start: int, end: int) -> bytes:
+    def read_once() -> bytes:
+        data: bytes = _filesystem(address).cat_file(address, start=start, end=end) if end > start else b""
         if len(data) != end - start:
             raise OSError(f"the body has {len(data)} of {end - start} bytes")
         return data
 
-    return patiently(once, place)
+    return with_retries(read_once, address)
 
 
-def patiently(action: Callable[[], Found], place: str, verb: str = "read") -> Found:
-    """The action's result; tried again while the server fails, for as long as VICO_REMOTE_PATIENCE_S says.
+def with_retries(action: Callable[[], Result], address: str, verb: str = "read") -> Result:
+    """Return the result of the action; retry it while the server fails.
 
-    `verb` says in messages what could not be done with the place.
+    Retries end after VICO_REMOTE_PATIENCE_S seconds. `verb` says in messages what could not be done with the
+    address. Raises UserError when access is denied and Unreachable when the time is over; FileNotFoundError
+    and its like are raised as they are.
     """
     patience_s = float(os.environ.get(PATIENCE_VARIABLE, _PATIENCE_S))
-    deadline, pause_s, tries = time.monotonic() + patience_s, _FIRST_PAUSE_S, 1
+    deadline, pause_s, num_tries = time.monotonic() + patience_s, _FIRST_PAUSE_S, 1
     while True:
         try:
             return action()
-        except _NOT_TRANSIENT as error:
-            if isinstance(error, PermissionError):
-                raise UserError(
-                    f"{place} may not be {verb} ({_line(error)}); mend the credentials"
-                ) from error
-            if type(error.__cause__).__name__ in _NO_RIGHTS:  # private looks like missing, and so every file
-                raise UserError(
-                    f"{place} may not be {verb}, or there is no such repository ({_line(error)}); give "
-                    "credentials, or mend its name"
-                ) from error
-            raise
         except UserError:
             raise
-        except Exception as error:  # each library has its own: of the server, the connection, the body
-            if type(error).__name__ in _NO_RIGHTS:
-                raise UserError(f"{place} may not be {verb} ({_line(error)}); give credentials") from error
+        except Exception as error:  # every library has errors of its own for the server, connection and body
+            refusal = _refusal(error, address, verb)
+            if refusal is not None:
+                raise refusal from error
+            if isinstance(error, _NOT_TRANSIENT):
+                raise
             if time.monotonic() + pause_s > deadline:
                 raise Unreachable(
-                    f"{place} could not be {verb} in {tries} tries over {patience_s:.0f} s "
-                    f"({_line(error)}); nothing is lost, give the same command again later"
+                    f"{address} could not be {verb} in {num_tries} tries over {patience_s:.0f} s "
+                    f"({_line(error)}); nothing is lost, run the same command again later"
                 ) from error
         time.sleep(pause_s)
-        pause_s, tries = min(pause_s * _PAUSE_GROWTH, _LONGEST_PAUSE_S), tries + 1
+        pause_s, num_tries = min(pause_s * _PAUSE_GROWTH, _LONGEST_PAUSE_S), num_tries + 1
+
+
+def _refusal(error: Exception, address: str, verb: str) -> UserError | None:
+    """Return the error to raise when the server denies access, or None for any other error."""
+    if isinstance(error, PermissionError):
+        return UserError(f"{address} may not be {verb} ({_line(error)}); fix the credentials")
+    if isinstance(error, _NOT_TRANSIENT):
+        if type(error.__cause__).__name__ not in _NO_ACCESS:
+            return None
+        # For the Hub a private repository looks like a missing one, and so does every file in it.
+        return UserError(
+            f"{address} may not be {verb}, or there is no such repository ({_line(error)}); give "
+            "credentials, or correct its name"
+        )
+    if type(error).__name__ in _NO_ACCESS:
+        return UserError(f"{address} may not be {verb} ({_line(error)}); give credentials")
+    return None
 
 
 def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return one_line(f"{type(error).__name__}: {error}")
 
 
-def _filesystem(place: str) -> Any:
-    return _filesystem_of(place.partition("://")[0], os.getpid())
+def _filesystem(address: str) -> Any:
+    return _filesystem_of(address.partition("://")[0], os.getpid())
 
 
 @lru_cache(maxsize=8)
 def _filesystem_of(scheme: str, process: int) -> Any:
-    """The fsspec file system of a scheme, anew in each process. Its own retries are off: ours are counted.
+    """Return the fsspec file system of a scheme, one per process, with its own retries off: ours are counted.
 
-    fsspec would hand out one instance to all of a process, whatever endpoint the environment names by then.
+    fsspec would give the whole process one instance, even after the environment names another endpoint.
     """
     import fsspec
 

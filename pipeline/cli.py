@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train InternVL-style models to spend few visual tokens on simple tiles and many on rich ones.",
 )
-COMMANDS = (  # in the order of `vico --help`
+COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `vico --help`
     cli_data.init,
     cli_runs.run,
     cli_runs.submit,
@@ -36,18 +37,22 @@ COMMANDS = (  # in the order of `vico --help`
     cli_model.export,
     cli_model.serve,
 )
-DATA_COMMANDS = (cli_data.check, cli_data.build, cli_data.retry)
+DATA_COMMANDS: tuple[Callable[..., None], ...] = (cli_data.check, cli_data.build, cli_data.retry)
 for command in COMMANDS:
     app.command()(command)
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The shard stage by itself.")
+data_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Check, build and repair shards.",
+)
 for command in DATA_COMMANDS:
     data_app.command()(command)
 app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """Entry point: what a user can mend is one `error:` line for each fault and exit code 2."""
-    # Logs go to files of the run; without any handler logging would print warnings to the terminal.
+    """Run the command line. A UserError becomes one `error:` line per fault and exit code 2."""
+    # Logs go to files of the run. Without a handler, logging would print warnings to the terminal.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
         app()

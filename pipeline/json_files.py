@@ -1,6 +1,6 @@
-"""The store's JSON files: written whole or not at all, read with their schema and form checked.
+"""The JSON files of a storage: written as a whole or not at all; read with a check of schema and types.
 
-Used by store, lease and runs; every such file carries `schema`.
+Used for leases, runs, records and lists of parts; every such file has the key `schema`.
 """
 
 import json
@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 class OutputFile(BaseModel):
-    """What records and lists of parts say of a file: its size and sha256."""
+    """Size and sha256 of a file of a stage's output, as records and lists of parts keep them."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -27,8 +27,7 @@ class OutputFile(BaseModel):
 
 
 class StoredModel(BaseModel):
-    """A file of the store. Types are checked strictly; unknown keys of the same schema are kept out of the
-    way."""
+    """A JSON file of the storage. Types are checked strictly; unknown keys of the same schema are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True)
 
@@ -36,22 +35,24 @@ class StoredModel(BaseModel):
 
     @classmethod
     def read(cls, path: Path, remedy: str) -> Self | None:
-        """The file's content, None if there is no file; UserError names path, fault and `remedy` if it is
-        damaged."""
+        """Return the content of the file, or None if it does not exist.
+
+        Raises UserError if the file is damaged: path, fault and `remedy`.
+        """
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
         except OSError as error:
             raise UserError(
-                f"{path} cannot be read ({error.strerror}); mend the file or its rights"
+                f"{path} cannot be read ({error.strerror}); fix the file or its permissions"
             ) from error
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is damaged (not UTF-8 text); {remedy}") from error
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged (no valid JSON at line {error.lineno}); {remedy}") from error
+            raise UserError(f"{path} is damaged (not valid JSON at line {error.lineno}); {remedy}") from error
         if not isinstance(content, dict):
             raise UserError(f"{path} is damaged (a {type(content).__name__} instead of an object); {remedy}")
         if content.get("schema") != SCHEMA:
@@ -67,16 +68,17 @@ class StoredModel(BaseModel):
             raise UserError(f"{path} is damaged ({field}: {first['msg'].lower()}); {remedy}") from error
 
     def write(self, path: Path) -> None:
-        """For files that one process alone writes and reads; others go through the storage."""
+        """Write the file; only for files that no other process reads or writes (others: the storage's
+        `write`)."""
         write_json(path, self.content())
 
     def content(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return the content as JSON types."""
         return self.model_dump(mode="json", by_alias=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace the file in one step; after a crash there is the old content or the new one."""
+    """Replace the file in one step: after a crash it has the old content or the new one."""
     write_bytes(path, json_bytes(content))
 
 

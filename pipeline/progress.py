@@ -1,5 +1,4 @@
-"""What a running command tells people: bars on a terminal, plain lines elsewhere, and always lines in the
-run's log."""
+"""What a running command shows: bars on a terminal, plain lines elsewhere, and lines in the run's log."""
 
 import logging
 import threading
@@ -13,17 +12,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 logger = logging.getLogger(__name__)
 LINE_EVERY_S = 10.0
+"""At least so long between two plain lines about the progress of a stage."""
 
 
-class Display(AbstractContextManager):
-    """Lines and progress of one command on a stream. `progress` may be called from any thread, as often as
-    one likes."""
+class Display(AbstractContextManager["Display"]):
+    """Lines and progress of one command on a stream.
+
+    `progress` may be called from any thread and very often.
+    """
 
     def __init__(self, stream: TextIO):
         self._console = _LastingConsole(file=stream, highlight=False)
         self._bars = _bars(self._console) if self._console.is_terminal else None
         self._lock = threading.Lock()
-        self._stages: dict[str, _Shown] = {}
+        self._stages: dict[str, _StageProgress] = {}
 
     def __enter__(self) -> Self:
         if self._bars:
@@ -35,59 +37,59 @@ class Display(AbstractContextManager):
             self._bars.stop()
 
     def line(self, text: str) -> None:
-        """One line, also in the log. A terminal or pipe that is gone ends nothing: the run goes on, or comes
-        to its stop, by the log."""
+        """Show one line and log it. If the terminal or pipe is gone, the run continues with the log alone."""
         logger.info("%s", text)
         with suppress(OSError):
             self._console.print(text, markup=False, soft_wrap=True)
 
     def stage_started(self, stage: str, text: str) -> None:
+        """Show one line and accept the stage's progress from now on."""
         self.line(text)
         with self._lock:
-            self._stages[stage] = _Shown(last_line_s=time.monotonic())
+            self._stages[stage] = _StageProgress(last_line_s=time.monotonic())
 
     def progress(self, stage: str, done: int, total: int, unit: str) -> None:
+        """Update the stage's bar; every LINE_EVERY_S also write a line, to the stream or only to the log."""
         with self._lock:
-            shown = self._stages.get(stage)
-            if shown is None:
+            progress = self._stages.get(stage)
+            if progress is None:
                 return
             now = time.monotonic()
-            if not shown.started_s or shown.first_done == 0:  # what was done before would spoil the rate
-                shown.started_s, shown.first_done = now, done
+            # What was done before this command must not enter the rate.
+            if not progress.started_s or progress.first_done == 0:
+                progress.started_s, progress.first_done = now, done
             if self._bars:
-                self._show(stage, shown, done, total, unit)
-            if now - shown.last_line_s < LINE_EVERY_S:
+                if progress.bar is None:
+                    progress.bar = self._bars.add_task(stage, unit=unit, completed=done, total=total)
+                self._bars.update(progress.bar, completed=done, total=total, unit=unit)
+            if now - progress.last_line_s < LINE_EVERY_S:
                 return
-            shown.last_line_s = now
-            text = f"{stage}: {done}/{total} {unit}{shown.time_left(done, total, now)}"
+            progress.last_line_s = now
+            text = f"{stage}: {done}/{total} {unit}{progress.time_left(done, total, now)}"
         if self._bars:
             logger.info("%s", text)
         else:
             self.line(text)
 
     def stage_ended(self, stage: str, text: str) -> None:
+        """Remove the stage's bar and show one line."""
         with self._lock:
-            shown = self._stages.pop(stage, None)
-            if self._bars and shown is not None and shown.bar is not None:
-                self._bars.remove_task(shown.bar)
+            progress = self._stages.pop(stage, None)
+            if self._bars and progress is not None and progress.bar is not None:
+                self._bars.remove_task(progress.bar)
         self.line(text)
-
-    def _show(self, stage: str, shown: "_Shown", done: int, total: int, unit: str) -> None:
-        if shown.bar is None:
-            shown.bar = self._bars.add_task(stage, unit=unit, completed=done, total=total)
-        self._bars.update(shown.bar, completed=done, total=total, unit=unit)
 
 
 class _LastingConsole(Console):
-    """Silent once its pipe is broken, where rich would end the process and close its standard output too."""
+    """Goes silent when its pipe breaks. Rich itself would end the process and close standard output."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
 @dataclass
-class _Shown:
-    """A stage that runs, as far as people were told of it."""
+class _StageProgress:
+    """What has been shown of a running stage; times are values of `time.monotonic`."""
 
     last_line_s: float
     started_s: float = 0.0
@@ -95,10 +97,10 @@ class _Shown:
     bar: TaskID | None = None
 
     def time_left(self, done: int, total: int, now: float) -> str:
-        moved = done - self.first_done
-        if moved <= 0 or done >= total:
+        num_done_here = done - self.first_done
+        if num_done_here <= 0 or done >= total:
             return ""
-        return f", about {duration((total - done) * (now - self.started_s) / moved)} left"
+        return f", about {duration((total - done) * (now - self.started_s) / num_done_here)} left"
 
 
 def _bars(console: Console) -> Progress:
@@ -113,7 +115,7 @@ def _bars(console: Console) -> Progress:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: `4.2 s`, `3 min 12 s`, `2 h 05 min`."""
+    """Return a time as people write it: `4.2 s`, `3 min 12 s`, `2 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,1 +1,1 @@
-"""The stages, one folder each; what they share; the context their runner gives them."""
+"""The stages, one folder each, with what they share and the context that the runner gives them."""

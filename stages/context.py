@@ -1,6 +1,6 @@
-"""What a stage gets from whoever runs it: its inputs, its place to write, and ways to report.
+"""The context of a stage: its inputs, the folder it writes to, and ways to report.
 
-The runner of the pipeline gives the real one; a test may give any object of this form.
+The runner's context is `pipeline/running/stage_context.py`; a test may give any object of this form.
 """
 
 from __future__ import annotations
@@ -22,18 +22,30 @@ class Context(Protocol):
     stage: str
     parts: Parts
     site: Site
-    inputs: Mapping[str, Path | RecordsConfig | Repairs | None]
-    """A stage's name -> its output folder; model and tokenizer -> the model folder; records and heldout ->
-    their config, repaired -> the files it is about (None where the pipeline has none)."""
+
+    @property
+    def records(self) -> RecordsConfig:
+        """The records of the pipeline."""
+
+    @property
+    def heldout(self) -> RecordsConfig | None:
+        """The held-out records, or None if the pipeline has none."""
+
+    @property
+    def repaired(self) -> Repairs | None:
+        """The rows that were repaired since the last sharding, or None."""
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of an input: a stage's output, `model`, `tokenizer`, or the adopted `folder`."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append metrics of a step to the attempt's metrics.jsonl."""
+        """Append the metrics of a step to the attempt's metrics.jsonl."""
 
     def progress(self, done: int, total: int, unit: str) -> None:
-        """Say how far the stage is; cheap enough to call for every part."""
+        """Report how far the stage is; cheap enough to call for every part."""
 
     def note(self, text: str) -> None:
-        """Say one line to whoever follows the run; it also goes to the log."""
+        """Show one line to whoever follows the run, and log it."""
 
     def check(self) -> None:
         """Raise Interrupted or LeaseLost when the stage must stop; call between parts and between steps."""

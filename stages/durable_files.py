@@ -13,27 +13,32 @@ from pathlib import Path
 
 from vico.errors import UserError
 
-_LOCK_PATIENCE_S = 60.0
+_LOCK_TIMEOUT_S = 60.0
 logger = logging.getLogger(__name__)
 
 
 def delete(path: Path) -> None:
-    """Delete what is out of sight. The driver and a rank may do so at once, one inside the other: what is
-    gone already is no fault."""
+    """Delete a hidden file or folder.
+
+    The driver and a rank may delete a folder and a folder in it at the same time; a path that is already gone
+    is not an error.
+    """
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
     if path.exists():
-        logger.warning("%s is not deleted yet; the next attempt does it", path)
+        logger.warning("%s could not be deleted; the next attempt deletes it", path)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A short critical section between all processes that share the folder; the lease is read and written
-    in it."""
+    """Hold a lock between all processes that share the folder, for a short critical section.
+
+    The lease is read and written under this lock.
+    """
     path = folder / "lease.lock"
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
     with path.open("a") as file:
         while True:
             try:
@@ -42,7 +47,7 @@ def locked(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"{path} is locked by a process that does not go on; end it (lsof {path})"
+                        f"{path} is locked by a process that does not release it; end it (lsof {path})"
                     ) from None
                 time.sleep(0.01)
             except OSError as error:
@@ -64,6 +69,7 @@ def sync_tree(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
+    """fsync one file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,5 +78,5 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """fsync a folder, so that a rename in it outlasts a crash of the machine."""
+    """fsync a folder, so that a rename in it survives a crash of the machine."""
     sync_file(path)

@@ -1,4 +1,4 @@
-"""Figures of the stages, as PNG: losses by kind of content, training curves, routed pictures."""
+"""Plots of the stages: publish them as PNG, draw box plots."""
 
 from collections.abc import Sequence
 
@@ -8,21 +8,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from stages.context import Context
-
-# The palette of Okabe and Ito, which colour-blind readers can tell apart.
-ORANGE, BLUE, GREEN, PINK, SKY, GREY = "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#777777"
+from stages.outputs import FIGURES_FOLDER
 
 
 def publish_figure(context: Context, name: str, figure: Figure) -> None:
-    """Writes `figures/<name>.png`, replacing that of an earlier attempt."""
+    """Write `figures/<name>.png`, replacing the file of an earlier attempt."""
     FigureCanvasAgg(figure)
-    path = f"figures/{name}.png"
+    path = f"{FIGURES_FOLDER}/{name}.png"
     figure.savefig(context.parts.partial(path), format="png", dpi=120)
     context.parts.publish(path, replace=True)
 
 
-def boxes(axes: Axes, values: Sequence[np.ndarray], colour: str, shift: float, label: str) -> None:
-    """Horizontal boxes (quartiles, whiskers from 5 to 95 %) at 0, 1, ... moved by `shift`."""
+def draw_boxes(axes: Axes, values: Sequence[np.ndarray], colour: str, shift: float, label: str) -> None:
+    """Draw horizontal boxes (quartiles, whiskers from 5 to 95 %) at 0, 1, ... moved by `shift`."""
     drawn = axes.boxplot(
         values,
         positions=np.arange(len(values)) + shift,

@@ -1,6 +1,6 @@
-"""What an actor needs that only runs models: where they lie, what the site allows, and both models opened.
+"""Open what an inference actor needs: the shards, the policy and the reference, by the site's limits.
 
-Used by the actors of ratio and evaluate. Importing this is light; torch comes when models are opened.
+The actors of ratio and evaluate use it. Importing it is light; torch is imported when models are opened.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from stages.context import Context
 from stages.outputs import POLICY_FOLDER
 
 if TYPE_CHECKING:
-    import torch
-
     from data_prep.shards.reader import SampleReader
     from vico.model.internvl import VicoModel
+    from vico.model.router import Router
 
 
 Dtype = Literal["float32", "bfloat16"]
@@ -24,7 +23,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """Picklable: folders of policy, reference and shards, dtype and device, and the site's limits."""
+    """Folders of policy, reference and shards, dtype and device, and the site's limits. Can be pickled."""
 
     policy_folder: Path
     reference_folder: Path
@@ -39,26 +38,24 @@ class InferenceSettings:
 
 
 def inference_settings(context: Context, dtype: Dtype) -> InferenceSettings:
-    """The settings of a stage with the inputs shard, model and consistency."""
+    """Return the settings of a stage with the inputs shard, model and consistency."""
     resources, inference = context.site.resources, context.site.inference
     return InferenceSettings(
-        policy_folder=context.inputs["consistency"] / POLICY_FOLDER,
-        reference_folder=context.inputs["model"],
-        shard_folder=context.inputs["shard"],
+        policy_folder=context.folder("consistency") / POLICY_FOLDER,
+        reference_folder=context.folder("model"),
+        shard_folder=context.folder("shard"),
         dtype=dtype,
         device="cuda" if resources.gpus_per_worker else "cpu",
         num_threads=resources.threads_per_worker,
         row_tokens=inference.row_tokens,
         generation_tokens=inference.generation_tokens,
         batch_tiles=inference.batch_tiles,
-        kl_chunk_rows=context.site.train.kl_chunk_rows,
+        kl_chunk_rows=context.site.train.memory.kl_chunk_rows,
     )
 
 
-def opened_reader(settings: InferenceSettings) -> SampleReader:
-    """The shards, read with the tokenizer of the reference; also sets the number of threads of this
-    process.
-    """
+def open_reader(settings: InferenceSettings) -> SampleReader:
+    """Open the shards with the reference's tokenizer; also set torch's number of threads."""
     import torch
 
     from data_prep.shards.reader import SampleReader
@@ -68,25 +65,26 @@ def opened_reader(settings: InferenceSettings) -> SampleReader:
     return SampleReader(settings.shard_folder, load_prompt_format(settings.reference_folder))
 
 
-def opened_policy(settings: InferenceSettings, router_file: Path | None = None) -> VicoModel:
-    """The policy, with the router of `router_file` where one is given."""
-    model = _opened(settings.policy_folder, settings)
-    return model if router_file is None else with_router(model, router_file)
+def load_policy(settings: InferenceSettings) -> VicoModel:
+    """Load the policy, without a router."""
+    return _load(settings.policy_folder, settings)
 
 
-def opened_models(settings: InferenceSettings, reader: SampleReader) -> tuple[VicoModel, VicoModel]:
-    """The policy and the frozen start model; UserError where the policy, which may have been trained
-    elsewhere, does not start from it."""
+def load_models(settings: InferenceSettings, reader: SampleReader) -> tuple[VicoModel, VicoModel]:
+    """Load the policy and the frozen reference.
+
+    Raises UserError if the policy, which may have been trained elsewhere, does not start from the reference.
+    """
     from vico.objectives.consistency import check_same_start
     from vico.prompt import check_same_tokens, load_prompt_format
 
     check_same_tokens(load_prompt_format(settings.policy_folder), reader.prompt_format)
-    policy, reference = opened_policy(settings), _opened(settings.reference_folder, settings)
+    policy, reference = load_policy(settings), _load(settings.reference_folder, settings)
     check_same_start(policy, reference, len(reader.prompt_format.tokenizer))
     return policy, reference
 
 
-def _opened(folder: Path, settings: InferenceSettings) -> VicoModel:
+def _load(folder: Path, settings: InferenceSettings) -> VicoModel:
     import torch
 
     from vico.checkpoints import load_model
@@ -94,11 +92,12 @@ def _opened(folder: Path, settings: InferenceSettings) -> VicoModel:
     return load_model(folder, getattr(torch, settings.dtype), settings.device)
 
 
-def with_router(model: VicoModel, router_file: Path) -> VicoModel:
-    """The model with the trained router of a file (keys `router.*`) added to it."""
+def load_router(model: VicoModel, router_file: Path) -> Router:
+    """Add the trained router of a file (keys `router.*`) to the model and return it."""
     from safetensors.torch import load_file
 
-    tensors: dict[str, torch.Tensor] = load_file(router_file)
+    tensors = {key.removeprefix("router."): tensor for key, tensor in load_file(router_file).items()}
     model.add_router(0)
-    model.router.load_state_dict({key.removeprefix("router."): tensor for key, tensor in tensors.items()})
-    return model
+    assert model.router is not None
+    model.router.load_state_dict(tensors)
+    return model.router

@@ -1,20 +1,38 @@
-"""Names of the files and folders that stages publish, and what a later stage needs of each."""
+"""Names of the files and folders that stages publish, and the files that later stages need from each stage.
 
-from __future__ import annotations
+Those of the shard stage are in `data_prep/shards/names.py`, because its readers know no stages.
+"""
+
+from data_prep.shards.names import INDEX_FILE, MANIFEST_FILE
+
+METRICS_FILE = "metrics.json"
+"""The metrics of a finished stage (ratio, label, router, evaluate)."""
+FIGURES_FOLDER = "figures"
+"""The plots of a stage, as PNG (label, evaluate)."""
+
+POLICY_FOLDER = "policy"
+CURVE_FILE = "curve.parquet"
+"""The metrics of each training step (consistency, router)."""
+RATIOS_FILE = "ratios.parquet"
+LABELS_FILE = "labels.parquet"
+ROUTER_FILE = "router.safetensors"
+SCORES_FILE = "scores.parquet"
+"""The router's probability to compress, one row per tile (router: calib and test tiles with labels; evaluate:
+test tiles that the router stage did not score)."""
+TILES_FILE, PREDICTIONS_FILE, TABLE_FILE = "tiles.parquet", "predictions.parquet", "table.md"
+MODEL_FOLDER = "model"
 
 NEEDED = {
-    "shard": ("manifest.json", "index.parquet"),
-    "consistency": ("policy/config.json",),
-    "ratio": ("ratios.parquet",),
-    "label": ("labels.parquet",),
-    "router": ("router.safetensors", "metrics.json"),
-    "evaluate": ("metrics.json",),
+    "shard": (MANIFEST_FILE, INDEX_FILE),
+    "consistency": (f"{POLICY_FOLDER}/config.json",),
+    "ratio": (RATIOS_FILE,),
+    "label": (LABELS_FILE,),
+    "router": (ROUTER_FILE, METRICS_FILE),
+    "evaluate": (METRICS_FILE,),
 }
-"""What later stages read of each stage's output."""
-SCORES_FILE, TILES_FILE = "scores.parquet", "tiles.parquet"
-PREDICTIONS_FILE, METRICS_FILE, TABLE_FILE = "predictions.parquet", "metrics.json", "table.md"
-MODEL_FOLDER = "model"
-POLICY_FOLDER = "policy"
-ROUTER_FILE = "router.safetensors"
-LABELS_FILE = "labels.parquet"
-RATIOS_FILE = "ratios.parquet"
+"""Stage -> files of its output that later stages read."""
+
+
+def part_name(number: int) -> str:
+    """Return the name of one part: a shard (ratio) or a block of samples (evaluate)."""
+    return f"parts/{number:05d}.parquet"

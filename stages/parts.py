@@ -1,6 +1,6 @@
-"""How a stage writes: each part under a partial name of its attempt, synced, renamed once.
+"""How a stage writes its output: each part under a partial name, synced, then renamed once.
 
-Used by the stages, in the driver and in workers; the runner prepares the folder.
+Stages use it in the driver and in workers; the runner prepares the folder.
 """
 
 from __future__ import annotations
@@ -11,25 +11,24 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stages.durable_files import delete, locked, sync_folder, sync_tree
 from stages.stops import LeaseLost
 
 LEASE_FILE = "lease.json"
 JOURNAL_FILE = "parts.journal"
-"""In an attempt's folder: which parts it published and removed, in order, a line of JSON each."""
+"""In an attempt's folder: the parts it published and removed, in order, one line of JSON each."""
 HELD_FILE = ".held.json"
-"""In an attempt's folder: parts that are being brought to an object store. One of them that is removed
-meanwhile stays until it is there: whoever brings it deletes it then."""
+"""In an attempt's folder: parts that are being uploaded to an object store. `remove` leaves them in place;
+the uploader deletes them when the upload is complete."""
 
 
 @dataclass(frozen=True)
 class Parts:
     """The parts of one stage (`<storage>/<stage>/<fingerprint>`), written by one attempt. Can be pickled.
 
-    A name is a path relative to `output`, such as `00012.tar` or `checkpoints/step-00020`, a file or a
-    folder.
+    A part is a file or a folder. Its name is a path relative to `output`, such as `00012.tar` or
+    `checkpoints/step-00020`.
     """
 
     folder: Path
@@ -44,44 +43,44 @@ class Parts:
         return self.folder / "attempts" / str(self.attempt)
 
     def done(self, name: str) -> bool:
-        """Whether this part is complete, whichever attempt wrote it."""
+        """Return whether this part is complete, whichever attempt wrote it."""
         return (self.output / name).exists()
 
     def partial(self, name: str) -> Path:
-        """Where this attempt writes the part before it is published; the parent folders are there.
+        """Return the path to which this attempt writes the part before it publishes it.
 
-        The path itself may be left over from an earlier try within the same attempt; write files with mode
-        "w" and folders from empty.
+        The parent folders exist. The path itself may be left over from an earlier try within the same
+        attempt: open files with mode "w", and empty folders first.
         """
         target = self.output / name
         target.parent.mkdir(parents=True, exist_ok=True)
         return target.parent / f".{target.name}.partial-{self.attempt}"
 
     def publish(self, name: str, *more: str, replace: bool = False) -> Path:
-        """Sync the partial file or folder and rename it to its final name; returns that path. With `more`
-        names these follow in order, and their folder is synced once.
+        """Sync the partial file or folder, rename it to its final name and return that path.
 
-        Raises LeaseLost when another attempt owns the stage, FileExistsError when the part is there already.
-        `replace` is for files that are drawn again from the parts on every attempt (figures, tables), never
-        for parts.
+        The parts `more` follow in order; their folder is synced once. `replace` is for files that every
+        attempt writes again from the parts (plots, tables), never for parts. Raises LeaseLost if another
+        attempt owns the stage, FileExistsError if the part is already published.
         """
         names = (name, *more)
-        for one in names:
-            sync_tree(self.partial(one))
+        for part in names:
+            sync_tree(self.partial(part))
         with locked(self.folder):
             self.check_lease()
-            for one in names:
-                if (self.output / one).exists() and not replace:
+            for part in names:
+                target = self.output / part
+                if target.exists() and not replace:
                     raise FileExistsError(
-                        f"{self.output / one} is published already; ask done({one!r}) before writing it again"
+                        f"{target} is published already; call done({part!r}) before writing it again"
                     )
-                os.replace(self.partial(one), self.output / one)
-                self._note(published=one)
+                os.replace(self.partial(part), target)
+                self._append_to_journal(published=part)
         self._sync_folders(names)
         return self.output / name
 
     def rename(self, new_names: Mapping[str, str]) -> None:
-        """Give published parts other names that are free, in order; raises as `publish` does."""
+        """Give published parts new names, which must be free, in order. Raises like `publish`."""
         with locked(self.folder):
             self.check_lease()
             for name, new_name in new_names.items():
@@ -90,8 +89,8 @@ class Parts:
                 if target.exists():
                     raise FileExistsError(f"{target} is published already")
                 os.replace(self.output / name, target)
-                self._note(published=new_name)
-                self._note(removed=name)
+                self._append_to_journal(published=new_name)
+                self._append_to_journal(removed=name)
         self._sync_folders(new_names.values())
 
     def _sync_folders(self, names: Iterable[str]) -> None:
@@ -99,54 +98,56 @@ class Parts:
             sync_folder(folder)
 
     def remove(self, name: str) -> None:
-        """Drop a part, or a folder of parts, that nobody needs any more; quietly if it is not there."""
+        """Delete a part or a folder of parts that nobody needs any more; do nothing if it does not exist."""
         path = self.output / name
         if not path.exists():
             return
         with locked(self.folder):
             self.check_lease()
-            if not path.exists():  # it was held, and the driver has let it go meanwhile
+            if not path.exists():  # it was being uploaded, and the driver has deleted it in the meantime
                 return
-            self._note(removed=name)
+            self._append_to_journal(removed=name)
             held = [part for part in self.held() if is_within(part, name)]
             if name in held:
                 return
-            # a folder of parts of which some are held goes but for those
-            going = [one for one in path.iterdir() if f"{name}/{one.name}" not in held] if held else [path]
-            gone = [self.out_of_sight(one) for one in going]
-        for one in gone:
-            delete(one)
+            # of a folder in which some parts are held, only the others are deleted
+            paths = [path]
+            if held:
+                paths = [child for child in path.iterdir() if f"{name}/{child.name}" not in held]
+            hidden_paths = [self.hide(path) for path in paths]
+        for hidden in hidden_paths:
+            delete(hidden)
 
-    def out_of_sight(self, path: Path) -> Path:
-        """Rename what is to be deleted to a partial name: a kill while it is deleted leaves no half part."""
+    def hide(self, path: Path) -> Path:
+        """Rename a path before its deletion, so that a kill leaves no half part; return the new path."""
         hidden = path.with_name(f".{path.name}.partial-{self.attempt}-{secrets.token_hex(4)}")
         return path.rename(hidden)
 
     def held(self) -> list[str]:
-        """Parts that are being brought to an object store; asked while the folder is locked."""
+        """Return the parts that are being uploaded to an object store; call it while the folder is locked."""
         try:
             return json.loads((self.attempt_folder / HELD_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return []
 
-    def _note(self, **what: str) -> None:
-        """Enter into the journal what is done; called while the folder is locked."""
+    def _append_to_journal(self, **action: str) -> None:
+        """Append what was done to a part; called while the folder is locked."""
         self.attempt_folder.mkdir(parents=True, exist_ok=True)
         with (self.attempt_folder / JOURNAL_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(what) + "\n")
+            file.write(json.dumps(action) + "\n")
 
-    def write_json(self, name: str, value: Any) -> Path:
-        """Write a summary as JSON, replacing that of an earlier attempt; nan and inf raise ValueError."""
+    def write_json(self, name: str, value: object) -> Path:
+        """Write a summary as JSON, replacing the file of an earlier attempt; nan and inf raise ValueError."""
         text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
         self.partial(name).write_text(text + "\n", encoding="utf-8")
         return self.publish(name, replace=True)
 
     def check_lease(self) -> None:
-        """Raise LeaseLost when the stage's lease names another attempt or was given back."""
+        """Raise LeaseLost if the stage's lease names another attempt or was released."""
         try:
             lease = json.loads((self.folder / LEASE_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return  # a stage run by itself, without a runner
+            return  # the stage runs alone, without a runner
         if lease["attempt"] == self.attempt and not lease["released"]:
             return
         owner = f"attempt {lease['attempt']} on {lease['host']}, pid {lease['pid']}"
@@ -156,7 +157,7 @@ class Parts:
 
 
 def has_published(attempt_folder: Path) -> bool:
-    """Whether the attempt published a part, by its journal."""
+    """Return whether the attempt published a part, according to its journal."""
     try:
         return '"published"' in (attempt_folder / JOURNAL_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -164,5 +165,5 @@ def has_published(attempt_folder: Path) -> bool:
 
 
 def is_within(part: str, name: str) -> bool:
-    """Whether a part has this name or lies in a folder of it."""
+    """Return whether a part has this name or is in the folder of this name."""
     return f"{part}/".startswith(f"{name}/")

@@ -1,4 +1,4 @@
-"""What the configs of all stages share: frozen, no unknown key, no nan or inf."""
+"""The base of all stage configs: frozen, without unknown keys, nan or inf."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict
 class StageConfig(BaseModel):
     """The config of one stage; all of its fields enter the stage's fingerprint.
 
-    A stage that draws random numbers has the field `seed: int | None = None`; None stands for the pipeline's
-    seed and is replaced by it before the config is hashed.
+    A stage that draws random numbers has the field `seed: int`. A pipeline file may leave it out; the stage
+    then uses the pipeline's seed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)

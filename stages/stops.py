@@ -1,14 +1,14 @@
-"""Why a stage must stop before it is done. Raised by the context, caught by the runner."""
+"""Why a stage must stop before it is done. The context raises these, the runner catches them."""
 
 from __future__ import annotations
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop (SIGINT, SIGTERM, cancel); what is published stays.
+    """The run was asked to stop (SIGINT, SIGTERM, cancel); published parts stay.
 
-    A KeyboardInterrupt, since that is what blocking calls in C give way to: Ray's swallow all others.
+    It is a KeyboardInterrupt because blocking calls in C, such as Ray's, swallow all other exceptions.
     """
 
 
 class LeaseLost(Exception):
-    """Another driver has taken this stage over; this one must stop and cannot publish any more."""
+    """Another driver has taken over this stage; this one must stop and can no longer publish."""

@@ -1,4 +1,4 @@
-"""Options of the parity tests, tests side by side, signals as a terminal's programs have them."""
+"""Options of the parity tests, groups for parallel runs, and signals as programs in a terminal have them."""
 
 import signal
 from collections.abc import Iterator
@@ -6,33 +6,35 @@ from collections.abc import Iterator
 import pytest
 
 
-def pytest_addoption(parser):
+def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tiling", help="a file of tiling cases (default: tests/data/tiling.json)")
     parser.addoption("--golden", help="a folder of parity cases (default: tests/data/golden)")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names
-def pytest_collection_modifyitems(items):
-    """Where tests run in two processes (`make test`), those of a file share one, for they share what its
-    fixtures made; so do all that look at the one run of the pipeline."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests of a file for runs in two processes (`make test`), so that they share its fixtures.
+
+    All tests that use the one run of the pipeline are one group, too.
+    """
     for item in items:
         shared = "pipeline" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("pipeline" if shared else item.location[0]))
 
 
-def pytest_collection_finish(session):
-    """xdist groups by what it appends to the names, and says nothing where it could not."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Raise UsageError when a test has no group: xdist appends groups to names and reports no failure."""
     if getattr(session.config.option, "loadgroup", False):
-        alone = [item.nodeid for item in session.items if "@" not in item.nodeid]
-        if alone:
-            raise pytest.UsageError(f"xdist left {len(alone)} tests without their group: {alone[0]} ..")
+        ungrouped = [item.nodeid for item in session.items if "@" not in item.nodeid]
+        if ungrouped:
+            raise pytest.UsageError(f"xdist left {len(ungrouped)} tests without a group: {ungrouped[0]} ..")
 
 
 @pytest.fixture
 def terminal_signals() -> Iterator[None]:
-    """SIGINT and SIGHUP not ignored, here and in started programs: `nohup` and a shell's `&` ignore them."""
-    asked = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in asked.items()}
+    """Reset SIGINT and SIGHUP, which `nohup` and a shell's `&` ignore, here and in started programs."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

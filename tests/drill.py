@@ -1,61 +1,49 @@
 """The drill: trainings on a 3-node Ray cluster while workers, a raylet and the driver are killed.
 
-    python -m tests.drill --rounds 20 --report docs/measurements/drill.md        (or: make drill)
+python -m tests.drill --rounds 20 --report docs/measurements/drill.md        (or: make drill)
 
-Each round trains a small policy in a storage of its own and kills one thing with SIGKILL at a random step (a
-preemption is a SIGTERM to a rank, a notice is Ray's own word that a node will be taken away, a stop a SIGTERM
-to the driver, which must leave a checkpoint of its last step); what ended is started again by the same
-command. It must end with the weights of the undisturbed training, bit for bit, or within 1e-5 relative where
-it went on with fewer ranks; every step must be in MLflow exactly once. Called again with the same `--folder`,
-the drill goes on with the round after the last.
+Each round trains a small policy in a storage of its own and kills one process with SIGKILL at a random step.
+Other kinds of rounds: a preemption is a SIGTERM to a rank, a notice is Ray's own message that a node will be
+taken away, and a stop is a SIGTERM to the driver, which must leave a checkpoint of its last step. The same
+command then resumes whatever ended. The weights must equal those of the undisturbed training, bit for bit, or
+within 1e-5 relative if training resumed with fewer ranks; every step must be in MLflow exactly once. Called
+again with the same `--folder`, the drill continues with the next round.
 """
 
 import argparse
 import json
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
 import yaml
 
 from tests.drill_cluster import DrillCluster
+from tests.drill_report import (
+    CHECKPOINT_EVERY,
+    NUM_STEPS,
+    Round,
+    earlier_rounds,
+    json_report,
+    keep_round,
+    report,
+)
 
 FEWER, STOP = "driver, then one rank", "stop"
 KINDS = ("worker", "raylet", "driver", "preemption", "notice", STOP, FEWER)
-NUM_STEPS = 36
-LAST_KILL = 24  # a fast machine takes ten steps while a process is looked for and killed
-CHECKPOINT_EVERY = 4
+LAST_KILL = 24  # a fast machine makes ten steps while a process is searched for and killed
 TOLERANCE = 1e-5
 _PATIENCE_S = 600
-_ROUNDS_FILE = "rounds.jsonl"
-
-
-@dataclass
-class Round:
-    """What happened in one round, and what came out."""
-
-    number: int
-    kind: str
-    kill_after_step: int
-    killed_at_step: int = 0
-    commands: int = 1
-    restarts: float = 0
-    preemptions: float = 0
-    weights: str = ""
-    largest_difference: float = 0.0
-    steps_once: bool = False
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
 
 
 def write_files(folder: Path) -> Path:
-    """Pipeline and model of the drill; the path of the pipeline file."""
+    """Write pipeline and model of the drill; return the path of the pipeline file."""
     from tests.integration.demo_pipeline import write_pipeline
 
     pipeline = write_pipeline(folder)
@@ -68,17 +56,17 @@ def write_files(folder: Path) -> Path:
 
 
 def write_sites(folder: Path, address: str) -> None:
-    """Two site files on the cluster: with two ranks and with one."""
+    """Write two site files on the cluster: with two ranks and with one."""
     site = yaml.safe_load((folder / "site.yaml").read_text())
     site["ray"] = {"address": address}
-    site["train"] = {"checkpoint_every_steps": CHECKPOINT_EVERY, "max_failures": 5}
+    site["train"] = {"checkpoints": {"every_steps": CHECKPOINT_EVERY}, "restarts": {"max_failures": 5}}
     for workers in (2, 1):
         site["resources"] = {"workers": workers}
         (folder / f"site-{workers}.yaml").write_text(yaml.safe_dump(site))
 
 
 class Drill:
-    """The cluster, the undisturbed training, and rounds against it."""
+    """The cluster, the undisturbed training, and rounds that are compared with it."""
 
     def __init__(self, folder: Path, ray_folder: Path, seed: int, kinds: Sequence[str]):
         self.folder, self.seed, self.kinds = folder, seed, kinds
@@ -89,7 +77,7 @@ class Drill:
         write_sites(folder, self.cluster.address)
         self.undisturbed = folder / "undisturbed"
 
-    def command(self, storage: Path, workers: int = 2):
+    def command(self, storage: Path, workers: int = 2) -> subprocess.Popen[str]:
         from tests.integration.demo_pipeline import vico
 
         site = self.folder / f"site-{workers}.yaml"
@@ -98,43 +86,43 @@ class Drill:
         return vico("run", self.pipeline, *options, start_new_session=True, stdout=log, stderr=log)
 
     def train_undisturbed(self) -> None:
-        """Once; a further call finds it done."""
+        """Train once; a later call finds it done."""
         if list(self.undisturbed.glob("consistency/*/record.json")):
             return
         if self.command(self.undisturbed).wait(timeout=_PATIENCE_S):
             raise SystemExit((self.folder / "undisturbed.log").read_text()[-3000:])
 
     def run(self, number: int) -> Round:
-        """One round: start, kill, start again where need be, compare."""
+        """Run one round: start, kill, resume if needed, compare."""
         chance = random.Random(f"{self.seed}/{number}")
         kind = self.kinds[number % len(self.kinds)]
-        one = Round(number, kind, chance.randint(1, LAST_KILL // 2 if kind == "notice" else LAST_KILL))
+        result = Round(number, kind, chance.randint(1, LAST_KILL // 2 if kind == "notice" else LAST_KILL))
         storage = self.folder / f"round-{number:02d}"
-        shutil.rmtree(storage, ignore_errors=True)  # of a drill that was stopped in it
+        shutil.rmtree(storage, ignore_errors=True)  # of a drill that was stopped in this round
         storage.mkdir()
-        shutil.copytree(self.undisturbed / "shard", storage / "shard")  # sharding is not what is drilled
+        shutil.copytree(self.undisturbed / "shard", storage / "shard")  # the drill does not test sharding
         began = time.monotonic()
         driver = self.command(storage)
         try:
-            self.wait_for_step(storage, one.kill_after_step, driver)
+            self.wait_for_step(storage, result.kill_after_step, driver)
             time.sleep(chance.uniform(0, 0.5))
-            one.killed_at_step = last_step(storage)
-            if one.kind == STOP:
-                stop(one, driver, storage)
+            result.killed_at_step = last_step(storage)
+            if kind == STOP:
+                stop(result, driver, storage)
             else:
-                self.kill(one.kind, driver, chance)
-            self.go_on(one, driver, storage)
-            self.compare(one, storage)
+                self.kill(kind, driver, chance)
+            self.finish(result, driver, storage)
+            self.compare(result, storage)
         except (TimeoutError, RuntimeError, psutil.Error) as error:
-            one.problems.append(f"{type(error).__name__}: {error}")
+            result.problems.append(f"{type(error).__name__}: {error}")
             driver.kill()
-        one.seconds = round(time.monotonic() - began, 1)
-        self.cluster.mend()
-        if not one.problems:
+        result.seconds = round(time.monotonic() - began, 1)
+        self.cluster.restore()
+        if not result.problems:
             shutil.rmtree(storage)
-        return one
+        return result
 
-    def wait_for_step(self, storage: Path, step: int, driver) -> None:
+    def wait_for_step(self, storage: Path, step: int, driver: subprocess.Popen[str]) -> None:
         deadline = time.monotonic() + _PATIENCE_S
         while last_step(storage) < step:
             if driver.poll() is not None:
@@ -143,78 +131,84 @@ class Drill:
                 raise TimeoutError(f"step {step} did not come within {_PATIENCE_S} s")
             time.sleep(0.05)
 
-    def kill(self, kind: str, driver, chance: random.Random) -> None:
+    def kill(self, kind: str, driver: subprocess.Popen[str], chance: random.Random) -> None:
         if kind.startswith("driver"):
             driver.kill()
             driver.wait()
             return
-        befall = {
+        actions = {
             "worker": self.cluster.kill_rank,
             "raylet": self.cluster.kill_raylet,
             "preemption": self.cluster.terminate_rank,
             "notice": self.cluster.give_notice,
         }
-        befall[kind](chance)
+        actions[kind](chance)
 
-    def go_on(self, one: Round, driver, storage: Path) -> None:
-        """Waits for the end, giving the same command again as a user would when it ended early."""
-        workers = 1 if one.kind == FEWER else 2
+    def finish(self, result: Round, driver: subprocess.Popen[str], storage: Path) -> None:
+        """Wait for the end; when the command ends early, run it again as a user would."""
+        workers = 1 if result.kind == FEWER else 2
         while True:
             code = driver.wait(timeout=_PATIENCE_S)
             if code == 0:
                 return
-            if one.commands == 4:
+            if result.commands == 4:
                 raise RuntimeError(f"the command ended with {code} three times after the kill")
             driver = self.command(storage, workers)
-            one.commands += 1
+            result.commands += 1
 
-    def compare(self, one: Round, storage: Path) -> None:
+    def compare(self, result: Round, storage: Path) -> None:
+        """Compare weights and steps with the undisturbed training."""
+        self.compare_weights(result, storage)
+        steps, result.restarts, result.preemptions = tracked_steps(storage)
+        result.steps_once = steps == list(range(1, NUM_STEPS + 1))
+        if not result.steps_once:
+            result.problems.append(f"MLflow has the steps {steps}")
+        if result.commands > 1 and result.kind not in ("driver", FEWER, STOP):
+            result.problems.append("the driver was not killed, but the command had to be run again")
+        if result.commands == 1 and not result.restarts + result.preemptions:
+            result.problems.append("the training continued as if nothing had been killed")
+        if result.kind in ("preemption", "notice") and not result.preemptions:
+            result.problems.append("no preemption was counted")
+
+    def compare_weights(self, result: Round, storage: Path) -> None:
         from safetensors.torch import load_file
 
-        expected, found = (policy(place) for place in (self.undisturbed, storage))
-        if expected.read_bytes() == found.read_bytes():
-            one.weights = "the same bytes"
-        else:
-            wanted, got = load_file(expected), load_file(found)
-            one.largest_difference = max(
-                float((got[name] - tensor).abs().max() / max(float(tensor.abs().max()), 1.0))
-                for name, tensor in wanted.items()
-            )
-            one.weights = f"{one.largest_difference:.1e} relative"
-            if one.kind != FEWER or one.largest_difference > TOLERANCE:
-                one.problems.append(f"weights differ by {one.largest_difference:.1e} relative")
-        steps, one.restarts, one.preemptions = tracked_steps(storage)
-        one.steps_once = steps == list(range(1, NUM_STEPS + 1))
-        if not one.steps_once:
-            one.problems.append(f"MLflow has the steps {steps}")
-        if one.commands > 1 and one.kind not in ("driver", FEWER, STOP):
-            one.problems.append("the driver was not killed, but the command had to be given again")
-        if one.commands == 1 and not one.restarts + one.preemptions:
-            one.problems.append("the training went on as if nothing had been killed")
-        if one.kind in ("preemption", "notice") and not one.preemptions:
-            one.problems.append("no preemption was counted")
+        undisturbed, disturbed = policy(self.undisturbed), policy(storage)
+        if undisturbed.read_bytes() == disturbed.read_bytes():
+            result.weights = "the same bytes"
+            return
+        expected, weights = load_file(undisturbed), load_file(disturbed)
+        result.largest_difference = max(
+            float((weights[name] - tensor).abs().max() / max(float(tensor.abs().max()), 1.0))
+            for name, tensor in expected.items()
+        )
+        result.weights = f"{result.largest_difference:.1e} relative"
+        if result.kind != FEWER or result.largest_difference > TOLERANCE:
+            result.problems.append(f"weights differ by {result.largest_difference:.1e} relative")
 
     def close(self) -> None:
         self.cluster.close()
 
 
-def stop(one: Round, driver, storage: Path) -> None:
-    """SIGTERM to the driver, as job servers send it; nothing of what was done may be lost."""
+def stop(result: Round, driver: subprocess.Popen[str], storage: Path) -> None:
+    """Send SIGTERM to the driver, as job servers do; no step may be lost."""
     driver.terminate()
     code = driver.wait(timeout=_PATIENCE_S)
     checkpoints = storage.glob("consistency/*/output/checkpoints/step-*")
     kept = max((int(path.name.removeprefix("step-")) for path in checkpoints), default=0)
     if code != 143 or kept != last_step(storage):
-        one.problems.append(f"exit code {code}; stopped at step {last_step(storage)}, kept was step {kept}")
+        result.problems.append(
+            f"exit code {code}; stopped at step {last_step(storage)}, but the checkpoint is of step {kept}"
+        )
 
 
 def policy(storage: Path) -> Path:
-    [found] = storage.glob("consistency/*/output/policy/model.safetensors")
-    return found
+    [weights] = storage.glob("consistency/*/output/policy/model.safetensors")
+    return weights
 
 
 def last_step(storage: Path) -> int:
-    """The last step that rank 0 reported, over all attempts."""
+    """Return the last step that rank 0 reported, over all attempts."""
     steps = [0]
     for path in storage.glob("consistency/*/attempts/*/metrics.jsonl"):
         for line in path.read_text().splitlines(keepends=True):
@@ -224,77 +218,49 @@ def last_step(storage: Path) -> int:
 
 
 def tracked_steps(storage: Path) -> tuple[list[int], float, float]:
-    """(steps of the loss in MLflow in order, failures and preemptions of ranks over all commands)."""
+    """Return the steps of the loss in MLflow in order, and the failures and preemptions of ranks over all
+    commands."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     [run] = client.search_runs(experiments, "tags.`vico.stage` = 'consistency'")
     losses, metrics = client.get_metric_history(run.info.run_id, "loss"), run.data.metrics
-    counted = (metrics.get(f"num_{what}", 0.0) for what in ("worker_failures", "preemptions"))
-    return sorted(metric.step for metric in losses), *counted
+    failures, preemptions = (metrics.get(f"num_{name}", 0.0) for name in ("worker_failures", "preemptions"))
+    return sorted(metric.step for metric in losses), failures, preemptions
 
 
-def report(rounds: list[Round]) -> str:
-    good = [one for one in rounds if not one.problems]
-    lines = [
-        f"# Drill: {len(good)} of {len(rounds)} rounds ended as the undisturbed training\n",
-        f"{NUM_STEPS} steps, a checkpoint every {CHECKPOINT_EVERY}, 2 ranks on a 3-node Ray cluster on one "
-        f"host, ZeRO-2, float32; {sum(one.seconds for one in rounds) / 60:.0f} minutes of rounds.\n",
-        "| round | what | at step | commands | failures | preemptions | weights | steps once in MLflow | s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for one in rounds:
-        lines.append(
-            f"| {one.number} | {one.kind} | {one.killed_at_step} | {one.commands} | {one.restarts:.0f} | "
-            f"{one.preemptions:.0f} | {one.weights} | {'yes' if one.steps_once else 'no'} | "
-            f"{one.seconds:.0f} |"
-        )
-    lines += [f"\nround {one.number}: {problem}" for one in rounds for problem in one.problems]
-    return "\n".join(lines) + "\n"
-
-
-def earlier_rounds(folder: Path) -> list[Round]:
-    path = folder / _ROUNDS_FILE
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [Round(**json.loads(line)) for line in lines]
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of this call")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="keep this folder and continue in it; default: a new one")
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--rounds", type=int, default=20, help="rounds of this call")
-    options.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--folder", type=Path, help="kept, and gone on with; else a new one")
-    options.add_argument("--report", type=Path)
-    options.add_argument("--json", action="store_true")
-    arguments = options.parse_args()
-    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="vico-drill-", dir="/tmp"))
+    options = arguments()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="vico-drill-", dir="/tmp"))
     folder.mkdir(parents=True, exist_ok=True)
     rounds = earlier_rounds(folder)
     ray_folder = Path(tempfile.mkdtemp(prefix="vico-drill-ray-", dir="/tmp"))
-    drill = Drill(folder, ray_folder, arguments.seed, arguments.kinds)
+    drill = Drill(folder, ray_folder, options.seed, options.kinds)
     try:
         drill.train_undisturbed()
-        for _ in range(arguments.rounds):
+        for _ in range(options.rounds):
             rounds.append(drill.run(len(rounds)))
-            line = json.dumps(asdict(rounds[-1])) + "\n"
-            sys.stderr.write(line)
-            with (folder / _ROUNDS_FILE).open("a") as file:
-                file.write(line)
-            if arguments.report:
-                arguments.report.write_text(report(rounds))
+            sys.stderr.write(keep_round(folder, rounds[-1]))
+            if options.report:
+                options.report.write_text(report(rounds))
     finally:
         drill.close()
         shutil.rmtree(ray_folder, ignore_errors=True)
-    failed = [one for one in rounds if one.problems]
-    if arguments.json:
-        sys.stdout.write(
-            json.dumps({"name": "drill", "rows": [asdict(one) for one in rounds], "ratios": {}}) + "\n"
-        )
-    else:
-        sys.stdout.write(report(rounds))
-    if not failed and not arguments.folder:
+    sys.stdout.write(json_report(rounds) if options.json else report(rounds))
+    failed = any(result.problems for result in rounds)
+    if not failed and not options.folder:
         shutil.rmtree(folder)
     sys.exit(1 if failed else 0)
 

@@ -1,17 +1,18 @@
-"""The Hugging Face Hub's API for one data set, as far as reading files asks for it, on loopback; with faults.
+"""A server on loopback with the part of the Hugging Face Hub's API that reading needs, with faults.
 
-Tests are answered by it through huggingface_hub's own client. Paths and fields follow the Hub's public API
-(https://huggingface.co/docs/hub/api) and what that client sends.
+Tests use it through huggingface_hub's own client. Paths and fields follow the Hub's public API
+(https://huggingface.co/docs/hub/api) and the requests of that client.
 """
 
 import hashlib
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 HOST = "127.0.0.1"
@@ -19,25 +20,29 @@ _COMMIT = {"id": "0" * 40, "title": "files", "date": "2026-01-01T00:00:00.000Z"}
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `files` (path to bytes, may be changed at any time) as the data set `repository`. `fault` is
-    called with the number of each request from 0 and gives None, "503", or "stop" (a body ends half way
-    through). Requests without `token` find no data set when one is set.
+    """Serves `files` (path -> bytes; may be changed at any time) as the data set `repository`.
+
+    `fault` is called with the number of each request, from 0, and returns None, "503" or "stop" (the body
+    ends half way). When `token` is set, requests without it get the answer for a missing data set.
     """
 
     daemon_threads = True
 
-    def __init__(self, repository: str, files: dict[str, bytes]):
+    def __init__(self, repository: str, files: dict[str, bytes]) -> None:
         super().__init__((HOST, 0), _Handler)
-        self.repository, self.files, self.token = repository, dict(files), None
-        self.fault, self.num_requests, self.faults = lambda number: None, 0, []
+        self.repository, self.files = repository, dict(files)
+        self.token: str | None = None
+        self.fault: Callable[[int], str | None] = lambda number: None
+        self.faults: list[str] = []
+        self.num_requests = 0
         self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self.server_address[1]}"
 
-    def entries(self, folder: str) -> list[dict]:
-        """Files and folders that lie directly in a folder ("" for the root)."""
+    def entries(self, folder: str) -> list[dict[str, Any] | None]:
+        """Return the files and folders directly in a folder ("" for the root)."""
         names = {PurePosixPath(path) for path in self.files}
         names |= {parent for path in names for parent in path.parents}
         return [
@@ -46,8 +51,8 @@ class Hub(ThreadingHTTPServer):
             if path.name and path.parent == PurePosixPath(folder)
         ]
 
-    def entry(self, path: str) -> dict | None:
-        """What the Hub says about a path; None when nothing is there."""
+    def entry(self, path: str) -> dict[str, Any] | None:
+        """Return what the Hub says about a path, None when nothing is there."""
         if path in self.files:
             data = self.files[path]
             oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -103,18 +108,18 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(404, X_Error_Code="EntryNotFound")
             return self._json(hub.entries(folder))
         if path == f"{api}/paths-info/main":
-            asked = parse_qs(body.decode())["paths"]
-            return self._json([entry for entry in map(hub.entry, asked) if entry])
+            paths = parse_qs(body.decode())["paths"]
+            return self._json([entry for entry in map(hub.entry, paths) if entry])
         if path.startswith(file) and path.removeprefix(file) in hub.files:
             return self._file(hub.files[path.removeprefix(file)])
         code = "EntryNotFound" if path.startswith((file, f"{api}/")) else "RepoNotFound"
         return self._answer(404, X_Error_Code=code)
 
     def _file(self, data: bytes) -> None:
-        asked = self.headers.get("Range")
-        if not asked:
+        byte_range = self.headers.get("Range")
+        if not byte_range:
             return self._answer(200, data)
-        first, _, last = asked.removeprefix("bytes=").partition("-")
+        first, _, last = byte_range.removeprefix("bytes=").partition("-")
         start, end = int(first), min(int(last) + 1 if last else len(data), len(data))
         if start >= end:
             return self._answer(416)
@@ -128,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub_server(repository: str, files: dict[str, bytes]) -> Iterator[Hub]:
-    """The running server; it is gone afterwards."""
+    """Run the server for the body."""
     hub = Hub(repository, files)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     try:
@@ -139,5 +144,5 @@ def hub_server(repository: str, files: dict[str, bytes]) -> Iterator[Hub]:
 
 
 def environment(hub: Hub, patience_s: float = 30) -> dict[str, str]:
-    """Environment variables that send a new process's `hf://` to the server."""
+    """Return environment variables with which a new process uses the server for `hf://`."""
     return {"HF_ENDPOINT": hub.url, "VICO_REMOTE_PATIENCE_S": str(patience_s), "HF_HUB_DISABLE_XET": "1"}

@@ -1,19 +1,23 @@
-"""Model folders for tests of layouts: with a router, written in a layout, changed in one respect."""
+"""Model folders for tests of layouts: with a router, written in a layout, or changed in one way."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from vico.checkpoints import load_model
-from vico.checkpoints.load import save_model
+from vico.checkpoints.save import save_model
 
 THRESHOLD = 0.375
+Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
 
 
 def routed_model(base: Path, folder: Path) -> Path:
-    """A policy with connector and router, both random, and a threshold, as the export stage leaves it."""
+    """Write a policy with random connector and router and a threshold, as an export does; return `folder`."""
     model = load_model(base)
     model.add_compressed_connector(1)
     model.add_router(2)
@@ -21,14 +25,15 @@ def routed_model(base: Path, folder: Path) -> Path:
     return folder
 
 
-def written(write, source: Path, folder: Path, **options) -> Path:
+def written_folder(write: Callable[..., None], source: Path, folder: Path, **options: Any) -> Path:
+    """Write `source` to the new `folder` with a writer of a layout; return `folder`."""
     folder.mkdir()
     write(source, folder, **options)
     return folder
 
 
-def changed_copy(folder: Path, copy: Path, change) -> Path:
-    """The model folder with `change(config, tensors)` applied."""
+def changed_copy(folder: Path, copy: Path, change: Change) -> Path:
+    """Copy the model folder with `change(config, tensors)` applied; return `copy`."""
     shutil.copytree(folder, copy)
     config = json.loads((copy / "config.json").read_text())
     tensors = load_file(copy / "model.safetensors")

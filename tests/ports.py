@@ -3,14 +3,16 @@
 import random
 import socket
 
-# Linux gives outgoing connections those from 32768 on, Ray its workers those up to 19999.
+# Linux gives ports from 32768 on to outgoing connections, Ray gives those up to 19999 to its workers.
 _PORTS = range(20_000, 32_768)
 
 
 def free_port() -> int:
-    """A TCP port on which nothing listens. Not one that the system picks (port 0): its server starts seconds
-    later, and until then the system may give the same port to any connection of another test, even to one
-    that waits for this very server."""
+    """Return a TCP port on which nothing listens.
+
+    A port picked by the system (port 0) would not do: the server starts seconds later, and until then the
+    system may give the port to a connection of another test, even to one that waits for this server.
+    """
     while True:
         port = random.choice(_PORTS)
         with socket.socket() as probe:

@@ -1,26 +1,26 @@
-"""InternVL record files for tests: small real pictures, rows, meta files, and a hostile set with every kind
-of bad row.
-"""
+"""InternVL record files for tests: small pictures, rows, meta files, and a set with every kind of bad row."""
 
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 
 def picture(seed: int, size: tuple[int, int] = (60, 40), format: str = "PNG") -> bytes:
-    """An encoded picture of smooth random colours."""
+    """Return an encoded picture of smooth random colours."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     data = io.BytesIO()
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(data, format)
     return data.getvalue()
 
 
-def row(image: str | list[str] | None = None, answer: str = "an answer", **fields) -> dict:
-    """A row of one turn that shows the pictures and asks."""
+def row(image: str | list[str] | None = None, answer: str = "an answer", **fields: object) -> dict[str, Any]:
+    """Return a row with one question about its pictures and one answer."""
     names = [image] if isinstance(image, str) else image or []
     question = "<image>\n" * len(names) + "what is written here?"
     conversations = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
@@ -28,18 +28,16 @@ def row(image: str | list[str] | None = None, answer: str = "an answer", **field
     return {**shown, "conversations": conversations, **fields}
 
 
-def write_lines(path: Path, lines: list[dict | bytes]) -> Path:
-    """A JSONL file of rows; bytes are written as they are."""
+def write_lines(path: Path, lines: Sequence[dict[str, Any] | bytes]) -> Path:
+    """Write a JSONL file of rows; bytes are written as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     path.write_bytes(b"".join(line + b"\n" for line in encoded))
     return path
 
 
-def write_meta(folder: Path, **sets: dict) -> Path:
-    """A meta file whose sets have the root `images` and the annotation `NAME.jsonl` unless they say
-    otherwise.
-    """
+def write_meta(folder: Path, **sets: dict[str, Any]) -> Path:
+    """Write a meta file; sets have root `images` and annotation `NAME.jsonl` unless they say otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "images").mkdir(exist_ok=True)
     meta = {
@@ -51,7 +49,7 @@ def write_meta(folder: Path, **sets: dict) -> Path:
 
 
 def write_good_records(folder: Path, num_rows: int = 24) -> Path:
-    """The meta file of a set `good`: text only, one or two pictures in three formats, one or two turns."""
+    """Write a set `good` (0 to 2 pictures in three formats, one or two questions); return its meta file."""
     meta = write_meta(folder, good={})
     rows = []
     for n in range(num_rows):
@@ -61,29 +59,39 @@ def write_good_records(folder: Path, num_rows: int = 24) -> Path:
             (folder / "images" / name).write_bytes(
                 picture(10 * n + k, (50 + 7 * (n % 30), 120 - 3 * (n % 30)), format)
             )
-        one = row(
-            names[0] if len(names) == 1 else names or None, f"answer {n}", id=n, group=f"group {n // 2}"
-        )
+        image = names[0] if len(names) == 1 else names or None
+        good_row = row(image, f"answer {n}", id=n, group=f"group {n // 2}")
         if n % 5 == 0:
-            one["conversations"] += [{"from": "human", "value": "and?"}, {"from": "gpt", "value": "no more"}]
-        rows.append(one)
+            good_row["conversations"] += [
+                {"from": "human", "value": "and?"},
+                {"from": "gpt", "value": "no more"},
+            ]
+        rows.append(good_row)
     write_lines(folder / "good.jsonl", rows)
     return meta
 
 
 def write_hostile_records(folder: Path) -> tuple[Path, dict[int, str]]:
-    """(meta file, line -> reason) of a set `bad` with every kind of bad row between good ones.
+    """Write a set `bad` with every kind of bad row between good ones; return (meta file, line -> reason).
 
-    Meant for `max_pixels=200_000`, `max_tokens=400` and the tiny model of these tests.
+    The reasons hold for `max_pixels=200_000`, `max_tokens=400` and the tiny model of these tests.
     """
     meta = write_meta(folder, bad={})
+    write_hostile_pictures(folder)
+    cases = hostile_rows()
+    write_lines(folder / "bad.jsonl", [line for line, _ in cases])
+    return meta, {n: reason for n, (_, reason) in enumerate(cases) if reason}
+
+
+def write_hostile_pictures(folder: Path) -> None:
+    """Write the pictures that `hostile_rows` names: good, damaged, too large, of other kinds, outside."""
     images = folder / "images"
     good, good_jpeg = picture(1), picture(2, format="JPEG")
     (images / "good.png").write_bytes(good)
     (images / "other.jpg").write_bytes(good_jpeg)
     (images / "cut.jpg").write_bytes(picture(3, (300, 300), "JPEG")[:-400])
     (images / "cut.png").write_bytes(picture(4, (300, 300))[:300])
-    (images / "text.png").write_bytes(b"this is no picture")
+    (images / "text.png").write_bytes(b"this is not a picture")
     (images / "empty.png").write_bytes(b"")
     (images / "moving.gif").write_bytes(picture(5, format="GIF"))
     (images / "large.png").write_bytes(picture(6, (500, 500)))
@@ -91,8 +99,12 @@ def write_hostile_records(folder: Path) -> tuple[Path, dict[int, str]]:
     (folder / "secret.png").write_bytes(good)
     os.symlink(folder / "secret.png", images / "link.png")
     os.mkfifo(images / "pipe.png")
+
+
+def hostile_rows() -> list[tuple[dict[str, Any] | bytes, str | None]]:
+    """Return (line, reason) of rows with every kind of fault; the reason is None for good rows."""
     turn = {"from": "human", "value": "hello"}
-    cases: list[tuple[dict | bytes, str | None]] = [
+    return [
         (row("good.png"), None),
         (b"", "not_json"),
         (b'{"conversations": [', "not_json"),
@@ -136,5 +148,3 @@ def write_hostile_records(folder: Path) -> tuple[Path, dict[int, str]]:
         (row("good.png"), "duplicate"),
         (row(answer="last and good"), None),
     ]
-    write_lines(folder / "bad.jsonl", [line for line, _ in cases])
-    return meta, {n: reason for n, (_, reason) in enumerate(cases) if reason}

@@ -1,4 +1,4 @@
-"""A real S3 server (moto) in a process of its own, and a proxy before it that injects faults."""
+"""A real S3 server (moto) in a separate process, and a proxy in front of it that injects faults."""
 
 import http.client
 import os
@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -25,11 +25,11 @@ _HOP_HEADERS = ("transfer-encoding", "connection", "content-length")
 
 
 def half(number: int) -> bool:
-    """Every second request at random: strict turns would hit the second of two requests every time."""
+    """Choose half of the requests at random; every second one would always be the second of two requests."""
     return random.Random(f"fault {number}").random() < 0.5
 
 
-FAULTS = {
+FAULTS: dict[str, Callable[[int], str | None]] = {
     "none": lambda number: None,
     "503 half of the time": lambda number: "503" if half(number) else None,
     "bodies stop half of the time": lambda number: "stop" if half(number) else None,
@@ -37,15 +37,19 @@ FAULTS = {
 
 
 class FaultyProxy(ThreadingHTTPServer):
-    """Forwards to an S3 server. `fault` is called with the number of each request from 0 and gives None,
-    "503", "403", or "stop" (the body ends half way through); `fault_of` with method and path instead."""
+    """Forwards requests to an S3 server, or answers them with a fault.
+
+    `fault` is called with the number of each request, from 0, and returns None, "503", "403", or "stop" (the
+    body ends half way through). `fault_of` is called with method and path instead.
+    """
 
     daemon_threads = True
 
-    def __init__(self, target_port: int):
+    def __init__(self, target_port: int) -> None:
         super().__init__((HOST, 0), _Handler)
-        self.target_port, self.fault, self.num_requests = target_port, lambda number: None, 0
-        self.fault_of = lambda method, path: None
+        self.target_port, self.num_requests = target_port, 0
+        self.fault: Callable[[int], str | None] = lambda number: None
+        self.fault_of: Callable[[str, str], str | None] = lambda method, path: None
         self.dropped_headers: tuple[str, ...] = ()
         self.faults: list[str] = []
         self.lock = threading.Lock()
@@ -80,15 +84,16 @@ class _Handler(BaseHTTPRequestHandler):
             if name.lower() not in self.server.dropped_headers
         }
         connection.request(self.command, self.path, body, headers)
-        answer = connection.getresponse()
-        data = answer.read()
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
+        response = connection.getresponse()
+        data = response.read()
+        self.send_response(response.status)
+        for name, value in response.getheaders():
             if name.lower() not in _HOP_HEADERS:
                 self.send_header(name, value)
         is_head = self.command == "HEAD"
-        length = answer.getheader("Content-Length") if is_head else len(data)
-        self.send_header("Content-Length", str(length or 0))
+        self.send_header(
+            "Content-Length", response.getheader("Content-Length", "0") if is_head else str(len(data))
+        )
         self.end_headers()
         if fault == "stop" and self.command == "GET" and len(data) > 10:
             self.server.faults.append(fault)
@@ -108,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def s3_server() -> Iterator[FaultyProxy]:
-    """The proxy before a running server; both are gone afterwards."""
+    """Provide a proxy in front of a running server; stop both at the end."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -125,7 +130,7 @@ def s3_server() -> Iterator[FaultyProxy]:
         process.wait()
 
 
-def _wait_for(port: int, process: subprocess.Popen) -> None:
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -137,7 +142,7 @@ def _wait_for(port: int, process: subprocess.Popen) -> None:
 
 
 def upload(proxy: FaultyProxy, bucket: str, files: dict[str, bytes]) -> None:
-    """Objects by their keys, in a bucket that is made when it is not there."""
+    """Write objects by their keys to a bucket, which is created if necessary."""
     import botocore.session
 
     client = botocore.session.Session().create_client(
@@ -153,7 +158,7 @@ def upload(proxy: FaultyProxy, bucket: str, files: dict[str, bytes]) -> None:
 
 
 def environment(proxy: FaultyProxy, patience_s: float = 30) -> dict[str, str]:
-    """Environment variables that send S3 to the proxy."""
+    """Return the environment variables that direct S3 requests to the proxy."""
     return {
         **CREDENTIALS,
         "AWS_ENDPOINT_URL_S3": proxy.url,

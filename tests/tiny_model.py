@@ -1,4 +1,4 @@
-"""A random InternVL of some 10^5 parameters in HF layout, for tests: any tile size, tied or untied head."""
+"""A random InternVL of about 10^5 parameters in HF layout, for tests: any tile size, tied or untied head."""
 
 import json
 from collections.abc import Mapping
@@ -12,6 +12,25 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTr
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "<IMG_CONTEXT>", "</img>"]
 VOCABULARY = 320
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "patch_size": [14, 14],
+    "attention_bias": True,
+}
+TEXT = {
+    "model_type": "qwen3",
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 4096,
+}
 
 
 def make_tiny_model(
@@ -23,41 +42,24 @@ def make_tiny_model(
     vision: Mapping[str, Any] = MappingProxyType({}),
     text: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
-    """Writes the model folder and returns it; patches of 14 px, so a 56 px tile has 4 tokens full and 1
-    compressed. `vision` and `text` change fields of the two configs."""
+    """Write the model folder and return it; `vision` and `text` change fields of the two configs.
+
+    Patches have 14 px, so a tile of 56 px has 4 tokens at the full rate and 1 compressed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(str(folder))
-    config = InternVLConfig(
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": [tile_size, tile_size],
-            "patch_size": [14, 14],
-            "attention_bias": True,
-            **vision,
-        },
-        text_config={
-            "model_type": "qwen3",
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 12,
-            "vocab_size": VOCABULARY,
-            "tie_word_embeddings": tied,
-            "max_position_embeddings": 4096,
-            **text,
-        },
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        image_seq_length=(tile_size // 28) ** 2,
-        tie_word_embeddings=tied,
-    )
+    image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     torch.manual_seed(seed)
-    model = InternVLForConditionalGeneration(config)
+    model = InternVLForConditionalGeneration(
+        InternVLConfig(
+            vision_config={**VISION, "image_size": [tile_size, tile_size], **vision},
+            text_config={**TEXT, "tie_word_embeddings": tied, **text},
+            image_token_id=image_token_id,
+            image_seq_length=(tile_size // 28) ** 2,
+            tie_word_embeddings=tied,
+        )
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -1,1 +1,1 @@
-"""The ViCO method: what is learnt and computed, free of pipelines, clusters and files of theirs."""
+"""The ViCO method: model, losses, labels and routing; independent of pipelines, clusters and their files."""

@@ -1,10 +1,33 @@
-"""The errors that the command line prints as one line: what a user can mend (exit 2), and a server that does
-not answer (exit 1)."""
+"""The errors that the command line prints as one line, without a traceback; and any message as one line."""
+
+_LINE_CHARS = 300
+_LAST_LINE_CHARS = 500
 
 
 class UserError(Exception):
-    """What a user can mend. The message is one line: the field or path, the value, the remedy."""
+    """A fault that the user can fix (exit code 2). The message is one line: field or path, value, remedy."""
 
 
 class Unreachable(Exception):
-    """A server gave no whole answer in all the time it was asked; the same command may work later."""
+    """A server gave no complete answer within the retry time (exit code 1); try the same command later."""
+
+
+def one_line(error: BaseException | str, *, max_chars: int | None = _LINE_CHARS) -> str:
+    """Return the message of `error` (or a text) as one line, cut to `max_chars` characters (None: not cut).
+
+    An error without a message gives the name of its type. Mask passwords before: a URL that is cut within its
+    password is no longer recognised as one.
+    """
+    line = " ".join(str(error).split())
+    if not line and isinstance(error, BaseException):
+        line = type(error).__name__
+    return line if max_chars is None or len(line) <= max_chars else f"{line[: max_chars - 3]}..."
+
+
+def last_line(text: str) -> str:
+    """Return the last line that is not blank, cut to 500 characters; "" if there is none.
+
+    The output of a program, and a message with the traceback of a worker, end with the error itself.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:_LAST_LINE_CHARS] if lines else ""

@@ -1,9 +1,11 @@
-"""A chunk of `vico/losses.py` as one Triton kernel for CUDA: KL and gradient of each row.
+"""The KL and gradient of a chunk (`vico/losses.py`) as one Triton kernel for CUDA.
 
-A row is read twice, once for both log-sum-exps and once for KL and gradient, and the gradient is written
-once; all arithmetic is float32 in registers. liger-kernel 0.8.5 has no kernel for this: its KL wants the
-reference's probabilities of all tokens at once, its JSD takes no weight of a token. Figures:
-docs/measurements/cuda.md.
+The kernel reads each row twice, once for both log-sum-exps and once for KL and gradient, and writes the
+gradient once. All arithmetic is float32 in registers. liger-kernel 0.8.5 has no kernel for this: its KL
+needs the reference's probabilities of all tokens at once, and its JSD takes no weights per token.
+Measurements: docs/measurements/cuda.md.
+
+Shapes: C rows of a chunk, V token ids.
 """
 
 import torch
@@ -14,8 +16,10 @@ _BLOCK = 4096  # columns that a program holds at once
 _WARPS = 8
 
 
+# Ten parameters: a Triton kernel takes pointers and strides one by one. Unannotated: Triton passes pointers
+# and blocks, for which there are no types.
 @triton.jit
-def _kl_rows(
+def _kl_rows(  # type: ignore[no-untyped-def]
     policy_ptr,
     reference_ptr,
     weights_ptr,
@@ -33,7 +37,7 @@ def _kl_rows(
     gradient_ptr += row * gradient_stride
     lanes = tl.arange(0, BLOCK)
 
-    # Running maximum and sum of each lane; a lane that saw nothing yet holds -inf and 0.
+    # Running maximum and sum per lane; a lane that has read nothing yet holds -inf and 0.
     high_p = tl.full([BLOCK], float("-inf"), tl.float32)
     high_r = tl.full([BLOCK], float("-inf"), tl.float32)
     sum_p = tl.zeros([BLOCK], tl.float32)
@@ -69,8 +73,11 @@ def kl_and_gradient(
     weights_C: torch.Tensor,
     gradient_CV: torch.Tensor,
 ) -> torch.Tensor:
-    """KL(reference || policy) [C] in float32; `gradient_CV` then holds w (softmax(policy) -
-    softmax(reference)). It may be `logits_CV`; all of any float dtype up to float32, rows contiguous."""
+    """Return KL(reference || policy) [C] in float32 and write the gradient of the logits to `gradient_CV`.
+
+    The gradient is w (softmax(policy) - softmax(reference)). `gradient_CV` may be `logits_CV`. All tensors
+    may have any float dtype up to float32; rows must be contiguous.
+    """
     kl_C = torch.empty(len(logits_CV), dtype=torch.float32, device=logits_CV.device)
     if len(logits_CV):
         _kl_rows[(len(logits_CV),)](

@@ -1,65 +1,105 @@
-"""KL(reference || policy) over both language model heads together, in chunks: logits never stand whole."""
+"""ViCO's consistency loss: KL(reference || policy) over the vocabulary, without ever holding all logits.
+
+    KL_a = sum_v p_ref(v) (log p_ref(v) - log p_policy(v))        for each answer token a
+
+The loss is the weighted sum of KL_a; `vico/packing.py` computes the weights. Both language model heads run
+together, chunk by chunk.
+
+Shapes: A answer tokens, V rows of a head (token ids, then padding), D language width, C rows of a chunk.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.function import FunctionCtx
 
-# Rows of a chunk whose float32 copies stand at once, for each thread. On a CPU few, so that they stay in the
-# cache and the allocator gives the same pages again, but not so few that threads wait for each other at every
-# turn; on CUDA the whole chunk, where more launches would cost more.
+# Rows whose float32 copies exist at once, per CPU thread. Few, so that they stay in the cache and the
+# allocator reuses the same pages; not fewer, or threads wait for each other at every block. On CUDA the
+# whole chunk is one block, as more kernel launches would cost more.
 _CPU_BLOCK_ROWS = 32
-# Rows of the head whose product is added in one go where the sum is kept in another dtype than the product.
+# Rows of the head whose product is added at once when the sum has another dtype than the product.
 _HEAD_SLICE = 16384
 
 
-class ChunkedKL(torch.autograd.Function):
-    """Weighted sum of per-token KL with its gradients computed in the forward pass, chunk by chunk.
+class _Gradients(NamedTuple):
+    """Gradients of the loss, None if not needed; the head's is float32 (float64 of float64)."""
 
-    The weight of every token is known before the forward (`weights_A`), so d loss / d logits = w
-    (softmax(policy) - softmax(reference)) can be folded into the gradients of hidden states and head while
-    a chunk's logits exist: each head is used once a direction. Beside the gradients stand two chunks of
-    logits, on a CPU in the models' dtype with float32 copies of 32 rows a thread; on CUDA in float32, since
-    the difference of two near distributions is mostly rounding where logits of 20 are kept to 0.06, and
-    one chunk of its gradient in the models' dtype. The gradient of the head is summed in float32 (that is its
-    own buffer where the model is float32, and one more where it is bfloat16). Gradients are handed out
-    once: a second backward over the same graph raises RuntimeError.
+    hidden_AD: torch.Tensor | None
+    weight_VD: torch.Tensor | None
+
+
+class _Context(FunctionCtx):
+    """What autograd keeps between forward and backward."""
+
+    needs_input_grad: tuple[bool, ...]
+    gradients: _Gradients | None
+    weight_dtype: torch.dtype
+
+
+class ChunkedKL(torch.autograd.Function):
+    """The weighted sum of KL per token; the forward pass also computes its gradients, chunk by chunk.
+
+    The weight w of every token is known before the forward pass, so d loss / d logits = w (softmax(policy)
+    - softmax(reference)) goes into the gradients of hidden states and head while the logits of a chunk
+    exist. Each head is used once per direction.
+
+    Memory beside the gradients: two chunks of logits. On a CPU they have the models' dtype, with float32
+    copies of 32 rows per thread. On CUDA they are float32, as bfloat16 keeps logits of 20 only to 0.06 and
+    the difference of two near distributions would be mostly rounding; the chunk's gradient is one more
+    buffer in the models' dtype. The head's gradient is summed in float32 (its own buffer for a float32
+    model, one more for a bfloat16 model).
+
+    The gradients are returned once: a second backward pass over the same graph raises RuntimeError.
     """
 
+    # eight parameters: `Function.apply` passes its arguments as they are, tensors must be arguments of
+    # their own
     @staticmethod
     def forward(
-        ctx, hidden_AD, weight_VD, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows, num_ids
-    ):
-        need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        grad_hidden_AD = torch.zeros_like(hidden_AD) if need_hidden else None
-        # fp32 accumulation: with bf16 weights the sum over chunks would lose what a single product keeps
+        ctx: _Context,
+        hidden_AD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        reference_hidden_AD: torch.Tensor,
+        reference_weight_VD: torch.Tensor,
+        weights_A: torch.Tensor,
+        chunk_rows: int,
+        num_ids: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # The sum over chunks is float32: in bfloat16 it would lose what a single product keeps.
         dtype = torch.promote_types(weight_VD.dtype, torch.float32)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if need_weight else None
+        gradients = _Gradients(
+            torch.zeros_like(hidden_AD) if ctx.needs_input_grad[0] else None,
+            torch.zeros_like(weight_VD, dtype=dtype) if ctx.needs_input_grad[1] else None,
+        )
         head_VD, reference_head_VD = weight_VD[:num_ids], reference_weight_VD[:num_ids]
         kl_A = hidden_AD.new_zeros(len(hidden_AD), dtype=dtype)
-        most_rows = min(chunk_rows, len(hidden_AD))
-        wide = dtype if hidden_AD.is_cuda else hidden_AD.dtype
-        policy_CV = hidden_AD.new_empty(most_rows, num_ids, dtype=wide)
-        reference_CV = hidden_AD.new_empty(most_rows, num_ids, dtype=wide)
-        in_place = wide == hidden_AD.dtype
-        gradient_CV = policy_CV if in_place else hidden_AD.new_empty(most_rows, num_ids)
+        buffer_rows = min(chunk_rows, len(hidden_AD))
+        logits_dtype = dtype if hidden_AD.is_cuda else hidden_AD.dtype
+        policy_CV = hidden_AD.new_empty(buffer_rows, num_ids, dtype=logits_dtype)
+        reference_CV = hidden_AD.new_empty(buffer_rows, num_ids, dtype=logits_dtype)
+        in_place = logits_dtype == hidden_AD.dtype
+        gradient_CV = policy_CV if in_place else hidden_AD.new_empty(buffer_rows, num_ids)
         for start in range(0, len(hidden_AD), chunk_rows):
-            chunk_AD = hidden_AD[start : start + chunk_rows]
-            rows, chunk = slice(start, start + len(chunk_AD)), slice(len(chunk_AD))
-            _logits(chunk_AD, head_VD, policy_CV[chunk])
-            _logits(reference_hidden_AD[rows], reference_head_VD, reference_CV[chunk])
+            hidden_CD = hidden_AD[start : start + chunk_rows]
+            rows, chunk = slice(start, start + len(hidden_CD)), slice(len(hidden_CD))
+            _write_logits(hidden_CD, head_VD, policy_CV[chunk])
+            _write_logits(reference_hidden_AD[rows], reference_head_VD, reference_CV[chunk])
             kl_A[rows] = _kl_and_gradient(
                 policy_CV[chunk], reference_CV[chunk], weights_A[rows], gradient_CV[chunk]
             )
-            if need_hidden:
-                torch.mm(gradient_CV[chunk], head_VD, out=grad_hidden_AD[rows])
-            if need_weight:
-                _add_product(grad_weight_VD[:num_ids], gradient_CV[chunk].T, chunk_AD)
-        ctx.gradients = (grad_hidden_AD, grad_weight_VD)
-        ctx.weight_dtype = weight_VD.dtype
+            if gradients.hidden_AD is not None:
+                torch.mm(gradient_CV[chunk], head_VD, out=gradients.hidden_AD[rows])
+            if gradients.weight_VD is not None:
+                _add_product(gradients.weight_VD[:num_ids], gradient_CV[chunk].T, hidden_CD)
+        ctx.gradients, ctx.weight_dtype = gradients, weight_VD.dtype
         ctx.mark_non_differentiable(kl_A)
         return (kl_A * weights_A).sum(), kl_A
 
     @staticmethod
-    def backward(ctx, grad_loss, _):
+    def backward(
+        ctx: _Context, grad_loss: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("the gradients of this KL were handed out already; run its forward again")
         (grad_hidden_AD, grad_weight_VD), ctx.gradients = ctx.gradients, None
@@ -70,8 +110,8 @@ class ChunkedKL(torch.autograd.Function):
         return grad_hidden_AD, grad_weight_VD, None, None, None, None, None
 
 
-def _logits(hidden_CD: torch.Tensor, head_VD: torch.Tensor, logits_CV: torch.Tensor) -> None:
-    """Writes `logits_CV`, which may be wider than what it is made of (CUDA only)."""
+def _write_logits(hidden_CD: torch.Tensor, head_VD: torch.Tensor, logits_CV: torch.Tensor) -> None:
+    """Write the logits to `logits_CV`, whose dtype may be wider than that of its factors (CUDA only)."""
     if logits_CV.dtype == hidden_CD.dtype:
         torch.mm(hidden_CD, head_VD.T, out=logits_CV)
     else:
@@ -84,17 +124,19 @@ def _kl_and_gradient(
     weights_C: torch.Tensor,
     gradient_CV: torch.Tensor,
 ) -> torch.Tensor:
-    """KL [C] of a chunk in float32 (float64 of float64); `gradient_CV`, which may be `logits_CV`, then holds
-    w (softmax(policy) - softmax(reference))."""
+    """Return the KL [C] of a chunk, float32 (float64 of float64), and write the gradient to `gradient_CV`.
+
+    The gradient of the logits is w (softmax(policy) - softmax(reference)). `gradient_CV` may be `logits_CV`.
+    """
     dtype = torch.promote_types(logits_CV.dtype, torch.float32)
     if logits_CV.is_cuda and dtype == torch.float32:
-        from vico.kl_kernel import kl_and_gradient  # Triton comes with torch's CUDA builds alone
+        from vico.kl_kernel import kl_and_gradient  # only CUDA builds of torch bring Triton
 
         return kl_and_gradient(logits_CV, reference_logits_CV, weights_C, gradient_CV)
     kl_C = logits_CV.new_empty(len(logits_CV), dtype=dtype)
-    block = len(logits_CV) if logits_CV.is_cuda else _CPU_BLOCK_ROWS * torch.get_num_threads()
-    for start in range(0, len(logits_CV), block):
-        rows = slice(start, start + block)
+    block_rows = len(logits_CV) if logits_CV.is_cuda else _CPU_BLOCK_ROWS * torch.get_num_threads()
+    for start in range(0, len(logits_CV), block_rows):
+        rows = slice(start, start + block_rows)
         log_policy = logits_CV[rows].to(dtype).log_softmax(-1)
         log_reference = reference_logits_CV[rows].to(dtype).log_softmax(-1)
         reference = log_reference.exp()
@@ -104,11 +146,11 @@ def _kl_and_gradient(
 
 
 def _add_product(sum_VD: torch.Tensor, grad_logits_VC: torch.Tensor, hidden_CD: torch.Tensor) -> None:
-    """sum_VD += grad_logits_VC @ hidden_CD, without another [V, D] beside it."""
+    """Add grad_logits_VC @ hidden_CD to `sum_VD` without another [V, D] buffer."""
     if sum_VD.dtype == hidden_CD.dtype:
         sum_VD.addmm_(grad_logits_VC, hidden_CD)
         return
-    if sum_VD.is_cuda:  # one product that adds in float32 and rounds nothing to bfloat16 on its way
+    if sum_VD.is_cuda:  # one product that adds in float32, without rounding to bfloat16 first
         torch.addmm(sum_VD, grad_logits_VC, hidden_CD, out_dtype=sum_VD.dtype, out=sum_VD)
         return
     for start in range(0, len(sum_VD), _HEAD_SLICE):
@@ -116,6 +158,7 @@ def _add_product(sum_VD: torch.Tensor, grad_logits_VC: torch.Tensor, hidden_CD: 
         sum_VD[rows] += grad_logits_VC[rows] @ hidden_CD
 
 
+# seven parameters: flat tensors, like the losses of torch, TRL and liger-kernel that it replaces
 def chunked_kl(
     hidden_AD: torch.Tensor,
     weight_VD: torch.Tensor,
@@ -125,12 +168,14 @@ def chunked_kl(
     chunk_rows: int = 256,
     num_ids: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sum_A weights * KL(reference || policy), KL of each token [A] in nats without gradient).
+    """Return (sum of weights_A * KL(reference || policy), KL of each token [A] in nats without gradient).
 
-    Exact: equal to `F.kl_div` over dense log-softmaxes in loss and gradients (of `hidden_AD` and
-    `weight_VD`); ViCO equation of the consistency loss. `num_ids`: only the first so many rows of both
-    heads are ids, what follows is padding; it enters neither softmax and gets the gradient zero. Without it
-    all rows are ids, and ValueError is raised where the heads differ in their number.
+    Exact: loss and gradients (of `hidden_AD` and `weight_VD`) equal those of `F.kl_div` over dense
+    log-softmaxes. Source: the consistency loss of the ViCO paper, arXiv 2510.12793.
+
+    Only the first `num_ids` rows of both heads are token ids; later rows are padding, which enters neither
+    softmax and gets a zero gradient. None: all rows are ids. Raises ValueError if the heads then differ in
+    size, or if `num_ids` exceeds the smaller head.
     """
     sizes = len(weight_VD), len(reference_weight_VD)
     if num_ids is None and sizes[0] != sizes[1]:
@@ -138,7 +183,7 @@ def chunked_kl(
     num_ids = sizes[0] if num_ids is None else num_ids
     if num_ids > min(sizes):
         raise ValueError(f"num_ids={num_ids} is more than the {min(sizes)} rows of the smaller head")
-    if not torch.is_grad_enabled():  # else the gradient of the head would be computed for nobody
+    if not torch.is_grad_enabled():  # otherwise the forward pass would compute a gradient that nobody uses
         hidden_AD, weight_VD = hidden_AD.detach(), weight_VD.detach()
     return ChunkedKL.apply(
         hidden_AD, weight_VD, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows, num_ids
@@ -146,21 +191,25 @@ def chunked_kl(
 
 
 class KLHead(nn.Linear):
-    """The LM head as a module that can also give the consistency loss: under ZeRO-3 its weight is only whole
-    inside its own forward and backward, so the loss has to live here."""
+    """The language model head, which can also compute the consistency loss.
 
-    def forward(
+    Under ZeRO-3 its weight is whole only inside its own forward and backward pass, so the loss is computed
+    here.
+    """
+
+    def forward(  # type: ignore[override]  # it also takes the reference, and then returns a pair
         self,
-        hidden_AD,
-        reference_hidden_AD=None,
-        reference_weight_VD=None,
-        weights_A=None,
-        chunk_rows=256,
-        num_ids=None,
-    ):
-        """Logits without a reference; with one, the pair of `chunked_kl`."""
+        hidden_AD: torch.Tensor,
+        reference_hidden_AD: torch.Tensor | None = None,
+        reference_weight_VD: torch.Tensor | None = None,
+        weights_A: torch.Tensor | None = None,
+        chunk_rows: int = 256,
+        num_ids: int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return logits [A, V], or with a reference the pair that `chunked_kl` returns."""
         if reference_hidden_AD is None:
             return super().forward(hidden_AD)
+        assert reference_weight_VD is not None and weights_A is not None
         return chunked_kl(
             hidden_AD, self.weight, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows, num_ids
         )

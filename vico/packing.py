@@ -1,11 +1,14 @@
-"""Samples packed into one long row: token ids, where tiles' tokens go, which hidden states predict answers.
+"""Pack samples into one long row: token ids, slots of the tiles' tokens, positions that predict answers.
 
-A pack holds two rows over the same tiles, the policy's (tiles at their rates) and the reference's (all at
-the full rate); answer tokens of both line up one to one.
+A pack has two rows over the same tiles: the policy's, with each tile at its own rate, and the reference's,
+with all tiles at the full rate. The answer tokens of both rows correspond one to one.
+
+Shapes: N tiles of a pack, T tiles of a sample, S tile side in pixels, L tokens of a row, A answer tokens.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ LOSS_REDUCTIONS = ("sample", "token", "square")
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """One sample ready to pack: `pixels` float32 [T, 3, S, S], its skeleton, and its place in the index."""
+    """One sample ready to pack: `pixels` float32 [T, 3, S, S], its skeleton, its row number in the index."""
 
     key: str
     row: int
@@ -27,14 +30,22 @@ class EncodedSample:
     tiles_per_image: tuple[int, ...] = ()
 
 
+class TiledSequence(NamedTuple):
+    """A sequence at given rates: `compressed` bool [T], and the number of its first tile."""
+
+    skeleton: Skeleton
+    compressed: np.ndarray
+    first_tile: int
+
+
 @dataclass(frozen=True)
 class PackedRow:
-    """Sequences end to end in one row of L tokens.
+    """Sequences end to end in one row of L tokens; all tensors are int64.
 
-    `full_tiles` and `compressed_tiles` are numbers of tiles of the pack (a tile may be used by several
-    sequences); their tokens go, in that order, to `full_slots` and `compressed_slots`. `answer_index` [A]
-    is the position whose hidden state predicts an answer token, `answer_ids` [A] that token. All int64
-    tensors but `lengths`.
+    `full_tiles` and `compressed_tiles` number tiles of the pack; several sequences may use the same tile.
+    Their tokens go, in that order, to the positions `full_slots` and `compressed_slots`. `answer_index` [A]
+    holds the positions whose hidden states predict answer tokens, `answer_ids` [A] those tokens. `lengths`
+    are the tokens of each sequence.
     """
 
     input_ids: torch.Tensor
@@ -48,15 +59,17 @@ class PackedRow:
     answer_ids: torch.Tensor
 
     def to(self, device: torch.device | str) -> "PackedRow":
-        return _moved(self, device)
+        """Return a copy with all tensors on `device`."""
+        return replace(self, **_tensors_on(self, device))
 
 
 @dataclass(frozen=True)
 class PackedBatch:
     """A pack for one micro-step: `pixel_values` float32 [max(N, 1), 3, S, S] and both rows.
 
-    `weights_A` float32 weighs the KL of each answer token, `loss_weight` is what the pack adds to the
-    denominator of the global batch; a pack without tiles holds one zero tile, an empty pack one token and
+    `weights_A` float32 weights the KL of each answer token, and `loss_weight` is what the pack adds to the
+    denominator of the global batch. `sample_of_answer` int64 [A] is the number, within the pack, of the
+    sample of each answer token. A pack without tiles has one tile of zeros; an empty pack has one token and
     no answer.
     """
 
@@ -71,23 +84,24 @@ class PackedBatch:
     num_compressed: int
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        return replace(
-            _moved(self, device), policy=self.policy.to(device), reference=self.reference.to(device)
-        )
+        """Return a copy with all tensors, those of both rows included, on `device`."""
+        policy, reference = self.policy.to(device), self.reference.to(device)
+        return replace(self, policy=policy, reference=reference, **_tensors_on(self, device))
 
 
-def _moved(packed, device):
-    tensors = {f.name: getattr(packed, f.name) for f in fields(packed)}
-    return replace(
-        packed, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if torch.is_tensor(t)}
-    )
+# Any: `replace` would compare the value's type with the types of all fields
+def _tensors_on(packed: PackedRow | PackedBatch, device: torch.device | str) -> dict[str, Any]:
+    values = {field.name: getattr(packed, field.name) for field in fields(packed)}
+    return {
+        name: value.to(device, non_blocking=True) for name, value in values.items() if torch.is_tensor(value)
+    }
 
 
 def token_weights(num_answer_tokens: int, reduction: str) -> tuple[float, float]:
-    """(weight of each answer token, the sample's share of the denominator) for a sample of N answer tokens.
+    """Return (weight of each answer token, the sample's part of the denominator) for N answer tokens.
 
-    sample: 1/N and 1 (ViCO's formula); token: 1 and N; square: N^-1/2 and N^1/2 (InternVL's SFT). N = 0
-    weighs nothing.
+    `sample`: 1 / N and 1, the formula of the ViCO paper. `token`: 1 and N. `square`: N^-1/2 and N^1/2, as in
+    InternVL's SFT. Both are 0 for N = 0.
     """
     n = num_answer_tokens
     if n == 0:
@@ -98,13 +112,13 @@ def token_weights(num_answer_tokens: int, reduction: str) -> tuple[float, float]
         return 1.0, float(n)
     if reduction == "square":
         return n**-0.5, n**0.5
-    raise ValueError(f"loss_reduction={reduction!r} is none of {', '.join(LOSS_REDUCTIONS)}")
+    raise ValueError(f"loss_reduction={reduction!r} is not one of {', '.join(LOSS_REDUCTIONS)}")
 
 
-def packed_row(sequences: Sequence[tuple[Skeleton, np.ndarray, int]], settings: ModelSettings) -> PackedRow:
-    """The row of `(skeleton, compressed bool [T], number of its first tile)` sequences, in order.
+def packed_row(sequences: Sequence[TiledSequence], settings: ModelSettings) -> PackedRow:
+    """Return the row of `sequences`, in order.
 
-    Positions restart with every sequence. An empty list gives a row of one token that answers nothing.
+    Positions restart with every sequence. Without sequences the row has one token and no answer.
     """
     ids, positions, lengths, answers = [], [], [], []
     tiles, slots, rates = [], [], []
@@ -133,17 +147,17 @@ def packed_row(sequences: Sequence[tuple[Skeleton, np.ndarray, int]], settings: 
         position_ids=torch.from_numpy(np.concatenate(positions)),
         lengths=tuple(lengths),
         full_tiles=torch.from_numpy(tile[~rate]),
-        full_slots=_widened(slot[~rate], settings.tokens_full),
+        full_slots=_all_slots(slot[~rate], settings.tokens_full),
         compressed_tiles=torch.from_numpy(tile[rate]),
-        compressed_slots=_widened(slot[rate], settings.tokens_compressed),
+        compressed_slots=_all_slots(slot[rate], settings.tokens_compressed),
         answer_index=torch.from_numpy(answer[0].copy()),
         answer_ids=torch.from_numpy(answer[1].copy()),
     )
 
 
-def _widened(slots: np.ndarray, tokens: int) -> torch.Tensor:
-    """First positions of tiles -> positions of all their tokens, int64 [len(slots) * tokens]."""
-    return torch.from_numpy((slots[:, None] + np.arange(tokens)).reshape(-1))
+def _all_slots(first_slots: np.ndarray, tokens_per_tile: int) -> torch.Tensor:
+    """Return the positions of all tokens of the tiles that start at `first_slots`, int64 [tiles * tokens]."""
+    return torch.from_numpy((first_slots[:, None] + np.arange(tokens_per_tile)).reshape(-1))
 
 
 def packed_batch(
@@ -152,24 +166,30 @@ def packed_batch(
     settings: ModelSettings,
     reduction: str,
 ) -> PackedBatch:
-    """One pack of samples with the rate of every tile (`compressed`, bool [T] a sample)."""
-    first_tiles = np.cumsum([0, *(sample.skeleton.num_tiles for sample in samples)])
+    """Return one pack of samples; `compressed` holds the rate of every tile, bool [T] per sample."""
+    first_tiles = np.cumsum([0, *(sample.skeleton.num_tiles for sample in samples)]).tolist()
     skeletons = [sample.skeleton for sample in samples]
-    full = [np.zeros(skeleton.num_tiles, bool) for skeleton in skeletons]
+    all_full = [np.zeros(skeleton.num_tiles, bool) for skeleton in skeletons]
     weights = [token_weights(skeleton.num_answer_tokens, reduction) for skeleton in skeletons]
-    counts = [skeleton.num_answer_tokens for skeleton in skeletons]
-    num_tiles = int(first_tiles[-1])
+    num_answers = [skeleton.num_answer_tokens for skeleton in skeletons]
+    num_tiles = first_tiles[-1]
     size = settings.tile_size
     pixels = (
         np.concatenate([sample.pixels for sample in samples if len(sample.pixels)]) if num_tiles else None
     )
+    policy, reference = (
+        [TiledSequence(*parts) for parts in zip(skeletons, rates, first_tiles[:-1], strict=True)]
+        for rates in (compressed, all_full)
+    )
     return PackedBatch(
         pixel_values=torch.zeros(1, 3, size, size) if pixels is None else torch.from_numpy(pixels),
-        policy=packed_row(list(zip(skeletons, compressed, first_tiles, strict=False)), settings),
-        reference=packed_row(list(zip(skeletons, full, first_tiles, strict=False)), settings),
-        weights_A=torch.from_numpy(np.repeat(np.float32([w for w, _ in weights]), counts)),
+        policy=packed_row(policy, settings),
+        reference=packed_row(reference, settings),
+        weights_A=torch.from_numpy(
+            np.repeat(np.array([weight for weight, _ in weights], np.float32), num_answers)
+        ),
         loss_weight=float(sum(share for _, share in weights)),
-        sample_of_answer=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
+        sample_of_answer=torch.from_numpy(np.repeat(np.arange(len(samples)), num_answers)),
         rows=tuple(sample.row for sample in samples),
         num_tiles=num_tiles,
         num_compressed=int(sum(int(np.sum(flags)) for flags in compressed)),

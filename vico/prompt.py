@@ -1,38 +1,42 @@
-"""A conversation as token ids with one slot a tile, and which of its tokens are answers.
+"""Turn a conversation into token ids with one slot per tile, and mark which tokens are answers.
 
-ChatML as InternVL writes it; the slot of a tile is widened to its rate's number of tokens in
-`vico/packing.py`.
+The prompt is ChatML as InternVL writes it. `vico/packing.py` widens the slot of a tile to the number of
+tokens of its rate.
+
+Shapes: L tokens of a skeleton.
 """
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from vico.errors import UserError
-from vico.settings import (
-    IMAGE_END,
-    IMAGE_MARK,
-    IMAGE_START,
-    IMAGE_TOKEN,
-    TURN_END,
-    TURN_START,
-    ModelSettings,
-    check_model_folder,
-    load_settings,
-)
+from vico.model_files import check_model_folder
+from vico.settings import ModelSettings, load_settings
+from vico.special_tokens import IMAGE_END, IMAGE_MARK, IMAGE_START, IMAGE_TOKEN, TURN_END, TURN_START
 
-_KNOWN_TEXTS, _KNOWN_CHARS = 4096, 200  # short questions, whose ids are kept: many data sets repeat theirs
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+Turn: TypeAlias = Mapping[str, str]
+"""One turn of a conversation: `from` (human, gpt or system) and `value`, its text."""
+# Ids of short questions are cached, as many data sets repeat theirs.
+_MAX_CACHED_TEXTS, _MAX_CACHED_CHARS = 4096, 200
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """`ids` int64 [L] with one image token a tile; `answer` bool [L], true on answer tokens and their end of
-    turn."""
+    """A conversation as ids: `ids` int64 [L] with one image token per tile, `answer` bool [L].
+
+    `answer` is true on the tokens of answers and on the end-of-turn token after each.
+    """
 
     ids: np.ndarray
     answer: np.ndarray
@@ -48,16 +52,21 @@ class Skeleton:
 
 
 class PromptFormat:
-    """Turns conversations into skeletons with one tokenizer; checks at construction that its special tokens
-    exist."""
+    """Turns conversations into skeletons with one tokenizer.
 
-    def __init__(self, tokenizer, settings: ModelSettings, folder: str = ""):
+    Raises UserError at construction if the tokenizer lacks InternVL's special tokens, or gives the image
+    token another id than config.json.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: ModelSettings, folder: str = ""):
         self.tokenizer, self.settings, self.folder = tokenizer, settings, folder
-        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in self._special()}
-        unknown = tokenizer.unk_token_id
-        for token, token_id in ids.items():
-            if token_id is None or token_id == unknown:
+        special_tokens = (IMAGE_START, IMAGE_END, IMAGE_TOKEN, TURN_START, TURN_END)
+        ids: dict[str, int] = {}
+        for token in special_tokens:
+            token_id = tokenizer.convert_tokens_to_ids(token)
+            if not isinstance(token_id, int) or token_id == tokenizer.unk_token_id:
                 raise UserError(f"{folder}: the tokenizer has no token {token}; InternVL prompts need it")
+            ids[token] = token_id
         if ids[IMAGE_TOKEN] != settings.image_token_id:
             raise UserError(
                 f"{folder}: config.json says image_token_id={settings.image_token_id} but the tokenizer "
@@ -65,59 +74,55 @@ class PromptFormat:
             )
         self._ids = ids
         self.end_of_turn_id = ids[TURN_END]
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)  # none for a tokenizer in Python
+        # a tokenizer written in Python has no backend
+        self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is not None:
-            self._backend.no_truncation()  # a tokenizer.json may bring them
+            self._backend.no_truncation()  # a tokenizer.json may turn these on
             self._backend.no_padding()
-            # texts of one conversation are too few to be spread over threads, whose pool a fork would break
+            # The texts of one conversation are too few for several threads, and a fork would break their
+            # pool.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._known: dict[str, list[int]] = {"": []}
-        self._newline = self._text("\n")
-        self._openings = {role: [ids[TURN_START], *self._text(f"{role}\n")] for role in _ROLES.values()}
+        self._cached_ids: dict[str, list[int]] = {"": []}
+        self._newline = self._text_ids("\n")
+        self._openings = {role: [ids[TURN_START], *self._text_ids(f"{role}\n")] for role in _ROLES.values()}
 
-    @staticmethod
-    def _special() -> tuple[str, ...]:
-        return (IMAGE_START, IMAGE_END, IMAGE_TOKEN, TURN_START, TURN_END)
+    def _text_ids(self, text: str) -> list[int]:
+        return self._texts_ids([text])[0]
 
-    def _text(self, text: str) -> list[int]:
-        return self._texts([text])[0]
+    def _texts_ids(self, texts: Sequence[str], cached: Collection[str] = ()) -> list[list[int]]:
+        """Return the ids of each text, and cache those of texts in `cached` for later calls.
 
-    def _texts(self, texts: Sequence[str], repeating: Collection[str] = ()) -> list[list[int]]:
-        """Ids of stretches of text; special tokens spelled out in one (`<ref>`) are taken as such. The
-        ids of `repeating` ones are kept for the next call.
+        Special tokens spelled out in a text (`<ref>`) are encoded as such.
         """
-        found = {text: self._known.get(text) for text in texts}
-        new = [text for text, ids in found.items() if ids is None]
+        ids = {text: self._cached_ids[text] for text in texts if text in self._cached_ids}
+        new = [text for text in dict.fromkeys(texts) if text not in ids]
         if not new:
             encoded = []
         elif self._backend is None:
             encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in new]
         else:
-            # what the call above comes to; it takes some 0.2 ms around it, half of the time to shard a sample
-            encoded = [one.ids for one in self._backend.encode_batch_fast(new, add_special_tokens=False)]
-        found.update(zip(new, encoded, strict=True))
-        if len(self._known) > _KNOWN_TEXTS:
-            self._known = {"": []}
-        self._known.update(
-            (text, found[text]) for text in new if len(text) <= _KNOWN_CHARS and text in repeating
+            # What the call above ends in. The call adds about 0.2 ms, half of the time to shard a sample.
+            encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
+            encoded = [encoding.ids for encoding in encodings]
+        ids.update(zip(new, encoded, strict=True))
+        if len(self._cached_ids) > _MAX_CACHED_TEXTS:
+            self._cached_ids = {"": []}
+        self._cached_ids.update(
+            (text, ids[text]) for text in new if len(text) <= _MAX_CACHED_CHARS and text in cached
         )
-        return [found[text] for text in texts]
+        return [ids[text] for text in texts]
 
-    def _stretches(
-        self, conversation: Sequence[dict], tiles_per_image: Sequence[int], add_generation_prompt: bool
+    def _parts(
+        self, conversation: Sequence[Turn], tiles_per_image: Sequence[int], add_generation_prompt: bool
     ) -> Iterator[tuple[list[int], bool]]:
-        """(ids, whether they are an answer) of the stretches of a conversation; errors as in `encode`."""
-        roles = [_ROLES.get(turn["from"]) for turn in conversation]
-        if None in roles:
-            raise ValueError(
-                f"from={conversation[roles.index(None)]['from']!r} is none of {', '.join(_ROLES)}"
-            )
+        """Yield (ids, whether they are an answer) of the conversation's parts; raise as `encode` does."""
+        roles = _roles(conversation)
         parts = [
             [turn["value"]] if role == "assistant" else turn["value"].split(IMAGE_MARK)
             for role, turn in zip(roles, conversation, strict=True)
         ]
-        asked = {text for role, part in zip(roles, parts, strict=True) if role == "user" for text in part}
-        texts = iter(self._texts(list(chain.from_iterable(parts)), repeating=asked))
+        questions = {text for role, part in zip(roles, parts, strict=True) if role == "user" for text in part}
+        texts = iter(self._texts_ids(list(chain.from_iterable(parts)), cached=questions))
         tiles = iter(tiles_per_image)
         for role, part in zip(roles, parts, strict=True):
             yield self._openings[role], False
@@ -135,7 +140,7 @@ class PromptFormat:
             yield self._openings["assistant"], False
 
     def _image(self, tiles: Iterator[int]) -> list[int]:
-        """Ids of one `<image>`, which takes the next count of `tiles`."""
+        """Return the ids of one `<image>`, which takes the next count of `tiles`."""
         count = next(tiles, None)
         if count is None:
             raise ValueError(f"more {IMAGE_MARK} marks than pictures")
@@ -143,30 +148,32 @@ class PromptFormat:
 
     def encode(
         self,
-        conversation: Sequence[dict],
+        conversation: Sequence[Turn],
         tiles_per_image: Sequence[int],
         add_generation_prompt: bool = False,
     ) -> Skeleton:
-        """The skeleton of a conversation `[{"from": "human" | "gpt" | "system", "value": str}, ...]`.
+        """Return the skeleton of a conversation `[{"from": "human" | "gpt" | "system", "value": str}, ...]`.
 
-        Raises ValueError for an unknown speaker and where `<image>` marks and pictures differ in number. With
-        `add_generation_prompt` the opening of an assistant turn is appended, for generation.
+        With `add_generation_prompt` it ends with the opening of an assistant turn. Raises ValueError if a
+        speaker is unknown, if `<image>` marks and pictures differ in number, or if the text contains the
+        image token itself.
         """
         ids: list[int] = []
         answer: list[bool] = []
-        for new_ids, is_answer in self._stretches(conversation, tiles_per_image, add_generation_prompt):
+        for new_ids, is_answer in self._parts(conversation, tiles_per_image, add_generation_prompt):
             ids.extend(new_ids)
             answer.extend([is_answer] * len(new_ids))
         self._check_image_tokens(ids, sum(tiles_per_image))
         return Skeleton(np.asarray(ids, np.int64), np.asarray(answer, bool), sum(tiles_per_image))
 
-    def num_tokens(self, conversation: Sequence[dict], tiles_per_image: Sequence[int]) -> tuple[int, int]:
-        """(text tokens, answer tokens) of the skeleton that `encode` gives, with its errors; for the sharder,
-        which needs no more of it.
+    def num_tokens(self, conversation: Sequence[Turn], tiles_per_image: Sequence[int]) -> tuple[int, int]:
+        """Return (text tokens, answer tokens) of the skeleton of `encode`, without building it.
+
+        Raises as `encode` does.
         """
         ids: list[int] = []
         num_answer_tokens = 0
-        for new_ids, is_answer in self._stretches(conversation, tiles_per_image, False):
+        for new_ids, is_answer in self._parts(conversation, tiles_per_image, False):
             ids += new_ids
             num_answer_tokens += len(new_ids) * is_answer
         self._check_image_tokens(ids, sum(tiles_per_image))
@@ -177,8 +184,15 @@ class PromptFormat:
             raise ValueError(f"the text itself spells the token {IMAGE_TOKEN}")
 
 
+def _roles(conversation: Sequence[Turn]) -> list[str]:
+    for turn in conversation:
+        if turn["from"] not in _ROLES:
+            raise ValueError(f"from={turn['from']!r} is not one of {', '.join(_ROLES)}")
+    return [_ROLES[turn["from"]] for turn in conversation]
+
+
 def load_prompt_format(model_path: str | Path) -> PromptFormat:
-    """The prompt format of a model folder: its tokenizer (no remote code) and its settings."""
+    """Return the prompt format of a model folder: its tokenizer (without remote code) and its settings."""
     from transformers import AutoTokenizer
 
     settings = load_settings(check_model_folder(model_path))
@@ -187,14 +201,16 @@ def load_prompt_format(model_path: str | Path) -> PromptFormat:
 
 
 def check_same_tokens(policy: PromptFormat, reference: PromptFormat) -> None:
-    """UserError where the policy's tokenizer gives other ids than that of the model it starts from: both read
-    the same ids, so one of them would read other words."""
-    mine, theirs = policy.tokenizer.get_vocab(), reference.tokenizer.get_vocab()
-    if mine != theirs:
-        differing = {token for token, _ in mine.items() ^ theirs.items()}
-        token = min(differing, key=lambda token: (mine.get(token, theirs.get(token)), token))
+    """Raise UserError if the tokenizers of policy and reference give a token different ids.
+
+    Both models read the same ids, so one of them would read other words.
+    """
+    policy_ids, reference_ids = policy.tokenizer.get_vocab(), reference.tokenizer.get_vocab()
+    if policy_ids != reference_ids:
+        differing = {token for token, _ in policy_ids.items() ^ reference_ids.items()}
+        token = min(differing, key=lambda token: (policy_ids.get(token, reference_ids.get(token)), token))
         raise UserError(
-            f"the tokenizer of {policy.folder} gives the token {token!r} the id {mine.get(token)}, that of "
-            f"{reference.folder} {theirs.get(token)} ({len(differing)} tokens differ); the policy has to be "
-            "trained from the model in inputs.model"
+            f"the tokenizer of {policy.folder} gives the token {token!r} the id {policy_ids.get(token)}, the "
+            f"tokenizer of {reference.folder} {reference_ids.get(token)} ({len(differing)} tokens differ); "
+            "give a policy that was trained from the model in inputs.model"
         )

@@ -1,8 +1,9 @@
-"""config.json of the published layout (InternVLChatModel) as the config of Hugging Face's InternVL, and back.
+"""Convert config.json between the published layout (InternVLChatModel) and Hugging Face's InternVL.
 
-Pure functions over plain dictionaries; no code of a checkpoint is ever run.
+Pure functions over plain dictionaries. No code of a checkpoint is ever run.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from vico.errors import UserError
@@ -29,8 +30,9 @@ _VISION_FIELDS = (  # (Hugging Face, published, default of the published code)
     ("initializer_range", "initializer_range", 0.02),
     ("layer_scale_init_value", "initializer_factor", 0.1),
 )
-_HF_DEFAULTS = {"norm_type": "layer_norm", "use_qk_norm": False}  # where they differ from the published ones
-_HF_ONLY = (  # (field of the vision config, the only value that the published code knows)
+# defaults of transformers that differ from those of the published code
+_HF_DEFAULTS = {"norm_type": "layer_norm", "use_qk_norm": False}
+_HF_ONLY = (  # (field of the vision config, the only value that the published code supports)
     ("use_mask_token", False),
     ("use_mean_pooling", True),
     ("use_absolute_position_embeddings", True),
@@ -39,26 +41,26 @@ HF_QK_NORM_EPSILON = 1e-6
 _TILING_FIELDS = ("min_dynamic_patch", "max_dynamic_patch", "use_thumbnail")
 
 
-def is_published(config: dict[str, Any]) -> bool:
-    """Whether this config.json is of the published layout, custom or Flash."""
+def is_published(config: Mapping[str, Any]) -> bool:
+    """Return whether this config.json has the published layout, custom or Flash."""
     return "llm_config" in config and "vision_config" in config
 
 
-def hf_config(config: dict[str, Any], image_token_id: int | None, path: str) -> dict[str, Any]:
-    """The Hugging Face config of a published one; UserError for what this project cannot open.
+def hf_config(config: Mapping[str, Any], image_token_id: int | None, path: str) -> dict[str, Any]:
+    """Return the Hugging Face form of a published config; raise UserError if the model is not supported.
 
-    `image_token_id` comes from the tokenizer, since the published config does not say it.
+    `image_token_id` comes from the tokenizer, as the published config does not contain it.
     """
     vision, text = config["vision_config"], dict(config["llm_config"])
     architecture = (text.get("architectures") or ["none"])[0]
     if architecture not in LANGUAGE_MODELS:
         raise UserError(
-            f"{path}: llm_config.architectures={architecture!r} is none of {', '.join(LANGUAGE_MODELS)}; "
-            "this language model is not supported"
+            f"{path}: llm_config.architectures={architecture!r} is not supported; give a model with one of "
+            f"{', '.join(LANGUAGE_MODELS)}"
         )
-    for field, wanted in (("select_layer", -1), ("ps_version", "v2")):
-        if config.get(field, wanted) != wanted:
-            raise UserError(f"{path}: {field}={config[field]!r} is not supported, only {wanted!r} is")
+    for field, supported in (("select_layer", -1), ("ps_version", "v2")):
+        if config.get(field, supported) != supported:
+            raise UserError(f"{path}: {field}={config[field]!r} is not supported, only {supported!r} is")
     text["model_type"] = LANGUAGE_MODELS[architecture]
     tied = bool(text.get("tie_word_embeddings", False))
     size = config.get("force_image_size") or vision["image_size"]
@@ -88,14 +90,14 @@ def hf_config(config: dict[str, Any], image_token_id: int | None, path: str) -> 
     }
 
 
-def _qk_norm_epsilon(vision: dict[str, Any]) -> dict[str, float]:
-    """Our field `qk_norm_eps`: the published q/k norm has the layers' epsilon, transformers' always 1e-6."""
+def _qk_norm_epsilon(vision: Mapping[str, Any]) -> dict[str, float]:
+    """Return our field `qk_norm_eps` if the epsilon of the published q/k norm is not that of transformers."""
     epsilon = vision.get("layer_norm_eps", HF_QK_NORM_EPSILON)
-    own = vision.get("qk_normalization", True) and epsilon != HF_QK_NORM_EPSILON
-    return {"qk_norm_eps": epsilon} if own else {}
+    differs = vision.get("qk_normalization", True) and epsilon != HF_QK_NORM_EPSILON
+    return {"qk_norm_eps": epsilon} if differs else {}
 
 
-def _flash_parts(config: dict[str, Any]) -> dict[str, Any]:
+def _flash_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     thresholds = {
         ours: config[f"flash_{ours}"]
         for ours in ("relative_threshold", "absolute_threshold")
@@ -105,33 +107,36 @@ def _flash_parts(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def published_config(
-    config: dict[str, Any],
-    tiling: dict[str, Any],
+    config: Mapping[str, Any],
+    tiling: Mapping[str, Any],
     dtype: str,
-    base: dict[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
     absolute_threshold: float | None = None,
 ) -> dict[str, Any]:
-    """The published config of a Hugging Face one; `base`, where given, is the published config it came from.
+    """Return the published form of a Hugging Face config.
 
-    `tiling` holds min_dynamic_patch, max_dynamic_patch and use_thumbnail. With a threshold the model is a
-    Flash one; the relative threshold is 0.0, under which a server follows our rule most nearly.
+    `base` is the published config that the model came from, if any. `tiling` holds min_dynamic_patch,
+    max_dynamic_patch and use_thumbnail. With a threshold the config is a Flash one, whose relative
+    threshold is 0.0: of all values, it makes a server follow our routing rule most closely.
     """
-    made = dict(base) if base is not None else {**_published_config(config), **tiling}
-    made = {key: value for key, value in made.items() if not key.startswith("flash_")}
+    published = dict(base) if base is not None else {**_published_config(config), **tiling}
+    published = {key: value for key, value in published.items() if not key.startswith("flash_")}
     if absolute_threshold is not None:
-        made |= {
+        published |= {
             "flash_mode": True,
             "flash_relative_threshold": 0.0,
             "flash_absolute_threshold": absolute_threshold,
         }
-    return {**made, "torch_dtype": dtype}
+    return {**published, "torch_dtype": dtype}
 
 
-def _published_config(config: dict[str, Any]) -> dict[str, Any]:
+def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
     vision = config["vision_config"]
-    for field, only in _HF_ONLY:
-        if vision.get(field, only) != only:
-            raise UserError(f"vision_config.{field}={vision[field]} has no place in the published layout")
+    for field, supported in _HF_ONLY:
+        if vision.get(field, supported) != supported:
+            raise UserError(
+                f"vision_config.{field}={vision[field]} has no place in the published layout; use layout hf"
+            )
     tied = bool(config.get("tie_word_embeddings"))
     size, patch = vision["image_size"], vision["patch_size"]
     size = size[0] if isinstance(size, list) else size
@@ -160,15 +165,15 @@ def _published_config(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _llm_config(text: dict[str, Any]) -> dict[str, Any]:
-    """A text config in the form of transformers 4, which the published code and its servers read."""
-    text = dict(text)
-    [architecture] = [name for name, kind in LANGUAGE_MODELS.items() if kind == text["model_type"]]
-    rope = text.pop("rope_parameters", None)
+def _llm_config(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a text config in the form of transformers 4, which the published code and its servers read."""
+    llm = dict(text)
+    [architecture] = [name for name, kind in LANGUAGE_MODELS.items() if kind == llm["model_type"]]
+    rope = llm.pop("rope_parameters", None)
     if rope:
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        text["rope_theta"] = rope["rope_theta"]
-        text["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
-    if "num_local_experts" in text:
-        text["num_experts"] = text.pop("num_local_experts")
-    return {**text, "architectures": [architecture]}
+        llm["rope_theta"] = rope["rope_theta"]
+        llm["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    if "num_local_experts" in llm:
+        llm["num_experts"] = llm.pop("num_local_experts")
+    return {**llm, "architectures": [architecture]}

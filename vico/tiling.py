@@ -1,6 +1,8 @@
-"""Cutting a picture into tiles the way InternVL does: closest aspect-ratio grid, thumbnail last.
+"""Cut a picture into tiles as InternVL does: the grid with the closest aspect ratio, the thumbnail last.
 
-Pure functions over Pillow pictures; the sharder counts tiles with them, the reader cuts tiles.
+Pure functions over Pillow pictures. The sharder counts tiles with them, the reader cuts them.
+
+Shapes: N tiles of a picture, S tile side in pixels.
 """
 
 import math
@@ -16,8 +18,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Tiling:
-    """How pictures are cut: `tile_size` in pixels, grids of `min_tiles` to `max_tiles` tiles (thumbnail not
-    counted)."""
+    """How pictures are cut: tiles of `tile_size` pixels, in grids of `min_tiles` to `max_tiles` tiles.
+
+    The thumbnail does not count towards these limits.
+    """
 
     tile_size: int
     max_tiles: int = 12
@@ -33,11 +37,10 @@ class Tiling:
 
 @lru_cache(maxsize=64)
 def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """(columns, rows) of every grid, by number of tiles; grids of equal number in the order of a set of
-    tuples.
+    """Return (columns, rows) of every grid, by number of tiles.
 
-    The published search sorts a set, so its order inside one number of tiles is that of the set; ties in
-    aspect ratio are decided by it, and parity needs the same construction.
+    The published search sorts a set of tuples, so grids with equal numbers of tiles keep the order of that
+    set. The order decides ties in aspect ratio; parity needs the same construction.
     """
     grids = {
         (columns, rows)
@@ -51,10 +54,10 @@ def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=4096)
 def tile_grid(width: int, height: int, tiling: Tiling) -> tuple[int, int]:
-    """(columns, rows) of the grid whose aspect ratio is closest to the picture's.
+    """Return (columns, rows) of the grid whose aspect ratio is closest to that of the picture.
 
-    Of grids that are equally close, a later one in the search wins if the picture covers more than half of
-    its area.
+    Between grids that are equally close, a later one in the search wins if the picture covers more than
+    half of its area.
     """
     aspect_ratio = width / height
     best_difference, best = math.inf, (1, 1)
@@ -68,15 +71,17 @@ def tile_grid(width: int, height: int, tiling: Tiling) -> tuple[int, int]:
 
 
 def num_tiles(width: int, height: int, tiling: Tiling) -> int:
-    """Tiles of a picture of this size, the thumbnail counted where there is one."""
+    """Return the number of tiles of a picture of this size, including a thumbnail if it has one."""
     columns, rows = tile_grid(width, height, tiling)
     cells = columns * rows
     return cells + int(tiling.use_thumbnail and cells > 1)
 
 
 def tile_boxes(width: int, height: int, tiling: Tiling) -> list[tuple[float, float, float, float]]:
-    """(left, top, right, bottom) of every tile in picture pixels, prompt order; the thumbnail covers the
-    picture."""
+    """Return (left, top, right, bottom) of every tile in picture pixels, in prompt order.
+
+    The thumbnail's box is the whole picture.
+    """
     columns, rows = tile_grid(width, height, tiling)
     cell_width, cell_height = width / columns, height / rows
     boxes = [
@@ -90,8 +95,7 @@ def tile_boxes(width: int, height: int, tiling: Tiling) -> list[tuple[float, flo
 
 
 def image_tiles(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
-    """The picture's tiles as RGB pictures of `tile_size`, row by row, the thumbnail last when there is more
-    than one."""
+    """Return the tiles as RGB pictures of `tile_size`, row by row; if there are several, a thumbnail last."""
     image = image.convert("RGB")
     columns, rows = tile_grid(*image.size, tiling)
     size = tiling.tile_size
@@ -107,9 +111,9 @@ def image_tiles(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
 
 
 def pixel_values(image: Image.Image, tiling: Tiling) -> np.ndarray:
-    """float32 [N, 3, S, S]: the tiles scaled to 0..1 and normalised with the ImageNet mean and deviation."""
+    """Return the tiles as float32 [N, 3, S, S], scaled to 0..1 and normalised with ImageNet's constants."""
     tiles = image_tiles(image, tiling)
-    # Laid out as bytes and worked on in place, tile by tile: a third of the time, by the same operations.
+    # Transposed as bytes and normalised in place, tile by tile: the same operations in a third of the time.
     mean_311, std_311 = (
         np.asarray(values, np.float32)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
     )

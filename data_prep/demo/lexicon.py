@@ -1,6 +1,6 @@
-"""The lexicon of the demo: every single word that its pictures ask for, three to six letters each.
+"""The lexicon of the demo: all single words that its pictures ask for, of three to six letters.
 
-All sides of the split share it, as readers of a language share its words; pictures and numbers they do not.
+All sides of the split share it, as readers share a language. Pictures and numbers are not shared.
 """
 
 _WORDS = """

@@ -1,4 +1,4 @@
-"""What the tiles of the demo show: plain, photograph, small text; `python -m data_prep.demo.mix 2000`."""
+"""Count what the tiles of the demo show: `python -m data_prep.demo.mix 2000` prints it for 2000 records."""
 
 import json
 import sys
@@ -6,22 +6,20 @@ from collections import Counter
 
 import numpy as np
 
-from data_prep.demo.canvas import Canvas
+from data_prep.demo.canvas import Box, Canvas
 from data_prep.demo.records import drawn_record
 from vico.tiling import Tiling, image_tiles, tile_boxes
 
-SMALL_TEXT = (
-    8.0,
-    18.0,
-)  # font pixels in the tile: below nobody reads it at this tile size, above it is large
-_PLAIN_SPREAD = (
-    8.0  # standard deviation of gray levels up to which a tile without text or photograph is plain
-)
-_PHOTO_SHARE = 0.25  # of the tile's area
+SMALL_TEXT = (8.0, 18.0)
+"""Font sizes of small text in pixels of the tile; smaller text is illegible, larger text is large."""
+_PLAIN_SPREAD = 8.0
+"""Standard deviation of gray levels up to which a tile without text or photograph is plain."""
+_PHOTO_SHARE = 0.25
+"""Share of the tile's area from which a tile without text is a photograph."""
 
 
-def _font_pixels(canvas: Canvas, box: tuple[float, float, float, float], tile_size: int) -> list[float]:
-    """Font size, in pixels of the tile, of every run of text that reaches into the box."""
+def _font_pixels(canvas: Canvas, box: Box, tile_size: int) -> list[float]:
+    """Return the font size, in pixels of the tile, of each text that reaches into the box."""
     left, top, right, bottom = box
     scale = tile_size / (bottom - top)
     sizes = []
@@ -33,7 +31,7 @@ def _font_pixels(canvas: Canvas, box: tuple[float, float, float, float], tile_si
     return sizes
 
 
-def _photo_share(canvas: Canvas, box: tuple[float, float, float, float]) -> float:
+def _photo_share(canvas: Canvas, box: Box) -> float:
     left, top, right, bottom = box
     covered = sum(
         max(min(right, x1) - max(left, x0), 0) * max(min(bottom, y1) - max(top, y0), 0)
@@ -43,7 +41,7 @@ def _photo_share(canvas: Canvas, box: tuple[float, float, float, float]) -> floa
 
 
 def tile_contents(canvas: Canvas, tiling: Tiling) -> list[str]:
-    """What each tile of a picture shows, in prompt order: legible text decides, then photographs."""
+    """Name what each tile of a picture shows, in prompt order: legible text comes first, then photographs."""
     contents = []
     tiles = image_tiles(canvas.image, tiling)
     for tile, box in zip(tiles, tile_boxes(*canvas.image.size, tiling), strict=True):
@@ -64,19 +62,20 @@ def tile_contents(canvas: Canvas, tiling: Tiling) -> list[str]:
 
 
 def demo_mix(num_samples: int, seed: int, tiling: Tiling) -> dict[str, dict[str, float]]:
-    """Shares of tile contents, kinds, tasks and tile counts over the first records of a seed."""
-    contents, kinds, tasks, counts = Counter(), Counter(), Counter(), Counter()
+    """Return the shares of tile contents, kinds, tasks and tile counts in the first records of a seed."""
+    counters: dict[str, Counter[str]] = {
+        name: Counter() for name in ("tiles", "kinds", "tasks", "tiles_per_record")
+    }
     for line in range(num_samples):
         drawn = drawn_record(seed, line)
-        found = tile_contents(drawn.content.canvas, tiling) if drawn.content else []
-        contents.update(found)
-        kinds[drawn.kind] += 1
-        tasks.update(question.task for question in drawn.questions)
-        counts[str(len(found))] += 1
-    named = {"tiles": contents, "kinds": kinds, "tasks": tasks, "tiles_per_record": counts}
+        contents = tile_contents(drawn.content.canvas, tiling) if drawn.content else []
+        counters["tiles"].update(contents)
+        counters["kinds"][drawn.kind] += 1
+        counters["tasks"].update(question.task for question in drawn.questions)
+        counters["tiles_per_record"][str(len(contents))] += 1
     return {
         name: {key: round(value / counter.total(), 4) for key, value in sorted(counter.items())}
-        for name, counter in named.items()
+        for name, counter in counters.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Demo pictures to be looked at: photographs, plain and near-plain tiles; and photographs with a caption."""
+"""Demo pictures without text (photographs, plain and almost plain ones) and photographs with a caption."""
 
 import random
 
@@ -6,19 +6,19 @@ import numpy as np
 from PIL import Image
 
 from data_prep.demo import sources
-from data_prep.demo.canvas import BOLD, COLOURS, SANS, SERIF, Canvas, group_colour, ink_on
+from data_prep.demo.canvas import BOLD, COLOURS, SANS, SERIF, Canvas, TextStyle, group_colour, ink_on
 from data_prep.demo.content import Content, Question, colour_question, look_question, sheet
 from data_prep.demo.lexicon import LEXICON
 
 _NAMES = tuple(COLOURS)
-# Upper ends of the hues, in sixths of the colour circle from pure red.
+# Upper bounds of the hues, in sixths of the colour circle, starting at pure red.
 _HUE_ENDS = np.asarray([0.3, 0.75, 1.1, 2.9, 4.2, 5.0, 5.6])
 _HUES = np.asarray(["red", "orange", "yellow", "green", "blue", "purple", "pink", "red"])
 _ASK_COLOUR = ("What is the main colour?", "Which colour is most of the picture?")
 
 
 def photograph_crop(rng: random.Random, group: int, aspect: float) -> Image.Image:
-    """A random crop of the group's photograph at an aspect ratio (width over height), perhaps mirrored."""
+    """Draw a crop of the group's photograph with an aspect ratio (width over height), perhaps mirrored."""
     picture = sources.group_photograph(group)
     share = rng.uniform(0.3, 1.0)
     width = min(picture.width, picture.height * aspect) * share
@@ -29,7 +29,7 @@ def photograph_crop(rng: random.Random, group: int, aspect: float) -> Image.Imag
 
 
 def colour_names(pixels: np.ndarray) -> np.ndarray:
-    """The colour name of every pixel of [N, 3]: grays first, then by hue; brown is a dark orange."""
+    """Return the colour name of each pixel of `pixels` [N, 3]; brown is a dark orange, pink a light red."""
     pixels = pixels.astype(np.float32)
     high, low = pixels.max(-1), pixels.min(-1)
     chroma = np.maximum(high - low, 1e-3)
@@ -47,17 +47,17 @@ def colour_names(pixels: np.ndarray) -> np.ndarray:
 
 
 def main_colour(picture: Image.Image) -> str | None:
-    """The named colour of most of the picture, or None where no colour has half of it and twice the next."""
+    """Return the colour that has half of the picture and twice the share of the next one, or None."""
     small = np.asarray(picture.resize((16, 16), Image.Resampling.BOX)).reshape(-1, 3)
     names, counts = np.unique(colour_names(small), return_counts=True)
     order = counts.argsort()[::-1]
     runner_up = counts[order[1]] if len(order) > 1 else 0
-    clear = counts[order[0]] >= max(len(small) / 2, 2 * runner_up)
-    return str(names[order[0]]) if clear else None
+    is_clear = counts[order[0]] >= max(len(small) / 2, 2 * runner_up)
+    return str(names[order[0]]) if is_clear else None
 
 
 def photograph_picture(rng: random.Random, group: int) -> Content:
-    """A photograph that fills the picture."""
+    """Draw a photograph that fills the picture."""
     canvas = Canvas(
         *rng.choices(((1, 1), (2, 1), (1, 2), (2, 2)), (40, 12, 12, 36))[0], rng.uniform(0.8, 1.4)
     )
@@ -75,7 +75,7 @@ def photograph_picture(rng: random.Random, group: int) -> Content:
 
 
 def plain_picture(rng: random.Random, group: int) -> Content:
-    """One colour, a faint ramp of it, or with faint noise."""
+    """Draw a picture of one colour: flat, with a faint ramp, or with faint noise."""
     name = rng.choice(_NAMES)
     canvas = Canvas(
         *rng.choices(((1, 1), (2, 1), (1, 2), (2, 2)), (46, 12, 12, 30))[0],
@@ -98,7 +98,7 @@ def plain_picture(rng: random.Random, group: int) -> Content:
 
 
 def caption_picture(rng: random.Random, group: int) -> Content:
-    """A photograph with a strip that names a word of the lexicon."""
+    """Draw a photograph and, above or below it, a strip with a word of the lexicon."""
     canvas = sheet(rng, group, ((1, 1), (2, 2), (1, 2)), (45, 40, 15))
     size = rng.uniform(13, 17) * (1 if canvas.columns == 1 else rng.uniform(1.1, 1.7))
     strip = 1.6 * size
@@ -110,7 +110,7 @@ def caption_picture(rng: random.Random, group: int) -> Content:
     name = rng.choice((SANS, BOLD, SERIF))
     left = rng.uniform(3, canvas.width - 3 - canvas.measure(word, name, size))
     strip_top = 0.15 * size if at_top else canvas.height - strip + 0.15 * size
-    canvas.text(left, strip_top, word, name, size, ink_on(rng, canvas.background))
+    canvas.text(left, strip_top, word, TextStyle(name, size, ink_on(rng, canvas.background)))
     questions = [Question(rng.choice(("Which word is in the caption?", "Read the caption.")), word, "read")]
     looks = [look_question(rng, "photograph"), Question("Is there any text in the picture?", "yes", "look")]
     rng.shuffle(looks)

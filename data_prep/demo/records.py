@@ -1,20 +1,23 @@
-"""The built-in demo records: real pictures and text from installed packages, by (seed, line) alone.
+"""The built-in demo records: real pictures and text from installed packages, a function of (seed, line).
 
-Read like any other source of records; `examples/small_internvl` trains the small model on them and
+They are read like any other records. `examples/small_internvl` trains the small model on them, and
 `data_prep/demo/mix.py` counts what their tiles show.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from data_prep.demo import sources
-from data_prep.demo.charts import chart_picture, figure_picture
+from data_prep.demo.charts import chart_picture
 from data_prep.demo.content import Content, Question
+from data_prep.demo.pages import code_picture, figure_picture, prose_picture
 from data_prep.demo.photographs import caption_picture, photograph_picture, plain_picture
-from data_prep.demo.reading import code_picture, prose_picture, reading_picture, text_question
+from data_prep.demo.reading import reading_picture, text_question
 
-DEMO_VERSION = 3  # moves when the same (seed, line) gives another record
-# Kind of content -> share of the records.
+DEMO_VERSION = 3
+"""Increased when the same (seed, line) gives another record."""
 KIND_SHARES: dict[str, float] = {
     "number": 0.22,
     "word": 0.17,
@@ -27,23 +30,28 @@ KIND_SHARES: dict[str, float] = {
     "figure": 0.05,
     "text": 0.02,
 }
-_PHOTO_KINDS = ("photograph", "caption", "figure")  # drawn from groups that own a photograph
-_LOOK_SHARE = 0.12  # of pictures that can be read: how often the question is one that needs no reading
-_TURNS = {1: 0.3, 2: 0.3, 3: 0.25, 4: 0.15}  # questions of a record, where the picture has so many
-
-
-def num_records(config) -> int:
-    """Number of demo records; `config.num_samples`."""
-    return config.num_samples
+"""Share of the records with each kind of content."""
+_PHOTO_KINDS = ("photograph", "caption", "figure")  # drawn from groups that have a photograph
+_LOOK_SHARE = 0.12  # how often the main question about a picture with text needs no reading
+_TURNS = {1: 0.3, 2: 0.3, 3: 0.25, 4: 0.15}  # number of questions of a record, if there are so many -> share
+_PICTURES: dict[str, Callable[[random.Random, int], Content]] = {
+    "chart": chart_picture,
+    "prose": prose_picture,
+    "code": code_picture,
+    "photograph": photograph_picture,
+    "plain": plain_picture,
+    "caption": caption_picture,
+    "figure": figure_picture,
+}
 
 
 def record_random(seed: int, line: int) -> random.Random:
-    """The random numbers of one record; seeding with a string is the same on every platform."""
+    """Return the random generator of one record; a string as seed is the same on every platform."""
     return random.Random(f"demo {DEMO_VERSION} {seed} {line}")
 
 
 def drawn_group(rng: random.Random, kind: str) -> int:
-    """The group of a record: what its pictures and questions draw from."""
+    """Draw the group of a record, which its pictures and questions take their material from."""
     if kind in _PHOTO_KINDS or (kind in ("number", "word") and rng.random() < 0.3):
         return rng.choice(sources.photo_groups())
     return rng.randrange(sources.NUM_GROUPS)
@@ -54,45 +62,37 @@ def group_name(group: int) -> str:
 
 
 def demo_content(rng: random.Random, kind: str, group: int) -> Content:
-    """The picture of a record of a kind, drawn but not encoded, with all its questions."""
+    """Draw the picture of a record of a kind, not encoded, with all its questions."""
     if kind in ("number", "word"):
         return reading_picture(rng, group, kind)
-    makers = {
-        "chart": chart_picture,
-        "prose": prose_picture,
-        "code": code_picture,
-        "photograph": photograph_picture,
-        "plain": plain_picture,
-        "caption": caption_picture,
-        "figure": figure_picture,
-    }
-    return makers[kind](rng, group)
+    return _PICTURES[kind](rng, group)
 
 
 def asked_questions(rng: random.Random, content: Content) -> list[Question]:
-    """The questions a record asks about its picture, the one that its `task` names last.
+    """Draw the questions of a record about its picture; the last one decides its `task`.
 
-    Several questions reach several tiles, so the loss of a record says what each of its tiles is worth, not
-    only the one tile that a single question happens to ask for. At most one of them is a transcription.
+    Several questions need several tiles, so the loss of a record says what each of its tiles is worth, and
+    not only the tile that a single question asks about. At most one question is a transcription.
     """
     look = [question for question in content.questions if question.task == "look"]
     other = [question for question in content.questions if question.task != "look"]
     if content.kind == "figure":
         rng.shuffle(other)
-    pool = look if look and (not other or rng.random() < _LOOK_SHARE) else other
-    asked, rest = [pool[0]], [question for question in content.questions if question is not pool[0]]
+    main = (look if look and (not other or rng.random() < _LOOK_SHARE) else other)[0]
+    asked, rest = [main], [question for question in content.questions if question is not main]
     rng.shuffle(rest)
     num_turns = rng.choices(list(_TURNS), list(_TURNS.values()))[0]
     for question in rest:
-        lines = sum(one.task == "transcribe" for one in (*asked, question))
-        if len(asked) < num_turns and lines < 2 and question.text not in {one.text for one in asked}:
+        num_transcriptions = sum(turn.task == "transcribe" for turn in (*asked, question))
+        is_new = question.text not in {turn.text for turn in asked}
+        if len(asked) < num_turns and num_transcriptions < 2 and is_new:
             asked.insert(0, question)
     return asked
 
 
 def conversation(questions: list[Question], has_picture: bool) -> list[dict[str, str]]:
-    """The turns of a record in InternVL's form, the picture before the first question."""
-    turns = []
+    """Return the turns of a record in InternVL's form, with the picture before the first question."""
+    turns: list[dict[str, str]] = []
     for i, question in enumerate(questions):
         mark = "<image>\n" if has_picture and i == 0 else ""
         turns += [{"from": "human", "value": mark + question.text}, {"from": "gpt", "value": question.answer}]
@@ -110,7 +110,7 @@ class DrawnRecord:
 
 
 def drawn_record(seed: int, line: int) -> DrawnRecord:
-    """Record `line` of a seed as drawn; `demo_record` gives it as a row with bytes."""
+    """Draw record `line` of a seed; `demo_record` returns it as a row with the bytes of its picture."""
     rng = record_random(seed, line)
     kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
     group = drawn_group(rng, kind)
@@ -120,14 +120,14 @@ def drawn_record(seed: int, line: int) -> DrawnRecord:
     return DrawnRecord(kind, group, content, asked_questions(rng, content))
 
 
-def demo_record(config, line: int) -> tuple[dict, list[bytes]]:
-    """Record `line` as an InternVL row and the bytes of its pictures; depends on `config.seed` and line only.
+def demo_record(seed: int, line: int) -> tuple[dict[str, Any], list[bytes]]:
+    """Return record `line` of a seed as an InternVL row and the bytes of its pictures (none or one).
 
-    The row has `id`, `conversations`, `kind` (of content), `group` (for the split), `task` (read, transcribe,
-    look or text: that of the last question) and, with a picture, `image`, `width`, `height`.
+    The row has `id`, `conversations`, `kind` (of content), `group` (for the split), `task` (of the last
+    question: read, transcribe, look or text) and, with a picture, `image`, `width` and `height`.
     """
-    drawn = drawn_record(config.seed, line)
-    row: dict = {"id": f"demo-{line:06d}"}
+    drawn = drawn_record(seed, line)
+    row: dict[str, Any] = {"id": f"demo-{line:06d}"}
     pictures = []
     if drawn.content is not None:
         canvas, format_name = drawn.content.canvas, drawn.content.format_name

@@ -1,8 +1,8 @@
-"""Real material of the demo, dealt out to groups: numbers, prose, code, tables, photographs.
+"""The real material of the demo, divided into groups: numbers, prose, code, tables, photographs.
 
-What could be remembered belongs to exactly one group and a record draws from its own group only, so a split
-by group never shows a photograph, passage, table or number on two sides. Single words come from one lexicon
-that every group shares.
+Everything that a model could memorize belongs to exactly one group, and a record uses only its own group. So
+a split by group never has the same photograph, passage, table or number on two sides. Single words come from
+one lexicon that all groups share.
 """
 
 import csv
@@ -19,9 +19,9 @@ NUM_GROUPS = 96
 _WORDS_PER_PASSAGE = 90
 _LINES_PER_LISTING = 24
 _BARS_PER_TABLE = 5
-_FIRST_PHOTO_GROUP = 4  # with this one the default split has photographs on all three sides
-_LONGEST_SIDE = 640  # photographs are kept at most this large: crops of one tile need no more
-# Files that lie inside the wheels, nothing is downloaded. Their licences: public domain, CC0 or "no known
+_FIRST_PHOTO_GROUP = 4  # with this value the default split has photographs on all three sides
+_LONGEST_SIDE = 640  # pixels; crops of one tile need no larger photographs
+# Files in the wheels of the packages; nothing is downloaded. Their licences: public domain, CC0 or "no known
 # copyright restrictions" (scikit-image, matplotlib); CC BY 2.0 (china.jpg by danielbuechele, flower.jpg by
 # vultilion; scikit-learn).
 _PHOTOGRAPHS = (
@@ -45,7 +45,7 @@ _PHOTOGRAPHS = (
     ("sklearn", "datasets/images/flower.jpg"),
     ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
 )
-# (package, file, lines to skip, column, factor): columns whose values, times the factor, have two digits.
+# (package, file, lines to skip, column, factor): columns whose values times the factor have two digits.
 _COLUMNS = (
     ("sklearn", "datasets/data/iris.csv", 1, 0, 10),  # sepal length, mm
     ("sklearn", "datasets/data/iris.csv", 1, 1, 10),  # sepal width, mm
@@ -80,13 +80,13 @@ _LISTINGS = (
 
 @cache
 def package_folder(package: str) -> Path:
-    """The folder of an installed package, found without importing it: importing matplotlib takes 0.3 s."""
-    found = find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    """Return the folder of an installed package without importing it; importing matplotlib takes 0.3 s."""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
             f"the demo needs the package {package}; install it with `pip install {package}`"
         )
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _stable_hash(text: str) -> int:
@@ -95,18 +95,22 @@ def _stable_hash(text: str) -> int:
 
 @cache
 def group_numbers(group: int) -> tuple[int, ...]:
-    """The numbers from 10 to 9999 that belong to a group, about a hundred."""
-    return tuple(n for n in range(10, 10_000) if _stable_hash(f"number {n}") % NUM_GROUPS == group)
+    """Return the numbers from 10 to 9999 that belong to a group, about a hundred."""
+    return tuple(
+        number for number in range(10, 10_000) if _stable_hash(f"number {number}") % NUM_GROUPS == group
+    )
 
 
 @lru_cache(maxsize=1)
 def _passages() -> tuple[str, ...]:
-    """Prose of the Python reference (`pydoc_data.topics`), paragraphs without listings, every 90 words."""
+    """Return passages of 90 words from the Python reference (`pydoc_data.topics`), without its listings."""
     from pydoc_data.topics import topics
 
     words: list[str] = []
-    # Some topics repeat others' paragraphs word for word; a passage must not come twice.
-    paragraphs = dict.fromkeys(p for name in sorted(topics) for p in topics[name].split("\n\n"))
+    # Some topics repeat paragraphs of others word for word; no passage may occur twice.
+    paragraphs = dict.fromkeys(
+        paragraph for name in sorted(topics) for paragraph in topics[name].split("\n\n")
+    )
     for paragraph in paragraphs:
         if paragraph.isascii() and len(paragraph) > 80 and not any(mark in paragraph for mark in _NOT_PROSE):
             words += [word for word in paragraph.replace('"', "").split() if len(word) <= 16]
@@ -116,7 +120,7 @@ def _passages() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _listings() -> tuple[tuple[str, ...], ...]:
-    """Source lines of the standard library without comments, cut every 24 lines; indentation is kept."""
+    """Return listings of 24 lines of the standard library, without comments, with their indentation."""
     folder = Path(re.__file__).parent.parent
     lines: list[str] = []
     for name in _LISTINGS:
@@ -129,8 +133,8 @@ def _listings() -> tuple[tuple[str, ...], ...]:
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[tuple[int, ...], ...]:
-    """Five consecutive values of a real column each, rounded to two digits."""
-    tables = []
+    """Return tables of five consecutive values of a real column, rounded to two digits."""
+    tables: list[tuple[int, ...]] = []
     for package, file, skip, column, factor in _COLUMNS:
         path = package_folder(package) / file
         data = path.read_bytes()
@@ -146,28 +150,32 @@ def _tables() -> tuple[tuple[int, ...], ...]:
 
 
 def group_passages(group: int) -> tuple[str, ...]:
+    """Return the passages of a group, each 90 words of prose."""
     return _passages()[group::NUM_GROUPS]
 
 
 def group_listings(group: int) -> tuple[tuple[str, ...], ...]:
-    """The code listings of a group, each a run of source lines."""
+    """Return the code listings of a group, each a run of source lines."""
     return _listings()[group::NUM_GROUPS]
 
 
 def group_tables(group: int) -> tuple[tuple[int, ...], ...]:
-    """The tables of a group, each five two-digit values."""
+    """Return the tables of a group, each five two-digit values."""
     return _tables()[group::NUM_GROUPS]
 
 
 @lru_cache(maxsize=1)
 def photo_groups() -> tuple[int, ...]:
-    """The groups that own a photograph, in the order of the list above."""
+    """Return the groups that have a photograph, in the order of `_PHOTOGRAPHS`."""
     return tuple(_FIRST_PHOTO_GROUP + i * NUM_GROUPS // len(_PHOTOGRAPHS) for i in range(len(_PHOTOGRAPHS)))
 
 
 @lru_cache(maxsize=len(_PHOTOGRAPHS))
 def group_photograph(group: int) -> Image.Image:
-    """The photograph of one of `photo_groups()`, RGB, at most 640 pixels a side; do not draw on it."""
+    """Return the photograph of one of `photo_groups()`: RGB, at most 640 pixels per side.
+
+    It is cached, so do not draw on it.
+    """
     package, file = _PHOTOGRAPHS[photo_groups().index(group)]
     image = Image.open(package_folder(package) / file).convert("RGB")
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)

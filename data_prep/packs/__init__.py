@@ -1,1 +1,1 @@
-"""The plan of packs: which samples share a micro-batch, in which order, at which rates."""
+"""The plan of packs: which samples share a micro-batch, in which order, and the rate of every tile."""

@@ -1,40 +1,51 @@
-"""The rate of every tile of some samples: full or compressed, drawn by seed, epoch, row and copy."""
+"""The rate of every tile of some samples, full or compressed: drawn by seed, epoch, row and copy."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from data_prep.draws import draw_uniform
+from data_prep.shards.index import IndexColumns
+from vico.errors import UserError
 
 RATE_UNITS = ("tile", "image", "full")
 
 
-def tile_rates(
-    unit: str,
-    compress_share: float,
-    *,
-    seed: int,
-    epoch: int,
-    rows: np.ndarray,
-    copies: np.ndarray,
-    image_starts: np.ndarray,
-    image_tiles: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(bool [T], true = compressed; where each of S samples' tiles start and the last end, int64 [S + 1]).
+@dataclass(frozen=True)
+class RateDraw:
+    """How rates are drawn: each tile, or all tiles of an image together, is compressed with `compress_share`.
 
-    Sample s is copy `copies[s]` of `rows[s]`, its pictures `image_starts[s]` to `image_starts[s + 1]` have
-    `image_tiles` tiles, T in all. Each tile (`tile`), or all tiles of a picture together (`image`), is
-    compressed with probability `compress_share`; with `full` none is. What a sample gets does not depend on
-    those beside it.
+    With unit `full` no tile is compressed.
     """
+
+    unit: Literal["tile", "image", "full"] = "tile"
+    compress_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.unit not in RATE_UNITS:
+            raise UserError(f"rate_unit={self.unit!r} is not one of {', '.join(RATE_UNITS)}")
+
+
+def tile_rates(
+    draw: RateDraw, samples: IndexColumns, copies: np.ndarray, *, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (compressed, bool [T] over all tiles; where each of S samples starts, then the end, int64).
+
+    Sample s is copy `copies[s]` of its row. What a sample gets does not depend on the samples beside it.
+    """
+    rows, image_starts, image_tiles = samples.rows, samples.image_starts, samples.image_tiles
     image_ends = np.concatenate([[0], np.cumsum(image_tiles, dtype=np.int64)])
     starts, num_tiles = image_ends[image_starts], int(image_ends[-1])
-    if unit == "full":
+    if draw.unit == "full":
         return np.zeros(num_tiles, bool), starts
     sample_of_tile = np.repeat(np.arange(len(rows)), np.diff(starts))
+    # the number of the tile, or of its image, within the sample
     drawn, first = np.arange(num_tiles), starts
-    if unit == "image":
+    if draw.unit == "image":
         drawn, first = np.repeat(np.arange(len(image_tiles)), image_tiles), image_starts
-    drawn = drawn - first[sample_of_tile]  # within its sample
+    drawn = drawn - first[sample_of_tile]
     uniform = draw_uniform(
-        f"rate of {unit}", seed, epoch, rows[sample_of_tile], copies[sample_of_tile], drawn
+        f"rate of {draw.unit}", seed, epoch, rows[sample_of_tile], copies[sample_of_tile], drawn
     )
-    return uniform < compress_share, starts
+    return uniform < draw.compress_share, starts

@@ -1,1 +1,1 @@
-"""Rows as users bring them (InternVL, LLaVA, parquet, tars, demo), read into one form."""
+"""Records in the formats that users bring (InternVL, LLaVA, parquet, tars, demo), read as uniform rows."""

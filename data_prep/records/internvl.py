@@ -1,7 +1,7 @@
-"""InternVL's meta JSON: which annotation file belongs to which picture root, and what holds for its rows.
+"""InternVL's meta JSON: the annotation file and picture root of each set, and what holds for its rows.
 
-`length` is ignored, as InternVL's own reader does; `license` and `source` are ours. Relative paths are looked
-for in the meta file's folder, then in the working directory (where InternVL's scripts look).
+`length` is ignored, as in InternVL's own reader; `license` and `source` are our additions. Relative paths are
+tried in the meta file's folder, then in the working directory (where InternVL's scripts look).
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.remote_files import Place, content, is_file, is_folder, is_remote, joined, name_of, parent
+from data_prep.remote_files import Location, content, is_file, is_folder, is_remote, joined, name_of, parent
 from vico.errors import UserError
 
 _FIELDS = (
@@ -28,19 +28,19 @@ _MAX_REPEAT = 10_000
 
 @dataclass(frozen=True)
 class MetaSet:
-    """One entry of the meta file; paths are absolute. A `repeat_time` below 1 is a share of the rows."""
+    """One set of the meta file; paths are absolute. A `repeat_time` below 1 is a share of the rows."""
 
     name: str
-    root: Place
-    annotation: Place
+    root: Location
+    annotation: Location
     repeat_time: float
     max_dynamic_patch: int | None
     license: str = ""
     source: str = ""
 
 
-def read_meta(path: Place) -> list[MetaSet]:
-    """The sets of a meta file in file order; UserError names file, set and field of what is wrong."""
+def read_meta(path: Location) -> list[MetaSet]:
+    """Return the sets of a meta file in file order. Raises UserError that names file, set and field."""
     try:
         text = content(path).decode("utf-8-sig")
     except FileNotFoundError:
@@ -54,43 +54,44 @@ def read_meta(path: Place) -> list[MetaSet]:
     try:
         meta = json.loads(text, object_pairs_hook=_unique)
     except ValueError as error:
-        raise UserError(f"{path} is not a valid meta file ({error}); mend the JSON") from None
+        raise UserError(f"{path} is not a valid meta file ({error}); fix the JSON") from None
     if not isinstance(meta, dict) or not meta:
         raise UserError(
             f'{path} is not a meta file: it must be an object {{"NAME": {{"root", "annotation", ..}}}} '
-            "with at least one set; rows themselves go into the file that `annotation` names"
+            "with at least one set; put the rows into the file that `annotation` names"
         )
     return [_meta_set(path, name, fields) for name, fields in meta.items()]
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict:
-    """A dict of the pairs; json.loads would drop all but the last of a repeated name."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dict of the pairs; json.loads would keep only the last value of a repeated name."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice")
-    return found
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {repeated!r} appears twice")
+    return values
 
 
-def _meta_set(path: Path, name: str, fields: Any) -> MetaSet:
+def _meta_set(path: Location, name: str, fields: Any) -> MetaSet:
     where = f"{path}: set {name!r}"
     if not isinstance(fields, dict):
         raise UserError(f"{where} is not an object; give root and annotation")
     for field in fields:
         if field not in _FIELDS:
-            raise UserError(f"{where} has the unknown field {field!r}; known are {', '.join(_FIELDS)}")
+            raise UserError(f"{where} has the unknown field {field!r}; the fields are {', '.join(_FIELDS)}")
     if fields.get("data_augment") not in (None, False):
         raise UserError(
-            f"{where} has data_augment={fields['data_augment']}, which is not done here; set it to false"
+            f"{where} has data_augment={fields['data_augment']}, which is not supported; set it to false"
         )
-    annotation = _found(where, path, "annotation", fields.get("annotation"))
+    annotation = _existing(where, path, "annotation", fields.get("annotation"))
     if not is_file(annotation):
-        raise UserError(f"{where} has annotation={annotation}, which is not a file; name a JSONL file")
+        raise UserError(f"{where} has annotation={annotation}, which is not a file; give a JSONL file")
     if not name_of(annotation).endswith(".jsonl"):
         raise UserError(f"{where} has annotation={annotation}; it must be a file of JSON lines named *.jsonl")
-    root = _found(where, path, "root", fields.get("root", ""))
+    root = _existing(where, path, "root", fields.get("root", ""))
     if not is_folder(root):
-        raise UserError(f"{where} has root={root}, which is not a folder; name the folder of its pictures")
+        raise UserError(f"{where} has root={root}, which is not a folder; give the folder of its pictures")
     return MetaSet(
         name,
         root,
@@ -102,7 +103,8 @@ def _meta_set(path: Path, name: str, fields: Any) -> MetaSet:
     )
 
 
-def _found(where: str, meta_path: Place, field: str, value: Any) -> Place:
+def _existing(where: str, meta_path: Location, field: str, value: Any) -> Location:
+    """Return the location that a field names, found beside the meta file or in the working directory."""
     if not isinstance(value, str):
         raise UserError(f"{where} has {field}={value!r}; it must be a path")
     beside_meta, here = joined(parent(meta_path), value), joined(Path.cwd(), value)
@@ -110,28 +112,28 @@ def _found(where: str, meta_path: Place, field: str, value: Any) -> Place:
         if candidate.exists() if isinstance(candidate, Path) else is_file(candidate) or is_folder(candidate):
             return candidate
         if is_remote(candidate):
-            raise UserError(f"{where} has {field}={value}: {candidate} does not exist; mend the path")
-    places = f"neither {beside_meta} nor {here} exists" if beside_meta != here else f"{here} does not exist"
-    raise UserError(f"{where} has {field}={value}: {places}; mend the path")
+            raise UserError(f"{where} has {field}={value}: {candidate} does not exist; correct the path")
+    problem = f"neither {beside_meta} nor {here} exists" if beside_meta != here else f"{here} does not exist"
+    raise UserError(f"{where} has {field}={value}: {problem}; correct the path")
 
 
-def _text(where: str, fields: dict, field: str) -> str:
+def _text(where: str, fields: dict[str, Any], field: str) -> str:
     value = fields.get(field, "")
     if not isinstance(value, str):
         raise UserError(f"{where} has {field}={value!r}; it must be text")
     return value
 
 
-def _repeat_time(where: str, fields: dict) -> float:
+def _repeat_time(where: str, fields: dict[str, Any]) -> float:
     value = fields.get("repeat_time", 1)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{where} has repeat_time={value!r}; it must be a number")
     if not 0 <= value <= _MAX_REPEAT:
-        raise UserError(f"{where} has repeat_time={value}; it must lie between 0 and {_MAX_REPEAT}")
+        raise UserError(f"{where} has repeat_time={value}; it must be between 0 and {_MAX_REPEAT}")
     return float(value)
 
 
-def _max_dynamic_patch(where: str, fields: dict) -> int | None:
+def _max_dynamic_patch(where: str, fields: dict[str, Any]) -> int | None:
     value = fields.get("max_dynamic_patch")
     if value is None:
         return None

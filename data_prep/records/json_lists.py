@@ -1,7 +1,7 @@
-"""The elements of a JSON list in a file, one at a time with their byte offsets; the list is never held whole.
+"""The elements of a JSON list in a file, one at a time with their byte offsets; memory stays bounded.
 
-The standard decoder finds where an element ends. It works on text, so bytes are shown to it as Latin-1, where
-a byte is a letter: structure and escapes are ASCII in UTF-8 too.
+The standard decoder finds the end of an element. It works on text, so it gets the bytes decoded as Latin-1,
+one character per byte: structure and escapes are ASCII in UTF-8 too.
 """
 
 import json
@@ -18,7 +18,7 @@ _DECODER = json.JSONDecoder(strict=False)
 
 
 def first_byte(file: BinaryIO) -> bytes:
-    """The first byte of a file that is no space and no mark, and the file as it was; empty at its end."""
+    """Return the first byte after white space and byte order mark, b"" at the end; keep the position."""
     start = file.tell()
     head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     file.seek(start)
@@ -26,13 +26,13 @@ def first_byte(file: BinaryIO) -> bytes:
 
 
 def list_elements(file: BinaryIO, name: str, offset: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, bytes) of each element from the one at `offset` on (None: the first of the list).
+    """Yield (byte offset, bytes) of each element, starting with the one at `offset` (None: the first).
 
-    UserError names the file and the byte where the list breaks off or is no JSON.
+    Raises UserError with the file's name and the byte where the list ends early or is not JSON.
     """
     window = _Window(file, name, offset or 0)
     if offset is None:
-        window.skip("\xef\xbb\xbf" + _SPACE)  # a mark of Windows comes before some lists
+        window.skip("\xef\xbb\xbf" + _SPACE)  # some lists start with the byte order mark of Windows
         window.expect("[")
         window.skip(_SPACE)
         if window.peek() == "]":
@@ -47,56 +47,56 @@ def list_elements(file: BinaryIO, name: str, offset: int | None = None) -> Itera
 
 
 class _Window:
-    """A part of the file as Latin-1 text, `at` being the place in it and `base` the byte where it starts."""
+    """A part of the file as Latin-1 text: it starts at byte `base`, and `position` is the next character."""
 
-    def __init__(self, file: BinaryIO, name: str, offset: int):
-        self.file, self.name, self.base, self.at, self.text, self.ended = file, name, offset, 0, "", False
+    def __init__(self, file: BinaryIO, name: str, offset: int) -> None:
+        self.file, self.name = file, name
+        self.base, self.position, self.text, self.ended = offset, 0, "", False
         file.seek(offset)
 
     def more(self) -> bool:
-        """Read another chunk and forget what lies behind; False at the end of the file."""
+        """Read another chunk and drop the text before `position`; return False at the end of the file."""
         data = self.file.read(_CHUNK_BYTES)
-        self.base, self.text, self.at = self.base + self.at, self.text[self.at :] + data.decode("latin-1"), 0
-        self.ended = not data
+        self.base, self.text = self.base + self.position, self.text[self.position :] + data.decode("latin-1")
+        self.position, self.ended = 0, not data
         return not self.ended
 
     def peek(self) -> str:
-        while self.at >= len(self.text):
+        while self.position >= len(self.text):
             if not self.more():
                 raise self.broken("the file ends inside the list")
-        return self.text[self.at]
+        return self.text[self.position]
 
-    def skip(self, letters: str) -> None:
-        while self.peek() in letters:
-            self.at += 1
+    def skip(self, characters: str) -> None:
+        while self.peek() in characters:
+            self.position += 1
 
-    def expect(self, letter: str) -> None:
-        if self.peek() != letter:
-            raise self.broken(f"{letter!r} is expected")
-        self.at += 1
+    def expect(self, character: str) -> None:
+        if self.peek() != character:
+            raise self.broken(f"{character!r} is expected")
+        self.position += 1
 
     def element(self) -> tuple[int, bytes]:
         self.peek()
         while True:
             try:
-                _, end = _DECODER.raw_decode(self.text, self.at)
-                # a number at the end of the window may go on in the next
+                _, end = _DECODER.raw_decode(self.text, self.position)
+                # a number at the end of the window may continue in the next chunk
                 if end < len(self.text) or self.ended:
                     break
             except json.JSONDecodeError as error:
                 is_cut = error.msg.startswith("Unterminated") or error.pos + _CUT_BYTES >= len(self.text)
-                if self.ended or not is_cut or len(self.text) - self.at > _MAX_ELEMENT_BYTES:
-                    at = self.base + error.pos
-                    raise self.broken(f"{error.msg} at byte {at}") from None
+                if self.ended or not is_cut or len(self.text) - self.position > _MAX_ELEMENT_BYTES:
+                    raise self.broken(f"{error.msg} at byte {self.base + error.pos}") from None
             except RecursionError:
                 raise self.broken("an element is nested too deep") from None
             self.more()
-        found = self.base + self.at, self.text[self.at : end].encode("latin-1")
-        self.at = end
-        return found
+        element = self.base + self.position, self.text[self.position : end].encode("latin-1")
+        self.position = end
+        return element
 
-    def broken(self, what: str) -> UserError:
+    def broken(self, problem: str) -> UserError:
         return UserError(
-            f"{self.name} is no JSON list from byte {self.base + self.at} on: {what}; mend the file, "
-            "or write one row a line"
+            f"{self.name} is not a JSON list from byte {self.base + self.position} on: {problem}; "
+            "fix the file, or write one row per line"
         )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.records.pictures import checked_picture, picture_in_root
-from data_prep.records.raw_rows import parsed_row
+from data_prep.records.raw_rows import parsed_row, picture_names
 from data_prep.records.rejection import Rejected
+from data_prep.remote_files import Location, open_file
 from vico.errors import UserError
 
 _NUM_PROBED_ROWS = 50
@@ -17,14 +18,15 @@ _MAX_PIXELS = 178_956_970
 
 
 def meta_of_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """The sets of a folder: one for each `*.jsonl` in it, with the root under which most of its first
-    pictures are found. UserError when there is no such file, or pictures are named and none is found.
+    """Return the sets of a folder: one per `*.jsonl` file in it, with the root that has most of its pictures.
+
+    Raises UserError when the folder has no such file, or when none of the pictures that one names is found.
     """
     if not folder.is_dir():
-        raise UserError(f"--data {folder} is not a folder; name one with *.jsonl files and their pictures")
+        raise UserError(f"--data {folder} is not a folder; give one with *.jsonl files and their pictures")
     annotations = sorted(folder.glob("*.jsonl"))
     if not annotations:
-        raise UserError(f"--data {folder} has no *.jsonl file; put the rows there, one JSON object a line")
+        raise UserError(f"--data {folder} has no *.jsonl file; put the rows there, one JSON object per line")
     roots = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
     return {
         path.stem: {
@@ -38,46 +40,41 @@ def meta_of_folder(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def probed(annotation: Path, root: Path) -> Counter[str]:
-    """What the first rows of a file are worth: counts of `good` and of reasons; pictures by their headers."""
-    found: Counter[str] = Counter()
+def first_row_counts(annotation: Location, root: Location) -> Counter[str]:
+    """Count how many of a file's first rows are `good` or have which reason to be rejected.
+
+    Of the pictures only the headers are checked.
+    """
+    counts: Counter[str] = Counter()
     for content in _first_lines(annotation):
         try:
-            for name in _names(parsed_row(content)):
+            for name in picture_names(parsed_row(content)):
                 checked_picture(picture_in_root(root, name), name, max_pixels=_MAX_PIXELS, decode=False)
-            found["good"] += 1
+            counts["good"] += 1
         except Rejected as rejected:
-            found[rejected.reason] += 1
-    return found
+            counts[rejected.reason] += 1
+    return counts
 
 
 def _root(annotation: Path, roots: list[Path]) -> Path:
-    """The root with most of the pictures of the first rows; the first of equals."""
+    """Return the root that has most of the first rows' pictures, the first one of equals."""
     names = []
     for content in _first_lines(annotation):
         try:
-            names += _names(parsed_row(content))
+            names += picture_names(parsed_row(content))
         except Rejected:
             continue
     counts = [sum((root / name).is_file() for name in names) for root in roots]
     if names and not max(counts):
         raise UserError(
-            f"{annotation} names pictures such as {names[0]!r}, which lie neither in {roots[0]} nor in "
-            "a folder of it; put them there"
+            f"{annotation} names pictures such as {names[0]!r}, which are neither in {roots[0]} nor in "
+            "a folder in it; put them there"
         )
     return roots[counts.index(max(counts))]
 
 
-def _names(row: dict[str, Any]) -> list[str]:
-    names = row.get("image") or []
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Rejected("broken_row", "image is neither a path nor a list of paths")
-    return names
-
-
-def _first_lines(path: Path) -> list[bytes]:
-    with open(path, "rb") as file:
+def _first_lines(path: Location) -> list[bytes]:
+    with open_file(path) as file:
         return [line.strip() for line in islice(file, _NUM_PROBED_ROWS)]
 
 

@@ -1,12 +1,12 @@
 """Rows of parquet files whose pictures are in the file (Hugging Face's `{bytes, path}`) or beside it.
 
-A conversation stands in `conversations`, `messages` or `texts`; pictures in `image` or `images`.
+The conversation is in the column `conversations`, `messages` or `texts`, pictures are in `image` or `images`.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,38 +17,39 @@ from data_prep.records.pictures import picture_in_root
 from data_prep.records.raw_rows import DIGEST_BYTES, RawRow
 from data_prep.records.rejection import Rejected
 from data_prep.records.row_forms import internvl_row
-from data_prep.remote_files import Place, opened
-from vico.errors import UserError
+from data_prep.records.sets import RecordFile
+from data_prep.remote_files import Location, open_file
+from vico.errors import UserError, one_line
 
 _TEXT_COLUMNS = ("conversations", "messages", "texts")
 _VIDEO_COLUMNS = ("video", "videos")
 _ROWS_PER_BATCH = 16  # pictures of several megabytes are normal
 
 
-def parquet_digests(path: Place) -> Iterator[tuple[int, bytes]]:
-    """(row number, digest of all that is in the row) of every row."""
+def parquet_digests(path: Location) -> Iterator[tuple[int, bytes]]:
+    """Yield (row number, digest of all columns) of every row."""
     for number, row in enumerate(_rows(path, 0)):
         digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         _add_to_digest(digest, row)
         yield number, digest.digest()
 
 
-def parquet_rows(path: Place, root: Place, first: int, count: int, duplicates: set[int]) -> Iterator[RawRow]:
-    """`count` rows from row `first` on."""
-    for number, row in enumerate(_rows(path, first), start=first):
+def parquet_rows(source: RecordFile, first: int, count: int, duplicates: Collection[int]) -> Iterator[RawRow]:
+    """Yield at most `count` rows, starting with row `first`."""
+    for number, row in enumerate(_rows(source.path, first), start=first):
         if number == first + count:
             return
         if isinstance(row, UnicodeDecodeError):
             refused = ("not_utf8", "a text of the row is not UTF-8")
-            yield RawRow(number, b"", number in duplicates, partial(picture_in_root, root), refused)
+            yield RawRow(number, b"", number in duplicates, partial(picture_in_root, source.root), refused)
             continue
         content, pictures = _as_internvl(row)
-        yield RawRow(number, content, number in duplicates, partial(_picture, pictures, root))
+        yield RawRow(number, content, number in duplicates, partial(_picture, pictures, source.root))
 
 
-def _rows(path: Place, first: int) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """Rows as Python values from row `first` on; a row with bytes that are no text comes as its error."""
-    with opened(path) as file:
+def _rows(path: Location, first: int) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """Yield rows as Python values from row `first` on; a row with invalid UTF-8 comes as its error."""
+    with open_file(path) as file:
         try:
             table = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
             _check_columns(path, table.schema_arrow)
@@ -64,15 +65,15 @@ def _rows(path: Place, first: int) -> Iterator[dict[str, Any] | UnicodeDecodeErr
                 for n in range(skipped, len(batch)):
                     yield _row(batch.slice(n, 1))
         except pa.ArrowException as error:
-            raise UserError(
-                f"{path} is no whole parquet file ({_line(error)}); write or fetch it again"
-            ) from None
+            raise _damaged(path, error) from None
         except OSError as error:
-            if error.errno is not None:  # of the file system; Arrow's own have none
+            if error.errno is not None:  # from the file system; errors of Arrow have none
                 raise
-            raise UserError(
-                f"{path} is no whole parquet file ({_line(error)}); write or fetch it again"
-            ) from None
+            raise _damaged(path, error) from None
+
+
+def _damaged(path: Location, error: Exception) -> UserError:
+    return UserError(f"{path} is not a complete parquet file ({one_line(error)}); download or write it again")
 
 
 def _row(batch: pa.RecordBatch) -> dict[str, Any] | UnicodeDecodeError:
@@ -82,7 +83,7 @@ def _row(batch: pa.RecordBatch) -> dict[str, Any] | UnicodeDecodeError:
         return error
 
 
-def _check_columns(path: Place, schema: pa.Schema) -> None:
+def _check_columns(path: Location, schema: pa.Schema) -> None:
     if not any(name in schema.names for name in _TEXT_COLUMNS):
         raise UserError(
             f"{path} has the columns {', '.join(schema.names[:12])} but none of {', '.join(_TEXT_COLUMNS)}; "
@@ -91,21 +92,21 @@ def _check_columns(path: Place, schema: pa.Schema) -> None:
 
 
 def _as_internvl(row: dict[str, Any]) -> tuple[bytes, dict[str, bytes]]:
-    """(the row as a line, its pictures by the names in the line)."""
+    """Return (the row as a line, its pictures by the names in the line)."""
     pictures: dict[str, bytes] = {}
-    found = row.get("image") if row.get("image") is not None else row.get("images")
-    images = found if isinstance(found, list) else [] if found is None else [found]
-    names = [_named(number, image, pictures) for number, image in enumerate(images)]
+    value = row.get("image") if row.get("image") is not None else row.get("images")
+    images = value if isinstance(value, list) else [] if value is None else [value]
+    names = [_picture_name(number, image, pictures) for number, image in enumerate(images)]
     fields = {name: row[name] for name in _TEXT_COLUMNS if row.get(name) is not None}
     fields |= {name: value for name, value in row.items() if name not in fields and _is_plain(value)}
-    if any(_holds_something(row.get(name)) for name in _VIDEO_COLUMNS):
-        fields["video"] = True  # a struct or list is not carried over, but the checks must see it
+    if any(_has_content(row.get(name)) for name in _VIDEO_COLUMNS):
+        fields["video"] = True  # a struct or list is not copied, but the checks must see that it is there
     fields["image"] = names
     return json.dumps(internvl_row(fields), default=str).encode(), pictures
 
 
-def _named(number: int, image: Any, pictures: dict[str, bytes]) -> str:
-    """The name of a picture in its line; bytes that lie in the row are kept under it."""
+def _picture_name(number: int, image: Any, pictures: dict[str, bytes]) -> str:
+    """Return the name of a picture in its line; add bytes from the row to `pictures` under that name."""
     data = image.get("bytes") if isinstance(image, dict) else image
     if isinstance(data, bytes):
         pictures[str(number)] = data
@@ -118,14 +119,14 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _holds_something(value: Any) -> bool:
-    """Whether anything stands in a value: a struct of nulls is how a writer says that there is none."""
+def _has_content(value: Any) -> bool:
+    """Return whether a value is more than nulls: some writers write a struct of nulls for a missing value."""
     if isinstance(value, dict):
-        return any(map(_holds_something, value.values()))
-    return any(map(_holds_something, value)) if isinstance(value, list) else bool(value)
+        return any(map(_has_content, value.values()))
+    return any(map(_has_content, value)) if isinstance(value, list) else bool(value)
 
 
-def _picture(pictures: dict[str, bytes], root: Place, name: str) -> bytes:
+def _picture(pictures: dict[str, bytes], root: Location, name: str) -> bytes:
     if name in pictures:
         return pictures[name]
     if name.startswith("picture "):
@@ -133,7 +134,7 @@ def _picture(pictures: dict[str, bytes], root: Place, name: str) -> bytes:
     return picture_in_root(root, name)
 
 
-def _add_to_digest(digest: Any, value: Any) -> None:
+def _add_to_digest(digest: "hashlib.blake2b", value: Any) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             digest.update(name.encode())
@@ -144,7 +145,3 @@ def _add_to_digest(digest: Any, value: Any) -> None:
     else:
         data = value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little") + data)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

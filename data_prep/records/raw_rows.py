@@ -1,8 +1,9 @@
-"""A row as it was found, before any check: what every format's reader gives."""
+"""A row before any check, the same for every format, and the parsing of its JSON line."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from data_prep.records.rejection import Rejected
 
@@ -11,9 +12,9 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row in InternVL's form, as the bytes of its line; `picture_bytes` reads a picture that it names.
+    """One row as the bytes of an InternVL line; `picture_bytes` reads a picture by the name in the row.
 
-    `refused` is (reason, message) where no line could be made of what was found.
+    `refused` is (reason, message) when the reader could not make a line of the row.
     """
 
     line: int
@@ -23,10 +24,10 @@ class RawRow:
     refused: tuple[str, str] | None = None
 
 
-def parsed_row(content: bytes) -> dict:
-    """The JSON object of a line; Rejected when it is none."""
+def parsed_row(content: bytes) -> dict[str, Any]:
+    """Return the JSON object of a line. Raises Rejected when the line is not a JSON object in UTF-8."""
     try:
-        text = content.decode("utf-8-sig")  # the first line of a file from Windows starts with a mark
+        text = content.decode("utf-8-sig")  # files from Windows may start with a byte order mark
     except UnicodeDecodeError as error:
         raise Rejected("not_utf8", f"byte {error.start} of the line is not UTF-8") from error
     if not text.strip():
@@ -37,23 +38,32 @@ def parsed_row(content: bytes) -> dict:
         raise Rejected("not_json", str(error)) from error
     if not isinstance(row, dict):
         raise Rejected("not_an_object", f"the line is a JSON {type(row).__name__}")
-    if "\\u" not in text:  # bytes of UTF-8 hold no half of a pair; only an escape may spell one
+    if "\\u" not in text:  # valid UTF-8 has no half of a surrogate pair; only an escape can spell one
         return row
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Rejected("not_utf8", "the text holds half of a surrogate pair") from error
+        raise Rejected("not_utf8", "the text contains half of a surrogate pair") from error
     return row
 
 
-def _refuse_constant(name: str) -> None:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would make one for every row
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would create one for every row
 
 
-def record_id(row: dict) -> str | None:
-    """The record's own id as text, None where it has none; ids may repeat."""
+def record_id(row: dict[str, Any]) -> str | None:
+    """Return the record's own id as text, None if it has none. Ids may repeat."""
     value = row.get("id")
     return str(value) if isinstance(value, str | int) else None
+
+
+def picture_names(row: dict[str, Any]) -> list[str]:
+    """Return the paths in `image`. Raises Rejected when it is neither a path nor a list of paths."""
+    names = row.get("image") or []
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Rejected("broken_row", "image is neither a path nor a list of paths")
+    return names

@@ -1,8 +1,8 @@
-"""Repaired rows: which quarantined rows they mend, and the blocks of rows that are checked again.
+"""Repaired rows: which quarantined rows they replace, and the blocks of rows that are checked again.
 
-Called by `stages/shard/repair.py`. A line of the file is `{"source", "line", "row"}`, the row put right;
-without `row` the original line is checked again, as where only its pictures were mended. Lines of
-`quarantine.jsonl` have this form.
+`stages/shard/repair.py` calls this. A line of the file is `{"source", "line", "row"}`; `row` is the corrected
+row. Without `row` the original line is checked again, for example when only its pictures were repaired. The
+lines of `quarantine.jsonl` have this form.
 """
 
 from __future__ import annotations
@@ -13,140 +13,167 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from data_prep.records.blocks import Block, block_rows
-from data_prep.records.config import RecordSet
 from data_prep.records.pictures import picture_in_root
 from data_prep.records.raw_rows import DIGEST_BYTES, RawRow
+from data_prep.records.rejection import LedgerRow, Rejected
 from data_prep.records.row_forms import internvl_row
+from data_prep.records.sets import RecordFile, RecordSet
 from vico.errors import UserError
 
-Place = tuple[str, int]
-"""Name of a set and number of a line in it."""
+
+@dataclass(frozen=True)
+class Repairs:
+    """A file of repaired rows, and the output folder and fingerprint of the shard stage that it repairs."""
+
+    file: Path
+    base: Path
+    fingerprint: str
+
+
+class RowAddress(NamedTuple):
+    """A row by the name of its set and its line there, from 0."""
+
+    source: str
+    line: int
 
 
 @dataclass(frozen=True)
 class RepairBlock(Block):
     """Rows of one set that are checked again, the content of one new shard.
 
-    `rows` are (line, content) in the order of lines; content None is the original line, which stands in one
-    of `origins`. `duplicates` are lines whose repaired row stands in the file before.
+    `rows` are (line, content) in line order; content None means the original line, which is in one of
+    `original_blocks`. `duplicates` are lines whose repaired row appears earlier in the file.
     """
 
     rows: tuple[tuple[int, bytes | None], ...] = ()
-    origins: tuple[Block, ...] = ()
+    original_blocks: tuple[Block, ...] = ()
 
 
-def repaired_rows(path: Path, quarantined: set[Place]) -> dict[Place, bytes | None]:
-    """What the file says of each quarantined row that it names, in its order; UserError where it names none.
+def repaired_rows(path: Path, quarantined: set[RowAddress]) -> dict[RowAddress, bytes | None]:
+    """Return the repaired content of each row in the file, in file order, as the bytes of an InternVL line.
 
-    Rows come as the bytes of an InternVL line.
+    None means the original line. Raises UserError when a row is not in quarantine or is repeated, or when the
+    file has no rows.
     """
-    found: dict[Place, bytes | None] = {}
+    rows: dict[RowAddress, bytes | None] = {}
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            place, content = _repair(line, f"inputs.repaired={path}: line {number}")
-            if place not in quarantined or place in found:
-                what = "stands there twice" if place in found else "is not in quarantine"
+            address, content = _repair(line, f"inputs.repaired={path}: line {number}")
+            if address not in quarantined or address in rows:
+                problem = "is repeated" if address in rows else "is not in quarantine"
                 raise UserError(
-                    f"inputs.repaired={path}: line {number}: line {place[1]} of {place[0]} {what}; "
-                    "take it out of the file"
+                    f"inputs.repaired={path}: line {number}: line {address.line} of {address.source} "
+                    f"{problem}; remove it from the file"
                 )
-            found[place] = content
-    if not found:
+            rows[address] = content
+    if not rows:
         raise UserError(f"inputs.repaired={path} has no rows; give at least one line")
-    return found
+    return rows
 
 
-def _repair(line: bytes, where: str) -> tuple[Place, bytes | None]:
+def _repair(line: bytes, where: str) -> tuple[RowAddress, bytes | None]:
     try:
-        entry = json.loads(line)
+        repair = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}); mend it") from None
-    place = (entry.get("source"), entry.get("line")) if isinstance(entry, dict) else (None, None)
-    if not isinstance(place[0], str) or type(place[1]) is not int:
-        raise UserError(f'{where} does not say which row it mends; write {{"source", "line", "row"}}')
-    if "row" not in entry:
-        return place, None
-    row = entry["row"]
+        raise UserError(f"{where} is not JSON ({error}); fix it") from None
+    source, number = (repair.get("source"), repair.get("line")) if isinstance(repair, dict) else (None, None)
+    if not isinstance(source, str) or type(number) is not int:
+        raise UserError(f'{where} does not say which row it repairs; write {{"source", "line", "row"}}')
+    if "row" not in repair:
+        return RowAddress(source, number), None
+    row = repair["row"]
     if not isinstance(row, dict):
-        raise UserError(f"{where}: row={str(row)[:60]!r} is not an object; give the row as it should be")
-    return place, json.dumps(internvl_row(row)).encode()
+        raise UserError(f"{where}: row={str(row)[:60]!r} is not an object; give the corrected row")
+    return RowAddress(source, number), json.dumps(internvl_row(row)).encode()
 
 
 def repair_blocks(
-    repairs: dict[Place, bytes | None],
+    repairs: dict[RowAddress, bytes | None],
     sets: list[RecordSet],
     blocks: list[Block],
     samples_per_shard: int,
     first_number: int,
 ) -> list[RepairBlock]:
-    """The repaired rows in the order of sets and lines, as blocks that follow shard `first_number` - 1.
+    """Return the repaired rows in the order of sets and lines, as blocks numbered from `first_number`.
 
-    `blocks` are those of the records themselves.
+    `blocks` are the blocks of the records themselves.
     """
-    repeated, seen = set[Place](), set[tuple[str, bytes]]()
-    for place, content in repairs.items():
-        if content is not None:
-            mark = (place[0], hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest())
-            if mark in seen:
-                repeated.add(place)
-            seen.add(mark)
-    found: list[RepairBlock] = []
-    for one in sets:
-        lines = sorted(line for name, line in repairs if name == one.name)
+    repeated = _repeated_rows(repairs)
+    again: list[RepairBlock] = []
+    for record_set in sets:
+        name = record_set.name
+        lines = sorted(address.line for address in repairs if address.source == name)
         for start in range(0, len(lines), samples_per_shard):
             chosen = lines[start : start + samples_per_shard]
-            rows = tuple((line, repairs[one.name, line]) for line in chosen)
+            rows = tuple((line, repairs[RowAddress(name, line)]) for line in chosen)
             originals = [line for line, content in rows if content is None]
-            origins = tuple(
-                block for block in blocks if block.records.name == one.name and _holds(block, originals)
+            again.append(
+                RepairBlock(
+                    number=first_number + len(again),
+                    record_set=record_set,
+                    first_line=chosen[0],
+                    num_lines=len(chosen),
+                    duplicates=tuple(line for line in chosen if RowAddress(name, line) in repeated),
+                    rows=rows,
+                    original_blocks=tuple(
+                        block
+                        for block in blocks
+                        if block.record_set.name == name and _has_any(block, originals)
+                    ),
+                )
             )
-            duplicates = tuple(line for line in chosen if (one.name, line) in repeated)
-            number = first_number + len(found)
-            found.append(
-                RepairBlock(number, one, chosen[0], len(chosen), 0, duplicates, rows=rows, origins=origins)
-            )
-    return found
+    return again
 
 
-def _holds(block: Block, lines: list[int]) -> bool:
+def _repeated_rows(repairs: dict[RowAddress, bytes | None]) -> set[RowAddress]:
+    """Return the rows whose repaired content is also that of an earlier row of the same set."""
+    repeated, seen = set[RowAddress](), set[tuple[str, bytes]]()
+    for address, content in repairs.items():
+        if content is not None:
+            digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+            if (address.source, digest) in seen:
+                repeated.add(address)
+            seen.add((address.source, digest))
+    return repeated
+
+
+def _has_any(block: Block, lines: list[int]) -> bool:
     return any(block.first_line <= line < block.first_line + block.num_lines for line in lines)
 
 
 def repair_block_rows(block: RepairBlock) -> Iterator[RawRow]:
-    """The rows of the block in the order of lines, one original block in memory at a time."""
+    """Yield the rows of the block in line order, reading one original block at a time."""
     wanted = {line for line, content in block.rows if content is None}
-    originals = (raw for origin in block.origins for raw in block_rows(origin) if raw.line in wanted)
+    originals = (
+        raw for original in block.original_blocks for raw in block_rows(original) if raw.line in wanted
+    )
+    source = block.record_set.rows
+    picture_bytes = partial(picture_in_root, source.root) if isinstance(source, RecordFile) else _no_picture
     for line, content in block.rows:
         if content is None:
             yield next(originals)
         else:
-            picture_bytes = partial(picture_in_root, block.records.root)
             yield RawRow(line, content, line in block.duplicates, picture_bytes)
 
 
-def mended_ledger(
-    base: list[dict[str, Any]], tried: set[Place], still_bad: dict[Place, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """The rows of the base's ledger without those that are good now; what is still bad has its new reason."""
-    found = []
-    for entry in base:
-        place = entry["source"], entry["line"]
-        if place not in tried:
-            found.append(entry)
-        elif place in still_bad:
-            found.append(still_bad[place])
-    return found
+def _no_picture(name: str) -> bytes:
+    raise Rejected("missing_image", f"{name} is not a file; the demo draws its pictures")
 
 
-@dataclass(frozen=True)
-class Repairs:
-    """A file of repaired rows, and the shard stage's output that it mends with its fingerprint."""
-
-    file: Path
-    base: Path
-    fingerprint: str
+def repaired_ledger(
+    base: list[LedgerRow], tried: set[RowAddress], still_bad: dict[RowAddress, LedgerRow]
+) -> list[LedgerRow]:
+    """Return the base's ledger without the rows that are good now, with new reasons for those still bad."""
+    ledger = []
+    for row in base:
+        address = RowAddress(row["source"], row["line"])
+        if address not in tried:
+            ledger.append(row)
+        elif address in still_bad:
+            ledger.append(still_bad[address])
+    return ledger

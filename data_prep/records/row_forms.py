@@ -1,17 +1,18 @@
-"""Rows of other formats as InternVL rows: `conversations` of {from, value}, `image` as a list of names."""
+"""Conversion of rows to InternVL's form: `conversations` of {from, value}, `image` as a list of names."""
 
 import json
 from typing import Any
 
-from vico.settings import IMAGE_MARK
+from vico.special_tokens import IMAGE_MARK
 
 _SPEAKERS = {"user": "human", "human": "human", "assistant": "gpt", "gpt": "gpt", "system": "system"}
+_CONVERTED_FIELDS = ("messages", "texts", "images", "videos")
 
 
-def converted(content: bytes) -> bytes:
-    """The line of a ShareGPT row (`messages`, `images`) as the line of an InternVL row.
+def internvl_line(content: bytes) -> bytes:
+    """Return the line of a ShareGPT row (`messages`, `images`) as the line of an InternVL row.
 
-    A line that is no object stays as it is, so that the checks name what is wrong with it.
+    A line that is not a JSON object is returned unchanged, so that the checks can name what is wrong with it.
     """
     try:
         row = json.loads(content.decode("utf-8-sig"))
@@ -23,28 +24,27 @@ def converted(content: bytes) -> bytes:
 
 
 def internvl_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with `conversations` and `image` in InternVL's form; other fields are kept.
+    """Return the row with `conversations` and `image` in InternVL's form; other fields are kept.
 
-    `messages` of {role, content} (content may be a list of parts), `texts` of {user, assistant} with the
-    pictures before the first question, `images` and `videos` are turned over. What does not fit is left for
-    the checks.
+    Converts `messages` of {role, content} (content may be a list of parts), `texts` of {user, assistant} (the
+    pictures come before the first question), `images` and `videos`. Values of another form are kept for the
+    checks to reject.
     """
-    found = {
-        name: value for name, value in row.items() if name not in ("messages", "texts", "images", "videos")
-    }
+    converted = {name: value for name, value in row.items() if name not in _CONVERTED_FIELDS}
     if row.get("images") and "image" not in row:
         images = row["images"]
-        found["image"] = [_path(one) for one in images] if isinstance(images, list) else images
+        converted["image"] = [_path(image) for image in images] if isinstance(images, list) else images
     if row.get("videos"):
-        found["video"] = row["videos"]
+        converted["video"] = row["videos"]
     if "conversations" in row:
-        found["conversations"] = _turns(row["conversations"])
+        converted["conversations"] = _turns(row["conversations"])
     elif "messages" in row:
-        found["conversations"] = _turns(row["messages"])
+        converted["conversations"] = _turns(row["messages"])
     elif "texts" in row:
-        names = found.get("image") or []
-        found["conversations"] = _pair_turns(row["texts"], 1 if isinstance(names, str) else len(names))
-    return found
+        names = converted.get("image") or []
+        num_pictures = 1 if isinstance(names, str) else len(names)
+        converted["conversations"] = _turns_of_pairs(row["texts"], num_pictures)
+    return converted
 
 
 def _path(image: Any) -> Any:
@@ -66,24 +66,24 @@ def _turn(turn: dict[str, Any]) -> dict[str, Any]:
 
 
 def _joined_parts(parts: list[Any]) -> Any:
-    """Text of [{"type": "text", "text"}, {"type": "image"}, ..]; the parts themselves when one is another."""
-    pieces = []
+    """Return the text of [{"type": "text", "text"}, {"type": "image"}, ..], or `parts` if one is neither."""
+    texts = []
     for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            pieces.append(part["text"])
-        elif kind in ("image", "image_url"):
-            pieces.append(f"{IMAGE_MARK}\n")
+        part_type = part.get("type") if isinstance(part, dict) else None
+        if part_type == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif part_type in ("image", "image_url"):
+            texts.append(f"{IMAGE_MARK}\n")
         else:
             return parts
-    return "".join(pieces)
+    return "".join(texts)
 
 
-def _pair_turns(texts: Any, num_pictures: int) -> Any:
-    if not isinstance(texts, list) or not all(isinstance(pair, dict) for pair in texts):
-        return texts
+def _turns_of_pairs(pairs: Any, num_pictures: int) -> Any:
+    if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
+        return pairs
     turns = []
-    for n, pair in enumerate(texts):
+    for n, pair in enumerate(pairs):
         question = pair.get("user")
         if n == 0 and isinstance(question, str) and IMAGE_MARK not in question:
             question = f"{IMAGE_MARK}\n" * num_pictures + question

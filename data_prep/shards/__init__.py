@@ -1,1 +1,1 @@
-"""Samples in tars: checks, splits, leaks, writing, the index, reading and caching."""
+"""Samples in tars: row checks, splits, leaks between splits, writing, the index, reading and caching."""

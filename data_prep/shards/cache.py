@@ -1,7 +1,7 @@
-"""Shards of a remote folder (`s3://`, `gs://`, `hf://`) as local files, fetched when they are first read.
+"""Shards of a remote folder (`s3://`, `gs://`, `hf://`) as local files, downloaded when they are first read.
 
-Used by `data_prep/shards/reader.py`. One cache folder serves all processes of a machine: files are named by their
-digest, those used longest ago go first, and none goes while a process has it open.
+`data_prep/shards/open_shards.py` uses it. All processes of a machine share one cache folder. Its files are
+named by digest; the least recently used are removed first, and none while a process has it open.
 """
 
 import fcntl
@@ -10,33 +10,34 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from data_prep.remote_files import content, joined, mark, opened
+from data_prep.remote_files import content, file_version, open_file
 from data_prep.shards.names import MANIFEST_FILE
 from vico.errors import UserError
 
 FOLDER_VARIABLE, BYTES_VARIABLE = "VICO_SHARD_CACHE", "VICO_SHARD_CACHE_BYTES"
 _DEFAULT_BYTES = 100_000_000_000
 _CHUNK_BYTES = 8 << 20
-_FETCHES = 3
+_DOWNLOADS = 3
 _PAUSE_S = 0.2
 logger = logging.getLogger(__name__)
 
 
 class WrongBytes(Exception):
-    """A shard came with other bytes than its manifest says as often as it was fetched."""
+    """A shard whose bytes differed from its manifest after every download."""
 
 
 class OpenFile:
-    """A descriptor that closes itself; while it is open no process takes the file out of the cache."""
+    """A file descriptor that closes itself; while it is open no process removes the file from the cache."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
 
-    def __del__(self, close=os.close) -> None:
+    # os.close as a default: at exit the module's globals may be gone before the last file is
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "descriptor"):
             close(self.descriptor)
 
@@ -44,41 +45,47 @@ class OpenFile:
 class ShardCache:
     """The files of one remote shard folder."""
 
-    def __init__(self, address: str):
+    def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
         self.folder = Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "vico" / "shards")
         self.limit = int(os.environ.get(BYTES_VARIABLE) or _DEFAULT_BYTES)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            manifest = json.loads(content(joined(self.address, MANIFEST_FILE)))
+            manifest = json.loads(content(f"{self.address}/{MANIFEST_FILE}"))
         except FileNotFoundError:
             raise UserError(
                 f"{self.address} has no {MANIFEST_FILE}; give the output folder of a shard stage"
             ) from None
-        self._facts = {one["name"]: (one["bytes"], one["sha256"]) for one in manifest["shards"]}
+        self._shards: dict[str, tuple[int, str]] = {
+            shard["name"]: (shard["bytes"], shard["sha256"]) for shard in manifest["shards"]
+        }
 
     def index(self, name: str) -> Path:
-        """A local copy of the index, fetched anew where the remote one has another version."""
-        place = joined(self.address, name)
+        """Return a local copy of the index, downloaded again when the remote file has another version."""
+        address = f"{self.address}/{name}"
         try:
-            version = hashlib.sha256(json.dumps([place, *mark(place)]).encode()).hexdigest()[:16]
+            version = file_version(address)
         except FileNotFoundError:
-            raise UserError(f"{place} does not exist; copy the shard stage's whole output there") from None
-        path = self.folder / f"{version}.{name}"
+            raise UserError(
+                f"{address} does not exist; copy the shard stage's complete output there"
+            ) from None
+        digest = hashlib.sha256(json.dumps([address, *version]).encode()).hexdigest()[:16]
+        path = self.folder / f"{digest}.{name}"
         if not path.exists():
             partial = self.folder / f".{path.name}.partial-{os.getpid()}"
-            partial.write_bytes(content(place))
+            partial.write_bytes(content(address))
             partial.replace(path)
         return path
 
     def opened(self, name: str) -> OpenFile:
-        """The shard as an open local file. Raises FileNotFoundError when the remote folder has none of this
-        name, WrongBytes when other bytes than the manifest's come every time, Unreachable when the server
-        fails.
+        """Return the shard as an open local file.
+
+        Raises FileNotFoundError when the manifest has no shard of this name, WrongBytes when the bytes differ
+        from the manifest after every download, Unreachable when the server fails.
         """
-        if name not in self._facts:
+        if name not in self._shards:
             raise FileNotFoundError(name)
-        num_bytes, sha256 = self._facts[name]
+        num_bytes, sha256 = self._shards[name]
         path = self.folder / f"{sha256}.tar"
         while True:
             file = _opened_for_use(path)
@@ -86,37 +93,35 @@ class ShardCache:
                 return file
             with _locked(self.folder / f"{sha256}.lock"):  # the others wait for the first
                 if not path.exists():
-                    self._fetch(name, num_bytes, sha256, path)
+                    self._download(name, num_bytes, sha256, path)
 
-    def _fetch(self, name: str, num_bytes: int, sha256: str, path: Path) -> None:
-        place = joined(self.address, name)
+    def _download(self, name: str, num_bytes: int, sha256: str, path: Path) -> None:
+        address = f"{self.address}/{name}"
         partial = self.folder / f"{sha256}.partial"
-        for attempt in range(_FETCHES):
+        for attempt in range(_DOWNLOADS):
             if attempt:
-                logger.warning("%s came with other bytes than its manifest says, fetching it again", place)
+                logger.warning("%s differs from its manifest, downloading it again", address)
                 time.sleep(_PAUSE_S * attempt)
             self._make_room(num_bytes, partial)
-            if _copied_sha256(place, partial) == sha256:
+            if _copied_sha256(address, partial) == sha256:
                 os.chmod(partial, 0o444)
                 with self._counting():
                     partial.replace(path)
                 return
         with self._counting():
             partial.unlink()
-        raise WrongBytes(f"it has other bytes than its manifest says ({_FETCHES} fetches)")
+        raise WrongBytes(f"its bytes differ from its manifest ({_DOWNLOADS} downloads)")
 
     def _make_room(self, num_bytes: int, partial: Path) -> None:
-        """Take out what was used longest ago, and stands open nowhere, until `num_bytes` fit; then claim
-        them.
-        """
+        """Remove the least recently used files that are not open until `num_bytes` fit, then claim them."""
         with self._counting():
             files = {
                 path: path.stat() for path in self.folder.iterdir() if path.suffix in (".tar", ".partial")
             }
             files.pop(partial, None)
-            files = {path: found for path, found in files.items() if not _left_behind(path)}
-            used = sum(found.st_size for found in files.values())
-            for path in sorted(files, key=lambda one: files[one].st_mtime_ns):
+            files = {path: status for path, status in files.items() if not _removed_leftover(path)}
+            used = sum(status.st_size for status in files.values())
+            for path in sorted(files, key=lambda path: files[path].st_mtime_ns):
                 if used + num_bytes <= self.limit:
                     break
                 if path.suffix == ".tar" and _removed(path):
@@ -130,18 +135,19 @@ class ShardCache:
                 file.truncate(num_bytes)
 
     def _counting(self) -> AbstractContextManager[None]:
-        """Held where files are counted and where they come, go or change their name: a file that is renamed
-        while another process lists the folder would be missed by its sum, or be gone under its hands.
+        """Return the lock for counting files and for adding, removing and renaming them.
+
+        Without it a process that lists the folder could miss a file that is being renamed, or find it gone.
         """
         return _locked(self.folder / "cache.lock")
 
 
 def _opened_for_use(path: Path) -> OpenFile | None:
-    """The open file, marked as used now; None where it is not there (any more)."""
+    """Return the open file, marked as used now, or None when it is not there."""
     try:
         file = OpenFile(path)
         fcntl.flock(file.descriptor, fcntl.LOCK_SH)
-        if not os.fstat(file.descriptor).st_nlink:  # taken out in between
+        if not os.fstat(file.descriptor).st_nlink:  # removed in between
             return None
         os.utime(path)
     except FileNotFoundError:
@@ -150,7 +156,7 @@ def _opened_for_use(path: Path) -> OpenFile | None:
 
 
 def _removed(path: Path) -> bool:
-    """Whether the file could be taken out: not while a process reads it."""
+    """Remove the file unless a process reads it; return whether it was removed."""
     file = OpenFile(path)
     try:
         fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,8 +166,8 @@ def _removed(path: Path) -> bool:
     return True
 
 
-def _left_behind(path: Path) -> bool:
-    """Whether this is what a killed process had fetched of a shard; it is taken out then."""
+def _removed_leftover(path: Path) -> bool:
+    """Remove the partial download of a killed process; return whether this file was one."""
     if path.suffix != ".partial":
         return False
     with open(path.with_suffix(".lock"), "a") as file:
@@ -173,10 +179,10 @@ def _left_behind(path: Path) -> bool:
     return True
 
 
-def _copied_sha256(place: str, path: Path) -> str:
-    """Writes over the bytes that were claimed: the file never looks smaller to another process's sum."""
+def _copied_sha256(address: str, path: Path) -> str:
+    """Copy a remote file over the claimed bytes, so that the size stays as claimed, and return its sha256."""
     digest = hashlib.sha256()
-    with opened(place) as source, open(path, "r+b") as target:
+    with open_file(address) as source, open(path, "r+b") as target:
         while chunk := source.read(_CHUNK_BYTES):
             digest.update(chunk)
             target.write(chunk)

@@ -1,16 +1,16 @@
-"""From a raw line to a checked sample: the form of the row, its pictures, its tiles, its tokens.
+"""Checks that turn a raw row into a sample: the form of the row, its pictures, its tiles, its tokens.
 
-Every check that fails raises Rejected with one word of `data_prep/records/rejection.py`.
+A check that fails raises Rejected with one word of `data_prep/records/rejection.py`.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.records.pictures import Picture, checked_picture
-from data_prep.records.raw_rows import RawRow, parsed_row, record_id
+from data_prep.records.raw_rows import RawRow, parsed_row, picture_names, record_id
 from data_prep.records.rejection import Rejected
 from vico.prompt import PromptFormat
-from vico.settings import IMAGE_MARK
+from vico.special_tokens import IMAGE_MARK
 from vico.tiling import num_tiles
 
 _READ_FIELDS = (
@@ -25,15 +25,17 @@ _READ_FIELDS = (
     "license",
     "origin",
 )
-# ours in KEY.json, or computed anew from the pictures
+# fields that we write to KEY.json ourselves, or compute from the pictures
 _REPLACED_FIELDS = ("source", "line", "images", "repeat", "max_tiles", "width", "height", "length")
 _MAX_FIELD_CHARS = 200
 
 
 @dataclass(frozen=True)
 class RowRules:
-    """Limits of a row: tiles, pixels a picture, reference tokens; whether pictures are decoded whole; what is
-    put before conversations without a system message ("": nothing).
+    """The limits of a row: tiles, pixels per picture, reference tokens.
+
+    `decode`: whether pictures are decoded in full. `system_message` goes before conversations without one;
+    "" adds none.
     """
 
     max_tiles: int
@@ -45,10 +47,11 @@ class RowRules:
 
 @dataclass(frozen=True)
 class Sample:
-    """A checked row; `tiles` counts each picture's, thumbnail included, at most `max_tiles` in a grid.
+    """A checked row. `tiles` has the number of each picture's tiles, thumbnail included; a picture's grid has
+    at most `max_tiles`.
 
-    `license` and `origin` (the row's `origin` or `source`: the collection it came from) are empty where the
-    row says nothing.
+    `license` and `origin` (the collection it came from: the row's `origin` or `source`) are empty if the row
+    states none.
     """
 
     record_id: str | None
@@ -66,28 +69,28 @@ class Sample:
 
 
 def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) -> Sample:
-    """The sample in a raw row; raises Rejected with the first check that fails, cheap ones first."""
+    """Return the sample of a raw row. Raises Rejected from the first check that fails, cheap checks first."""
     if raw.refused is not None:
         raise Rejected(*raw.refused)
     row = parsed_row(raw.content)
     if row.get("video") or row.get("videos"):
         raise Rejected("video", "the row has a video")
     conversations = _conversations(row)
-    names = _picture_names(row)
+    names = picture_names(row)
     kind = (_word(row, "kind") or _word(row, "category"))[:_MAX_FIELD_CHARS]
-    group = _word(row, "group")  # never cut: it decides the side of the split
+    group = _word(row, "group")  # never cut: it decides the split
     _check_answers(conversations)
     _check_marks(conversations, len(names))
     if rules.system_message and conversations[0]["from"] != "system":
         conversations.insert(0, {"from": "system", "value": rules.system_message})
     if raw.is_duplicate:
-        raise Rejected("duplicate", "the same line stands earlier in this set")
+        raise Rejected("duplicate", "the same line appears earlier in this set")
     pictures = [
         checked_picture(raw.picture_bytes(name), name, max_pixels=rules.max_pixels, decode=rules.decode)
         for name in names
     ]
     settings = prompt_format.settings
-    tiling = settings.tiling(max(1, rules.max_tiles // max(1, len(pictures))))  # as InternVL shares them out
+    tiling = settings.tiling(max(1, rules.max_tiles // max(1, len(pictures))))  # divided as in InternVL
     tiles = [num_tiles(picture.width, picture.height, tiling) for picture in pictures]
     try:
         text_tokens, answer_tokens = prompt_format.num_tokens(conversations, tiles)
@@ -112,8 +115,8 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
     )
 
 
-def _conversations(row: dict) -> list[dict[str, str]]:
-    """The turns with only `from` and `value`, checked to go [system,] human, gpt, human, gpt, ..."""
+def _conversations(row: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the turns with only `from` and `value`; they must go [system,] human, gpt, human, gpt, ..."""
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise Rejected("broken_row", "conversations is not a list of turns")
@@ -132,15 +135,7 @@ def _conversations(row: dict) -> list[dict[str, str]]:
     return [{"from": turn["from"], "value": turn["value"]} for turn in turns]
 
 
-def _picture_names(row: dict) -> list[str]:
-    names = row.get("image") or []
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Rejected("broken_row", "image is neither a path nor a list of paths")
-    return names
-
-
-def _word(row: dict, field: str) -> str:
+def _word(row: dict[str, Any], field: str) -> str:
     value = row.get(field)
     if value is None:
         return ""
@@ -164,8 +159,8 @@ def _check_marks(conversations: list[dict[str, str]], num_pictures: int) -> None
         raise Rejected("image_count", f"{marks} {IMAGE_MARK} marks for {num_pictures} pictures")
 
 
-def _small_fields(row: dict) -> dict[str, Any]:
-    """Short plain fields of the row that nothing here reads, such as `license`; they are kept in KEY.json."""
+def _small_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row's short plain fields that nothing here reads, such as a score; KEY.json keeps them."""
     skipped = (*_READ_FIELDS, *_REPLACED_FIELDS)
     return {
         name: value

@@ -1,7 +1,7 @@
-"""The index of the shards: one row a sample, in shard order, with byte offsets, split, tiles and tokens.
+"""The index of the shards: one row per sample, in shard order, with byte offsets, split, tiles and tokens.
 
-`load_index` opens what the shard stage wrote. Columns come as numpy arrays for planning; single rows are read
-by row group, so that a large index is never held whole.
+`load_index` opens the index that the shard stage wrote. Planning gets columns as numpy arrays; single rows
+are read by row group, so that a large index is never in memory as a whole.
 """
 
 import threading
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.remote_files import Place, as_place
+from data_prep.remote_files import Location, as_location
 from data_prep.shards.names import INDEX_FILE
 from vico.errors import UserError
 
@@ -56,11 +56,11 @@ SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLU
 
 @dataclass(frozen=True, eq=False)
 class IndexColumns:
-    """What planning needs of the samples of one split, n of them, in index order.
+    """The planning columns of the n samples of one split, in index order.
 
     `rows` int64 [n] are row numbers of the index; `shard` int32 [n]; `text_tokens`, `num_tiles` int32 [n];
     `repeat` float32 [n]; picture k of sample i has `image_tiles[image_starts[i] + k]` tiles (`image_starts`
-    int64 [n + 1]). `index` names samples in messages; None is allowed.
+    int64 [n + 1]). `index` is used to name samples in messages; None names them by row number.
     """
 
     rows: np.ndarray
@@ -76,25 +76,28 @@ class IndexColumns:
         return len(self.rows)
 
     def at(self, positions: np.ndarray) -> "IndexColumns":
-        """The samples at these positions, int64 [any], in that order."""
+        """Return the samples at these positions, int64 [any], in that order."""
         return columns_at(self, positions)
 
     def take(self, chosen: np.ndarray) -> "IndexColumns":
-        """The samples for which `chosen` (bool [n]) is true, in index order."""
+        """Return the samples for which `chosen` (bool [n]) is true, in index order."""
         return self.at(np.flatnonzero(chosen))
 
     def shard_runs(self) -> tuple[np.ndarray, np.ndarray]:
-        """(number of each of K shards, where its samples start and the last end, int64 [K + 1])."""
+        """Return (numbers of the K shards, starts of their samples and end of the last, int64 [K + 1])."""
         starts = np.flatnonzero(np.r_[True, self.shard[1:] != self.shard[:-1]][: len(self)])
         return self.shard[starts], np.r_[starts, len(self)].astype(np.int64)
 
     def name(self, i: int) -> str:
-        """The key of sample i for messages, or its row number where no index is at hand."""
-        return f"row {self.rows[i]}" if self.index is None else self.index.row(int(self.rows[i]))["key"]
+        """Return the key of sample i for messages, or its row number when there is no index."""
+        if self.index is None:
+            return f"row {self.rows[i]}"
+        key: str = self.index.row(int(self.rows[i]), ("key",))["key"]
+        return key
 
 
 def columns_at(columns: Any, positions: np.ndarray) -> IndexColumns:
-    """The samples at `positions` of anything with the columns of IndexColumns, in memory."""
+    """Return the samples at `positions` of any object with the columns of IndexColumns, in memory."""
     starts = columns.image_starts
     first = np.asarray(starts[positions])
     counts = np.asarray(starts[positions + 1]) - first
@@ -115,18 +118,19 @@ def columns_at(columns: Any, positions: np.ndarray) -> IndexColumns:
 class ShardIndex:
     """An opened index; safe to use from several threads."""
 
-    def __init__(self, folder: Place):
+    def __init__(self, folder: Location) -> None:
         self.folder, self.path = folder, _index_path(folder)
         if not self.path.is_file():
-            raise UserError(f"{self.path} does not exist; run the shard stage, its folder is not complete")
+            raise UserError(f"{self.path} does not exist; run the shard stage to its end")
         self._file = pq.ParquetFile(self.path)
         schema = (self._file.schema_arrow.metadata or {}).get(_META_KEY, b"?").decode()
         if schema != str(INDEX_SCHEMA):
             raise UserError(
-                f"{self.path} has schema {schema}, this version reads {INDEX_SCHEMA}; write the shards again"
+                f"{self.path} has schema {schema}, this version reads {INDEX_SCHEMA}; "
+                "run the shard stage again"
             )
-        groups = self._file.metadata
-        sizes = [groups.row_group(n).num_rows for n in range(groups.num_row_groups)]
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
         self._group_starts = [0, *accumulate(sizes)]
         self._groups: OrderedDict[int, dict[str, Callable[[int], Any]]] = OrderedDict()
         self._lock = threading.Lock()
@@ -134,20 +138,20 @@ class ShardIndex:
     def __len__(self) -> int:
         return self._group_starts[-1]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["ShardIndex"], tuple[Location]]:
         return ShardIndex, (self.folder,)
 
     def row(self, row: int, columns: Collection[str] = SCHEMA.names) -> dict[str, Any]:
-        """The named columns of one row, as plain Python values."""
+        """Return the named columns of one row as plain Python values. Raises IndexError past the end."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} in {self.path}")
         group = bisect_right(self._group_starts, row) - 1
-        place = row - self._group_starts[group]
-        found = self._row_group(group)
-        return {name: found[name](place) for name in columns}
+        position = row - self._group_starts[group]
+        values = self._row_group(group)
+        return {name: values[name](position) for name in columns}
 
     def table(self, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
-        """The named columns (None: all), then `row`, the row number; of all samples or of one split."""
+        """Return the named columns (None: all) and `row`, the row number; of all samples or of one split."""
         names = [name for name, _ in _COLUMNS] if columns is None else list(columns)
         with self._lock:
             table = self._file.read(list({*names, "split"}))
@@ -155,7 +159,7 @@ class ShardIndex:
         return selected if split is None else selected.filter(pc.equal(table["split"], split))
 
     def columns(self, split: str) -> IndexColumns:
-        """The planning columns of one split: train, calib or test."""
+        """Return the planning columns of one split: train, calib or test."""
         table = self.table(["shard", "text_tokens", "num_tiles", "repeat", "tiles"], split)
         tiles = table["tiles"].combine_chunks()
         lengths = pc.list_value_length(tiles).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -171,7 +175,7 @@ class ShardIndex:
         )
 
     def _row_group(self, group: int) -> dict[str, Callable[[int], Any]]:
-        """The columns of a row group, each as a function from the place in the group to the value."""
+        """Return the columns of a row group, each as a function from a position in it to the value."""
         with self._lock:
             columns = self._groups.pop(group, None)
             if columns is None:
@@ -184,28 +188,31 @@ class ShardIndex:
 
 
 def _values(array: pa.Array) -> Callable[[int], Any]:
-    """The plain Python value at a place of a column without nulls. Numbers come through numpy: a scalar of
-    Arrow's takes several times as long, a slice of its table a hundred times.
+    """Return a function from a position in a column without nulls to its plain Python value.
+
+    Numbers come through numpy: a scalar of Arrow takes several times as long, a slice of its table a hundred
+    times.
     """
     if pa.types.is_list(array.type):
         start, values = array.offsets.to_numpy().item, array.values
         if pa.types.is_primitive(values.type):
             numbers = values.to_numpy()
-            return lambda place: numbers[start(place) : start(place + 1)].tolist()
-        return lambda place: [values[k].as_py() for k in range(start(place), start(place + 1))]
+            return lambda position: numbers[start(position) : start(position + 1)].tolist()
+        return lambda position: [values[k].as_py() for k in range(start(position), start(position + 1))]
     if pa.types.is_primitive(array.type):
         return array.to_numpy().item
-    return lambda place: array[place].as_py()
+    return lambda position: array[position].as_py()
 
 
 def load_index(folder: Path | str) -> ShardIndex:
-    """The index in a shard stage's output folder, also a remote one; UserError when it is missing or of
-    another schema.
+    """Return the index of a shard stage's output folder, local or remote.
+
+    Raises UserError when it is missing or has another schema.
     """
-    return ShardIndex(as_place(str(folder)))
+    return ShardIndex(as_location(str(folder)))
 
 
-def _index_path(folder: Place) -> Path:
+def _index_path(folder: Location) -> Path:
     if isinstance(folder, Path):
         return folder / INDEX_FILE
     from data_prep.shards.cache import ShardCache

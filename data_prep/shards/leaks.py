@@ -1,42 +1,45 @@
-"""Samples that must go because a picture of theirs stands on another side of the split too.
+"""Samples to leave out because one of their pictures is also in another split.
 
-Groups and held-out records put samples on a side without looking at their pictures, so a picture may come
-to stand on several sides; it stays on the first of test, calib, train. Called by the shard stage and by
-`vico data check`.
+Groups and held-out records assign samples to splits without looking at their pictures, so a picture can get
+into several splits; it stays in the first of test, calib, train. The shard stage and `vico data check` call
+this.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from data_prep.shards.split import CALIB, TEST, TRAIN
-from data_prep.shards.write import ShardContent
 
 _RANKS = {TRAIN: 0, CALIB: 1, TEST: 2}
 
 
-def leaked_lines(contents: Callable[[], Iterable[ShardContent]]) -> dict[int, frozenset[int]]:
-    """Lines of each shard (by its place in `contents()`) that have a picture on a higher side than their own.
+def leaked_lines(tables: Callable[[], Iterable[pa.Table]]) -> dict[int, frozenset[int]]:
+    """Return the lines of each shard with a picture in a split of higher rank than their own.
 
-    `contents()` is gone through twice: first 9 bytes a picture are held, then the few pictures in question.
+    `tables()` gives the index rows of each shard; shards are counted in its order. It is called twice: the
+    first pass keeps 9 bytes per picture, the second only the few pictures in question.
     """
     prefixes, ranks = [np.zeros(0, np.uint64)], [np.zeros(0, np.int8)]
-    for content in contents():
-        digests, rank, _ = _pictures(content)
+    for table in tables():
+        digests, picture_ranks, _ = _pictures(table)
         prefixes.append(digests[:, 0].copy())
-        ranks.append(rank)
-    doubtful = _on_several_sides(np.concatenate(prefixes), np.concatenate(ranks))
+        ranks.append(picture_ranks)
+    doubtful = _in_several_splits(np.concatenate(prefixes), np.concatenate(ranks))
     if not len(doubtful):
         return {}
     highest: dict[bytes, int] = {}
     seen: list[tuple[int, int, bytes, int]] = []  # shard, line, digest, rank
-    for number, content in enumerate(contents()):
-        digests, rank, lines = _pictures(content)
+    for number, table in enumerate(tables()):
+        digests, picture_ranks, lines = _pictures(table)
         for n in np.flatnonzero(np.isin(digests[:, 0], doubtful)).tolist():
-            digest = digests[n].tobytes()
-            highest[digest] = max(highest.get(digest, 0), int(rank[n]))
-            seen.append((number, int(lines[n]), digest, int(rank[n])))
+            digest, rank = digests[n].tobytes(), int(picture_ranks[n])
+            highest[digest] = max(highest.get(digest, 0), rank)
+            seen.append((number, int(lines[n]), digest, rank))
     leaked: dict[int, set[int]] = {}
     for number, line, digest, rank in seen:
         if rank < highest[digest]:
@@ -44,22 +47,46 @@ def leaked_lines(contents: Callable[[], Iterable[ShardContent]]) -> dict[int, fr
     return {number: frozenset(lines) for number, lines in leaked.items()}
 
 
-def _pictures(content: ShardContent) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(digest as uint64 [n, 4], rank int8 [n] of its sample's side, line int64 [n]) of a shard's pictures."""
-    column = content.table["image_sha256"].combine_chunks()
+def lines_in_other_splits(tables: Sequence[pa.Table], index_path: Path) -> list[set[int]]:
+    """Return the lines of each table with a picture that samples of a written index have in another split.
+
+    Those samples are kept, whichever split they are in.
+    """
+    pictures = {
+        digest for table in tables for digests in table["image_sha256"].to_pylist() for digest in digests
+    }
+    splits: dict[bytes, set[str]] = {}
+    index = pq.ParquetFile(index_path)
+    for group in range(index.num_row_groups if pictures else 0):
+        old = index.read_row_group(group, ["split", "image_sha256"])
+        for split, digests in zip(old["split"].to_pylist(), old["image_sha256"].to_pylist(), strict=True):
+            for digest in pictures.intersection(digests):
+                splits.setdefault(digest, set()).add(split)
+    lines: list[set[int]] = []
+    for table in tables:
+        rows = zip(*(table[name].to_pylist() for name in ("line", "split", "image_sha256")), strict=True)
+        lines.append(
+            {line for line, split, digests in rows if any(splits.get(d, set()) - {split} for d in digests)}
+        )
+    return lines
+
+
+def _pictures(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return per picture: digest (uint64 [n, 4]), rank of its sample's split (int8 [n]), line (int64 [n])."""
+    column = table["image_sha256"].combine_chunks()
     owners = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
     data = b"".join(column.flatten().to_pylist())
-    sides = [_RANKS[split] for split in content.table["split"].to_pylist()]
+    ranks = [_RANKS[split] for split in table["split"].to_pylist()]
     return (
         np.frombuffer(data, np.uint64).reshape(-1, 4),
-        np.array(sides, np.int8)[owners],
-        content.table["line"].to_numpy()[owners],
+        np.array(ranks, np.int8)[owners],
+        table["line"].to_numpy()[owners],
     )
 
 
-def _on_several_sides(prefixes: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """The prefixes that come with more than one rank."""
+def _in_several_splits(prefixes: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Return the prefixes that occur with more than one rank."""
     order = np.argsort(prefixes, kind="stable")
-    ordered, sides = prefixes[order], ranks[order]
-    differs = (ordered[1:] == ordered[:-1]) & (sides[1:] != sides[:-1])
+    ordered, ordered_ranks = prefixes[order], ranks[order]
+    differs = (ordered[1:] == ordered[:-1]) & (ordered_ranks[1:] != ordered_ranks[:-1])
     return np.unique(ordered[1:][differs])

@@ -1,24 +1,8 @@
-"""Names of a shard folder's files and of the samples in them."""
+"""Names of the files of a shard folder and of the samples in them."""
 
 INDEX_FILE = "index.parquet"
 MANIFEST_FILE, QUARANTINE_FILE = "manifest.json", "quarantine.jsonl"
 SIDECAR_FOLDER = "sidecars"
-
-
-def sidecar_name(number: int) -> str:
-    return f"{SIDECAR_FOLDER}/{number:05d}.parquet"
-
-
-def waiting_tar(number: int) -> str:
-    """The tar of a shard that was checked by itself."""
-    return f"{SIDECAR_FOLDER}/{shard_name(number)}"
-
-
-def kept_sidecar_name(number: int) -> str:
-    """The sidecar of a shard that was written again without the samples that straddle the split."""
-    return f"{SIDECAR_FOLDER}/{number:05d}.kept.parquet"
-
-
 _LINE_DIGITS = 8
 
 
@@ -28,3 +12,17 @@ def shard_name(number: int) -> str:
 
 def sample_key(slug: str, line: int) -> str:
     return f"{slug}-{line:0{_LINE_DIGITS}d}"
+
+
+def sidecar_name(number: int) -> str:
+    return f"{SIDECAR_FOLDER}/{number:05d}.parquet"
+
+
+def waiting_tar(number: int) -> str:
+    """Return the name of a shard's tar while it waits for the check across shards."""
+    return f"{SIDECAR_FOLDER}/{shard_name(number)}"
+
+
+def kept_sidecar_name(number: int) -> str:
+    """Return the name of the sidecar of a shard rewritten without the samples that straddle the split."""
+    return f"{SIDECAR_FOLDER}/{number:05d}.kept.parquet"

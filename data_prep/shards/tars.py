@@ -1,7 +1,7 @@
-"""Shards as plain WebDataset tars: how they are written; `data_prep/shards/reader.py` reads them by byte offset.
+"""Writing of shards as plain WebDataset tars; `data_prep/shards/reader.py` reads them by byte offset.
 
-Headers are made here from one that `tarfile` writes: webdataset's TarWriter, which the tests hold the bytes
-against, takes a quarter of the time to shard a sample.
+Headers are made here from one that `tarfile` writes: webdataset's TarWriter would take a quarter of the time
+to shard a sample. The tests compare the bytes with those of TarWriter.
 """
 
 import hashlib
@@ -15,15 +15,15 @@ from typing import Self
 
 _BLOCK_BYTES, _RECORD_BYTES = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 _NAME_BYTES, _SIZE_AT, _SUM_AT = 100, 124, 148
-UNSYNCED_BYTES = 64 << 20  # what may be on its way to the disk; a slow one holds the writer back
-_SYNC_BYTES = 4 << 20  # sent on its way beside the work, so that little is left to wait for at the end
-_MOST_BYTES = 8**11  # of a member, by the eleven octal digits of a plain header
+UNSYNCED_BYTES = 64 << 20  # limit of bytes that are written but not synced; a slow disk delays the writer
+_SYNC_BYTES = 4 << 20  # synced in the background, so that little is left to sync at the end
+_MOST_BYTES = 8**11  # of a member: a plain header has eleven octal digits for the size
 
 
 def _header_template() -> bytes:
-    """The header of an empty member without a name, its checksum taken as blanks.
+    """Return the header of an empty member without a name, with blanks as its checksum.
 
-    A fixed owner, mode and time: the same members always give the same bytes.
+    Owner, mode and time are fixed: the same members always give the same bytes.
     """
     member = tarfile.TarInfo("")
     member.uname = member.gname = "vico"
@@ -40,7 +40,7 @@ _TEMPLATE_SUM = sum(_TEMPLATE) - sum(b"0" * 11)  # a size replaces eleven zeros
 
 
 def member_header(name: str, num_bytes: int) -> bytes:
-    """The 512 bytes before a member's data; `name` is ASCII of at most 100 letters."""
+    """Return the 512 bytes before a member's data; `name` is ASCII of at most 100 characters."""
     encoded, size = name.encode("ascii"), b"%011o" % num_bytes
     assert len(encoded) <= _NAME_BYTES and num_bytes < _MOST_BYTES, name
     checksum = b"%06o" % (_TEMPLATE_SUM + sum(encoded) + sum(size))
@@ -51,19 +51,19 @@ def member_header(name: str, num_bytes: int) -> bytes:
 
 @dataclass(frozen=True)
 class Member:
-    """Where a member's data lies in its tar, in bytes."""
+    """Position and size of a member's data in its tar, in bytes."""
 
     offset: int
     num_bytes: int
 
 
 class ShardTar:
-    """Writes samples one after another; the bytes depend on names and data alone. A context manager.
+    """A tar written sample by sample, as a context manager; its bytes depend on names and data alone.
 
     After the `with` block `num_bytes` and `sha256` are those of the finished file.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
         self._digest = hashlib.sha256()
         self.num_bytes = self._synced = self._sent = 0
@@ -73,7 +73,7 @@ class ShardTar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, exc_type, exc_value, traceback) -> None:
+    def __exit__(self, *exception: object) -> None:
         try:
             end = 2 * _BLOCK_BYTES
             self._append(bytes(end + -(self.num_bytes + end) % _RECORD_BYTES))
@@ -83,19 +83,20 @@ class ShardTar:
             self._file.close()
 
     def write(self, key: str, members: Sequence[tuple[str, bytes]]) -> list[Member]:
-        """Append `key.extension` with its data for every (extension, data) of a sample, in that order."""
-        pieces, found, offset = [], [], self.num_bytes
+        """Append `key.extension` for every (extension, data) of a sample; return where their data is."""
+        pieces: list[bytes] = []
+        written, offset = [], self.num_bytes
         for extension, data in members:
             pieces += (member_header(f"{key}.{extension}", len(data)), data, bytes(_padding(len(data))))
-            found.append(Member(offset + _BLOCK_BYTES, len(data)))
+            written.append(Member(offset + _BLOCK_BYTES, len(data)))
             offset += _BLOCK_BYTES + len(data) + len(pieces[-1])
         self._append(b"".join(pieces))
         if self.num_bytes - self._sent >= min(_SYNC_BYTES, UNSYNCED_BYTES // 2):
-            self._send()
-        return found
+            self._start_sync()
+        return written
 
-    def _send(self) -> None:
-        """Start to sync what was written; wait for an earlier sync only when too much is on its way."""
+    def _start_sync(self) -> None:
+        """Start to sync what was written; wait for the sync before only when too much is unsynced."""
         under_way = self._sync is not None and not self._sync.done()
         if under_way and self.num_bytes - self._synced < UNSYNCED_BYTES:
             return
@@ -105,7 +106,7 @@ class ShardTar:
         self._sync = self._pool.submit(os.fdatasync, self._file.fileno())
 
     def _wait(self) -> None:
-        """Wait for the sync under way; raises what the disk has to say."""
+        """Wait for the sync under way and raise its error."""
         if self._sync is not None:
             self._sync.result()
             self._synced, self._sync = self._sent, None
@@ -121,7 +122,7 @@ class ShardTar:
 
 
 class NoTar:
-    """Stands for a tar where rows are only checked; counts the bytes of the members."""
+    """The stand-in for a tar when rows are only checked; it counts the bytes of the members."""
 
     sha256 = ""
 
@@ -131,7 +132,7 @@ class NoTar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, exc_type, exc_value, traceback) -> None:
+    def __exit__(self, *exception: object) -> None:
         pass
 
     def write(self, key: str, members: Sequence[tuple[str, bytes]]) -> list[Member]:
@@ -140,5 +141,5 @@ class NoTar:
 
 
 def _padding(num_bytes: int) -> int:
-    """Bytes from a member's end to the next block."""
+    """Return the number of bytes from a member's end to the next block."""
     return -num_bytes % _BLOCK_BYTES

@@ -1,4 +1,4 @@
-"""One block of records written as one shard: its tar, and its rows of the index and of the ledger.
+"""Writing of one block of records as one shard: its tar, its rows of the index and of the quarantine ledger.
 
 Pure: the same block, rules and tokenizer give the same bytes. `stages/shard/stage.py` maps it over Ray tasks.
 """
@@ -7,13 +7,13 @@ import json
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
 from data_prep.records.blocks import Block, block_rows
 from data_prep.records.raw_rows import RawRow, parsed_row, record_id
-from data_prep.records.rejection import Rejected
+from data_prep.records.rejection import LedgerRow, Rejected
 from data_prep.records.repairs import RepairBlock, repair_block_rows
 from data_prep.shards.checks import RowRules, Sample, checked_sample
 from data_prep.shards.index import SCHEMA
@@ -22,25 +22,37 @@ from data_prep.shards.split import Shares, split_of
 from data_prep.shards.tars import NoTar, ShardTar
 from vico.prompt import PromptFormat
 
-_ENCODED = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for every row
-LEAK_MESSAGE = "a picture of it (by its bytes) stands on another side too, further from training"
+_ENCODED = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would create an encoder for every row
+LEAK_MESSAGE = "one of its pictures (by its bytes) is also in another split, further from training"
 
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """What holds for the rows of a block: their rules and the shares of the splits."""
+    """The settings for the rows of a block: their rules and the shares of the splits."""
 
     rules: RowRules
     shares: Shares
 
 
+class ShardEntry(TypedDict):
+    """What the manifest says of a shard's tar; `read` and `samples` are numbers of rows read and written."""
+
+    name: str
+    source: str
+    first_line: int
+    read: int
+    samples: int
+    bytes: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class ShardContent:
-    """What a written shard holds: rows of the index, rows of the quarantine ledger, facts of its tar."""
+    """The content of a shard: its rows of the index, its rows of the ledger, its manifest entry."""
 
     table: pa.Table
-    quarantine: list[dict[str, Any]]
-    facts: dict[str, Any]
+    quarantine: list[LedgerRow]
+    entry: ShardEntry
 
 
 def write_shard(
@@ -50,13 +62,13 @@ def write_shard(
     prompt_format: PromptFormat,
     leaked: Container[int] = (),
 ) -> ShardContent:
-    """Write the block's good rows to a tar at `path`; every row is once in the table or the quarantine.
+    """Write the block's good rows to a tar at `path`; every row is once in the table or in the quarantine.
 
-    `leaked` are lines that straddle the split by what other rows hold. Without a path nothing is written, and
-    the content says what would have been.
+    `leaked` are lines that straddle the split because of other rows. Without a path nothing is written, and
+    the content says what would be.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    quarantine: list[dict[str, Any]] = []
+    quarantine: list[LedgerRow] = []
     with NoTar() if path is None else ShardTar(path) as tar:
         for raw in repair_block_rows(block) if isinstance(block, RepairBlock) else block_rows(block):
             try:
@@ -69,45 +81,48 @@ def write_shard(
                 continue
             for name, value in _written_row(tar, block, raw.line, sample, split).items():
                 columns[name].append(value)
-    facts = {
-        "name": shard_name(block.number),
-        "source": block.records.name,
-        "first_line": block.first_line,
-        "read": block.num_lines,
-        "samples": len(columns["key"]),
-        "bytes": tar.num_bytes,
-        "sha256": tar.sha256,
-    }
-    return ShardContent(pa.Table.from_pydict(columns, schema=SCHEMA), quarantine, facts)
+    entry = ShardEntry(
+        name=shard_name(block.number),
+        source=block.record_set.name,
+        first_line=block.first_line,
+        read=block.num_lines,
+        samples=len(columns["key"]),
+        bytes=tar.num_bytes,
+        sha256=tar.sha256,
+    )
+    return ShardContent(pa.Table.from_pydict(columns, schema=SCHEMA), quarantine, entry)
 
 
 def _split(sample: Sample, block: Block, line: int, shares: Shares) -> str:
-    if block.records.heldout:
+    if block.record_set.heldout:
         return "test"
-    key = sample_key(block.records.slug, line)
+    key = sample_key(block.record_set.slug, line)
     return split_of(shares, key=key, group=sample.group, pictures=[p.sha256 for p in sample.pictures])
 
 
 def _written_row(
     tar: ShardTar | NoTar, block: Block, line: int, sample: Sample, split: str
 ) -> dict[str, Any]:
-    """Append the sample's members to the tar; its row of the index."""
-    key = sample_key(block.records.slug, line)
+    """Append the sample's members to the tar and return its row of the index."""
+    record_set = block.record_set
+    key = sample_key(record_set.slug, line)
     extensions = _extensions(sample)
     text = _ENCODED(_member_json(key, block, line, sample, extensions)).encode("utf-8")
-    pictures = [(extension, one.data) for extension, one in zip(extensions, sample.pictures, strict=True)]
+    pictures = [
+        (extension, picture.data) for extension, picture in zip(extensions, sample.pictures, strict=True)
+    ]
     json_member, *members = tar.write(key, [("json", text), *pictures])
     return {
         "shard": block.number,
         "key": key,
-        "source": block.records.name,
+        "source": record_set.name,
         "line": line,
         "split": split,
         "group": sample.group,
         "kind": sample.kind,
-        "license": sample.license or block.records.license,
-        "origin": sample.origin or block.records.origin,
-        "repeat": block.records.repeat,
+        "license": sample.license or record_set.license,
+        "origin": sample.origin or record_set.origin,
+        "repeat": record_set.repeat,
         "json_offset": json_member.offset,
         "json_bytes": json_member.num_bytes,
         "image_offsets": [member.offset for member in members],
@@ -133,31 +148,32 @@ def _extensions(sample: Sample) -> list[str]:
 def _member_json(
     key: str, block: Block, line: int, sample: Sample, extensions: Sequence[str]
 ) -> dict[str, Any]:
+    license_, origin = sample.license or block.record_set.license, sample.origin or block.record_set.origin
     return {
         "id": sample.record_id,
-        "source": block.records.name,
+        "source": block.record_set.name,
         "line": line,
         "conversations": sample.conversations,
         "images": [f"{key}.{extension}" for extension in extensions],
         "kind": sample.kind,
         "group": sample.group,
-        "repeat": block.records.repeat,
+        "repeat": block.record_set.repeat,
         "max_tiles": sample.max_tiles,
-        **({"license": row_license} if (row_license := sample.license or block.records.license) else {}),
-        **({"origin": origin} if (origin := sample.origin or block.records.origin) else {}),
+        **({"license": license_} if license_ else {}),
+        **({"origin": origin} if origin else {}),
         **sample.fields,
     }
 
 
-def _ledger_row(block: Block, raw: RawRow, rejected: Rejected) -> dict[str, Any]:
+def _ledger_row(block: Block, raw: RawRow, rejected: Rejected) -> LedgerRow:
     try:
-        found_id = record_id(parsed_row(raw.content))
+        row_id = record_id(parsed_row(raw.content))
     except Rejected:
-        found_id = None
-    return {
-        "id": found_id,
-        "source": block.records.name,
-        "line": raw.line,
-        "reason": rejected.reason,
-        "message": rejected.message,
-    }
+        row_id = None
+    return LedgerRow(
+        id=row_id,
+        source=block.record_set.name,
+        line=raw.line,
+        reason=rejected.reason,
+        message=rejected.message,
+    )

@@ -1,4 +1,4 @@
-"""Writes a checkpoint of the small InternVL as a model folder: bfloat16 weights, tokenizer, model card.
+"""Write a checkpoint of the small InternVL as a model folder: bfloat16 weights, tokenizer, model card.
 
 python examples/small_internvl/export.py WORK models/small-internvl
 """
@@ -7,10 +7,11 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from score import answered, checkpoint_model, scores
+from score import answered_questions, checkpoint_model, scores
 
 from vico.prompt import load_prompt_format
 
@@ -19,27 +20,31 @@ _COPIED += ("tokenizer_config.json", "chat_template.jinja")
 
 _CARD = """# small-internvl
 
-A {parameters:,} parameter InternVL (transformers' `InternVLForConditionalGeneration`: InternViT and
-Qwen3) made to read numbers, words, bar charts and short lines in pictures of {tile_size} pixel tiles,
-{tokens} tokens a tile. It has the full connector only: no compressed connector and no router, those are
-what the pipeline trains. It is made for the demo and the tests of this repository and is good for nothing
-else.
+An InternVL with {parameters:,} parameters (transformers' `InternVLForConditionalGeneration`:
+InternViT and Qwen3) that reads numbers, words, bar charts and short lines in pictures, in tiles of
+{tile_size} pixels with {tokens} tokens each. It has only the full connector; the compressed
+connector and the router are what the pipeline trains. The model is made for the demo and the tests
+of this repository and has no other use.
 
-## How it was made
+## Training
 
-`examples/small_internvl/`: `make_model.py` (architecture, byte-level tokenizer), `train.py` (SFT,
-{steps:,} steps of 32 pictures{earlier}, {hours:.1f} hours on one CPU core in bfloat16) and `export.py` (this
-folder). Data: the demo records of `data_prep/demo/records.py`, drawn without end from the {num_groups} groups
-that lie on the train side of every split with at most 15 % calib and 15 % test (split seed 0), up to four
-questions a picture. Curriculum: sheets of letters for the vision tower alone, then numbers, words, charts
-and random strings, then the demo's whole mix. A second loss, on the letters that stand on each patch,
-teaches the vision tower to read; its head is not part of the model. Nothing of the test side (pictures,
-numbers, passages, tables) was trained on; single words come from one lexicon of 295 that all sides share.
+`examples/small_internvl/` has the programs: `make_model.py` (architecture, byte-level tokenizer),
+`train.py` (SFT: {steps:,} steps of 32 pictures{earlier}, {hours:.1f} hours on one CPU core in
+bfloat16) and `export.py` (this folder).
+
+Data: demo records of `data_prep/demo/records.py`, with no limit on their number and up to four
+questions per picture. They come from the {num_groups} groups that are on the train side of every
+split with at most 15 % calib and 15 % test (split seed 0). Curriculum: sheets of letters for the
+vision tower alone; then numbers, words, charts and random strings; then the whole mix of the demo.
+A second loss, on the letters of each patch, teaches the vision tower to read; its head is not part
+of the model. Training saw nothing of the test side: no picture, number, passage or table. Single
+words come from one lexicon of 295 words that all sides share.
 
 ## Scores
 
-Full rate, greedy, the last question of {num_questions} test-side records, asked by itself (demo seed {seed});
-exact match, lines by similarity (1 - edit distance / longer length).
+Full rate, greedy decoding, the last question of {num_questions} test-side records without the other
+questions (demo seed {seed}). Exact match; for transcribed lines similarity (1 - edit distance /
+longer length).
 
 | questions | number | exact match |
 |---|---|---|
@@ -47,27 +52,27 @@ exact match, lines by similarity (1 - edit distance / longer length).
 
 Transcribed lines: similarity {similarity:.3f}.
 
-## Curve
+## Scores during training
 
 {curve}
 
-Photographs and fonts are not part of this folder; sources and licences stand in `data_prep/demo/sources.py`.
+The sources and licences of photographs and fonts, which are not part of this folder, are in
+`data_prep/demo/sources.py`.
 """
 
 
-def score_table(row: dict) -> str:
-    """Markdown rows: first the two means, then every kind and task."""
+def score_table(row: dict[str, Any]) -> str:
+    """Return Markdown rows: first the two means, then each kind and task."""
     names = {"read": "**numbers, words, bar values**", "look": "**nothing to read**"}
-    order = sorted(row["counts"], key=lambda name: (name not in names, name))
-    lines = [
-        f"| {names.get(n, n.replace('/', ', '))} | {row['counts'][n]} | {row['exact_match'][n]:.3f} |"
-        for n in order
-    ]
+    lines = []
+    for name in sorted(row["counts"], key=lambda name: (name not in names, name)):
+        label = names.get(name, name.replace("/", ", "))
+        lines.append(f"| {label} | {row['counts'][name]} | {row['exact_match'][name]:.3f} |")
     return "\n".join(lines)
 
 
 def curve_table(path: Path) -> str:
-    """Markdown table of the scores during training (fewer questions each)."""
+    """Return a Markdown table of the scores during training, each from fewer questions."""
     if not path.exists():
         return "(none recorded)"
     lines = ["| step | numbers, words, bar values | nothing to read | line similarity |", "|---|---|---|---|"]
@@ -78,8 +83,8 @@ def curve_table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def export(work: Path, out: Path, questions: int, seed: int, earlier_steps: int = 0) -> dict:
-    """Writes the model folder `out` from the last checkpoint of `work`; returns its scores."""
+def export(work: Path, out: Path, questions: int, seed: int, earlier_steps: int = 0) -> dict[str, Any]:
+    """Write the model folder `out` from the last checkpoint of `work`; return its scores."""
     from samples import training_groups
 
     torch.set_num_threads(1)
@@ -93,7 +98,7 @@ def export(work: Path, out: Path, questions: int, seed: int, earlier_steps: int 
     (out / "model.safetensors").chmod(0o644)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
     form = load_prompt_format(out)
-    row = scores(answered(model, form, questions, seed))
+    row = scores(answered_questions(model, form, questions, seed))
     card = _CARD.format(
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         tile_size=form.settings.tile_size,

@@ -1,14 +1,21 @@
-"""Makes the small InternVL untrained, in HF layout: config, tokenizer, image settings and random weights.
+"""Make the untrained small InternVL in HF layout: config, tokenizer, image settings and random weights.
 
 python examples/small_internvl/make_model.py /tmp/small-internvl/start
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import re
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import InternVLConfig, PreTrainedTokenizerFast
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
 CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
@@ -19,23 +26,24 @@ CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }
 {% endif %}"""
 
 
-def question_words(num_records: int = 4000, least: int = 40) -> list[str]:
-    """Words that the demo's questions are made of, as they stand there, with their leading space."""
+def question_words(num_records: int = 4000, min_count: int = 40) -> list[str]:
+    """Return the words, with their leading space, that are frequent in the demo's questions."""
     from data_prep.demo.records import demo_record
 
     counts: Counter[str] = Counter()
     for line in range(num_records):
-        row, _ = demo_record(SimpleNamespace(seed=0), line)
+        row, _ = demo_record(0, line)
         for turn in row["conversations"]:
             if turn["from"] == "human":
                 counts.update(re.findall(r" ?[A-Za-z]+", turn["value"].removeprefix("<image>")))
-    return sorted(word for word, count in counts.items() if count >= least and len(word.strip()) > 1)
+    return sorted(word for word, count in counts.items() if count >= min_count and len(word.strip()) > 1)
 
 
-def make_tokenizer(words: list[str]):
-    """A byte-level BPE tokenizer that merges only what begins one of `words`; all else is single bytes.
+def make_tokenizer(words: list[str]) -> Tokenizer:
+    """Return a byte-level BPE tokenizer that merges only the beginnings of `words`.
 
-    Digits and the letters of answers stay single tokens, so a word that training never showed can be spelled.
+    All other bytes are single tokens, digits and the letters of answers included, so that the model can spell
+    words that it never saw in training.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -54,15 +62,15 @@ def make_tokenizer(words: list[str]):
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    # The two names of speakers are one token each: they open every turn.
+    # The names of the two speakers are one token each, because every turn begins with one.
     tokenizer.add_tokens(
         [AddedToken(name, single_word=True, normalized=False) for name in ("user", "assistant")]
     )
     return tokenizer
 
 
-def saved_tokenizer(folder: Path):
-    """The tokenizer written to `folder` and opened as transformers opens it."""
+def write_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Write the tokenizer to `folder`; return it as a tokenizer of transformers."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
@@ -78,8 +86,8 @@ def saved_tokenizer(folder: Path):
     return tokenizer
 
 
-def make_config(tokenizer, args: argparse.Namespace):
-    """The InternVL config for the sizes asked for; 8 divides the vocabulary."""
+def make_config(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> InternVLConfig:
+    """Return the InternVL config for the sizes in `args`; the vocabulary size is a multiple of 8."""
     from transformers import InternVLConfig, InternVLVisionConfig, Qwen3Config
 
     vision = InternVLVisionConfig(
@@ -120,8 +128,8 @@ def make_config(tokenizer, args: argparse.Namespace):
     )
 
 
-def processor_settings(args: argparse.Namespace) -> dict:
-    """Settings of GotOcr2ImageProcessor, which InternVL checkpoints in HF layout use."""
+def processor_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of GotOcr2ImageProcessor, which InternVL checkpoints in HF layout use."""
     return {
         "image_processor_type": "GotOcr2ImageProcessor",
         "crop_to_patches": True,
@@ -139,25 +147,25 @@ def processor_settings(args: argparse.Namespace) -> dict:
     }
 
 
-def sine_positions(side: int, width: int):
-    """[side * side, width]: sines and cosines of row and column: neighbours are alike from the start."""
+def sine_positions(side: int, width: int) -> torch.Tensor:
+    """Return [side * side, width] sines and cosines of row and column, which make neighbours similar."""
     import torch
 
     rates = torch.pi / 2 ** torch.linspace(0, 4, width // 4)
     angles = torch.arange(side)[:, None] * rates
-    one_way = torch.cat([angles.sin(), angles.cos()], dim=1)
-    rows = one_way[:, None].expand(side, side, -1)
-    columns = one_way[None].expand(side, side, -1)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows = waves[:, None].expand(side, side, -1)
+    columns = waves[None].expand(side, side, -1)
     return 0.5 * torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
 def make_model(folder: Path, args: argparse.Namespace) -> int:
-    """Writes the untrained model folder; returns its number of parameters."""
+    """Write the untrained model folder; return its number of parameters."""
     import torch
     from transformers import GenerationConfig, InternVLForConditionalGeneration
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = saved_tokenizer(folder)
+    tokenizer = write_tokenizer(folder)
     torch.manual_seed(args.seed)
     model = InternVLForConditionalGeneration(make_config(tokenizer, args))
     positions = model.model.vision_tower.embeddings.position_embeddings

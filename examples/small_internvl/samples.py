@@ -1,42 +1,44 @@
 """Training samples of the small InternVL: demo pictures of training groups with several questions each.
 
-A batch is a pure function of (seed, batch number), so training resumes anywhere. Besides the answers every
-tile carries a map of the letters on its patches, a second target that teaches the vision tower to read early.
+A batch is a pure function of (seed, batch number), so training can resume at any batch. Besides the answers,
+each tile has a map of the letters on its patches: a second target that teaches the vision tower to read
+early.
 """
 
-# T tiles of the batch, S tile size, P patches a tile, B samples, L tokens, K letters a patch
+# T tiles of the batch, S tile size, P patches per tile, B samples, L tokens, K letters per patch
 
 import math
 import random
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 from data_prep.demo import sources
-from data_prep.demo.canvas import BOLD, MONO, SANS, SERIF, Canvas, ink_on, text_width
+from data_prep.demo.canvas import BOLD, MONO, SANS, SERIF, Canvas, TextRun, TextStyle, ink_on, text_width
 from data_prep.demo.content import Content, Question, sheet
-from data_prep.demo.reading import line_questions, put_text, text_question
+from data_prep.demo.pages import line_questions
+from data_prep.demo.reading import put_text, text_question
 from data_prep.demo.records import KIND_SHARES, conversation, demo_content, group_name
 from data_prep.shards.split import TRAIN, Shares, side
 from vico.prompt import PromptFormat
 from vico.tiling import Tiling, image_tiles, tile_boxes
 
-# The widest calib and test shares for which nothing of either was seen in training (split seed 0).
 HELD_OUT = Shares(calib=0.15, test=0.15)
-LETTERS_A_PATCH = 4
-NO_LETTER = 0  # 1 to 95 are the printable ASCII characters without the space
-_LEGIBLE = 8.0  # font pixels in the tile below which letters are not asked for
-_ANSWERS_A_PICTURE = 4
+"""The largest calib and test shares of which training saw nothing (split seed 0)."""
+LETTERS_PER_PATCH = 4
+_MIN_FONT_PIXELS = 8.0  # letters that are smaller in the tile are not part of the map
+_QUESTIONS_PER_PICTURE = 4
 _LOWER = string.ascii_lowercase
 _PRINTABLE = "".join(chr(code) for code in range(33, 127))
-_TRANSCRIPTIONS_A_PICTURE = 2
-# Pictures of several tiles cost five times as much and teach the same letters: so many of them are kept.
+_TRANSCRIPTIONS_PER_PICTURE = 2
 _SEVERAL_TILES_KEPT = 0.3
+"""Kept share of the pictures with several tiles: they cost five times as much and teach the same letters."""
 
-# Shares of kinds in the parts of the curriculum; `sheet` (a sheet full of letters) and `letters` (one random
-# string) are in training only. The first part trains the vision tower alone.
+# Shares of kinds in the parts of the curriculum. Only training has `sheet` (a sheet full of letters) and
+# `letters` (one random string). The first part trains only the vision tower.
 CURRICULUM: tuple[dict[str, float], ...] = (
     {"sheet": 0.80, "prose": 0.08, "code": 0.04, "chart": 0.04, "number": 0.04},
     {"letters": 0.70, "sheet": 0.20, "plain": 0.06, "text": 0.04},
@@ -59,9 +61,9 @@ CURRICULUM: tuple[dict[str, float], ...] = (
 
 @cache
 def training_groups() -> tuple[int, ...]:
-    """Groups on the train side of every split with at most the held-out shares."""
+    """Return the groups that are on the train side of every split with at most the held-out shares."""
     groups = range(sources.NUM_GROUPS)
-    return tuple(g for g in groups if side(HELD_OUT, "group", group_name(g).encode()) == TRAIN)
+    return tuple(group for group in groups if side(HELD_OUT, "group", group_name(group).encode()) == TRAIN)
 
 
 @cache
@@ -71,7 +73,11 @@ def _training_photo_groups() -> tuple[int, ...]:
 
 @dataclass
 class Sample:
-    """A picture and its questions: tiles uint8 [T, S, S, 3], ids and answer [L], letters uint8 [T, P, K]."""
+    """A picture and its questions.
+
+    tiles uint8 [T, S, S, 3]; ids int64 [L]; answer bool [L], true for answer tokens; letters uint8 [T, P, K],
+    where 0 is no letter and 1 to 94 are the ASCII characters "!" to "~".
+    """
 
     tiles: np.ndarray
     ids: np.ndarray
@@ -80,7 +86,7 @@ class Sample:
 
 
 def _letters_picture(rng: random.Random, group: int) -> Content:
-    """A random string of letters or digits: it cannot be guessed from the lexicon."""
+    """Draw a random string of letters or digits, which cannot be guessed from the lexicon."""
     canvas = sheet(rng, group, ((1, 1), (2, 1)), (85, 15))
     alphabet = _LOWER if rng.random() < 0.6 else string.digits
     text = "".join(rng.choices(alphabet, k=rng.randint(1, 6)))
@@ -90,11 +96,12 @@ def _letters_picture(rng: random.Random, group: int) -> Content:
 
 
 def _letter_sheet(rng: random.Random, group: int) -> Content:
-    """A sheet full of strings at one size: many letters to learn from in every tile."""
+    """Draw a sheet full of random strings of one size: many letters per tile to learn from."""
     canvas = sheet(rng, group, ((1, 1),), (1,))
     name = rng.choice((SANS, SANS, BOLD, SERIF, MONO))
     size = math.exp(rng.uniform(math.log(9), math.log(40)))
-    ink, top = ink_on(rng, canvas.background), rng.uniform(0, 0.5 * size)
+    style = TextStyle(name, size, ink_on(rng, canvas.background))
+    top = rng.uniform(0, 0.5 * size)
     pitch = rng.uniform(1.15, 1.8) * size
     lines = []
     while top + 1.2 * size < canvas.height:
@@ -108,7 +115,7 @@ def _letter_sheet(rng: random.Random, group: int) -> Content:
                 text = text[:-1]
             if not text:
                 break
-            canvas.text(left, top, text, name, size, ink)
+            canvas.text(left, top, text, style)
             left += canvas.measure(text, name, size) + rng.uniform(0.3, 1.5) * size
             texts.append(text)
         lines.append(" ".join(texts))
@@ -117,57 +124,64 @@ def _letter_sheet(rng: random.Random, group: int) -> Content:
 
 
 def _training_questions(rng: random.Random, content: Content) -> list[Question]:
-    """Up to four questions of a picture in random order, two of them transcriptions."""
+    """Return up to four questions of a picture in random order, at most two of them transcriptions."""
     questions = list(content.questions)
     rng.shuffle(questions)
-    lines = [question for question in questions if question.task == "transcribe"][:_TRANSCRIPTIONS_A_PICTURE]
-    others = [question for question in questions if question.task != "transcribe"][
-        : _ANSWERS_A_PICTURE - len(lines)
-    ]
-    chosen = lines + others
+    transcriptions = [question for question in questions if question.task == "transcribe"]
+    transcriptions = transcriptions[:_TRANSCRIPTIONS_PER_PICTURE]
+    others = [question for question in questions if question.task != "transcribe"]
+    chosen = transcriptions + others[: _QUESTIONS_PER_PICTURE - len(transcriptions)]
     rng.shuffle(chosen)
     return chosen
 
 
 def letter_map(canvas: Canvas, tiling: Tiling, patch_size: int) -> np.ndarray:
-    """uint8 [T, P, K]: the first letters, in reading order, whose centre lies on each patch of each tile."""
-    side_patches = tiling.tile_size // patch_size
+    """Return uint8 [T, P, K]: the first K letters, in reading order, whose centres are on a patch."""
+    patches_per_side = tiling.tile_size // patch_size
     boxes = tile_boxes(*canvas.image.size, tiling)
-    letters = np.zeros((len(boxes), side_patches * side_patches, LETTERS_A_PATCH), np.uint8)
-    filled = np.zeros(letters.shape[:2], np.int64)
+    letters = np.zeros((len(boxes), patches_per_side * patches_per_side, LETTERS_PER_PATCH), np.uint8)
+    num_letters = np.zeros(letters.shape[:2], np.int64)
     for tile, (left, top, right, bottom) in enumerate(boxes):
-        across, down = tiling.tile_size / (right - left), tiling.tile_size / (bottom - top)
+        x_scale, y_scale = tiling.tile_size / (right - left), tiling.tile_size / (bottom - top)
         for run in canvas.runs:
-            row = int((run.top + 0.62 * run.size - top) * down // patch_size)
-            if run.size * down < _LEGIBLE or not 0 <= row < side_patches:
+            row = int((run.top + 0.62 * run.size - top) * y_scale // patch_size)
+            if run.size * y_scale < _MIN_FONT_PIXELS or not 0 <= row < patches_per_side:
                 continue
-            x = run.left
-            for letter in run.text:
-                width = text_width(letter, run.font, run.size)
-                column = int((x + width / 2 - left) * across // patch_size)
-                x += width
-                if letter == " " or not 0 <= column < side_patches:
+            for letter, centre in letter_centres(run):
+                column = int((centre - left) * x_scale // patch_size)
+                if letter == " " or not 0 <= column < patches_per_side:
                     continue
-                patch = row * side_patches + column
-                if filled[tile, patch] < LETTERS_A_PATCH:
-                    letters[tile, patch, filled[tile, patch]] = (
-                        max(ord(letter) - 32, 0) if ord(letter) < 127 else 0
-                    )
-                    filled[tile, patch] += 1
+                patch = row * patches_per_side + column
+                if num_letters[tile, patch] < LETTERS_PER_PATCH:
+                    letters[tile, patch, num_letters[tile, patch]] = letter_code(letter)
+                    num_letters[tile, patch] += 1
     return letters
 
 
+def letter_centres(run: TextRun) -> Iterator[tuple[str, float]]:
+    """Yield each letter of a text and the x coordinate of its centre in picture pixels."""
+    x = run.left
+    for letter in run.text:
+        width = text_width(letter, run.font, run.size)
+        yield letter, x + width / 2
+        x += width
+
+
+def letter_code(letter: str) -> int:
+    return max(ord(letter) - 32, 0) if ord(letter) < 127 else 0
+
+
 def _training_content(rng: random.Random, kind: str, group: int) -> Content:
-    """A picture of the kind, mostly one of a single tile."""
-    own = {"letters": _letters_picture, "sheet": _letter_sheet}.get(kind)
+    """Draw a picture of a kind; most have a single tile."""
+    training_only = {"letters": _letters_picture, "sheet": _letter_sheet}.get(kind)
     while True:
-        content = own(rng, group) if own else demo_content(rng, kind, group)
+        content = training_only(rng, group) if training_only else demo_content(rng, kind, group)
         if content.canvas.columns * content.canvas.rows == 1 or rng.random() < _SEVERAL_TILES_KEPT:
             return content
 
 
 def make_sample(rng: random.Random, shares: dict[str, float], form: PromptFormat, patch_size: int) -> Sample:
-    """A training sample of a kind drawn from `shares`, on a training group."""
+    """Draw a training sample: a kind by `shares`, a training group, a picture and questions."""
     kind = rng.choices(list(shares), list(shares.values()))[0]
     has_photograph = kind in ("photograph", "caption", "figure") or rng.random() < 0.2
     group = rng.choice(_training_photo_groups() if has_photograph else training_groups())
@@ -175,7 +189,7 @@ def make_sample(rng: random.Random, shares: dict[str, float], form: PromptFormat
     size, num_patches = tiling.tile_size, (tiling.tile_size // patch_size) ** 2
     if kind == "text":
         tiles = np.zeros((0, size, size, 3), np.uint8)
-        letters = np.zeros((0, num_patches, LETTERS_A_PATCH), np.uint8)
+        letters = np.zeros((0, num_patches, LETTERS_PER_PATCH), np.uint8)
         turns = conversation([text_question(rng, group) for _ in range(3)], False)
         tiles_per_image = []
     else:
@@ -185,40 +199,44 @@ def make_sample(rng: random.Random, shares: dict[str, float], form: PromptFormat
         turns = conversation(_training_questions(rng, content), True)
         tiles_per_image = [len(tiles)]
     skeleton = form.encode(turns, tiles_per_image)
-    ids = np.repeat(
-        skeleton.ids, np.where(skeleton.ids == form.settings.image_token_id, form.settings.tokens_full, 1)
-    )
-    answer = np.zeros(len(ids), bool)
-    answer[ids != form.settings.image_token_id] = skeleton.answer[
-        skeleton.ids != form.settings.image_token_id
-    ]
+    is_tile = skeleton.ids == form.settings.image_token_id
+    num_tokens = np.where(is_tile, form.settings.tokens_full, 1)
+    ids = np.repeat(skeleton.ids, num_tokens)
+    answer = np.repeat(skeleton.answer & ~is_tile, num_tokens)
     return Sample(tiles, ids, answer, letters)
 
 
-def make_batch(seed: int, number: int, part: int, size: int, form: PromptFormat, patch_size: int) -> dict:
-    """Batch `number` of a part of the curriculum as arrays; samples of similar length share a batch.
+@dataclass
+class Batch:
+    """The arrays of a batch: tiles uint8 [T, S, S, 3], ids and answer [B, L], letters uint8 [T, P, K]."""
 
-    Eight neighbouring batches come from one pool that is sorted by length, so that padding stays small.
+    tiles: np.ndarray
+    ids: np.ndarray
+    answer: np.ndarray
+    letters: np.ndarray
+
+
+def make_batch(seed: int, number: int, part: int, size: int, form: PromptFormat, patch_size: int) -> Batch:
+    """Return batch `number`, of `size` samples, for a part of the curriculum.
+
+    Eight consecutive batches come from one pool that is sorted by length, so that padding stays small.
     """
-    pool, place = divmod(number, _BATCHES_A_POOL)
-    samples = _pool(seed, pool, part, size * _BATCHES_A_POOL, form, patch_size)
-    order = random.Random(f"order {seed} {pool}").sample(range(_BATCHES_A_POOL), _BATCHES_A_POOL)
-    chosen = samples[order[place] * size : (order[place] + 1) * size]
+    pool, number_in_pool = divmod(number, _BATCHES_PER_POOL)
+    samples = _pool(seed, pool, part, size * _BATCHES_PER_POOL, form, patch_size)
+    order = random.Random(f"order {seed} {pool}").sample(range(_BATCHES_PER_POOL), _BATCHES_PER_POOL)
+    first = order[number_in_pool] * size
+    chosen = samples[first : first + size]
     longest = max(len(sample.ids) for sample in chosen)
     ids = np.zeros((size, longest), np.int64)
     answer = np.zeros((size, longest), bool)
     for i, sample in enumerate(chosen):
         ids[i, : len(sample.ids)], answer[i, : len(sample.ids)] = sample.ids, sample.answer & (part > 0)
-    return {
-        "tiles": np.concatenate([sample.tiles for sample in chosen]),
-        "ids": ids,
-        "answer": answer,
-        "letters": np.concatenate([sample.letters for sample in chosen]),
-    }
+    tiles = np.concatenate([sample.tiles for sample in chosen])
+    return Batch(tiles, ids, answer, np.concatenate([sample.letters for sample in chosen]))
 
 
-_BATCHES_A_POOL = 8
-_pools: dict[tuple, list[Sample]] = {}
+_BATCHES_PER_POOL = 8
+_pools: dict[tuple[int, int, int, int], list[Sample]] = {}
 
 
 def _pool(seed: int, pool: int, part: int, size: int, form: PromptFormat, patch_size: int) -> list[Sample]:

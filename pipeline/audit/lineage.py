@@ -1,120 +1,143 @@
-"""From the last stage back to the source rows: every record's inputs are the outputs that stand there, and
-the inputs from outside are still the bytes that were read. Called by the audit."""
+"""Lineage, from the last stage back to the source rows. Called by the audit.
+
+The inputs of every record must be the outputs of the stages before, and the inputs from outside must still
+have the bytes that were read.
+"""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline.audit.findings import Findings
-from pipeline.config.graph import SOURCES
-from pipeline.config.pipeline_file import Inputs
+from pipeline.config.graph import MODEL_SOURCES, SOURCES
+from pipeline.config.inputs import Inputs
 from pipeline.identity.file_digests import DigestCache
 from pipeline.identity.input_digests import source_fingerprint
+from pipeline.results.records import Record
 from pipeline.results.runs import PIPELINE, RUN_FILE, RunFile, Runs
-from pipeline.results.stage_folder import Record, StageFolder
+from pipeline.results.stage_folder import StageFolder
 from vico.errors import UserError
 
+Readers = dict[str, list[str]]
+"""Recorded digest of an input -> the stages that recorded it."""
 
-class Unremembered(DigestCache):
-    """Reads every file anew: an audit trusts no time stamp."""
 
-    def _load(self) -> dict[str, list]:
+class UncachedDigests(DigestCache):
+    """Reads every file in full: an audit does not trust modification times."""
+
+    def _load(self) -> dict[str, list[Any]]:
         return {}
 
 
-def audit_lineage(run: RunFile, records: Mapping[str, Record], storage: Path, found: Findings) -> None:
-    run_path = Runs(storage).run_folder(run.run) / RUN_FILE
-    sources: dict[str, dict[str, list[str]]] = {}
-    for stage, record in records.items():
-        path = StageFolder(storage, stage, record.fingerprint).record_path
-        adopted_from = (run.config.get("inputs") or {}).get("adopt", {}).get(stage)
-        if adopted_from is not None:
-            text = f"adopted from {adopted_from}, digest {str(record.identity['config'].get('digest'))[:12]}"
-            found.note(stage, f"{text}; its own lineage is not known here")
-            continue
-        _audit_config(stage, record, run, run_path, found)
-        for name in sorted({*record.inputs, *record.identity.get("inputs", {})}):
-            found.checked["inputs"] += 1
-            value, identity = record.inputs.get(name), record.identity["inputs"].get(name)
-            if name in SOURCES:
-                if value != identity:
-                    found.problem(stage, "input", path, f"{name}: inputs and identity give two digests")
-                sources.setdefault(name, {}).setdefault(str(value), []).append(stage)
-            elif name not in run.stages:
-                found.problem(stage, "lineage", path, f"its input {name} is no stage of run {run.run}")
-            else:
-                _audit_link(stage, name, record, run, records, path, found)
-    inputs = _inputs(run, run_path, found) if sources else None
-    for name, readers in sources.items():
-        _audit_source(name, readers, inputs, run_path, found)
+def audit_lineage(run: RunFile, records: Mapping[str, Record], storage: Path, findings: Findings) -> None:
+    """Check the lineage of the finished stages, `records`."""
+    _LineageAudit(run, records, storage, findings).audit()
 
 
-def _audit_link(
-    stage: str,
-    name: str,
-    record: Record,
-    run: RunFile,
-    records: Mapping[str, Record],
-    path: Path,
-    found: Findings,
-) -> None:
-    """One stage's input against the stage that gives it."""
-    fingerprint, made = record.identity["inputs"].get(name), records.get(name)
-    if fingerprint != run.stages[name].fingerprint:
-        message = (
-            f"was made from {name} {str(fingerprint)[:12]}, the run has {run.stages[name].fingerprint[:12]}"
-        )
-        found.problem(stage, "lineage", path, message)
-    if made is None:
-        found.note(stage, f"what it was made from cannot be held against {name}, whose record is not there")
-    elif made.output_digest != record.inputs.get(name):
-        message = (
-            f"was made from {name} output {str(record.inputs.get(name))[:12]}, "
-            f"the record there says {made.output_digest[:12]}"
-        )
-        found.problem(stage, "input", path, message)
+@dataclass(frozen=True)
+class _LineageAudit:
+    run: RunFile
+    records: Mapping[str, Record]
+    storage: Path
+    findings: Findings
+
+    def audit(self) -> None:
+        sources: dict[str, Readers] = {}
+        for stage, record in self.records.items():
+            adopted_from = (self.run.config.get("inputs") or {}).get("adopt", {}).get(stage)
+            if adopted_from is not None:
+                digest = str(record.identity["config"].get("digest"))[:12]
+                text = f"adopted from {adopted_from}, digest {digest}; its own lineage is not known here"
+                self.findings.note(stage, text)
+                continue
+            self._audit_config(stage, record)
+            for name in sorted({*record.inputs, *record.identity.get("inputs", {})}):
+                self.findings.checked["inputs"] += 1
+                if name in SOURCES:
+                    self._audit_digests(stage, name, record)
+                    readers = sources.setdefault(name, {})
+                    readers.setdefault(str(record.inputs.get(name)), []).append(stage)
+                else:
+                    self._audit_link(stage, name, record)
+        inputs = self._inputs() if sources else None
+        if inputs is not None:
+            for name, readers in sources.items():
+                self._audit_source(name, readers, inputs)
+
+    @property
+    def _run_path(self) -> Path:
+        return Runs(self.storage).run_folder(self.run.run) / RUN_FILE
+
+    def _record_path(self, record: Record) -> Path:
+        return StageFolder(self.storage, record.stage, record.fingerprint).record_path
+
+    def _audit_config(self, stage: str, record: Record) -> None:
+        """Compare the config in the record's identity, which leaves out defaults, with that of the run."""
+        for name in differences(record.identity.get("config"), self.run.config.get(stage), stage):
+            message = f"{name} differs from the config in the record's identity"
+            self.findings.problem(stage, "config", self._run_path, message)
+
+    def _audit_digests(self, stage: str, name: str, record: Record) -> None:
+        if record.inputs.get(name) != record.identity["inputs"].get(name):
+            message = f"{name}: the digests in inputs and identity differ"
+            self.findings.problem(stage, "input", self._record_path(record), message)
+
+    def _audit_link(self, stage: str, name: str, record: Record) -> None:
+        """Compare the input `name` of a stage with the stage that it comes from."""
+        path = self._record_path(record)
+        if name not in self.run.stages:
+            message = f"its input {name} is not a stage of run {self.run.run}"
+            self.findings.problem(stage, "lineage", path, message)
+            return
+        recorded, current = record.identity["inputs"].get(name), self.run.stages[name].fingerprint
+        if recorded != current:
+            message = f"was made from {name} {str(recorded)[:12]}, the run has {current[:12]}"
+            self.findings.problem(stage, "lineage", path, message)
+        source = self.records.get(name)
+        if source is None:
+            text = f"its input cannot be compared with {name}, which has no valid record"
+            self.findings.note(stage, text)
+        elif source.output_digest != record.inputs.get(name):
+            message = (
+                f"was made from {name} output {str(record.inputs.get(name))[:12]}, "
+                f"the record there says {source.output_digest[:12]}"
+            )
+            self.findings.problem(stage, "input", path, message)
+
+    def _inputs(self) -> Inputs | None:
+        try:
+            return Inputs.model_validate_json(json.dumps(self.run.config.get("inputs")))
+        except ValidationError as error:
+            message = f"config.inputs cannot be read: {error.errors()[0]['msg']}"
+            self.findings.problem(PIPELINE, "run", self._run_path, message)
+            return None
+
+    def _audit_source(self, name: str, readers: Readers, inputs: Inputs) -> None:
+        """Read an input from outside again, and compare it with what its readers recorded."""
+        path = inputs.model if name in MODEL_SOURCES else getattr(getattr(inputs, name), "path", None)
+        path = path or self._run_path
+        try:
+            now = source_fingerprint(name, inputs, UncachedDigests(self._run_path.parent))
+        except (UserError, OSError) as error:
+            for stage in next(iter(readers.values())):
+                self.findings.problem(stage, "input_missing", path, f"{name}: {error}")
+            return
+        for digest, stages in readers.items():
+            for stage in stages if digest != now else []:
+                message = f"{name}: sha256 {digest[:12]} was read, {str(now)[:12]} is there now"
+                self.findings.problem(stage, "input_changed", path, message)
 
 
-def _audit_source(
-    name: str, readers: Mapping[str, list[str]], inputs: Inputs | None, path: Path, found: Findings
-) -> None:
-    """An input from outside, read again, against what each of its readers recorded."""
-    if inputs is None:
-        return
-    place = inputs.model if name in ("model", "tokenizer") else getattr(getattr(inputs, name), "path", None)
-    try:
-        now = source_fingerprint(name, inputs, Unremembered(path.parent))
-    except (UserError, OSError) as error:
-        for stage in next(iter(readers.values())):
-            found.problem(stage, "input_missing", place or path, f"{name}: {error}")
-        return
-    for value, stages in readers.items():
-        for stage in stages if value != now else []:
-            message = f"{name}: sha256 {value[:12]} was read, {str(now)[:12]} is there now"
-            found.problem(stage, "input_changed", place or path, message)
-
-
-def _inputs(run: RunFile, path: Path, found: Findings) -> Inputs | None:
-    try:
-        return Inputs.model_validate_json(json.dumps(run.config.get("inputs")))
-    except ValidationError as error:
-        found.problem(PIPELINE, "run", path, f"config.inputs cannot be read: {error.errors()[0]['msg']}")
-        return None
-
-
-def _audit_config(stage: str, record: Record, run: RunFile, path: Path, found: Findings) -> None:
-    """Config in the record's identity, which leaves defaults out, against the run's."""
-    for name in differences(record.identity.get("config"), run.config.get(stage), stage):
-        found.problem(stage, "config", path, f"{name} differs from the config in the record's identity")
-
-
-def differences(recorded: Any, given: Any, name: str) -> list[str]:
-    """Dotted names under which `given` lacks what is recorded or says something else."""
-    if isinstance(recorded, Mapping) and isinstance(given, Mapping):
+def differences(recorded: Any, current: Any, name: str) -> list[str]:
+    """Return the dotted names under which `current` lacks or contradicts what is recorded."""
+    if isinstance(recorded, Mapping) and isinstance(current, Mapping):
         return [
-            one for key in recorded for one in differences(recorded[key], given.get(key), f"{name}.{key}")
+            inner
+            for key in recorded
+            for inner in differences(recorded[key], current.get(key), f"{name}.{key}")
         ]
-    return [] if recorded == given else [name]
+    return [] if recorded == current else [name]

@@ -1,214 +1,213 @@
-"""MLflow held against the records: what `pipeline/tracking/sync.py` was to tell it, asked back. Writes nothing but
-what `reap` sends, and the note by which `vico run` and `reap` know that MLflow lacks something.
+"""Compares MLflow with the records: what `pipeline/tracking/sync.py` sent is read back. Called by the audit.
 
-The second door of MLflow: the tracker must stay small, and reading it back is another purpose. MLflow is
-imported inside functions only.
+Sends nothing. After a problem it notes in mlflow.json that MLflow lacks something, so that the next `vico
+run` or `vico audit --reap` sends it. MLflow is imported inside functions only.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.site import Site
 from pipeline.audit.findings import Findings
-from pipeline.results.metric_lines import MetricFiles
+from pipeline.results.attempt_metrics import first_values
 from pipeline.results.run_results import record_of
 from pipeline.results.runs import ENDED, PIPELINE, RunFile, Runs
 from pipeline.storage.folder import Conflict
-from pipeline.tracking.client import active_run, metric_key, mlflow_client, one_line
-from pipeline.tracking.desired import Projection, of_pipeline, of_stage
+from pipeline.tracking.client import (
+    active_run,
+    error_line,
+    experiment_id,
+    metric_key,
+    mlflow_client,
+    sqlite_path,
+    tagged_run,
+)
+from pipeline.tracking.desired import DesiredRun, desired_pipeline_run, desired_stage_run
+from pipeline.tracking.fields import PARAM_LENGTH, TAG_LENGTH
 from pipeline.tracking.outputs import DIGEST_LENGTH
 from pipeline.tracking.sent import STATE_FILE, SentState, is_incomplete, mark_incomplete
-from pipeline.tracking.sync import PARAM_LENGTH, TAG_LENGTH
 from vico.errors import Unreachable, UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
-
-_ALL_LINES = 1 << 30
 _LARGEST = 1.7e308
-"""Databases keep inf as the largest float."""
+"""Databases store inf as the largest float."""
 _MOVING_TAGS = frozenset({"vico.output", "vico.storage", "vico.reused_child"})
-"""Places, which change when a store is moved."""
+"""Addresses, which change when a store is moved."""
 _DRIVER_TAGS = frozenset({"mlflow.source.git.commit", "vico.git_dirty", "vico.host", "vico.world_size"})
-"""Without a record these are of the process that told MLflow, which is not this one."""
+"""Without a record these describe the process that sent them, which is not this one."""
 
 
-def audit_mlflow(run: RunFile, site: Site, found: Findings) -> None:
-    """Every MLflow run of this run against run.json, records and metrics files. After a problem mlflow.json
-    no longer says that MLflow has all, so that the next `vico run` or `reap` tells it again."""
-    num_before = len(found.problems)
+def audit_mlflow(run: RunFile, site: Site, findings: Findings) -> None:
+    """Compare every MLflow run of this run with run.json, records and metric files.
+
+    After a problem, mlflow.json no longer says that MLflow has everything.
+    """
+    num_before = len(findings.problems)
     folder = Runs(site.storage).run_folder(run.run)
-    state = SentState.of(folder, site.tracking_place)
-    _compare(run, site, folder, state, found)
-    kinds = {one.kind for one in found.problems[num_before:]} - {"mlflow_unreachable"}
+    _compare(run, site, folder, findings)
+    kinds = {problem.kind for problem in findings.problems[num_before:]} - {"mlflow_unreachable"}
     if not kinds or run.state not in ENDED:
         return
     try:
         mark_incomplete(folder, site)
     except (OSError, UserError, Unreachable, Conflict) as error:
-        found.note(PIPELINE, f"`vico run` will not tell MLflow again: {STATE_FILE} was not written ({error})")
+        findings.note(
+            PIPELINE, f"`vico run` will not update MLflow: {STATE_FILE} could not be written ({error})"
+        )
 
 
-def _compare(run: RunFile, site: Site, folder: Path, state: SentState, found: Findings) -> None:
-    ids = {PIPELINE: run.mlflow_run_id, **{name: one.mlflow_run_id for name, one in run.stages.items()}}
+def _compare(run: RunFile, site: Site, folder: Path, findings: Findings) -> None:
+    state = SentState.of(folder, site.tracking_address)
+    ids = {PIPELINE: run.mlflow_run_id, **{name: entry.mlflow_run_id for name, entry in run.stages.items()}}
     ids |= {name: sent.id for name, sent in state.runs.items()}
     if not any(ids.values()):
-        found.note(
-            PIPELINE, f"MLflow was not asked: run {run.run} was never tracked at {site.tracking_place}"
-        )
+        text = f"MLflow was not checked: run {run.run} was never tracked at {site.tracking_address}"
+        findings.note(PIPELINE, text)
         return
     if run.state == "done" and is_incomplete(folder, site):
         message = "MLflow lacks something of the run; `vico audit --reap` sends it"
-        found.problem(PIPELINE, "mlflow_incomplete", folder / STATE_FILE, message)
-    database = Path(site.tracking_uri.removeprefix("sqlite:///"))
-    if site.tracking_uri.startswith("sqlite:///") and not database.is_file():
-        found.problem(PIPELINE, "mlflow_missing", database, "MLflow's database is not there")
+        findings.problem(PIPELINE, "mlflow_incomplete", folder / STATE_FILE, message)
+    database = sqlite_path(site.tracking_uri)
+    if database is not None and not database.is_file():
+        findings.problem(PIPELINE, "mlflow_missing", database, "MLflow's database is missing")
         return
     try:
         client = mlflow_client(site.tracking_uri)
         for name, run_id in ids.items():
-            projection = _projection(run, name, site, found)
-            if projection is not None:
-                _Comparison(client, run, projection, run_id, state, found).make()
-    except Exception as error:  # of a server or a database: what cannot be asked does not hold
-        found.problem(PIPELINE, "mlflow_unreachable", site.tracking_place, one_line(error))
+            desired = _desired_run(run, name, site, findings)
+            if desired is None:
+                continue
+            sent = state.runs.get(name)
+            if sent is not None and sent.began != desired.began:
+                findings.note(name, "made again by another run; MLflow shows the earlier one")
+                continue
+            _compare_run(client, run, desired, run_id, findings)
+    except Exception as error:  # from a server or a database
+        findings.problem(PIPELINE, "mlflow_unreachable", site.tracking_address, error_line(error))
 
 
-def _projection(run: RunFile, name: str, site: Site, found: Findings) -> Projection | None:
-    """What MLflow should show; None where the store cannot say, which the audit of the store has told."""
+def _desired_run(run: RunFile, name: str, site: Site, findings: Findings) -> DesiredRun | None:
+    """Return what MLflow should show; None if the record is damaged or replaced, which is then noted."""
     try:
         if name == PIPELINE:
-            return of_pipeline(run, site)
+            return desired_pipeline_run(run, site)
         record = record_of(run, name, site.storage)
         if record is None or not record.is_superseded:
-            return of_stage(run, name, site)
-        found.note(name, "made again by another run; what MLflow shows of this one was not compared")
+            return desired_stage_run(run, name, site)
+        findings.note(name, "made again by another run; what MLflow shows of this one was not compared")
         return None
     except UserError:
-        found.note(name, "MLflow cannot be held against a record that is damaged")
+        findings.note(name, "MLflow cannot be compared with a damaged record")
         return None
 
 
+def _compare_run(
+    client: MlflowClient, run: RunFile, desired: DesiredRun, run_id: str | None, findings: Findings
+) -> None:
+    shown = active_run(client, run_id) if run_id else None
+    if shown is None:  # a kill may have come before the id was saved
+        experiment = experiment_id(client, run.experiment)
+        shown = tagged_run(client, experiment, desired.identity_tags) if experiment is not None else None
+    if shown is None:
+        message = "the MLflow run was deleted; run the command again to create a new one"
+        findings.problem(desired.name, "mlflow_missing", f"mlflow:{run_id}", message)
+        return
+    findings.checked["mlflow_runs"] += 1
+    _Comparison(client, desired, shown, findings).compare()
+
+
+@dataclass(frozen=True)
 class _Comparison:
-    """One MLflow run against its projection."""
+    """What one MLflow run should show, and what it shows."""
 
-    def __init__(
-        self,
-        client: MlflowClient,
-        run: RunFile,
-        projection: Projection,
-        run_id: str | None,
-        state: SentState,
-        found: Findings,
-    ):
-        self.client, self.run, self.projection, self.run_id = client, run, projection, run_id
-        self.found = found
-        sent = state.runs.get(projection.name)
-        self.is_superseded = sent is not None and sent.began != projection.began
+    client: MlflowClient
+    desired: DesiredRun
+    shown: Run
+    findings: Findings
 
-    def make(self) -> None:
-        if self.is_superseded:
-            self.found.note(self.projection.name, "made again by another run; MLflow's is of the earlier one")
-            return
-        run = self._shown()
-        if run is None:
-            self._problem(
-                "mlflow_missing", "the MLflow run is deleted; run the command again to make it anew"
-            )
-            return
-        self.found.checked["mlflow_runs"] += 1
-        if run.info.status != self.projection.status:
-            message = f"status is {run.info.status}, the store says {self.projection.status}"
-            self._problem("mlflow_status", message)
-        self._values("mlflow_params", "param", run.data.params, self._params())
-        self._values("mlflow_tags", "tag", run.data.tags, self._tags())
-        self._datasets(run)
-        self._metrics()
-
-    def _shown(self) -> Any:
-        """The MLflow run by its id or, where a kill kept the id from our files, by its tags; or None."""
-        run = active_run(self.client, self.run_id) if self.run_id else None
-        experiment = self.client.get_experiment_by_name(self.run.experiment) if run is None else None
-        if experiment is not None:
-            wanted = {"run": self.run.run, "stage": self.projection.name, "began": self.projection.began}
-            filters = " and ".join(f"tags.`vico.{name}` = '{value}'" for name, value in wanted.items())
-            run = next(
-                iter(self.client.search_runs([experiment.experiment_id], filters, max_results=1)), None
-            )
-        self.run_id = run.info.run_id if run is not None else self.run_id
-        return run
+    def compare(self) -> None:
+        status = self.shown.info.status
+        if status != self.desired.status:
+            self._problem("mlflow_status", f"status is {status}, the store says {self.desired.status}")
+        self._compare_texts("mlflow_params", "param", self.shown.data.params, self._params())
+        self._compare_texts("mlflow_tags", "tag", self.shown.data.tags, self._tags())
+        self._compare_datasets()
+        for key, wanted in wanted_metrics(self.desired).items():
+            self._compare_metric(key, wanted)
 
     def _problem(self, kind: str, message: str) -> None:
-        self.found.problem(self.projection.name, kind, f"mlflow:{self.run_id}", message)
+        path = f"mlflow:{self.shown.info.run_id}"
+        self.findings.problem(self.desired.name, kind, path, message)
 
     def _params(self) -> dict[str, str]:
-        return {name: value[:PARAM_LENGTH] for name, value in self.projection.params.items()}
+        return {name: value[:PARAM_LENGTH] for name, value in self.desired.params.items()}
 
     def _tags(self) -> dict[str, str]:
         left_out = _MOVING_TAGS
-        if "vico.output_digest" not in self.projection.tags:
+        if "vico.output_digest" not in self.desired.tags:
             left_out |= _DRIVER_TAGS
-        tags = self.projection.tags.items()
+        tags = self.desired.tags.items()
         return {name: value[:TAG_LENGTH] for name, value in tags if value and name not in left_out}
 
-    def _values(self, kind: str, word: str, shown: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    def _compare_texts(
+        self, kind: str, word: str, shown: Mapping[str, str], wanted: Mapping[str, str]
+    ) -> None:
         for name, value in wanted.items():
             if name not in shown:
-                self._problem(kind, f"{word} {name} is not there")
+                self._problem(kind, f"{word} {name} is missing")
             elif shown[name] != value:
                 self._problem(kind, f"{word} {name} is {shown[name][:80]!r}, recorded is {value[:80]!r}")
 
-    def _datasets(self, run: Any) -> None:
-        given = [one.dataset for one in run.inputs.dataset_inputs] if run.inputs else []
-        shown = {(one.name, one.digest) for one in given}
-        for one in self.projection.datasets:
-            if (one.name, one.digest[:DIGEST_LENGTH]) not in shown:
-                self._problem("mlflow_datasets", f"data set {one.name} {one.digest[:12]} is not there")
+    def _compare_datasets(self) -> None:
+        inputs = self.shown.inputs.dataset_inputs if self.shown.inputs else []
+        shown = {(logged.dataset.name, logged.dataset.digest) for logged in inputs}
+        for wanted in self.desired.datasets:
+            if (wanted.name, wanted.digest[:DIGEST_LENGTH]) not in shown:
+                self._problem("mlflow_datasets", f"data set {wanted.name} {wanted.digest[:12]} is missing")
 
-    def _metrics(self) -> None:
-        """Every step of every metric is there once, with the value that was written first."""
-        for key, wanted in wanted_metrics(self.projection).items():
-            history = self.client.get_metric_history(self.run_id, key)
-            shown = {point.step: point.value for point in history}
-            self.found.checked["mlflow_metrics"] += len(history)
-            missing = sorted(set(wanted) - set(shown))
-            if missing:
-                message = (
-                    f"metric {key} has {len(shown)} steps of {len(wanted)}; step {missing[0]} is missing"
-                )
-                self._problem("mlflow_metrics", message)
-            if len(history) > len(shown):
-                self._problem("mlflow_metrics", f"metric {key} has {len(history) - len(shown)} steps twice")
-            more = sorted(set(shown) - set(wanted))
-            if more:
-                message = f"metric {key} has {len(more)} steps that no attempt wrote, the first is {more[0]}"
-                self._problem("mlflow_metrics", message)
-            wrong = [step for step in sorted(set(wanted) & set(shown)) if not same(wanted[step], shown[step])]
-            if wrong:
-                step = wrong[0]
-                message = f"metric {key} is {shown[step]} at step {step}, {wanted[step]} is recorded"
-                self._problem("mlflow_metrics", message)
+    def _compare_metric(self, key: str, wanted: Mapping[int, float]) -> None:
+        """Check that every step is there once, with the value that was written first."""
+        history = self.client.get_metric_history(self.shown.info.run_id, key)
+        shown = {point.step: point.value for point in history}
+        self.findings.checked["mlflow_metrics"] += len(history)
+        missing = sorted(set(wanted) - set(shown))
+        if missing:
+            message = f"metric {key} has {len(shown)} steps of {len(wanted)}; step {missing[0]} is missing"
+            self._problem("mlflow_metrics", message)
+        if len(history) > len(shown):
+            self._problem("mlflow_metrics", f"metric {key} has {len(history) - len(shown)} steps twice")
+        more = sorted(set(shown) - set(wanted))
+        if more:
+            message = f"metric {key} has {len(more)} steps that no attempt wrote, the first is {more[0]}"
+            self._problem("mlflow_metrics", message)
+        wrong = [step for step in sorted(set(wanted) & set(shown)) if not same(wanted[step], shown[step])]
+        if wrong:
+            step = wrong[0]
+            message = f"metric {key} is {shown[step]} at step {step}, {wanted[step]} is recorded"
+            self._problem("mlflow_metrics", message)
 
 
-def wanted_metrics(projection: Projection) -> dict[str, dict[int, float]]:
-    """MLflow's name of each metric -> step -> value; of a step done twice, the first."""
+def wanted_metrics(desired: DesiredRun) -> dict[str, dict[int, float]]:
+    """Return MLflow's name of each metric -> step -> value; of a step done twice, the first value."""
     wanted: dict[str, dict[int, float]] = {}
-    lines = MetricFiles(projection.attempts).unread(_ALL_LINES) if projection.attempts else []
-    for line in lines:
-        for name, value in line.metrics.items():
-            wanted.setdefault(metric_key(name), {}).setdefault(line.step, value)
-    for name, value in projection.counts.items():
-        wanted.setdefault(metric_key(f"summary/{name}"), {}).setdefault(0, value)
+    values = first_values(desired.attempts) if desired.attempts else {}
+    summary = {f"summary/{name}": {0: value} for name, value in desired.counts.items()}
+    for name, steps in (*values.items(), *summary.items()):
+        key = metric_key(name)
+        wanted[key] = {**steps, **wanted.get(key, {})}
     return wanted
 
 
 def same(recorded: float, shown: float) -> bool:
-    """Whether MLflow shows the value; not every database keeps nan and inf, or the last bit."""
+    """Return whether MLflow shows the value; not every database keeps nan and inf, or the last bit."""
     if not math.isfinite(recorded):
         return math.isnan(recorded) or abs(shown) > _LARGEST
     return math.isclose(recorded, shown, rel_tol=1e-12, abs_tol=1e-300)

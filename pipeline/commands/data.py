@@ -1,9 +1,9 @@
-"""Commands for records: a first pipeline file, a check of rows, the shard stage by itself."""
+"""Commands for records: write a first pipeline file; check, build and repair shards."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,11 @@ from pipeline.commands.options import (
     answer_stream,
     print_errors,
     print_json,
-    run_request,
+    site_of,
 )
+
+if TYPE_CHECKING:
+    from stages.shard.check import CheckReport
 
 
 def init(
@@ -26,26 +29,32 @@ def init(
     ),
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder with *.jsonl rows and their pictures; gets a meta.json."),
+        typer.Option(
+            "--data", help="Folder with *.jsonl rows and their pictures; a meta.json is written to it."
+        ),
     ] = None,
-    model: Annotated[Path, typer.Option("--model", help="Folder of the model to start from.")] = Path(
-        "models/small-internvl"
-    ),
+    model: Annotated[
+        Path, typer.Option("--model", help="Folder or Hub id of the model to start from.")
+    ] = Path("models/small-internvl"),
 ) -> None:
-    """Write a commented pipeline file; with --data also an InternVL meta file, which is checked."""
-    from data_prep.records.internvl import read_meta
-    from data_prep.records.meta_files import meta_of_folder, probed, write_meta
-    from pipeline.commands.project_template import META_NAME, refuse_taken, write_pipeline
+    """Write a commented pipeline file.
 
-    refuse_taken(out)
+    With --data also write an InternVL meta file for the folder, and check the first rows.
+    """
+    from data_prep.records.internvl import read_meta
+    from data_prep.records.meta_files import first_row_counts, meta_of_folder, write_meta
+    from pipeline.commands.project_template import META_NAME, refuse_existing, write_pipeline
+
+    refuse_existing(out)
     records = "{format: demo, num_samples: 1600}"
     if data is not None:
         meta = data / META_NAME
-        refuse_taken(meta)
+        refuse_existing(meta)
         write_meta(meta, meta_of_folder(data))
-        for one in read_meta(meta.resolve()):
-            counts = ", ".join(f"{n} {what}" for what, n in probed(one.annotation, one.root).most_common())
-            typer.echo(f"{one.name}: pictures in {one.root}; first rows: {counts or 'none'}")
+        for record_set in read_meta(meta.resolve()):
+            counts = first_row_counts(record_set.annotation, record_set.root).most_common()
+            text = ", ".join(f"{count} {result}" for result, count in counts) or "none"
+            typer.echo(f"{record_set.name}: pictures in {record_set.root}; first rows: {text}")
         typer.echo(f"wrote {meta}")
         records = f"{{format: internvl, path: {meta}}}"
     write_pipeline(out, records, str(model))
@@ -59,23 +68,28 @@ def check(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every row as the shard stage would, and say what is wrong with which; writes nothing."""
-    from data_prep.records.config import check_slugs, record_sets
+    """Show how many rows would be quarantined, and why.
+
+    Checks every row as the shard stage does, and writes nothing.
+    """
+    from data_prep.records.sets import check_slugs, record_sets
     from pipeline.config.graph import pipeline_graph
     from pipeline.config.pipeline_file import load_config
     from stages.shard.check import check_records
-    from vico.settings import check_model_folder
+    from stages.shard.config import ShardConfig
+    from vico.model_files import check_model_folder
 
-    request = run_request(config, site, storage, overrides, None, "shard")
-    content = load_config(request.config, pipeline_graph(), request.overrides)
-    inputs = content.inputs
+    opened_site = site_of(site, storage)
+    pipeline_config = load_config(config, pipeline_graph(), overrides or ())
+    inputs, shard_config = pipeline_config.inputs, pipeline_config.stage("shard")
+    assert isinstance(shard_config, ShardConfig)
     check_model_folder(inputs.model_folder)
     sets = record_sets(inputs.records)
     if inputs.heldout is not None:
         sets += record_sets(inputs.heldout, heldout=True)
         check_slugs(sets)
     with answer_stream(as_json) as (stream, answer):
-        report = check_records(content.stage("shard"), sets, inputs.model_folder, request.site)
+        report = check_records(shard_config, sets, inputs.model_folder, opened_site)
         if as_json:
             print_json(answer, report)
         else:
@@ -89,7 +103,7 @@ def build(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the shard stage by itself, or go on with it; `vico run` reuses what it wrote."""
+    """Run or resume only the shard stage; `vico run` reuses its shards."""
     from pipeline.commands import runs as cli_runs
 
     cli_runs.run(config, site, storage, overrides, until="shard", as_json=as_json)
@@ -99,38 +113,40 @@ def retry(
     config: ConfigArgument,
     rows: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[ROWS]..", help="Files of repaired rows, after those of inputs.repaired."),
+        typer.Argument(metavar="ROWS", help="Files of repaired rows, besides those of inputs.repaired."),
     ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check quarantined rows again that were mended, and shard them beside the old shards.
+    """Shard repaired rows that were quarantined.
+
+    The new shards are written beside the old ones, which stay as they are.
 
     A line of ROWS is {"source", "line", "row"}; without "row" the original line is checked again.
     """
     from pipeline.config.graph import pipeline_graph
     from pipeline.config.pipeline_file import load_config
+    from pipeline.planning.request import RunRequest
     from pipeline.progress import Display
     from pipeline.running.runner import run_pipeline
     from vico.errors import UserError
 
-    given = list(overrides or ())
-    files = [*load_config(config, pipeline_graph(), given).inputs.repaired, *map(Path.absolute, rows or ())]
+    repaired = load_config(config, pipeline_graph(), overrides or ()).inputs.repaired
+    files = [*repaired, *map(Path.absolute, rows or ())]
     if not files:
-        raise UserError("no repaired rows; give a file of them, or inputs.repaired in the pipeline file")
+        raise UserError("no repaired rows; give a file of them, or set inputs.repaired in the pipeline file")
     with answer_stream(as_json) as (stream, answer), Display(stream) as display:
         for number in range(len(files) + 1):
-            chosen = json.dumps([str(path) for path in files[:number]])
-            asked = [*given, f"inputs.repaired={chosen}"]
-            result = run_pipeline(
-                run_request(config, site, storage, asked, None, "shard"), pipeline_graph(), display
-            )
+            first_files = json.dumps([str(path) for path in files[:number]])
+            with_files = (*(overrides or ()), f"inputs.repaired={first_files}")
+            request = RunRequest(config, site_of(site, storage), overrides=with_files, until="shard")
+            result = run_pipeline(request, pipeline_graph(), display)
             if result.exit_code:
                 break
         else:
-            display.line(f"use these shards with inputs.repaired: {chosen} in {config}")
+            display.line(f"use these shards with inputs.repaired: {first_files} in {config}")
     if result.message:
         print_errors(result.message)
     if as_json:
@@ -138,7 +154,7 @@ def retry(
     sys.exit(result.exit_code)
 
 
-def _shown(report: dict[str, Any]) -> str:
+def _shown(report: "CheckReport") -> str:
     lines = [f"read {report['read']} = good {report['written']} + to quarantine {report['quarantined']}"]
     for name, counts in report["sources"].items():
         lines.append(f"  {name}: read {counts['read']}, good {counts['written']}")

@@ -1,9 +1,9 @@
-"""Commands that explain runs and clear up after them."""
+"""Commands that check, compare, repeat and clear away runs."""
 
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,107 +19,120 @@ from pipeline.commands.options import (
 )
 from vico.errors import UserError
 
+if TYPE_CHECKING:
+    from cluster.site import Site
+    from pipeline.audit.findings import Findings
+
 
 def audit(
     run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")
+        str | None,
+        typer.Argument(metavar="RUN", help="The run's id, a unique prefix of it, or `latest`."),
     ] = None,
     reap: Annotated[
         bool,
         typer.Option(
             "--reap",
-            help="First end the MLflow runs of drivers that are dead, and send MLflow what it lacks.",
+            help="First correct MLflow: end the runs of dead drivers, and send what is missing.",
         ),
     ] = False,
     sample: Annotated[
-        str | None, typer.Option("--sample", metavar="KEY", help="Only say where this sample was used.")
+        str | None, typer.Option("--sample", metavar="KEY", help="Only show where this sample was used.")
     ] = None,
     step: Annotated[
-        int | None, typer.Option("--step", metavar="N", help="Only say which samples made step N, from 1.")
+        int | None,
+        typer.Option("--step", metavar="N", help="Only show the samples of training step N, from 1."),
     ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that all that is recorded of a run still holds: files, digests, lineage, metrics, MLflow."""
-    from pipeline.audit.findings import log_report
+    """Check that a run still matches its records.
+
+    The check covers files, digests, inputs, metrics and MLflow. Exit code 1: there are problems.
+    """
+    from pipeline.audit.report import log_report
     from pipeline.audit.run import audit_run
-    from pipeline.commands.tables import console, findings_table
 
     if run is None and not reap:
         raise UserError("RUN is missing; name a run (or `latest`), or give --reap")
-    where = site_of(site, storage)
-    if reap and not _reaped(where):
+    opened_site = site_of(site, storage)
+    if reap and not _reaped(opened_site):
         sys.exit(1)
     if run is None:
         return
     if sample is not None or step is not None:
-        _show_samples(where, run, sample, step, as_json)
+        _show_samples(opened_site, run, sample, step, as_json)
         return
-    found = audit_run(where, run)
-    unlogged = log_report(where, run, found, datetime.now(UTC).isoformat(timespec="seconds"))
+    findings = audit_run(opened_site, run)
+    unlogged = log_report(opened_site, run, findings, datetime.now(UTC).isoformat(timespec="seconds"))
     if unlogged:
-        found.note("pipeline", unlogged)
+        findings.note("pipeline", unlogged)
     if as_json:
-        print_json(sys.stdout, found.as_json())
+        print_json(sys.stdout, findings.as_json())
     else:
-        if found.problems:
-            console().print(findings_table(found))
-        for note in found.notes:
-            console().print(f"note: {note}", markup=False)
-        checked = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.checked.items())
-        console().print(f"{len(found.problems)} problems; checked {checked}", markup=False)
-    sys.exit(1 if found.problems else 0)
+        _show_findings(findings)
+    sys.exit(1 if findings.problems else 0)
 
 
 def diff(
-    first: Annotated[str, typer.Argument(metavar="RUN", help="A run.")],
-    second: Annotated[str, typer.Argument(metavar="RUN", help="The run to hold against it.")],
+    first: Annotated[str, typer.Argument(metavar="RUN", help="The first run.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")],
     curves: Annotated[
-        Path | None, typer.Option("--curves", metavar="FILE", help="Draw the metrics that differ (PNG).")
+        Path | None,
+        typer.Option("--curves", metavar="FILE", help="Plot the metrics that differ into this PNG file."),
     ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what differs between two runs: config, inputs, code, packages, metrics, outputs."""
+    """Show what differs between two runs.
+
+    The comparison covers config, inputs, code, packages, counts, metrics and outputs.
+    """
     from pipeline.commands.tables import console, differences_table
     from pipeline.explain.diff import run_differences
 
     folder = site_of(site, storage).storage
-    found = run_differences(folder, first, second)
+    differences = run_differences(folder, first, second)
     if curves is not None:
-        from pipeline.explain.diff import draw_curves
+        from pipeline.explain.diff_curves import draw_curves
 
-        typer.echo(f"{draw_curves(folder, found, curves)} curves in {curves}", err=True)
+        typer.echo(f"{draw_curves(folder, differences, curves)} curves in {curves}", err=True)
     if as_json:
-        print_json(sys.stdout, found)
+        print_json(sys.stdout, differences)
     else:
-        console().print(differences_table(found))
+        console().print(differences_table(differences))
 
 
 def reproduce(
     run: RunArgument,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where the config goes.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the config to this file; default: RUN.yaml."),
+    ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Run it in a fresh storage and compare every output.")
+        bool, typer.Option("--verify", help="Also run it in a new storage, and compare every output.")
     ] = False,
     fresh: Annotated[
-        Path | None, typer.Option("--fresh-storage", metavar="FOLDER", help="The storage of that run.")
+        Path | None, typer.Option("--fresh-storage", metavar="FOLDER", help="The storage of that new run.")
     ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the config of a run and print the command that gives the run again."""
+    """Write the config that repeats a run, and print the command.
+
+    Notes before the command say what must be as it was: code, packages and inputs.
+    """
     from pipeline.config.graph import pipeline_graph
     from pipeline.explain import reproduce
 
-    where, graph = site_of(site, storage), pipeline_graph()
-    recipe = reproduce.write_recipe(where, run, out, fresh, graph)
+    opened_site, graph = site_of(site, storage), pipeline_graph()
+    recipe = reproduce.write_recipe(opened_site, run, out, fresh, graph)
     with answer_stream(as_json) as (stream, answer):
         if verify:
-            reproduce.verify(recipe, where, graph, stream)
+            reproduce.verify(recipe, opened_site, graph, stream)
         if as_json:
             print_json(answer, recipe.as_json())
         else:
@@ -134,51 +147,71 @@ def reproduce(
 
 
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List it; remove nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     drop: Annotated[
-        list[str] | None, typer.Option("--drop", metavar="RUN", help="Give up this run, too.")
+        list[str] | None, typer.Option("--drop", metavar="RUN", help="Also remove this run; can be repeated.")
     ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove what no run needs: results of given-up runs, what was set aside, what was left half-written."""
+    """Remove what no run needs.
+
+    That is: results of removed runs, superseded results, and incomplete files left by a crash.
+    """
     from pipeline.commands.tables import console, garbage_table
-    from pipeline.results.garbage import collect
-    from pipeline.storage.lease import LeaseHeld
+    from pipeline.results.garbage import collect_garbage
+    from pipeline.storage.leases import LeaseHeld
 
     try:
-        found = collect(site_of(site, storage).storage, drop or (), dry_run=dry_run)
+        garbage = collect_garbage(site_of(site, storage).storage, drop or (), dry_run=dry_run)
     except LeaseHeld as held:
         print_errors(str(held))
         sys.exit(1)
     if as_json:
-        total = sum(one.bytes for one in found)
-        print_json(
-            sys.stdout, {"dry_run": dry_run, "bytes": total, "removed": [one.as_json() for one in found]}
-        )
+        total = sum(piece.bytes for piece in garbage)
+        removed = [piece.as_json() for piece in garbage]
+        print_json(sys.stdout, {"dry_run": dry_run, "bytes": total, "removed": removed})
     else:
-        console().print(garbage_table(found, dry_run))
+        console().print(garbage_table(garbage, dry_run))
 
 
-def _show_samples(site: Any, run: str, sample: str | None, step: int | None, as_json: bool) -> None:
-    """The answer to --sample or --step."""
+def _show_findings(findings: "Findings") -> None:
+    """Print the problems as a table, then notes and counts."""
+    from pipeline.commands.tables import console, findings_table
+
+    if findings.problems:
+        console().print(findings_table(findings))
+    for note in findings.notes:
+        console().print(f"note: {note}", markup=False)
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in findings.checked.items())
+    console().print(f"{len(findings.problems)} problems; checked {counts}", markup=False)
+
+
+def _show_samples(site: "Site", run: str, sample: str | None, step: int | None, as_json: bool) -> None:
+    """Print the answer to --sample or --step."""
     from pipeline.audit.samples import RunSamples
     from pipeline.commands.tables import console, sample_tables, step_tables
 
     if sample is not None and step is not None:
         raise UserError("--sample and --step are two questions; ask one at a time")
     samples = RunSamples(site, run)
-    found = samples.sample(sample) if sample is not None else samples.step(step)
+    if sample is not None:
+        answer = samples.sample(sample)
+        tables = sample_tables(answer)
+    else:
+        assert step is not None
+        answer = samples.step(step)
+        tables = step_tables(answer)
     if as_json:
-        print_json(sys.stdout, found)
+        print_json(sys.stdout, answer)
         return
-    for table in sample_tables(found) if sample is not None else step_tables(found):
+    for table in tables:
         console().print(table)
 
 
-def _reaped(site: Any) -> bool:
-    """Mend what is stale in MLflow and say so on standard error; whether all of it could be mended."""
+def _reaped(site: "Site") -> bool:
+    """Correct MLflow and show what was done on standard error; return whether nothing is left to correct."""
     if not site.tracking.enabled:
         raise UserError(f"--reap: tracking.enabled is false in site {site.name}; name the site with MLflow")
     from pipeline.tracking.reap import reap

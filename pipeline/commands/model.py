@@ -1,77 +1,119 @@
-"""Commands for a trained model."""
+"""Commands that use a trained model."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands.options import JsonOption, SiteOption, StorageOption, site_of
+from pipeline.commands.options import JsonOption, RunArgument, SiteOption, StorageOption, site_of
+
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        min=0,
+        max=1,
+        help="Compress tiles from this probability on; default: the model's threshold.",
+    ),
+]
 
 
 def route(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A routed model folder.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a model with a router.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Draw the tiles with their tokens to this PNG.")
+        Path | None,
+        typer.Option("--out", help="Draw the tiles and their tokens into this file (PNG, JPEG or WebP)."),
     ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option("--threshold", min=0, max=1, help="Compress a tile from this probability on."),
-    ] = None,
+    threshold: ThresholdOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which tiles of pictures get how many tokens."""
+    """Show how many tokens each tile of a picture gets."""
     from pipeline.commands.route import route as route_images
 
     route_images(model, images, out, threshold, as_json)
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Id, beginning of an id, or `latest`.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist yet.")],
     layout: Annotated[
         Literal["flash", "hf"],
-        typer.Option("--layout", help="flash: published InternVL Flash, for servers; hf: Hugging Face."),
+        typer.Option(
+            "--layout", help="flash: the published InternVL Flash layout, for servers; hf: Hugging Face."
+        ),
     ],
     site: SiteOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Write the model of a finished run as a folder that servers or transformers open."""
+    """Write a finished run's model for servers or transformers."""
     from pipeline.commands.export import export as export_run
 
     export_run(site_of(site, storage).storage, run, out, layout)
     typer.echo(f"exported to {out}")
 
 
+# Long because every option is declared here; the body only passes them on.
 def serve(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id, routed or not.")],
-    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Model folder or Hub id; the model needs no router."),
+    ],
+    host: Annotated[str, typer.Option("--host", help="Address that the server listens on.")] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option("--port", min=0, max=65535, help="Port that the server listens on; 0: any free port."),
+    ] = 8000,
+    device: Annotated[
+        str, typer.Option("--device", help="Device of the model: cpu, cuda or cuda:N.")
+    ] = "cpu",
     dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option("--dtype", help="Weights and computation.")
+        Literal["float32", "bfloat16"], typer.Option("--dtype", help="Type of weights and computation.")
     ] = "float32",
-    threshold: Annotated[
-        float | None,
-        typer.Option("--threshold", min=0, max=1, help="In place of the model's own."),
-    ] = None,
-    max_body_mb: Annotated[int, typer.Option("--max-body-mb", min=1, help="Bytes of a request.")] = 32,
-    max_megapixels: Annotated[int, typer.Option("--max-megapixels", min=1, help="Of one picture.")] = 50,
+    threshold: ThresholdOption = None,
+    max_body_mb: Annotated[
+        int, typer.Option("--max-body-mb", min=1, help="Largest size of a request, in MiB.")
+    ] = 32,
+    max_megapixels: Annotated[
+        int, typer.Option("--max-megapixels", min=1, help="Largest size of a picture, in megapixels.")
+    ] = 50,
     max_request_megapixels: Annotated[
-        int, typer.Option("--max-request-megapixels", min=1, help="Of all pictures of one request together.")
+        int,
+        typer.Option(
+            "--max-request-megapixels",
+            min=1,
+            help="Largest size of all pictures of a request together, in megapixels.",
+        ),
     ] = 200,
-    max_pictures: Annotated[int, typer.Option("--max-pictures", min=0, help="Of one request.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of one answer.")] = 1024,
+    max_pictures: Annotated[
+        int, typer.Option("--max-pictures", min=0, help="Largest number of pictures in a request.")
+    ] = 16,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Largest number of tokens in an answer.")
+    ] = 1024,
     max_total_tokens: Annotated[
-        int, typer.Option("--max-total-tokens", min=0, help="Prompt and answer; 0 is the model's own limit.")
+        int,
+        typer.Option(
+            "--max-total-tokens",
+            min=0,
+            help="Largest number of tokens in prompt and answer together; 0: the model's limit.",
+        ),
     ] = 0,
     max_requests: Annotated[
-        int, typer.Option("--max-requests", min=1, help="In the server at once; one is answered at a time.")
+        int,
+        typer.Option(
+            "--max-requests",
+            min=1,
+            help="Largest number of requests in the server, which answers one at a time.",
+        ),
     ] = 32,
 ) -> None:
-    """Answer chat requests of OpenAI's form about pictures until stopped."""
-    from pipeline.serving.requests import Limits
-    from pipeline.serving.server import Place
+    """Serve a model over HTTP.
+
+    The server answers OpenAI-style chat requests about pictures until it is stopped.
+    """
+    from pipeline.serving.limits import Limits
+    from pipeline.serving.server import ServerSettings
     from pipeline.serving.server import serve as serve_model
 
     limits = Limits(
@@ -83,4 +125,4 @@ def serve(
         total_tokens=max_total_tokens,
         waiting=max_requests,
     )
-    serve_model(model, Place(host, port, device, dtype), limits, threshold)
+    serve_model(model, ServerSettings(host, port, device, dtype), limits, threshold)

@@ -19,7 +19,6 @@ from pipeline.commands.options import (
     answer_stream,
     print_errors,
     print_json,
-    run_request,
     site_of,
 )
 
@@ -35,12 +34,24 @@ def run(
     wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a pipeline, or go on with it: what is done is reused, a crash is mended by the same command."""
+    """Run or resume a pipeline.
+
+    Finished stages are reused. After a crash or a stop, the same command resumes the run.
+    """
     from pipeline.config.graph import pipeline_graph
+    from pipeline.planning.request import RunRequest
     from pipeline.progress import Display
     from pipeline.running.runner import run_pipeline
 
-    request = run_request(config, site, storage, overrides, force, until, wait, strict_code)
+    request = RunRequest(
+        config,
+        site_of(site, storage),
+        overrides=tuple(overrides or ()),
+        force=tuple(force or ()),
+        until=until,
+        wait_s=wait,
+        strict_code=strict_code,
+    )
     with answer_stream(as_json) as (stream, answer), Display(stream) as display:
         result = run_pipeline(request, pipeline_graph(), display)
     if result.message:
@@ -60,24 +71,35 @@ def submit(
     strict_code: StrictOption = False,
     wait: WaitOption = 0.0,
     only_print: Annotated[
-        bool, typer.Option("--print", help="Show the job; submit nothing and write nothing.")
+        bool, typer.Option("--print", help="Show the job; submit and write nothing.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Hand a run to the site's Ray Jobs server; `vico status` and `vico logs -f` follow it."""
-    from pipeline.config.graph import pipeline_graph
-    from pipeline.running.submit import job_text, open_request, submit
-    from pipeline.storage.lease import LeaseHeld
+    """Submit a run to the site's Ray Jobs server.
 
-    request, graph = (
-        run_request(config, site, storage, overrides, force, until, wait, strict_code),
-        pipeline_graph(),
+    `vico status` and `vico logs -f` follow it.
+    """
+    from pipeline.config.graph import pipeline_graph
+    from pipeline.planning.request import RunRequest
+    from pipeline.running.submit import job_text, open_request
+    from pipeline.running.submit import submit as submit_run
+    from pipeline.storage.leases import LeaseHeld
+
+    graph = pipeline_graph()
+    request = RunRequest(
+        config,
+        site_of(site, storage),
+        overrides=tuple(overrides or ()),
+        force=tuple(force or ()),
+        until=until,
+        wait_s=wait,
+        strict_code=strict_code,
     )
     if only_print:
         typer.echo(job_text(request, open_request(request, graph)).shown(request.site))
         return
     try:
-        submitted = submit(request, graph)
+        submitted = submit_run(request, graph)
     except LeaseHeld as held:
         print_errors(str(held))
         sys.exit(1)
@@ -98,66 +120,82 @@ def plan(
     strict_code: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say of every stage whether it would be reused or run, and why. Writes nothing."""
+    """Show which stages would run, and why.
+
+    For each stage that would run it also shows time, storage and memory, if they are known. Writes nothing.
+    """
     from pipeline.commands.tables import console, plan_table
     from pipeline.config.graph import pipeline_graph
-    from pipeline.planning.estimates import expectations
-    from pipeline.planning.request import open_pipeline
+    from pipeline.planning.estimates import stage_estimates
+    from pipeline.planning.request import RunRequest, open_pipeline
 
-    request = run_request(config, site, storage, overrides, force, until, strict_code=strict_code)
+    request = RunRequest(
+        config,
+        site_of(site, storage),
+        overrides=tuple(overrides or ()),
+        force=tuple(force or ()),
+        until=until,
+        strict_code=strict_code,
+    )
     opened = open_pipeline(request, pipeline_graph())
-    expected = expectations(opened, request.site)
+    estimates = stage_estimates(opened, request.site)
     if as_json:
-        known = {stage: one.as_json() for stage, one in expected.items()}
-        print_json(
-            sys.stdout, [{**one.as_json(), "expected": known.get(one.stage)} for one in opened.planned]
-        )
+        expected = {stage: estimate.as_json() for stage, estimate in estimates.items()}
+        rows = [{**stage.as_json(), "expected": expected.get(stage.stage)} for stage in opened.planned]
+        print_json(sys.stdout, rows)
     else:
-        console().print(plan_table(opened.planned, expected))
+        console().print(plan_table(opened.planned, estimates))
 
 
 def status(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Id, beginning of an id, or `latest`.")
+        str | None,
+        typer.Argument(
+            metavar="RUN", help="The run's id, a unique prefix of it, or `latest`; default: all runs."
+        ),
     ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs, newest first, or show the stages of one."""
+    """List all runs, newest first, or show the stages of one run."""
     from pipeline.commands.tables import console, run_details, run_summary, runs_table, stages_table
     from pipeline.results.runs import Runs
-    from pipeline.running.jobs import as_job_stands
+    from pipeline.running.jobs import with_job_state
 
-    where = site_of(site, storage)
-    runs = Runs(where.storage)
+    opened_site = site_of(site, storage)
+    runs = Runs(opened_site.storage)
     if run is None:
-        found = [as_job_stands(one) for one in runs.all()]
+        current = [with_job_state(run_file) for run_file in runs.all()]
         if as_json:
-            print_json(sys.stdout, [run_summary(one) for one in found])
-        elif found:
-            console().print(runs_table(found))
+            print_json(sys.stdout, [run_summary(run_file) for run_file in current])
+        elif current:
+            console().print(runs_table(current))
         else:
-            console().print(f"no runs in {where.storage_address}", markup=False)
+            console().print(f"no runs in {opened_site.storage_address}", markup=False)
         return
-    one = as_job_stands(runs.named(run))
+    shown = with_job_state(runs.named(run))
     if as_json:
-        print_json(sys.stdout, run_details(one, where))
+        print_json(sys.stdout, run_details(shown, opened_site))
         return
-    console().print(f"run {one.run}: {one.state}" + (f" ({one.error})" if one.error else ""), markup=False)
-    console().print(stages_table(one, where))
+    error = f" ({shown.error})" if shown.error else ""
+    console().print(f"run {shown.run}: {shown.state}{error}", markup=False)
+    console().print(stages_table(shown, opened_site))
 
 
 def logs(
     run: RunArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Continue with new lines until the run ends.")
+    ] = False,
     stage: Annotated[
-        str | None, typer.Option("--stage", help="Logs of this stage: driver and ranks.")
+        str | None,
+        typer.Option("--stage", help="Show the logs of this stage's driver and ranks instead."),
     ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Print what a run wrote to its log."""
+    """Print the log of a run."""
     from pipeline.explain.logs import log_lines
     from pipeline.results.runs import Runs
 

@@ -1,4 +1,4 @@
-"""What reading commands show: runs, stages and plans as JSON objects and as tables."""
+"""Output of the commands that read: runs, stages, plans and findings as JSON objects and as tables."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,24 +9,24 @@ from rich.table import Table
 
 from cluster.site import Site
 from pipeline.audit.findings import Findings
-from pipeline.planning.estimates import Expected
+from pipeline.planning.estimates import StageEstimate
 from pipeline.planning.plan import PlannedStage
 from pipeline.progress import duration
 from pipeline.results.garbage import Garbage
 from pipeline.results.runs import RunFile
 
 _PLAIN_WIDTH = 240
-"""Columns where output is not a terminal, so that no line of a table breaks."""
+"""Columns if the output is not a terminal, so that no line of a table breaks."""
 
 
 def console() -> Console:
-    """Standard output for tables; colour and width of the terminal, plain and wide elsewhere."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+    """Return standard output for tables: in colour and width of the terminal, else plain and wide."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
 
 
 def run_summary(run: RunFile) -> dict[str, Any]:
-    """A run in the list of `vico status --json`."""
+    """Return a run as `vico status --json` lists it."""
     return {
         "run": run.run,
         "state": run.state,
@@ -39,7 +39,10 @@ def run_summary(run: RunFile) -> dict[str, Any]:
 
 
 def run_details(run: RunFile, site: Site) -> dict[str, Any]:
-    """`vico status RUN --json`. Of an object store, `path` is in the working copy, not always there yet."""
+    """Return a run as `vico status RUN --json` prints it.
+
+    With an object store, `path` is in the working copy and may not exist yet.
+    """
     storage = site.storage
     stages = [
         {
@@ -71,6 +74,7 @@ def run_details(run: RunFile, site: Site) -> dict[str, Any]:
 
 
 def runs_table(runs: list[RunFile]) -> Table:
+    """Return one row per run, for `vico status`."""
     table = Table("run", "state", "experiment", "stages", "site", "error", box=None, pad_edge=False)
     for run in runs:
         done = sum(entry.state == "done" for entry in run.stages.values())
@@ -80,6 +84,7 @@ def runs_table(runs: list[RunFile]) -> Table:
 
 
 def stages_table(run: RunFile, site: Site) -> Table:
+    """Return one row per stage of a run, for `vico status RUN`."""
     table = Table("stage", "state", "attempt", "time", "from", "output", box=None, pad_edge=False)
     for name, entry in run.stages.items():
         table.add_row(
@@ -93,27 +98,29 @@ def stages_table(run: RunFile, site: Site) -> Table:
     return table
 
 
-def plan_table(planned: list[PlannedStage], expected: Mapping[str, Expected]) -> Table:
-    columns = ["stage", "action", "fingerprint", "why", *(["takes about"] if expected else [])]
+def plan_table(planned: list[PlannedStage], estimates: Mapping[str, StageEstimate]) -> Table:
+    """Return one row per stage, for `vico plan`."""
+    columns = ["stage", "action", "fingerprint", "why", *(["takes about"] if estimates else [])]
     table = Table(*columns, box=None, pad_edge=False)
-    for one in planned:
-        action = "refused" if one.refused else one.action
-        row = [one.stage, action, one.fingerprint[:12], "\n".join(one.reasons)]
-        table.add_row(*row, *([str(expected.get(one.stage, ""))] if expected else []))
+    for stage in planned:
+        action = "refused" if stage.refused else stage.action
+        row = [stage.stage, action, stage.fingerprint[:12], "\n".join(stage.reasons)]
+        table.add_row(*row, *([str(estimates.get(stage.stage, ""))] if estimates else []))
     return table
 
 
-def findings_table(found: Findings) -> Table:
+def findings_table(findings: Findings) -> Table:
+    """Return one row per problem, for `vico audit`."""
     table = Table("stage", "problem", "what", "where", box=None, pad_edge=False)
-    for one in found.problems:
-        table.add_row(one.stage, one.kind, escape(one.message), escape(one.path))
+    for problem in findings.problems:
+        table.add_row(problem.stage, problem.kind, escape(problem.message), escape(problem.path))
     return table
 
 
-def differences_table(found: dict[str, Any]) -> Table:
-    """`vico diff`: digests shortened, which are told apart by their beginnings."""
-    table = Table("what", "stage", "name", *found["runs"], box=None, pad_edge=False)
-    for kind, rows in found.items():
+def differences_table(differences: Mapping[str, Any]) -> Table:
+    """Return one row per difference between two runs, for `vico diff`; digests are shortened."""
+    table = Table("what", "stage", "name", *differences["runs"], box=None, pad_edge=False)
+    for kind, rows in differences.items():
         for row in rows if kind not in ("runs", "same") else ():
             name = f"{row['name']} (from step {row['step']})" if "step" in row else row["name"]
             sides = ["-" if row[side] is None else _shortened(str(row[side])) for side in ("a", "b")]
@@ -121,17 +128,17 @@ def differences_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def sample_tables(found: dict[str, Any]) -> list[Table]:
-    """`vico audit --sample`: its uses in training, then its rows in the stages' tables."""
-    title = f"{found['key']}: split {found['split']}, shard {found['shard']}, tiles {found['tiles']}"
-    tables = [_rows_table(found["uses"], f"{title}; used {len(found['uses'])} times")]
-    return tables + [_rows_table(rows, name) for name, rows in found.items() if _is_rows(name, rows)]
+def sample_tables(sample: Mapping[str, Any]) -> list[Table]:
+    """Return the uses of a sample in training, and its rows in the stages' tables, for `audit --sample`."""
+    title = f"{sample['key']}: split {sample['split']}, shard {sample['shard']}, tiles {sample['tiles']}"
+    tables = [_rows_table(sample["uses"], f"{title}; used {len(sample['uses'])} times")]
+    return tables + [_rows_table(rows, name) for name, rows in sample.items() if _is_rows(name, rows)]
 
 
-def step_tables(found: dict[str, Any]) -> list[Table]:
-    """`vico audit --step`: the samples of the step in each training."""
-    step = found["step"]
-    return [_rows_table(rows, f"{stage}, step {step}") for stage, rows in found["stages"].items()]
+def step_tables(samples: Mapping[str, Any]) -> list[Table]:
+    """Return the samples of a step in each training, for `audit --step`."""
+    step = samples["step"]
+    return [_rows_table(rows, f"{stage}, step {step}") for stage, rows in samples["stages"].items()]
 
 
 def _is_rows(name: str, value: Any) -> bool:
@@ -147,18 +154,20 @@ def _rows_table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def _value_shown(value: Any) -> str:
-    """Rates of tiles as letters: f full, c compressed."""
+    """Return a value as text; the rates of a sample's tiles as letters: f full, c compressed."""
     if isinstance(value, list):
-        return "".join("c" if one else "f" for one in value)
+        return "".join("c" if compressed else "f" for compressed in value)
     return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
-def garbage_table(found: list[Garbage], dry_run: bool) -> Table:
-    mib = sum(one.bytes for one in found) / (1 << 20)
-    title = f"{'would free' if dry_run else 'freed'} {mib:.1f} MiB in {len(found)} places"
+def garbage_table(garbage: list[Garbage], dry_run: bool) -> Table:
+    """Return one row per file or folder that no run needs, for `vico gc`."""
+    mib = sum(piece.bytes for piece in garbage) / (1 << 20)
+    title = f"{'would free' if dry_run else 'freed'} {mib:.1f} MiB in {len(garbage)} places"
     table = Table("what", "MiB", "why", "where", box=None, pad_edge=False, title=title, title_justify="left")
-    for one in found:
-        table.add_row(one.kind, f"{one.bytes / (1 << 20):.1f}", escape(one.why), escape(str(one.path)))
+    for piece in garbage:
+        size = f"{piece.bytes / (1 << 20):.1f}"
+        table.add_row(piece.kind, size, escape(piece.why), escape(str(piece.path)))
     return table
 
 

@@ -1,4 +1,4 @@
-"""Turns what pydantic finds wrong with a config into lines for people: dotted path, value, fault, remedy."""
+"""The errors of pydantic for a config as lines for people: dotted path, value, fault, remedy."""
 
 import difflib
 import json
@@ -30,7 +30,7 @@ _BOUNDS = {
 
 
 def error_lines(error: ValidationError, root: type[BaseModel]) -> str:
-    """One line for each fault, in the order of the file."""
+    """Return one line per fault, in the order of the file."""
     return "\n".join(dict.fromkeys(_line(details, root) for details in error.errors()))
 
 
@@ -47,7 +47,7 @@ def _line(details: ErrorDetails, root: type[BaseModel]) -> str:
         field, words = _BOUNDS[kind]
         return f"{shown} {words} {details['ctx'][field]:g}"
     if kind in ("literal_error", "enum", "union_tag_invalid"):
-        allowed = details["ctx"].get("expected") or details["ctx"].get("expected_tags")
+        allowed = str(details["ctx"].get("expected") or details["ctx"].get("expected_tags"))
         return f"{shown} is not one of {allowed}{_nearest(value, allowed)}"
     if kind in ("value_error", "assertion_error"):
         message = str(details["ctx"]["error"])
@@ -61,7 +61,7 @@ def _line(details: ErrorDetails, root: type[BaseModel]) -> str:
 
 
 def _short(value: Any) -> str:
-    """The value as it would stand in the file, cut where it is long."""
+    """Return the value as it is written in the file, cut to 60 characters."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -69,34 +69,36 @@ def _short(value: Any) -> str:
 def _unknown_key(location: list[str], root: type[BaseModel]) -> str:
     path, name = ".".join(location), location[-1]
     model = _model_at(location[:-1], root)
-    known = list(model.model_fields) if model else []
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    field_names = list(model.model_fields) if model else []
+    near = difflib.get_close_matches(name, field_names, n=1, cutoff=0.6)
     if near:
         return f"unknown key {path}; did you mean {'.'.join([*location[:-1], near[0]])}?"
     elsewhere = [other for other in _paths(root) if other.split(".")[-1] == name]
     if elsewhere:
         return f"unknown key {path}; did you mean {elsewhere[0]}?"
-    return f"unknown key {path}; known there: {', '.join(known)}"
+    return f"unknown key {path}; known there: {', '.join(field_names)}"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The config classes that an annotation allows, such as `A | None`."""
+    """Return the config classes that an annotation allows: `[A]` for `A | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
 
 
 def _model_at(location: list[str], root: type[BaseModel]) -> type[BaseModel] | None:
+    """Return the config class of the block at this path; None if it is not a block."""
     model: type[BaseModel] | None = root
     for name in location:
         if model is None or name not in model.model_fields:
-            continue  # a list's number or a union's tag
-        found = _models(model.model_fields[name].annotation)
-        model = found[0] if found else None
+            continue  # an index of a list or a tag of a union
+        models = _models(model.model_fields[name].annotation)
+        model = models[0] if models else None
     return model
 
 
 def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every key of a config class."""
     for name, field in model.model_fields.items():
         yield prefix + name
         for inner in _models(field.annotation):
@@ -110,12 +112,12 @@ def _nearest(value: Any, allowed: str) -> str:
 
 
 def _example(location: list[str], root: type[BaseModel]) -> str:
-    """The default as an example of the right form, where the field has one."""
+    """Return the remedy: the default as an example of the right form, if the field has one."""
     model = _model_at(location[:-1], root)
     field = model.model_fields.get(location[-1]) if model and location else None
     if field is None or field.is_required():
-        return "; mend the value"
+        return "; fix the value"
     default = field.get_default(call_default_factory=True)
     if default is None or isinstance(default, BaseModel):
-        return "; mend the value or leave it out"
+        return "; fix the value or leave it out"
     return f"; give one such as {_short(default)} (the default)"

@@ -1,29 +1,63 @@
-"""The stages, their order and what feeds what. Light: importing a stage's module must not import what it
-runs with."""
+"""The stages of a pipeline, their order, and which stage reads which.
+
+This file stays light: importing a stage's module must not import the libraries that the stage runs with.
+"""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from stages.stage_config import StageConfig
 from vico.errors import UserError
 
-SOURCES = ("records", "heldout", "tokenizer", "model", "repaired")
+if TYPE_CHECKING:
+    from stages.context import Context
+
+SOURCES: tuple[str, ...] = ("records", "heldout", "tokenizer", "model", "repaired")
 """Inputs that come from outside the pipeline."""
+MODEL_SOURCES: tuple[str, ...] = ("model", "tokenizer")
+"""The sources that are the model folder: all of it, or only its tokenizer and image settings."""
+
+RunStage = Callable[[Any, "Context"], Mapping[str, float | int | str]]
+"""(config, context) -> counts for the record. The config is an instance of the module's own `Config`."""
+
+
+class StageModule(Protocol):
+    """The names that every stage's module defines."""
+
+    @property
+    def CODE_VERSION(self) -> int:
+        """Enters the fingerprint; raised when an edit changes the stage's results."""
+
+    @property
+    def INPUTS(self) -> tuple[str, ...]:
+        """Sources and earlier stages that the stage reads."""
+
+    @property
+    def NEEDS_RAY(self) -> bool:
+        """False for a stage that only reads and writes tables; no Ray is started for it."""
+
+    @property
+    def Config(self) -> type[StageConfig]:
+        """The class of the stage's block in the pipeline file."""
+
+    @property
+    def run(self) -> RunStage:
+        """Run the stage and return its counts."""
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage: a module with CODE_VERSION, INPUTS, Config and run(config, context)."""
+    """One stage: its name, and the module that is imported when something of it is first needed."""
 
     name: str
     module_name: str
 
     @cached_property
-    def module(self) -> ModuleType:
-        return importlib.import_module(self.module_name)
+    def module(self) -> StageModule:
+        return cast(StageModule, importlib.import_module(self.module_name))  # import_module knows no types
 
     @property
     def code_version(self) -> int:
@@ -38,13 +72,12 @@ class StageSpec:
         return self.module.Config
 
     @property
-    def run(self) -> Callable:
+    def run(self) -> RunStage:
         return self.module.run
 
     @property
     def needs_ray(self) -> bool:
-        """A stage that only reads and writes tables says NEEDS_RAY = False; no Ray is started for it."""
-        return getattr(self.module, "NEEDS_RAY", True)
+        return self.module.NEEDS_RAY
 
 
 class Graph:
@@ -52,44 +85,45 @@ class Graph:
 
     def __init__(self, stages: Sequence[StageSpec]):
         self.stages = tuple(stages)
-        known = set(SOURCES)
+        available = set(SOURCES)
         for spec in self.stages:
-            if spec.name in known:
+            if spec.name in available:
                 raise ValueError(f"two stages or sources are named {spec.name!r}")
-            missing = [name for name in spec.inputs if name not in known]
+            missing = [name for name in spec.inputs if name not in available]
             if missing:
                 raise ValueError(f"stage {spec.name!r} needs {missing}, which no earlier stage gives")
-            known.add(spec.name)
+            available.add(spec.name)
 
     @property
     def names(self) -> list[str]:
         return [spec.name for spec in self.stages]
 
     def sources(self) -> set[str]:
-        """The outside inputs that some stage reads."""
+        """Return the sources that at least one stage reads."""
         return {name for spec in self.stages for name in spec.inputs} & set(SOURCES)
 
     def check_name(self, name: str, option: str) -> None:
+        """Raise UserError, naming the option, if no stage has this name."""
         if name not in self.names:
-            raise UserError(f"{option}={name!r} is no stage; the stages are {', '.join(self.names)}")
+            raise UserError(f"{option}={name!r} is not a stage; the stages are {', '.join(self.names)}")
 
     def until(self, name: str | None) -> "Graph":
-        """The stages up to and including this one."""
+        """Return the graph up to and including this stage; None keeps all stages."""
         if name is None:
             return self
         self.check_name(name, "--until")
         return Graph(self.stages[: self.names.index(name) + 1])
 
     def dependents(self, names: Sequence[str]) -> set[str]:
-        """These stages and all that read what they give."""
-        found = set(names)
+        """Return these stages and every stage that reads their outputs, directly or not."""
+        dependents = set(names)
         for spec in self.stages:
-            if found.intersection(spec.inputs):
-                found.add(spec.name)
-        return found
+            if dependents.intersection(spec.inputs):
+                dependents.add(spec.name)
+        return dependents
 
 
 def pipeline_graph() -> Graph:
-    """The stages of vico."""
+    """Return the graph of all stages of vico."""
     names = ("shard", "consistency", "ratio", "label", "router", "evaluate", "export")
     return Graph([StageSpec(name, f"stages.{name}.stage") for name in names])

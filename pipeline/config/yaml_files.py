@@ -1,21 +1,20 @@
-"""YAML as people write it: `1e-5` is a number, a key given twice is an error, and errors name file and
-line."""
+"""YAML as people write it: `1e-5` is a number and a repeated key is an error. Errors name file and line."""
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vico.errors import UserError
+from vico.errors import UserError, one_line
 
 _FLOAT, _INT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
 _MERGE, _MAP = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:map"
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML follows YAML 1.1, which reads 1e-5 as text, 1:30 as 90 and 010 as 8; numbers here follow YAML
-    1.2."""
+    """Reads numbers by YAML 1.2. PyYAML follows YAML 1.1: 1e-5 is text, 1:30 is 90 and 010 is 8."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -36,8 +35,9 @@ def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node))
 
 
-def _unique_keys(loader: _Loader, node: yaml.MappingNode) -> dict:
-    seen = set()
+def _unique_keys(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    """Return a block of keys. Raises ConstructorError for a key that is not text or appears twice."""
+    seen = set[str]()
     for key_node, _ in node.value:
         if key_node.tag == _MERGE:
             continue
@@ -48,7 +48,7 @@ def _unique_keys(loader: _Loader, node: yaml.MappingNode) -> dict:
             )
         if key in seen:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice", key_node.start_mark
+                None, None, f"the key {key!r} appears twice", key_node.start_mark
             )
         seen.add(key)
     loader.flatten_mapping(node)
@@ -59,20 +59,22 @@ _Loader.add_constructor(_INT, _decimal)
 _Loader.add_constructor(_MAP, _unique_keys)
 
 
-def yaml_value(text: str, where: str) -> Any:
-    """The value that YAML text stands for; UserError names `where`, line and fault."""
+def yaml_value(text: str, source: str) -> Any:
+    """Return the value of a YAML text. Raises UserError that names `source`, line and fault."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{where}{line}: {error.problem or error.context}; mend the YAML there") from error
+        raise UserError(f"{source}{line}: {error.problem or error.context}; fix the YAML there") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}; mend the YAML there") from error
+        raise UserError(f"{source}: {one_line(error)}; fix the YAML there") from error
 
 
 def yaml_mapping(path: Path, kind: str) -> dict[str, Any]:
-    """The block of keys in a YAML file (an empty file gives none). `kind` names the file in errors:
-    "config", "site"."""
+    """Return the block of keys in a YAML file; an empty file has no keys.
+
+    Raises UserError, which calls the file by `kind` ("config", "site").
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Reading runs: their logs, what differs between two, how to make one again."""
+"""Commands that explain runs: what differs, how a run is reproduced, what it logged."""

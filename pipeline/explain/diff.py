@@ -1,152 +1,127 @@
 """`vico diff RUN RUN`: what differs between two runs in config, inputs, code, packages and results."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, TypeVar
 
-from pipeline.config.pipeline_file import flattened
-from pipeline.results.metric_lines import MetricFiles
+from pipeline.config.dotted_keys import flattened_text
+from pipeline.results.attempt_metrics import first_values
 from pipeline.results.run_results import RunRecord, readable_records
 from pipeline.results.runs import RunFile, Runs
-from vico.errors import UserError
 
 KINDS = ("config", "inputs", "code", "packages", "counts", "metrics", "outputs")
-_OF_TIME = ("seconds", "system/")
-"""Metrics that no two runs share."""
-_ALL_LINES = 1 << 30
+_TIME_METRICS = ("seconds", "system/")
+"""How metrics begin that differ between any two runs."""
+_Key = TypeVar("_Key", int, str)
+
+
+class Difference(TypedDict):
+    """One value that differs: `a` in the first run, `b` in the second; None if the run does not have it."""
+
+    stage: str | None
+    name: str
+    a: Any
+    b: Any
+    step: NotRequired[int]
+    """Of a metric: the first step at which the two differ."""
 
 
 def run_differences(storage: Path, first: str, second: str) -> dict[str, Any]:
-    """{"runs", "same", and for each of KINDS a list of {"stage", "name", "a", "b"}}; `same` looks at what
-    was made, the outputs. A metric also has `step`, the first at which the two differ."""
+    """Return {"runs", "same"} and for each of KINDS a list of Difference.
+
+    `same` is about the outputs alone: both runs made the same files, and all stages of both are done.
+    """
     runs = [Runs(storage).named(name) for name in (first, second)]
     records = [readable_records(run, storage) for run in runs]
-    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
-    found["config"] = list(_config(*runs))
-    for stage in dict.fromkeys(name for one in records for name in one):
-        pair = records[0].get(stage), records[1].get(stage)
-        if None in pair:
-            missing = {"stage": stage, "name": "record", **_sides(*(one and "done" for one in pair))}
-            found["outputs"].append(missing)
-        else:
-            _compare(stage, *pair, found)
-    found["code"] += _commits(records)
-    undone = [name for run in runs for name in run.stages if not any(name in one for one in records)]
-    return {"runs": [run.run for run in runs], "same": not (found["outputs"] or undone), **found}
-
-
-def _config(first: RunFile, second: RunFile) -> Iterator[dict[str, Any]]:
-    before, after = flattened(first.config), flattened(second.config)
-    for name, sides in _differing(before, after):
-        stage = name.partition(".")[0]
-        yield {"stage": stage if stage in {**first.stages, **second.stages} else None, "name": name, **sides}
-
-
-def _compare(stage: str, first: RunRecord, second: RunRecord, found: dict[str, list[dict[str, Any]]]) -> None:
-    a, b = first.record, second.record
-    versions = a.identity.get("code_version"), b.identity.get("code_version")
-    pairs = {
-        "inputs": (a.inputs, b.inputs),
-        "code": ({**a.sources, "code_version": versions[0]}, {**b.sources, "code_version": versions[1]}),
-        "packages": (a.packages, b.packages),
-        "counts": (_lasting(a.counts), _lasting(b.counts)),
-        "outputs": (
-            {name: file.sha256 for name, file in a.outputs.items()},
-            {name: file.sha256 for name, file in b.outputs.items()},
-        ),
-    }
-    for kind, (before, after) in pairs.items():
-        found[kind] += [{"stage": stage, "name": name, **sides} for name, sides in _differing(before, after)]
-    found["metrics"] += _metrics(stage, curves(first.attempts), curves(second.attempts))
-
-
-def _commits(records: list[dict[str, RunRecord]]) -> list[dict[str, Any]]:
-    """The commits of each run, where they are not the same."""
-    sides = []
-    for one in records:
-        names = {
-            str(made.record.git.get("commit"))[:12] + ("+changes" if made.record.git.get("dirty") else "")
-            for made in one.values()
-        }
-        sides.append(", ".join(sorted(names)))
-    return [] if sides[0] == sides[1] else [{"stage": None, "name": "commit", **_sides(*sides)}]
+    differences: dict[str, list[Difference]] = {kind: [] for kind in KINDS}
+    differences["config"] = list(_config_differences(*runs))
+    for stage in dict.fromkeys(stage for run_records in records for stage in run_records):
+        before, after = (run_records.get(stage) for run_records in records)
+        if before is None or after is None:
+            states = ("done" if record else None for record in (before, after))
+            differences["outputs"].append(_difference(stage, "record", *states))
+            continue
+        for kind, stage_differences in _stage_differences(stage, before, after).items():
+            differences[kind] += stage_differences
+    differences["code"] += _commit_differences(records)
+    undone = [
+        stage
+        for run in runs
+        for stage in run.stages
+        if not any(stage in run_records for run_records in records)
+    ]
+    same = not (differences["outputs"] or undone)
+    return {"runs": [run.run for run in runs], "same": same, **differences}
 
 
 def curves(attempts: Path) -> dict[str, dict[int, float]]:
-    """metric -> step -> value; of a step done twice, the first."""
-    curves: dict[str, dict[int, float]] = {}
-    for line in MetricFiles(attempts).unread(_ALL_LINES):
-        for name, value in line.metrics.items():
-            if not _is_of_time(name):
-                curves.setdefault(name, {}).setdefault(line.step, value)
-    return curves
+    """Return metric -> step -> value, without times and system metrics; of a step done twice, the first."""
+    return {name: curve for name, curve in first_values(attempts).items() if not _is_of_time(name)}
 
 
-def _metrics(
+def _config_differences(first: RunFile, second: RunFile) -> Iterator[Difference]:
+    for name, before, after in _differing(flattened_text(first.config), flattened_text(second.config)):
+        stage = name.partition(".")[0]
+        is_stage = stage in {**first.stages, **second.stages}
+        yield _difference(stage if is_stage else None, name, before, after)
+
+
+def _stage_differences(stage: str, first: RunRecord, second: RunRecord) -> dict[str, list[Difference]]:
+    """Return kind -> differences between the records of a stage, and between its metrics."""
+    before, after = _compared(first), _compared(second)
+    differences = {
+        kind: [_difference(stage, *differing) for differing in _differing(before[kind], after[kind])]
+        for kind in before
+    }
+    differences["metrics"] = list(_metric_differences(stage, curves(first.attempts), curves(second.attempts)))
+    return differences
+
+
+def _compared(run_record: RunRecord) -> dict[str, Mapping[str, Any]]:
+    """Return kind -> name -> value, as far as a record is compared."""
+    record = run_record.record
+    return {
+        "inputs": record.inputs,
+        "code": {**record.sources, "code_version": record.identity.get("code_version")},
+        "packages": record.packages,
+        "counts": {name: value for name, value in record.counts.items() if not _is_of_time(name)},
+        "outputs": {name: file.sha256 for name, file in record.outputs.items()},
+    }
+
+
+def _commit_differences(records: Sequence[Mapping[str, RunRecord]]) -> list[Difference]:
+    """Return the commits of each run if they are not the same."""
+    commits = []
+    for run_records in records:
+        git_states = [run_record.record.git for run_record in run_records.values()]
+        names = {str(git.get("commit"))[:12] + ("+changes" if git.get("dirty") else "") for git in git_states}
+        commits.append(", ".join(sorted(names)))
+    return [] if commits[0] == commits[1] else [_difference(None, "commit", *commits)]
+
+
+def _metric_differences(
     stage: str, first: Mapping[str, Mapping[int, float]], second: Mapping[str, Mapping[int, float]]
-) -> Iterator[dict[str, Any]]:
-    """The last value of each metric whose curve differs, and the first step where it does."""
+) -> Iterator[Difference]:
+    """Yield the last value of each metric whose curve differs, and the first step at which it does."""
     for name in sorted({**first, **second}):
         before, after = first.get(name, {}), second.get(name, {})
-        steps = sorted(step for step, _ in _differing(before, after))
+        steps = [step for step, _, _ in _differing(before, after)]
         if steps:
-            sides = _sides(*(curve[max(curve)] if curve else None for curve in (before, after)))
-            yield {"stage": stage, "name": name, **sides, "step": steps[0]}
+            last_values = (curve[max(curve)] if curve else None for curve in (before, after))
+            yield {**_difference(stage, name, *last_values), "step": steps[0]}
 
 
-def _differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _differing(before: Mapping[_Key, Any], after: Mapping[_Key, Any]) -> Iterator[tuple[_Key, Any, Any]]:
+    """Yield (name, value before, value after) in order of the names; nan equals nan."""
     for name in sorted({**before, **after}):
         a, b = before.get(name), after.get(name)
-        if a != b and not (a != a and b != b):  # nan is what it was
-            yield name, _sides(a, b)
+        if a != b and not (a != a and b != b):
+            yield name, a, b
 
 
-def _sides(a: Any, b: Any) -> dict[str, Any]:
-    return {"a": a, "b": b}
-
-
-def _lasting(counts: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in counts.items() if not _is_of_time(name)}
+def _difference(stage: str | None, name: str, a: Any, b: Any) -> Difference:
+    return {"stage": stage, "name": name, "a": a, "b": b}
 
 
 def _is_of_time(name: str) -> bool:
-    return name.startswith(_OF_TIME) or "per_second" in name
-
-
-MOST_CURVES = 12
-_COLUMNS = 3
-
-
-def draw_curves(storage: Path, found: dict[str, Any], out: Path) -> int:
-    """Draw up to MOST_CURVES of the metrics that `run_differences` found, those that differ first; how many.
-
-    UserError when none has more than one step, or the place cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    records = [readable_records(Runs(storage).named(name), storage) for name in found["runs"]]
-    drawn = []
-    for one in sorted(found["metrics"], key=lambda one: one["step"]):
-        pair = [curves(made[one["stage"]].attempts).get(one["name"], {}) for made in records]
-        if max(map(len, pair)) > 1:
-            drawn.append((f"{one['stage']}: {one['name']}", pair))
-    if not drawn:
-        raise UserError(f"--curves={out}: no metric of more than one step differs; there is nothing to draw")
-    drawn = drawn[:MOST_CURVES]
-    rows = -(-len(drawn) // _COLUMNS)
-    figure = Figure(figsize=(4 * _COLUMNS, 2.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
-    for axis, (title, pair) in zip(axes, drawn, strict=False):
-        for name, curve, style in zip(found["runs"], pair, ("-", "--"), strict=True):
-            steps = sorted(curve)
-            axis.plot(steps, [curve[step] for step in steps], style, label=name)
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-    for axis in axes[len(drawn) :]:
-        axis.remove()
-    axes[0].legend(fontsize=7)
-    try:
-        figure.savefig(out, format="png")
-    except OSError as error:
-        raise UserError(f"--curves={out} cannot be written ({error.strerror}); name another file") from error
-    return len(drawn)
+    return name.startswith(_TIME_METRICS) or "per_second" in name

@@ -1,4 +1,4 @@
-"""`vico logs`: what a run or one of its stages wrote, and what it goes on to write."""
+"""`vico logs`: the log of a run or of one of its stages, so far or as it is written."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _POLL_S = 0.3
 
 
 class Tail:
-    """A growing text file that is read line by line; it need not be there yet."""
+    """A growing text file, read line by line. The file may not exist yet."""
 
     def __init__(self, path: Path, prefix: str = ""):
         self.path, self.prefix = path, prefix
@@ -20,8 +20,7 @@ class Tail:
         self._rest = b""
 
     def lines(self, *, to_end: bool = False) -> Iterator[str]:
-        """The complete lines that came since the last call; `to_end` gives a last line without its end,
-        too."""
+        """Yield the whole lines since the last call; with `to_end` also a last line without its newline."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 file.seek(self._offset)
@@ -38,16 +37,18 @@ class Tail:
 
 
 def log_lines(runs: Runs, name: str, *, stage: str | None, follow: bool) -> Iterator[str]:
-    """The lines of a run's log, or of its driver's and ranks' logs in one stage; `follow` goes on until
-    the run ends, or the job that it was submitted as."""
+    """Yield the log of a run; with `stage`, the logs of its driver and ranks in that stage.
+
+    With `follow`, wait for new lines until the run ends, or the job that it was submitted as.
+    """
     run, watch = runs.named(name), JobWatch()
     if stage is not None and stage not in run.stages:
         raise UserError(
-            f"--stage={stage!r} is no stage of run {run.run}; its stages are {', '.join(run.stages)}"
+            f"--stage={stage!r} is not a stage of run {run.run}; its stages are {', '.join(run.stages)}"
         )
     tails: dict[Path, Tail] = {}
     while True:
-        # Asked before reading, so that the last lines are read.
+        # Checked before reading, so that the last lines are not missed.
         job_end = watch.end(run) if follow else None
         ended = not follow or run.state in ENDED or job_end is not None
         runs.storage.refresh(_folder(runs, run, stage))
@@ -64,7 +65,7 @@ def log_lines(runs: Runs, name: str, *, stage: str | None, follow: bool) -> Iter
 
 
 def _log_files(runs: Runs, run: RunFile, stage: str | None) -> list[tuple[Path, str]]:
-    """Paths with the prefix of their lines."""
+    """Return the log files, each with the prefix of its lines."""
     if stage is None:
         return [(runs.run_folder(run.run) / "driver.log", "")]
     folder = _folder(runs, run, stage) / "attempts" / str(run.stages[stage].attempt)

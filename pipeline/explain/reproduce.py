@@ -1,4 +1,4 @@
-"""`vico reproduce RUN`: the config and the command that give a run again, and on demand the proof."""
+"""`vico reproduce RUN`: the config and command that repeat a run, and with `--verify` the proof."""
 
 import shlex
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from vico.errors import UserError
 
 @dataclass
 class Recipe:
-    """How to get a run again. `differs`: outputs that a verification found to be others; None before it."""
+    """How to repeat a run. `differs`: the outputs that `verify` found to differ; None before `verify`."""
 
     run: str
     config: Path
@@ -47,18 +47,22 @@ class Recipe:
 
 
 def write_recipe(site: Site, name: str, out: Path | None, storage: Path | None, graph: Graph) -> Recipe:
-    """Write the run's resolved config; UserError when the file is there already."""
+    """Write the resolved config of a run to `out`, by default `<run>.yaml`.
+
+    The command of the recipe runs it in `storage`, by default a new folder beside the site's storage. Raises
+    UserError if `out` exists.
+    """
     run = Runs(site.storage).named(name)
     path = (out or Path(f"{run.run}.yaml")).absolute()
     if path.exists():
         raise UserError(f"--out={path} exists; name another file")
     if not path.parent.is_dir():
-        raise UserError(f"--out={path} lies in no folder; make {path.parent} or name another file")
-    near = Path("runs") if site.remote else site.storage
-    fresh = (storage or near.parent / f"{near.name}-again-{run.run}").absolute()
+        raise UserError(f"--out={path}: {path.parent} is not a folder; create it or name another file")
+    local = Path("runs") if site.remote else site.storage
+    fresh = (storage or local.parent / f"{local.name}-again-{run.run}").absolute()
     records = readable_records(run, site.storage)
-    commits = {made.record.git.get("commit") for made in records.values()} - {None}
-    code = ", ".join(sorted(commits)) or "unknown"
+    commits = _commits(records)
+    code = ", ".join(commits) or "unknown"
     header = f"# run {run.run}, every default and seed filled in; code: {code}\n"
     text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     path.write_text(header + text, encoding="utf-8")
@@ -67,34 +71,42 @@ def write_recipe(site: Site, name: str, out: Path | None, storage: Path | None, 
     if until != graph.names[-1]:
         words += ["--until", until]
     recipe = Recipe(run.run, path, shlex.join(words), next(iter(commits), None), fresh, until)
-    recipe.notes = [*_code_notes(records, commits), *_identity_notes(run, path, graph, site.storage)]
+    recipe.notes = [*_code_notes(records), *_identity_notes(run, path, graph, site.storage)]
     return recipe
 
 
-def _code_notes(records: Mapping[str, RunRecord], commits: set[str]) -> list[str]:
-    """What of code and packages must be as it was, and is not here."""
-    notes, now = [], git_state()
+def _commits(records: Mapping[str, RunRecord]) -> list[str]:
+    """Return the commits that made the results, sorted; none for code without a commit."""
+    commits = {run_record.record.git.get("commit") for run_record in records.values()}
+    return sorted(commit for commit in commits if commit is not None)
+
+
+def _code_notes(records: Mapping[str, RunRecord]) -> list[str]:
+    """Return one line per difference in code and packages between the run and this machine."""
+    notes, now, commits = [], git_state(), _commits(records)
     if len(commits) > 1:
-        notes.append(f"stages were made by several commits: {', '.join(sorted(commits))}")
+        notes.append(f"the stages were made by several commits: {', '.join(commits)}")
     elif commits and now["commit"] not in commits:
-        notes.append(f"check out the code of then: git checkout {next(iter(commits))}")
-    if any(made.record.git.get("dirty") for made in records.values()):
-        notes.append("tracked files differed from the commit then; the records have their digests")
-    moved: dict[str, str] = {}
+        notes.append(f"check out the code of the run: git checkout {commits[0]}")
+    if any(run_record.record.git.get("dirty") for run_record in records.values()):
+        notes.append("tracked files differed from the commit; the records have their digests")
+    changed: dict[str, str] = {}
     installed = package_versions()
-    for made in records.values():
-        moved |= {name: old for name, old in made.record.packages.items() if installed.get(name) != old}
-    if moved:
-        notes.append("packages of then: " + " ".join(f"{name}=={old}" for name, old in sorted(moved.items())))
+    for run_record in records.values():
+        packages = run_record.record.packages
+        changed |= {name: old for name, old in packages.items() if installed.get(name) != old}
+    if changed:
+        versions = " ".join(f"{name}=={old}" for name, old in sorted(changed.items()))
+        notes.append(f"packages of the run that differ here: {versions}")
     return notes
 
 
 def _identity_notes(run: RunFile, path: Path, graph: Graph, storage: Path) -> list[str]:
-    """Whether config, inputs and code as they are here still stand for the same results."""
+    """Return one line per stage whose config, inputs and code give another fingerprint here."""
     try:
         pipeline = resolve(graph.until(list(run.stages)[-1]), load_config(path, graph), DigestCache(storage))
     except UserError as error:
-        return [f"cannot run here as it is: {line}" for line in str(error).splitlines()]
+        return [f"cannot run here: {line}" for line in str(error).splitlines()]
     return [
         f"{name}: inputs or code_version have changed, its fingerprint is {value[:12]} here and "
         f"{run.stages[name].fingerprint[:12]} in the run"
@@ -104,16 +116,20 @@ def _identity_notes(run: RunFile, path: Path, graph: Graph, storage: Path) -> li
 
 
 def verify(recipe: Recipe, site: Site, graph: Graph, stream: TextIO) -> None:
-    """Run the recipe in its fresh storage and enter which outputs are not byte for byte the same. Raises
-    UserError when that storage is in use or the run does not end well."""
+    """Run the recipe in its fresh storage, and set `differs` to the outputs that are not the same byte for
+    byte.
+
+    Raises UserError if that storage exists, or if the run does not end as done.
+    """
     from pipeline.progress import Display
     from pipeline.running.runner import run_pipeline
 
     if recipe.storage.exists():
         raise UserError(f"--fresh-storage={recipe.storage} exists; name a folder that does not")
-    again = type(site).model_validate({**site.as_given(), "storage": str(recipe.storage), "work": None})
+    fresh_site = type(site).model_validate({**site.as_given(), "storage": str(recipe.storage), "work": None})
     with Display(stream) as display:
-        result = run_pipeline(RunRequest(recipe.config, again, until=recipe.until), graph, display)
+        request = RunRequest(recipe.config, fresh_site, until=recipe.until)
+        result = run_pipeline(request, graph, display)
     if result.state != "done":
         raise UserError(f"the run of {recipe.config} ended as {result.state}: {result.message}")
     before = readable_records(Runs(site.storage).named(recipe.run), site.storage)

@@ -1,1 +1,1 @@
-"""What makes a result the same: fingerprints, digests of files and inputs, sources, provenance."""
+"""What identifies a result (fingerprints, digests of files and inputs) and what is recorded beside it."""

@@ -1,5 +1,4 @@
-"""Digests of files, remembered by what the file system says of them, and of the inputs from outside the
-pipeline."""
+"""sha256 of files, cached until the file system (or the server of a remote file) reports a change."""
 
 import json
 import os
@@ -7,82 +6,87 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from data_prep import remote_files as storage
-from data_prep.records.config import file_sha256
-from data_prep.remote_files import Place
+from data_prep import remote_files
+from data_prep.records.identity import file_sha256
+from data_prep.remote_files import Location
 from pipeline.json_files import SCHEMA, write_json
 
 _THREADS = 4
 _RACY_NS = 2_000_000_000
-"""A file changed this shortly before it was read may change again within one tick of its clock."""
+"""A file that changed this shortly before it was read may change again within the same tick of its clock."""
 
 
 def file_sha256s(paths: Iterable[Path]) -> list[str]:
-    """The digests of many files, read by several threads."""
+    """Return the digests of many files, read by several threads."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(file_sha256, paths))
 
 
 class DigestCache:
-    """sha256 of input files, kept in `<storage>/digests.json` so that planning need not read gigabytes
-    again."""
+    """sha256 of input files, kept in `<storage>/digests.json` so that planning does not read gigabytes
+    again.
+
+    Of each file the cache keeps four values that change with its content (real path: size, mtime, ctime,
+    inode; remote address: size, version) and the digest.
+    """
 
     def __init__(self, storage: Path):
         self.path = storage / "digests.json"
-        self._known = self._load()
+        self._cached = self._load()
         self._changed = False
 
-    def sha256(self, path: Place) -> str:
-        """The file's digest, from the cache while real path, size, times and inode are what they were; of a
-        remote file, its size and version."""
+    def sha256(self, path: Location) -> str:
+        """Return the digest of a file, from the cache if the file has not changed since."""
         if isinstance(path, str):
             return self._remote_sha256(path)
         real = os.path.realpath(path)
-        before = os.stat(real)
-        mark = [before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino]
-        known = self._known.get(real)
-        if known is not None and known[:-1] == mark:
-            return known[-1]
-        value = file_sha256(Path(real))
-        if time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > _RACY_NS:
-            self._known[real] = [*mark, value]
+        status = os.stat(real)
+        version = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        cached = self._cached.get(real)
+        if cached is not None and cached[:-1] == version:
+            return cached[-1]
+        sha256 = file_sha256(Path(real))
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _RACY_NS:
+            self._cached[real] = [*version, sha256]
             self._changed = True
-        return value
+        return sha256
 
     def _remote_sha256(self, address: str) -> str:
-        mark = [*storage.mark(address), "remote", ""][:4]
-        known = self._known.get(address)
-        if known is not None and known[:-1] == mark:
-            return known[-1]
-        value = file_sha256(address)
-        if len(storage.mark(address)) == 2:  # a server that names no version may change the file unseen
-            self._known[address] = [*mark, value]
+        version = [*remote_files.file_version(address), "remote", ""][:4]
+        cached = self._cached.get(address)
+        if cached is not None and cached[:-1] == version:
+            return cached[-1]
+        sha256 = file_sha256(address)
+        names_version = len(remote_files.file_version(address)) == 2
+        if names_version:  # else the server may change the file without a trace
+            self._cached[address] = [*version, sha256]
             self._changed = True
-        return value
+        return sha256
 
     def sha256s(self, paths: Iterable[Path]) -> list[str]:
-        """The digests of many files; those that are not known are read by several threads."""
+        """Return the digests of many files; several threads read those that are not in the cache."""
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(self.sha256, paths))
 
     def save(self) -> None:
-        """Keep what was learned; files that are gone are forgotten."""
+        """Write new digests to the cache file, without files that no longer exist."""
         if self._changed:
             files = {
-                path: mark
-                for path, mark in list(self._known.items())
+                path: values
+                for path, values in list(self._cached.items())
                 if "://" in path or os.path.exists(path)
             }
             write_json(self.path, {"schema": SCHEMA, "files": files})
             self._changed = False
 
-    def _load(self) -> dict[str, list]:
-        """What is remembered; a cache that cannot be read is no cache."""
+    def _load(self) -> dict[str, list[Any]]:
+        """Return the cached values by path; nothing if the cache file cannot be read."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             if content["schema"] == SCHEMA:
-                return {path: mark for path, mark in content["files"].items() if len(mark) == 5}
+                return {path: values for path, values in content["files"].items() if len(values) == 5}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             pass
         return {}

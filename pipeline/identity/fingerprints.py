@@ -1,6 +1,7 @@
-"""What a stage's result is a function of, as one fingerprint: stage, code version, config, inputs.
+"""Fingerprints of stages: one sha256 over a stage's name, code version, config and the fingerprints of its
+inputs.
 
-Where a stage runs (site, workers, paths) never enters. Used by planning; a golden test pins known
+Where a stage runs (site, workers, paths) never enters. Used by planning; a golden test pins published
 fingerprints.
 """
 
@@ -15,13 +16,14 @@ from pydantic.fields import FieldInfo
 
 
 class UnstableValue(TypeError):
-    """A value that has no stable written form, so it cannot be part of an identity."""
+    """A value without a stable written form, which cannot be part of an identity."""
 
 
 def stable_form(value: Any, where: str = "value") -> Any:
-    """The value as plain JSON types; pydantic models lose the fields that stand at their default.
+    """Return the value as plain JSON types; pydantic models without the fields at their default.
 
-    Raises UnstableValue for nan, inf, sets, paths and whatever else may read differently the next time.
+    Raises UnstableValue for nan, inf, sets, paths and any other value that may read differently the next
+    time; `where` names the value in the message.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -32,17 +34,17 @@ def stable_form(value: Any, where: str = "value") -> Any:
     if isinstance(value, BaseModel):
         return config_identity(value, where)
     if isinstance(value, list | tuple):
-        return [stable_form(item, f"{where}[{number}]") for number, item in enumerate(value)]
+        return [stable_form(element, f"{where}[{number}]") for number, element in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: stable_form(item, f"{where}.{key}") for key, item in value.items()}
+        return {key: stable_form(element, f"{where}.{key}") for key, element in value.items()}
     raise UnstableValue(
         f"{where}={value!r} ({type(value).__name__}) has no stable form; give it as text or numbers"
     )
 
 
 def config_identity(config: BaseModel, where: str = "config") -> dict[str, Any]:
-    """A config in stable form without the fields at their default, so that a new field with a default
-    moves nothing."""
+    """Return a config in stable form without the fields at their default: a new field with a default
+    changes no fingerprint."""
     form = {}
     for name, field in type(config).model_fields.items():
         value = stable_form(getattr(config, name), f"{where}.{name}")
@@ -59,23 +61,26 @@ def _is_default(field: FieldInfo, value: Any, where: str) -> bool:
 
 
 def _is_tag(field: FieldInfo) -> bool:
-    """A field with one possible value tells two kinds of config apart, so it stays."""
+    """Return whether the field has one possible value, which tells kinds of config apart: it is always
+    kept."""
     return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces; floats in Python's shortest exact form."""
+    """Return JSON with sorted keys and no spaces; floats in Python's shortest exact form."""
     return json.dumps(stable_form(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def digest(value: Any) -> str:
-    """sha256 of the canonical JSON, in hex."""
+    """Return the sha256 of the canonical JSON, in hex."""
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
 
 
 def stage_identity(code_version: int, config: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """What is recorded beside a fingerprint, and with the stage's name gives it. The config's seed is
-    resolved."""
+    """Return what a stage's fingerprint is computed from, beside its name; records keep it.
+
+    `inputs` maps names to fingerprints; the config's seed must be resolved.
+    """
     return {"code_version": code_version, "config": config_identity(config), "inputs": dict(inputs)}
 
 

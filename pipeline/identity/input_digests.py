@@ -1,24 +1,27 @@
-"""Digests of what a pipeline reads from outside: models, tokenizers, repaired rows, records."""
+"""Digests of the inputs from outside a pipeline: records, repaired rows, models, tokenizers."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep.records.config import records_fingerprint
-from pipeline.config.pipeline_file import Inputs
+from data_prep.records.identity import records_fingerprint
+from pipeline.config.inputs import Inputs
 from pipeline.identity.file_digests import DigestCache
 from pipeline.identity.fingerprints import digest
 from vico.errors import UserError
 
 _MODEL_SUFFIXES_UNREAD = (".md", ".py", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf")
 _MODEL_NAMES_UNREAD = ("LICENSE", "NOTICE", "README")
-"""No loader of ours reads these: text and pictures about the model, and code, which is never run from
-there."""
+"""Files that no loader of the project reads: text and pictures about the model, and code, which never runs.
+"""
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a model folder that loaders read, sorted by name: those of the folder itself (links
-    followed), but no hidden ones, text about the model, pictures or code."""
+    """Return the files of a model folder that loaders read, sorted by name.
+
+    These are files directly in the folder (links are followed), without hidden files, text about the model,
+    pictures and code.
+    """
     return sorted(
         path
         for path in folder.iterdir()
@@ -30,17 +33,19 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def model_fingerprint(folder: Path, cache: DigestCache) -> str:
-    """Digest of the model's files by name and content; where the folder lies does not enter."""
-    from vico.settings import check_model_folder
+    """Return a digest of the names and contents of the model's files; the folder's path does not enter."""
+    from vico.model_files import check_model_folder
 
     check_model_folder(folder)
     return digest({path.name: _input_sha256(path, cache) for path in model_files(folder)})
 
 
 def tokenizer_fingerprint(folder: Path, cache: DigestCache) -> str:
-    """Digest of what decides a sample's tokens and tiles: tokenizer files, template, sizes and limits of
-    the tiling."""
-    from vico.settings import TEMPLATE, load_settings, tokenizer_files
+    """Return a digest of what decides a sample's tokens and tiles: tokenizer files, prompt template, sizes
+    and limits of the tiling."""
+    from vico.model_files import tokenizer_files
+    from vico.settings import load_settings
+    from vico.special_tokens import TEMPLATE
 
     settings = asdict(load_settings(folder))
     names = ("tile_size", "tokens_full", "image_token_id", "min_tiles", "max_tiles", "use_thumbnail")
@@ -54,7 +59,7 @@ def tokenizer_fingerprint(folder: Path, cache: DigestCache) -> str:
 
 
 def repaired_fingerprint(files: Sequence[Path], cache: DigestCache) -> str | None:
-    """The digest of files of repaired rows in their order, None where there are none."""
+    """Return a digest of the files of repaired rows, in their order; None if there are none."""
     for path in files:
         if not path.is_file():
             raise UserError(
@@ -68,12 +73,12 @@ def _input_sha256(path: Path, cache: DigestCache) -> str:
         return cache.sha256(path)
     except OSError as error:
         raise UserError(
-            f"inputs.model: {path} cannot be read ({error.strerror}); mend the file or its rights"
+            f"inputs.model: {path} cannot be read ({error.strerror}); fix the file or its permissions"
         ) from error
 
 
 def source_fingerprint(name: str, inputs: Inputs, cache: DigestCache) -> str | None:
-    """The digest of one input from outside the pipeline, None for one that it does not have."""
+    """Return the digest of the input with this name, or None if the pipeline does not have it."""
     if name == "records":
         return records_fingerprint(inputs.records, cache.sha256)
     if name == "heldout":

@@ -1,7 +1,7 @@
-"""Which source files a stage's result comes from: its module and all it imports of the method, found without
-importing.
+"""The source files that a stage's result depends on, found by parsing imports, without importing anything.
 
-Recorded beside a result and compared by planning, so that an edit under an unchanged fingerprint is seen.
+Their digests are recorded beside a result; planning compares them, so that it sees an edit under an unchanged
+fingerprint.
 """
 
 import ast
@@ -10,7 +10,7 @@ from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from data_prep.records.config import file_sha256
+from data_prep.records.identity import file_sha256
 from pipeline.identity.fingerprints import digest
 
 _METHOD = ("vico", "data_prep", "stages")
@@ -18,9 +18,10 @@ _METHOD = ("vico", "data_prep", "stages")
 
 
 def source_digests(module: str) -> dict[str, str]:
-    """Path below the project -> sha256 of each source file in the import closure of the module."""
+    """Return the sha256 of every source file that the module imports, directly or not, by path in the
+    project."""
     packages = (*_METHOD, module.partition(".")[0])
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     pending, seen = [module], set()
     while pending:
         name = pending.pop()
@@ -30,12 +31,13 @@ def source_digests(module: str) -> dict[str, str]:
         path = _source_file(name)
         if path is None:
             continue
-        found[_shown(name, path)] = _sha256(path)
-        pending += [other for other in _imports(name, path) if other.partition(".")[0] in packages]
-    return dict(sorted(found.items()))
+        digests[_project_path(name, path)] = _sha256(path)
+        pending += [imported for imported in _imports(name, path) if imported.partition(".")[0] in packages]
+    return dict(sorted(digests.items()))
 
 
 def sources_digest(digests: dict[str, str]) -> str:
+    """Return one digest over the digests of all source files."""
     return digest(digests)
 
 
@@ -46,7 +48,7 @@ def _sha256(path: Path) -> str:
 
 @cache
 def _source_file(module: str) -> Path | None:
-    """The file of a module, None where the name is a function or class, or a package without a file."""
+    """Return the file of a module; None if the name is a function or class, or a package without a file."""
     spec = _spec(module)
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
@@ -63,21 +65,21 @@ def _spec(module: str) -> ModuleSpec | None:
         return None
 
 
-def _shown(module: str, path: Path) -> str:
+def _project_path(module: str, path: Path) -> str:
     name = module.replace(".", "/")
     return f"{name}/__init__.py" if path.name == "__init__.py" else f"{name}.py"
 
 
 @cache
 def _imports(module: str, path: Path) -> tuple[str, ...]:
-    """The names a file imports anywhere in it, its own packages included; some may be no modules."""
+    """Return the names that a file imports anywhere, with the packages it is in; some may not be modules."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    found = [module.rpartition(".")[0]] if "." in module else []
+    names = [module.rpartition(".")[0]] if "." in module else []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package.rsplit(".", node.level - 1)[0] if node.level else ""
             origin = ".".join(part for part in (above, node.module) if part)
-            found += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
-    return tuple(found)
+            names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    return tuple(names)

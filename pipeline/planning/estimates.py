@@ -1,5 +1,5 @@
-"""What a stage that would run is likely to take: time, storage and memory of an earlier run of the stage, or
-what is known of a training before its first one. For `vico plan`; a hint, never a limit.
+"""Estimates of the time, storage and memory that a stage takes: from its latest record, or from the size of a
+training that never ran. For `vico plan`; a hint, never a limit.
 """
 
 from dataclasses import asdict, dataclass
@@ -8,26 +8,28 @@ from typing import Any
 from cluster.site import Site
 from pipeline.planning.request import OpenPipeline
 from pipeline.progress import duration
-from pipeline.results.metric_lines import MetricFiles
-from pipeline.results.stage_folder import Record, records_of
+from pipeline.results.attempt_metrics import metrics_of_attempts
+from pipeline.results.records import Record
+from pipeline.results.stage_folder import records_of
 from pipeline.storage.lookup import storage_of
+from stages.consistency.config import ConsistencyConfig
+from vico.errors import UserError
 
-_ALL_LINES = 1 << 30
 _MEMORY = "system_memory_usage_megabytes"
-_STATE_OVER_WEIGHTS = 16
-"""Bytes of a training's state for a byte of weights, at most; what the stage itself asks of the disk."""
 
 
 @dataclass(frozen=True)
-class Expected:
-    """`memory_bytes`: the most a node had in use, all of its programs together, or, before a first run,
-    states of all ranks together without activations. `storage_bytes`: the output, or checkpoints on the
-    way."""
+class StageEstimate:
+    """What a stage is likely to take. None: not known."""
 
     seconds: float | None
     storage_bytes: int | None
+    """Size of the output; before a first run, of checkpoints and model folders together."""
     memory_bytes: int | None
+    """Largest use of a node, all of its programs together; before a first run, weights,
+    reference and optimizer on all ranks together, without activations."""
     source: str
+    """Where the numbers come from."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -39,26 +41,25 @@ class Expected:
         return f"{', '.join(words)} ({self.source})"
 
 
-def expectations(opened: OpenPipeline, site: Site) -> dict[str, Expected]:
-    """By the name of each stage that would run and of which something is known."""
-    running = {one.stage for one in opened.planned if one.action == "run"}
-    found = {}
+def stage_estimates(opened: OpenPipeline, site: Site) -> dict[str, StageEstimate]:
+    """Return stage -> estimate for the stages that would run, if anything is known about them."""
+    estimates = {}
     for task in opened.pipeline.tasks:
-        if task.name not in running or task.adopted_from is not None:
+        if task.name not in opened.stages_to_run or task.adopted_from is not None:
             continue
         records = records_of(site.storage, task.name)
-        known = _of_record(records[-1], site) if records else _of_training(task.name, opened, site)
-        if known is not None:
-            found[task.name] = known
-    return found
+        estimate = _from_record(records[-1], site) if records else _from_size(task.name, opened, site)
+        if estimate is not None:
+            estimates[task.name] = estimate
+    return estimates
 
 
-def _of_record(record: Record, site: Site) -> Expected:
+def _from_record(record: Record, site: Site) -> StageEstimate:
     folder = site.storage / record.stage / record.fingerprint
     storage_of(folder).refresh(folder)
-    lines = MetricFiles(folder / "attempts").unread(_ALL_LINES)
+    lines = metrics_of_attempts(folder / "attempts")
     used = [value for line in lines for name, value in line.metrics.items() if name.endswith(_MEMORY)]
-    return Expected(
+    return StageEstimate(
         seconds=record.seconds,
         storage_bytes=sum(file.bytes for file in record.outputs.values()),
         memory_bytes=int(max(used) * 1e6) if used else None,
@@ -66,20 +67,25 @@ def _of_record(record: Record, site: Site) -> Expected:
     )
 
 
-def _of_training(stage: str, opened: OpenPipeline, site: Site) -> Expected | None:
-    """The consistency training moves all weights; of other stages nothing is known before they ran."""
+def _from_size(stage: str, opened: OpenPipeline, site: Site) -> StageEstimate | None:
+    """Return an estimate for the consistency stage, which trains all weights; else None."""
     if stage != "consistency":
         return None
-    weights = sum(
-        path.stat().st_size for path in opened.pipeline.config.inputs.model_folder.glob("*.safetensors")
-    )
-    states = _STATE_OVER_WEIGHTS * weights
-    kept = site.train.keep_checkpoints
-    return Expected(
+    from stages.consistency.disk import most_checkpoints, most_policies, training_bytes
+
+    config = next(task.config for task in opened.pipeline.tasks if task.name == stage)
+    assert isinstance(config, ConsistencyConfig)
+    try:
+        needed = training_bytes(config, opened.pipeline.config.inputs.model_folder)
+    except UserError:
+        return None  # the stage names the weight file that is damaged
+    kept = site.train.checkpoints.keep
+    num_checkpoints = most_checkpoints(kept, remote=site.remote is not None)
+    return StageEstimate(
         seconds=None,
-        storage_bytes=states * (kept + 1),
-        memory_bytes=states + weights,
-        source=f"at most, from inputs.model and train.keep_checkpoints={kept}",
+        storage_bytes=needed.checkpoint * num_checkpoints + needed.model * most_policies(config),
+        memory_bytes=needed.checkpoint + needed.model,
+        source=f"at most, from inputs.model and train.checkpoints.keep={kept}",
     )
 
 

@@ -1,15 +1,19 @@
-"""A request read, checked and planned, and the run it belongs to. Used by run, plan and submit."""
+"""What a command asks for, and the pipeline that was read, checked and planned for it. Used by run, plan and
+submit.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.site import Site
 from pipeline.config.graph import Graph
-from pipeline.config.pipeline_file import check_together, load_config
+from pipeline.config.joint_checks import check_together
+from pipeline.config.pipeline_file import load_config
 from pipeline.identity.file_digests import DigestCache
 from pipeline.planning.plan import PlannedStage, plan
 from pipeline.planning.tasks import Pipeline, resolve
 from pipeline.results.runs import Runs
+from vico.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -19,43 +23,60 @@ class RunRequest:
     config: Path
     site: Site
     overrides: tuple[str, ...] = ()
+    """`a.b=value` for keys of the pipeline file."""
     force: tuple[str, ...] = ()
+    """Stages to run again, with all stages that depend on them."""
     until: str | None = None
+    """The last stage to run; None: all stages."""
     wait_s: float = 0.0
+    """How long to wait for another driver that holds the run or a stage."""
     strict_code: bool = False
+    """Whether to run stages again whose source files have changed."""
 
 
 @dataclass(frozen=True)
 class OpenPipeline:
-    """A request that was read and checked: identities, plan, and the stages to run in any case."""
+    """The pipeline of a request: read and checked, with fingerprints and plan."""
 
     pipeline: Pipeline
     planned: list[PlannedStage]
     forced: frozenset[str]
+    """Stages to run in any case: those of --force and all that depend on them."""
     cache: DigestCache
     newest_done: str | None
-    """The newest run of this pipeline, where it was done before the stages were planned."""
+    """The newest run of this pipeline, if it was done before the stages were planned."""
 
     @property
     def is_done(self) -> bool:
-        return all(one.action == "reuse" for one in self.planned)
+        return not self.stages_to_run
+
+    @property
+    def stages_to_run(self) -> set[str]:
+        return {stage.stage for stage in self.planned if stage.action == "run"}
+
+    def check_can_run(self) -> None:
+        """Raise UserError if the user must decide something before a stage can run."""
+        refusals = [stage.refused for stage in self.planned if stage.refused]
+        if refusals:
+            raise UserError("\n".join(refusals))
 
 
 def open_pipeline(request: RunRequest, graph: Graph) -> OpenPipeline:
     """Read and check the config and plan its stages; writes nothing. Raises UserError."""
     config = load_config(request.config, graph, request.overrides)
     check_together(config, request.site)
-    asked = graph.until(request.until)
+    requested = graph.until(request.until)
     for name in request.force:
-        asked.check_name(name, "--force")
+        requested.check_name(name, "--force")
     cache = DigestCache(request.site.storage)
-    pipeline = resolve(asked, config, cache)
-    newest_done = _newest_done(Runs(request.site.storage), pipeline)
-    forced = frozenset(asked.dependents(request.force))
+    pipeline = resolve(requested, config, cache)
+    newest_done = newest_done_run(Runs(request.site.storage), pipeline)
+    forced = frozenset(requested.dependents(request.force))
     planned = plan(pipeline, request.site.storage, forced, strict_code=request.strict_code)
     return OpenPipeline(pipeline, planned, forced, cache, newest_done)
 
 
-def _newest_done(runs: Runs, pipeline: Pipeline) -> str | None:
+def newest_done_run(runs: Runs, pipeline: Pipeline) -> str | None:
+    """Return the newest run of the pipeline if it is done, else None."""
     latest = runs.latest_of(pipeline.digest)
     return latest.run if latest is not None and latest.state == "done" else None

@@ -19,14 +19,14 @@ from stages.stage_config import StageConfig
 
 @dataclass(frozen=True)
 class StageTask:
-    """One stage of a pipeline with all that decides its result."""
+    """One stage of a pipeline with everything that decides its result."""
 
     spec: StageSpec
     config: StageConfig
     inputs: Mapping[str, str]
-    """Fingerprints by input name; an input the pipeline does not have is left out."""
+    """Input name -> fingerprint. An input that the pipeline does not have is left out."""
     adopted_from: Path | None = None
-    """The folder with the result, where it was made elsewhere."""
+    """The folder with the result, if it was made elsewhere."""
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class StageTask:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A config whose stages have their identities."""
+    """A config with the fingerprints of its sources and its tasks in order."""
 
     config: PipelineConfig
     sources: Mapping[str, str]
@@ -62,30 +62,33 @@ class Pipeline:
 
 
 def resolve(graph: Graph, config: PipelineConfig, cache: DigestCache) -> Pipeline:
-    """The pipeline with every stage's fingerprint; reads the input files that the cache does not know.
+    """Return the pipeline with every stage's fingerprint. Reads input files whose digests are not cached.
 
     Raises UserError for inputs that are missing or malformed.
     """
-    known = _source_fingerprints(graph, config, cache)
-    sources = dict(known)
+    sources = _source_fingerprints(graph, config, cache)
+    fingerprints = dict(sources)
     tasks = []
     for spec in graph.stages:
-        inputs = {name: known[name] for name in spec.inputs if name in known}
+        inputs = {name: fingerprints[name] for name in spec.inputs if name in fingerprints}
         task = StageTask(spec, config.stage(spec.name), inputs)
         if spec.name in config.inputs.adopt:
             task = _adopting_task(spec.name, config.inputs.adopt[spec.name], cache)
-        known[spec.name] = task.fingerprint
+        fingerprints[spec.name] = task.fingerprint
         tasks.append(task)
     return Pipeline(config, sources, tuple(tasks))
 
 
 def _adopting_task(stage: str, folder: Path, cache: DigestCache) -> StageTask:
-    """The task that takes over a stage's result from elsewhere; it has no inputs of the pipeline's."""
-    found = files_digest(adopted_files(stage, folder), cache.sha256)
-    return StageTask(StageSpec(stage, "stages.adopted"), AdoptedConfig(digest=found), {}, folder)
+    """Return the task that copies a result made elsewhere; it reads no input of the pipeline."""
+    digest = files_digest(adopted_files(stage, folder), cache.sha256)
+    return StageTask(StageSpec(stage, "stages.adopted"), AdoptedConfig(digest=digest), {}, folder)
 
 
 def _source_fingerprints(graph: Graph, config: PipelineConfig, cache: DigestCache) -> dict[str, str]:
+    """Return source -> fingerprint, without the sources that the pipeline file leaves out."""
     needed = graph.sources()
-    found = {name: source_fingerprint(name, config.inputs, cache) for name in SOURCES if name in needed}
-    return {name: value for name, value in found.items() if value is not None}
+    fingerprints = {
+        name: source_fingerprint(name, config.inputs, cache) for name in SOURCES if name in needed
+    }
+    return {name: value for name, value in fingerprints.items() if value is not None}

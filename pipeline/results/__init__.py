@@ -1,1 +1,1 @@
-"""What a storage holds: stage folders and their records, runs, metrics, and what no run needs."""
+"""What a storage contains: stage folders and their records, runs, metrics, and what no run needs."""

@@ -1,7 +1,7 @@
-"""`vico gc`: what no run of a storage needs, and its removal.
+"""`vico gc`: find what no run of a storage needs, and remove it.
 
-A run is kept as long as its folder is there. It needs the folder of each of its stages, what those were made
-from, and its record where a later run set that aside.
+A run is kept as long as its folder exists. It needs the folders of its stages and of everything that those
+were made from, and its record if a later run moved that to superseded/.
 """
 
 import os
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.results.records import RECORD_FILE, Record
 from pipeline.results.run_results import record_of
 from pipeline.results.runs import RUN_FILE, RunFile, Runs
-from pipeline.results.stage_folder import RECORD_FILE, Record
-from pipeline.storage.lease import Leases
+from pipeline.storage.leases import STALE_S, Leases
 from pipeline.storage.lookup import storage_of
 from pipeline.storage.output_files import partials
 from stages.durable_files import locked
@@ -30,7 +30,7 @@ Kind = Literal["run", "stage", "superseded", "partial", "object", "trash"]
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that nobody needs, and why."""
+    """Something that no run needs, and why. `path` is an address (str) for objects of an object store."""
 
     kind: Kind
     path: Path | str
@@ -38,95 +38,99 @@ class Garbage:
     bytes: int
 
     def as_json(self) -> dict[str, Any]:
-        place = storage_of(self.path).place(self.path) if isinstance(self.path, Path) else self.path
-        return {"kind": self.kind, "path": place, "why": self.why, "bytes": self.bytes}
+        address = storage_of(self.path).address(self.path) if isinstance(self.path, Path) else self.path
+        return {"kind": self.kind, "path": address, "why": self.why, "bytes": self.bytes}
 
 
-def collect(storage: Path, drop: Iterable[str] = (), *, dry_run: bool) -> list[Garbage]:
-    """What is garbage once the runs in `drop` are given up; unless `dry_run`, it is gone when this returns.
+def collect_garbage(
+    storage: Path, drop: Iterable[str] = (), *, dry_run: bool, stale_s: float = STALE_S
+) -> list[Garbage]:
+    """Return what no run needs, and remove it unless `dry_run`. Runs in `drop` are removed too.
 
-    Raises LeaseHeld while a driver works in the storage, UserError when a run cannot be read, since what it
-    needs is not known then.
+    Raises LeaseHeld while a driver works in the storage (one that this machine cannot see counts as gone if
+    it did not renew its lease for `stale_s` seconds), and UserError if a run cannot be read: then what it
+    needs is unknown.
     """
     if not storage.is_dir():
         return []
     runs = Runs(storage)
-    leases = Leases(runs.storage)
-    gone = leases.refuse_living(_folders(storage), _STOP_IT)
+    leases = Leases(runs.storage, stale_s=stale_s)
+    stale_tokens = leases.refuse_live_holders(_folders(storage), _STOP_IT)
     if dry_run:
-        return list(_garbage(storage, runs, drop))
-    with runs.choosing():  # no command finds or makes its run meanwhile
-        leases.refuse_holders(_folders(storage), gone, _STOP_IT)
-        found = list(_garbage(storage, runs, drop))
+        return list(_all_garbage(storage, runs, drop))
+    with runs.locked():  # meanwhile no command looks for its run or creates it
+        leases.refuse_new_holders(_folders(storage), stale_tokens, _STOP_IT)
+        all_garbage = list(_all_garbage(storage, runs, drop))
         trash = storage / f"{TRASH}{os.getpid()}"
-        for number, one in enumerate(found):
-            _move(one, trash / str(number))
+        for number, garbage in enumerate(all_garbage):
+            _move(garbage, trash / str(number))
     for folder in storage.glob(f"{TRASH}*"):
         shutil.rmtree(folder)
-    return found
+    return all_garbage
 
 
 def _folders(storage: Path) -> list[Path]:
     return [*_run_folders(storage), *_stage_folders(storage)]
 
 
-def _move(one: Garbage, target: Path) -> None:
-    """A rename takes it out of sight at once; what a kill leaves in the trash is garbage of the next time."""
-    if one.kind == "trash":
+def _move(garbage: Garbage, target: Path) -> None:
+    """Rename it, so that it is gone at once; if a kill leaves it in the trash, the next gc removes it."""
+    if garbage.kind == "trash":
         return
     with ExitStack() as stack:
-        if one.kind in ("partial", "superseded"):
-            stack.enter_context(locked(_stage_folder(one.path)))
-        storage_of(target).remove(one.path, target)
+        if isinstance(garbage.path, Path) and garbage.kind in ("partial", "superseded"):
+            stack.enter_context(locked(_stage_folder(garbage.path)))
+        storage_of(target).remove(garbage.path, target)
 
 
 def _stage_folder(path: Path) -> Path:
     return next(parent for parent in path.parents if _FINGERPRINT.fullmatch(parent.name))
 
 
-def _garbage(storage: Path, runs: Runs, drop: Iterable[str]) -> Iterator[Garbage]:
+def _all_garbage(storage: Path, runs: Runs, drop: Iterable[str]) -> Iterator[Garbage]:
     dropped = {runs.named(name).run for name in drop}
     kept = [run for run in runs.all() if run.run not in dropped]
     for path in sorted(storage.glob(f"{TRASH}*")):
-        yield _found("trash", path, "left by a gc that was killed")
+        yield _garbage("trash", path, "left by a gc that was killed")
     for folder in _run_folders(storage):
         if folder.name in dropped:
-            yield _found("run", folder, "dropped")
+            yield _garbage("run", folder, "dropped")
         elif not (folder / RUN_FILE).exists():
-            yield _found("run", folder, f"has no {RUN_FILE}: killed before anything began")
-    needed = _needed(storage, kept)
-    asides = _needed_asides(storage, kept)
-    given_up = []
+            yield _garbage("run", folder, f"has no {RUN_FILE}: killed before anything began")
+    needed = _needed_folders(storage, kept)
+    needed_superseded = _needed_superseded(storage, kept)
+    unneeded: list[Path] = []
     for folder in _stage_folders(storage):
         if folder not in needed:
-            yield _found("stage", folder, "no run has this fingerprint")
+            yield _garbage("stage", folder, "no run has this fingerprint")
             continue
-        for one in _garbage_within(folder, asides.get(folder, set())):
-            given_up += [one.path] if one.kind == "superseded" else []
-            yield one
-    for address, num_bytes in storage_of(storage).garbage(needed, given_up).items():
+        superseded = _unneeded_superseded(folder, needed_superseded.get(folder, set()))
+        unneeded += superseded
+        for path in superseded:
+            yield _garbage("superseded", path, "replaced by a later result, and no run's record is in it")
+        for path in [*sorted(partials(folder / "output")), *sorted(folder.glob(".*.tmp"))]:
+            yield _garbage("partial", path, "half-written by a process that is gone")
+    for address, num_bytes in storage_of(storage).garbage(needed, unneeded).items():
         yield Garbage("object", address, "no stage names this part", num_bytes)
 
 
-def _garbage_within(folder: Path, asides: set[Path] | None) -> Iterator[Garbage]:
-    """What a folder that is needed does not need. `asides`: those that are; None for all of them."""
-    for path in sorted(folder.glob("superseded/*")):
-        if asides is not None and path not in asides:
-            yield _found("superseded", path, "set aside, and no run's record is in it")
-    for path in [*sorted(partials(folder / "output")), *sorted(folder.glob(".*.tmp"))]:
-        yield _found("partial", path, "half written by a process that is gone")
+def _unneeded_superseded(folder: Path, needed: set[Path] | None) -> list[Path]:
+    """Return the superseded results of a stage's folder that are not in `needed`; None means all are."""
+    if needed is None:
+        return []
+    return [path for path in sorted(folder.glob("superseded/*")) if path not in needed]
 
 
-def _needed(storage: Path, kept: list[RunFile]) -> set[Path]:
-    """The stage folders of these runs, and of all that the records in them were made from."""
+def _needed_folders(storage: Path, kept: list[RunFile]) -> set[Path]:
+    """Return the stage folders of these runs, and of everything that the records in them were made from."""
     pending = [(name, entry.fingerprint) for run in kept for name, entry in run.stages.items()]
-    found: set[Path] = set()
+    needed: set[Path] = set()
     while pending:
         stage, fingerprint = pending.pop()
         folder = storage / stage / fingerprint
-        if folder in found:
+        if folder in needed:
             continue
-        found.add(folder)
+        needed.add(folder)
         for path in [folder / RECORD_FILE, *folder.glob(f"superseded/*/{RECORD_FILE}")]:
             try:
                 record = Record.read(path, "")
@@ -134,24 +138,24 @@ def _needed(storage: Path, kept: list[RunFile]) -> set[Path]:
                 continue  # its run's other stages are needed by their own entries
             if record is not None:
                 pending += record.identity.get("inputs", {}).items()
-    return found
+    return needed
 
 
-def _needed_asides(storage: Path, kept: list[RunFile]) -> dict[Path, set[Path] | None]:
-    """stage folder -> its superseded folders that hold the record of a run; None where that is not known."""
-    found: dict[Path, set[Path] | None] = {}
+def _needed_superseded(storage: Path, kept: list[RunFile]) -> dict[Path, set[Path] | None]:
+    """Return stage folder -> its superseded/<n> with the record of a run; None if that is unknown."""
+    needed: dict[Path, set[Path] | None] = {}
     for run in kept:
         for stage, entry in run.stages.items():
             folder = storage / stage / entry.fingerprint
-            known = found.setdefault(folder, set())
+            superseded = needed.setdefault(folder, set())
             try:
                 record = record_of(run, stage, storage)
             except UserError:
-                found[folder] = None  # the record that stands is damaged: what was set aside may be wanted
+                needed[folder] = None  # the current record is damaged: any superseded one may be wanted
                 continue
-            if known is not None and record is not None and record.is_superseded:
-                known.add(record.folder)
-    return found
+            if superseded is not None and record is not None and record.is_superseded:
+                superseded.add(record.folder)
+    return needed
 
 
 def _run_folders(storage: Path) -> list[Path]:
@@ -159,7 +163,7 @@ def _run_folders(storage: Path) -> list[Path]:
 
 
 def _stage_folders(storage: Path) -> list[Path]:
-    """Folders that are named like a stage's; whatever else lies in the storage is not ours to remove."""
+    """Return the folders that are named like a stage's; gc touches nothing else in the storage."""
     return sorted(
         path
         for path in storage.glob("*/*")
@@ -167,5 +171,5 @@ def _stage_folders(storage: Path) -> list[Path]:
     )
 
 
-def _found(kind: Kind, path: Path, why: str) -> Garbage:
+def _garbage(kind: Kind, path: Path, why: str) -> Garbage:
     return Garbage(kind, path, why, storage_of(path).size(path))

@@ -1,5 +1,4 @@
-"""Runs: one asked-for pipeline each, in `<storage>/runs/<run>/run.json`, with the state and place of every
-stage."""
+"""Runs: each is one requested pipeline with the state of every stage, in `<storage>/runs/<run>/run.json`."""
 
 import secrets
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.identity.fingerprints import digest
 from pipeline.json_files import StoredModel
-from pipeline.results.stage_folder import Record
+from pipeline.results.records import Record
 from pipeline.storage.lease import Lease
 from pipeline.storage.lease_file import read_lease
 from pipeline.storage.lookup import storage_of
@@ -22,12 +21,17 @@ State = Literal["pending", "running", "done", "failed", "interrupted", "cancelle
 ENDED: tuple[State, ...] = ("done", "failed", "interrupted", "cancelled")
 RUN_FILE = "run.json"
 _LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
-_REMEDY = "delete that run's folder; results of stages lie elsewhere and stay"
+PIPELINE = "pipeline"
+"""The name of the run as a whole, next to the names of its stages."""
+_REMEDY = "delete that run's folder; results of stages are in other folders and stay"
 
 
 class StageEntry(BaseModel):
-    """One stage within a run. `reused`: the last command on the run found it done; `reused_from`: the run
-    that made it."""
+    """One stage of a run.
+
+    `reused` means that the last command on the run found the stage done; `reused_from` is the run that made
+    it.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -38,11 +42,11 @@ class StageEntry(BaseModel):
     reused: bool = False
     reused_from: str | None = None
     forced: bool = False
-    """An earlier result was set aside for it in this run, on demand."""
+    """--force moved an earlier result of the stage to superseded/ in this run."""
     mlflow_run_id: str | None = None
 
-    def enter_reused(self, record: Record) -> None:
-        """Take over what the record of the stage says; the run it comes from may be this one."""
+    def mark_reused(self, record: Record) -> None:
+        """Enter what the record of the stage says; the run that made it may be this one."""
         self.state, self.attempt, self.seconds = "done", record.attempt, record.seconds
         self.reused, self.reused_from = True, record.run
         self.mlflow_run_id = record.mlflow_run_id or self.mlflow_run_id
@@ -61,7 +65,7 @@ class RunAttempt(BaseModel):
 
 
 class RunFile(StoredModel):
-    """run.json; written by the holder of the run's lease only."""
+    """run.json; only the holder of the run's lease writes it."""
 
     run: str
     created: str
@@ -85,33 +89,33 @@ class Runs:
         self.storage = storage_of(storage)
 
     @property
-    def place(self) -> str:
-        return self.storage.place(self.folder.parent)
+    def address(self) -> str:
+        return self.storage.address(self.folder.parent)
 
     def run_folder(self, run: str) -> Path:
         return self.folder / run
 
     def all(self) -> list[RunFile]:
-        """Every run, newest first, in the state it is truly in."""
-        found = [self._read(path.parent) for path in self.folder.glob(f"*/{RUN_FILE}")]
-        return sorted(found, key=lambda run: (run.created, run.run), reverse=True)
+        """Return every run, newest first; one whose driver was killed is `interrupted`."""
+        runs = [self._read(path.parent) for path in self.folder.glob(f"*/{RUN_FILE}")]
+        return sorted(runs, key=lambda run: (run.created, run.run), reverse=True)
 
     def named(self, name: str) -> RunFile:
-        """The run with this id, unique beginning of an id, or `latest`; UserError otherwise."""
+        """Return the run with this id or unique beginning of an id, or the `latest`; else raise UserError."""
         ids = sorted(path.parent.name for path in self.folder.glob(f"*/{RUN_FILE}"))
         if not ids:
-            raise UserError(f"RUN={name!r}: there are no runs in {self.place}; check --storage or --site")
+            raise UserError(f"RUN={name!r}: there are no runs in {self.address}; check --storage or --site")
         if name == "latest":
             return self.all()[0]
         matches = [name] if name in ids else [run for run in ids if run.startswith(name)]
         if not matches:
-            raise UserError(f"RUN={name!r} is no run in {self.place}; `vico status` lists them")
+            raise UserError(f"RUN={name!r} is not a run in {self.address}; `vico status` lists them")
         if len(matches) > 1:
             raise UserError(f"RUN={name!r} fits {', '.join(matches)}; give more characters")
         return self._read(self.run_folder(matches[0]))
 
     def latest_of(self, pipeline: str) -> RunFile | None:
-        """The newest run of this pipeline that was not cancelled."""
+        """Return the newest run of the pipeline with this digest that was not cancelled, or None."""
         same = (run for run in self.all() if run.pipeline == pipeline and run.state != "cancelled")
         return next(same, None)
 
@@ -125,7 +129,7 @@ class Runs:
         site: str,
         submission: dict[str, Any] | None = None,
     ) -> RunFile:
-        """A new pending run on disk."""
+        """Write a new pending run and return it."""
         now = datetime.now(UTC)
         run = RunFile(
             run=self._new_folder(now),
@@ -141,8 +145,7 @@ class Runs:
         return run
 
     def save(self, run: RunFile, lease: Lease | None = None) -> None:
-        """Write run.json; with the lease, raise LeaseLost instead when another driver has taken the run
-        over."""
+        """Write run.json; with a lease, raise LeaseLost instead if another driver has taken over the run."""
         path = self.run_folder(run.run) / RUN_FILE
         if lease is None:
             self.storage.write(path, run.content())
@@ -150,10 +153,10 @@ class Runs:
         with lease.writing():
             self.storage.write(path, run.content())
 
-    def choosing(self) -> AbstractContextManager[None]:
-        """The critical section in which a command looks for its run or creates it."""
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the lock under which a command looks for its run or creates it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.storage.choosing(self.folder)
+        return self.storage.locked_runs(self.folder)
 
     def _new_folder(self, now: datetime) -> str:
         while True:
@@ -168,14 +171,14 @@ class Runs:
     def _read(self, folder: Path) -> RunFile:
         run = _run_file(folder)
         if run.state == "running" and not _has_driver(folder):
-            run = _run_file(folder)  # its driver may have ended it between the two looks
+            run = _run_file(folder)  # its driver may have ended it between the two reads
             if run.state == "running":
                 _interrupt(run)
         return run
 
 
 def pipeline_digest(fingerprints: Mapping[str, str]) -> str:
-    """The identity of a whole pipeline: its stages in order with their fingerprints."""
+    """Return the identity of a whole pipeline: a digest of its stages, in order, with their fingerprints."""
     return digest([[name, value] for name, value in fingerprints.items()])
 
 
@@ -187,13 +190,13 @@ def _run_file(folder: Path) -> RunFile:
 
 
 def _has_driver(folder: Path) -> bool:
-    """False when it is certain that nobody works on the run any more."""
+    """Return False if it is certain that nobody works on the run any more."""
     holder = read_lease(folder)
     return holder is not None and not holder.released and not holder.is_dead()
 
 
 def _interrupt(run: RunFile) -> None:
-    """A driver that was killed could not write its end."""
+    """Mark what a killed driver left running as interrupted."""
     run.state = "interrupted"
     for entry in run.stages.values():
         if entry.state == "running":
@@ -201,7 +204,3 @@ def _interrupt(run: RunFile) -> None:
     for attempt in run.attempts:
         if attempt.state == "running":
             attempt.state = "interrupted"
-
-
-PIPELINE = "pipeline"
-"""The name under which the run as a whole stands beside its stages."""

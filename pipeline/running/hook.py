@@ -1,39 +1,38 @@
-"""A command or URL that a site wants to be told when a command on a run has ended. Called by the driver."""
+"""The site's hook: a program or URL that is called when a command on a run has ended. Used by the driver."""
 
 import json
 import logging
 import os
 import subprocess
+import urllib.error
 import urllib.request
-from typing import Any
+from collections.abc import Mapping
 
 from cluster.passwords import without_passwords
-from cluster.site import Hook
+from cluster.site_blocks import Hook
+from vico.errors import last_line
 
 logger = logging.getLogger(__name__)
 
 
-def call_hook(hook: Hook, ending: dict[str, Any]) -> str | None:
-    """Tell command and URL how the run ended; the line that says what went wrong, None if nothing did.
+def call_hook(hook: Hook, ending: Mapping[str, str | int]) -> str | None:
+    """Send `ending` to the hook's command and URL. Return a line that says what failed, None if nothing did.
 
-    The command gets `ending` as JSON on its standard input and, by name, as VICO_RUN, VICO_STATE and so on;
-    the URL gets it as the body of a POST. Neither can fail the run.
+    The command gets JSON on its standard input, and each value as a variable: VICO_RUN, VICO_STATE and so on.
+    The URL gets the same JSON as the body of a POST. A failure does not fail the run.
     """
-    faults = []
-    if hook.command:
-        faults.append(_run(hook, ending))
-    if hook.url:
-        faults.append(_post(hook, ending))
-    told = [fault for fault in faults if fault]
-    for fault in told:
+    command_fault = _run(hook, ending) if hook.command else None
+    url_fault = _post(hook, hook.url, ending) if hook.url else None
+    faults = [fault for fault in (command_fault, url_fault) if fault]
+    for fault in faults:
         logger.warning("%s", fault)
-    return "; ".join(told) or None
+    return "; ".join(faults) or None
 
 
-def _run(hook: Hook, ending: dict[str, Any]) -> str | None:
+def _run(hook: Hook, ending: Mapping[str, str | int]) -> str | None:
     values = {f"VICO_{name.upper()}": str(value) for name, value in ending.items()}
     try:
-        done = subprocess.run(
+        ended = subprocess.run(
             hook.command,
             input=json.dumps(ending),
             env={**os.environ, **values},
@@ -46,19 +45,18 @@ def _run(hook: Hook, ending: dict[str, Any]) -> str | None:
         return f"hook.command did not end within {hook.timeout_s:g} s"
     except OSError as error:
         return f"hook.command={hook.command[0]}: {error.strerror}"
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        return f"hook.command ended with {done.returncode}: {last[0][:200]}"
+    if ended.returncode:
+        return f"hook.command ended with {ended.returncode}: {last_line(ended.stderr) or 'no message'}"
     return None
 
 
-def _post(hook: Hook, ending: dict[str, Any]) -> str | None:
-    """Errors name the host alone: the path of such a URL is often its key."""
+def _post(hook: Hook, url: str, ending: Mapping[str, str | int]) -> str | None:
+    """Errors name only the host, because the path of such a URL is often its key."""
     body = json.dumps(ending).encode()
     headers = {"Content-Type": "application/json"}
-    host = without_passwords(hook.url).split("/")[2]
+    host = without_passwords(url).split("/")[2]
     try:
-        with urllib.request.urlopen(urllib.request.Request(hook.url, body, headers), timeout=hook.timeout_s):
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=hook.timeout_s):
             return None
     except urllib.error.HTTPError as error:
         return f"hook.url at {host} answered {error.code}"

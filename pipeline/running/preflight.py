@@ -1,39 +1,38 @@
-"""What must hold before a run starts anything: a storage folder with room, and free ports."""
+"""Checks before a run starts anything: a writable storage with free space, and free ports."""
 
 import os
 import shutil
 from pathlib import Path
 
 from cluster.site import Site
-from pipeline.planning.plan import PlannedStage
-from pipeline.planning.tasks import Pipeline
+from pipeline.planning.request import OpenPipeline
 from pipeline.storage.lookup import storage_of
 from vico.errors import UserError
 
 MIB = 1 << 20
 _STAGE_BYTES = 64 * MIB
-"""Asked for each stage: its logs, tables and a small model. Shards and checkpoints are checked by their
-stages."""
+"""Required per stage: its logs, tables and a small model. Stages themselves check the space for shards and
+checkpoints."""
 
 
 def check_storage(storage: Path) -> None:
-    """Make the storage folder; UserError if it cannot be written."""
+    """Create the storage folder. Raises UserError if it is not writable."""
     try:
         storage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"storage={storage} cannot be made ({error.strerror}); choose another with --storage"
+            f"storage={storage} cannot be created ({error.strerror}); choose another with --storage"
         ) from error
     if not os.access(storage, os.W_OK | os.X_OK):
         raise UserError(
-            f"storage={storage} cannot be written; mend its rights or choose another with --storage"
+            f"storage={storage} is not writable; fix its permissions or choose another with --storage"
         )
     storage_of(storage).check_writable()
 
 
-def check_free_space(storage: Path, planned: list[PlannedStage]) -> None:
-    """UserError when so little is free that even small stages would fill the disk."""
-    needed = sum(_STAGE_BYTES for one in planned if one.action == "run")
+def check_free_space(storage: Path, opened: OpenPipeline) -> None:
+    """Raise UserError if the storage has not even enough free space for small stages."""
+    needed = _STAGE_BYTES * len(opened.stages_to_run)
     free = shutil.disk_usage(storage).free
     if free < needed:
         raise UserError(
@@ -42,11 +41,11 @@ def check_free_space(storage: Path, planned: list[PlannedStage]) -> None:
         )
 
 
-def check_ports(site: Site, pipeline: Pipeline, planned: list[PlannedStage]) -> None:
-    """UserError when the port that a local Ray was given is in use. Imports Ray, so only where a stage
-    will need it."""
-    running = {one.stage for one in planned if one.action == "run"}
-    needs_ray = any(task.spec.needs_ray for task in pipeline.tasks if task.name in running)
+def check_ports(site: Site, opened: OpenPipeline) -> None:
+    """Raise UserError if the dashboard port of a local Ray is in use. Imports Ray if a stage needs it."""
+    needs_ray = any(
+        task.spec.needs_ray for task in opened.pipeline.tasks if task.name in opened.stages_to_run
+    )
     starts_ray = site.ray.address is None and "RAY_ADDRESS" not in os.environ
     if needs_ray and starts_ray and site.ray.dashboard_port is not None:
         from cluster.ray_session import refuse_port_in_use

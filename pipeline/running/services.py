@@ -1,56 +1,66 @@
-"""What a command starts when a stage needs it, and stops at its end: tracking, Ray. Called by the driver."""
+"""Tracking and Ray: started when a stage first needs them, stopped when the command ends."""
 
 import threading
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from cluster.site import Site
 from pipeline.planning.tasks import StageTask
-from pipeline.progress import Display
-from pipeline.running.signals import StopSignals
+from pipeline.running.run_command import RunCommand
+
+if TYPE_CHECKING:
+    from pipeline.tracking.thread import TrackingThread
 
 
-class Services(AbstractContextManager):
-    """Both stay until it is closed. Threads may start tracking; Ray is the main thread's."""
+class Services(AbstractContextManager["Services"]):
+    """The services of one command. Any thread may start tracking; Ray starts in the main thread."""
 
-    def __init__(self, site: Site, run_folder: Path, model: Path, signals: StopSignals, display: Display):
-        self._site, self._run_folder, self._model = site, run_folder, model
-        self._signals, self._display = signals, display
+    def __init__(self, command: RunCommand, run_folder: Path):
+        self._site, self._run_folder = command.site, run_folder
+        self._model_folder = command.opened.pipeline.config.inputs.model_folder
+        self._signals, self._display = command.signals, command.display
         self._closing, self._starting = ExitStack(), threading.Lock()
-        self._ray = False
-        self.tracker: Any = None
-        """None before anything was to be tracked."""
+        self._has_ray = False
+        self.tracker: TrackingThread | None = None
+        """None before the first stage starts, and if the site has no tracking."""
 
     def __exit__(self, *exception: object) -> None:
         self._closing.close()
 
     def start(self, task: StageTask) -> None:
-        """Start tracking and, for a stage that needs it, Ray."""
+        """Start tracking and, if the stage needs it, Ray."""
         with self._starting:
             if self.tracker is None and self._site.tracking.enabled:
-                from pipeline.tracking.thread import Tracker
-
-                self.tracker = Tracker(self._site.storage, self._site, self._run_folder)
-                self.tracker.start()
-                self._closing.callback(self._finish_tracking)
-        if task.spec.needs_ray and not self._ray:
-            from cluster.ray_session import ray_session, refuse_unseen_folder, refuse_unseen_model
-
-            self._closing.enter_context(ray_session(self._site))
-            self._ray = True
-            field = "storage" if self._site.remote is None else "work"
-            refuse_unseen_folder(field, self._site.storage)
-            refuse_unseen_model(self._model)
+                self.tracker = self._started_tracker()
+        if task.spec.needs_ray and not self._has_ray:
+            self._start_ray()
         if threading.current_thread() is threading.main_thread():
             self._signals.install()
 
     def stage_run_id(self, stage: str) -> str | None:
-        """The MLflow run of a stage; None until it is there."""
+        """Return the id of a stage's MLflow run, None until MLflow has one."""
         return self.tracker.stage_run_id(stage) if self.tracker is not None else None
 
-    def _finish_tracking(self) -> None:
-        """The last word to MLflow; what it lacks is said, and is no failure of the run."""
-        lacks = self.tracker.finish()
-        if lacks:
-            self._display.line(lacks)
+    def _started_tracker(self) -> "TrackingThread":
+        from pipeline.tracking.thread import TrackingThread
+
+        tracker = TrackingThread(self._site, self._run_folder)
+        tracker.start()
+        self._closing.callback(self._finish_tracking, tracker)
+        return tracker
+
+    def _finish_tracking(self, tracker: "TrackingThread") -> None:
+        """Send the rest to MLflow and show what it still lacks, which does not fail the run."""
+        missing = tracker.finish()
+        if missing:
+            self._display.line(missing)
+
+    def _start_ray(self) -> None:
+        from cluster.ray_session import ray_session
+        from cluster.shared_folders import refuse_unseen_folder, refuse_unseen_model
+
+        self._closing.enter_context(ray_session(self._site))
+        self._has_ray = True
+        field = "storage" if self._site.remote is None else "work"
+        refuse_unseen_folder(field, self._site.storage)
+        refuse_unseen_model(self._model_folder)

@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP as one exception in the main thread, so that a stopped run can say so.
+"""SIGINT, SIGTERM and SIGHUP as one exception in the main thread, so that a stopped run can record its stop.
 
-A library may take a signal for itself (Ray Train takes SIGINT), and a blocking call may keep the exception
-back for seconds; a thread therefore hears of every signal at once.
+A library may replace a signal's handler (Ray Train replaces that of SIGINT), and a blocking call may delay
+the exception for seconds. Therefore a thread receives every signal immediately.
 """
 
 import os
@@ -17,14 +17,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
-    """Raises Interrupted at the first signal; a second one ends the process as it would without us."""
+    """Raises Interrupted at the first signal; a second signal ends the process as usual."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.on_stop: Callable[[], None] | None = None
-        """Called once, in a thread of its own, as soon as a signal has come."""
+        """Called once, in another thread, as soon as a signal has come."""
         self._received: int | None = None
-        self._before: dict[int, Any] = {}
-        self._heard = threading.Event()
+        self._handlers_before: dict[int, Any] = {}
+        self._has_come = threading.Event()
 
     def __enter__(self) -> Self:
         self._read_end, self._write_end = os.pipe()
@@ -36,57 +36,57 @@ class StopSignals:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._give_back()
+        self._restore()
         signal.set_wakeup_fd(self._wakeup_before)
         os.close(self._write_end)  # ends the listener
         self._listener.join()
         os.close(self._read_end)
 
     def install(self) -> None:
-        """Take the signals, also from a library that took them; ignored ones (nohup) stay ignored."""
+        """Set our handlers, also over those of a library. Ignored signals (nohup) stay ignored."""
         for number in _SIGNALS:
             current = signal.getsignal(number)
             if current is signal.SIG_IGN or self._received is not None:
                 continue
             if current != self._stop:
-                self._before.setdefault(number, current)
+                self._handlers_before.setdefault(number, current)
                 signal.signal(number, self._stop)
 
     def received(self, within_s: float = 0.0) -> signal.Signals | None:
-        """The signal that came first, if one has come or comes within this time."""
-        self._heard.wait(within_s)
+        """Return the first signal that has come, or comes within this time; else None."""
+        self._has_come.wait(within_s)
         return None if self._received is None else signal.Signals(self._received)
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come, whatever became of its exception."""
+        """Raise Interrupted if a signal has come, even if something caught the exception that it raised."""
         if self._received is not None:
             raise Interrupted(signal.Signals(self._received).name)
 
     def wait(self, seconds: float) -> None:
-        """Sleep, unless a signal comes: then raise Interrupted."""
-        self._heard.wait(seconds)
+        """Sleep; raise Interrupted when a signal comes."""
+        self._has_come.wait(seconds)
         self.check()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._note(number)
-        self._give_back()
+        self._restore()
         raise Interrupted(signal.Signals(number).name)
 
-    def _give_back(self) -> None:
-        for number, handler in self._before.items():
+    def _restore(self) -> None:
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int) -> None:
         if self._received is None:
             self._received = number
-            self._heard.set()
+            self._has_come.set()
 
     def _listen(self) -> None:
-        told = False
+        has_called = False
         while byte := os.read(self._read_end, 1):
             if byte[0] not in _SIGNALS or signal.getsignal(byte[0]) is signal.SIG_IGN:
                 continue
             self._note(byte[0])
-            if self.on_stop is not None and not told:
-                told = True
+            if self.on_stop is not None and not has_called:
+                has_called = True
                 self.on_stop()

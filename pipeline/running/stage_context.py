@@ -1,6 +1,5 @@
-"""One attempt at one stage: the context its code sees, its metrics file and its log."""
+"""One attempt at one stage: the context that its code gets, its metrics file and its log."""
 
-import json
 import logging
 import threading
 import time
@@ -10,28 +9,32 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from cluster.metric_lines import STEP_METRICS_FILE, MetricsWriter
 from cluster.passwords import MaskingFormatter
 from cluster.site import Site
 from data_prep.records.config import RecordsConfig
+from data_prep.records.repairs import Repairs
 from pipeline.progress import Display
 from pipeline.running.signals import StopSignals
+from pipeline.running.stage_inputs import InputFiles
 from pipeline.storage.folder import FolderStorage
 from pipeline.storage.lease import Lease
 from pipeline.storage.lookup import storage_of
+from stages.context import Context
 from stages.parts import Parts
 from stages.stops import LeaseLost
 
 STAGE_THREAD = "stage "
-"""What the name of a thread begins with in which a stage runs beside that of the main thread."""
+"""Start of the name of every thread that runs a stage beside the one in the main thread."""
 
 
 @dataclass
-class StageContext:
-    """The runner's stages.context.Context."""
+class StageContext(Context):
+    """The context of a real run. Stages may use it from several threads."""
 
     stage: str
     parts: Parts
-    inputs: Mapping[str, Path | RecordsConfig | None]
+    inputs: InputFiles
     site: Site
     leases: tuple[Lease, ...]
     signals: StopSignals
@@ -42,15 +45,25 @@ class StageContext:
     def _storage(self) -> FolderStorage:
         return storage_of(self.parts.folder)
 
+    @property
+    def records(self) -> RecordsConfig:
+        return self.inputs.records
+
+    @property
+    def heldout(self) -> RecordsConfig | None:
+        return self.inputs.heldout
+
+    @property
+    def repaired(self) -> Repairs | None:
+        return self.inputs.repaired
+
+    def folder(self, name: str) -> Path:
+        return self.inputs.folders[name]
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        entry = {
-            "step": int(step),
-            "time": time.time(),
-            "metrics": {name: float(value) for name, value in metrics.items()},
-        }
-        path = self.parts.attempt_folder / "metrics.jsonl"
-        with self._writing, path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        values = {name: float(value) for name, value in metrics.items()}
+        with self._writing, MetricsWriter(self.parts.attempt_folder / STEP_METRICS_FILE) as writer:
+            writer.append(int(step), values)
 
     def progress(self, done: int, total: int, unit: str) -> None:
         self.display.progress(self.stage, done, total, unit)
@@ -60,7 +73,7 @@ class StageContext:
 
     def check(self) -> None:
         self.signals.check()
-        self._storage.check(self.parts.folder)
+        self._storage.check_sharing(self.parts.folder)
         for lease in self.leases:
             if lease.lost:
                 raise LeaseLost(f"another driver has taken over {lease.folder}")
@@ -68,12 +81,11 @@ class StageContext:
 
 @contextmanager
 def logging_to(path: Path, *, of_stage: bool = False) -> Iterator[None]:
-    """Everything that is logged from INFO on also goes to this file; `of_stage`: but for what is of a stage
-    that runs in another thread."""
+    """Also write INFO and higher to `path`. With `of_stage`, skip records of stages in other threads."""
     handler = logging.FileHandler(path, encoding="utf-8")
     if of_stage:
-        own = threading.current_thread().name
-        handler.addFilter(lambda record: _is_of(own, record.threadName or ""))
+        stage_thread = threading.current_thread().name
+        handler.addFilter(lambda record: _is_of_stage(stage_thread, record.threadName or ""))
     formatter = MaskingFormatter("%(asctime)s driver %(levelname)s %(name)s: %(message)s")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
@@ -89,8 +101,11 @@ def logging_to(path: Path, *, of_stage: bool = False) -> Iterator[None]:
         handler.close()
 
 
-def _is_of(own: str, thread: str) -> bool:
-    """Whether a line of a thread is of the stage in the thread `own`; helpers of a stage have any name."""
-    if thread == own:
+def _is_of_stage(stage_thread: str, thread: str) -> bool:
+    """Return whether a record of `thread` belongs to the stage in `stage_thread`.
+
+    A stage's helper threads have any name, so only the threads of other stages are excluded.
+    """
+    if thread == stage_thread:
         return True
-    return not thread.startswith(STAGE_THREAD) and (thread != "MainThread" or own == "MainThread")
+    return not thread.startswith(STAGE_THREAD) and (thread != "MainThread" or stage_thread == "MainThread")

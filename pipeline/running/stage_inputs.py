@@ -1,91 +1,100 @@
-"""What a stage reads: the digests of its inputs, and their files, fetched and held against their records.
+"""What a stage reads: the digests of its inputs, and their files, fetched and compared with their records.
 
-One for a run; its stages ask it, and tell it what they have made.
+There is one StageInputs per run. Stages ask it for their inputs and report their outputs to it.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.site import Site
 from data_prep.records.config import RecordsConfig
 from data_prep.records.repairs import Repairs
+from pipeline.config.graph import MODEL_SOURCES, SOURCES
 from pipeline.identity.file_digests import DigestCache
 from pipeline.identity.input_digests import repaired_fingerprint
 from pipeline.planning.tasks import Pipeline, StageTask
+from pipeline.results.records import Record
 from pipeline.results.runs import RunFile
-from pipeline.results.stage_folder import Record, StageFolder
-from stages.adopted import FOLDER as ADOPTED_FOLDER
+from pipeline.results.stage_folder import StageFolder
+from stages.adopted import ADOPTED_FOLDER
 from vico.errors import UserError
 
-StageInput = Path | RecordsConfig | Repairs | None
+
+@dataclass(frozen=True)
+class InputFiles:
+    """What the code of one stage may read: folders by the names of its inputs, and configs of records."""
+
+    folders: Mapping[str, Path]
+    records: RecordsConfig
+    heldout: RecordsConfig | None
+    repaired: Repairs | None
 
 
 class StageInputs:
-    """The sources of a pipeline and what the stages of this run have made so far; threads may share it."""
+    """The sources of a pipeline and the outputs of the stages of this run so far. Threads may share it."""
 
     def __init__(self, pipeline: Pipeline, site: Site, run: RunFile, cache: DigestCache):
         self._pipeline, self._site, self._run, self._cache = pipeline, site, run, cache
         self._digests: dict[str, str] = dict(pipeline.sources)
         self._outputs: dict[str, Path] = {}
-        self._whole = set[str]()
+        self._fetched = set[str]()
 
-    def made(self, task: StageTask, folder: StageFolder, output_digest: str) -> None:
-        """The stage is done: its output is there for those that read it."""
+    def add_output(self, task: StageTask, folder: StageFolder, output_digest: str) -> None:
+        """Make the output of a stage that is done available to the stages that read it."""
         self._digests[task.name] = output_digest
         self._outputs[task.name] = folder.output
 
     def digests(self, task: StageTask) -> dict[str, str]:
+        """Return input -> digest of its bytes."""
         return {name: self._digests[name] for name in task.inputs}
 
     def fetch(self, task: StageTask) -> None:
-        """Have the outputs that the stage reads at hand. UserError when their bytes are not those recorded,
-        sizes being right. Files that were read before and have not been touched since are not read again."""
+        """Make the outputs that the stage reads available as files here.
+
+        Raises UserError if their bytes differ from the records although the sizes are right. Files that were
+        read before and have not changed since are not read again.
+        """
         for name in task.inputs:
-            if name not in self._outputs or name in self._whole:
+            if name not in self._outputs or name in self._fetched:
                 continue
             folder = StageFolder(self._site.storage, name, self._run.stages[name].fingerprint)
             record = folder.record()
             if record is not None:
                 self._fetch(folder, record)
-            self._whole.add(name)
+            self._fetched.add(name)
 
-    def given(self, task: StageTask) -> dict[str, StageInput]:
-        """What the stage's code is given, by the names of its inputs; an adopted result stands beside
-        them."""
-        found = {name: self._one(name, task) for name in task.spec.inputs}
-        return found if task.adopted_from is None else {**found, ADOPTED_FOLDER: task.adopted_from}
-
-    def _one(self, name: str, task: StageTask) -> StageInput:
+    def files(self, task: StageTask) -> InputFiles:
+        """Return what the stage's code may read; call `fetch` first."""
         inputs = self._pipeline.config.inputs
-        if name == "records":
-            return inputs.records
-        if name == "heldout":
-            return inputs.heldout
-        if name == "repaired":
-            return self._repairs(task) if inputs.repaired else None
-        if name in ("model", "tokenizer"):
-            return inputs.model_folder
-        return self._outputs[name]
+        folders = {name: self._outputs[name] for name in task.spec.inputs if name not in SOURCES}
+        folders |= {name: inputs.model_folder for name in MODEL_SOURCES if name in task.spec.inputs}
+        if task.adopted_from is not None:
+            folders[ADOPTED_FOLDER] = task.adopted_from
+        repaired = self._repairs(task) if inputs.repaired and "repaired" in task.spec.inputs else None
+        return InputFiles(folders, inputs.records, inputs.heldout, repaired)
 
     def _repairs(self, task: StageTask) -> Repairs:
-        """The last file of repaired rows and the shards that it mends: those of the files before it."""
+        """Return the last file of repaired rows and the shards that it repairs: those made with the files
+        before it."""
         files = self._pipeline.config.inputs.repaired
-        given = {**task.inputs, "repaired": repaired_fingerprint(files[:-1], self._cache)}
-        known = {name: value for name, value in given.items() if value is not None}
-        mended = StageTask(task.spec, task.config, known)
-        folder = mended.folder(self._site.storage)
+        fingerprints = {**task.inputs, "repaired": repaired_fingerprint(files[:-1], self._cache)}
+        inputs = {name: fingerprint for name, fingerprint in fingerprints.items() if fingerprint is not None}
+        before = StageTask(task.spec, task.config, inputs)
+        folder = before.folder(self._site.storage)
         record = folder.record()
         if record is None or folder.damage(record) or folder.fetch(record, self._cache.sha256s):
             raise UserError(
-                f"inputs.repaired={files[-1]} mends shards ({mended.fingerprint[:12]}) that are not whole in "
-                f"{self._site.storage_address}; give `vico data retry CONFIG`, which makes them first"
+                f"inputs.repaired={files[-1]} repairs shards ({before.fingerprint[:12]}) that are missing or "
+                f"damaged in {self._site.storage_address}; run `vico data retry CONFIG` to make them first"
             )
         self._fetch(folder, record)
-        return Repairs(files[-1], folder.output, mended.fingerprint)
+        return Repairs(files[-1], folder.output, before.fingerprint)
 
     def _fetch(self, folder: StageFolder, record: Record) -> None:
         path = folder.fetch(record, self._cache.sha256s)
         if path is not None:
             raise UserError(
-                f"{folder.storage.place(path)} is not what stage {folder.stage} wrote, though its size is; "
-                f"--force {folder.stage} sets it aside and runs the stage again"
+                f"{folder.storage.address(path)} is not what stage {folder.stage} wrote, though its size is; "
+                f"--force {folder.stage} archives it and runs the stage again"
             )

@@ -1,210 +1,201 @@
-"""One stage of a run: found done, or begun, run and recorded under its lease. Called by the runner."""
+"""One stage of a run: reused from the store, or run in an attempt. Start at `StageRunner.complete`.
+
+A stage is reused if the store has its result. Otherwise an attempt runs its code under the stage's lease, and
+the record is written last.
+"""
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from cluster.node_metrics import NodeSampler
-from cluster.site import Site
-from pipeline.identity.file_digests import DigestCache
-from pipeline.identity.provenance import PATCH_FILE, git_facts, git_patch, package_versions, site_facts
+from pipeline.identity.provenance import (
+    PATCH_FILE,
+    git_patch,
+    git_state_with_patch,
+    package_versions,
+    run_environment,
+)
 from pipeline.identity.source_files import source_digests, sources_digest
 from pipeline.json_files import OutputFile
 from pipeline.planning.reasons import code_changes, codes_of_attempts
-from pipeline.planning.standing import Standing, task_standing
-from pipeline.planning.tasks import Pipeline, StageTask
-from pipeline.progress import Display, duration
-from pipeline.results.runs import RunFile, Runs, StageEntry
-from pipeline.results.stage_folder import Record, StageFolder, outputs_digest
-from pipeline.running.signals import StopSignals
+from pipeline.planning.stage_status import StageStatus, task_status
+from pipeline.planning.tasks import StageTask
+from pipeline.progress import duration
+from pipeline.results.records import Record, outputs_digest
+from pipeline.results.runs import StageEntry
+from pipeline.results.stage_folder import StageFolder
+from pipeline.running.held_run import HeldRun
+from pipeline.running.run_command import RunCommand
+from pipeline.running.services import Services
 from pipeline.running.stage_context import StageContext, logging_to
 from pipeline.running.stage_inputs import StageInputs
-from pipeline.storage.lease import Lease, Leases
+from pipeline.storage.lease import Lease
+from pipeline.storage.leases import Leases
 from stages.parts import Parts
 from stages.stops import Interrupted, LeaseLost
 
 logger = logging.getLogger(__name__)
+Counts = Mapping[str, float | int | str]
+"""What a stage's `run` returns; recorded as `counts`."""
 
 
-class StageRuns:
-    """Takes stages of a pipeline to done, for one run whose lease this process holds; threads may share
-    it."""
+@dataclass(frozen=True)
+class StageAttempt:
+    """One attempt at a stage: its task, folder and lease, and when it began."""
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        site: Site,
-        runs: Runs,
-        run: RunFile,
-        lease: Lease,
-        cache: DigestCache,
-        *,
-        forced: frozenset[str],
-        strict_code: bool,
-        wait_s: float,
-        signals: StopSignals,
-        display: Display,
-        start_services: Callable[[StageTask], None],
-        mlflow_run_id: Callable[[str], str | None],
-    ):
-        self.site, self.runs, self.run, self.lease = site, runs, run, lease
-        self.inputs, self.cache = StageInputs(pipeline, site, run, cache), cache
-        self.forced, self.strict_code, self.wait_s = forced, strict_code, wait_s
-        self.signals, self.display = signals, display
-        self._start_services, self._mlflow_run_id = start_services, mlflow_run_id
+    task: StageTask
+    folder: StageFolder
+    lease: Lease
+    parts: Parts
+    started: datetime
+    started_s: float
+    """Value of `time.monotonic` at the start."""
 
-    def take(self, task: StageTask) -> None:
-        """Bring one stage to done. Raises what its code raises; the states in run.json are the caller's to
-        close."""
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+
+class StageRunner:
+    """Brings stages of one run to done. Threads may share it."""
+
+    def __init__(self, command: RunCommand, held: HeldRun, services: Services):
+        self.request, self.forced, self.cache = command.request, command.opened.forced, command.opened.cache
+        self.site, self.signals, self.display = command.site, command.signals, command.display
+        self.held, self.services = held, services
+        self.inputs = StageInputs(command.opened.pipeline, command.site, held.run, command.opened.cache)
+
+    def complete(self, task: StageTask) -> None:
+        """Bring one stage to done. Raises what its code raises; the caller then enters it in run.json."""
         folder = task.folder(self.site.storage)
-        folder.storage.refresh(folder.path)  # its metrics, too, which tracking may still lack
+        folder.storage.refresh(folder.path)  # also its metrics, which MLflow may still lack
         if not self._must_force(task) and self._reused(task, folder):
             return
-        lease = Leases(folder.storage).acquire(
-            folder.path,
-            self.run.run,
-            min_attempt=folder.last_attempt() + 1,
-            wait_s=self.wait_s,
-            on_wait=lambda holder: self.display.line(
-                f"{task.name}: waiting for run {holder.run} on {holder.host}, pid {holder.pid}"
-            ),
-        )
-        with lease:
+        with self._acquired_lease(task, folder) as lease:
             folder.storage.refresh(folder.path)
             if self._must_force(task):
-                self._set_aside(task, folder, lease, "--force")
+                self._archive(task, folder, lease, "--force")
                 self._entry(task).forced = True
-            elif self._reused(task, folder):  # whoever held the lease may have finished it
+            elif self._reused(task, folder):  # the previous holder of the lease may have finished it
                 return
             self._run(task, folder, lease)
-
-    def _entry(self, task: StageTask) -> StageEntry:
-        return self.run.stages[task.name]
 
     def _must_force(self, task: StageTask) -> bool:
         return task.name in self.forced and not self._entry(task).forced
 
-    def _standing(self, task: StageTask) -> Standing:
-        return task_standing(task, self.site.storage, self.inputs.digests(task), strict_code=self.strict_code)
-
     def _reused(self, task: StageTask, folder: StageFolder) -> bool:
-        """Whether the stage is done already; then it is entered as such."""
-        found = self._standing(task)
-        record = found.record
-        if found.way != "reuse" or record is None:
+        """Return whether the stage is done already; if it is, enter it as reused."""
+        status = self._status(task)
+        record = status.record
+        if status.kind != "reuse" or record is None:
             return False
-        self._entry(task).enter_reused(record)
-        self._done(task, folder, record.output_digest)
-        self.display.line(f"{task.name}: reused, {found.reason}")
+        self._entry(task).mark_reused(record)
+        self._enter_done(task, folder, record)
+        self.display.line(f"{task.name}: reused, {status.reason}")
         for change in code_changes(task, record):
             self.display.line(f"{task.name}: {change}")
         return True
 
-    def _done(self, task: StageTask, folder: StageFolder, output_digest: str) -> None:
-        self.inputs.made(task, folder, output_digest)
-        self.runs.save(self.run, self.lease)
-
-    def _set_aside(self, task: StageTask, folder: StageFolder, lease: Lease, reason: str) -> None:
-        aside = folder.set_aside(lease)
-        if aside is not None:
-            place = folder.storage.place(aside)
-            self.display.line(f"{task.name}: earlier result moved to {place} ({reason})")
+    def _acquired_lease(self, task: StageTask, folder: StageFolder) -> Lease:
+        return Leases(folder.storage).acquire(
+            folder.path,
+            self.held.name,
+            min_attempt=folder.last_attempt() + 1,
+            wait_s=self.request.wait_s,
+            on_wait=lambda holder: self.display.line(
+                f"{task.name}: waiting for run {holder.run} on {holder.host}, pid {holder.pid}"
+            ),
+        )
 
     def _run(self, task: StageTask, folder: StageFolder, lease: Lease) -> None:
         self.inputs.fetch(task)
-        self._start_services(task)
-        found = self._standing(task)
-        if found.way == "afresh":
-            self._set_aside(task, folder, lease, found.reason)
-        missing = self._attempt(task, folder, lease, found)
+        self.services.start(task)
+        status = self._status(task)
+        if status.kind == "restart":
+            self._archive(task, folder, lease, status.reason)
+        missing = self._attempt(task, folder, lease, status)
         if missing:
-            # The stage took its parts for whole and did not look at what was lost in them.
-            self._set_aside(task, folder, lease, f"{missing[0]} is not made again by going on")
+            # The stage saw its parts as complete and did not check what was lost inside them.
+            self._archive(task, folder, lease, f"resuming did not rebuild {missing[0]}")
             lease.next_attempt()
-            missing = self._attempt(task, folder, lease, Standing("new"))
+            self._attempt(task, folder, lease, StageStatus("new"))
 
-    def _attempt(self, task: StageTask, folder: StageFolder, lease: Lease, found: Standing) -> list[str]:
-        """Run the stage's code and record the result; or return the expected outputs that it did not make."""
-        entry, inputs, started = self._entry(task), self.inputs.digests(task), datetime.now(UTC)
-        sources = source_digests(task.spec.module_name)
-        parts = folder.begin(lease, inputs, found.expected, _iso(started), sources)
-        if found.way == "rebuild":
-            folder.set_record_aside(lease, found.damage)
-        entry.state, entry.attempt, entry.seconds = "running", lease.attempt, None
-        entry.reused, entry.reused_from, entry.mlflow_run_id = False, None, self._mlflow_run_id(task.name)
-        self.runs.save(self.run, self.lease)
-        since = time.monotonic()
-        logs = parts.attempt_folder
-        with (
-            folder.storage.attending(folder.path, logs),
-            logging_to(logs / "driver.log", of_stage=True),
-        ):
-            why = f" ({found.reason})" if found.reason else ""
-            self.display.stage_started(task.name, f"{task.name}: starts, attempt {lease.attempt}{why}")
-            _keep_patch(parts)
-            try:
-                counts = self._call(task, parts, lease)
-            except LeaseLost as lost:
-                logger.error("%s: attempt %d ends: %s", task.name, lease.attempt, lost)
-                raise
-            except Interrupted as stop:
-                logger.warning("%s: attempt %d stopped by %s", task.name, lease.attempt, stop)
-                raise
-            except Exception:
-                logger.exception("%s: attempt %d failed", task.name, lease.attempt)
-                raise
-            folder.storage.settle(folder.path)
+    def _attempt(self, task: StageTask, folder: StageFolder, lease: Lease, status: StageStatus) -> list[str]:
+        """Run the stage's code and record the result. Return the expected outputs that it did not make; then
+        nothing is recorded."""
+        attempt = self._begin(task, folder, lease, status)
+        logs = attempt.parts.attempt_folder
+        with folder.storage.sharing(folder.path, logs), logging_to(logs / "driver.log", of_stage=True):
+            reason = f" ({status.reason})" if status.reason else ""
+            self.display.stage_started(task.name, f"{task.name}: starts, attempt {lease.attempt}{reason}")
+            _keep_patch(attempt.parts)
+            with _logged_failures(attempt):
+                counts = self._call(attempt)
+            folder.storage.flush(folder.path)
             outputs = folder.outputs(self.cache.sha256s)
-            missing = [name for name in found.expected if name not in outputs]
-            if missing:
-                return missing
-            seconds = time.monotonic() - since
-            record = self._record(task, folder, lease.attempt, outputs, counts, started, seconds)
-            folder.finish(lease, record)
-            entry.state, entry.seconds, entry.mlflow_run_id = "done", seconds, record.mlflow_run_id
-            self._done(task, folder, record.output_digest)
-            self.display.stage_ended(task.name, f"{task.name}: done in {duration(seconds)}{_shown(counts)}")
-        return []
+            missing = [name for name in status.expected if name not in outputs]
+            if not missing:
+                self._finish(attempt, outputs, counts)
+            return missing
 
-    def _call(self, task: StageTask, parts: Parts, lease: Lease) -> Mapping[str, Any]:
+    def _begin(self, task: StageTask, folder: StageFolder, lease: Lease, status: StageStatus) -> StageAttempt:
+        """Make the attempt's folder and enter the attempt into run.json."""
+        started = datetime.now(UTC)
+        sources = source_digests(task.spec.module_name)
+        parts = folder.begin(lease, self.inputs.digests(task), status.expected, _iso(started), sources)
+        if status.kind == "rebuild":
+            folder.supersede_record(lease, status.damage)
+        entry = self._entry(task)
+        entry.state, entry.attempt, entry.seconds = "running", lease.attempt, None
+        entry.reused, entry.reused_from = False, None
+        entry.mlflow_run_id = self.services.stage_run_id(task.name)
+        self.held.save()
+        return StageAttempt(task, folder, lease, parts, started, time.monotonic())
+
+    def _call(self, attempt: StageAttempt) -> Counts:
+        """Call the stage's `run` and return its counts."""
         context = StageContext(
-            stage=task.name,
-            parts=parts,
-            inputs=self.inputs.given(task),
+            stage=attempt.name,
+            parts=attempt.parts,
+            inputs=self.inputs.files(attempt.task),
             site=self.site,
-            leases=(self.lease, lease),
+            leases=(self.held.lease, attempt.lease),
             signals=self.signals,
             display=self.display,
         )
         try:
-            with NodeSampler(parts.attempt_folder):
-                counts = task.spec.run(task.config, context)
+            with NodeSampler(attempt.parts.attempt_folder):
+                counts = attempt.task.spec.run(attempt.task.config, context)
         except Exception:
-            context.check()  # the failure may be what a stop or a lost lease looks like from inside
+            context.check()  # a stop or a lost lease may look like a failure inside the stage
             raise
         context.check()
         return counts
 
-    def _record(
-        self,
-        task: StageTask,
-        folder: StageFolder,
-        attempt: int,
-        outputs: dict[str, OutputFile],
-        counts: Mapping[str, Any],
-        started: datetime,
-        seconds: float,
-    ) -> Record:
+    def _finish(self, attempt: StageAttempt, outputs: dict[str, OutputFile], counts: Counts) -> None:
+        """Write the record, then enter the stage as done."""
+        record = self._record(attempt, outputs, counts)
+        attempt.folder.finish(attempt.lease, record)
+        entry = self._entry(attempt.task)
+        entry.state, entry.seconds, entry.mlflow_run_id = "done", record.seconds, record.mlflow_run_id
+        self._enter_done(attempt.task, attempt.folder, record)
+        text = f"{attempt.name}: done in {duration(record.seconds)}{_first_counts(counts)}"
+        self.display.stage_ended(attempt.name, text)
+
+    def _record(self, attempt: StageAttempt, outputs: dict[str, OutputFile], counts: Counts) -> Record:
+        task, seconds = attempt.task, time.monotonic() - attempt.started_s
         sources = source_digests(task.spec.module_name)
         return Record(
             stage=task.name,
             fingerprint=task.fingerprint,
             identity=task.identity,
-            attempt=attempt,
-            run=self.run.run,
-            git=git_facts(),
+            attempt=attempt.lease.attempt,
+            run=self.held.name,
+            git=git_state_with_patch(),
             source_digest=sources_digest(sources),
             sources=sources,
             packages=package_versions(),
@@ -213,15 +204,52 @@ class StageRuns:
             inputs=self.inputs.digests(task),
             counts=dict(counts),
             seconds=seconds,
-            started=_iso(started),
+            started=_iso(attempt.started),
             ended=_iso(datetime.now(UTC)),
             site=self.site.name,
-            facts=site_facts(self.site) | codes_of_attempts(folder, sources),
-            mlflow_run_id=self._mlflow_run_id(task.name),
+            facts=run_environment(self.site) | codes_of_attempts(attempt.folder, sources),
+            mlflow_run_id=self.services.stage_run_id(task.name),
         )
+
+    def _entry(self, task: StageTask) -> StageEntry:
+        return self.held.run.stages[task.name]
+
+    def _status(self, task: StageTask) -> StageStatus:
+        inputs = self.inputs.digests(task)
+        return task_status(task, self.site.storage, inputs, strict_code=self.request.strict_code)
+
+    def _enter_done(self, task: StageTask, folder: StageFolder, record: Record) -> None:
+        """Make the output available to later stages and write run.json."""
+        self.inputs.add_output(task, folder, record.output_digest)
+        self.held.save()
+
+    def _archive(self, task: StageTask, folder: StageFolder, lease: Lease, reason: str) -> None:
+        """Move an earlier result, if there is one, to `superseded/<n>`."""
+        archived = folder.supersede(lease)
+        if archived is not None:
+            address = folder.storage.address(archived)
+            self.display.line(f"{task.name}: earlier result moved to {address} ({reason})")
+
+
+@contextmanager
+def _logged_failures(attempt: StageAttempt) -> Iterator[None]:
+    """Write why an attempt ended early into its log."""
+    name, number = attempt.name, attempt.lease.attempt
+    try:
+        yield
+    except LeaseLost as lost:
+        logger.error("%s: attempt %d ends: %s", name, number, lost)
+        raise
+    except Interrupted as stop:
+        logger.warning("%s: attempt %d stopped by %s", name, number, stop)
+        raise
+    except Exception:
+        logger.exception("%s: attempt %d failed", name, number)
+        raise
 
 
 def _keep_patch(parts: Parts) -> None:
+    """Keep how the checkout differs from its commit, if it does."""
     patch = git_patch()
     if patch is not None:
         (parts.attempt_folder / PATCH_FILE).write_text(patch, encoding="utf-8")
@@ -231,10 +259,10 @@ def _iso(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds")
 
 
-def _shown(counts: Mapping[str, Any]) -> str:
-    """Up to six counts for the line that ends a stage."""
-    shown = [
+def _first_counts(counts: Counts) -> str:
+    """Return up to six counts for the line that ends a stage."""
+    texts = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in list(counts.items())[:6]
     ]
-    return ": " + ", ".join(shown) if shown else ""
+    return ": " + ", ".join(texts) if texts else ""

@@ -1,4 +1,4 @@
-"""`vico submit`: a run is entered as pending, and a Ray Jobs server is given the command that works on it."""
+"""`vico submit`: enter a run as pending, and submit the command that works on it to a Ray Jobs server."""
 
 import json
 import os
@@ -13,16 +13,17 @@ from typing import Any
 import yaml
 
 from cluster.jobs import JobServer, write_package
-from cluster.passwords import places_of_passwords
+from cluster.passwords import password_fields
 from cluster.site import Site
 from pipeline.config.graph import Graph
 from pipeline.identity.provenance import PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE, git_patch, git_state
 from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline
-from pipeline.results.runs import Runs
-from pipeline.running.jobs import JOB_VARIABLE, KIND, submission_state
+from pipeline.results.runs import Runs, State
+from pipeline.running.held_run import forget_forced
+from pipeline.running.jobs import JOB_VARIABLE, KIND, job_status
 from pipeline.running.preflight import check_storage
 from pipeline.running.run_choice import choose_run
-from pipeline.storage.lease import Leases
+from pipeline.storage.leases import Leases
 from vico.errors import UserError
 
 CONFIG_FILE, SITE_FILE = "submitted/config.yaml", "submitted/site.yaml"
@@ -30,10 +31,10 @@ CONFIG_FILE, SITE_FILE = "submitted/config.yaml", "submitted/site.yaml"
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run and the job that works on it; without a package when there was nothing to hand over."""
+    """A run and the job that works on it. `submission` is None if the run was done already."""
 
     run: str
-    state: str
+    state: State
     storage: str
     message: str
     submission: dict[str, Any] | None = None
@@ -41,14 +42,15 @@ class Submitted:
 
 @dataclass(frozen=True)
 class JobText:
-    """What the server is given: a command, the files packed beside the project, the environment."""
+    """What the server gets: a command, files packed beside the project's sources, and the environment."""
 
     entrypoint: str
     files: dict[str, str]
+    """Path in the package -> content."""
     env_vars: dict[str, str]
 
     def shown(self, site: Site) -> str:
-        """For `--print`."""
+        """Return the text for `--print`."""
         runtime_env = {"working_dir": "PACKAGE.zip", "env_vars": self.env_vars}
         parts = [
             f"# to {site.jobs.address or 'jobs.address, which is not set in this site'}",
@@ -59,18 +61,9 @@ class JobText:
 
 
 def job_text(request: RunRequest, opened: OpenPipeline) -> JobText:
-    """The job that runs what `vico run` would run here, with all paths absolute and overrides applied."""
+    """Return the job that runs what `vico run` would run here: paths are absolute, overrides applied."""
     site = request.site.as_given()
     site["ray"]["address"] = "auto"  # the job's own cluster, which Ray names in RAY_ADDRESS
-    command = [request.site.jobs.python, "-m", "pipeline.cli", "run", CONFIG_FILE, "--site", SITE_FILE]
-    for stage in request.force:
-        command += ["--force", stage]
-    if request.strict_code:
-        command.append("--strict-code")
-    if request.until:
-        command += ["--until", request.until]
-    if request.wait_s:
-        command += ["--wait", str(request.wait_s)]
     config = yaml.safe_dump(opened.pipeline.config.resolved(), sort_keys=False, allow_unicode=True)
     files = {
         CONFIG_FILE: config,
@@ -80,47 +73,59 @@ def job_text(request: RunRequest, opened: OpenPipeline) -> JobText:
     patch = git_patch()
     if patch is not None:
         files[PACKAGED_PATCH_FILE] = patch
-    return JobText(shlex.join(command), files, {"PYTHONUNBUFFERED": "1"})
+    return JobText(shlex.join(_command(request)), files, {"PYTHONUNBUFFERED": "1"})
+
+
+def _command(request: RunRequest) -> list[str]:
+    command = [request.site.jobs.python, "-m", "pipeline.cli", "run", CONFIG_FILE, "--site", SITE_FILE]
+    for stage in request.force:
+        command += ["--force", stage]
+    if request.strict_code:
+        command.append("--strict-code")
+    if request.until:
+        command += ["--until", request.until]
+    if request.wait_s:
+        command += ["--wait", str(request.wait_s)]
+    return command
 
 
 def open_request(request: RunRequest, graph: Graph) -> OpenPipeline:
-    """The request read and checked, as `vico run` does it. Raises UserError, also for a site whose passwords
-    the job's package would keep.
+    """Read and check the request as `vico run` does.
+
+    Raises UserError, also if the site has a password, because the job's package would keep it.
     """
-    secret = places_of_passwords(request.site.model_dump(mode="json"))
-    if secret:
+    fields = password_fields(request.site.model_dump(mode="json"))
+    if fields:
         raise UserError(
-            f"{secret[0]} (site {request.site.name}) holds a password, which the job's package would keep; "
+            f"{fields[0]} (site {request.site.name}) holds a password, which the job's package would keep; "
             "take it out, and set MLFLOW_TRACKING_USERNAME and _PASSWORD in the cluster's environment"
         )
     opened = open_pipeline(request, graph)
-    refused = [one.refused for one in opened.planned if one.refused]
-    if refused:
-        raise UserError("\n".join(refused))
+    opened.check_can_run()
     return opened
 
 
 def submit(request: RunRequest, graph: Graph) -> Submitted:
-    """Enter the run and hand it to the site's server.
+    """Enter the run as pending and send its job to the site's server.
 
     Raises UserError before anything is written, and LeaseHeld when a driver works on the run.
     """
-    site, storage = request.site, request.site.storage
-    address = site.storage_address
+    site = request.site
     if site.jobs.address is None:
         raise UserError(
             f"jobs.address is not set in site {site.name}; give the Ray Jobs server's http://HOST:8265"
         )
     opened = open_request(request, graph)
     server = JobServer(site.jobs.address)
-    check_storage(storage)
-    runs = Runs(storage)
+    check_storage(site.storage)
+    runs = Runs(site.storage)
     while (run := choose_run(opened, site, runs)) is None:
         runs.storage.refresh()
         opened = open_request(request, graph)
+    address = site.storage_address
     if run.state == "done":
         return Submitted(run.run, "done", address, f"run {run.run} is done; there is nothing to submit")
-    if run.submission and submission_state(run.submission).state in ("pending", "running"):
+    if run.submission and job_status(run.submission).state in ("pending", "running"):
         message = f"run {run.run} is with {run.submission['address']} already, job {run.submission['id']}"
         return Submitted(run.run, run.state, address, message, run.submission)
     submission = {
@@ -130,32 +135,34 @@ def submit(request: RunRequest, graph: Graph) -> Submitted:
         "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     _enter(runs, run.run, submission)
-    with tempfile.TemporaryDirectory(prefix="vico-submit-") as folder:
-        text = job_text(request, opened)
-        package = Path(folder, "package.zip")
-        write_package(package, text.files)
-        num_bytes = os.path.getsize(package)
-        try:
-            env_vars = {**text.env_vars, JOB_VARIABLE: json.dumps(submission)}
-            runtime_env = {"working_dir": str(package), "env_vars": env_vars}
-            server.submit(text.entrypoint, runtime_env, submission["id"])
-        except Exception as error:
-            _enter(runs, run.run, None, f"not submitted: {error}")
-            raise
+    try:
+        package_bytes = _send(server, job_text(request, opened), submission)
+    except Exception as error:
+        _enter(runs, run.run, None, f"not submitted: {error}")
+        raise
     message = (
-        f"run {run.run}: handed to {site.jobs.address} as job {submission['id']} "
-        f"({num_bytes / 1000:.0f} kB of sources); vico logs -f {run.run} --storage {address} follows it"
+        f"run {run.run}: submitted to {site.jobs.address} as job {submission['id']} "
+        f"({package_bytes / 1000:.0f} kB of sources); vico logs -f {run.run} --storage {address} follows it"
     )
     return Submitted(run.run, "pending", address, message, submission)
 
 
+def _send(server: JobServer, text: JobText, submission: dict[str, Any]) -> int:
+    """Pack the project and submit the job; return the bytes of the package."""
+    with tempfile.TemporaryDirectory(prefix="vico-submit-") as folder:
+        package = Path(folder, "package.zip")
+        write_package(package, text.files)
+        env_vars = {**text.env_vars, JOB_VARIABLE: json.dumps(submission)}
+        runtime_env = {"working_dir": str(package), "env_vars": env_vars}
+        server.submit(text.entrypoint, runtime_env, submission["id"])
+        return os.path.getsize(package)
+
+
 def _enter(runs: Runs, name: str, submission: dict[str, Any] | None, error: str | None = None) -> None:
-    """Write the submission into run.json, which is its driver's unless it has none."""
+    """Write the submission into run.json under the run's lease; raises LeaseHeld if a driver holds it."""
     with Leases(runs.storage).acquire(runs.run_folder(name), name) as lease:
         run = runs.named(name)
-        if run.state == "failed":
-            for entry in run.stages.values():
-                entry.forced = False  # asked for again after a failure, --force means it again
+        forget_forced(run)
         run.submission, run.error = submission, error
         run.state = "pending" if error is None else "failed"
         runs.save(run, lease)

@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server for a trained model."""
+"""An OpenAI-compatible HTTP server for a trained model."""

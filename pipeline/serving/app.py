@@ -1,12 +1,11 @@
 """The HTTP side of `vico serve`: OpenAI's chat completions, its list of models, and a health check.
 
-The event loop only moves bytes: bodies are parsed in two threads, answers come from the engine's own.
+The event loop only moves bytes: two threads parse the bodies, and the engine's thread computes the answers.
 """
 
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,15 +14,18 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from pipeline.serving.engine import Engine, Event, Job
-from pipeline.serving.requests import Chat, RequestError, chat_of
+from pipeline.serving.chat_response import ChatResponse
+from pipeline.serving.conversation import Chat, parsed_chat
+from pipeline.serving.engine import Engine
+from pipeline.serving.job import Event
+from pipeline.serving.limits import RequestError
 
-_BODY_TIMEOUT_S = 60  # a client that sends nothing must not hold a place for ever
-_LOOK_S = 0.5  # how often a waiting answer looks whether its client is still there
+_BODY_TIMEOUT_S = 60
+"""A client that sends nothing for so long loses its place in the server."""
 
 
 class Server:
-    """The routes over one engine. `num_open` counts the requests being read, waiting or answered."""
+    """The routes over one engine. `num_open` counts the requests that are being read, waiting or answered."""
 
     def __init__(self, engine: Engine, name: str):
         self.engine, self.name, self.num_open = engine, name, 0
@@ -41,7 +43,7 @@ class Server:
         return app
 
     async def health(self) -> JSONResponse:
-        """200 while the engine answers, 503 when it stops."""
+        """Answer 200 while the engine works, 503 while it stops."""
         alive = self.engine.alive()
         content = {"status": "ok" if alive else "stopping", "model": self.name, "requests": self.num_open}
         return JSONResponse(content, 200 if alive else 503)
@@ -62,7 +64,7 @@ class Server:
             raise RequestError(message, "model", status=404, code="model_not_found")
 
     async def chat(self, request: Request) -> Response:
-        """An answer, whole or as server-sent events."""
+        """Answer a chat request, in one piece or as server-sent events."""
         limit = self.engine.limits.waiting
         if self.num_open >= limit:
             message = f"{limit} requests are being served, this server's limit; try again later"
@@ -72,30 +74,31 @@ class Server:
         try:
             if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
                 raise RequestError("the content type must be application/json", status=415)
-            answer = _Answer(self.engine, await self._chat(request), self.name)
-            first = await answer.event(request)  # a refusal can still be a status
-            if not answer.chat.request.stream:
-                return JSONResponse(await answer.whole(first, request))
+            response = ChatResponse(self.engine, await self._chat(request), self.name)
+            # A refusal by the engine comes as the first event, in time for an HTTP status.
+            first = await response.event(request.is_disconnected)
+            if not response.chat.request.stream:
+                return JSONResponse(await response.completion(first, request.is_disconnected))
             streaming = True
-            return StreamingResponse(self._stream(answer, first), media_type="text/event-stream")
+            return StreamingResponse(self._stream(response, first), media_type="text/event-stream")
         finally:
             if not streaming:
                 self.num_open -= 1
 
-    async def _stream(self, answer: "_Answer", first: Event) -> AsyncIterator[str]:
+    async def _stream(self, response: ChatResponse, first: Event) -> AsyncIterator[str]:
         try:
-            async for chunk in answer.chunks(first):
+            async for chunk in response.chunks(first):
                 yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
             yield "data: [DONE]\n\n"
-        finally:  # also when the client went away
-            answer.job.cancelled.set()
+        finally:  # also if the client disconnected
+            response.job.cancelled.set()
             self.num_open -= 1
 
     async def _chat(self, request: Request) -> Chat:
-        """The checked request; its body is let go before the answer is waited for."""
+        """Return the checked request. Its body is freed before the answer is computed."""
         body = await self._body(request)
         loop = asyncio.get_running_loop()
-        chat = await loop.run_in_executor(self._readers, chat_of, body, self.engine.limits)
+        chat = await loop.run_in_executor(self._readers, parsed_chat, body, self.engine.limits)
         self._check_name(chat.request.model)
         return chat
 
@@ -114,70 +117,8 @@ class Server:
         return bytes(body)
 
 
-class _Answer:
-    """One job of the engine as OpenAI's objects."""
-
-    def __init__(self, engine: Engine, chat: Chat, name: str):
-        self.chat = chat
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        self.job = Job(chat, lambda event: loop.call_soon_threadsafe(self._events.put_nowait, event))
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
-        engine.submit(self.job)
-
-    async def event(self, request: Request | None = None) -> Event:
-        """The next event; raises the error it carries, and cancels the job where the client went away."""
-        while True:
-            try:
-                event = await asyncio.wait_for(self._events.get(), _LOOK_S)
-            except TimeoutError:
-                if request is not None and await request.is_disconnected():
-                    self.job.cancelled.set()
-                continue
-            except asyncio.CancelledError:
-                self.job.cancelled.set()
-                raise
-            if event.error is not None:
-                raise event.error
-            return event
-
-    async def whole(self, event: Event, request: Request) -> dict[str, Any]:
-        text = event.text
-        while event.finish_reason is None:
-            event = await self.event(request)
-            text += event.text
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": event.finish_reason, "logprobs": None}
-        answer = {"object": "chat.completion", **self._head, "choices": [choice], "usage": event.usage}
-        return {**answer, **self._report(event)}
-
-    async def chunks(self, event: Event) -> AsyncIterator[dict[str, Any]]:
-        options = self.chat.request.stream_options
-        yield self._chunk({"role": "assistant", "content": ""})
-        while True:
-            if event.text:
-                yield self._chunk({"content": event.text})
-            if event.finish_reason is not None:
-                break
-            try:
-                event = await self.event()
-            except RequestError as error:  # too late for a status: the client raises what stands in the chunk
-                yield error.body
-                return
-        yield {**self._chunk({}, event.finish_reason), **self._report(event)}
-        if options is not None and options.include_usage:
-            yield {**self._chunk({}), "choices": [], "usage": event.usage}
-
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return {"object": "chat.completion.chunk", **self._head, "choices": [choice]}
-
-    def _report(self, event: Event) -> dict[str, Any]:
-        return {"vico": event.routing} if self.chat.request.vico.report else {}
-
-
 async def _refusal(request: Request, error: Exception) -> JSONResponse:
-    """Any refusal in OpenAI's form, unknown paths and methods included."""
+    """Return any refusal in OpenAI's form, also for unknown paths and methods."""
     if isinstance(error, HTTPException):
         error = RequestError(f"{request.method} {request.url.path}: {error.detail}", status=error.status_code)
     assert isinstance(error, RequestError)

@@ -1,1 +1,2 @@
-"""Where results are kept (a folder, or an object store with a working copy) and the lease of one writer."""
+"""Where results are kept (a folder, or an object store with a working copy) and the leases of their
+writers."""

@@ -1,7 +1,7 @@
-"""Objects of an S3 bucket below a prefix: listed, read in full or in ranges, written under a condition.
+"""Objects of an S3 bucket below a prefix: listing, reading, writing under a condition.
 
-Used by pipeline/storage/object_store.py alone. Every request is tried again while the server fails or a body stops
-early, as long as VICO_REMOTE_PATIENCE_S says. botocore is imported when the first object is asked for.
+Used by `object_store.py` and its neighbours. Every request is retried while the server fails or a body ends
+early, for at most VICO_REMOTE_PATIENCE_S seconds. botocore is imported at the first request.
 """
 
 import hashlib
@@ -11,25 +11,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_prep.remote_files import patiently
+from data_prep.remote_files import with_retries
 from vico.errors import UserError
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 WINDOW_BYTES = 16 << 20
 PART_BYTES = 64 << 20
-"""Larger files are uploaded in parts of this size, or more of them than S3 takes would be needed."""
-_MOST_PARTS = 10_000
+"""Larger files are uploaded in parts of this size, or of a larger one if S3's limit of parts needs that."""
+_MAX_PARTS = 10_000
 _GONE = ("404", "NoSuchKey", "NotFound")
 _FAILED_CONDITION = ("412", "PreconditionFailed")
 _NOT_UNDERSTOOD = ("400", "501", "NotImplemented", "InvalidArgument", "InvalidRequest", "NoSuchBucket")
 
 
 class ConditionFailed(Exception):
-    """The object is not, or no longer, what the condition of a write says."""
+    """The object does not, or no longer, fulfil the condition of a write."""
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedObject:
     key: str
     bytes: int
     etag: str
@@ -44,7 +44,8 @@ class Bucket:
 
     @cached_property
     def client(self) -> Any:
-        """A client of botocore, which threads share; it reads addresses and secrets as all AWS tools do."""
+        """A botocore client, shared by threads; addresses and secrets come from where all AWS tools read
+        them."""
         try:
             from botocore.config import Config
             from botocore.session import Session
@@ -53,182 +54,199 @@ class Bucket:
                 f"storage={self.address} needs the package botocore; install it: pip install s3fs"
             ) from error
         config = Config(
-            retries={"total_max_attempts": 1},  # ours are counted
+            retries={"total_max_attempts": 1},  # retries are made and counted here
             connect_timeout=10,
             read_timeout=60,
             max_pool_connections=32,
-            request_checksum_calculation="when_required",  # other stores than AWS do not know the newer sums
+            request_checksum_calculation="when_required",  # stores other than AWS lack the newer checksums
             response_checksum_validation="when_required",
         )
         session = Session()
         region = session.get_config_variable("region") or "us-east-1"
         return session.create_client("s3", region_name=region, config=config)
 
-    def place(self, key: str) -> str:
+    def address_of(self, key: str) -> str:
         return f"{self.address}/{key}"
 
-    def listed(self, prefix: str) -> list[Listed]:
-        """All objects whose key begins with `prefix`."""
-        pages = self._pages(prefix, "")
-        own = len(self._key(""))
+    def listed(self, prefix: str) -> list[ListedObject]:
+        """Return all objects whose key begins with `prefix`."""
+        start = len(self._full_key(""))
         return [
-            Listed(one["Key"][own:], one["Size"], one["ETag"])
-            for page in pages
-            for one in page.get("Contents", [])
+            ListedObject(entry["Key"][start:], entry["Size"], entry["ETag"])
+            for page in self._pages(prefix, "")
+            for entry in page.get("Contents", [])
         ]
 
     def folders(self, prefix: str = "") -> list[str]:
-        """The first parts of the keys below `prefix`, each with its slash."""
-        own = len(self._key(""))
+        """Return the first parts of the keys below `prefix`, each with its slash."""
+        start = len(self._full_key(""))
         return [
-            one["Prefix"][own:] for page in self._pages(prefix, "/") for one in page.get("CommonPrefixes", [])
+            entry["Prefix"][start:]
+            for page in self._pages(prefix, "/")
+            for entry in page.get("CommonPrefixes", [])
         ]
 
     def get(self, key: str) -> tuple[bytes, str] | None:
-        """(content, ETag); None where there is none."""
+        """Return (content, ETag), or None if there is no such object."""
 
         def once() -> tuple[bytes, str]:
-            found = self.client.get_object(Bucket=self.name, Key=self._key(key))
-            return found["Body"].read(), found["ETag"]
+            response = self.client.get_object(Bucket=self.name, Key=self._full_key(key))
+            return response["Body"].read(), response["ETag"]
 
-        return self._asked(once, key)
+        return self._request(once, key)
 
     def put(self, key: str, data: bytes, *, etag: str | None) -> str:
-        """Write an object that has this ETag now, None: that is not there; its new ETag.
+        """Write an object that has this ETag now (None: that does not exist) and return its new ETag.
 
-        Raises ConditionFailed where that does not hold.
+        Raises ConditionFailed if the object has another ETag.
         """
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        target = self._target(key)
 
         def once() -> str:
-            asked = {"Bucket": self.name, "Key": self._key(key), "Body": data, **condition}
-            return self.client.put_object(**asked)["ETag"]
+            return self.client.put_object(**target, Body=data, **condition)["ETag"]
 
         try:
-            new = self._asked(once, key, "written")
+            new_etag = self._request(once, key, "written")
         except ConditionFailed:
-            new = None
-        if new is None:
-            there = self.get(key)
-            if there is None or there[0] != data:
-                raise ConditionFailed(self.place(key))
-            new = there[1]  # an earlier try arrived, its answer did not
-        return new
+            new_etag = None
+        if new_etag is None:
+            current = self.get(key)
+            if current is None or current[0] != data:
+                raise ConditionFailed(self.address_of(key))
+            new_etag = current[1]  # an earlier try arrived, but its answer did not
+        return new_etag
 
-    def put_anyway(self, key: str, data: bytes) -> str:
-        """Write an object whatever is there; its ETag."""
-        asked = {"Bucket": self.name, "Key": self._key(key), "Body": data}
-        return self._asked(lambda: self.client.put_object(**asked)["ETag"], key, "written")
+    def overwrite(self, key: str, data: bytes) -> str:
+        """Write an object without a condition and return its ETag."""
+        target = self._target(key)
+        return self._write(lambda: self.client.put_object(**target, Body=data)["ETag"], key)
 
     def upload(self, key: str, path: Path) -> None:
-        """Write an object from a file, in parts where it is large. Of one that grows, as a log does, what it
-        holds now: the client takes digest and length of an open file one after the other.
+        """Write an object from a file, in parts if it is large.
+
+        Of a file that grows, such as a log, this uploads what it contains now: the client would take digest
+        and length of an open file one after the other.
         """
-        size = path.stat().st_size
-        where = {"Bucket": self.name, "Key": self._key(key)}
-        if size <= PART_BYTES:
+        num_bytes = path.stat().st_size
+        if num_bytes <= PART_BYTES:
             with path.open("rb") as file:
-                self.put_anyway(key, file.read(size))
+                self.overwrite(key, file.read(num_bytes))
             return
-        begun = self._asked(lambda: self.client.create_multipart_upload(**where), key, "written")
-        where["UploadId"] = begun["UploadId"]
+        target = self._target(key)
+        created = self._write(lambda: self.client.create_multipart_upload(**target), key)
+        target["UploadId"] = created["UploadId"]
         try:
-            made = [
-                {"PartNumber": number, "ETag": self._upload_part(where, number, data, key)}
-                for number, data in enumerate(_pieces(path, size), start=1)
+            uploaded = [
+                {"PartNumber": number, "ETag": self._upload_part(target, number, data, key)}
+                for number, data in enumerate(_pieces(path, num_bytes), start=1)
             ]
-            asked = {**where, "MultipartUpload": {"Parts": made}}
-            self._asked(lambda: self.client.complete_multipart_upload(**asked), key, "written")
+            parts = {"Parts": uploaded}
+            # None if the upload is unknown by now: an earlier try completed it, but its answer did not arrive
+            self._request(
+                lambda: self.client.complete_multipart_upload(**target, MultipartUpload=parts), key, "written"
+            )
         except BaseException:
-            self._asked(lambda: self.client.abort_multipart_upload(**where), key, "written")
+            self._request(lambda: self.client.abort_multipart_upload(**target), key, "written")
             raise
 
-    def _upload_part(self, where: dict[str, Any], number: int, data: bytes, key: str) -> str:
-        asked = {**where, "PartNumber": number, "Body": data}
-        return self._asked(lambda: self.client.upload_part(**asked)["ETag"], key, "written")
+    def _upload_part(self, target: dict[str, Any], number: int, data: bytes, key: str) -> str:
+        arguments = {**target, "PartNumber": number, "Body": data}
+        return self._write(lambda: self.client.upload_part(**arguments)["ETag"], key)
 
     def windows(self, key: str, num_bytes: int) -> Iterator[bytes]:
-        """The content, window by window; FileNotFoundError where there is none."""
+        """Yield the content window by window; raise FileNotFoundError if there is no such object."""
         for start in range(0, num_bytes, WINDOW_BYTES):
             end = min(start + WINDOW_BYTES, num_bytes)
 
             def once(start: int = start, end: int = end) -> bytes:
-                asked = {"Bucket": self.name, "Key": self._key(key), "Range": f"bytes={start}-{end - 1}"}
-                data = self.client.get_object(**asked)["Body"].read()
+                byte_range = f"bytes={start}-{end - 1}"
+                data = self.client.get_object(**self._target(key), Range=byte_range)["Body"].read()
                 if len(data) != end - start:
                     raise OSError(f"the body has {len(data)} of {end - start} bytes")
                 return data
 
-            data = self._asked(once, key)
-            if data is None:
-                raise FileNotFoundError(self.place(key))
-            yield data
+            window = self._request(once, key)
+            if window is None:
+                raise FileNotFoundError(self.address_of(key))
+            yield window
 
     def sha256(self, key: str, num_bytes: int) -> str:
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         for window in self.windows(key, num_bytes):
-            found.update(window)
-        return found.hexdigest()
+            sha256.update(window)
+        return sha256.hexdigest()
 
     def copy(self, key: str, to: str) -> None:
         """Copy a small object within the bucket."""
-        source = {"Bucket": self.name, "Key": self._key(key)}
-        asked = {"Bucket": self.name, "Key": self._key(to), "CopySource": source}
-        self._asked(lambda: self.client.copy_object(**asked), to, "written")
+        arguments = {**self._target(to), "CopySource": self._target(key)}
+        self._request(lambda: self.client.copy_object(**arguments), to, "written")
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects, in this order; quietly those that are not there."""
+        """Delete objects in this order; ignore those that do not exist."""
         for key in keys:
-            asked = {"Bucket": self.name, "Key": self._key(key)}
-            self._asked(lambda asked=asked: self.client.delete_object(**asked), key, "written")
+            self._delete(key)
+
+    def _delete(self, key: str) -> None:
+        self._request(lambda: self.client.delete_object(**self._target(key)), key, "written")
 
     def _pages(self, prefix: str, delimiter: str) -> Iterator[dict[str, Any]]:
-        asked = {"Bucket": self.name, "Prefix": self._key(prefix), "Delimiter": delimiter}
+        arguments = {"Bucket": self.name, "Prefix": self._full_key(prefix), "Delimiter": delimiter}
         while True:
-            page = self._asked(lambda: self.client.list_objects_v2(**asked), prefix) or {}
+            page = self._request(lambda: self.client.list_objects_v2(**arguments), prefix) or {}
             yield page
             if not page.get("IsTruncated"):
                 return
-            asked["ContinuationToken"] = page["NextContinuationToken"]
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
 
-    def _key(self, key: str) -> str:
+    def _target(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self.name, "Key": self._full_key(key)}
+
+    def _full_key(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key
 
-    def _asked(self, action: Callable[[], Found], key: str, verb: str = "read") -> Found | None:
-        """What the action gives; None for an object that is not there."""
-        _ = self.client  # says what to install where botocore is missing
+    def _write(self, action: Callable[[], Result], key: str) -> Result:
+        """Return the result of a write; raise FileNotFoundError if the server answers 404."""
+        result = self._request(action, key, "written")
+        if result is None:
+            raise FileNotFoundError(self.address_of(key))
+        return result
+
+    def _request(self, action: Callable[[], Result], key: str, verb: str = "read") -> Result | None:
+        """Return the result of the action, with retries; None if there is no such object.
+
+        Raises ConditionFailed if the condition of a write does not hold.
+        """
+        _ = self.client  # names the package to install if botocore is missing
         from botocore.exceptions import ClientError
 
-        def once() -> Found | None:
+        def once() -> tuple[Result | None, bool]:
             try:
-                return action()
+                return action(), True
             except ClientError as error:
                 code = str(error.response.get("Error", {}).get("Code"))
                 status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
                 if code in _GONE or (status == "404" and code != "NoSuchBucket"):
-                    return None
+                    return None, True
                 if {code, status} & set(_FAILED_CONDITION):
-                    return _FAILED
+                    return None, False
                 if status == "403":
                     raise PermissionError(code) from error
                 if {code, status} & set(_NOT_UNDERSTOOD):
                     raise UserError(
-                        f"storage={self.address}: the store refuses a request ({code}: {error}); name a "
-                        "bucket that is there, in a store that knows conditional writes"
+                        f"storage={self.address}: the store refuses a request ({code}: {error}); name an "
+                        "existing bucket in a store that supports conditional writes"
                     ) from error
                 raise
 
-        found = patiently(once, self.place(key), verb)
-        if found is _FAILED:
-            raise ConditionFailed(self.place(key))
-        return found
+        result, condition_holds = with_retries(once, self.address_of(key), verb)
+        if not condition_holds:
+            raise ConditionFailed(self.address_of(key))
+        return result
 
 
-_FAILED: Any = object()
-
-
-def _pieces(path: Path, size: int) -> Iterator[bytes]:
-    piece_bytes = max(PART_BYTES, -(-size // _MOST_PARTS))
+def _pieces(path: Path, num_bytes: int) -> Iterator[bytes]:
+    piece_bytes = max(PART_BYTES, -(-num_bytes // _MAX_PARTS))
     with path.open("rb") as file:
         while piece := file.read(piece_bytes):
             yield piece

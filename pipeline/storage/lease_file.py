@@ -1,4 +1,4 @@
-"""lease.json: who holds the lease of a folder, and whether that process is still alive."""
+"""lease.json: which process holds the lease of a folder, and whether that process is still alive."""
 
 import os
 import socket
@@ -10,37 +10,40 @@ from stages.parts import LEASE_FILE
 
 
 class Holder(StoredModel):
-    """lease.json: who writes here, as which attempt."""
+    """lease.json: the process that writes in the folder, and as which attempt."""
 
     run: str
     attempt: int
     token: str
+    """Random; another holder has another token."""
     host: str
     boot_id: str
     pid_namespace: str
     pid: int
     pid_started: str
+    """When the process started, in clock ticks since boot."""
     since: str
     working_copy: str = ""
-    """The working copy of an object store in which it works."""
+    """The id of the working copy in which the process works; empty without an object store."""
     counter: int = 0
+    """Grows while the process holds the lease."""
     released: bool = False
 
     def is_here(self) -> bool:
-        """Whether its process number means something here: same host, boot and process namespace."""
+        """Return whether this process can see the holder: same host, boot and process namespace."""
         here = (socket.gethostname(), boot_id(), pid_namespace())
         return (self.host, self.boot_id, self.pid_namespace) == here
 
     def is_dead(self) -> bool:
-        """Whether its process is seen to be gone, or its number to belong to another process by now."""
-        return self.is_here() and sight(self.pid, self.pid_started) == "dead"
+        """Return whether the process is known to be gone, or another one has its number by now."""
+        return self.is_here() and process_state(self.pid, self.pid_started) == "dead"
 
     def is_seen_alive(self) -> bool:
-        return self.is_here() and sight(self.pid, self.pid_started) == "alive"
+        return self.is_here() and process_state(self.pid, self.pid_started) == "alive"
 
 
 def read_lease(folder: Path) -> Holder | None:
-    return Holder.read(folder / LEASE_FILE, "delete it when no vico process works on that folder")
+    return Holder.read(folder / LEASE_FILE, "delete it if no vico process works on that folder")
 
 
 def boot_id() -> str:
@@ -48,13 +51,16 @@ def boot_id() -> str:
 
 
 def pid_namespace() -> str:
-    """Two containers may share host name and boot and still number their processes apart."""
+    """Return the namespace of process numbers: containers may share host name and boot, but not the
+    numbers."""
     return os.readlink("/proc/self/ns/pid")
 
 
-def sight(pid: int, started: str) -> Literal["alive", "dead", "unseen"]:
-    """How the process that started then under this number looks from here. Where /proc hides the processes
-    of other users (hidepid), there may be one that is not seen."""
+def process_state(pid: int, started: str) -> Literal["alive", "dead", "unseen"]:
+    """Return the state of the process with this number and start time, as far as it can be seen from here.
+
+    "unseen": a process of another user has the number, and /proc hides it (mounted with hidepid).
+    """
     try:
         return "alive" if pid_started(pid) == started else "dead"
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -67,13 +73,15 @@ def _exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # of another user
+        return True  # a process of another user
     return True
 
 
 def pid_started(pid: int) -> str | None:
-    """When the process started, in ticks since boot; None if there is only its corpse. Raises OSError where
-    it cannot be seen."""
+    """Return when the process started, in clock ticks since boot; None if it is a zombie.
+
+    Raises OSError if the process cannot be seen.
+    """
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]

@@ -1,4 +1,4 @@
-"""Which storage a file or folder belongs to."""
+"""Find the storage that a file or folder belongs to."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ from pipeline.storage.folder import MARKER, FolderStorage
 
 
 def storage_of(path: Path) -> FolderStorage:
-    """The storage that a file or folder belongs to: one that says so itself, in a marker above it, is the
-    working copy of an object store."""
+    """Return the storage of a file or folder: an object store if a folder above has its marker, else a
+    folder."""
     for folder in (path, *path.parents):
         if (folder / MARKER).is_file():
             from pipeline.storage.object_store import object_storage

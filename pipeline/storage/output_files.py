@@ -1,6 +1,7 @@
-"""Published and partial files of a stage's output, and moving them to superseded/."""
+"""Published and partial files of a stage's output, and moving results to superseded/."""
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ def is_partial(name: str) -> bool:
 
 
 def partials(output: Path) -> Iterator[Path]:
-    """Files and folders of an output that were not published."""
+    """Yield the files and folders of an output that were not published."""
     for parent, folders, files in os.walk(output):
         for name in [*folders, *files]:
             if is_partial(name):
@@ -20,8 +21,14 @@ def partials(output: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not is_partial(name)]
 
 
+def remove_partials(output: Path) -> None:
+    """Delete what earlier attempts left half-written."""
+    for path in list(partials(output)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def published(output: Path) -> Iterator[str]:
-    """Names of the files of an output that were published."""
+    """Yield the names of the published files of an output, folders within it included."""
     for parent, folders, files in os.walk(output):
         folders[:] = [name for name in folders if not is_partial(name)]
         for name in files:
@@ -29,24 +36,26 @@ def published(output: Path) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(parent, name), output)
 
 
-def move_aside(folder: Path, aside: Path, names: Iterable[str], damaged: Iterable[str]) -> None:
+def move_to_superseded(folder: Path, superseded: Path, names: Iterable[str], damaged: Iterable[str]) -> None:
+    """Move the `damaged` files of a stage's output, then the files and folders `names` of the stage."""
     for name in damaged:
-        target = aside / "output" / name
+        target = superseded / "output" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if (folder / "output" / name).exists():
             os.rename(folder / "output" / name, target)
     for name in names:
         if (folder / name).exists():
-            os.rename(folder / name, aside / name)
+            os.rename(folder / name, superseded / name)
     sync_folder(folder)
 
 
-def new_superseded(folder: Path) -> Path:
+def new_superseded_folder(folder: Path) -> Path:
+    """Create superseded/<n> with the next free number."""
     number = 1
     while True:
-        found = folder / "superseded" / str(number)
+        superseded = folder / "superseded" / str(number)
         try:
-            found.mkdir(parents=True)
-            return found
+            superseded.mkdir(parents=True)
+            return superseded
         except FileExistsError:
             number += 1

@@ -1,1 +1,1 @@
-"""MLflow: what it should show, what it was sent, and sending the rest."""
+"""MLflow: what it should show, what it was sent already, and sending the rest."""

@@ -1,6 +1,7 @@
-"""What MLflow should show of a run, read from run.json and the store. Used by tracking; knows no MLflow."""
+"""What MLflow should show of a run, read from run.json and the store. Used by tracking and the audit; does
+not import MLflow."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -9,57 +10,42 @@ from typing import Any
 import yaml
 
 from cluster.site import Site
-from pipeline.config.pipeline_file import flattened
-from pipeline.identity.fingerprints import digest
+from pipeline.config.dotted_keys import flattened_text
 from pipeline.identity.provenance import git_state
+from pipeline.results.records import Record
 from pipeline.results.runs import PIPELINE, RunFile, StageEntry, State
-from pipeline.results.stage_folder import Record, StageFolder
+from pipeline.results.stage_folder import StageFolder
+from pipeline.tracking.desired_outputs import (
+    DataSet,
+    ModelOutput,
+    artifact_files,
+    made_dataset,
+    made_models,
+    numbers,
+    output_address,
+    stage_datasets,
+)
 from pipeline.tracking.sent import SentState
 
 STATUS: dict[State, str] = {
-    "pending": "KILLED",  # of a stage: a command on the run has begun and is not there yet
+    "pending": "KILLED",  # of a stage: a command on the run has started and has not reached the stage yet
     "running": "RUNNING",
     "done": "FINISHED",
     "failed": "FAILED",
     "interrupted": "KILLED",
     "cancelled": "KILLED",
 }
-TABLE_BYTES = 1_000_000
-"""Larger JSON files of an output stay in the store alone."""
-MANIFEST = "manifest.json"
-"""The file by which a data set in an output is known."""
-HANDED_OUT = "export"
+REGISTERED_STAGE = "export"
 """The stage whose model becomes a version in the model registry."""
-_NO_DATA = ("model", "tokenizer")
 
 
 @dataclass(frozen=True)
-class DataSet:
-    name: str
-    digest: str
-    source: Mapping[str, Any]
-    context: str
-    profile: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ModelOutput:
-    name: str
-    uri: str
-    digest: str
-
-    @property
-    def mark(self) -> str:
-        return f"{self.name}:{self.digest}"
-
-
-@dataclass(frozen=True)
-class Projection:
-    """What one MLflow run should show: the pipeline's, or that of a stage."""
+class DesiredRun:
+    """What one MLflow run should show: the run of the pipeline, or of one stage."""
 
     name: str
     began: str
-    """Which beginning of the stage it is. Begun afresh, its output set aside, it is another MLflow run."""
+    """Number of the first attempt. If the stage is started from scratch, this changes: a new MLflow run."""
     title: str
     status: str
     start_s: float
@@ -67,23 +53,29 @@ class Projection:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     attempts: Path | None = None
-    """Where metrics lie; None where none are to be sent."""
+    """The folder with the metrics of the attempts; None if no metrics are to be sent."""
     counts: Mapping[str, float] = field(default_factory=dict)
     datasets: tuple[DataSet, ...] = ()
     models: tuple[ModelOutput, ...] = ()
     registers_as: str = ""
-    """Name under which the models become versions in the model registry; empty where they do not."""
+    """Name under which the models become versions in the model registry; empty: they do not."""
     files: tuple[tuple[Path, str], ...] = ()
-    """Files with the artifact folder each belongs in."""
+    """Files, each with its artifact folder."""
     texts: Mapping[str, str] = field(default_factory=dict)
+    """Path of an artifact -> its text."""
 
     @property
     def is_ended(self) -> bool:
         return self.status != "RUNNING"
 
+    @property
+    def identity_tags(self) -> dict[str, str]:
+        """Return the tags by which this MLflow run is found when its id was lost."""
+        return {"vico.run": self.tags["vico.run"], "vico.stage": self.name, "vico.began": self.began}
 
-def of_pipeline(run: RunFile, site: Site) -> Projection:
-    """The parent: what belongs to the run as a whole."""
+
+def desired_pipeline_run(run: RunFile, site: Site) -> DesiredRun:
+    """Return the parent run, which shows what belongs to the pipeline as a whole."""
     blocks = {name: run.config[name] for name in run.stages if name in run.config}
     tags = {
         "vico.run": run.run,
@@ -102,21 +94,24 @@ def of_pipeline(run: RunFile, site: Site) -> Projection:
     if run.submission:
         tags["vico.submission"] = str(run.submission.get("id"))
     ended = run.attempts[-1].ended if run.attempts else None
-    return Projection(
+    return DesiredRun(
         name=PIPELINE,
         began="1",
         title=f"{run.experiment} {run.run}",
         status="RUNNING" if run.state == "pending" else STATUS[run.state],
         start_s=_seconds(run.created),
         end_s=_seconds(ended) if ended else None,
-        params=flattened({"seed": run.config.get("seed"), **blocks}),
+        params=flattened_text({"seed": run.config.get("seed"), **blocks}),
         tags=tags,
         texts={"config.yaml": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)},
     )
 
 
-def of_stage(run: RunFile, name: str, site: Site) -> Projection | None:
-    """A stage of the run; None before anything of it has begun."""
+def desired_stage_run(run: RunFile, name: str, site: Site) -> DesiredRun | None:
+    """Return the run of a stage; None before its first attempt.
+
+    A stage that another run made shows no metrics and outputs, only where it was reused from.
+    """
     entry = run.stages[name]
     folder = StageFolder(site.storage, name, entry.fingerprint)
     began = _first_attempt(folder)
@@ -125,50 +120,57 @@ def of_stage(run: RunFile, name: str, site: Site) -> Projection | None:
     record = folder.record() if entry.state == "done" else None
     attempt = folder.last_attempt_file()
     inputs = record.inputs if record else attempt.inputs if attempt else {}
-    elsewhere = entry.reused and entry.reused_from != run.run
-    tags = _stage_tags(run, name, entry, site, record)
-    tags |= {f"vico.input.{source}": value for source, value in inputs.items()}
-    return Projection(
+    is_own = not _is_of_another_run(run, entry)
+    made_by_run = record if is_own else None
+    dataset = made_dataset(record, site) if record else None
+    return DesiredRun(
         name=name,
         began=str(began),
         title=name,
         status=STATUS[entry.state],
         start_s=_seconds(record.started if record else attempt.started if attempt else run.created),
         end_s=_seconds(record.ended) if record else None,
-        params=flattened(run.config.get(name, {})),
-        tags=tags,
-        attempts=None if elsewhere else folder.path / "attempts",
-        counts={} if elsewhere or record is None else dict(_numbers(record.counts)),
-        datasets=tuple(_datasets(run, name, site, inputs, record)),
-        models=() if elsewhere or record is None else tuple(_models(folder, record)),
-        registers_as=run.experiment if name == HANDED_OUT else "",
-        files=() if elsewhere else tuple(_files(folder)),
+        params=flattened_text(run.config.get(name, {})),
+        tags={
+            **_entry_tags(run, name, site),
+            **(_record_tags(record) if record else _driver_tags(run, site)),
+            **{f"vico.input.{source}": value for source, value in inputs.items()},
+        },
+        attempts=folder.path / "attempts" if is_own else None,
+        counts=numbers(made_by_run.counts) if made_by_run else {},
+        datasets=(*stage_datasets(run, inputs, site), *([dataset] if dataset else [])),
+        models=tuple(made_models(folder, made_by_run)) if made_by_run else (),
+        registers_as=run.experiment if name == REGISTERED_STAGE else "",
+        files=tuple(artifact_files(folder)) if is_own else (),
     )
 
 
-def _stage_tags(
-    run: RunFile, name: str, entry: StageEntry, site: Site, record: Record | None
-) -> dict[str, str]:
+def _is_of_another_run(run: RunFile, entry: StageEntry) -> bool:
+    return entry.reused and entry.reused_from != run.run
+
+
+def _entry_tags(run: RunFile, name: str, site: Site) -> dict[str, str]:
+    """Return the tags that run.json has of a stage."""
+    entry = run.stages[name]
     tags = {
         "vico.run": run.run,
         "vico.stage": name,
         "vico.fingerprint": entry.fingerprint,
         "vico.state": entry.state,
         "vico.attempt": str(entry.attempt),
-        "vico.output": _output_place(site, name, entry.fingerprint),
-        "vico.site": record.site if record else run.site,
+        "vico.output": output_address(site, name, entry.fingerprint),
+        "vico.site": run.site,
     }
-    if entry.reused and entry.reused_from and entry.reused_from != run.run:
+    if entry.reused_from and _is_of_another_run(run, entry):
         tags["vico.reused_from"] = entry.reused_from
-        tags["vico.reused_child"] = _child(name, entry, site)
-    if record is None:
-        host = run.attempts[-1].host if run.attempts else ""
-        return tags | {
-            "vico.host": host,
-            "vico.world_size": str(site.resources.workers),
-            **_git_tags(git_state()),
-        }
-    return tags | {
+        tags["vico.reused_child"] = _reused_run_id(name, entry, entry.reused_from, site)
+    return tags
+
+
+def _record_tags(record: Record) -> dict[str, str]:
+    """Return the tags of a finished stage: of the process that made it, and of its code and output."""
+    return {
+        "vico.site": record.site,
         "vico.host": str(record.facts.get("host", "")),
         "vico.world_size": str(record.facts.get("resources", {}).get("workers", "")),
         "vico.code_version": str(record.identity.get("code_version", "")),
@@ -179,10 +181,13 @@ def _stage_tags(
     }
 
 
-def _child(name: str, entry: StageEntry, site: Site) -> str:
-    """The MLflow run of the reused stage in the run it comes from."""
-    state = SentState.of(site.storage / "runs" / entry.reused_from, site.tracking_place)
-    return state.runs[name].id if name in state.runs else entry.mlflow_run_id or ""
+def _driver_tags(run: RunFile, site: Site) -> dict[str, str]:
+    """Return the tags of an unfinished stage that depend on the process that is working on it: this one."""
+    return {
+        "vico.host": run.attempts[-1].host if run.attempts else "",
+        "vico.world_size": str(site.resources.workers),
+        **_git_tags(git_state()),
+    }
 
 
 def _git_tags(git: Mapping[str, Any]) -> dict[str, str]:
@@ -191,63 +196,15 @@ def _git_tags(git: Mapping[str, Any]) -> dict[str, str]:
     return {"mlflow.source.git.commit": git["commit"], "vico.git_dirty": str(git.get("dirty")).lower()}
 
 
+def _reused_run_id(name: str, entry: StageEntry, run: str, site: Site) -> str:
+    """Return the id of the MLflow run of a reused stage in the run that made it."""
+    state = SentState.of(site.storage / "runs" / run, site.tracking_address)
+    return state.runs[name].id if name in state.runs else entry.mlflow_run_id or ""
+
+
 def _first_attempt(folder: StageFolder) -> int | None:
     names = [path.name for path in folder.path.glob("attempts/*")]
     return min((int(name) for name in names if name.isdigit()), default=None)
-
-
-def _datasets(
-    run: RunFile, name: str, site: Site, inputs: Mapping[str, str], record: Record | None
-) -> Iterator[DataSet]:
-    for source, found in inputs.items():
-        if source in run.stages:
-            output = _output_place(site, source, run.stages[source].fingerprint)
-            yield DataSet(source, found, {"digest": found, "path": output}, "input")
-        elif source not in _NO_DATA:
-            given = (run.config.get("inputs") or {}).get(source) or {}
-            yield DataSet(source, found, {"digest": found, "records": given}, "input")
-    if record and MANIFEST in record.outputs:
-        found = record.outputs[MANIFEST].sha256
-        path = _output_place(site, name, record.fingerprint)
-        counts = dict(_numbers(record.counts))
-        yield DataSet(name, found, {"digest": found, "path": path}, "output", counts)
-
-
-def _models(folder: StageFolder, record: Record) -> Iterator[ModelOutput]:
-    """Each folder of the output that holds weights; weights that lie in the output itself, each file."""
-    weights = [name for name in record.outputs if name.endswith(".safetensors")]
-    for place in sorted({name.rpartition("/")[0] or name for name in weights}):
-        files = {
-            name: file.sha256 for name, file in record.outputs.items() if f"{name}/".startswith(f"{place}/")
-        }
-        title = f"{record.stage}-{_plain(place.removesuffix('.safetensors'))}"
-        where = folder.storage.place(folder.output / place)
-        yield ModelOutput(title, where if "://" in where else Path(where).as_uri(), digest(files))
-
-
-def _output_place(site: Site, stage: str, fingerprint: str) -> str:
-    folder = StageFolder(site.storage, stage, fingerprint)
-    return folder.storage.place(folder.output)
-
-
-def _plain(name: str) -> str:
-    """A name without the characters that MLflow refuses in names of models."""
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
-
-
-def _files(folder: StageFolder) -> Iterator[tuple[Path, str]]:
-    for path in sorted(folder.output.glob("figures/*.png")):
-        if not path.name.startswith("."):
-            yield path, "figures"
-    for path in sorted([*folder.output.glob("*.json"), *folder.output.glob("*.md")]):
-        if not path.name.startswith(".") and path.stat().st_size <= TABLE_BYTES:
-            yield path, "tables"
-
-
-def _numbers(counts: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in counts.items():
-        if isinstance(value, int | float):
-            yield name, float(value)
 
 
 def _seconds(moment: str) -> float:

@@ -1,5 +1,5 @@
-"""What a stage read and made as MLflow shows it: data sets, models, registered versions, files. Called by
-tracking; MLflow is imported inside functions only.
+"""Data sets, models, registered versions and artifacts of one MLflow run, sent as far as MLflow does not have
+them yet. MLflow is imported inside functions only.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.tracking.client import sqlite_lock
-from pipeline.tracking.desired import ModelOutput, Projection
-from pipeline.tracking.sent import SentRun
+from cluster.site import Site
+from pipeline.results.runs import PIPELINE, RunFile, Runs
+from pipeline.tracking.client import error_line, mlflow_client, sqlite_lock, tag_filter
+from pipeline.tracking.desired import DesiredRun
+from pipeline.tracking.desired_outputs import ModelOutput
+from pipeline.tracking.sent import SentRun, SentState
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
 
 DIGEST_LENGTH = 36
 """MLflow's limit for digests of data sets."""
@@ -25,102 +27,126 @@ CANDIDATE = "candidate"
 
 
 @dataclass(frozen=True)
-class Made:
-    """Inputs and outputs of one MLflow run; what `sent` knows is not told again."""
+class OutputSender:
+    """Sends inputs and outputs of one MLflow run, and notes in `sent` what MLflow has then."""
 
     client: MlflowClient
     uri: str
-    experiment_id: str
-    projection: Projection
+    experiment: str
+    """The id of the experiment."""
+    desired: DesiredRun
     sent: SentRun
 
-    def tell_datasets(self) -> None:
+    def send_datasets(self) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        for one in self.projection.datasets:
-            digest = one.digest[:DIGEST_LENGTH]
-            if f"{one.name}:{digest}" in self.sent.datasets:
+        for wanted in self.desired.datasets:
+            digest = wanted.digest[:DIGEST_LENGTH]
+            if f"{wanted.name}:{digest}" in self.sent.datasets:
                 continue
-            source = json.dumps(one.source, sort_keys=True)
-            profile = json.dumps(one.profile) if one.profile else None
-            dataset = Dataset(one.name, digest, "vico", source, profile=profile)
-            given = DatasetInput(dataset, [InputTag("mlflow.data.context", one.context)])
+            source = json.dumps(wanted.source, sort_keys=True)
+            profile = json.dumps(wanted.profile) if wanted.profile else None
+            dataset = Dataset(wanted.name, digest, "vico", source, profile=profile)
+            dataset_input = DatasetInput(dataset, [InputTag("mlflow.data.context", wanted.context)])
             with sqlite_lock(self.uri):
-                self.client.log_inputs(self.sent.id, datasets=[given])
-            self.sent.datasets.append(f"{one.name}:{digest}")
+                self.client.log_inputs(self.sent.id, datasets=[dataset_input])
+            self.sent.datasets.append(f"{wanted.name}:{digest}")
 
-    def tell_models(self, identity: Mapping[str, str]) -> None:
-        """An external LoggedModel for each: where its files are and their digest, not the files."""
+    def send_models(self) -> None:
+        """Create one external LoggedModel per model: the address and digest of its files, not the files."""
+        for model in self.desired.models:
+            if model.key not in self.sent.models:
+                self.sent.models[model.key] = self._send_model(model)
+
+    def _send_model(self, model: ModelOutput) -> str:
         from mlflow.entities import LoggedModelOutput
 
-        for one in self.projection.models:
-            if one.mark in self.sent.models:
-                continue
-            filters = f"source_run_id = '{self.sent.id}' and tags.`vico.digest` = '{one.digest}'"
-            found = list(self.client.search_logged_models([self.experiment_id], filters, max_results=1))
-            tags = {"mlflow.model.isExternal": "true", "vico.digest": one.digest, "vico.uri": one.uri}
-            tags |= identity
-            model = found[0] if found else None
-            if model is None:
-                model = self.client.create_logged_model(self.experiment_id, one.name, self.sent.id, tags)
-            self.client.finalize_logged_model(model.model_id, "READY")
-            outputs = self.client.get_run(self.sent.id).outputs
-            if model.model_id not in [known.model_id for known in (outputs.model_outputs if outputs else [])]:
-                self.client.log_outputs(
-                    self.sent.id, [LoggedModelOutput(model.model_id, step=0)]
-                )  # not twice
-            self.sent.models[one.mark] = model.model_id
+        # A kill may have come between creating the model and our note of it.
+        filters = f"source_run_id = '{self.sent.id}' and {tag_filter({'vico.digest': model.digest})}"
+        logged = next(iter(self.client.search_logged_models([self.experiment], filters, max_results=1)), None)
+        if logged is None:
+            tags = {"mlflow.model.isExternal": "true", "vico.digest": model.digest, "vico.uri": model.uri}
+            tags |= self.desired.identity_tags
+            logged = self.client.create_logged_model(self.experiment, model.name, self.sent.id, tags)
+        self.client.finalize_logged_model(logged.model_id, "READY")
+        outputs = self.client.get_run(self.sent.id).outputs
+        output_ids = [output.model_id for output in (outputs.model_outputs if outputs else [])]
+        if logged.model_id not in output_ids:  # MLflow refuses the same output twice
+            self.client.log_outputs(self.sent.id, [LoggedModelOutput(logged.model_id, step=0)])
+        return logged.model_id
 
-    def tell_files(self) -> None:
-        for name, text in self.projection.texts.items():
+    def send_files(self) -> None:
+        for name, text in self.desired.texts.items():
             if name not in self.sent.files:
                 self.client.log_text(self.sent.id, text, name)
                 self.sent.files[name] = [len(text), 0]
-        for path, folder in self.projection.files:
-            facts = path.stat()
-            signature = [facts.st_size, facts.st_mtime_ns]
+        for path, folder in self.desired.files:
+            file_status = path.stat()
+            signature = [file_status.st_size, file_status.st_mtime_ns]
             if self.sent.files.get(f"{folder}/{path.name}") != signature:
                 self.client.log_artifact(self.sent.id, str(path), folder)
                 self.sent.files[f"{folder}/{path.name}"] = signature
 
-    def tell_versions(self) -> None:
-        """A version in the model registry for each model that the stage hands out; the newest is the
-        candidate. The last to be told: not every server has a registry.
+    def send_versions(self) -> None:
+        """Create a version in the model registry for each model; the newest becomes the candidate.
+
+        Call this last: not every server has a registry.
         """
-        title = registered_name(self.projection.registers_as)
-        for one in self.projection.models if title else ():
-            if one.mark in self.sent.versions:
+        registered = registered_name(self.desired.registers_as)
+        for model in self.desired.models if registered else ():
+            if model.key in self.sent.versions:
                 continue
-            version = self._version(title, one) or self._new_version(title, one)
-            self.client.set_registered_model_alias(title, CANDIDATE, version)
-            self.sent.versions[one.mark] = version
+            version = self._version(registered, model) or self._new_version(registered, model)
+            self.client.set_registered_model_alias(registered, CANDIDATE, version)
+            self.sent.versions[model.key] = version
 
-    def _version(self, title: str, one: ModelOutput) -> str | None:
-        """The version that a kill kept from our note."""
-        found = self.client.search_model_versions(f"name = '{title}' and run_id = '{self.sent.id}'")
-        return next((str(each.version) for each in found if each.tags.get("vico.digest") == one.digest), None)
+    def _version(self, registered: str, model: ModelOutput) -> str | None:
+        """Return the version of the model if MLflow has it already: a kill may have come before our note."""
+        versions = self.client.search_model_versions(f"name = '{registered}' and run_id = '{self.sent.id}'")
+        matching = (version for version in versions if version.tags.get("vico.digest") == model.digest)
+        return next((str(version.version) for version in matching), None)
 
-    def _new_version(self, title: str, one: ModelOutput) -> str:
+    def _new_version(self, registered: str, model: ModelOutput) -> str:
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.create_registered_model(title)
+            self.client.create_registered_model(registered)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         names = ("vico.run", "vico.fingerprint")
-        tags = {name: self.projection.tags[name] for name in names if name in self.projection.tags}
-        tags |= {"vico.digest": one.digest, "vico.uri": one.uri}
-        model_id = self.sent.models[one.mark]
-        # A server takes no path outside its artifacts; a database looks for LoggedModels in another place.
+        tags = {name: self.desired.tags[name] for name in names if name in self.desired.tags}
+        tags |= {"vico.digest": model.digest, "vico.uri": model.uri}
+        model_id = self.sent.models[model.key]
+        # A server accepts no path outside its artifacts; a database looks for LoggedModels elsewhere.
         is_server = self.uri.startswith(("http://", "https://"))
-        source = f"models:/{model_id}" if is_server else one.uri
+        source = f"models:/{model_id}" if is_server else model.uri
         version = self.client.create_model_version(
-            title, source, run_id=self.sent.id, tags=tags, model_id=model_id if is_server else None
+            registered, source, run_id=self.sent.id, tags=tags, model_id=model_id if is_server else None
         )
         return str(version.version)
 
 
 def registered_name(name: str) -> str:
-    """The name as the registry takes it: without slash, colon and quotes."""
+    """Return the name as the registry accepts it: without slash, colon and quotes."""
     return re.sub(r"[/:'\"`]", "_", name)
+
+
+def log_texts(site: Site, run: RunFile, texts: Mapping[str, str]) -> str | None:
+    """Store texts (artifact path -> text) in the MLflow run of the pipeline; return the line that says why
+    not.
+
+    Returns None if they are stored, or if the run was never tracked.
+    """
+    folder = Runs(site.storage).run_folder(run.run)
+    sent = SentState.of(folder, site.tracking_address).runs.get(PIPELINE)
+    run_id = sent.id if sent is not None else run.mlflow_run_id
+    if run_id is None:
+        return None
+    try:
+        client = mlflow_client(site.tracking_uri)
+        for path, text in texts.items():
+            client.log_text(run_id, text, path)
+    except Exception as error:  # from a server, a database or an artifact store
+        return f"the report is not in MLflow at {site.tracking_address}: {error_line(error)}"
+    return None

@@ -1,89 +1,62 @@
-"""Ends MLflow runs whose driver is gone, and sends what MLflow lacks of them."""
+"""Ends the MLflow runs of dead drivers, and sends MLflow what it lacks of ended runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.site import Site
-from pipeline.results.runs import ENDED, PIPELINE, RunFile, Runs
-from pipeline.tracking.client import active_run, mlflow_client, one_line
-from pipeline.tracking.sent import SentState, is_incomplete
-from pipeline.tracking.thread import sync
+from pipeline.results.runs import ENDED, Runs
+from pipeline.tracking.client import active_run, error_line, mlflow_client, running_runs, sqlite_path
+from pipeline.tracking.sent import is_incomplete
+from pipeline.tracking.thread import sync_once
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-
-def log_texts(site: Site, run: RunFile, texts: Mapping[str, str]) -> str | None:
-    """Put texts by artifact path into the MLflow run of the pipeline; why not, None if they are there or the
-    run was never tracked."""
-    folder = Runs(site.storage).run_folder(run.run)
-    sent = SentState.of(folder, site.tracking_place).runs.get(PIPELINE)
-    run_id = sent.id if sent is not None else run.mlflow_run_id
-    if run_id is None:
-        return None
-    try:
-        client = mlflow_client(site.tracking_uri)
-        for path, text in texts.items():
-            client.log_text(run_id, text, path)
-    except Exception as error:  # of a server, a database, a store of artifacts
-        return f"the report is not in MLflow at {site.tracking_place}: {one_line(error)}"
-    return None
+    from mlflow.entities import Run
 
 
 def reap(site: Site) -> tuple[list[str], list[str]]:
-    """End the MLflow runs that show RUNNING for runs nobody works on any more, and tell MLflow what it lacks
-    of runs that have ended: (what was done, what could not be). A driver may have been killed before it could
-    tell, the server been away, and the command that made a run may be at work on a newer one.
+    """End MLflow runs that show RUNNING without a driver, and send MLflow what it lacks of ended runs.
+
+    Returns a line for each thing that was done, and one for each that failed. A run is left like that if its
+    driver was killed, if the server was down, or if the command that started it is working on a newer run.
     """
-    database = Path(site.tracking_uri.removeprefix("sqlite:///"))
-    if site.tracking_uri.startswith("sqlite:///") and not database.is_file():
+    database = sqlite_path(site.tracking_uri)
+    if database is not None and not database.is_file():
         return [], []
     try:
         client = mlflow_client(site.tracking_uri)
-        stale = _running(client)
+        shown_as_running = running_runs(client)
     except Exception as error:
-        return [], [f"MLflow at {site.tracking_place}: {one_line(error)}"]
-    runs, done, left = Runs(site.storage), [], []
+        return [], [f"MLflow at {site.tracking_address}: {error_line(error)}"]
+    runs = Runs(site.storage)
     states = {run.run: run.state for run in runs.all()}
-    for name in dict.fromkeys(run.data.tags["vico.run"] for run in stale):
-        own = [run for run in stale if run.data.tags["vico.run"] == name]
+    done: list[str] = []
+    failed: list[str] = []
+    for name in dict.fromkeys(run.data.tags["vico.run"] for run in shown_as_running):
+        own = [run for run in shown_as_running if run.data.tags["vico.run"] == name]
         if name in states and states[name] in ENDED:
-            problem = sync(site, runs.run_folder(name))
+            problem = sync_once(site, runs.run_folder(name))
             _end(client, own)
-            (left if problem else done).append(problem or f"closed in MLflow: run {name}: {states[name]}")
+            (failed if problem else done).append(problem or f"closed in MLflow: run {name}: {states[name]}")
         elif name not in states and any(_is_of_storage(run, site) for run in own):
             _end(client, own)
             done.append(f"closed in MLflow: run {name}: its folder is gone")
     for name in (name for name, state in states.items() if state in ENDED):
         if is_incomplete(runs.run_folder(name), site):
-            problem = sync(site, runs.run_folder(name))
-            (left if problem else done).append(problem or f"sent to MLflow: what it lacked of run {name}")
-    return done, left
+            problem = sync_once(site, runs.run_folder(name))
+            (failed if problem else done).append(problem or f"sent to MLflow: what it lacked of run {name}")
+    return done, failed
 
 
-def _running(client: MlflowClient) -> list[Any]:
-    """Our runs of all experiments that MLflow shows as running."""
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    found, token = [], None
-    while True:
-        page = client.search_runs(experiments, "attributes.status = 'RUNNING'", page_token=token)
-        found += [run for run in page if "vico.run" in run.data.tags]
-        token = page.token
-        if not token:
-            return found
-
-
-def _is_of_storage(run: Any, site: Site) -> bool:
-    """Whether the MLflow run of a pipeline says that it lies here; those of other storages are let alone."""
+def _is_of_storage(run: Run, site: Site) -> bool:
+    """Return whether the MLflow run names this storage; runs of other storages are left alone."""
     return run.data.tags.get("vico.storage") == site.storage_address
 
 
-def _end(client: MlflowClient, stale: list[Any]) -> None:
-    """End those that still run: our files no longer know of them."""
-    for run in stale:
+def _end(client: MlflowClient, runs: list[Run]) -> None:
+    """End the runs that still show RUNNING: our files have no entry for them any more."""
+    for run in runs:
         now = active_run(client, run.info.run_id)
         if now is not None and now.info.status == "RUNNING":
             client.set_terminated(run.info.run_id, "KILLED")

@@ -1,4 +1,5 @@
-"""What MLflow has been told of a run: `runs/<run>/mlflow.json`. Used by tracking; light."""
+"""What was sent to MLflow: per run in `runs/<run>/mlflow.json`, per metric the steps. Imports nothing
+heavy."""
 
 import logging
 from collections.abc import Iterable
@@ -14,10 +15,11 @@ from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "mlflow.json"
+_REMEDY = "it will be rebuilt from MLflow"
 
 
 class SentRun(BaseModel):
-    """What one MLflow run has been told."""
+    """What was sent to one MLflow run."""
 
     model_config = ConfigDict(strict=True)
 
@@ -27,19 +29,19 @@ class SentRun(BaseModel):
     params: list[str] = []
     tags: dict[str, str] = {}
     steps: dict[str, int] = {}
-    """The last step that MLflow has of each metric."""
+    """Metric -> the last step that MLflow has."""
     datasets: list[str] = []
     models: dict[str, str] = {}
     """Name and digest of a model -> its id."""
     versions: dict[str, str] = {}
     """Name and digest of a model -> its version in the model registry."""
     files: dict[str, list[int]] = {}
-    """Path of an artifact -> size and time of change of the file when it was sent."""
+    """Path of an artifact -> size and modification time of the file when it was sent."""
 
 
 class StepSet:
-    """A set of steps, a bit each: a run has up to a million of them, of some sixty metrics. The bits lie in
-    pages, since a metric may have few steps far apart."""
+    """A set of steps with one bit per step: a run may have a million steps of sixty metrics. The bits are
+    kept in pages, because a metric may have few steps that are far apart."""
 
     _PAGE_STEPS = 4096
 
@@ -49,53 +51,54 @@ class StepSet:
             self.add(step)
 
     def __contains__(self, step: int) -> bool:
-        number, byte, bit = self._place(step)
-        return number in self._pages and bool(self._pages[number][byte] & bit)
+        page, byte, bit = self._position(step)
+        return page in self._pages and bool(self._pages[page][byte] & bit)
 
     def add(self, step: int) -> None:
-        number, byte, bit = self._place(step)
-        if number not in self._pages:
-            self._pages[number] = bytearray(self._PAGE_STEPS // 8)
-        self._pages[number][byte] |= bit
+        page, byte, bit = self._position(step)
+        if page not in self._pages:
+            self._pages[page] = bytearray(self._PAGE_STEPS // 8)
+        self._pages[page][byte] |= bit
 
-    def _place(self, step: int) -> tuple[int, int, int]:
-        number, place = divmod(step, self._PAGE_STEPS)
-        return number, place // 8, 1 << place % 8
+    def _position(self, step: int) -> tuple[int, int, int]:
+        page, bit = divmod(step, self._PAGE_STEPS)
+        return page, bit // 8, 1 << bit % 8
 
 
 class SentSteps:
-    """Which steps of each metric MLflow has: what it said when it was asked, and what was sent since.
+    """The steps of each metric that MLflow has: those it had when it was asked, and those sent since.
 
-    The last one of a metric would not do: after a restart of ranks steps are done again, and what comes only
-    now and then (`seconds_checkpoint`) may come at a step before its last. `last` is saved for people to see.
+    The last step of a metric is not enough: after a restart of the ranks, steps are done again, and a metric
+    that is reported rarely (`seconds_checkpoint`) may come at a step before its last one. `last` (metric ->
+    step) is saved for people to read.
     """
 
-    def __init__(self, last: dict[str, int], known: dict[str, StepSet]):
-        self.last, self._known = last, known
+    def __init__(self, last: dict[str, int], steps: dict[str, StepSet]):
+        self.last, self._steps = last, steps
 
     def is_new(self, key: str, step: int) -> bool:
-        return step not in self._known.get(key, ())
+        return step not in self._steps.get(key, ())
 
     def add(self, key: str, step: int) -> None:
-        self._known.setdefault(key, StepSet()).add(step)
+        self._steps.setdefault(key, StepSet()).add(step)
         self.last[key] = max(step, self.last.get(key, step))
 
 
 class SentState(StoredModel):
-    """mlflow.json. Made again from what MLflow has when it is lost."""
+    """The content of mlflow.json. If the file is lost, it is rebuilt from what MLflow has."""
 
     uri: str
     runs: dict[str, SentRun] = Field(default_factory=dict)
     superseded: list[str] = Field(default_factory=list)
-    """MLflow runs of stages that were begun afresh since."""
+    """MLflow runs of stages that have since been started from scratch."""
     complete: bool = False
-    """The run has ended and MLflow was told everything of it."""
+    """The run has ended and all of it was sent to MLflow."""
 
     @classmethod
     def of(cls, run_folder: Path, uri: str) -> Self:
-        """The state as saved; an empty one when there is none, or one of another MLflow."""
+        """Return the saved state; an empty one if there is none, or one that is damaged or of another URI."""
         try:
-            state = cls.read(run_folder / STATE_FILE, "it is made again from MLflow")
+            state = cls.read(run_folder / STATE_FILE, _REMEDY)
         except UserError as error:
             logger.warning("%s", error)
             state = None
@@ -103,22 +106,25 @@ class SentState(StoredModel):
 
 
 def is_complete(run_folder: Path, site: Site) -> bool:
-    """Whether MLflow was told everything of this run; does not ask it."""
-    return SentState.of(run_folder, site.tracking_place).complete
+    """Return whether all of this run was sent to MLflow, by mlflow.json alone."""
+    return SentState.of(run_folder, site.tracking_address).complete
 
 
 def is_incomplete(run_folder: Path, site: Site) -> bool:
-    """Whether it is noted that this MLflow lacks something of the run; not so of one that it never had."""
+    """Return whether mlflow.json says that this MLflow lacks a part of the run, or is damaged.
+
+    False for a run that this MLflow never had.
+    """
     try:
-        state = SentState.read(run_folder / STATE_FILE, "it is made again from MLflow")
+        state = SentState.read(run_folder / STATE_FILE, _REMEDY)
     except UserError:
         return True
-    return state is not None and state.uri == site.tracking_place and not state.complete
+    return state is not None and state.uri == site.tracking_address and not state.complete
 
 
 def mark_incomplete(run_folder: Path, site: Site) -> None:
-    """Have the next `vico run` ask MLflow what it lacks of a run that has ended, and tell it."""
+    """Make the next `vico run` compare MLflow with a run that has ended and send what is missing."""
     if not is_incomplete(run_folder, site):
-        state = SentState.of(run_folder, site.tracking_place)
+        state = SentState.of(run_folder, site.tracking_address)
         state.complete = False
         storage_of(run_folder).write(run_folder / STATE_FILE, state.content())

@@ -1,4 +1,4 @@
-"""The driver's thread that keeps MLflow in agreement with a run. The runner starts and ends it."""
+"""The driver's thread that keeps MLflow up to date during a run. The runner starts and ends it."""
 
 import logging
 import threading
@@ -8,43 +8,46 @@ from cluster.site import Site
 from pipeline.results.runs import PIPELINE, Runs
 from pipeline.storage.folder import Conflict
 from pipeline.storage.lookup import storage_of
-from pipeline.tracking.client import one_line
+from pipeline.tracking.client import error_line
 from pipeline.tracking.sent import STATE_FILE, SentState
-from pipeline.tracking.sync import MlflowRuns
+from pipeline.tracking.sync import RunSync
 
 logger = logging.getLogger(__name__)
 LONGEST_PAUSE_S = 60.0
 
 
-def sync(site: Site, run_folder: Path) -> str | None:
-    """Make MLflow agree with a run once; the line that says what it lacks, None if nothing."""
-    tracker = Tracker(site.storage, site, run_folder)
-    tracker.start()
-    lacks = tracker.finish()
-    if lacks is None:
-        _share(run_folder, site)
-    return lacks
+def sync_once(site: Site, run_folder: Path) -> str | None:
+    """Make MLflow agree with a run; return the line that says what it lacks, or None if nothing."""
+    thread = TrackingThread(site, run_folder)
+    thread.start()
+    problem = thread.finish()
+    if problem is None:
+        _share_state(site, run_folder)
+    return problem
 
 
-def _share(run_folder: Path, site: Site) -> None:
-    """Have other machines see in mlflow.json that MLflow has all: there is no driver to bring it to them."""
-    state = SentState.of(run_folder, site.tracking_place)
+def _share_state(site: Site, run_folder: Path) -> None:
+    """Write mlflow.json to the storage, so that other machines see that MLflow has the run.
+
+    During a run the driver does this.
+    """
+    state = SentState.of(run_folder, site.tracking_address)
     try:
         storage_of(run_folder).write(run_folder / STATE_FILE, state.content())
     except Conflict:
-        logger.info("%s: another machine has told MLflow, too", run_folder.name)
+        logger.info("%s: another machine has updated MLflow too", run_folder.name)
 
 
-class Tracker:
-    """Keeps MLflow in agreement with a run from `start` to `finish`.
+class TrackingThread:
+    """Keeps MLflow up to date with a run from `start` to `finish`.
 
-    What fails is logged once for each outage and tried again, less and less often.
+    A failure is logged once per outage and retried after growing pauses; it never ends the run.
     """
 
-    def __init__(self, storage: Path, site: Site, run_folder: Path):
+    def __init__(self, site: Site, run_folder: Path):
         self.site, self.run_folder = site, run_folder
-        self._runs = Runs(storage)
-        self._state = SentState.of(run_folder, site.tracking_place)
+        self._runs = Runs(site.storage)
+        self._state = SentState.of(run_folder, site.tracking_address)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._sync_until_ending, name="mlflow", daemon=True)
         self._is_synced = False
@@ -52,11 +55,11 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run of the pipeline; None until it is there."""
+        """Return the id of the pipeline's MLflow run; None until it exists."""
         return self.stage_run_id(PIPELINE)
 
     def stage_run_id(self, stage: str) -> str | None:
-        """The MLflow run of the stage; None until it is there."""
+        """Return the id of the stage's MLflow run; None until it exists."""
         sent = self._state.runs.get(stage)
         return sent.id if sent else None
 
@@ -64,8 +67,10 @@ class Tracker:
         self._thread.start()
 
     def finish(self) -> str | None:
-        """Sync once more, for at most `tracking.finish_timeout_s`; the line that says what MLflow lacks, None
-        if nothing."""
+        """Sync once more, for at most `tracking.finish_timeout_s`.
+
+        Returns the line that says what MLflow lacks, or None if nothing.
+        """
         timeout_s = self.site.tracking.finish_timeout_s
         self._ending.set()
         self._thread.join(timeout_s)
@@ -74,24 +79,24 @@ class Tracker:
         if self._is_synced and self._problem is None:
             return None
         return (
-            f"MLflow at {self.site.tracking_place} lacks the last of run {self.run_folder.name} "
+            f"MLflow at {self.site.tracking_address} lacks the latest data of run {self.run_folder.name} "
             f"({self._problem}); the files of the run have it, and the same command sends it"
         )
 
     def _sync_until_ending(self) -> None:
-        client: MlflowRuns | None = None
+        run_sync: RunSync | None = None
         num_failures = 0
         while True:
             is_last = self._ending.is_set()
             try:
-                client = client or MlflowRuns(self.site, self._runs, self.run_folder, self._state)
-                problem = client.sync()
-            except Exception as error:
-                problem = one_line(error)  # of a server, a database, a store: the run goes on in any case
+                run_sync = run_sync or RunSync(self.site, self._runs, self.run_folder, self._state)
+                problem = run_sync.sync()
+            except Exception as error:  # of a server, a database or a store: the run continues in any case
+                problem = error_line(error)
             if problem and not num_failures:
-                logger.warning("MLflow at %s: %s; goes on trying", self.site.tracking_place, problem)
+                logger.warning("MLflow at %s: %s; trying again later", self.site.tracking_address, problem)
             if num_failures and not problem:
-                logger.info("MLflow at %s: in agreement again", self.site.tracking_place)
+                logger.info("MLflow at %s: up to date again", self.site.tracking_address)
             num_failures = num_failures + 1 if problem else 0
             self._is_synced, self._problem = not problem, problem
             if is_last:

@@ -1,6 +1,6 @@
-"""The policy with the lowest KL on calibration packs, kept while training goes on; a warning when it rises.
+"""Keep the policy with the lowest KL on calibration packs while training continues; warn when the KL rises.
 
-Every rank makes the same calls: the figures are sums over ranks, so all decide alike.
+Every rank makes the same calls: the metrics are sums over ranks, so that all decide alike.
 """
 
 import json
@@ -17,61 +17,61 @@ from stages.parts import Parts
 from stages.training.checkpoints import BEST, best_policies
 from stages.training.faults import KL_RISE, Diverged
 from stages.training.metrics import read_metrics
-from vico.checkpoints.load import save_model
+from vico.checkpoints.save import save_model
 
 logger = logging.getLogger(__name__)
 SCORE_FILE = "score.json"
 
 
 class BestPolicy:
-    """Keeps `best/step-<n>/` in the stage's output: the policy folder and the figure it won with.
+    """Keeps `best/step-<n>/` in the stage's output: the folder of the best policy so far, with its KL.
 
-    The figure is the KL per answer token of calibration packs, both rates added up.
+    The KL is that per answer token of the calibration packs, summed over both rates.
     """
 
     def __init__(self, parts: Parts, model_folder: Path, keep: bool, of_rank_0: Callable[[Any], Any]):
-        """`of_rank_0` gives rank 0's value on every rank: what folders hold decides collectives here."""
+        """`of_rank_0` returns rank 0's value on every rank: all ranks must decide by the same folders."""
         self._parts, self._model_folder, self._keep = parts, model_folder, keep
-        found = min(_scores(parts), default=None)
+        kept = min(_scores(parts), default=None)
         self._best: tuple[float, int] | None
-        self._best, self._earlier = of_rank_0((found, [] if keep else reported(parts)))
+        self._best, self._reported = of_rank_0((kept, [] if keep else reported_scores(parts)))
 
     def offer(
-        self, step: int, figures: Mapping[str, float], state: Callable[[], Mapping[str, Tensor] | None]
+        self, step: int, metrics: Mapping[str, float], state: Callable[[], Mapping[str, Tensor] | None]
     ) -> dict[str, float]:
-        """Keeps the policy of `step` where it is the best so far; gives `kl_over_best`.
+        """Keep the policy of `step` if it is the best so far; return `kl_over_best`.
 
-        `figures` holds `kl_full` and `kl_compressed`, or nothing; `state` gives the policy's tensors on the
-        rank that writes and None elsewhere; every rank calls it alike. Logs a warning where the KL is half
-        as high again as its best: the early sign of a collapse.
+        `metrics` has `kl_full` and `kl_compressed`, or is empty. `state` returns the policy's tensors on the
+        rank that writes and None elsewhere; all ranks call it alike. Warns if the KL is more than 1.5 times
+        its best, an early sign of a collapse.
         """
-        if not figures:
+        if not metrics:
             return {}
-        kl = figures["kl_full"] + figures["kl_compressed"]
+        kl = metrics["kl_full"] + metrics["kl_compressed"]
         if not math.isfinite(kl):
-            self._warn_or_raise(step, figures)
+            self._warn_or_raise(step, metrics)
             return {}
-        for before in self._earlier:  # what they reported of later steps is done again
-            if before[1] < step and (self._best is None or before < self._best):
-                self._best = before
+        for score in self._reported:  # later steps are done again, so that their scores do not count
+            if score[1] < step and (self._best is None or score < self._best):
+                self._best = score
         if self._best is None or kl < self._best[0]:
             self._best = kl, step
             if self._keep:
                 self._write(step, kl, state())
-        over = kl / max(self._best[0], 1e-12)
-        if over > KL_RISE:
+        over_best = kl / max(self._best[0], 1e-12)
+        if over_best > KL_RISE:
             logger.warning(
                 "step %d: the validation KL is %.2f times its best (step %d); a lower "
                 "optimizer.learning_rate keeps it down, select: best publishes the best policy",
                 step,
-                over,
+                over_best,
                 self._best[1],
             )
-        return {"kl_over_best": over}
+        return {"kl_over_best": over_best}
 
-    def _warn_or_raise(self, step: int, figures: Mapping[str, float]) -> None:
-        """No such figure is the best of anything."""
-        bad = ", ".join(f"{name}={kl}" for name, kl in figures.items() if not math.isfinite(kl))
+    def _warn_or_raise(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Warn about a KL that is not finite; raise Diverged if the best policy is to be kept."""
+        bad = ", ".join(f"{name}={kl}" for name, kl in metrics.items() if not math.isfinite(kl))
         remedy = "look at the calibration samples of that source, or train in float32"
         if self._keep:
             raise Diverged(
@@ -92,8 +92,8 @@ class BestPolicy:
             self._parts.remove(f"{BEST}/{folder.name}")
 
 
-def reported(parts: Parts) -> list[tuple[float, int]]:
-    """(KL, step) of the validations that earlier attempts reported."""
+def reported_scores(parts: Parts) -> list[tuple[float, int]]:
+    """Return (KL, step) of the validations that earlier attempts reported."""
     names = "validation_kl_full", "validation_kl_compressed"
     return [
         (sum(metrics[name] for name in names), step)
@@ -103,7 +103,7 @@ def reported(parts: Parts) -> list[tuple[float, int]]:
 
 
 def _scores(parts: Parts) -> Iterator[tuple[float, int]]:
-    """(KL, step) of the policies kept; one that is not the best any more may go while it is looked at."""
+    """Yield (KL, step) of the policies kept. One that is no longer the best may vanish meanwhile."""
     for folder in best_policies(parts):
         try:
             score = json.loads((folder / SCORE_FILE).read_text())

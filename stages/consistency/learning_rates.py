@@ -1,4 +1,4 @@
-"""Groups of parameters with one learning rate over the schedule's, and from which update on they get it."""
+"""The learning rate of each parameter relative to the schedule, and the update from which on it trains."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _LAYER = re.compile(re.escape(_TOWER) + r"encoder\.layer\.(\d+)\.")
 
 
 def check_warmup(config: ConsistencyConfig, num_steps: int) -> None:
-    """UserError where the connector's warm-up takes up all of the `num_steps` updates."""
+    """Raise UserError if the connector's warm-up takes up all of the `num_steps` updates."""
     if config.connector_warmup_steps >= num_steps:
         raise UserError(
             f"consistency.connector_warmup_steps={config.connector_warmup_steps} leaves none of the "
@@ -22,12 +22,12 @@ def check_warmup(config: ConsistencyConfig, num_steps: int) -> None:
 
 
 def consistency_rates(config: ConsistencyConfig, num_vision_layers: int) -> Callable[[str], Rate]:
-    """The rate of each parameter of a ConsistencyTask by its name.
+    """Return a function from the name of a parameter of a ConsistencyTask to its rate.
 
-    The compressed connector gets `connector_lr_scale` and trains from the first update, all else from update
-    `connector_warmup_steps` on. Of the vision tower's L layers (i from 0) layer i is scaled by
-    `vision_lr_decay` ** (L - i), the embeddings by ** (L + 1), a norm after the last layer by 1 (the rule of
-    BEiT, which InternVL's own training follows).
+    The compressed connector has the factor `connector_lr_scale` and trains from the first update; everything
+    else trains from update `connector_warmup_steps` on. In a vision tower of L layers (i from 0), layer i has
+    the factor `vision_lr_decay` ** (L - i), the embeddings ** (L + 1), and a norm after the last layer 1.
+    This is the rule of BEiT, which InternVL's own training follows.
     """
 
     def rate(name: str) -> Rate:

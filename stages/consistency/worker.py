@@ -1,24 +1,29 @@
-"""What one rank of the consistency stage does: models, packs of a step, the loop, the policy's folder at the
-end."""
+"""What one rank of the consistency stage does: build the models, train, validate, publish the policy's
+folder."""
 
 import shutil
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import TypedDict
 
 import torch
+from torch import nn
 
+from data_prep.packs.pack import Pack
 from stages.consistency.best_policy import SCORE_FILE, BestPolicy
 from stages.consistency.config import ConsistencyConfig
 from stages.consistency.learning_rates import consistency_rates
 from stages.consistency.packs import ConsistencyPacks, ConsistencySettings
+from stages.outputs import POLICY_FOLDER
 from stages.training.checkpoints import best_policies
 from stages.training.engine import Engine, init_distributed, sharded_inference, whole_parameter
 from stages.training.engine_settings import engine_settings
-from stages.training.loop import derived_seed, share_of_rank, sum_over_ranks, train, training_plan
+from stages.training.loop import StageTask, TrainingLoop, training_plan
 from stages.training.parameter_groups import parameter_groups
+from stages.training.step import derived_seed, share_of_rank, sum_over_ranks
 from stages.training.throughput import measure_throughput
 from vico.checkpoints import load_model
-from vico.checkpoints.load import save_model
+from vico.checkpoints.save import save_model
 from vico.model.compiled import compile_layers
 from vico.model.connectors import start_from_full
 from vico.model.drop_path import add_drop_path
@@ -27,99 +32,119 @@ from vico.objectives.consistency import ConsistencyTask
 
 
 def build_engine(settings: ConsistencySettings) -> Engine:
-    """Policy with a new connector and the frozen reference under one engine, on this rank's device."""
-    config = settings.config
+    """Return an engine over the policy, with its compressed connector, and the frozen reference, on this
+    rank's device."""
+    config, memory = settings.config, settings.train.memory
     dtype = getattr(torch, config.optimizer.dtype)
+    policy = start_policy(settings, dtype)
+    reference = load_model(settings.model_folder, dtype)
+    if settings.train.compile:
+        for model in (policy, reference):
+            compile_layers(model)
+    task = ConsistencyTask(policy, reference, memory.kl_chunk_rows, **reference_placement(memory.reference))
+    num_vision_layers = len(policy.base.model.vision_tower.encoder.layer)
+    engine = Engine(
+        task,
+        parameter_groups(task, config.optimizer, consistency_rates(config, num_vision_layers)),
+        engine_settings(config.optimizer, config.packs_per_step, settings.train),
+    )
+    task.phases = engine.phases  # one clock for all phases of a step
+    return engine
+
+
+def start_policy(settings: ConsistencySettings, dtype: torch.dtype) -> VicoModel:
+    """Return the policy at the start of the training, in training mode."""
+    config = settings.config
     policy = load_model(settings.model_folder, dtype).train()
-    policy.router = None  # a router of an earlier training would be carried along untrained
+    policy.router = None  # the router of an earlier training would stay in the policy untrained
     if policy.compressed_connector is None:
         policy.add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
+        assert policy.compressed_connector is not None
         if config.connector_start == "full":
             start_from_full(policy.compressed_connector, policy.base.model.multi_modal_projector)
-    if settings.train.activation_checkpointing:
+    if settings.train.memory.activation_checkpointing:
         checkpoint_activations(policy)
     tower = policy.base.model.vision_tower
     tower.requires_grad_(config.train_vision)
     if config.drop_path:
         add_drop_path(tower, config.drop_path)
-    reference = load_model(settings.model_folder, dtype)
-    if settings.train.compile:
-        for model in (policy, reference):
-            compile_layers(model)
-    task = ConsistencyTask(
-        policy, reference, settings.train.kl_chunk_rows, **reference_placement(settings.train.reference)
-    )
-    engine = Engine(
-        task,
-        parameter_groups(task, config.optimizer, consistency_rates(config, len(tower.encoder.layer))),
-        engine_settings(config.optimizer, config.packs_per_step, settings.train),
-    )
-    task.phases = engine.phases  # one clock for the parts of a step
-    return engine
+    return policy
 
 
 def checkpoint_activations(policy: VicoModel) -> None:
-    """Layers of the vision tower and the language model are computed again in the backward, not kept."""
+    """Make the layers of vision tower and language model recompute their activations in the backward pass."""
     policy.base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def reference_placement(where: str) -> dict[str, Any]:
-    """How `ConsistencyTask` is to hold the reference: a copy on every rank, or spread over ranks (and host
-    memory)."""
-    if where == "replicated":
+class ReferencePlacement(TypedDict, total=False):
+    """The arguments of `ConsistencyTask` that place the reference."""
+
+    shard: Callable[[nn.Module], Callable[..., torch.Tensor]]
+    whole: Callable[[nn.Parameter], AbstractContextManager[None]]
+
+
+def reference_placement(reference: str) -> ReferencePlacement:
+    """Return how `ConsistencyTask` keeps the reference, for a value of `train.memory.reference`."""
+    if reference == "replicated":
         return {"shard": lambda states: states.to("cuda" if torch.cuda.is_available() else "cpu")}
     return {
-        "shard": lambda states: sharded_inference(states, offload=where == "cpu"),
+        "shard": lambda states: sharded_inference(states, offload=reference == "cpu"),
         "whole": whole_parameter,
     }
 
 
 def train_policy(settings: ConsistencySettings) -> None:
-    """The whole stage on one rank; rank 0 publishes the policy's folder."""
+    """Run the whole stage on one rank; rank 0 publishes the policy's folder."""
     config = settings.config
-    init_distributed(settings.train.collective_timeout_s)
+    init_distributed(settings.train.restarts.collective_timeout_s)
     packs = ConsistencyPacks(settings)
     engine = build_engine(settings)
     plan = training_plan("consistency", config, packs.num_steps, settings.parts, settings.train)
     keep = config.select == "best"
     best = BestPolicy(settings.parts, settings.model_folder, keep, engine.of_rank_0)
 
-    def validated(engine: Engine, step: int) -> dict[str, float]:
-        figures = validation(engine, packs)
-        return {**figures, **best.offer(step, figures, lambda: policy_state(engine))}
+    def validate(engine: Engine, step: int) -> dict[str, float]:
+        metrics = validation(engine, packs)
+        return {**metrics, **best.offer(step, metrics, lambda: policy_state(engine))}
 
-    train(engine, packs, packs.empty, plan, lambda sums: summary(sums, config), validated)
-    state = policy_state(engine)
-    if engine.rank == 0:
-        partial, chosen = settings.parts.partial("policy"), best_policies(settings.parts)
-        shutil.rmtree(partial, ignore_errors=True)
-        if config.select == "best" and chosen:
-            shutil.copytree(chosen[-1], partial, ignore=shutil.ignore_patterns(SCORE_FILE))
-        else:
-            save_model(state, settings.model_folder, partial)
-        settings.parts.publish("policy")
+    task = StageTask(packs, lambda sums: summary(sums, config), validate)
+    TrainingLoop(engine, task, plan).run()
+    publish_policy(settings, policy_state(engine))
     torch.distributed.barrier()
 
 
+def publish_policy(settings: ConsistencySettings, state: Mapping[str, torch.Tensor] | None) -> None:
+    """Publish the best policy that was kept, or the last one; `state` is None except on rank 0."""
+    if state is None:
+        return
+    partial, kept = settings.parts.partial(POLICY_FOLDER), best_policies(settings.parts)
+    shutil.rmtree(partial, ignore_errors=True)
+    if settings.config.select == "best" and kept:
+        shutil.copytree(kept[-1], partial, ignore=shutil.ignore_patterns(SCORE_FILE))
+    else:
+        save_model(state, settings.model_folder, partial)
+    settings.parts.publish(POLICY_FOLDER)
+
+
 def measure_policy(settings: ConsistencySettings) -> None:
-    """Some updates of the stage on one rank, for their speed; nothing of them stays."""
-    init_distributed(settings.train.collective_timeout_s)
+    """Make some updates on one rank to measure their speed; their results are discarded."""
+    init_distributed(settings.train.restarts.collective_timeout_s)
     packs = ConsistencyPacks(settings)
     engine = build_engine(settings)
     plan = training_plan("consistency", settings.config, packs.num_steps, settings.parts, settings.train)
-    measure_throughput(engine, packs, packs.empty, plan, lambda engine: validation(engine, packs))
+    measure_throughput(engine, packs, plan, lambda: validation(engine, packs))
 
 
 def policy_state(engine: Engine) -> dict[str, torch.Tensor] | None:
-    """The policy's whole tensors on rank 0, None elsewhere; call on every rank."""
+    """Return the policy's whole tensors on rank 0, None elsewhere. Every rank must call it."""
     state, prefix = engine.whole_state(), "policy."
     if state is None:
         return None
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def summary(sums: Mapping[str, float], config: ConsistencyConfig) -> dict[str, float]:
-    """Metrics of a step from its sums over ranks."""
+    """Return the metrics of a step from its sums over ranks."""
     budget = config.reference_tokens_per_pack * config.packs_per_step
     return {
         "kl_per_token": sums["kl_sum"] / max(sums["answer_tokens"], 1.0),
@@ -138,37 +163,48 @@ def summary(sums: Mapping[str, float], config: ConsistencyConfig) -> dict[str, f
 
 @torch.no_grad()
 def validation(engine: Engine, packs: ConsistencyPacks) -> dict[str, float]:
-    """KL per answer token on calibration samples, all tiles at the full and all at the compressed rate, and
-    where they come from several sources that of each (`kl_full/SOURCE`); nothing where the split is empty."""
-    task: ConsistencyTask = engine.module
-    task.eval()
-    found = {}
+    """Return the KL per answer token on calibration samples: `kl_full` with all tiles at the full rate,
+    `kl_compressed` with all at the compressed rate.
+
+    With several sources, `kl_full/SOURCE` and `kl_compressed/SOURCE` are those of each. Empty if there are no
+    calibration samples.
+    """
+    engine.module.eval()
+    metrics: dict[str, float] = {}
     for rate, compressed in (("full", False), ("compressed", True)):
-        calib = packs.calib_packs(compressed)
-        sources = {int(row): packs.source(int(row)) for pack in calib for row in pack.rows}
-        sums: dict[str, Any] = {"kl_sum": 0.0, "answer_tokens": 0.0}
-        for source in sorted(set(sources.values())):  # the same on every rank
-            sums |= {f"kl_sum/{source}": 0.0, f"answer_tokens/{source}": 0.0}
-        for _, pack in share_of_rank(calib, engine.rank, engine.world_size):
-            batch = packs.empty() if pack is None else packs.batch(pack)
-            _, counts = engine(batch.to(engine.device), by_sample=True)
-            answers = torch.bincount(batch.sample_of_answer, minlength=len(batch.rows))
-            for name in ("kl_sum", "answer_tokens"):
-                sums[name] += counts[name]
-            for row, kl, number in zip(batch.rows, counts["kl_S"].tolist(), answers.tolist(), strict=True):
-                sums[f"kl_sum/{sources[row]}"] += kl
-                sums[f"answer_tokens/{sources[row]}"] += number
-        found |= kl_of_sums(sum_over_ranks(sums, engine.device), f"kl_{rate}")
-    task.train()
-    return found
+        sums = _calibration_sums(engine, packs, packs.calib_packs(compressed))
+        metrics |= kl_of_sums(sum_over_ranks(sums, engine.device), f"kl_{rate}")
+    engine.module.train()
+    return metrics
+
+
+def _calibration_sums(
+    engine: Engine, packs: ConsistencyPacks, calib_packs: Iterable[Pack]
+) -> dict[str, float | torch.Tensor]:
+    """Return this rank's `kl_sum` and `answer_tokens` over its share of the packs, in all and by source."""
+    calib_packs = list(calib_packs)
+    source_of_row = {int(row): packs.source(int(row)) for pack in calib_packs for row in pack.rows}
+    sums: dict[str, float | torch.Tensor] = {"kl_sum": 0.0, "answer_tokens": 0.0}
+    for source in sorted(set(source_of_row.values())):  # the same on every rank
+        sums |= {f"kl_sum/{source}": 0.0, f"answer_tokens/{source}": 0.0}
+    for _, pack in share_of_rank(calib_packs, engine.rank, engine.world_size):
+        batch = packs.empty() if pack is None else packs.batch(pack)
+        _, counts = engine(batch.to(engine.device), by_sample=True)
+        num_answers = torch.bincount(batch.sample_of_answer, minlength=len(batch.rows)).tolist()
+        for name in ("kl_sum", "answer_tokens"):
+            sums[name] += counts[name]
+        for row, kl, count in zip(batch.rows, counts["kl_S"].tolist(), num_answers, strict=True):
+            sums[f"kl_sum/{source_of_row[row]}"] += kl
+            sums[f"answer_tokens/{source_of_row[row]}"] += count
+    return sums
 
 
 def kl_of_sums(sums: Mapping[str, float], name: str) -> dict[str, float]:
-    """`name` over all answer tokens, and `name/SOURCE` where there are several sources."""
-    places = [key.removeprefix("kl_sum") for key in sums if key.startswith("kl_sum")]
-    wanted = places if len(places) > 2 else places[:1]
+    """Return `name`, the KL over all answer tokens, and `name/SOURCE` if there are several sources."""
+    suffixes = [key.removeprefix("kl_sum") for key in sums if key.startswith("kl_sum")]
+    reported = suffixes if len(suffixes) > 2 else suffixes[:1]
     return {
-        f"{name}{place}": sums[f"kl_sum{place}"] / sums[f"answer_tokens{place}"]
-        for place in wanted
-        if sums[f"answer_tokens{place}"]
+        f"{name}{suffix}": sums[f"kl_sum{suffix}"] / sums[f"answer_tokens{suffix}"]
+        for suffix in reported
+        if sums[f"answer_tokens{suffix}"]
     }

@@ -1,1 +1,1 @@
-"""Stage evaluate: quality against tokens for the routed model and its controls; tables, figures."""
+"""Stage evaluate: quality against visual tokens for the router and its controls, as tables and plots."""

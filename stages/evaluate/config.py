@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, field_validator
 
+from stages.controls import ControlName
 from stages.inference import Dtype
 from stages.stage_config import StageConfig
 
 BLOCK_SAMPLES = 16
-"""Samples of a part: few enough that a killed stage loses little, enough for full batches."""
+"""Samples per part: few enough that a killed stage loses little, enough for full batches."""
 
 
 class EvaluateConfig(StageConfig):
-    """Config of the evaluate stage."""
+    """Quality against visual tokens on the test samples, for the router and its controls."""
 
-    seed: int | None = None
+    seed: int = Field(ge=0)
+    """Seed of the choice of samples, of the controls that are drawn and of the bootstrap. A pipeline file may
+    leave it out; the stage then uses the pipeline's seed."""
     max_samples: int = Field(0, ge=0)
-    """Test samples, drawn by seed; 0: all."""
+    """Number of test samples, drawn by seed. 0: all."""
     shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """Shares of calibration tiles whose thresholds the router is measured at, beside its calibrated one."""
+    """Shares of calibration tiles to compress. Each gives a threshold at which the router is measured, in
+    addition to its calibrated one."""
     relative_threshold: float = Field(0.0, ge=0, lt=1)
-    """Of the published rule, in the entry `served`."""
-    controls: tuple[Literal["random", "shuffled", "pixel_rule", "oracle"], ...] = (
-        "random",
-        "shuffled",
-        "pixel_rule",
-        "oracle",
-    )
+    """Relative threshold of the published Flash models; it changes only the points under `served`. That rule
+    compresses a tile if its probability to compress is at least the calibrated threshold and above this
+    quantile of the probabilities of all tiles of the prompt. 0.0, the value in a Flash export, keeps only the
+    tile with the lowest probability."""
+    controls: tuple[ControlName, ...] = ("random", "shuffled", "pixel_rule", "oracle")
+    """The controls to measure at the router's number of tokens: random tiles, the router's decisions shuffled
+    among samples, tiles with little detail in their pixels, tiles with the smallest loss ratios."""
     num_replicates: int = Field(3, ge=2)
-    """Draws of the controls that are drawn."""
+    """Number of draws of each random control (`random`, `shuffled`); its points are means over them."""
     num_resamples: int = Field(1000, ge=100)
-    """Bootstrap resamples of the test samples, for the 95 % intervals."""
+    """Number of bootstrap resamples of the test samples, for the 95 % intervals."""
     max_new_tokens: int = Field(64, ge=1)
+    """Longest answer in tokens; a longer one is cut and counted as truncated."""
     dtype: Dtype = "float32"
+    """Data type of the weights and activations of policy and reference; bfloat16 is faster on CUDA."""
 
     @field_validator("shares")
     @classmethod
     def _shares_are_shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
         if any(not 0 < share < 1 for share in shares):
-            raise ValueError("every share must lie between 0 and 1; both ends are measured anyway")
+            raise ValueError("every share must be between 0 and 1; 0 and 1 themselves are always measured")
         return shares

@@ -1,8 +1,8 @@
-"""Which figures the evaluate stage publishes, and the sheet of routed test pictures among them."""
+"""Publish the plots of the evaluate stage, among them the sheet of routed test pictures."""
 
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -11,38 +11,43 @@ import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 
 from data_prep.shards.reader import SampleReader
 from stages.context import Context
-from stages.evaluate.plots import quality_against_tokens, ratios_by_content, read_curves, training_curves
+from stages.evaluate.plots import quality_against_tokens, ratios_by_group
 from stages.evaluate.points import EvaluatedTiles
 from stages.evaluate.scores import rate_text
+from stages.evaluate.training_curves import read_curves, training_curves
 from stages.figures import publish_figure
 from vico.inference.routed_picture import COMPRESS_COLOUR, KEEP_COLOUR, routed_picture
 from vico.inference.routing import absolute_rule
 from vico.prompt import load_prompt_format
 
+TitledPicture = tuple[str, Image.Image]
+Colour = tuple[float, float, float]
+LegendKey = tuple[str, Colour, str]
+"""(label, colour, hatch) of a mark."""
+SHEET_PICTURES, SHEET_COLUMNS = 12, 3
 _TITLE_COLUMNS = 52
 
 
-def draw_evaluation(
+def publish_plots(
     context: Context,
     samples: pa.Table,
     tiles: EvaluatedTiles,
-    contents: Sequence[str | None],
     predictions: pa.Table,
-    metrics: dict,
+    metrics: Mapping[str, Any],
 ) -> None:
-    """Publishes `figures/*.png`; `contents` says of each tile what it shows, or None."""
+    """Publish `figures/*.png`."""
     publish_figure(context, "quality_against_tokens", quality_against_tokens(metrics))
-    publish_figure(
-        context, "training_curves", training_curves(read_curves(context, ("consistency", "router")))
-    )
+    curves = read_curves(context, ("consistency", "router"))
+    publish_figure(context, "training_curves", training_curves(curves))
     if tiles.ratio_N is not None and len(tiles.ratio_N):
         kinds = samples["kind"].to_pylist()
-        by_tile = [kind for kind, count in zip(kinds, tiles.num_tiles_S, strict=True) for _ in range(count)]
-        groups = [("Test tiles by what they show", contents), ("Test tiles by kind of record", by_tile)]
-        publish_figure(context, "ratios_by_content", ratios_by_content(tiles.ratio_N, groups))
+        kind_N = [kind for kind, count in zip(kinds, tiles.num_tiles_S, strict=True) for _ in range(count)]
+        groups = [("Test tiles by what they show", tiles.contents), ("Test tiles by kind of record", kind_N)]
+        publish_figure(context, "ratios_by_content", ratios_by_group(tiles.ratio_N, groups))
     pictures = routed_pictures(context, samples, tiles, predictions, metrics["absolute_threshold"])
     if pictures:
         tokens = metrics["tokens_a_tile"]
@@ -55,71 +60,69 @@ def draw_evaluation(
 
 def routed_pictures(
     context: Context, samples: pa.Table, tiles: EvaluatedTiles, predictions: pa.Table, threshold: float
-) -> list[tuple[str, Any]]:
-    """(kind, question and answers; first picture with its routed tiles) of some test samples, the kinds by
-    turns.
+) -> list[TitledPicture]:
+    """Return the first pictures of some test samples with their routed tiles, sorted by kind.
+
+    A title has the kind, the question and both answers.
     """
-    reader = SampleReader(context.inputs["shard"], load_prompt_format(context.inputs["model"]))
+    reader = SampleReader(context.folder("shard"), load_prompt_format(context.folder("model")))
     routed = tiles.by_sample(absolute_rule(torch.from_numpy(tiles.p_compress_N), threshold).numpy())
     settings = reader.prompt_format.settings
-    numbers = _shown_samples(samples, tiles)
-    answers = _answers({samples["key"][s].as_py(): rate_text(routed[s]) for s in numbers}, predictions)
-    found = []
-    for s in numbers:
-        entry = reader.index.row(samples["row"][s].as_py())
-        image = reader.pictures(samples["row"][s].as_py())[0]
-        decisions = routed[s][: entry["tiles"][0]].tolist()
-        drawn = routed_picture(image, settings.tiling(entry["max_tiles"]), settings, decisions)
-        found.append((_title(entry["kind"], answers[entry["key"]]), drawn))
-    return found
+    shown = _shown_samples(samples, tiles)
+    answers = _answers({samples["key"][s].as_py(): rate_text(routed[s]) for s in shown}, predictions)
+    pictures = []
+    for s in shown:
+        row = samples["row"][s].as_py()
+        indexed = reader.index.row(row)
+        decisions = routed[s][: indexed["tiles"][0]].tolist()
+        tiling = settings.tiling(indexed["max_tiles"])
+        picture = routed_picture(reader.pictures(row)[0], tiling, settings, decisions)
+        pictures.append((_title(indexed["kind"], answers[indexed["key"]]), picture))
+    return pictures
 
 
 def _shown_samples(samples: pa.Table, tiles: EvaluatedTiles) -> list[int]:
-    """Numbers of the samples on the sheet: a kind after the other, then again; pictures of several tiles
-    first, since a routing of one tile shows little.
+    """Return the numbers of the samples on the sheet, taken from the kinds in turn.
+
+    Pictures of several tiles come first, since the routing of one tile shows little.
     """
     by_kind: dict[str, list[int]] = defaultdict(list)
     for s, (kind, shapes) in enumerate(zip(samples["kind"].to_pylist(), tiles.tiles_per_image, strict=True)):
         if shapes:
             by_kind[kind].append(s)
     ordered = [sorted(by_kind[kind], key=lambda s: tiles.num_tiles_S[s] == 1) for kind in sorted(by_kind)]
-    turns = [s for turn in zip_longest(*ordered) for s in turn if s is not None]
-    return sorted(turns[:SHEET_PICTURES], key=lambda s: samples["kind"][s].as_py())
+    in_turn = [s for turn in zip_longest(*ordered) for s in turn if s is not None]
+    return sorted(in_turn[:SHEET_PICTURES], key=lambda s: samples["kind"][s].as_py())
 
 
-def _answers(rates_by_key: dict[str, str], predictions: pa.Table) -> dict[str, dict]:
-    """The policy's answer of each key at the given rates."""
+def _answers(rates_by_key: Mapping[str, str], predictions: pa.Table) -> dict[str, dict[str, Any]]:
+    """Return the row of the policy's answer to each key at the given rates."""
     columns = ("key", "model", "rates", "question", "answer", "prediction", "similarity")
     rows = zip(*(predictions[name].to_pylist() for name in columns), strict=True)
-    found = (dict(zip(columns, row, strict=True)) for row in rows)
+    answers = (dict(zip(columns, row, strict=True)) for row in rows)
     return {
-        one["key"]: one
-        for one in found
-        if one["model"] == "policy" and rates_by_key.get(one["key"]) == one["rates"]
+        answer["key"]: answer
+        for answer in answers
+        if answer["model"] == "policy" and rates_by_key.get(answer["key"]) == answer["rates"]
     }
 
 
-def _title(kind: str, answer: dict) -> str:
+def _title(kind: str, answer: Mapping[str, Any]) -> str:
     def short(text: str, width: int) -> str:
         return textwrap.shorten(text, width, placeholder=" ...")
 
-    said, expected = (short(answer[name], 30) for name in ("prediction", "answer"))
+    prediction, expected = (short(answer[name], 30) for name in ("prediction", "answer"))
     verdict = "right" if answer["similarity"] == 1 else f"expected: {expected}"
-    return f"{kind}: {short(answer['question'], _TITLE_COLUMNS - len(kind))}\n{said} ({verdict})"
+    return f"{kind}: {short(answer['question'], _TITLE_COLUMNS - len(kind))}\n{prediction} ({verdict})"
 
 
-def _fractions(colour: tuple[int, int, int]) -> tuple[float, ...]:
-    return tuple(level / 255 for level in colour)
+def _fractions(colour: tuple[int, int, int]) -> Colour:
+    red, green, blue = colour
+    return red / 255, green / 255, blue / 255
 
 
-SHEET_PICTURES, SHEET_COLUMNS = 12, 3
-
-
-def picture_sheet(pictures: Sequence[tuple[str, Any]], legend: Sequence[tuple[str, Any, str]]) -> Figure:
-    """(title, picture) pairs on a grid, as wide in each cell as the cell allows.
-
-    `legend` is (label, colour, hatch) of each mark.
-    """
+def picture_sheet(pictures: Sequence[TitledPicture], legend: Sequence[LegendKey]) -> Figure:
+    """Draw the pictures on a grid, each as wide as its cell allows."""
     num_rows = max(1, -(-len(pictures) // SHEET_COLUMNS))
     figure = Figure(figsize=(4.4 * SHEET_COLUMNS, 3.7 * num_rows + 0.5), layout="constrained")
     grid = figure.subplots(num_rows, SHEET_COLUMNS, squeeze=False).ravel()

@@ -1,7 +1,7 @@
-"""The points that evaluation measures: which test tiles are compressed, by the router, by a rule or by
-chance.
+"""The points that the evaluation measures: which test tiles each control compresses at each threshold.
 
-A control is one function in CONTROLS; it is asked once for each routed point, at the same number of tokens.
+A control of `stages/controls.py` has one choice function in CHOICES. It is asked once per routed point, for
+the same number of tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,22 @@ import numpy as np
 import torch
 
 from data_prep.draws import draw_order
+from stages.controls import (
+    BY_NAME,
+    COMPRESSED,
+    FULL,
+    ORACLE,
+    PIXEL_RULE,
+    RANDOM,
+    ROUTED,
+    SERVED,
+    SHUFFLED,
+    Control,
+)
+from stages.evaluate.config import EvaluateConfig
 from vico.inference.routing import absolute_rule, published_rule
 
+# N tiles, S samples
 UNLABELLED = -1
 
 
@@ -20,10 +34,11 @@ UNLABELLED = -1
 class EvaluatedTiles:
     """All tiles of the test samples, sample after sample in prompt order.
 
-    Sample s has the tiles `starts[s]` to `starts[s + 1]`, `tiles_per_image[s]` of each picture.
-    `p_compress_N` float32 is the router's probability; `ratio_N` float64 is each tile's own loss ratio, None
-    where the ratio stage did not see all. `detail_N` float64 is the pixel measure of the pixel rule, None
-    where there is no rule; `label_N` int8 is 1 keep, 0 compress, UNLABELLED where the router stage had none.
+    Sample s has the tiles `starts[s]` to `starts[s + 1]`, `tiles_per_image[s]` of each image. `p_compress_N`
+    float32 is the router's probability to compress. `ratio_N` float64 is each tile's own loss ratio, None if
+    the ratio stage did not see all of them. `detail_N` float64 is the measure of the pixel rule, None if
+    there is no rule. `label_N` int8 is 1 keep, 0 compress, UNLABELLED if the router stage had no label.
+    `contents` names what each tile shows, None if its record does not say so.
     """
 
     tiles_per_image: Sequence[tuple[int, ...]]
@@ -31,6 +46,7 @@ class EvaluatedTiles:
     ratio_N: np.ndarray | None
     detail_N: np.ndarray | None = None
     label_N: np.ndarray | None = None
+    contents: Sequence[str | None] = ()
 
     @property
     def starts(self) -> np.ndarray:
@@ -41,48 +57,59 @@ class EvaluatedTiles:
         return np.diff(self.starts)
 
     def by_sample(self, values_N: np.ndarray) -> list[np.ndarray]:
+        """Return the values of each sample's tiles."""
         return np.split(values_N, self.starts[1:-1])
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One entry of the result: which tiles it compresses, bool [N] for each of its replicates."""
+    """One point of a control: the tiles it compresses, bool [N] per replicate, and the threshold."""
 
-    entry: str
+    control: Control
     replicates: tuple[np.ndarray, ...]
     threshold: float | None = None
 
 
+Choice = Callable[[EvaluatedTiles, np.ndarray, int, int], np.ndarray]
+"""(tiles, the router's decisions bool [N], seed, replicate) -> decisions bool [N] at as many tokens."""
+
+
 def random_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
-    """As many tiles as the router compresses, drawn from all tiles alike."""
+    """Choose as many tiles as the router compresses, uniformly from all tiles."""
     order = draw_order("random control", seed, replicate, np.arange(len(routed_N)))
     return _first(order, routed_N)
 
 
 def shuffled_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
-    """The router's decisions of another sample with as many pictures and tiles: its habits without its
-    eyes.
+    """Give each sample the router's decisions for another sample with as many images and tiles.
+
+    This keeps the router's habits without its view of the picture.
     """
     decisions = tiles.by_sample(routed_N)
-    groups: dict[tuple[int, ...], list[int]] = {}
+    samples_by_shape: dict[tuple[int, ...], list[int]] = {}
     for s, shape in enumerate(tiles.tiles_per_image):
-        groups.setdefault(shape, []).append(s)
-    given = list(decisions)
-    for members in groups.values():
-        order = draw_order("shuffled control", seed, replicate, np.asarray(members))
-        for s, other in zip(members, order, strict=True):
-            given[s] = decisions[members[other]]
-    return np.concatenate(given) if given else routed_N
+        samples_by_shape.setdefault(shape, []).append(s)
+    shuffled = list(decisions)
+    for samples in samples_by_shape.values():
+        order = draw_order("shuffled control", seed, replicate, np.asarray(samples))
+        for s, other in zip(samples, order, strict=True):
+            shuffled[s] = decisions[samples[other]]
+    return np.concatenate(shuffled) if shuffled else routed_N
 
 
 def oracle_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
-    """The tiles whose own loss ratios are the smallest, as many as the router compresses."""
-    return _first(np.argsort(tiles.ratio_N, kind="stable"), routed_N)
+    """Choose the tiles with the smallest loss ratios, as many as the router compresses."""
+    return _smallest(tiles.ratio_N, routed_N)
 
 
 def pixel_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
-    """The tiles with the least detail in their pixels, as many as the router compresses."""
-    return _first(np.argsort(tiles.detail_N, kind="stable"), routed_N)
+    """Choose the tiles with the least detail in their pixels, as many as the router compresses."""
+    return _smallest(tiles.detail_N, routed_N)
+
+
+def _smallest(values_N: np.ndarray | None, routed_N: np.ndarray) -> np.ndarray:
+    assert values_N is not None, "operating_points leaves out a control whose measure is missing"
+    return _first(np.argsort(values_N, kind="stable"), routed_N)
 
 
 def _first(order: np.ndarray, routed_N: np.ndarray) -> np.ndarray:
@@ -91,60 +118,51 @@ def _first(order: np.ndarray, routed_N: np.ndarray) -> np.ndarray:
     return chosen
 
 
-@dataclass(frozen=True)
-class Control:
-    """A way to choose tiles at the router's number of tokens; `drawn` ones are repeated over seeds.
-
-    `needs` names the field of EvaluatedTiles without which there is no such choice.
-    """
-
-    choice: Callable[[EvaluatedTiles, np.ndarray, int, int], np.ndarray]
-    drawn: bool
-    needs: str = "p_compress_N"
-
-
-CONTROLS: Mapping[str, Control] = {
-    "random": Control(random_choice, drawn=True),
-    "shuffled": Control(shuffled_choice, drawn=True),
-    "pixel_rule": Control(pixel_choice, drawn=False, needs="detail_N"),
-    "oracle": Control(oracle_choice, drawn=False, needs="ratio_N"),
+CHOICES: Mapping[Control, Choice] = {
+    RANDOM: random_choice,
+    SHUFFLED: shuffled_choice,
+    PIXEL_RULE: pixel_choice,
+    ORACLE: oracle_choice,
 }
 
 
 def operating_points(
-    tiles: EvaluatedTiles,
-    thresholds: Sequence[float],
-    served_threshold: float,
-    relative_threshold: float,
-    controls: Sequence[str],
-    num_replicates: int,
-    seed: int,
+    tiles: EvaluatedTiles, config: EvaluateConfig, thresholds: Sequence[float], calibrated: float
 ) -> list[Point]:
-    """All points of the policy: both ends, the router at each threshold, the served rule, and the controls.
+    """Return all points of the policy: both ends, the router at each threshold, the served rule, the
+    controls.
 
-    A control's points stand in the order of the thresholds. A control that needs what `tiles` lacks has no
-    point.
+    The served rule uses the `calibrated` threshold. A control's points are in the order of the thresholds. A
+    control that needs a measure that `tiles` lacks has no points.
     """
     probability_N = torch.from_numpy(tiles.p_compress_N)
     num_tiles = len(probability_N)
-    routed = [Point("routed", (absolute_rule(probability_N, t).numpy(),), t) for t in thresholds]
-    calls = [
-        published_rule(torch.from_numpy(call), relative_threshold, served_threshold).numpy()
-        for call in tiles.by_sample(tiles.p_compress_N)
-    ]
-    served = np.concatenate([np.zeros(0, bool), *calls])
+    routed = [Point(ROUTED, (absolute_rule(probability_N, t).numpy(),), t) for t in thresholds]
     points = [
-        Point("full", (np.zeros(num_tiles, bool),)),
-        Point("compressed", (np.ones(num_tiles, bool),)),
+        Point(FULL, (np.zeros(num_tiles, bool),)),
+        Point(COMPRESSED, (np.ones(num_tiles, bool),)),
         *routed,
-        Point("served", (served,), served_threshold),
+        served_point(tiles, config.relative_threshold, calibrated),
     ]
-    for name in controls:
-        control = CONTROLS[name]
-        if getattr(tiles, control.needs) is None:
-            continue
-        for point in routed:
-            replicates = range(num_replicates if control.drawn else 1)
-            chosen = (control.choice(tiles, point.replicates[0], seed, r) for r in replicates)
-            points.append(Point(name, tuple(chosen), point.threshold))
+    for name in config.controls:
+        control = BY_NAME[name]
+        if getattr(tiles, control.needs) is not None:
+            points += [control_point(control, tiles, point, config) for point in routed]
     return points
+
+
+def served_point(tiles: EvaluatedTiles, relative_threshold: float, absolute_threshold: float) -> Point:
+    """Return the point of the published rule, applied to the tiles of each sample as one prompt."""
+    decisions = [
+        published_rule(torch.from_numpy(p_compress), relative_threshold, absolute_threshold).numpy()
+        for p_compress in tiles.by_sample(tiles.p_compress_N)
+    ]
+    return Point(SERVED, (np.concatenate([np.zeros(0, bool), *decisions]),), absolute_threshold)
+
+
+def control_point(control: Control, tiles: EvaluatedTiles, routed: Point, config: EvaluateConfig) -> Point:
+    """Return the control's point at as many tokens as the routed point."""
+    num_replicates = config.num_replicates if control.is_random else 1
+    choose = CHOICES[control]
+    chosen = (choose(tiles, routed.replicates[0], config.seed, r) for r in range(num_replicates))
+    return Point(control, tuple(chosen), routed.threshold)

@@ -1,24 +1,24 @@
-"""Bootstrap over test samples: which of them move together, and a statistic's interval over resamples."""
+"""Bootstrap over test samples: the units that are drawn, and intervals over resamples."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+# S samples, U units, B resamples, X columns, N tiles, G runs of tiles with equal scores
 LEVEL = 0.95
 MIN_GROUPS = 20
-"""From so many groups on they are the units: a bootstrap over fewer says little, and is too narrow."""
+"""With at least this many groups, groups are the units; fewer give intervals that are too narrow."""
 
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
     """B draws of U units with replacement; `unit_S` int64 is the unit of each sample.
 
-    `unit` is "group" where samples that share their content (a record's `group`) are drawn together; a sample
-    without a group is then a unit by itself. It is "sample" where there are no groups or fewer than
-    MIN_GROUPS; what the `num_groups` groups have in common is not in the intervals then.
-     Every pass over `counts` gives the same draws, so statistics of
-    two passes are paired.
+    `unit` is "group" if samples that share their content (a record's `group`) are drawn together; a sample
+    without a group is then a unit of its own. It is "sample" if there are fewer than MIN_GROUPS groups; the
+    intervals then ignore what the samples of each of the `num_groups` groups have in common. Every pass over
+    `counts` gives the same draws, so statistics of two passes are paired.
     """
 
     unit_S: np.ndarray
@@ -29,20 +29,20 @@ class Resampling:
     num_groups: int
 
     def counts(self) -> Iterator[np.ndarray]:
-        """How often each unit was drawn, int64 [U], resample after resample."""
+        """Yield how often each unit was drawn, int64 [U], one array per resample."""
         random = np.random.default_rng([self.seed, self.num_units])
         for _ in range(self.num_resamples):
             yield np.bincount(random.integers(self.num_units, size=self.num_units), minlength=self.num_units)
 
     def sums(self, values_SX: np.ndarray) -> np.ndarray:
-        """Sums of the columns over the samples of each resample, float64 [B, X]."""
+        """Return the sums of the columns over the samples of each resample, float64 [B, X]."""
         by_unit_UX = np.zeros((self.num_units, values_SX.shape[1]))
         np.add.at(by_unit_UX, self.unit_S, values_SX)
         return np.stack([counts_U @ by_unit_UX for counts_U in self.counts()])
 
 
 def resampling(groups: Sequence[str], num_resamples: int, seed: int) -> Resampling:
-    """The resampling of samples with these groups; an empty group stands for none."""
+    """Return the resampling of samples with these groups; an empty name means no group."""
     num_groups = len(set(groups) - {""})
     by_group = num_groups >= MIN_GROUPS
     names = [group if group and by_group else f"\0{number}" for number, group in enumerate(groups)]
@@ -51,10 +51,10 @@ def resampling(groups: Sequence[str], num_resamples: int, seed: int) -> Resampli
 
 
 def interval(values_B: np.ndarray) -> list[float] | None:
-    """[low, high] of the middle 95 % of a statistic's resamples.
+    """Return [low, high] of the middle 95 % of a statistic's resamples.
 
-    A resample in which it is not defined (nan) counts as the worst at both ends; null where an end is then
-    not defined itself.
+    A resample in which the statistic is undefined (nan) counts as the worst value at both ends. The interval
+    is None if an end is then undefined.
     """
     undefined = np.isnan(values_B)
     tail = (1 - LEVEL) / 2
@@ -65,14 +65,17 @@ def interval(values_B: np.ndarray) -> list[float] | None:
 
 @dataclass(frozen=True, eq=False)
 class RankedTiles:
-    """Labelled tiles in the order of falling scores, to take the area under the ROC curve at many weights."""
+    """Labelled tiles by falling score, for the area under the ROC curve with many sets of weights."""
 
     unit_N: np.ndarray
     keep_N: np.ndarray
     first_of_run_G: np.ndarray
 
     def auc(self, counts_U: np.ndarray) -> float:
-        """AUC with each tile as often as its unit was drawn, ties counted half; nan without both labels."""
+        """Return the AUC with each tile weighted by its unit's count, ties counted half.
+
+        It is nan unless both labels occur.
+        """
         weights_N = counts_U[self.unit_N].astype(np.float64)
         keep_G, other_G = (
             np.add.reduceat(weights_N * side, self.first_of_run_G) for side in (self.keep_N, ~self.keep_N)
@@ -85,8 +88,8 @@ class RankedTiles:
 
 
 def ranked_tiles(unit_N: np.ndarray, keep_N: np.ndarray, score_N: np.ndarray) -> RankedTiles:
-    """Tiles of the units with `keep_N` bool and the score that should rank keep above compress."""
+    """Rank at least one tile by a score that should be higher for keep (`keep_N` bool) than for compress."""
     order = np.argsort(-score_N, kind="stable")
     scores = score_N[order]
-    first = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]])) if len(scores) else []
-    return RankedTiles(unit_N[order], keep_N[order], np.asarray(first, np.int64))
+    first_of_run_G = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]]))
+    return RankedTiles(unit_N[order], keep_N[order], first_of_run_G)

@@ -1,23 +1,22 @@
-"""From scored answers to the entries of evaluate's metrics.json: means over samples, exact token counts, by
-kind too.
-"""
+"""From scored answers to the points of metrics.json: means over samples and exact token counts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from stages.controls import LISTED, REFERENCE, PointMetrics
 from stages.evaluate.points import EvaluatedTiles, Point
 from vico.settings import ModelSettings
 
-LISTED = ("routed", "served", "random", "shuffled", "pixel_rule", "oracle")
-"""Entries that are lists in metrics.json; the others stand alone."""
+# S samples, R replicates, N tiles
 
 
 @dataclass(frozen=True)
 class Score:
-    """One answer of one sample: similarity 0..1 (ANLS), `kl` in nats per answer token."""
+    """One answer to one sample: similarity 0..1 (ANLS), `kl` in nats per answer token."""
 
     exact_match: bool
     similarity: float
@@ -25,12 +24,12 @@ class Score:
     truncated: bool
 
 
-SCORED = ("exact_match", "similarity", "kl", "truncated")
+SCORE_COLUMNS = ("exact_match", "similarity", "kl", "truncated")
 
 
 @dataclass(frozen=True, eq=False)
 class PointScores:
-    """A point's scores, each float64 [R, S], and its number of compressed tiles, int64 [R, S]."""
+    """The scores of a point, float64 [R, S] each, and its number of compressed tiles, int64 [R, S]."""
 
     point: Point
     scores: Mapping[str, np.ndarray]
@@ -38,17 +37,22 @@ class PointScores:
 
 
 def rate_text(compressed: np.ndarray) -> str:
-    """A rate vector as text, a character a tile in prompt order: 1 compressed, 0 full."""
+    """Return a rate vector as text, one character per tile in prompt order: 1 compressed, 0 full."""
     return "".join("1" if flag else "0" for flag in compressed)
 
 
-def point_scores(point: Point, tiles: EvaluatedTiles, found: Sequence[Mapping[str, Score]]) -> PointScores:
-    """Looks up each sample's score at the point's rates; `found[s]` maps a rate text to a score."""
+def point_scores(
+    point: Point, tiles: EvaluatedTiles, scores_by_rates: Sequence[Mapping[str, Score]]
+) -> PointScores:
+    """Look up each sample's score at the point's rates; `scores_by_rates[s]` maps a rate text to a score."""
     by_replicate = [tiles.by_sample(compressed) for compressed in point.replicates]
-    scores = [[found[s][rate_text(flags)] for s, flags in enumerate(by_sample)] for by_sample in by_replicate]
+    scores = [
+        [scores_by_rates[s][rate_text(flags)] for s, flags in enumerate(by_sample)]
+        for by_sample in by_replicate
+    ]
     columns = {
         name: np.array([[getattr(score, name) for score in row] for row in scores], np.float64)
-        for name in SCORED
+        for name in SCORE_COLUMNS
     }
     counts = np.array([[int(flags.sum()) for flags in by_sample] for by_sample in by_replicate], np.int64)
     return PointScores(point, columns, counts)
@@ -56,7 +60,7 @@ def point_scores(point: Point, tiles: EvaluatedTiles, found: Sequence[Mapping[st
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Some of the test samples with what their entries are measured against."""
+    """Some of the test samples (`mask_S` bool) with the totals that their points are divided by."""
 
     mask_S: np.ndarray
     num_tiles: int
@@ -65,21 +69,18 @@ class Subset:
     reference_similarity: float
 
 
-def entry(found: PointScores, subset: Subset) -> dict[str, float | int | None]:
-    """One entry: means over samples and replicates, `similarity_sd` over replicates where there are several.
+def point_metrics(scored: PointScores, subset: Subset) -> PointMetrics:
+    """Return a point's means over samples and replicates, with `similarity_sd` if it has several replicates.
 
-    `visual_tokens` counts all of the subset's samples. A share of nothing (no tiles) is 0; `quality_kept` is
-    null where the reference has no similarity to keep.
+    `visual_tokens` is the total over the subset's samples. Without tiles, shares are 0. `quality_kept` is
+    null if the reference's similarity is 0.
     """
-    means = {name: values[:, subset.mask_S].mean(axis=1) for name, values in found.scores.items()}
-    compressed = float(found.num_compressed[:, subset.mask_S].sum(axis=1).mean())
+    means = {name: values_RS[:, subset.mask_S].mean(axis=1) for name, values_RS in scored.scores.items()}
+    compressed = float(scored.num_compressed[:, subset.mask_S].sum(axis=1).mean())
     all_tokens = subset.num_tiles * subset.tokens_full
     tokens = all_tokens - compressed * (subset.tokens_full - subset.tokens_compressed)
     similarity = float(means["similarity"].mean())
-    result: dict[str, float | int | None] = {}
-    if found.point.threshold is not None:
-        result["threshold"] = found.point.threshold
-    result |= {
+    metrics: PointMetrics = {
         "share_compressed": compressed / subset.num_tiles if subset.num_tiles else 0.0,
         "visual_tokens": int(tokens) if tokens == int(tokens) else tokens,
         "tokens_saved": 1 - tokens / all_tokens if all_tokens else 0.0,
@@ -89,39 +90,40 @@ def entry(found: PointScores, subset: Subset) -> dict[str, float | int | None]:
         "quality_kept": similarity / subset.reference_similarity if subset.reference_similarity else None,
         "truncated": float(means["truncated"].mean()),
     }
-    if len(found.point.replicates) > 1:
-        result["similarity_sd"] = float(means["similarity"].std(ddof=1))
-    return result
+    if len(scored.point.replicates) > 1:
+        metrics["similarity_sd"] = float(means["similarity"].std(ddof=1))
+    if scored.point.threshold is not None:
+        return {"threshold": scored.point.threshold, **metrics}
+    return metrics
 
 
-def entries(scored: Sequence[PointScores], subset: Subset) -> dict:
-    """All entries over a subset, in the form of metrics.json."""
-    result: dict = {name: [] for name in LISTED}
-    for found in scored:
-        name = found.point.entry
-        if name in LISTED:
-            result[name].append(entry(found, subset))
+def metrics_by_control(scored: Sequence[PointScores], subset: Subset) -> dict[str, Any]:
+    """Return the points over a subset by the control's name, in the form of metrics.json."""
+    by_name: dict[str, Any] = {control.name: [] for control in LISTED}
+    for scores in scored:
+        control, metrics = scores.point.control, point_metrics(scores, subset)
+        if control.is_listed:
+            by_name[control.name].append(metrics)
         else:
-            result[name] = entry(found, subset)
-    return result
+            by_name[control.name] = metrics
+    return by_name
 
 
 def all_point_scores(
     samples: pa.Table, tiles: EvaluatedTiles, points: Sequence[Point], predictions: pa.Table
 ) -> list[PointScores]:
-    """The scores of the reference, then of each point."""
-    found = scores_by_sample(samples["key"].to_pylist(), predictions)
-    none = np.zeros(len(tiles.p_compress_N), bool)
-    scored = [point_scores(Point("reference", (none,)), tiles, [one["reference"] for one in found])]
-    return scored + [point_scores(point, tiles, [one["policy"] for one in found]) for point in points]
+    """Return the scores of the reference, then those of each point."""
+    scores = scores_by_sample(samples["key"].to_pylist(), predictions)
+    reference = Point(REFERENCE, (np.zeros(len(tiles.p_compress_N), bool),))
+    of_reference = point_scores(reference, tiles, [by_model["reference"] for by_model in scores])
+    of_policy = [by_model["policy"] for by_model in scores]
+    return [of_reference, *(point_scores(point, tiles, of_policy) for point in points)]
 
 
 def evaluation_metrics(
     samples: pa.Table, tiles: EvaluatedTiles, scored: Sequence[PointScores], settings: ModelSettings
-) -> dict:
-    """metrics.json of the stage: all entries over all samples, and under `by_kind` the same by kind of
-    content.
-    """
+) -> dict[str, Any]:
+    """Return the points over all samples, and under `by_kind` the same for each kind of content."""
     kinds = np.asarray(samples["kind"].to_pylist())
     counts_S = tiles.num_tiles_S
 
@@ -130,8 +132,8 @@ def evaluation_metrics(
         sizes = settings.tokens_full, settings.tokens_compressed
         return Subset(mask_S, int(counts_S[mask_S].sum()), *sizes, similarity)
 
-    def summary(mask_S: np.ndarray) -> dict:
-        return {"num_samples": int(mask_S.sum()), **entries(scored, subset(mask_S))}
+    def summary(mask_S: np.ndarray) -> dict[str, Any]:
+        return {"num_samples": int(mask_S.sum()), **metrics_by_control(scored, subset(mask_S))}
 
     return {
         **summary(np.ones(len(samples), bool)),
@@ -143,9 +145,9 @@ def evaluation_metrics(
 
 
 def scores_by_sample(keys: Sequence[str], predictions: pa.Table) -> list[dict[str, dict[str, Score]]]:
-    """For each sample the score of each answer, by model (`reference`, `policy`) and rate text."""
+    """Return each sample's score of each answer, by model (`reference`, `policy`) and rate text."""
     by_key: dict[str, dict[str, dict[str, Score]]] = {key: {"reference": {}, "policy": {}} for key in keys}
-    names = ("key", "model", "rates", *SCORED)
+    names = ("key", "model", "rates", *SCORE_COLUMNS)
     for key, model, rates, *values in zip(*(predictions[name].to_pylist() for name in names), strict=True):
         by_key[key][model][rates] = Score(*values)
     return [by_key[key] for key in keys]

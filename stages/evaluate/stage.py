@@ -1,17 +1,29 @@
-"""The evaluate stage: answers of the test samples at many choices of tiles, against the tokens they save.
+"""The evaluate stage: answer the test samples with many choices of compressed tiles, against the tokens
+saved.
 
-Every answer is generated once a sample and rate vector, however many points of the curves share it.
+Every answer is generated once per sample and rate vector, however many points share it.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from stages.context import Context
+from stages.controls import (
+    COMPRESSED,
+    FULL,
+    REFERENCE,
+    ROUTED,
+    SERVED,
+    calibrated_points,
+    point_of,
+    points_of,
+)
 from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
 from stages.inference import inference_settings
-from stages.outputs import METRICS_FILE, PREDICTIONS_FILE, TABLE_FILE
+from stages.outputs import METRICS_FILE, PREDICTIONS_FILE, TABLE_FILE, part_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +31,7 @@ if TYPE_CHECKING:
 
     from stages.evaluate.actors import Block
     from stages.evaluate.points import EvaluatedTiles, Point
+    from stages.evaluate.scores import PointScores
 
 
 CODE_VERSION = 2
@@ -28,97 +41,106 @@ Config = EvaluateConfig
 
 
 def run(config: EvaluateConfig, context: Context) -> dict[str, float | int | str]:
-    """Publishes `parts/<block>.parquet`, `predictions.parquet`, `tiles.parquet`, `metrics.json`, `table.md`
-    and figures.
-    """
+    """Publish answers by block and as a table, measured tiles, `metrics.json`, `table.md` and plots."""
     from cluster.ray_session import ray_session
-    from stages.evaluate.pictures import draw_evaluation
+    from stages.evaluate.pictures import publish_plots
     from stages.evaluate.pixel_rule import measured_tiles, pixel_rule_choice, tile_labels
     from stages.evaluate.points import operating_points
+    from stages.evaluate.scores import all_point_scores
     from stages.evaluate.table import evaluation_table
-    from stages.evaluate.tiles import chosen_samples, ratio_by_content, sweep, tile_contents_of, tiles_of
+    from stages.evaluate.tiles import chosen_samples, evaluated_tiles, ratio_by_content, swept_thresholds
 
     samples = chosen_samples(config, context)
-    with open(context.inputs["router"] / METRICS_FILE, encoding="utf-8") as file:
+    with open(context.folder("router") / METRICS_FILE, encoding="utf-8") as file:
         calibrated = json.load(file)["absolute_threshold"]
     with ray_session(context.site):
         measured = measured_tiles(config, context, samples)
         choice = pixel_rule_choice(measured, tile_labels(context))
-        tiles = tiles_of(config, context, samples, measured, choice["feature"])
-        points = operating_points(
-            tiles,
-            sweep(config, context, calibrated),
-            calibrated,
-            config.relative_threshold,
-            config.controls,
-            config.num_replicates,
-            config.seed,
-        )
+        tiles = evaluated_tiles(config, context, samples, measured, choice["feature"])
+        thresholds = swept_thresholds(config, context, calibrated)
+        points = operating_points(tiles, config, thresholds, calibrated)
         predictions = _predictions(config, context, blocks_of(samples["row"].to_pylist(), tiles, points))
-    metrics = _metrics(config, context, samples, tiles, points, predictions)
-    metrics |= {"absolute_threshold": calibrated, "pixel_rule_choice": choice}
-    contents = tile_contents_of(samples, measured)
-    metrics["ratio_by_content"] = ratio_by_content(tiles, contents)
+    scored = all_point_scores(samples, tiles, points, predictions)
+    metrics = {
+        **_metrics(config, context, samples, tiles, scored),
+        "num_answers": len(predictions),
+        "absolute_threshold": calibrated,
+        "pixel_rule_choice": choice,
+        "ratio_by_content": ratio_by_content(tiles),
+    }
     context.parts.write_json(METRICS_FILE, metrics)
     context.parts.partial(TABLE_FILE).write_text(evaluation_table(metrics), encoding="utf-8")
     context.parts.publish(TABLE_FILE, replace=True)
-    draw_evaluation(context, samples, tiles, contents, predictions, metrics)
-    context.log(headline(metrics), 0)
+    publish_plots(context, samples, tiles, predictions, metrics)
+    context.log(headline_metrics(metrics), 0)
     return {"samples": len(samples), "tiles": len(tiles.p_compress_N), "answers": len(predictions)}
 
 
-def _metrics(config: EvaluateConfig, context: Context, samples, tiles, points, predictions) -> dict:
-    """The entries with their intervals, and what rests on several of them."""
-    from stages.evaluate.intervals import add_intervals, comparisons, described, resampled_points, router_auc
+def _metrics(
+    config: EvaluateConfig,
+    context: Context,
+    samples: pa.Table,
+    tiles: EvaluatedTiles,
+    scored: Sequence[PointScores],
+) -> dict[str, Any]:
+    """Return all points with their intervals, and the comparisons between them."""
+    from stages.evaluate.intervals import (
+        add_intervals,
+        comparisons,
+        interval_basis,
+        resampled_points,
+        router_auc,
+    )
     from stages.evaluate.resampling import resampling
-    from stages.evaluate.scores import all_point_scores, evaluation_metrics
+    from stages.evaluate.scores import evaluation_metrics
     from vico.settings import load_settings
 
-    settings = load_settings(context.inputs["model"])
-    saving = 1 - settings.tokens_compressed / settings.tokens_full
-    scored = all_point_scores(samples, tiles, points, predictions)
+    settings = load_settings(context.folder("model"))
+    saving_per_tile = 1 - settings.tokens_compressed / settings.tokens_full
     metrics = evaluation_metrics(samples, tiles, scored, settings)
     draws = resampling(samples["group"].to_pylist(), config.num_resamples, config.seed)
-    resampled = resampled_points(scored, tiles.num_tiles_S, saving, draws)
+    resampled = resampled_points(scored, tiles.num_tiles_S, saving_per_tile, draws)
     add_intervals(metrics, resampled)
     return {
         **metrics,
-        **comparisons(resampled, saving),
+        **comparisons(resampled, saving_per_tile),
         "router": router_auc(tiles, draws),
-        "intervals": described(draws),
-        "num_answers": len(predictions),
+        "intervals": interval_basis(draws),
     }
 
 
-def headline(metrics: dict) -> dict[str, float]:
-    """The figures worth a line each: both ends, and the router at its calibrated threshold."""
-    routed = [e for e in metrics["routed"] if e["threshold"] == metrics["absolute_threshold"]]
-    entries = {
-        "reference": metrics["reference"],
-        "full": metrics["full"],
-        "compressed": metrics["compressed"],
-    }
-    entries |= {"routed": routed[0], "served": metrics["served"][0]}
-    names = ("tokens_saved", "exact_match", "similarity", "kl", "quality_kept", "truncated")
-    found = {f"{entry}_{name}": values[name] for entry, values in entries.items() for name in names}
-    found["router_auc"] = metrics["router"]["auc"]
+def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics that are logged: reference, both ends, router and served rule."""
+    points = {control.name: point_of(metrics, control) for control in (REFERENCE, FULL, COMPRESSED)}
+    points |= {ROUTED.name: calibrated_points(metrics)[0], SERVED.name: points_of(metrics, SERVED)[0]}
+    headline: dict[str, float | None] = {}
+    for name, point in points.items():
+        headline |= {
+            f"{name}_tokens_saved": point["tokens_saved"],
+            f"{name}_exact_match": point["exact_match"],
+            f"{name}_similarity": point["similarity"],
+            f"{name}_kl": point["kl"],
+            f"{name}_quality_kept": point["quality_kept"],
+            f"{name}_truncated": point["truncated"],
+        }
+    headline["router_auc"] = metrics["router"]["auc"]
     if metrics["gap_closed"]:
-        found["gap_closed"] = metrics["gap_closed"]["at_point"]["share"]
-        found["gap_closed_over_curve"] = metrics["gap_closed"]["over_curve"]["share"]
-    return {name: value for name, value in found.items() if value is not None}
+        headline["gap_closed"] = metrics["gap_closed"]["at_point"]["share"]
+        headline["gap_closed_over_curve"] = metrics["gap_closed"]["over_curve"]["share"]
+    return {name: value for name, value in headline.items() if value is not None}
 
 
-def blocks_of(rows: list[int], tiles: EvaluatedTiles, points: list[Point]) -> list[Block]:
-    """The samples in blocks, each with the distinct rate vectors of all points, in a fixed order."""
+def blocks_of(rows: list[int], tiles: EvaluatedTiles, points: Sequence[Point]) -> list[Block]:
+    """Return the samples in blocks, each with the distinct rate vectors of all points in a fixed order."""
     from stages.evaluate.actors import Block
     from stages.evaluate.scores import rate_text
 
-    asked: list[dict[str, np.ndarray]] = [{} for _ in rows]
+    rates_by_text: list[dict[str, np.ndarray]] = [{} for _ in rows]
     for point in points:
         for compressed in point.replicates:
-            for known, flags in zip(asked, tiles.by_sample(compressed), strict=True):
-                known.setdefault(rate_text(flags), flags)
-    vectors = [tuple(flags for _, flags in sorted(known.items())) for known in asked]
+            for rates, flags in zip(rates_by_text, tiles.by_sample(compressed), strict=True):
+                rates.setdefault(rate_text(flags), flags)
+    vectors = [tuple(flags for _, flags in sorted(rates.items())) for rates in rates_by_text]
     return [
         Block(
             number, tuple(rows[first : first + BLOCK_SAMPLES]), tuple(vectors[first : first + BLOCK_SAMPLES])
@@ -127,22 +149,24 @@ def blocks_of(rows: list[int], tiles: EvaluatedTiles, points: list[Point]) -> li
     ]
 
 
-def _predictions(config: EvaluateConfig, context: Context, blocks: list[Block]) -> pa.Table:
-    """Every scored answer; blocks that an earlier attempt published are read, the others answered."""
+def _predictions(config: EvaluateConfig, context: Context, blocks: Sequence[Block]) -> pa.Table:
+    """Return every scored answer; blocks that an earlier attempt published are read, the others answered."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from cluster.tasks import actor_pool
-    from stages.evaluate.actors import Answerer, part_name
+    from stages.evaluate.actors import Answerer
 
     parts = context.parts
-    todo = [block for block in blocks if not parts.done(part_name(block.number))]
+    open_blocks = [block for block in blocks if not parts.done(part_name(block.number))]
     total = sum(len(block.rows) for block in blocks)
-    num_done = total - sum(len(block.rows) for block in todo)
+    num_done = total - sum(len(block.rows) for block in open_blocks)
     context.progress(num_done, total, "samples")
-    if todo:
-        actor = (inference_settings(context, config.dtype), config.max_new_tokens, parts)
-        results = actor_pool(Answerer, actor, todo, "write_part", site=context.site, check=context.check)
+    if open_blocks:
+        arguments = (inference_settings(context, config.dtype), config.max_new_tokens, parts)
+        results = actor_pool(
+            Answerer, arguments, open_blocks, "write_part", site=context.site, check=context.check
+        )
         for _, num_samples in results:
             num_done += num_samples
             context.progress(num_done, total, "samples")

@@ -5,67 +5,85 @@ The evaluate stage writes it as `table.md`.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from stages.controls import (
+    COMPARED,
+    COMPRESSED,
+    FULL,
+    PIXEL_RULE,
+    REFERENCE,
+    ROUTED,
+    SERVED,
+    PointMetrics,
+    calibrated_points,
+    point_of,
+    points_of,
+)
 
 HEAD = (
     "| | tiles compressed | visual tokens saved | exact match | similarity | quality kept | 95 % interval |\n"
     "|---|---:|---:|---:|---:|---:|---:|\n"
 )
-SHOWN = (1 / 3, 2 / 3)  # shares of compressed tiles; the routed points nearest to them stand in the table
-RIVALS = (
-    ("random", "random tiles"),
-    ("shuffled", "router, decisions shuffled"),
-    ("pixel_rule", "pixel rule"),
-    ("oracle", "oracle (the tiles' own ratios)"),
-)
+SHOWN_SHARES = (1 / 3, 2 / 3)
+"""Shares of compressed tiles; the table shows the routed points nearest to them."""
+_POSITIONS = (("at_point", "at {saved:.1%} of the tokens saved"), ("over_curve", "over the curve"))
 
 
 def evaluation_table(metrics: Mapping[str, Any]) -> str:
-    """Markdown: both ends, and the routed points nearest to SHOWN and to the calibrated threshold, each over
-    the controls at the same tokens; below it what the router's AUC and the gap closed are.
+    """Return the points as a Markdown table, then the findings as a list.
+
+    The table shows both ends and the routed points nearest to SHOWN_SHARES and at the calibrated threshold,
+    each above the controls at the same tokens.
     """
     rows = [
-        row("reference (start model, full rate)", metrics["reference"]),
-        row("trained, all tiles at the full rate", metrics["full"]),
+        row(REFERENCE.label, point_of(metrics, REFERENCE)),
+        row(FULL.label, point_of(metrics, FULL)),
     ]
+    calibrated = calibrated_points(metrics)
     for number in shown_points(metrics):
-        routed = metrics["routed"][number]
-        calibrated = routed["threshold"] == metrics["absolute_threshold"]
-        rows.append(row(f"**router**{', calibrated threshold' if calibrated else ''}", routed))
-        rows += [row(label, metrics[name][number]) for name, label in RIVALS if metrics[name]]
-    rows += [row("published rule, one prompt a call", entry) for entry in metrics["served"]]
-    rows.append(row("trained, all tiles at the low rate", metrics["compressed"]))
+        point = points_of(metrics, ROUTED)[number]
+        suffix = ", calibrated threshold" if point in calibrated else ""
+        rows.append(row(f"**{ROUTED.label}**{suffix}", point))
+        rows += [
+            row(control.label, points_of(metrics, control)[number])
+            for control in COMPARED
+            if points_of(metrics, control)
+        ]
+    rows += [row(SERVED.label, point) for point in points_of(metrics, SERVED)]
+    rows.append(row(COMPRESSED.label, point_of(metrics, COMPRESSED)))
     return HEAD + "\n".join(rows) + "\n\n" + "\n".join(f"- {line}" for line in findings(metrics)) + "\n"
 
 
 def shown_points(metrics: Mapping[str, Any]) -> list[int]:
-    """Numbers of the routed points in the table, by tokens saved."""
-    routed = metrics["routed"]
-    found = {n for n, entry in enumerate(routed) if entry["threshold"] == metrics["absolute_threshold"]}
+    """Return the numbers of the routed points in the table, by tokens saved."""
+    routed, calibrated = points_of(metrics, ROUTED), calibrated_points(metrics)
+    numbers = {n for n, point in enumerate(routed) if point in calibrated}
     if routed:
-        shares = [entry["share_compressed"] for entry in routed]
-        found |= {min(range(len(routed)), key=lambda n: abs(shares[n] - share)) for share in SHOWN}
-    return sorted(found, key=lambda n: routed[n]["tokens_saved"])
+        shares = [point["share_compressed"] for point in routed]
+        numbers |= {min(range(len(routed)), key=lambda n: abs(shares[n] - share)) for share in SHOWN_SHARES}
+    return sorted(numbers, key=lambda n: routed[n]["tokens_saved"])
 
 
-def row(label: str, entry: Mapping[str, Any]) -> str:
+def row(label: str, point: PointMetrics) -> str:
+    """Return one row of the table."""
     cells = (
         label,
-        f"{entry['share_compressed']:.1%}",
-        f"{entry['tokens_saved']:.1%}",
-        f"{entry['exact_match']:.3f}",
-        f"{entry['similarity']:.3f}",
-        _number(entry["quality_kept"]),
-        _span(entry["quality_kept_interval"]),
+        f"{point['share_compressed']:.1%}",
+        f"{point['tokens_saved']:.1%}",
+        f"{point['exact_match']:.3f}",
+        f"{point['similarity']:.3f}",
+        _number(point["quality_kept"]),
+        _span(point["quality_kept_interval"]),
     )
     return f"| {' | '.join(cells)} |"
 
 
 def findings(metrics: Mapping[str, Any]) -> list[str]:
-    """What is said of the router as a whole, each with its interval."""
-    basis, router, choice = metrics["intervals"], metrics["router"], metrics["pixel_rule_choice"]
+    """Return one line for each statement about the router as a whole, with its interval."""
+    basis, router = metrics["intervals"], metrics["router"]
     lines = [
         f"{metrics['num_samples']:,} test questions on {metrics['num_tiles']:,} tiles; {basis['level']:.0%} "
         f"intervals over {basis['resamples']:,} resamples of {basis['num_units']:,} {basis['unit']}s "
@@ -73,36 +91,40 @@ def findings(metrics: Mapping[str, Any]) -> list[str]:
         f"router AUC on {router['num_tiles']:,} labelled test tiles: {_number(router['auc'])}, "
         f"{_span(router['auc_interval'])}",
     ]
-    if choice["feature"] is not None:
-        name, test = choice["feature"], choice["auc_test"][choice["feature"]]
-        lines.append(
-            f"pixel rule: {name.replace('_', ' ')}, AUC {choice['auc_calib'][name]:.3f} on calib tiles, "
-            f"{_number(test)} on test tiles"
+    return [*lines, *_pixel_rule_line(metrics), *_gap_lines(metrics), *_content_line(metrics)]
+
+
+def _pixel_rule_line(metrics: Mapping[str, Any]) -> Iterator[str]:
+    choice = metrics["pixel_rule_choice"]
+    feature = choice["feature"]
+    if feature is not None:
+        yield (
+            f"{PIXEL_RULE.label}: {feature.replace('_', ' ')}, AUC {choice['auc_calib'][feature]:.3f} on "
+            f"calib tiles, {_number(choice['auc_test'][feature])} on test tiles"
         )
-    for key, where in (("at_point", "at {saved:.1%} of the tokens saved"), ("over_curve", "over the curve")):
-        if not metrics["gap_closed"]:
-            continue
-        gap, rivals = metrics["gap_closed"][key], metrics["routed_minus"][key]
-        where = where.format(saved=gap.get("tokens_saved", 0.0))
-        lines.append(
-            f"{where}, the router closes {_share(gap['share'])} of the gap from random tiles to the oracle, "
-            f"{_span(gap['interval'])}"
+
+
+def _gap_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    for key, position in _POSITIONS if metrics["gap_closed"] else ():
+        gap, differences = metrics["gap_closed"][key], metrics["routed_minus"][key]
+        position = position.format(saved=gap.get("tokens_saved", 0.0))
+        yield (
+            f"{position}, the router closes {_share(gap['share'])} of the gap from random tiles to the "
+            f"oracle, {_span(gap['interval'])}"
         )
-        if "pixel_rule" in rivals:
-            found = rivals["pixel_rule"]
-            lines.append(
-                f"{where}, quality kept by the router less that by the pixel rule: "
-                f"{_number(found['difference'], '+.3f')}, {_span(found['interval'], '+.3f')}"
+        if PIXEL_RULE.name in differences:
+            difference = differences[PIXEL_RULE.name]
+            yield (
+                f"{position}, quality kept by the router minus that of the pixel rule: "
+                f"{_number(difference['difference'], '+.3f')}, {_span(difference['interval'], '+.3f')}"
             )
+
+
+def _content_line(metrics: Mapping[str, Any]) -> Iterator[str]:
     contents = metrics.get("ratio_by_content")
     if contents:
-        lines.append(
-            "median loss ratio of test tiles by what they show: "
-            + ", ".join(
-                f"{name} {found['median']:.2f} ({found['tiles']})" for name, found in contents.items()
-            )
-        )
-    return lines
+        ratios = (f"{name} {ratio['median']:.2f} ({ratio['tiles']})" for name, ratio in contents.items())
+        yield f"median loss ratio of test tiles by what they show: {', '.join(ratios)}"
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
@@ -113,7 +135,7 @@ def _share(value: float | None) -> str:
     return "an undefined share" if value is None else f"{value:.0%}"
 
 
-def _span(ends: list[float] | None, form: str = ".3f") -> str:
+def _span(ends: Sequence[float] | None, form: str = ".3f") -> str:
     return "interval not defined" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}"
 
 

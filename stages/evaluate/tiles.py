@@ -1,9 +1,8 @@
-"""What evaluation looks at: the chosen test samples, their tiles with router scores, ratios and pixel
-measures, the thresholds of the sweep.
-"""
+"""The test samples of an evaluation, and their tiles with router scores, loss ratios and pixel measures."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -16,21 +15,17 @@ from data_prep.shards.index import load_index
 from stages.context import Context
 from stages.evaluate.actors import TileScorer
 from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
-from stages.evaluate.pixel_rule import tile_labels
+from stages.evaluate.pixel_rule import TILE_KEY_COLUMNS, TileKey, tile_keys, tile_labels
 from stages.evaluate.points import UNLABELLED, EvaluatedTiles
 from stages.inference import inference_settings
 from stages.outputs import RATIOS_FILE, ROUTER_FILE, SCORES_FILE
 from vico.errors import UserError
 from vico.inference.routing import calibrated_threshold
 
-TilePlace = tuple[str, int, int]  # key, image, tile
-
 
 def chosen_samples(config: EvaluateConfig, context: Context) -> pa.Table:
-    """row, key, kind, group and tiles of the chosen test samples, in index order; those without an answer
-    stay out.
-    """
-    folder = context.inputs["shard"]
+    """Return row, key, kind, group and tiles of the chosen test samples with an answer, in index order."""
+    folder = context.folder("shard")
     table = load_index(folder).table(["key", "kind", "group", "tiles", "answer_tokens"], "test")
     table = table.filter(pc.greater(table["answer_tokens"], 0))
     if not len(table):
@@ -41,46 +36,48 @@ def chosen_samples(config: EvaluateConfig, context: Context) -> pa.Table:
     return table.filter(pc.is_in(table["row"], pa.array(chosen)))
 
 
-def sweep(config: EvaluateConfig, context: Context, calibrated: float) -> list[float]:
-    """The thresholds to measure, falling: those that compress the config's shares of calib tiles, and the
-    calibrated one."""
-    scores = pq.read_table(context.inputs["router"] / SCORES_FILE, columns=["split", "p_compress"])
+def swept_thresholds(config: EvaluateConfig, context: Context, calibrated: float) -> list[float]:
+    """Return the thresholds to measure, falling: one per share of the config, and the calibrated one."""
+    scores = pq.read_table(context.folder("router") / SCORES_FILE, columns=["split", "p_compress"])
     calib = scores.filter(pc.equal(scores["split"], "calib"))["p_compress"].to_numpy()
-    found = {calibrated_threshold(calib, share) for share in config.shares}
-    return sorted(found | {calibrated}, reverse=True)
+    thresholds = {calibrated_threshold(calib, share) for share in config.shares}
+    return sorted(thresholds | {calibrated}, reverse=True)
 
 
-def tiles_of(
+def evaluated_tiles(
     config: EvaluateConfig, context: Context, samples: pa.Table, measured: pa.Table, feature: str | None
 ) -> EvaluatedTiles:
-    """The samples' tiles with router scores, with their own ratios where the ratio stage saw all of them,
-    and with the pixel measure `feature` of `measured`. Needs Ray where the router stage left tiles out.
+    """Return the samples' tiles with all that the controls need; `feature` is a column of `measured`.
+
+    Needs Ray if the router stage did not score all of them.
     """
-    places = tile_places(samples)
-    ratios = known_ratios(context.inputs["ratio"] / RATIOS_FILE)
+    keys = sample_tile_keys(samples)
+    ratios = ratios_of_test_tiles(context.folder("ratio") / RATIOS_FILE)
     ratio_N = None
-    if all(place in ratios for place in places):
-        ratio_N = np.array([ratios[place] for place in places], np.float64)
+    if all(key in ratios for key in keys):
+        ratio_N = np.array([ratios[key] for key in keys], np.float64)
     scores = router_scores(config, context, samples)
     labels = tile_labels(context)
-    detail = {} if feature is None else by_tile(measured, feature)
+    detail = {} if feature is None else column_by_tile(measured, feature)
+    contents = column_by_tile(measured, "content")
     return EvaluatedTiles(
         tiles_per_image=[tuple(tiles) for tiles in samples["tiles"].to_pylist()],
-        p_compress_N=np.array([scores[place] for place in places], np.float32),
+        p_compress_N=np.array([scores[key] for key in keys], np.float32),
         ratio_N=ratio_N,
-        detail_N=None if feature is None else np.array([detail[place] for place in places], np.float64),
-        label_N=np.array([labels.get(place, UNLABELLED) for place in places], np.int8),
+        detail_N=None if feature is None else np.array([detail[key] for key in keys], np.float64),
+        label_N=np.array([labels.get(key, UNLABELLED) for key in keys], np.int8),
+        contents=[contents[key] for key in keys],
     )
 
 
-def known_ratios(path: Path) -> dict[TilePlace, float]:
-    """The ratios of the test tiles that the ratio stage saw; those of train, which are most, are not read."""
-    columns = ["key", "image", "tile", "ratio"]
-    return by_tile(pq.read_table(path, columns=columns, filters=[("split", "=", "test")]), "ratio")
+def ratios_of_test_tiles(path: Path) -> dict[TileKey, float]:
+    """Return the loss ratios of test tiles; those of train, which are most of the table, are not read."""
+    columns = [*TILE_KEY_COLUMNS, "ratio"]
+    return column_by_tile(pq.read_table(path, columns=columns, filters=[("split", "=", "test")]), "ratio")
 
 
-def tile_places(samples: pa.Table) -> list[TilePlace]:
-    """(key, image, tile) of every tile, sample after sample in prompt order."""
+def sample_tile_keys(samples: pa.Table) -> list[TileKey]:
+    """Return the keys of all tiles, sample after sample in prompt order."""
     return [
         (key, image, tile)
         for key, tiles in zip(samples["key"].to_pylist(), samples["tiles"].to_pylist(), strict=True)
@@ -89,64 +86,62 @@ def tile_places(samples: pa.Table) -> list[TilePlace]:
     ]
 
 
-def by_tile(table: pa.Table, column: str) -> dict[TilePlace, float]:
-    """A column of a table with a row a tile, by key, image and tile."""
-    rows = zip(*(table[name].to_pylist() for name in ("key", "image", "tile", column)), strict=True)
-    return {(key, image, tile): value for key, image, tile, value in rows}
+def column_by_tile(table: pa.Table, column: str) -> dict[TileKey, Any]:
+    """Return a column of a table with one row per tile."""
+    return dict(zip(tile_keys(table), table[column].to_pylist(), strict=True))
 
 
-def tile_contents_of(samples: pa.Table, measured: pa.Table) -> list[str | None]:
-    """What each tile of the samples shows where its record says so (the demo's do), in the tiles' order."""
-    contents = by_tile(measured, "content")
-    return [contents[place] for place in tile_places(samples)]
+class ContentRatio(TypedDict):
+    """Tiles that show the same kind of content, and their median loss ratio."""
+
+    tiles: int
+    median: float
 
 
-def ratio_by_content(tiles: EvaluatedTiles, contents: Sequence[str | None]) -> dict[str, dict]:
-    """Number of tiles and median loss ratio by content, falling; empty where ratios or contents are unknown.
+def ratio_by_content(tiles: EvaluatedTiles) -> dict[str, ContentRatio]:
+    """Return the median loss ratio of tiles by what they show, falling; empty if either is unknown.
 
-    `plain and photograph` is the median over both together: what small text is held against.
+    `plain and photograph` is the median over both together, to compare small text with.
     """
     if tiles.ratio_N is None:
         return {}
-    content_N = np.array([content or "" for content in contents])
-    groups = {str(name): content_N == name for name in np.unique(content_N) if name}
+    content_N = np.array([content or "" for content in tiles.contents])
+    masks = {str(name): content_N == name for name in np.unique(content_N) if name}
     both = np.isin(content_N, ("plain", "photograph"))
     if both.any():
-        groups["plain and photograph"] = both
-    found = {
+        masks["plain and photograph"] = both
+    ratios: dict[str, ContentRatio] = {
         name: {"tiles": int(mask_N.sum()), "median": float(np.median(tiles.ratio_N[mask_N]))}
-        for name, mask_N in groups.items()
+        for name, mask_N in masks.items()
     }
-    return dict(sorted(found.items(), key=lambda item: -item[1]["median"]))
+    return dict(sorted(ratios.items(), key=lambda item: -item[1]["median"]))
 
 
-def router_scores(config: EvaluateConfig, context: Context, samples: pa.Table) -> dict[TilePlace, float]:
-    """P(compress) of the samples' tiles: from the router stage where it scored them, computed where not."""
-    scores = by_tile(pq.read_table(context.inputs["router"] / SCORES_FILE), "p_compress")
-    missing = {place[0] for place in tile_places(samples) if place not in scores}
-    if missing:
-        some = samples.filter(pc.is_in(samples["key"], pa.array(sorted(missing))))
-        scores |= by_tile(_computed_scores(config, context, some), "p_compress")
+def router_scores(config: EvaluateConfig, context: Context, samples: pa.Table) -> dict[TileKey, float]:
+    """Return P(compress) of the samples' tiles, computed for those that the router stage did not score."""
+    scores = column_by_tile(pq.read_table(context.folder("router") / SCORES_FILE), "p_compress")
+    unscored = {key for key, image, tile in sample_tile_keys(samples) if (key, image, tile) not in scores}
+    if unscored:
+        chosen = samples.filter(pc.is_in(samples["key"], pa.array(sorted(unscored))))
+        scores |= column_by_tile(_computed_scores(config, context, chosen), "p_compress")
     return scores
 
 
 def _computed_scores(config: EvaluateConfig, context: Context, samples: pa.Table) -> pa.Table:
-    """Router scores of the samples by actors, published as `scores.parquet`; columns as in the router's own
-    table.
-    """
+    """Score the samples' tiles with actors and publish `scores.parquet`."""
     parts = context.parts
     if parts.done(SCORES_FILE):
         return pq.read_table(parts.output / SCORES_FILE)
     rows = samples["row"].to_pylist()
-    items = [rows[first : first + BLOCK_SAMPLES] for first in range(0, len(rows), BLOCK_SAMPLES)]
-    actor = (inference_settings(context, config.dtype), context.inputs["router"] / ROUTER_FILE)
-    found: dict[int, list[np.ndarray]] = {}
-    results = actor_pool(TileScorer, actor, items, "scores", site=context.site, check=context.check)
-    for number, scores in results:
-        found[number] = scores
-        context.progress(len(found), len(items), "score blocks")
-    key, image, tile = zip(*tile_places(samples), strict=True)
-    values = np.concatenate([one for number in sorted(found) for one in found[number]])
+    blocks = [rows[first : first + BLOCK_SAMPLES] for first in range(0, len(rows), BLOCK_SAMPLES)]
+    arguments = (inference_settings(context, config.dtype), context.folder("router") / ROUTER_FILE)
+    scores: dict[int, Sequence[np.ndarray]] = {}
+    results = actor_pool(TileScorer, arguments, blocks, "scores", site=context.site, check=context.check)
+    for number, block_scores in results:
+        scores[number] = block_scores
+        context.progress(len(scores), len(blocks), "score blocks")
+    key, image, tile = zip(*sample_tile_keys(samples), strict=True)
+    values = np.concatenate([sample for number in sorted(scores) for sample in scores[number]])
     table = pa.table({"key": key, "image": image, "tile": tile, "p_compress": values})
     pq.write_table(table, parts.partial(SCORES_FILE))
     parts.publish(SCORES_FILE)

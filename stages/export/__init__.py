@@ -1,1 +1,1 @@
-"""Stage export: the model folder that is published, with its card."""
+"""Stage export: the model folder that is published, with its model card."""

@@ -1,11 +1,19 @@
-"""README.md of an exported model: where it comes from, and what each threshold costs and saves."""
+"""README.md of an exported model: its origin, and what each threshold costs and saves.
+
+The export stage and `vico export` write it.
+"""
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from stages.controls import COMPRESSED, FULL, LISTED, REFERENCE, PointMetrics, point_of, points_of
+from stages.export.start_model import StartModel
+
+CARD_FILE = "README.md"
+Layout = Literal["hf", "flash"]
 
 _CARD = """\
 ---
@@ -15,7 +23,7 @@ pipeline_tag: image-text-to-text
 
 # An InternVL with a router over its tiles
 
-Each tile of a picture takes {tokens_full} visual tokens, or {tokens_compressed} where the router finds it
+Each tile of a picture takes {tokens_full} visual tokens, or {tokens_compressed} if the router finds it
 simple. {layout}
 `vico.checkpoints.load_model(folder)` opens it, `vico route` shows its decisions on a picture.
 
@@ -23,7 +31,7 @@ simple. {layout}
 |---|---|
 | base model | {base_name}, sha256 of its weights `{base_digest}` |
 | licence of the base model | {licence} |
-| data | {samples} samples in {shards} shards, sha256 over those of the shards `{data_digest}` |
+| data | {samples} samples in {shards} shards, sha256 over the sha256 of the shards `{data_digest}` |
 | licences of the data | {data_licences} |
 | origins of the data | {data_origins} |
 {run}| method | ViCO: consistency training against the base model, then a router trained on loss ratios |
@@ -31,112 +39,124 @@ simple. {layout}
 
 ## Thresholds
 
-A tile is compressed where the router's probability of *compress* is at least the threshold; `config.json`
-holds the calibrated one ({threshold:.6g}) as `{threshold_key}`. Measured on {num_samples} test
+A tile is compressed if the router's probability of *compress* is at least the threshold; `config.json`
+contains the calibrated one ({threshold:.6g}) as `{threshold_key}`. Measured on {num_samples} test
 samples that no stage trained or calibrated on. Similarity is ANLS with cut 0.5; kept is its share of the base
-model's, which is {reference_similarity:.3f}.
+model's similarity, {reference_similarity:.3f}.
 
 | rule | threshold | tiles compressed | tokens saved | similarity | kept | exact match |
 |---|---:|---:|---:|---:|---:|---:|
 {rows}
 
-The calibrated threshold is in bold. *ours* decides each tile by itself; *served* is what a server of the
-published Flash layout does at `evaluate.relative_threshold` of the run (0.0 unless set; a Flash export says
-0.0): it keeps at least one tile of every prompt.
+The calibrated threshold is in bold. *ours* decides each tile separately; *served* is the rule of a server
+of the published Flash layout with the run's `evaluate.relative_threshold` (0.0 unless set; a Flash export
+has 0.0): it keeps at least one tile of every prompt.
 
 All tiles full: similarity {full:.3f}. All compressed: {compressed:.3f} with {compressed_saved:.1%} of tokens
 saved.
 """
-_LAYOUTS = {
+_LAYOUTS: Mapping[Layout, str] = {
     "hf": (
         "The folder is in Hugging Face layout; beside the tensors of transformers' InternVL it\n"
-        "holds `compressed_connector.*` and `router.*`, which plain transformers leaves aside: there every\n"
-        "tile takes its full number of tokens."
+        "contains `compressed_connector.*` and `router.*`. Plain transformers ignores them: every tile then\n"
+        "takes its full number of tokens."
     ),
     "flash": (
         "The folder is in the published Flash layout (`flash_mode`), which lmdeploy's PyTorch\n"
         "backend serves; a quantiser has to leave out `pooling_before_gating` and `gating`."
     ),
 }
-_THRESHOLD_KEYS = {"hf": "vico.absolute_threshold", "flash": "flash_absolute_threshold"}
-_LICENCE = re.compile(r"^license:[ \t]*(\S.*)$", re.MULTILINE)
+_THRESHOLD_KEYS: Mapping[Layout, str] = {
+    "hf": "vico.absolute_threshold",
+    "flash": "flash_absolute_threshold",
+}
 
 
-def stated_licence(base: Path) -> str:
-    """The licence in the front matter of a model folder's README.md."""
-    card = base / "README.md"
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2) if card.is_file() else []
-    found = _LICENCE.search(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    return found[1].strip() if found else "not stated in its folder"
+@dataclass(frozen=True)
+class CardSources:
+    """What a model card is written from. The stage does not know its `run`; `vico export` does."""
+
+    start: StartModel
+    manifest: Mapping[str, Any]
+    """manifest.json of the shard stage."""
+    evaluation: Mapping[str, Any]
+    """metrics.json of the evaluate stage."""
+    router: Mapping[str, Any]
+    """metrics.json of the router stage."""
+    layout: Layout = "hf"
+    run: str = ""
 
 
-def model_card(
-    base: tuple[str, str],
-    licence: str,
-    data: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    router: Mapping[str, Any],
-    layout: Literal["hf", "flash"] = "hf",
-    run: str = "",
-) -> str:
-    """Markdown from the base model's name and digest, its licence, the shards' manifest and the metrics of
-    evaluate and router. The stage does not know its run; `vico export` does.
-    """
-    threshold = router["absolute_threshold"]
-    shards = [shard["sha256"] for shard in data["shards"]]
-    sizes = metrics["tokens_a_tile"]
+def model_card(sources: CardSources) -> str:
+    """Return the card as Markdown."""
+    evaluation, router = sources.evaluation, sources.router
+    compressed = point_of(evaluation, COMPRESSED)
     return _CARD.format(
-        layout=_LAYOUTS[layout],
-        threshold_key=_THRESHOLD_KEYS[layout],
-        licence=licence,
-        run=f"| run | `{run}` |\n" if run else "",
-        tokens_full=sizes["full"],
-        tokens_compressed=sizes["compressed"],
-        base_name=base[0],
-        base_digest=base[1],
-        data_licences=_stated(data.get("licenses", {}), "as stated by each record"),
-        data_origins=_stated(data.get("origins", {}), "as named by each record"),
-        samples=f"{data['written']:,}",
-        shards=len(shards),
-        data_digest=hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
+        **_origin(sources),
+        layout=_LAYOUTS[sources.layout],
+        threshold_key=_THRESHOLD_KEYS[sources.layout],
+        tokens_full=evaluation["tokens_a_tile"]["full"],
+        tokens_compressed=evaluation["tokens_a_tile"]["compressed"],
         auc="not defined" if router["auc"] is None else f"{router['auc']:.3f}",
         num_test=f"{router['num_test']:,}",
-        threshold=threshold,
-        num_samples=f"{metrics['num_samples']:,}",
-        reference_similarity=metrics["reference"]["similarity"],
-        rows="\n".join(
-            _row(rule, entry, entry["threshold"] == threshold)
-            for rule, name in (("ours", "routed"), ("served", "served"))
-            for entry in metrics[name]
-        ),
-        full=metrics["full"]["similarity"],
-        compressed=metrics["compressed"]["similarity"],
-        compressed_saved=metrics["compressed"]["tokens_saved"],
+        threshold=router["absolute_threshold"],
+        num_samples=f"{evaluation['num_samples']:,}",
+        reference_similarity=point_of(evaluation, REFERENCE)["similarity"],
+        rows="\n".join(_rows(evaluation, router["absolute_threshold"])),
+        full=point_of(evaluation, FULL)["similarity"],
+        compressed=compressed["similarity"],
+        compressed_saved=compressed["tokens_saved"],
     )
 
 
+def _origin(sources: CardSources) -> dict[str, str]:
+    """Return the card's fields about the start model, the data and the run."""
+    start, manifest = sources.start, sources.manifest
+    shards = [shard["sha256"] for shard in manifest["shards"]]
+    return {
+        "base_name": start.name,
+        "base_digest": start.weights_sha256,
+        "licence": start.licence,
+        "samples": f"{manifest['written']:,}",
+        "shards": str(len(shards)),
+        "data_digest": hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
+        "data_licences": _stated(manifest.get("licenses", {}), "as stated by each record"),
+        "data_origins": _stated(manifest.get("origins", {}), "as named by each record"),
+        "run": f"| run | `{sources.run}` |\n" if sources.run else "",
+    }
+
+
 def _stated(counts: Mapping[str, int], how: str) -> str:
-    """Values with their samples, for a cell of a table; what no record and no set states is said last."""
+    """Return a table cell with the values and their numbers of samples; those without a value come last."""
     named = [f"{_cell(value)} ({count:,})" for value, count in counts.items() if value]
-    silent = counts.get("", 0)
+    unstated = counts.get("", 0)
     if not named:
         return "not stated by records or sets"
-    return f"{how}: {', '.join(named)}" + (f"; {silent:,} not stated" if silent else "")
+    return f"{how}: {', '.join(named)}" + (f"; {unstated:,} not stated" if unstated else "")
 
 
 def _cell(text: str) -> str:
     return " ".join(text.replace("|", "/").split())
 
 
-def _row(rule: str, entry: Mapping[str, Any], bold: bool) -> str:
-    kept = entry["quality_kept"]
+def _rows(evaluation: Mapping[str, Any], calibrated: float) -> list[str]:
+    return [
+        _row(control.rule, point, point["threshold"] == calibrated)
+        for control in LISTED
+        if control.rule
+        for point in points_of(evaluation, control)
+    ]
+
+
+def _row(rule: str, point: PointMetrics, is_bold: bool) -> str:
+    kept = point["quality_kept"]
     cells = [
         rule,
-        f"{entry['threshold']:.6g}",
-        f"{entry['share_compressed']:.1%}",
-        f"{entry['tokens_saved']:.1%}",
-        f"{entry['similarity']:.3f}",
+        f"{point['threshold']:.6g}",
+        f"{point['share_compressed']:.1%}",
+        f"{point['tokens_saved']:.1%}",
+        f"{point['similarity']:.3f}",
         "-" if kept is None else f"{kept:.1%}",
-        f"{entry['exact_match']:.1%}",
+        f"{point['exact_match']:.1%}",
     ]
-    return "| " + " | ".join(f"**{cell}**" if bold else cell for cell in cells) + " |"
+    return "| " + " | ".join(f"**{cell}**" if is_bold else cell for cell in cells) + " |"

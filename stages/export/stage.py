@@ -1,34 +1,28 @@
-"""The export stage: one model folder in Hugging Face layout with both connectors, the router and its
-threshold.
-"""
+"""The export stage: one model folder with both connectors, the router and its threshold."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+from data_prep.shards.names import MANIFEST_FILE
 from stages.context import Context
-from stages.export.model_card import model_card, stated_licence
-from stages.outputs import MODEL_FOLDER, POLICY_FOLDER, ROUTER_FILE
-from stages.stage_config import StageConfig
+from stages.export.config import ExportConfig
+from stages.export.model_card import CARD_FILE, CardSources, model_card
+from stages.export.start_model import start_model
+from stages.outputs import METRICS_FILE, MODEL_FOLDER, POLICY_FOLDER, ROUTER_FILE
 
 CODE_VERSION = 3
 INPUTS = ("shard", "model", "consistency", "router", "evaluate")
 NEEDS_RAY = False
-
-
-class ExportConfig(StageConfig):
-    """Config of the export stage; nothing to choose yet."""
-
-
 Config = ExportConfig
 
 
 def run(config: ExportConfig, context: Context) -> dict[str, float | int | str]:
-    """Publishes `model/`, the trained policy with its router, whole or not at all."""
-    threshold = _json(context.inputs["router"] / "metrics.json")["absolute_threshold"]
+    """Publish `model/`, the trained policy with its router, as one part."""
+    threshold = _json(context.folder("router") / METRICS_FILE)["absolute_threshold"]
     if not context.parts.done(MODEL_FOLDER):
         folder = context.parts.partial(MODEL_FOLDER)
         shutil.rmtree(folder, ignore_errors=True)
@@ -39,38 +33,24 @@ def run(config: ExportConfig, context: Context) -> dict[str, float | int | str]:
 
 
 def write_model(context: Context, folder: Path, threshold: float) -> None:
-    """The policy's folder with the router's tensors, the threshold in config.json under `vico`, and a model
-    card.
-    """
+    """Write the policy with the router's tensors, the threshold in config.json, and a model card."""
     from vico.checkpoints.write import write_hf_folder
 
     folder.mkdir()
-    policy, router_file = (
-        context.inputs["consistency"] / POLICY_FOLDER,
-        context.inputs["router"] / ROUTER_FILE,
-    )
+    policy = context.folder("consistency") / POLICY_FOLDER
+    router_file = context.folder("router") / ROUTER_FILE
     write_hf_folder(policy, folder, router_file=router_file, absolute_threshold=threshold)
     card = model_card(
-        base=weights_digest(context.inputs["model"]),
-        licence=stated_licence(context.inputs["model"]),
-        data=_json(context.inputs["shard"] / "manifest.json"),
-        metrics=_json(context.inputs["evaluate"] / "metrics.json"),
-        router=_json(context.inputs["router"] / "metrics.json"),
+        CardSources(
+            start=start_model(context.folder("model")),
+            manifest=_json(context.folder("shard") / MANIFEST_FILE),
+            evaluation=_json(context.folder("evaluate") / METRICS_FILE),
+            router=_json(context.folder("router") / METRICS_FILE),
+        )
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def weights_digest(folder: Path) -> tuple[str, str]:
-    """(name of the model folder, sha256 over its weight files in their order)."""
-    from vico.settings import weight_files
-
-    digest = hashlib.sha256()
-    for path in weight_files(folder):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return folder.resolve().name, digest.hexdigest()
-
-
-def _json(path: Path) -> dict:
+def _json(path: Path) -> dict[str, Any]:
     with open(path, encoding="utf-8") as file:
         return json.load(file)

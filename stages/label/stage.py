@@ -1,16 +1,15 @@
-"""The label stage: ratios -> tau -> keep or compress, for every tile. Cheap, so floor, percentile and window
-are its config.
+"""The label stage: from ratios to tau to keep or compress, for every tile.
+
+It is cheap, so floor, percentile and window are in its config and not in that of the ratio stage.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pydantic import Field
+from typing import TYPE_CHECKING, TypedDict
 
 from stages.context import Context
-from stages.outputs import LABELS_FILE
-from stages.stage_config import StageConfig
+from stages.label.config import LabelConfig
+from stages.outputs import LABELS_FILE, METRICS_FILE, RATIOS_FILE
 from vico.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,51 +20,49 @@ if TYPE_CHECKING:
 CODE_VERSION = 1
 INPUTS = ("ratio",)
 NEEDS_RAY = False
-NEAR_TAU = 0.05
-
-
-class LabelConfig(StageConfig):
-    """Config of the label stage."""
-
-    seed: int | None = None
-    floor: float = Field(1e-2, ge=0)
-    """Added to both losses of a ratio, in nats per answer token."""
-    percentile: float = Field(50.0, gt=0, lt=100)
-    """tau is this percentile of the ratios in the window: about the share of tiles that the labels
-    compress.
-    """
-    window_tiles: int = Field(10_000, ge=1)
-
-
 Config = LabelConfig
+TAU_MARGIN = 0.05
+"""Tiles within this share of their tau are counted as near it."""
+
+
+class LabelMetrics(TypedDict):
+    """How stable the labels are and what they compress."""
+
+    tiles: int
+    share_compressed: float
+    share_near_tau: float
+    share_changed_at_third_floor: float
+    share_changed_at_triple_floor: float
+    share_compressed_by_split: dict[str, float]
+    share_compressed_by_kind: dict[str, float]
 
 
 def run(config: LabelConfig, context: Context) -> dict[str, float | int | str]:
-    """Publishes `labels.parquet`, `metrics.json` and a figure of losses and ratios by kind of content."""
+    """Publish `labels.parquet`, `metrics.json` and a plot of losses and ratios by kind of content."""
     import pyarrow.parquet as pq
 
     from stages.figures import publish_figure
     from stages.label.figure import losses_by_kind
-    from stages.outputs import RATIOS_FILE
 
-    path = context.inputs["ratio"] / RATIOS_FILE
+    path = context.folder("ratio") / RATIOS_FILE
     ratios = pq.read_table(path)
-    labels, last_tau = labelled(ratios, config, config.floor, str(path))
+    labels, last_tau = label_table(ratios, config, config.floor, str(path))
     pq.write_table(labels, context.parts.partial(LABELS_FILE))
     context.parts.publish(LABELS_FILE, replace=True)
-    metrics = {"last_tau": last_tau, **label_metrics(ratios, labels, config, str(path))}
-    context.parts.write_json("metrics.json", metrics)
+    metrics = label_metrics(ratios, labels, config, str(path))
+    values = {"last_tau": last_tau, **metrics}
+    context.parts.write_json(METRICS_FILE, values)
     publish_figure(context, "losses_by_kind", losses_by_kind(ratios, labels))
-    context.log({name: value for name, value in metrics.items() if isinstance(value, float)}, 0)
+    context.log({name: value for name, value in values.items() if isinstance(value, float)}, 0)
     return {"tiles": len(labels), "share_compressed": metrics["share_compressed"]}
 
 
-def labelled(ratios: pa.Table, config: LabelConfig, floor: float, path: str) -> tuple[pa.Table, float]:
-    """The table of labels, in the order of the ratios, and the last tau of train.
+def label_table(ratios: pa.Table, config: LabelConfig, floor: float, path: str) -> tuple[pa.Table, float]:
+    """Return the table of labels, in the order of the ratios, and the last tau of train.
 
-    Train tiles are passed in an order drawn by seed, each against the percentile of the window that ends with
-    it. Tiles of the other splits are held against the last tau of train: they move nothing. Raises UserError
-    without train tiles and where a loss is not finite.
+    Train tiles are labelled in an order drawn by seed; the tau of each is the percentile of the window that
+    ends with it. Tiles of the other splits are compared with the last tau of train and do not change it.
+    Raises UserError if there are no train tiles or a ratio is not finite; `path` is named in it.
     """
     import numpy as np
     import pyarrow as pa
@@ -73,13 +70,13 @@ def labelled(ratios: pa.Table, config: LabelConfig, floor: float, path: str) -> 
     from data_prep.draws import draw_order
     from vico.objectives.labels import loss_ratio, tile_labels, window_percentiles
 
-    with np.errstate(invalid="ignore", divide="ignore"):  # floor 0 over a loss of 0 is caught below
+    with np.errstate(invalid="ignore", divide="ignore"):  # floor 0 over a loss of 0 is refused below
         ratio = loss_ratio(ratios["loss_compressed"].to_numpy(), ratios["loss_full"].to_numpy(), floor)
     if not np.isfinite(ratio).all():
         first = int(np.flatnonzero(~np.isfinite(ratio))[0])
         raise UserError(
             f"{path}: tile {ratios['tile'][first]} of {ratios['key'][first]} has ratio {ratio[first]} with "
-            f"label.floor={floor}; set a floor above 0, or look at the losses of the ratio stage"
+            f"label.floor={floor}; set a floor above 0, or check the losses of the ratio stage"
         )
     train = np.flatnonzero(np.asarray(ratios["split"].to_pylist()) == "train")
     if not len(train):
@@ -95,8 +92,8 @@ def labelled(ratios: pa.Table, config: LabelConfig, floor: float, path: str) -> 
     return labels, float(taus[-1])
 
 
-def label_metrics(ratios: pa.Table, labels: pa.Table, config: LabelConfig, path: str) -> dict:
-    """Shares that say how firm the labels are and what they compress."""
+def label_metrics(ratios: pa.Table, labels: pa.Table, config: LabelConfig, path: str) -> LabelMetrics:
+    """Return the shares of tiles that are compressed, near tau, or changed by another floor."""
     import numpy as np
 
     from vico.objectives.labels import COMPRESS, share_near_tau
@@ -104,22 +101,23 @@ def label_metrics(ratios: pa.Table, labels: pa.Table, config: LabelConfig, path:
     label = labels["label"].to_numpy()
     compressed = label == COMPRESS
 
-    def changed(floor: float) -> float:
-        others, _ = labelled(ratios, config, floor, path)
+    def share_changed(floor: float) -> float:
+        others, _ = label_table(ratios, config, floor, path)
         return float(np.mean(others["label"].to_numpy() != label))
 
     return {
         "tiles": len(labels),
         "share_compressed": float(compressed.mean()),
-        "share_near_tau": share_near_tau(labels["ratio"].to_numpy(), labels["tau"].to_numpy(), NEAR_TAU),
-        "share_changed_at_third_floor": changed(config.floor / 3),
-        "share_changed_at_triple_floor": changed(config.floor * 3),
+        "share_near_tau": share_near_tau(labels["ratio"].to_numpy(), labels["tau"].to_numpy(), TAU_MARGIN),
+        "share_changed_at_third_floor": share_changed(config.floor / 3),
+        "share_changed_at_triple_floor": share_changed(config.floor * 3),
         "share_compressed_by_split": _shares(labels["split"], compressed),
         "share_compressed_by_kind": _shares(ratios["kind"], compressed),
     }
 
 
 def _shares(names: pa.ChunkedArray, compressed: np.ndarray) -> dict[str, float]:
+    """Return the share of compressed tiles by name, sorted, in one pass."""
     import pyarrow as pa
 
     table = pa.table({"name": names, "compressed": compressed})

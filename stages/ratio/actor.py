@@ -1,10 +1,9 @@
-"""What an actor of the ratio stage does: losses of a shard's samples at the full rate and with each tile
-compressed.
-"""
+"""The actor of the ratio stage: losses of samples at the full rate and with each tile compressed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +11,15 @@ import pyarrow.parquet as pq
 
 from data_prep.draws import chosen_rows
 from data_prep.shards.index import load_index
-from stages.inference import InferenceSettings, opened_models, opened_reader
+from stages.inference import InferenceSettings, load_models, open_reader
+from stages.outputs import part_name
 from stages.parts import Parts
-from stages.ratio.config import RatioConfig
+from stages.ratio.config import RatioConfig, Unit
 from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
 from vico.objectives.labels import loss_ratio
 from vico.packing import EncodedSample
 
+# T tiles of a sample
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -33,22 +34,34 @@ SCHEMA = pa.schema(
         ("kind", pa.string()),
     ]
 )
+MEDIAN_COLUMNS = ("loss_full", "loss_compressed", "ratio")
+
+
+class TileRow(TypedDict):
+    """One row of `ratios.parquet`, in the order of SCHEMA."""
+
+    key: str
+    split: str
+    image: int
+    tile: int
+    num_tiles: int
+    num_answer_tokens: int
+    loss_full: float
+    loss_compressed: float
+    ratio: float
+    kind: str
 
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of one shard that are looked at."""
+    """The chosen rows of one shard."""
 
     shard: int
     rows: tuple[int, ...]
 
 
-def part_name(shard: int) -> str:
-    return f"parts/{shard:05d}.parquet"
-
-
 def shards_of(config: RatioConfig, shard_folder: Path) -> list[ShardRows]:
-    """The chosen rows shard by shard: those of the config's splits with a tile and an answer token."""
+    """Return the chosen rows by shard: samples of the config's splits with a tile and an answer token."""
     index = load_index(shard_folder)
     rows, shards = [], []
     for split in config.splits:
@@ -59,66 +72,70 @@ def shards_of(config: RatioConfig, shard_folder: Path) -> list[ShardRows]:
         rows.append(chosen)
         shards.append(columns["shard"][np.searchsorted(columns["row"], chosen)])
     row, shard = np.concatenate(rows), np.concatenate(shards)
-    return [ShardRows(n, tuple(np.sort(row[places]).tolist())) for n, places in _places(shard)]
+    return [
+        ShardRows(number, tuple(np.sort(row[positions]).tolist()))
+        for number, positions in positions_by_value(shard)
+    ]
 
 
-def _places(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(value, where it stands, rising) of each distinct value, rising; one sort, and no pass for each."""
+def positions_by_value(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each distinct value, rising, with its positions, rising. One sort serves all values."""
     order = np.argsort(values, kind="stable")
-    found, first = np.unique(values[order], return_index=True)
-    return zip(found.tolist(), np.split(order, first)[1:], strict=True)
+    distinct, first = np.unique(values[order], return_index=True)
+    return zip(distinct.tolist(), np.split(order, first)[1:], strict=True)
 
 
 class RatioActor:
-    """A policy and its reference; `write_part` does one shard."""
+    """A policy and its reference; `write_part` computes the losses of one shard."""
 
-    def __init__(self, settings: InferenceSettings, unit: str, parts: Parts):
+    def __init__(self, settings: InferenceSettings, unit: Unit, parts: Parts):
         self.settings, self.unit, self.parts = settings, unit, parts
-        self.reader = opened_reader(settings)
-        self.policy, self.reference = opened_models(settings, self.reader)
+        self.reader = open_reader(settings)
+        self.policy, self.reference = load_models(settings, self.reader)
 
-    def write_part(self, item: ShardRows) -> int:
-        """Publishes the losses of the shard's rows; the number of tiles."""
-        name = part_name(item.shard)
-        if self.parts.done(name):  # the worker that wrote it died before it could say so
+    def write_part(self, shard: ShardRows) -> int:
+        """Publish the losses of the shard's rows and return the number of tiles."""
+        name = part_name(shard.shard)
+        if self.parts.done(name):  # a worker died between publishing and returning
             return pq.read_metadata(self.parts.output / name).num_rows
-        rows = [entry for group in self._groups(item.rows) for entry in self._entries(group)]
+        rows = [row for samples in self._batches(shard.rows) for row in self._tile_rows(samples)]
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), self.parts.partial(name))
         self.parts.publish(name)
         return len(rows)
 
-    def _groups(self, rows: Sequence[int]) -> Iterator[list[EncodedSample]]:
-        """The samples, as many at a time as fill the vision tower once."""
-        group: list[EncodedSample] = []
+    def _batches(self, rows: Sequence[int]) -> Iterator[list[EncodedSample]]:
+        """Yield the samples in groups that fill the vision tower once."""
+        batch: list[EncodedSample] = []
         for row in rows:
-            group.append(self.reader.sample(row))
-            if sum(len(sample.pixels) for sample in group) >= self.settings.batch_tiles:
-                yield group
-                group = []
-        if group:
-            yield group
+            batch.append(self.reader.sample(row))
+            if sum(len(sample.pixels) for sample in batch) >= self.settings.batch_tiles:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
-    def _entries(self, samples: list[EncodedSample]) -> Iterator[dict]:
+    def _tile_rows(self, samples: Sequence[EncodedSample]) -> Iterator[TileRow]:
         pixels = np.concatenate([sample.pixels for sample in samples])
-        first_tiles = np.cumsum([0, *(len(sample.pixels) for sample in samples)])
+        first_tiles = np.cumsum([0, *(len(sample.pixels) for sample in samples)]).tolist()
         losses = rate_losses(
             encoded_tiles(self.policy, pixels, self.settings.batch_tiles),
             encoded_tiles(self.reference, pixels, self.settings.batch_tiles),
             [
-                RatedSample(sample.skeleton, int(first), rate_vectors(sample.tiles_per_image, self.unit))
+                RatedSample(sample.skeleton, first, rate_vectors(sample.tiles_per_image, self.unit))
                 for sample, first in zip(samples, first_tiles, strict=False)
             ],
             row_tokens=self.settings.row_tokens,
             kl_chunk_rows=self.settings.kl_chunk_rows,
         )
-        for sample, (loss_full, *compressed) in zip(samples, losses, strict=True):
-            entry = self.reader.index.row(sample.row)
-            yield from tile_entries(sample, entry, loss_full, compressed, self.unit)
+        for sample, sample_losses in zip(samples, losses, strict=True):
+            yield from tile_rows(sample, self.reader.index.row(sample.row), sample_losses, self.unit)
 
 
-def rate_vectors(tiles_per_image: Sequence[int], unit: str) -> list[np.ndarray]:
-    """All tiles at the full rate first, then one vector a tile with only that tile compressed (unit image: a
-    vector an image with all of its tiles compressed); bool [T] each.
+def rate_vectors(tiles_per_image: Sequence[int], unit: Unit) -> list[np.ndarray]:
+    """Return the rate vectors of a sample, bool [T] each: first all tiles at the full rate.
+
+    Then follows one vector per tile with only that tile compressed, or with unit image one vector per image
+    with all of its tiles compressed.
     """
     image_of_tile = np.repeat(np.arange(len(tiles_per_image)), tiles_per_image)
     compressed = np.eye(len(image_of_tile), dtype=bool)
@@ -127,8 +144,14 @@ def rate_vectors(tiles_per_image: Sequence[int], unit: str) -> list[np.ndarray]:
     return [np.zeros(len(image_of_tile), bool), *compressed]
 
 
-def tile_entries(sample: EncodedSample, entry: dict, loss_full, compressed, unit: str) -> Iterator[dict]:
-    """The rows of a sample's tiles; with unit image the tiles of an image share its loss."""
+def tile_rows(
+    sample: EncodedSample, indexed: Mapping[str, Any], losses: np.ndarray, unit: Unit
+) -> Iterator[TileRow]:
+    """Yield the rows of a sample's tiles; `losses` are those of its `rate_vectors`, `indexed` its index row.
+
+    With unit image all tiles of an image have its loss.
+    """
+    loss_full, *compressed = losses.tolist()
     number = 0
     for image, num_tiles in enumerate(sample.tiles_per_image):
         for tile in range(num_tiles):
@@ -136,7 +159,7 @@ def tile_entries(sample: EncodedSample, entry: dict, loss_full, compressed, unit
             number += 1
             yield {
                 "key": sample.key,
-                "split": entry["split"],
+                "split": indexed["split"],
                 "image": image,
                 "tile": tile,
                 "num_tiles": num_tiles,
@@ -144,19 +167,22 @@ def tile_entries(sample: EncodedSample, entry: dict, loss_full, compressed, unit
                 "loss_full": loss_full,
                 "loss_compressed": loss_compressed,
                 "ratio": float(loss_ratio(loss_compressed, loss_full)),
-                "kind": entry["kind"],
+                "kind": indexed["kind"],
             }
 
 
-def medians(ratios: pa.Table) -> dict:
-    """Medians of losses and ratio over all tiles and by kind of content, with the number of tiles."""
-    columns = {name: ratios[name].to_numpy() for name in ("loss_full", "loss_compressed", "ratio")}
+def medians(ratios: pa.Table) -> dict[str, Any]:
+    """Return the number of tiles and the medians of losses and ratio, over all tiles and by kind."""
+    columns = {name: ratios[name].to_numpy() for name in MEDIAN_COLUMNS}
 
-    def of(places: np.ndarray) -> dict[str, float]:
-        found = {name: float(np.median(column[places])) for name, column in columns.items() if len(places)}
-        return {"tiles": len(places), **found}
+    def medians_of(positions: np.ndarray) -> dict[str, float]:
+        values = {
+            name: float(np.median(column[positions])) for name, column in columns.items() if len(positions)
+        }
+        return {"tiles": len(positions), **values}
 
     kinds = ratios["kind"].dictionary_encode().combine_chunks()
     names = kinds.dictionary.to_pylist()
-    by_kind = {names[code]: of(places) for code, places in _places(kinds.indices.to_numpy())}
-    return {"all": of(np.arange(len(ratios))), "by_kind": dict(sorted(by_kind.items()))}
+    positions_by_kind = positions_by_value(kinds.indices.to_numpy())
+    by_kind = {names[code]: medians_of(positions) for code, positions in positions_by_kind}
+    return {"all": medians_of(np.arange(len(ratios))), "by_kind": dict(sorted(by_kind.items()))}

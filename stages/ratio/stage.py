@@ -1,12 +1,14 @@
-"""The ratio stage: how much each tile's compression costs, as losses of the policy against the reference.
+"""The ratio stage: what each tile's compression costs, as losses of the policy against the reference.
 
-The expensive result of the pipeline: raw losses a tile. Floor, percentile and window belong to the label
-stage.
+This is the expensive result of the pipeline: raw losses per tile. Floor, percentile and window belong to the
+label stage.
 """
+
+from collections.abc import Sequence
 
 from stages.context import Context
 from stages.inference import inference_settings
-from stages.outputs import RATIOS_FILE
+from stages.outputs import METRICS_FILE, RATIOS_FILE, part_name
 from stages.ratio.config import RatioConfig
 
 CODE_VERSION = 1
@@ -16,29 +18,29 @@ Config = RatioConfig
 
 
 def run(config: RatioConfig, context: Context) -> dict[str, float | int | str]:
-    """Publishes `parts/<shard>.parquet` a shard, then `ratios.parquet`, a row a tile, and `metrics.json`."""
+    """Publish one part per shard, then `ratios.parquet`, one row per tile, and `metrics.json`."""
     from cluster.ray_session import ray_session
     from cluster.tasks import actor_pool
-    from stages.ratio.actor import RatioActor, part_name, shards_of
+    from stages.ratio.actor import RatioActor, shards_of
 
-    items = shards_of(config, context.inputs["shard"])
-    todo = [item for item in items if not context.parts.done(part_name(item.shard))]
-    num_done = len(items) - len(todo)
-    context.progress(num_done, len(items), "shards")
-    actor = (inference_settings(context, config.dtype), config.unit, context.parts)
-    if todo:
+    shards = shards_of(config, context.folder("shard"))
+    open_shards = [shard for shard in shards if not context.parts.done(part_name(shard.shard))]
+    num_done = len(shards) - len(open_shards)
+    context.progress(num_done, len(shards), "shards")
+    arguments = (inference_settings(context, config.dtype), config.unit, context.parts)
+    if open_shards:
         with ray_session(context.site):
             for _ in actor_pool(
-                RatioActor, actor, todo, "write_part", site=context.site, check=context.check
+                RatioActor, arguments, open_shards, "write_part", site=context.site, check=context.check
             ):
                 num_done += 1
-                context.progress(num_done, len(items), "shards")
-    num_tiles = _merge(context, [part_name(item.shard) for item in items])
-    return {"samples": sum(len(item.rows) for item in items), "tiles": num_tiles}
+                context.progress(num_done, len(shards), "shards")
+    num_tiles = _merge(context, [part_name(shard.shard) for shard in shards])
+    return {"samples": sum(len(shard.rows) for shard in shards), "tiles": num_tiles}
 
 
-def _merge(context: Context, names: list[str]) -> int:
-    """Publishes the table of all parts in shard order, and its medians; the number of tiles."""
+def _merge(context: Context, names: Sequence[str]) -> int:
+    """Publish the table of all parts in shard order, and its medians; return the number of tiles."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -50,6 +52,6 @@ def _merge(context: Context, names: list[str]) -> int:
     pq.write_table(ratios, parts.partial(RATIOS_FILE))
     parts.publish(RATIOS_FILE, replace=True)
     metrics = medians(ratios)
-    parts.write_json("metrics.json", metrics)
+    parts.write_json(METRICS_FILE, metrics)
     context.log({f"median_{name}": value for name, value in metrics["all"].items()}, 0)
     return len(ratios)

@@ -1,1 +1,1 @@
-"""Stage router: the router learns the labels; its threshold is calibrated."""
+"""Stage router: train the router on the labels of tiles, then calibrate its absolute threshold."""

@@ -1,1 +1,1 @@
-"""Stage shard: checked samples in WebDataset tars with an index; rows repaired later."""
+"""The shard stage: checked samples in WebDataset tars with an index, and shards of rows repaired later."""

@@ -1,12 +1,12 @@
-"""What the shard stage would find, without writing anything; `vico data check` calls it."""
+"""The check of records: what the shard stage would find, without writing anything; for `vico data check`."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from cluster.site import Site
 from stages.shard.config import ShardConfig
@@ -15,16 +15,32 @@ from vico.errors import UserError
 
 if TYPE_CHECKING:
     from data_prep.records.blocks import Block
-    from data_prep.records.config import RecordSet
+    from data_prep.records.rejection import LedgerRow
+    from data_prep.records.sets import RecordSet
     from data_prep.shards.write import ShardContent, ShardSettings
 
 
 _EXAMPLES_PER_REASON = 3
 
 
+class CheckReport(TypedDict):
+    """Numbers of rows in total and by split, reason and set; `examples` are the first ledger rows per reason.
+
+    `written` is what a build would write.
+    """
+
+    read: int
+    written: int
+    quarantined: int
+    splits: dict[str, int]
+    reasons: dict[str, int]
+    sources: dict[str, dict[str, int]]
+    examples: dict[str, list[LedgerRow]]
+
+
 @dataclass(frozen=True)
 class CheckTask:
-    """One block to be checked."""
+    """One block to check."""
 
     block: Block
     settings: ShardSettings
@@ -37,9 +53,10 @@ def check_records(
     tokenizer: Path,
     site: Site,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Counts by set, split and reason, with the first rows of each reason: `{"read", "written",
-    "quarantined", "splits", "reasons", "sources", "examples"}`; `written` is what a build would write.
+) -> CheckReport:
+    """Check all rows in Ray tasks and return the counts, with the first rows of each reason.
+
+    `progress` gets the numbers of rows checked and in all. Raises UserError when there are no rows.
     """
     from cluster.ray_session import ray_session
     from cluster.tasks import map_tasks
@@ -49,8 +66,10 @@ def check_records(
     blocks = record_blocks(sets, config.samples_per_shard)
     if not blocks:
         raise UserError("inputs.records has no rows; give annotation files with at least one line")
-    heldout = any(one.heldout for one in sets)
-    tasks = [CheckTask(block, shard_settings(config, block.records, heldout), tokenizer) for block in blocks]
+    heldout = any(record_set.heldout for record_set in sets)
+    tasks = [
+        CheckTask(block, shard_settings(config, block.record_set, heldout), tokenizer) for block in blocks
+    ]
     contents: dict[int, ShardContent] = {}
     num_rows, num_done = sum(block.num_lines for block in blocks), 0
     with ray_session(site):
@@ -59,28 +78,27 @@ def check_records(
             num_done += blocks[number].num_lines
             progress(num_done, num_rows)
     ordered = [contents[number] for number in range(len(blocks))]
-    return _report(blocks, ordered, leaked_lines(lambda: ordered))
+    return _report(blocks, ordered, leaked_lines(lambda: (content.table for content in ordered)))
 
 
 def check_part(task: CheckTask) -> ShardContent:
-    """What one shard would hold, with the columns that the report reads."""
-    from data_prep.shards.write import ShardContent, write_shard
+    """Return the content of one shard without writing it, with the columns that the report reads."""
+    from data_prep.shards.write import write_shard
 
-    found = write_shard(None, task.block, task.settings, prompt_format(str(task.tokenizer)))
-    return ShardContent(found.table.select(["line", "split", "image_sha256"]), found.quarantine, found.facts)
+    content = write_shard(None, task.block, task.settings, prompt_format(str(task.tokenizer)))
+    return replace(content, table=content.table.select(["line", "split", "image_sha256"]))
 
 
 def _report(
-    blocks: list[Block], contents: list[ShardContent], leaked: dict[int, frozenset[int]]
-) -> dict[str, Any]:
-    splits: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
+    blocks: Sequence[Block], contents: Sequence[ShardContent], leaked: dict[int, frozenset[int]]
+) -> CheckReport:
+    splits, reasons = Counter[str](), Counter[str]()
     sources: dict[str, Counter[str]] = {}
-    examples: dict[str, list[dict[str, Any]]] = {}
+    examples: dict[str, list[LedgerRow]] = {}
     for number, (block, content) in enumerate(zip(blocks, contents, strict=True)):
         lines = leaked.get(number, frozenset())
         bad = [*content.quarantine, *_leak_rows(block, lines)]
-        counts = sources.setdefault(block.records.name, Counter(read=0, written=0, quarantined=0))
+        counts = sources.setdefault(block.record_set.name, Counter(read=0, written=0, quarantined=0))
         counts.update(read=block.num_lines, written=block.num_lines - len(bad), quarantined=len(bad))
         for line, split in zip(
             content.table["line"].to_pylist(), content.table["split"].to_pylist(), strict=True
@@ -92,7 +110,9 @@ def _report(
                 examples[row["reason"]].append(row)
     total = sum(sources.values(), Counter(read=0, written=0, quarantined=0))
     return {
-        **{name: total[name] for name in ("read", "written", "quarantined")},
+        "read": total["read"],
+        "written": total["written"],
+        "quarantined": total["quarantined"],
         "splits": {name: count for name, count in sorted(splits.items()) if count},
         "reasons": dict(sorted(reasons.items())),
         "sources": {name: dict(counts) for name, counts in sources.items()},
@@ -100,9 +120,14 @@ def _report(
     }
 
 
-def _leak_rows(block: Block, lines: frozenset[int]) -> Iterator[dict[str, Any]]:
+def _leak_rows(block: Block, lines: frozenset[int]) -> Iterator[LedgerRow]:
     from data_prep.shards.write import LEAK_MESSAGE
 
     for line in sorted(lines):
-        source = {"id": None, "source": block.records.name, "line": line}
-        yield {**source, "reason": "straddles_split", "message": LEAK_MESSAGE}
+        yield {
+            "id": None,
+            "source": block.record_set.name,
+            "line": line,
+            "reason": "straddles_split",
+            "message": LEAK_MESSAGE,
+        }

@@ -7,30 +7,41 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stages.stage_config import StageConfig
-from vico.settings import IMAGE_END, IMAGE_MARK, IMAGE_START, IMAGE_TOKEN, TURN_END, TURN_START
+from vico.special_tokens import IMAGE_END, IMAGE_MARK, IMAGE_START, IMAGE_TOKEN, TURN_END, TURN_START
 
 
 class ShardConfig(StageConfig):
-    """Config of the shard stage."""
+    """How records become shards: their size, the split, the limits and checks of a row."""
 
     samples_per_shard: int = Field(1000, ge=1, le=1_000_000)
-    """Lines a shard is made of; those that are quarantined leave it smaller."""
+    """Lines per shard; one task writes one shard. Quarantined lines make a shard smaller."""
     calib_share: float = Field(0.1, ge=0, lt=1)
+    """Share of groups in calib, the split for early stopping, the routing threshold and the pixel rule."""
     test_share: float = Field(0.1, ge=0, lt=1)
-    """With held-out records these are the test split, and this share stays with train."""
+    """Share of groups in test, the split of every reported number. With held-out records those are the test
+    split, and this share stays in train.
+    """
     split_seed: int = Field(0, ge=0)
+    """Seed that assigns groups, pictures and keys to the splits; the pipeline's `seed` has no effect on it.
+    Another seed gives another split of the same samples and changes nothing else, except which rows of
+    several pictures without a group straddle the split.
+    """
     max_tiles: int = Field(12, ge=1, le=1024)
-    """Most tiles of a row, thumbnails not counted, shared by its pictures; a set's max_dynamic_patch goes
-    before it.
+    """Most tiles per row, thumbnails not counted, divided among its pictures. `max_dynamic_patch` of a set
+    overrides it, and the model's own limit holds for both.
     """
     max_pixels: int = Field(89_478_485, ge=1, le=178_956_970)
-    """Most pixels of a picture; the default is where Pillow starts to warn, the limit where it refuses."""
+    """Most pixels per picture. Above the default Pillow warns of a decompression bomb, above the largest
+    value it refuses the picture.
+    """
     max_tokens: int = Field(8192, ge=2)
-    """Most tokens of a row, text and all tiles at the full rate."""
+    """Most tokens per row: its text, and all its tiles at the full rate."""
     verify: Literal["decode", "header"] = "decode"
-    """Whether every picture is decoded whole, or only its header is read."""
+    """`decode` decodes every picture and rejects damaged ones; `header` is faster, but a damaged picture then
+    stops the stage that reads it.
+    """
     system_message: str = Field("", max_length=10_000)
-    """Put before conversations that bring no system message; empty: nothing is put there."""
+    """System message for conversations that have none; empty adds none. Its tokens count in `max_tokens`."""
 
     @field_validator("system_message")
     @classmethod

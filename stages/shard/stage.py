@@ -1,21 +1,23 @@
 """The shard stage: records -> checked samples in WebDataset tars, with index, quarantine ledger and manifest.
 
-One Ray task a shard (stages/shard/tasks.py); what is heavy is imported when the stage runs.
+One Ray task writes one shard (`stages/shard/tasks.py`); heavy modules are imported when the stage runs.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.shard.config import ShardConfig
 from vico.errors import UserError
 
 if TYPE_CHECKING:
     from data_prep.records.blocks import Block
-    from data_prep.records.config import RecordSet
+    from data_prep.records.sets import RecordSet
     from stages.context import Context
     from stages.parts import Parts
 
@@ -24,13 +26,13 @@ CODE_VERSION = 2
 INPUTS = ("records", "heldout", "tokenizer", "repaired")
 NEEDS_RAY = True
 COUNTS = ("read", "written", "quarantined", "pictures", "tiles", "bytes")
-_DISK_MARGIN = 1.05  # tar padding, index and ledger on top of the estimate
+_DISK_MARGIN = 1.05  # index and ledger, which the estimate leaves out
 logger = logging.getLogger(__name__)
 Config = ShardConfig
 
 
 def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
-    """Write the missing shards, then index, ledger and, last, the manifest; counts for the record."""
+    """Write the missing shards, then index, ledger and, last, the manifest; return counts for the record."""
     from data_prep.shards.names import MANIFEST_FILE
 
     parts = context.parts
@@ -38,15 +40,15 @@ def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
         from data_prep.records.blocks import record_blocks
 
         sets = all_sets(context)
-        warn_of_fewer_tiles(config, sets, context.inputs["tokenizer"])
+        warn_of_fewer_tiles(config, sets, context.folder("tokenizer"))
         context.progress(0, 1, "rows")
         blocks = record_blocks(sets, config.samples_per_shard, context.check)
         if not blocks:
             raise UserError("inputs.records has no rows; give annotation files with at least one line")
-        if context.inputs.get("repaired") is not None:
+        if context.repaired is not None:
             from stages.shard.repair import write_repaired
 
-            write_repaired(config, context, sets, blocks)
+            write_repaired(config, context, context.repaired, sets, blocks)
         else:
             write_shards(config, context, blocks)
             settle_shards(config, context, blocks)
@@ -55,37 +57,39 @@ def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
 
 
 def all_sets(context: Context) -> list[RecordSet]:
-    """The sets of the records and of the held-out records, if there are any."""
-    from data_prep.records.config import check_slugs, record_sets
+    """Return the sets of the records and of the held-out records, if there are any."""
+    from data_prep.records.sets import check_slugs, record_sets
 
-    sets = record_sets(context.inputs["records"])
-    heldout = context.inputs.get("heldout")
-    if heldout is not None:
-        sets += record_sets(heldout, heldout=True)
+    sets = record_sets(context.records)
+    if context.heldout is not None:
+        sets += record_sets(context.heldout, heldout=True)
         check_slugs(sets)
     return sets
 
 
-def warn_of_fewer_tiles(config: ShardConfig, sets: list[RecordSet], model: Path) -> None:
-    """Say which settings ask for more tiles than the model cuts a picture into; the model's limit holds."""
+def warn_of_fewer_tiles(config: ShardConfig, sets: Sequence[RecordSet], model: Path) -> None:
+    """Log which settings ask for more tiles per picture than the model's own limit, which holds."""
     from vico.settings import load_settings
 
-    most = load_settings(model).max_tiles
+    limit = load_settings(model).max_tiles
     asked = {
-        f"max_dynamic_patch={one.max_tiles} of set {one.name}": one.max_tiles
-        for one in sets
-        if one.max_tiles is not None
+        f"max_dynamic_patch={record_set.max_tiles} of set {record_set.name}": record_set.max_tiles
+        for record_set in sets
+        if record_set.max_tiles is not None
     }
-    if any(one.max_tiles is None for one in sets):
+    if any(record_set.max_tiles is None for record_set in sets):
         asked[f"shard.max_tiles={config.max_tiles}"] = config.max_tiles
-    for name, num_tiles in asked.items():
-        if num_tiles > most:
-            logger.warning("%s: the model cuts a picture into %d tiles at most, no more are made", name, most)
+    for setting, num_tiles in asked.items():
+        if num_tiles > limit:
+            logger.warning(
+                "%s has no full effect: the model cuts a picture into %d tiles at most", setting, limit
+            )
 
 
-def write_shards(config: ShardConfig, context: Context, blocks: list[Block]) -> None:
-    """Write the shards that are not there yet, each in a Ray task; they wait for `settle_shards`. A task
-    holds one row at a time, so `resources.tasks` bounds the bytes in flight.
+def write_shards(config: ShardConfig, context: Context, blocks: Sequence[Block]) -> None:
+    """Write the missing shards, each in a Ray task; they wait for `settle_shards`.
+
+    A task holds one row at a time, so `resources.tasks` limits the bytes in memory.
     """
     from cluster.ray_session import ray_session
     from cluster.tasks import map_tasks
@@ -111,9 +115,8 @@ def write_shards(config: ShardConfig, context: Context, blocks: list[Block]) -> 
             context.progress(num_done, num_rows, "rows")
 
 
-def settle_shards(config: ShardConfig, context: Context, blocks: list[Block]) -> None:
-    """Give the shards their final names; those with samples that straddle the split are written again without
-    them."""
+def settle_shards(config: ShardConfig, context: Context, blocks: Sequence[Block]) -> None:
+    """Give the shards their final names; rewrite those with samples that straddle the split, without them."""
     from cluster.ray_session import ray_session
     from cluster.tasks import map_tasks
     from data_prep.shards.folder import checked_contents
@@ -122,8 +125,8 @@ def settle_shards(config: ShardConfig, context: Context, blocks: list[Block]) ->
     from stages.shard.tasks import shard_tasks, write_part
 
     parts = context.parts
-    leaked = leaked_lines(lambda: checked_contents(parts.output, len(blocks)))
-    again, moved = [], {}
+    leaked = leaked_lines(lambda: (content.table for content in checked_contents(parts.output, len(blocks))))
+    again, new_names = [], {}
     for block in blocks:
         context.check()
         if parts.done(shard_name(block.number)):
@@ -132,11 +135,11 @@ def settle_shards(config: ShardConfig, context: Context, blocks: list[Block]) ->
             again.append(block)
             continue
         parts.remove(kept_sidecar_name(block.number))
-        moved[waiting_tar(block.number)] = shard_name(block.number)
-    parts.rename(moved)
+        new_names[waiting_tar(block.number)] = shard_name(block.number)
+    parts.rename(new_names)
     if again:
         logger.warning(
-            "%d samples have a picture on another side of the split; they go to quarantine",
+            "%d samples have a picture that is also in another split; they go to quarantine",
             sum(len(lines) for lines in leaked.values()),
         )
         tasks = shard_tasks(config, context, blocks, again, leaked)
@@ -145,7 +148,8 @@ def settle_shards(config: ShardConfig, context: Context, blocks: list[Block]) ->
                 pass
 
 
-def refuse_small_disk(blocks: list[Block], parts: Parts) -> None:
+def refuse_small_disk(blocks: Sequence[Block], parts: Parts) -> None:
+    """Raise UserError when the storage has less free space than the shards of these blocks will need."""
     from data_prep.records.blocks import estimated_bytes
 
     parts.output.mkdir(parents=True, exist_ok=True)
@@ -157,31 +161,30 @@ def refuse_small_disk(blocks: list[Block], parts: Parts) -> None:
         )
 
 
-def write_summary(parts: Parts, num_shards: int, sets: list[RecordSet]) -> None:
-    """index.parquet, quarantine.jsonl and, last, manifest.json from the shards' sidecars."""
+def write_summary(parts: Parts, num_shards: int, sets: Sequence[RecordSet]) -> None:
+    """Write index.parquet, quarantine.jsonl and, last, manifest.json from the shards' sidecars."""
     from data_prep.shards.folder import contents, manifest, write_index, write_quarantine
     from data_prep.shards.names import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE
 
-    write_index(parts.partial(INDEX_FILE), contents(parts.output, num_shards))
+    write_index(parts.partial(INDEX_FILE), (content.table for content in contents(parts.output, num_shards)))
     parts.publish(INDEX_FILE, replace=True)
-    write_quarantine(parts.partial(QUARANTINE_FILE), contents(parts.output, num_shards))
+    rows = (row for content in contents(parts.output, num_shards) for row in content.quarantine)
+    write_quarantine(parts.partial(QUARANTINE_FILE), rows)
     parts.publish(QUARANTINE_FILE, replace=True)
-    about = {one.name: {"repeat": one.repeat} for one in sets}
+    about = {record_set.name: {"repeat": record_set.repeat} for record_set in sets}
     parts.write_json(MANIFEST_FILE, manifest(contents(parts.output, num_shards), about))
 
 
 def finished_counts(parts: Parts) -> dict[str, float | int | str]:
-    """What the manifest says, for the stage's record; the sidecars are not needed any more."""
-    import json
-
+    """Return the manifest's counts for the stage's record, and delete the sidecars."""
     from data_prep.shards.names import MANIFEST_FILE, SIDECAR_FOLDER
 
-    found = json.loads((parts.output / MANIFEST_FILE).read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = json.loads((parts.output / MANIFEST_FILE).read_text(encoding="utf-8"))
     parts.remove(SIDECAR_FOLDER)
-    counts = {name: found[name] for name in COUNTS}
-    counts |= {f"num_{split}": count for split, count in found["splits"].items()}
-    counts |= {f"quarantined_{reason}": count for reason, count in found["reasons"].items()}
+    counts: dict[str, float | int | str] = {name: manifest[name] for name in COUNTS}
+    counts |= {f"num_{split}": count for split, count in manifest["splits"].items()}
+    counts |= {f"quarantined_{reason}": count for reason, count in manifest["reasons"].items()}
     for split in ("train", "calib", "test"):
-        if not found["splits"][split]:
-            logger.warning("no sample is on the %s side of the split", split)
-    return {**counts, "shards": len(found["shards"])}
+        if not manifest["splits"][split]:
+            logger.warning("the split %s has no sample", split)
+    return {**counts, "shards": len(manifest["shards"])}

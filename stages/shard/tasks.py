@@ -1,13 +1,13 @@
-"""The Ray tasks of the shard stage: what each needs, and the writing of one shard.
+"""The Ray tasks of the shard stage: the input of each, and the writing of one shard.
 
-`stages/shard/stage.py` and `stages/shard/repair.py` run them; imported when the stage runs.
+`stages/shard/stage.py` and `stages/shard/repair.py` run them and import this when the stage runs.
 """
 
 from __future__ import annotations
 
 import errno
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from vico.errors import UserError
 from vico.prompt import PromptFormat, load_prompt_format
 
 if TYPE_CHECKING:
-    from data_prep.records.config import RecordSet
+    from data_prep.records.sets import RecordSet
     from stages.context import Context
     from stages.parts import Parts
     from stages.shard.config import ShardConfig
@@ -31,30 +31,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What a task needs to write one shard."""
+    """The input of a task that writes one shard."""
 
     block: Block
     settings: ShardSettings
     tokenizer: Path
     parts: Parts
     leaked: frozenset[int] | None = None
-    """Lines to leave out of the final shard; None: the shard is checked by itself and waits."""
+    """Lines to leave out of the final shard; None: the shard is checked by itself and then waits."""
 
 
 def shard_tasks(
     config: ShardConfig,
     context: Context,
-    blocks: list[Block],
-    chosen: list[Block],
+    blocks: Sequence[Block],
+    chosen: Sequence[Block],
     leaked: Mapping[int, frozenset[int]] | None = None,
 ) -> list[ShardTask]:
-    """The tasks of the chosen blocks; those with `leaked` lines write the final shard."""
-    heldout = any(block.records.heldout for block in blocks)
+    """Return the tasks of the chosen blocks. With `leaked` lines per block they write the final shards."""
+    heldout = any(block.record_set.heldout for block in blocks)
     return [
         ShardTask(
             block,
-            shard_settings(config, block.records, heldout),
-            context.inputs["tokenizer"],
+            shard_settings(config, block.record_set, heldout),
+            context.folder("tokenizer"),
             context.parts,
             None if leaked is None else leaked[block.number],
         )
@@ -62,10 +62,10 @@ def shard_tasks(
     ]
 
 
-def shard_settings(config: ShardConfig, records: RecordSet, heldout: bool) -> ShardSettings:
-    """What holds for the rows of one set."""
+def shard_settings(config: ShardConfig, record_set: RecordSet, heldout: bool) -> ShardSettings:
+    """Return the settings for the rows of one set; `heldout`: whether there are held-out records."""
     rules = RowRules(
-        max_tiles=records.max_tiles or config.max_tiles,
+        max_tiles=record_set.max_tiles or config.max_tiles,
         max_pixels=config.max_pixels,
         max_tokens=config.max_tokens,
         decode=config.verify == "decode",
@@ -76,12 +76,12 @@ def shard_settings(config: ShardConfig, records: RecordSet, heldout: bool) -> Sh
 
 
 def write_part(task: ShardTask) -> None:
-    """One shard: its sidecar is published first, its tar last; a sidecar alone is what a killed task left."""
+    """Write one shard. Its sidecar is published before its tar, so a killed task may leave only a sidecar."""
     parts, number = task.parts, task.block.number
     waits = task.leaked is None
     tar = waiting_tar(number) if waits else shard_name(number)
     sidecar = sidecar_name(number) if waits else kept_sidecar_name(number)
-    if parts.done(tar):  # by a task whose worker died before it could say so
+    if parts.done(tar):  # a task wrote it whose worker died before it could report that
         return
     parts.remove(sidecar)
     try:
@@ -99,7 +99,7 @@ def write_part(task: ShardTask) -> None:
 
 @lru_cache(maxsize=1)
 def prompt_format(tokenizer: str) -> PromptFormat:
-    """The prompt format, loaded once a worker process."""
-    found = load_prompt_format(tokenizer)
-    gc.freeze()  # the collector need not go through all that was imported again and again
-    return found
+    """Return the prompt format, loaded once per worker process."""
+    loaded = load_prompt_format(tokenizer)
+    gc.freeze()  # spares the garbage collector all that was imported
+    return loaded

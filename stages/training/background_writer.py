@@ -1,61 +1,65 @@
-"""Checkpoint files written by a thread from copies in host memory: training waits for the copy, not for the
+"""Write checkpoint files in a thread, from copies in host memory: training waits for the copy, not for the
 disk.
 
-Given to DeepSpeed as its checkpoint engine (it needs no base class, only these methods).
+Given to DeepSpeed as its checkpoint engine, which needs no base class, only these methods.
 """
 
 import copy
 import os
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 
-def host_copy(value: Any, storages: dict[int, torch.UntypedStorage]) -> Any:
-    """`value` with every tensor copied to host memory; tensors that shared a storage share its copy.
+class StateReader(Protocol):
+    """The part of DeepSpeed's own checkpoint engine that still loads."""
 
-    `storages` keeps the copies by the address of the original; start with an empty one.
+    def load(self, path: str, map_location: Any = None) -> Any: ...
+
+
+def host_copy(value: Any, storages: dict[int, torch.UntypedStorage]) -> Any:
+    """Return `value` with every tensor copied to host memory; tensors that shared a storage share its copy.
+
+    `storages` holds the copies by the address of the original; pass an empty one.
     """
     if isinstance(value, torch.Tensor):
         source = value.detach().untyped_storage()
         if source.data_ptr() not in storages:
             storages[source.data_ptr()] = source.cpu() if value.is_cuda else source.clone()
         whole = torch.empty(0, dtype=value.dtype)
-        shape = value.storage_offset(), value.size(), value.stride()
-        return whole.set_(storages[source.data_ptr()], *shape)
-    if isinstance(value, Mapping):
-        return type(value)((key, host_copy(one, storages)) for key, one in value.items())
+        layout = value.storage_offset(), value.size(), value.stride()
+        return whole.set_(storages[source.data_ptr()], *layout)
+    if isinstance(value, dict):
+        return type(value)((key, host_copy(inner, storages)) for key, inner in value.items())
     if type(value) in (list, tuple):
-        return type(value)(host_copy(one, storages) for one in value)
+        return type(value)(host_copy(inner, storages) for inner in value)
     return copy.deepcopy(value)
 
 
 class BackgroundWriter:
-    """One file after another in one thread; `written` says when all that was asked for is on the disk."""
+    """Writes one file after another in one thread; `written` says whether all of them are on the disk."""
 
     name = "background"
 
-    def __init__(self, reader: Any) -> None:
-        """`reader` is DeepSpeed's own checkpoint engine: it goes on loading."""
+    def __init__(self, reader: StateReader) -> None:
         self._reader = reader
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._writes: list[Future] = []
+        self._writes: list[Future[None]] = []
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Copies the state and returns; the file is there when `written` says so."""
+        """Copy the state and return; the file exists when `written` says so."""
         self._writes.append(self._pool.submit(_write, host_copy(state_dict, {}), path))
 
     def written(self) -> bool:
-        """Whether every file is on the disk; raises what its writing raised."""
+        """Return whether every file is on the disk; raise what its writing raised."""
         if not all(write.done() for write in self._writes):
             return False
         self.wait()
         return True
 
     def wait(self) -> None:
-        """Waits for all files; raises what their writing raised."""
+        """Wait for all files; raise what their writing raised."""
         writes, self._writes = self._writes, []
         for write in writes:
             write.result()

@@ -1,5 +1,7 @@
-"""Checkpoints of a training: written in the background, published when every rank's files are there, and
-proved on resume by the loss of a pack that was noted when they were written.
+"""Checkpoints of a training: written in the background and published when the files of all ranks are
+complete.
+
+When a checkpoint is written, the loss of one pack is stored with it; a resume must get the same loss.
 """
 
 import json
@@ -9,8 +11,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from stages.durable_files import delete
 from stages.parts import Parts
@@ -21,55 +24,88 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS, BEST = "checkpoints", "best"
-FACTS_FILE = "facts.json"
-"""Beside the files of the ranks: what can be asked of a checkpoint before it is loaded."""
+METADATA_FILE = "facts.json"
+"""Beside the files of the ranks: what must be known about a checkpoint before it is loaded."""
 STATE = "state"
 """The folder of the ranks' files within a checkpoint."""
 _PROBE_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 _OTHER_KERNELS_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
-"""Where a loss is computed by other kernels than it was, another device or compiled layers: it is a small
-difference of two near distributions, in which their rounding shows."""
+"""For a loss that is computed by other kernels than before (another device, compiled layers): it is a small
+difference of two similar distributions, so that rounding has a large share in it."""
 _LOOK_AGAIN_S = 0.5
 _VISIBLE_S = 120.0
-"""How long a folder that one node has published may stay unseen on another (NFS: up to a minute)."""
+"""How long a folder that one node has published may be invisible on another (NFS: up to a minute)."""
 
 
 class CheckpointDiffers(RuntimeError):
-    """A loaded checkpoint does not give the loss that was noted when it was written."""
+    """A loaded checkpoint does not give the loss that was stored when it was written."""
+
+
+class CheckpointMetadata(TypedDict):
+    """The content of `facts.json`. Checkpoints of early versions lack some keys."""
+
+    world_size: int
+    zero_stage: int
+    dtype: str
+    """float32 or bfloat16."""
+    probe_loss: float
+    kept: NotRequired[dict[str, Any]]
+    """What the loop gave to `Checkpoints.begin`."""
+    kernels: NotRequired[str]
+    step: NotRequired[int]
+    fingerprint: NotRequired[str]
+    offload: NotRequired[str]
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a training starts: the number of updates done, metrics of the loading, and what `begin` was
+    given."""
+
+    step: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 def checkpoints(parts: Parts) -> list[tuple[int, Path]]:
-    """(step, folder) of every complete checkpoint, oldest first."""
+    """Return (step, folder) of every complete checkpoint, oldest first."""
     return sorted(
         (int(path.name.removeprefix("step-")), path) for path in parts.output.glob(f"{CHECKPOINTS}/step-*")
     )
 
 
+def read_metadata(checkpoint: Path) -> CheckpointMetadata:
+    """Return the metadata of a checkpoint's folder."""
+    metadata: CheckpointMetadata = json.loads((checkpoint / METADATA_FILE).read_text())
+    return metadata
+
+
 def best_policies(parts: Parts) -> list[Path]:
-    """Folders of the policies that `select: best` keeps, oldest first."""
+    """Return the folders of the policies that `select: best` keeps, oldest first."""
     return sorted(parts.output.glob(f"{BEST}/step-*"))
 
 
 def universal_folder(parts: Parts, step: int) -> Path:
-    """Where the attempt keeps the checkpoint of `step` in the form that any number of ranks loads."""
+    """Return where the attempt keeps the checkpoint of `step` in the form that any number of ranks can
+    load."""
     return parts.attempt_folder / "universal" / f"step-{step:07d}"
 
 
 def wait_until_visible(path: Path) -> None:
-    """Waits until this node sees what another has published; RuntimeError when it never does."""
+    """Wait until this node sees what another has published; raise RuntimeError if it never does."""
     deadline = time.monotonic() + _VISIBLE_S
     while not path.exists():
         if time.monotonic() > deadline:
             raise RuntimeError(
-                f"{path} is there on the node of rank 0 and was not seen here for {_VISIBLE_S:g} s; put "
+                f"{path} exists on the node of rank 0 and was not visible here for {_VISIBLE_S:g} s; put "
                 "storage (with an object store: work) on a folder that all nodes see"
             )
-        os.listdir(path.parent if path.parent.exists() else "/")  # NFS: asks the server anew
+        os.listdir(path.parent if path.parent.exists() else "/")  # makes an NFS client ask the server again
         time.sleep(_LOOK_AGAIN_S)
 
 
 def remove_checkpoints(parts: Parts) -> None:
-    """Drops what only a resume needs, once the stage's result is published."""
+    """Remove what only a resume needs, once the stage's result is published."""
     for name in (CHECKPOINTS, BEST):
         parts.remove(name)
     for attempt in (parts.folder / "attempts").glob("*/universal"):
@@ -77,7 +113,7 @@ def remove_checkpoints(parts: Parts) -> None:
 
 
 def remove_half_deleted(parts: Parts) -> None:
-    """Drops what a rank that died left half written or half deleted; called while none runs."""
+    """Remove what a rank that died left half written or half deleted. Call it while no rank runs."""
     for name in (CHECKPOINTS, BEST):
         for leftover in (parts.output / name).glob(".step-*.partial-*"):
             delete(leftover)
@@ -86,8 +122,8 @@ def remove_half_deleted(parts: Parts) -> None:
 class Checkpoints:
     """One rank's part in writing and loading. Every rank must make the same calls in the same order.
 
-    `probe(step)` gives the loss, without randomness, of one pack that every rank can read: the same number
-    before a checkpoint and after it is loaded.
+    `probe(step)` returns the loss of one pack that every rank can read, without randomness: the same number
+    before a checkpoint is written and after it is loaded.
     """
 
     def __init__(
@@ -100,61 +136,67 @@ class Checkpoints:
         kernels: str,
         before_publishing: Callable[[], None],
     ):
-        """`kernels`: what computes here, in words; a loss computed by others differs more.
+        """`kernels` says in words what computes here; with other kernels the probed loss may differ more.
         `before_publishing` is called on rank 0."""
         self._engine, self._parts, self._keep, self._probe = engine, parts, keep, probe
         self._before_publishing = before_publishing
-        self._kernels = engine.of_rank_0(kernels)
-        self._pending: tuple[int, Path, dict] | None = None
+        self._kernels: str = engine.of_rank_0(kernels)
+        self._pending: tuple[int, Path, CheckpointMetadata] | None = None
         self.seconds_stopped = 0.0
-        """How long training stood still for the last checkpoint."""
+        """How long training was stopped for the last checkpoint."""
 
-    def restore(self) -> tuple[int, dict[str, float], dict[str, Any]]:
-        """(updates done by the last complete checkpoint, the loss before and after as metrics, what `begin`
-        was given to keep); 0 and nothing without one.
+    def restore(self) -> ResumePoint:
+        """Load the last complete checkpoint, if there is one, and return where training resumes.
 
-        Which one is rank 0's choice. A checkpoint of other ranks is taken from its universal form, which
-        the driver has made. Raises CheckpointDiffers when the loss is not that of the checkpoint.
+        Rank 0 chooses the checkpoint. If another number of ranks wrote it, its universal form is loaded,
+        which the driver has made. Raises CheckpointDiffers if the loss is not the stored one.
         """
         steps = self._engine.of_rank_0([step for step, _ in checkpoints(self._parts)])
         if not steps:
-            return 0, {}, {}
+            return ResumePoint()
         step = steps[-1]
         folder = self._parts.output / CHECKPOINTS / f"step-{step:07d}"
-        wait_until_visible(folder / FACTS_FILE)
-        facts = json.loads((folder / FACTS_FILE).read_text())
-        own = facts["world_size"] == self._engine.world_size
-        source = folder if own else universal_folder(self._parts, step)
+        wait_until_visible(folder / METADATA_FILE)
+        metadata = read_metadata(folder)
+        same_ranks = metadata["world_size"] == self._engine.world_size
+        source = folder if same_ranks else universal_folder(self._parts, step)
         wait_until_visible(source)
-        self._engine.load_checkpoint(source, STATE, universal=not own)
-        before, after = facts["probe_loss"], self._probe(step)
-        difference = abs(after - before) / max(abs(before), 1e-12)
-        logger.info("goes on from step %d (%s): loss %.9g before, %.9g after", step, source, before, after)
-        same = facts.get("kernels") in (None, self._kernels)
-        tolerance = (_PROBE_TOLERANCE if same else _OTHER_KERNELS_TOLERANCE)[facts["dtype"]]
-        if not math.isclose(before, after, rel_tol=tolerance, abs_tol=1e-9):
-            raise CheckpointDiffers(
-                f"{source} gives a loss of {after:.9g} on a pack that had {before:.9g} when it was written "
-                f"(at most {tolerance} relative is rounding; written by {facts.get('kernels', 'others')}, "
-                f"now {self._kernels}); remove {folder} to go on from the one before; an object store gives "
-                "it back, so with one begin the stage afresh by --force"
-            )
+        self._engine.load_checkpoint(source, STATE, universal=not same_ranks)
+        before, after = metadata["probe_loss"], self._probe(step)
+        logger.info("resuming from step %d (%s): loss %.9g before, %.9g after", step, source, before, after)
+        self._compare_losses(metadata, after, folder, source)
         metrics = {
             "resume_loss_before": before,
             "resume_loss_after": after,
-            "resume_loss_change": difference,
+            "resume_loss_change": abs(after - before) / max(abs(before), 1e-12),
         }
-        return step, metrics, facts.get("kept", {})
+        return ResumePoint(step, metrics, metadata.get("kept", {}))
+
+    def _compare_losses(self, metadata: CheckpointMetadata, after: float, folder: Path, source: Path) -> None:
+        """Raise CheckpointDiffers if the loss after loading differs from the stored one by more than
+        rounding."""
+        before = metadata["probe_loss"]
+        same_kernels = metadata.get("kernels") in (None, self._kernels)
+        tolerance = (_PROBE_TOLERANCE if same_kernels else _OTHER_KERNELS_TOLERANCE)[metadata["dtype"]]
+        if not math.isclose(before, after, rel_tol=tolerance, abs_tol=1e-9):
+            raise CheckpointDiffers(
+                f"{source} gives a loss of {after:.9g} on a pack that had {before:.9g} when it was written "
+                f"(rounding is at most {tolerance} relative; written by {metadata.get('kernels', 'others')}, "
+                f"now {self._kernels}); remove {folder} to resume from the checkpoint before it; an object "
+                "store restores it, so with one restart the stage with --force"
+            )
 
     def begin(self, step: int, kept: Mapping[str, Any]) -> None:
-        """Starts the checkpoint of `step`; returns when its state is copied to host memory. `kept`: what
-        the loop wants back from `restore`, for JSON."""
+        """Start to write the checkpoint of `step`; return when its state is copied to host memory.
+
+        `kept` is what the loop wants back from `restore`; it must fit into JSON.
+        """
         name = f"{CHECKPOINTS}/step-{step:07d}"
         self.finish()
         if self._engine.of_rank_0(self._parts.done(name)):
             return
         started = time.monotonic()
-        facts = {
+        metadata: CheckpointMetadata = {
             "kept": dict(kept),
             "kernels": self._kernels,
             "step": step,
@@ -167,30 +209,30 @@ class Checkpoints:
         }
         folder = self._parts.partial(name)
         if self._engine.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # half written by an earlier try of this attempt
+            shutil.rmtree(folder, ignore_errors=True)  # half written by an earlier start of this attempt
         self._engine.barrier()
         self._engine.write_checkpoint(folder, STATE)
-        self._pending = step, folder, facts
+        self._pending = step, folder, metadata
         self.seconds_stopped = time.monotonic() - started
 
     def written(self) -> bool:
-        """Whether this rank has nothing left to write; raises what the writing raised."""
+        """Return whether this rank has nothing left to write; raise what the writing raised."""
         return self._engine.checkpoint_written()
 
     def publish_if(self, all_written: bool) -> None:
-        """Publishes the pending checkpoint where all ranks said that theirs is written; drops old ones."""
+        """Publish the pending checkpoint if all ranks have written theirs, and remove old ones."""
         if self._pending is None or not all_written:
             return
-        (step, folder, facts), self._pending = self._pending, None
+        (step, folder, metadata), self._pending = self._pending, None
         if self._engine.rank == 0:
-            (folder / FACTS_FILE).write_text(json.dumps(facts))
+            (folder / METADATA_FILE).write_text(json.dumps(metadata))
             self._before_publishing()
             self._parts.publish(f"{CHECKPOINTS}/step-{step:07d}")
             for _, old in checkpoints(self._parts)[: -self._keep]:
                 self._parts.remove(f"{CHECKPOINTS}/{old.name}")
 
     def finish(self) -> None:
-        """Waits for the pending checkpoint, if there is one, and publishes it."""
+        """Wait for the pending checkpoint, if there is one, and publish it."""
         if self._pending is not None:
             self._engine.wait_for_checkpoint()
             self._engine.barrier()

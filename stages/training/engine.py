@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
@@ -24,11 +24,12 @@ from stages.training.parameter_groups import ParameterGroup
 from vico.objectives.phases import Phases
 
 logger = logging.getLogger(__name__)
+Value = TypeVar("Value")
 
 
 def sharded_inference(module: nn.Module, offload: bool) -> nn.Module:
-    """The frozen module with its parameters spread over all ranks (ZeRO-3 without an optimizer), on the
-    device or in host memory; call it like the module."""
+    """Return the frozen module with its parameters spread over all ranks (ZeRO-3 without an optimizer), on
+    the device or in host memory; call it like the module."""
     zero: dict[str, object] = {"stage": 3, "stage3_param_persistence_threshold": 0}
     if offload:
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -42,24 +43,26 @@ def sharded_inference(module: nn.Module, offload: bool) -> nn.Module:
     return engine
 
 
-def whole_parameter(parameter: nn.Parameter) -> AbstractContextManager:
-    """The parameter whole on this rank for the time of the context, for reading."""
+def whole_parameter(parameter: nn.Parameter) -> AbstractContextManager[None]:
+    """Return a context in which the parameter is whole on this rank, for reading."""
     return deepspeed.zero.GatheredParameters([parameter])
 
 
 def init_distributed(timeout_s: float) -> None:
-    """Joins the process group that the launcher has made, or makes it from the environment (gloo without
-    CUDA). A rank waits `timeout_s` for the others."""
+    """Join the process group that the launcher has made, or make it from the environment (gloo without CUDA).
+
+    A rank waits `timeout_s` for the others.
+    """
     backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout_s)
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False, verbose=False)
     if process_groups._WORLD_GROUP is None:
-        # DeepSpeed reduces gradients in a copy of the group, which it would make with torch's own time-out:
-        # on NCCL that ends the ranks that wait long before the watchdog has said for whom
+        # DeepSpeed reduces gradients in a copy of the group, which it would make with torch's default
+        # timeout: on NCCL that ends the waiting ranks before the watchdog has said which rank hangs.
         process_groups._WORLD_GROUP = torch.distributed.new_group(timeout=timeout)
 
 
 def prebuild_extensions() -> None:
-    """Compiles the extensions that a CPU run loads, so that no run or test waits for a compiler."""
+    """Compile the extensions that a CPU run loads, so that no run or test waits for a compiler."""
     from deepspeed.ops.op_builder import CPUAdamBuilder
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
@@ -74,7 +77,7 @@ class Engine:
         self.settings = settings
         self.phases = Phases()
         self._rates = [group.rate for group in groups]
-        # DeepSpeed updates states in host memory by an AdamW of its own: torch's would be slow there.
+        # DeepSpeed has an AdamW of its own for states in host memory, where torch's would be slow.
         adamw = torch.optim.AdamW if settings.offload == "none" else DeepSpeedCPUAdam
         optimizer = adamw(
             [{"params": list(group.parameters), "weight_decay": group.weight_decay} for group in groups],
@@ -99,62 +102,66 @@ class Engine:
     def device(self) -> torch.device:
         return self._engine.device
 
-    def __call__(self, batch, **options):
+    def __call__(self, batch: object, **options: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Return the module's loss sum and counts for a batch."""
         return self._engine(batch, **options)
 
     def backward(self, loss_sum: torch.Tensor, denominator: float) -> None:
-        """Gradients of `loss_sum / denominator`, both counted over all ranks and micro-steps of the step.
+        """Compute the gradients of `loss_sum / denominator`, both counted over all ranks and micro-steps.
 
-        DeepSpeed averages over ranks and micro-steps, so what it averages is scaled up by their number.
+        DeepSpeed averages over ranks and micro-steps, so the loss is scaled up by their number first.
         """
         scale = self.world_size * self.settings.num_micro_steps / denominator
         with self.phases.phase("backward"):
             self._engine.backward(loss_sum * scale)
 
     def step(self, learning_rate: float, update: int) -> None:
-        """Ends a micro-step; the last of update `update` (from 0) moves each group by its own rate, the
-        schedule being at `learning_rate`."""
+        """End a micro-step. The last micro-step of update `update` (from 0) moves each group by its own rate,
+        with the schedule at `learning_rate`."""
         for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate.at(learning_rate, update)
         with self.phases.phase("optimizer"):
             self._engine.step()
 
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient before clipping."""
+        """Return the norm of the last step's gradient before clipping."""
         return float(self._engine.get_global_grad_norm())
 
     @property
     def num_skipped_steps(self) -> int:
-        """Optimizer steps that DeepSpeed left out for overflow."""
+        """Return how many optimizer steps DeepSpeed has skipped for overflow."""
         return int(self._engine.skipped_steps)
 
     def write_checkpoint(self, folder: Path, tag: str) -> None:
-        """Begins to write every rank's files into `folder/tag`; returns when their copies are in host
+        """Start to write every rank's files into `folder/tag`; return when their copies are in host
         memory."""
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
     def checkpoint_written(self) -> bool:
-        """Whether this rank's files are on the disk; raises OSError and the like of their writing."""
+        """Return whether this rank's files are on the disk; raise what their writing raised, such as
+        OSError."""
         return self._writer.written()
 
     def wait_for_checkpoint(self) -> None:
-        """Waits until this rank's files are on the disk."""
+        """Wait until this rank's files are on the disk."""
         self._writer.wait()
 
     def barrier(self) -> None:
-        """Waits for all ranks."""
+        """Wait for all ranks."""
         torch.distributed.barrier()
 
-    def of_rank_0(self, value: Any) -> Any:
-        """What rank 0 gives, on every rank: folders may look different from node to node for a while."""
-        found = [value]
-        torch.distributed.broadcast_object_list(found, src=0, device=self.device)
-        return found[0]
+    def of_rank_0(self, value: Value) -> Value:
+        """Return rank 0's value on every rank: nodes may see different content of a folder for a while."""
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
 
     def load_checkpoint(self, folder: Path, tag: str, *, universal: bool) -> None:
-        """Loads a published checkpoint, `universal` one that any number of ranks can load; RuntimeError when
-        DeepSpeed finds nothing to load."""
-        config = self._engine._config  # the only switch there is stands in the config of the start
+        """Load a published checkpoint, or a `universal` one that any number of ranks can load.
+
+        Raises RuntimeError if DeepSpeed finds nothing to load.
+        """
+        config = self._engine._config  # the only switch for it is in the config of the start
         groups = self._engine.optimizer.param_groups
         own = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         config.load_universal_checkpoint = universal
@@ -162,23 +169,27 @@ class Engine:
         config.load_universal_checkpoint = False
         if loaded is None:
             raise RuntimeError(f"DeepSpeed could not load the checkpoint {folder}")
-        # A checkpoint brings the groups of the optimizer that wrote it: DeepSpeed's own AdamW lacks a key in
-        # those of torch's, and ZeRO-3's universal load gives all of them the weight decay of the first.
+        # A checkpoint restores the parameter groups of the optimizer that wrote it. Those of DeepSpeed's
+        # AdamW lack a key of torch's, and ZeRO-3's universal load gives all groups the weight decay of the
+        # first.
         for group, settings in zip(self._engine.optimizer.param_groups, own, strict=True):
             group.update(settings)
         if universal:
-            self._part_step_counters()
+            self._separate_step_counters()
 
-    def _part_step_counters(self) -> None:
-        """Undoes what ZeRO-3's universal load of DeepSpeed 0.19 gets wrong without a word: all parameters
-        share one step counter, which each of them then counts up."""
+    def _separate_step_counters(self) -> None:
+        """Fix a fault of ZeRO-3's universal load in DeepSpeed 0.19: all parameters share one step counter,
+        which each of them then increments."""
         for state in self._engine.optimizer.optimizer.state.values():
             if isinstance(state.get("step"), torch.Tensor):
                 state["step"] = state["step"].clone()
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:
-        """The module's state dict on rank 0 (CPU, whole tensors under ZeRO-3 too), None elsewhere; call on
-        every rank."""
+        """Return the module's state dict on rank 0 (on the CPU with whole tensors under ZeRO-3), None
+        elsewhere.
+
+        Every rank must call it.
+        """
         module = self.module
         if self.settings.zero_stage < 3:
             return module.state_dict() if self.rank == 0 else None
@@ -195,14 +206,16 @@ class Engine:
         return whole if self.rank == 0 else None
 
     def whole_gradients(self) -> dict[str, torch.Tensor]:
-        """Averaged, unclipped gradients of the step in hand by name; read after the last backward, before
-        `step`."""
+        """Return the averaged, unclipped gradients of the current step by name.
+
+        Call it after the last backward, before `step`.
+        """
         from deepspeed.utils import safe_get_full_grad
 
         named = self.module.named_parameters()
         return {name: safe_get_full_grad(parameter) for name, parameter in named if parameter.requires_grad}
 
     def close(self) -> None:
-        """Frees DeepSpeed's hooks and buffers, so that another engine can be built in this process."""
+        """Free DeepSpeed's hooks and buffers, so that another engine can be built in this process."""
         self._writer.cleanup()
         self._engine.destroy()

@@ -1,17 +1,18 @@
-"""How DeepSpeed is to run: the hashed config and the site's part as one DeepSpeed config."""
+"""The DeepSpeed config of a training, from the hashed config and the settings of the site."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from cluster.site import TrainSettings
+from cluster.train_settings import TrainSettings
 from stages.training.optimizer import OptimizerConfig
 from vico.errors import UserError
 
-# What a site's DeepSpeed JSON may say: how memory, messages and reports are arranged. Everything else can
-# change the result and belongs to the pipeline's config.
-_SITES_OWN = frozenset(
+# Keys that a site's DeepSpeed JSON may set: how memory, messages and reports are arranged. All others can
+# change the result and belong to the pipeline's config.
+_SITE_KEYS = frozenset(
     {
         "zero_optimization",
         "comms_logger",
@@ -20,11 +21,11 @@ _SITES_OWN = frozenset(
         "wall_clock_breakdown",
     }
 )
-_WITHOUT_EFFECT = {
-    "activation_checkpointing": "set train.activation_checkpointing, which is that of transformers",
-    "aio": "leave it out: nothing is offloaded to NVMe (train.offload)",
+_KEYS_WITHOUT_EFFECT = {
+    "activation_checkpointing": "set train.memory.activation_checkpointing, which uses transformers' own",
+    "aio": "leave it out: nothing is offloaded to NVMe (train.memory.offload)",
 }
-_SITES_OWN_ZERO = frozenset(
+_SITE_ZERO_KEYS = frozenset(
     {
         "stage",
         "allgather_bucket_size",
@@ -48,7 +49,8 @@ _SITES_OWN_ZERO = frozenset(
 class EngineSettings:
     """How the engine runs (site) and what it computes (hashed config): both are needed to build it.
 
-    `num_micro_steps` micro-steps make an optimizer step; `dtype` float32 or bfloat16; `zero_stage` 1, 2 or 3.
+    `num_micro_steps` micro-steps make one optimizer step; `dtype` is float32 or bfloat16; `zero_stage` is 1,
+    2 or 3.
     """
 
     num_micro_steps: int
@@ -57,24 +59,24 @@ class EngineSettings:
     betas: tuple[float, float]
     zero_stage: int
     offload: str
-    deepspeed: Mapping[str, object]
+    deepspeed: Mapping[str, Any]
 
-    def as_dict(self) -> dict:
-        """The DeepSpeed config; UserError names a key of the site's JSON that is not the site's to set."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return the DeepSpeed config; UserError names a key of the site's JSON that a site may not set."""
         check_deepspeed(self.deepspeed, self.zero_stage)
         zero = {
             "stage": self.zero_stage,
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
             **offloading(self.offload, self.zero_stage),
-            **dict(self.deepspeed.get("zero_optimization", {})),
+            **self.deepspeed.get("zero_optimization", {}),
         }
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": self.num_micro_steps,
             "gradient_clipping": self.grad_clip,
             "bf16": {"enabled": self.dtype == torch.bfloat16},
-            # without it ZeRO adds the gradients of micro-steps in bf16, and small ones are lost in the sum
+            # Otherwise ZeRO adds the gradients of micro-steps in bf16, which loses small ones in the sum.
             **({"data_types": {"grad_accum_dtype": "fp32"}} if self.dtype == torch.bfloat16 else {}),
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
@@ -84,56 +86,59 @@ class EngineSettings:
 
 
 def engine_settings(optimizer: OptimizerConfig, packs_per_step: int, site: TrainSettings) -> EngineSettings:
-    """The engine's settings of a hashed config on this site; the process group must be there."""
+    """Return the engine's settings of a hashed config on this site, in a process group that exists
+    already."""
     return EngineSettings(
         num_micro_steps=-(-packs_per_step // torch.distributed.get_world_size()),
         dtype=getattr(torch, optimizer.dtype),
         grad_clip=optimizer.grad_clip,
         betas=(optimizer.beta1, optimizer.beta2),
-        zero_stage=site.zero_stage,
-        offload=site.offload,
+        zero_stage=site.memory.zero_stage,
+        offload=site.memory.offload,
         deepspeed=site.deepspeed,
     )
 
 
 def check_engine_settings(site: TrainSettings) -> None:
-    """UserError for what no rank could be started with, before one is."""
-    check_deepspeed(site.deepspeed, site.zero_stage)
-    offloading(site.offload, site.zero_stage)
+    """Raise UserError for settings with which no rank could start, before one is started."""
+    check_deepspeed(site.deepspeed, site.memory.zero_stage)
+    offloading(site.memory.offload, site.memory.zero_stage)
 
 
-def check_deepspeed(wanted: Mapping[str, object], zero_stage: int) -> None:
-    """UserError for a key of the site's own DeepSpeed config that is not the site's to set, does nothing, or
-    says otherwise than the site."""
-    zero = dict(wanted.get("zero_optimization", {}))
-    for key, remedy in _WITHOUT_EFFECT.items():
-        if key in wanted:
+def check_deepspeed(keys: Mapping[str, Any], zero_stage: int) -> None:
+    """Raise UserError for a key of the site's DeepSpeed config that a site may not set, that has no effect,
+    or that contradicts another setting of the site."""
+    zero = keys.get("zero_optimization", {})
+    for key, remedy in _KEYS_WITHOUT_EFFECT.items():
+        if key in keys:
             raise UserError(f"train.deepspeed.{key} in the site file has no effect; {remedy}")
-    refused = sorted(set(wanted) - _SITES_OWN)
-    refused += [f"zero_optimization.{key}" for key in sorted(set(zero) - _SITES_OWN_ZERO)]
+    refused = sorted(set(keys) - _SITE_KEYS)
+    refused += [f"zero_optimization.{key}" for key in sorted(set(zero) - _SITE_ZERO_KEYS)]
     if refused:
         raise UserError(
-            f"train.deepspeed.{refused[0]} in the site file can change the result, so it is not the "
-            "site's to set; leave it out, or set what it means in the pipeline's config"
+            f"train.deepspeed.{refused[0]} in the site file can change the result, so a site may not set it; "
+            "leave it out, or set its counterpart in the pipeline's config"
         )
     if zero.get("stage", zero_stage) != zero_stage:
         raise UserError(
-            f"train.deepspeed.zero_optimization.stage={zero['stage']} and train.zero_stage="
-            f"{zero_stage} differ; set train.zero_stage alone"
+            f"train.deepspeed.zero_optimization.stage={zero['stage']} and train.memory.zero_stage="
+            f"{zero_stage} differ; set only train.memory.zero_stage"
         )
 
 
-def offloading(what: str, zero_stage: int) -> dict[str, object]:
-    """ZeRO's keys that keep optimizer states, or parameters too, in host memory; UserError where the stage
-    has no parameters to move."""
-    if what == "none":
+def offloading(offload: str, zero_stage: int) -> dict[str, Any]:
+    """Return ZeRO's keys that keep optimizer states, or parameters too, in host memory.
+
+    Raises UserError if the ZeRO stage does not spread the parameters, so that they cannot be moved.
+    """
+    if offload == "none":
         return {}
     host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if what == "optimizer":
+    if offload == "optimizer":
         return {"offload_optimizer": host}
     if zero_stage != 3:
         raise UserError(
-            f"train.offload=parameters needs train.zero_stage=3, it is {zero_stage}; set zero_stage: 3, or "
-            "offload: optimizer"
+            f"train.memory.offload=parameters needs train.memory.zero_stage=3, it is {zero_stage}; set "
+            "train.memory.zero_stage: 3, or train.memory.offload: optimizer"
         )
     return {"offload_optimizer": host, "offload_param": host}

@@ -1,4 +1,4 @@
-"""What can befall a rank between two steps: a notice to stop, a hang, a loss that is no number, spikes,
+"""What can happen to a rank between two steps: a notice to stop, a hang, a non-finite gradient, loss spikes,
 skipped updates.
 """
 
@@ -8,34 +8,33 @@ import os
 import signal
 import statistics
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from cluster.site import TrainSettings
+from cluster.train_settings import DivergenceSettings
 
 NOTICE_FILE = "stop-notice-{rank}.txt"
 STACKS_FILE = "stacks-{rank}.txt"
 KL_RISE = 1.5
-"""A validation KL so many times its best is the early sign of a collapse."""
-_WINDOW = 50  # losses whose median a spike is measured against
-_LEAST_SEEN = 10
+"""A validation KL above this factor times its best is an early sign of a collapse."""
+_WINDOW = 50  # losses in the median that a spike is compared with
+_MIN_LOSSES = 10
 
 
 class Preempted(Exception):
-    """A rank got notice that it will be ended; the step was done and its checkpoint published on every
-    rank."""
+    """A rank got notice that it will be ended. The step was finished and its checkpoint published before."""
 
 
 class Diverged(RuntimeError):
-    """The training has gone wrong in its numbers; nothing after the last checkpoint is kept."""
+    """The numbers of the training have gone wrong; nothing after the last checkpoint is kept."""
 
 
 class StopNotice:
-    """SIGTERM to this process, such as a node sends that is taken away, or what `write_notice` was told.
+    """A notice to stop: SIGTERM to this process, as from a node that is taken away, or a `write_notice`.
 
-    Python's own handlers run in the main thread only and Ray Train runs us in another. The handler of
+    Python runs signal handlers only in the main thread, and Ray Train runs us in another. The handler of
     `faulthandler` is plain C: it writes the stacks to a file, and a file that is not empty is the notice.
     """
 
@@ -44,6 +43,7 @@ class StopNotice:
         faulthandler.register(signal.SIGTERM, file=self._file, all_threads=True, chain=False)
 
     def given(self) -> bool:
+        """Return whether there is a notice."""
         return os.fstat(self._file.fileno()).st_size > 0
 
     def close(self) -> None:
@@ -56,8 +56,11 @@ _listening: StopNotice | None = None
 
 @contextmanager
 def stop_notice(folder: Path, rank: int) -> Iterator[StopNotice]:
-    """The notice of this process: the loop of a training takes the one that its rank has listened with since
-    it began, models being loaded and weights written before and after the loop."""
+    """Open the notice of this process, or return the one that is open already.
+
+    A rank opens it before it loads its models and closes it after it has written the weights; the training
+    loop in between uses the same one.
+    """
     global _listening
     if _listening is not None:
         yield _listening
@@ -71,29 +74,30 @@ def stop_notice(folder: Path, rank: int) -> Iterator[StopNotice]:
 
 
 def noticed_ranks(folder: Path) -> list[int]:
-    """The ranks of this start that have had notice so far."""
-    # read, for a file server may answer for a size from memory
+    """Return the ranks of this start that have had notice so far."""
+    # Read the files: a file server may answer from a cache when asked for a size.
     files = (path for path in folder.glob(NOTICE_FILE.format(rank="*")) if path.read_bytes())
     return sorted(int(path.stem.rpartition("-")[2]) for path in files)
 
 
 def remove_notices(folder: Path) -> None:
-    """Removes the notices of an earlier start."""
+    """Remove the notices of an earlier start."""
     for path in folder.glob(NOTICE_FILE.format(rank="*")):
         path.unlink()
 
 
 def write_notice(folder: Path, rank: int, text: str) -> None:
-    """Gives a rank notice from outside of its training; of no effect before the training listens."""
+    """Give notice to a rank from outside its process. It has no effect before the rank has opened its own."""
     with (folder / NOTICE_FILE.format(rank=rank)).open("a") as file:
         file.write(text)
 
 
 class Watchdog:
-    """Ends this process when no step ends within `timeout_s`, and leaves its last step and its stacks.
+    """Ends this process when no step is finished within `timeout_s`, and leaves its last step and stack
+    traces.
 
-    The timer is a thread of `faulthandler` in C: it fires even where a library holds Python's lock. The
-    ranks that wait for a hung one end in the same way, so their files together say which one hung where.
+    The timer is a C thread of `faulthandler`: it fires even while a library holds Python's lock. The ranks
+    that wait for the hung one end in the same way, so their files together show which rank hung where.
     """
 
     def __init__(self, folder: Path, rank: int, timeout_s: float):
@@ -101,7 +105,7 @@ class Watchdog:
         self._rank, self._timeout_s = rank, timeout_s
 
     def step_done(self, step: int) -> None:
-        """Starts the time anew; `step` updates are done."""
+        """Restart the timer after `step` updates."""
         self._file.seek(0)
         self._file.truncate()
         self._file.write(
@@ -111,49 +115,63 @@ class Watchdog:
         faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._file)
 
     def close(self) -> None:
+        """Stop the timer and remove the file."""
         faulthandler.cancel_dump_traceback_later()
         Path(self._file.name).unlink()
         self._file.close()
 
 
 def hung_ranks(folder: Path, start: str) -> list[str]:
-    """What watchdogs left in an attempt's folder: a line a rank whose time ran out. Its file is kept as
-    `hung-<start>-<rank>.txt`: the next start has stacks of its own."""
+    """Return one line per rank whose watchdog ended it, from the files in an attempt's folder.
+
+    Each file is kept as `hung-<start>-<rank>.txt`, because the next start writes its own.
+    """
     lines = []
     for path in sorted(folder.glob(STACKS_FILE.format(rank="*"))):
-        first, _, stacks = path.read_text(encoding="utf-8").partition("\n")
+        last_step, _, stacks = path.read_text(encoding="utf-8").partition("\n")
         if stacks.strip():
             kept = path.with_name(path.name.replace("stacks-", f"hung-{start}-"))
-            lines.append(f"{first} (stacks in {path.rename(kept)})")
+            lines.append(f"{last_step} (stacks in {path.rename(kept)})")
     return lines
 
 
 def remove_stacks(folder: Path) -> None:
-    """Removes what watchdogs of a start left whose time did not run out."""
+    """Remove the files of watchdogs that did not end their rank."""
     for path in folder.glob(STACKS_FILE.format(rank="*")):
         path.unlink()
 
 
-class LossWatch:
-    """Counts spikes of the loss and updates that were skipped; raises Diverged past the site's budgets.
+class LossWatchState(TypedDict):
+    """What a checkpoint keeps of a LossWatch."""
 
-    A spike is a loss over `loss_spike_factor` times the median of the last 50. `state` is what a checkpoint
-    keeps of it and `since` what it is made of again: budgets are of the whole training, however often it was
-    started. `skipped_before` is the engine's own count at the start.
+    losses: list[float]
+    num_spikes: int
+    num_skipped: int
+
+
+class LossWatch:
+    """Counts loss spikes and skipped updates; raises Diverged when there are more than the site allows.
+
+    A spike is a loss above `loss_spike_factor` times the median of the last 50. The limits apply to the whole
+    training, however often it was started: a checkpoint keeps `state`, and a resume passes it as
+    `resume_from`. `skipped_before` is the engine's own count at the start.
     """
 
     def __init__(
-        self, settings: TrainSettings, since: Mapping[str, Any] | None = None, skipped_before: int = 0
+        self,
+        settings: DivergenceSettings,
+        resume_from: LossWatchState | None = None,
+        skipped_before: int = 0,
     ):
-        since = since or {"losses": [], "num_spikes": 0, "num_skipped": 0}
+        state = resume_from or LossWatchState(losses=[], num_spikes=0, num_skipped=0)
         self._settings = settings
-        self._losses: deque[float] = deque(since["losses"], maxlen=_WINDOW)
-        self._num_spikes, self._num_skipped = since["num_spikes"], since["num_skipped"]
+        self._losses: deque[float] = deque(state["losses"], maxlen=_WINDOW)
+        self._num_spikes, self._num_skipped = state["num_spikes"], state["num_skipped"]
         self._not_counted = skipped_before - self._num_skipped
 
     @property
-    def state(self) -> dict[str, Any]:
-        """For JSON."""
+    def state(self) -> LossWatchState:
+        """Return what a checkpoint keeps; it fits into JSON."""
         return {
             "losses": list(self._losses),
             "num_spikes": self._num_spikes,
@@ -161,29 +179,32 @@ class LossWatch:
         }
 
     def counts(self, step: int, loss: float, grad_norm: float, engine_skipped: int) -> dict[str, float]:
-        """Metrics of the step that has just ended, `engine_skipped` being the engine's count; call on every
-        rank with the same numbers."""
+        """Return the fault metrics of the step that has just ended; raise Diverged if there were too many.
+
+        `engine_skipped` is the engine's own count of skipped updates. Every rank calls it with the same
+        numbers.
+        """
         settings, num_skipped = self._settings, engine_skipped - self._not_counted
-        # DeepSpeed leaves such an update out, in every dtype and without a word: weights would never move.
+        # DeepSpeed silently skips an update with such a gradient, in every dtype: the weights would never
+        # move.
         is_allowed = settings.max_skipped_steps is not None and num_skipped > self._num_skipped
         if not math.isfinite(grad_norm) and not is_allowed:
             raise Diverged(
                 f"step {step}: the gradient's norm is {grad_norm} (loss {loss:.6g}); lower "
-                "optimizer.learning_rate, look at the samples of the step (vico audit RUN --step), or let "
-                "some such updates be left out with train.max_skipped_steps in the site"
+                "optimizer.learning_rate, look at the samples of the step (vico audit RUN --step), or allow "
+                "some such updates to be skipped with train.divergence.max_skipped_steps in the site"
             )
         self._num_skipped = num_skipped
-        seen = len(self._losses) >= _LEAST_SEEN
-        if seen and loss > settings.loss_spike_factor * statistics.median(self._losses):
-            self._num_spikes += 1
+        if len(self._losses) >= _MIN_LOSSES:
+            self._num_spikes += loss > settings.loss_spike_factor * statistics.median(self._losses)
         self._losses.append(loss)
-        for name, count, most in (
+        for name, count, limit in (
             ("max_loss_spikes", self._num_spikes, settings.max_loss_spikes),
             ("max_skipped_steps", num_skipped, settings.max_skipped_steps),
         ):
-            if most is not None and count > most:
+            if limit is not None and count > limit:
                 raise Diverged(
-                    f"step {step}: train.{name}={most} is passed ({count}); lower optimizer.learning_rate, "
-                    f"or raise train.{name} in the site"
+                    f"step {step}: train.divergence.{name}={limit} is passed ({count}); lower "
+                    f"optimizer.learning_rate, or raise train.divergence.{name} in the site"
                 )
         return {"loss_spikes": float(self._num_spikes), "skipped_steps": float(num_skipped)}

@@ -1,73 +1,53 @@
-"""Metrics of a training by step: written by rank 0, read over all attempts, drawn as a curve."""
+"""The step metrics of a training, which rank 0 writes: read over all attempts, followed, published as a
+curve."""
 
-import json
-import os
-import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
+from cluster.metric_lines import STEP_METRICS_FILE, lines_in_file, metric_lines
+from stages.outputs import CURVE_FILE
 from stages.parts import Parts
 
 
-class MetricsFile:
-    """Appends metrics by step, one JSON object a line, each line in one write."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-
-    def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, "time": time.time(), "metrics": dict(metrics)}) + "\n")
-
-    def sync(self) -> None:
-        """Lines so far outlast a crash of the machine."""
-        os.fsync(self._file.fileno())
-
-
 def read_metrics(parts: Parts) -> list[tuple[int, dict[str, float]]]:
-    """(step, metrics) of the whole training over all attempts, each metric of a step once (the first report
-    counts; a validation that was put off stands in a line of its own)."""
+    """Return (step, metrics) for every step of the training over all attempts, in order of the steps.
+
+    If a step reports a metric twice, the first report counts. A postponed validation has a line of its own.
+    """
     steps: dict[int, dict[str, float]] = {}
-    attempts = sorted(
-        (parts.folder / "attempts").glob("*/metrics.jsonl"), key=lambda path: int(path.parent.name)
-    )
-    for path in attempts:
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):  # a killed writer leaves half a line
-                entry = json.loads(line)
-                found = steps.setdefault(entry["step"], {})
-                found.update({n: value for n, value in entry["metrics"].items() if n not in found})
+    paths = (parts.folder / "attempts").glob(f"*/{STEP_METRICS_FILE}")
+    for path in sorted(paths, key=lambda path: int(path.parent.name)):
+        for line in metric_lines(path):
+            metrics = steps.setdefault(line.step, {})
+            for name, value in line.metrics.items():
+                metrics.setdefault(name, value)
     return sorted(steps.items())
 
 
 class NewSteps:
-    """The steps of an attempt as they are reported, asked often: only what was added since is read."""
+    """The steps of an attempt as they are reported. Each `read` reads only what was added since the last."""
 
     def __init__(self, parts: Parts):
-        self._path = parts.attempt_folder / "metrics.jsonl"
+        self._path = parts.attempt_folder / STEP_METRICS_FILE
         self.last = max((step for step, _ in read_metrics(parts)), default=0)
-        """The last step that is reported."""
+        """The last step that was reported."""
         self._read_bytes = 0
 
-    def read(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """(step, metrics) of what was added."""
+    def read(self) -> Iterator[tuple[int, Mapping[str, float]]]:
+        """Yield (step, metrics) of the lines that were added."""
         if not self._path.exists():
             return
-        with self._path.open("rb") as file:
-            file.seek(self._read_bytes)
-            for line in file:
-                if line.endswith(b"\n"):
-                    entry = json.loads(line)
-                    self.last = max(self.last, entry["step"])
-                    self._read_bytes += len(line)
-                    yield entry["step"], entry["metrics"]
+        for line in lines_in_file(self._path, self._read_bytes):
+            self._read_bytes = line.end
+            if line.content is not None:
+                self.last = max(self.last, line.content.step)
+                yield line.content.step, line.content.metrics
 
 
 CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "kl_per_token", "share_compressed", "accuracy")
 
 
 def publish_curve(parts: Parts) -> dict[str, float]:
-    """Writes `curve.parquet` (step, name, value) of the figures that depend on the data alone; returns the
+    """Write `curve.parquet` (step, name, value) of the metrics that depend on the data alone; return the
     last ones."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -79,6 +59,6 @@ def publish_curve(parts: Parts) -> dict[str, float]:
         if name in CURVE_METRICS or name.startswith("validation_")
     ]
     steps, names, values = zip(*rows, strict=True) if rows else ((), (), ())
-    pq.write_table(pa.table({"step": steps, "name": names, "value": values}), parts.partial("curve.parquet"))
-    parts.publish("curve.parquet", replace=True)
+    pq.write_table(pa.table({"step": steps, "name": names, "value": values}), parts.partial(CURVE_FILE))
+    parts.publish(CURVE_FILE, replace=True)
     return {f"last_{name}": value for _, name, value in rows}

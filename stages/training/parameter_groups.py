@@ -13,22 +13,23 @@ class Rate:
     """`lr_scale` times the schedule's learning rate from update `first_update` (counted from 0) on, zero
     before.
 
-    At a learning rate of zero AdamW neither moves nor decays a parameter, but its moments take the gradients
-    in: once the parameter is let go, its steps are those of a warm optimizer. (Without gradients the moments
-    would be empty while their bias correction is spent, and the first steps several times too long.)
+    With a learning rate of zero, AdamW neither moves nor decays a parameter, but its moments collect the
+    gradients. When the parameter starts to train, its steps are those of a warm optimizer. (Without
+    gradients, the moments would be empty while their bias correction has expired, and the first steps several
+    times too long.)
     """
 
     lr_scale: float = 1.0
     first_update: int = 0
 
     def at(self, learning_rate: float, update: int) -> float:
-        """The learning rate in update `update`, the schedule being at `learning_rate`."""
+        """Return the learning rate in update `update`, with the schedule at `learning_rate`."""
         return learning_rate * self.lr_scale if update >= self.first_update else 0.0
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate over the schedule's and a weight decay."""
+    """Parameters that share a rate and a weight decay."""
 
     parameters: Sequence[nn.Parameter]
     rate: Rate
@@ -38,7 +39,8 @@ class ParameterGroup:
 def parameter_groups(
     module: nn.Module, optimizer: OptimizerConfig, rate_of: Callable[[str], Rate] = lambda name: Rate()
 ) -> list[ParameterGroup]:
-    """Trainable parameters by the rate that `rate_of` gives their name and by weight decay.
+    """Return the trainable parameters, grouped by weight decay and by the rate that `rate_of` gives their
+    name.
 
     Vectors (biases, norms, layer scales) do not decay.
     """

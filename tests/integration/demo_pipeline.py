@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -18,12 +20,12 @@ STAGES = ["shard", "consistency", "ratio", "label", "router", "evaluate", "expor
 
 
 def write_pipeline(folder: Path) -> Path:
-    """Model, site and pipeline file in `folder`; the path of the pipeline file."""
+    """Write model, site file and pipeline file to `folder`; return the path of the pipeline file."""
     make_tiny_model(folder / "model")
     site = {
         "name": "test",
         "storage": str(folder / "runs"),
-        "train": {"checkpoint_every_steps": 3},
+        "train": {"checkpoints": {"every_steps": 3}},
         "tracking": {"interval_s": 0.5},
     }
     (folder / "site.yaml").write_text(yaml.safe_dump(site))
@@ -53,8 +55,11 @@ def write_pipeline(folder: Path) -> Path:
     return path
 
 
-def vico(*arguments: object, dies: str = "", **options) -> subprocess.Popen:
-    """Starts the command line in a process of its own; `dies`: PLACE:STAGE at which it kills itself."""
+def vico(*arguments: object, dies: str = "", **options: Any) -> subprocess.Popen[str]:
+    """Start the command line in a new process; with `dies` (POINT:STAGE) it kills itself at that point.
+
+    `extra_environment` sets environment variables; further `options` are those of Popen.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "VICO_DIE": dies}
     environment.pop("RAY_ADDRESS", None)
     environment |= options.pop("extra_environment", {})
@@ -64,36 +69,39 @@ def vico(*arguments: object, dies: str = "", **options) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, **options)
 
 
-def finished(process: subprocess.Popen, timeout_s: float = 900) -> tuple[int, str, str]:
-    """(exit code, standard output, standard error) of a command."""
+def finished(process: subprocess.Popen[str], timeout_s: float = 900) -> tuple[int, str, str]:
+    """Wait for a command; return (exit code, standard output, standard error)."""
     out, err = process.communicate(timeout=timeout_s)
     return process.returncode, out, err
 
 
-def answer(*arguments: object, **options) -> dict | list:
-    """What a `--json` command prints last, after it ended well."""
+def answer(*arguments: object, **options: Any) -> Any:
+    """Run a command with `--json`, which must succeed; return the JSON of its last line."""
     code, out, err = finished(vico(*arguments, "--json", **options))
     assert code == 0, err[-3000:]
     return json.loads(out.splitlines()[-1])
 
 
-def kill_with_children(process: subprocess.Popen) -> None:
-    """kill -9 of a driver and of everything it started (Ray, its workers)."""
+def kill_with_children(process: subprocess.Popen[str]) -> None:
+    """Send SIGKILL to a driver and to everything that it started (Ray, its workers)."""
     driver = psutil.Process(process.pid)
     family = [driver, *driver.children(recursive=True)]
-    for one in family:
+    for member in family:
         try:
-            one.send_signal(signal.SIGKILL)
+            member.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:
             continue
     process.wait()
     psutil.wait_procs(family, timeout=10)
 
 
-def wait_until(condition, timeout_s: float, process: subprocess.Popen | None = None) -> None:
-    """Waits for a condition; fails when time is up or `process` ended first."""
+def wait_until(
+    condition: Callable[[], object], timeout_s: float, process: subprocess.Popen[str] | None = None
+) -> None:
+    """Wait for a condition; fail when the time is up or `process` has ended."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "time is up"
-        assert process is None or process.poll() is None, f"ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s"
+        if process is not None:
+            assert process.poll() is None, f"ended with {process.returncode}"
         time.sleep(0.05)

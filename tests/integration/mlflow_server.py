@@ -1,4 +1,4 @@
-"""A real `mlflow server` on loopback, which a test can kill and start again on the same database."""
+"""A real `mlflow server` on loopback that a test can kill and restart on the same database."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.ports import free_port
 class MlflowServer:
     folder: Path
     port: int = 0
-    process: subprocess.Popen | None = field(default=None, repr=False)
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
     def uri(self) -> str:
@@ -27,7 +27,7 @@ class MlflowServer:
         return self.folder / "server.db"
 
     def start(self, timeout_s: float = 120) -> None:
-        """Start it, on the port of the first time, and wait until it answers."""
+        """Start the server, on the same port every time, and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.port:
             self.port = free_port()
@@ -57,7 +57,7 @@ class MlflowServer:
             return False
 
     def kill(self) -> None:
-        """kill -9 of the server and its workers; safe to call twice."""
+        """Kill the server and its workers with SIGKILL; does nothing if it is not running."""
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

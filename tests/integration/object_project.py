@@ -15,12 +15,14 @@ BUCKET = "store"
 
 
 class ObjectProject(TinyProject):
-    """Commands of one machine, with a working copy of its own below its folder."""
+    """Commands of one machine, with its own working copy below its folder."""
 
-    def __init__(self, folder: Path, proxy: s3_server.FaultyProxy, prefix: str = "pipelines", **more: str):
+    def __init__(
+        self, folder: Path, proxy: s3_server.FaultyProxy, prefix: str = "pipelines", **environment: str
+    ):
         super().__init__(folder)
         self.proxy, self.address = proxy, f"s3://{BUCKET}/{prefix}"
-        self.environment = {**s3_server.environment(proxy, 20), **more}
+        self.environment = {**s3_server.environment(proxy, 20), **environment}
         self.site("")
 
     def site(self, more: str) -> None:
@@ -37,37 +39,38 @@ class ObjectProject(TinyProject):
     @property
     def storage(self) -> Path:
         """The working copy."""
-        (found,) = (self.folder / "work").iterdir()
-        return found
+        (working_copy,) = (self.folder / "work").iterdir()
+        return working_copy
 
     def forget(self) -> None:
-        """What another machine sees: no working copy."""
+        """Remove the working copy, so that this is like another machine."""
         shutil.rmtree(self.folder / "work")
 
     def objects(self) -> dict[str, bytes]:
-        """Key below the prefix -> content of every object."""
+        """Return the content of every object by its key below the prefix."""
         client, prefix = s3_client(self.proxy), self.address.removeprefix(f"s3://{BUCKET}/") + "/"
-        found: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix):
-            for one in page.get("Contents", []):
-                body = client.get_object(Bucket=BUCKET, Key=one["Key"])["Body"]
-                found[one["Key"].removeprefix(prefix)] = body.read()
-        return found
+            for entry in page.get("Contents", []):
+                body = client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"]
+                contents[entry["Key"].removeprefix(prefix)] = body.read()
+        return contents
 
     def stored_outputs(self) -> dict[str, bytes]:
-        """`<stage>/<fingerprint>/output/<name>` -> content of every part that a parts.json names."""
-        objects, found = self.objects(), {}
+        """Return the content of every part that a parts.json lists, by
+        `<stage>/<fingerprint>/output/<name>`."""
+        objects, outputs = self.objects(), {}
         for key, data in objects.items():
             stage, _, name = key.rpartition("/")
             if name == "parts.json" and "superseded" not in key:
                 for files in json.loads(data)["parts"].values():
-                    for file, facts in files.items():
-                        place = f"parts/{stage}/{facts['sha256']}/{file.rpartition('/')[2]}"
-                        found[f"{stage}/output/{file}"] = objects[place]
-        return dict(sorted(found.items()))
+                    for file, entry in files.items():
+                        part_key = f"parts/{stage}/{entry['sha256']}/{file.rpartition('/')[2]}"
+                        outputs[f"{stage}/output/{file}"] = objects[part_key]
+        return dict(sorted(outputs.items()))
 
     def key_of(self, stage: str, name: str) -> str:
-        """The key of the bytes of a published file."""
+        """Return the key of the bytes of a published file."""
         for key, data in self.objects().items():
             if key.startswith(f"{stage}/") and key.endswith("/parts.json"):
                 for files in json.loads(data)["parts"].values():
@@ -77,7 +80,7 @@ class ObjectProject(TinyProject):
         raise KeyError(name)
 
     def outputs_are_whole(self) -> bool:
-        """Whether every part that is named is there; a KeyError says which is not."""
+        """Return True if every listed part is in the store; a KeyError names a missing one."""
         return bool(self.stored_outputs())
 
     def delete(self, key: str) -> None:
@@ -95,7 +98,7 @@ class ObjectProject(TinyProject):
 
 
 def s3_client(proxy: s3_server.FaultyProxy) -> Any:
-    """Straight to the server, past the proxy."""
+    """Return a client that goes straight to the server, past the proxy."""
     return botocore.session.Session().create_client(
         "s3",
         region_name="us-east-1",

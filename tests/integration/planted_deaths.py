@@ -1,10 +1,10 @@
-"""Places at which a real driver kills itself with SIGKILL, by VICO_DIE=PLACE:STAGE in its environment.
+"""Moments at which a real driver kills itself with SIGKILL, set by VICO_DIE=MOMENT:STAGE in its environment.
 
-before: the stage was not begun. middle: parts of it, or steps of its training, are there. unrecorded: its
-output is whole, its record is not. recorded: its record is there and run.json does not know. stored: the
-object store names a checkpoint of its training, which goes no further; its workers die with the driver.
+before: the stage has not begun. middle: some of its parts, or steps of its training, exist. unrecorded: its
+output is complete, its record is missing. recorded: its record exists, but run.json does not know it. stored:
+the object store has a checkpoint of its training, which is stopped there; its workers die with the driver.
 
-    python -m tests.integration.planted_deaths COMMAND ...    is `vico COMMAND ...` with these places
+python -m tests.integration.planted_deaths COMMAND ...    is `vico COMMAND ...` with these moments
 """
 
 import os
@@ -17,25 +17,25 @@ import psutil
 
 from pipeline.results.stage_folder import StageFolder
 from pipeline.running.stage_context import StageContext
-from pipeline.running.stage_runner import StageRuns
-from pipeline.storage.stored_parts import PARTS_FILE
+from pipeline.running.stage_runner import StageRunner
+from pipeline.storage.working_copy import PARTS_FILE
 from stages.durable_files import locked
 from stages.parts import JOURNAL_FILE, Parts
 from stages.training.metrics import read_metrics
 
-PLACES = ("before", "middle", "unrecorded", "recorded")
+MOMENTS = ("before", "middle", "unrecorded", "recorded")
 TRAININGS = ("consistency", "router")
 FIRST_CHECKPOINT = 3
-"""Steps after which the test pipeline has a checkpoint; a training dies past it."""
+"""Steps after which the test pipeline has a checkpoint; a training dies after it."""
 
 
-def die_if(place: str) -> None:
-    if os.environ.get("VICO_DIE") == place:
+def die_if(moment: str) -> None:
+    if os.environ.get("VICO_DIE") == moment:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def plant_deaths() -> None:
-    take, finish = StageRuns.take, StageFolder.finish
+    take, finish = StageRunner.complete, StageFolder.finish
 
     def dying_take(self, task):
         die_if(f"before:{task.name}")
@@ -46,12 +46,12 @@ def plant_deaths() -> None:
         finish(self, lease, record)
         die_if(f"recorded:{self.stage}")
 
-    StageRuns.take, StageFolder.finish = dying_take, dying_finish
+    StageRunner.complete, StageFolder.finish = dying_take, dying_finish
 
 
 def plant_deaths_in_the_middle() -> None:
-    """A training dies past its first checkpoint, another stage with workers when it says how far they are, a
-    stage without when it publishes a part."""
+    """A training dies after its first checkpoint, another stage with workers when it reports progress, a
+    stage without workers when it publishes a part."""
     progress, publish, begin = StageContext.progress, Parts.publish, StageFolder.begin
 
     def dying_progress(self, done, total, unit):
@@ -77,18 +77,19 @@ def plant_deaths_in_the_middle() -> None:
 
 
 def die_in_training(parts: Parts) -> None:
-    """Looks more often than the driver does: the test pipeline takes a step in a fifth of a second."""
+    """Poll more often than the driver does: the test pipeline makes a step in a fifth of a second."""
     while max((step for step, _ in read_metrics(parts)), default=0) <= FIRST_CHECKPOINT:
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_when_stored(parts: Parts) -> None:
-    """A short training would be over before its first checkpoint is in the store, so it is stopped at it."""
+    """Suspend the workers until the first checkpoint is in the store: a short training would end before."""
     while not _names_a_checkpoint(parts.attempt_folder / JOURNAL_FILE):
         time.sleep(0.01)
-    workers = [one for one in psutil.Process().children(recursive=True) if one.name().startswith("ray::")]
-    with locked(parts.folder):  # none of them holds it then
+    children = psutil.Process().children(recursive=True)
+    workers = [child for child in children if child.name().startswith("ray::")]
+    with locked(parts.folder):  # so that none of them holds the lock
         for worker in workers:
             worker.suspend()
     while not _names_a_checkpoint(parts.folder / PARTS_FILE):

@@ -1,4 +1,4 @@
-"""Results made elsewhere, taken over by digest."""
+"""Adoption of results that were made elsewhere, by their digest."""
 
 import json
 import shutil
@@ -10,14 +10,14 @@ from tests.integration.tiny_pipeline.project import CONFIG, TinyProject
 
 @pytest.fixture
 def project(tmp_path):
-    """A project, and beside it the finished draw of another one with another seed."""
+    """Return a project that adopts the finished draw of another project with another seed."""
     other = TinyProject(tmp_path / "other")
     other.vico("run", "--set", "seed=99", "--until", "draw")
-    made = TinyProject(tmp_path / "project")
+    adopting = TinyProject(tmp_path / "project")
     shutil.copytree(other.stage("draw") / "output", tmp_path / "elsewhere")
-    adopt(made, tmp_path / "elsewhere")
-    yield made
-    made.close()
+    adopt(adopting, tmp_path / "elsewhere")
+    yield adopting
+    adopting.close()
 
 
 def adopt(project, folder):
@@ -25,13 +25,13 @@ def adopt(project, folder):
     (project.folder / "pipeline.yaml").write_text(CONFIG.replace("inputs:\n", inputs))
 
 
-def test_an_adopted_result_stands_in_for_its_stage_and_is_known_by_digest(project, tmp_path):
+def test_an_adopted_result_replaces_its_stage_and_is_identified_by_digest(project, tmp_path):
     action, reasons = project.plan()["draw"]
     assert action == "run" and reasons[0].startswith(f"adopted from {tmp_path / 'elsewhere'}, digest ")
     project.vico("run")
-    theirs = {path.name: path.read_bytes() for path in (tmp_path / "elsewhere").iterdir()}
-    ours = {path.name: path.read_bytes() for path in (project.stage("draw") / "output").iterdir()}
-    assert ours == theirs
+    adopted = {path.name: path.read_bytes() for path in (tmp_path / "elsewhere").iterdir()}
+    output = {path.name: path.read_bytes() for path in (project.stage("draw") / "output").iterdir()}
+    assert output == adopted
     record = project.record("draw")
     assert record["inputs"] == {} and record["identity"]["config"]["digest"].startswith(
         reasons[0].split()[-1]
@@ -40,25 +40,27 @@ def test_an_adopted_result_stands_in_for_its_stage_and_is_known_by_digest(projec
 
     (tmp_path / "elsewhere").rename(tmp_path / "moved")
     adopt(project, tmp_path / "moved")
-    assert {action for action, _ in project.plan().values()} == {"reuse"}, "the place is not what it is"
+    assert {action for action, _ in project.plan().values()} == {"reuse"}, (
+        "the path of the folder is not part of the identity"
+    )
     (tmp_path / "moved" / "part-0.txt").write_text("1.0\n2.0")
     planned = project.plan()
     assert {action for action, _ in planned.values()} == {"run"}
     assert any("draw.digest: " in reason for reason in planned["draw"][1])
 
     audited = json.loads(project.vico("audit", "latest", "--json"))
-    assert audited["ok"], "what stands in the store is whole"
+    assert audited["ok"], "the copy in the store is complete"
     assert any("adopted from" in note and note.startswith("draw") for note in audited["notes"])
 
 
-def test_a_kill_while_adopting_is_mended_by_the_same_command(project):
+def test_after_a_kill_during_adoption_the_same_command_finishes(project):
     project.vico("run", code=-9, VICO_DIE="unrecorded:draw")
     project.vico("run")
     assert project.status()["stages"][0]["attempt"] == 2
 
 
-@pytest.mark.parametrize("content, words", [(None, "is no folder"), ({".hidden": "x"}, "has no files")])
-def test_what_cannot_be_adopted_is_refused_before_anything_starts(project, tmp_path, content, words):
+@pytest.mark.parametrize("content, words", [(None, "is not a folder"), ({".hidden": "x"}, "has no files")])
+def test_a_folder_that_cannot_be_adopted_is_refused_before_anything_starts(project, tmp_path, content, words):
     folder = tmp_path / "wrong"
     if content is not None:
         folder.mkdir()
@@ -70,8 +72,8 @@ def test_what_cannot_be_adopted_is_refused_before_anything_starts(project, tmp_p
     assert not project.storage.exists()
 
 
-def test_a_stage_that_there_is_not_is_refused(project, tmp_path):
+def test_an_unknown_stage_is_refused(project, tmp_path):
     text = (project.folder / "pipeline.yaml").read_text()
     (project.folder / "pipeline.yaml").write_text(text.replace("{draw: ", "{drew: "))
     project.vico("plan", code=2)
-    assert "inputs.adopt='drew' is no stage; the stages are draw, square, total" in project.errors
+    assert "inputs.adopt='drew' is not a stage; the stages are draw, square, total" in project.errors

@@ -1,4 +1,4 @@
-"""The tamper matrix: real tiny runs, damaged one way each; audit names stage and path, and nothing else."""
+"""Real tiny runs, each damaged in one way: the audit names stage and path, and reports nothing else."""
 
 import errno
 import hashlib
@@ -15,8 +15,8 @@ from tests.integration.tiny_pipeline.project import TRACKED, TinyProject, wait_f
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A project with a run that was killed once and went on, told to a real sqlite MLflow."""
+def finished(tmp_path_factory):
+    """A project with a run that was killed once and resumed, and that is in a real sqlite MLflow."""
     project = TinyProject(tmp_path_factory.mktemp("audited"))
     (project.folder / "site.yaml").write_text(TRACKED)
     project.vico("run", code=-9, TINY_KILL="square:2")
@@ -25,23 +25,23 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def project(made, tmp_path):
+def project(finished, tmp_path):
     """A copy to damage; MLflow's database moves with the store."""
     copy = TinyProject(tmp_path / "copy")
-    shutil.copytree(made.storage, copy.storage)
+    shutil.copytree(finished.storage, copy.storage)
     return copy
 
 
 def problems(project, *, tracking=False, run="latest"):
-    """(stage, kind, path below the store) of each problem"""
+    """Return (stage, kind, path below the stage's folder) of each problem."""
     site = Site.model_validate({"storage": str(project.storage), "tracking": {"enabled": tracking}})
-    found = audit_run(site, run)
-    assert json.loads(json.dumps(found.as_json()))["ok"] == (not found.problems)
+    findings = audit_run(site, run)
+    assert json.loads(json.dumps(findings.as_json()))["ok"] == (not findings.problems)
     return [
-        (one.stage, one.kind, one.path.replace(f"{project.stage(one.stage)}/", ""))
-        if one.stage != "pipeline"
-        else (one.stage, one.kind, one.path)
-        for one in found.problems
+        (problem.stage, problem.kind, problem.path.replace(f"{project.stage(problem.stage)}/", ""))
+        if problem.stage != "pipeline"
+        else (problem.stage, problem.kind, problem.path)
+        for problem in findings.problems
     ]
 
 
@@ -51,15 +51,15 @@ def edit(path, change):
     path.write_text(json.dumps(content, indent=1))
 
 
-def test_nothing_is_reported_on_the_untouched_run(made, project):
-    answer = json.loads(made.vico("audit", "latest", "--json"))
+def test_nothing_is_reported_on_the_untouched_run(finished, project):
+    answer = json.loads(finished.vico("audit", "latest", "--json"))
     assert answer["problems"] == [] and answer["ok"]
     assert answer["checked"]["stages"] == 3
     assert answer["checked"]["files"] == 14
     assert answer["checked"]["mlflow_runs"] == 4
     assert answer["checked"]["mlflow_metrics"] > 12, "what the stages report, and samples of the node"
     assert problems(project, tracking=True) == [], "nor on a store that was moved"
-    assert "0 problems; checked 3 stages" in made.vico("audit", "latest")
+    assert "0 problems; checked 3 stages" in finished.vico("audit", "latest")
 
 
 def test_an_audit_changes_nothing_in_the_store(project):
@@ -90,7 +90,7 @@ def test_a_truncated_file(project):
     assert problems(project) == [("total", "output_size", "output/copy/part-3.txt")]
 
 
-def test_a_file_that_nobody_recorded(project):
+def test_a_file_that_is_not_recorded(project):
     (project.stage("draw") / "output" / "part-9.txt").write_text("0.5")
     assert problems(project) == [("draw", "output_unrecorded", "output/part-9.txt")]
 
@@ -105,7 +105,7 @@ def test_a_file_that_nobody_recorded(project):
     ],
     ids=["counts", "seconds", "packages", "git"],
 )
-def test_a_record_edited_by_hand_where_nothing_else_would_tell(project, change):
+def test_a_record_edited_by_hand_in_a_field_that_nothing_else_checks(project, change):
     edit(project.stage("square") / "record.json", change)
     assert problems(project) == [("square", "record", "record.json")]
 
@@ -143,12 +143,12 @@ def test_a_run_file_edited_by_hand(project):
     assert ("pipeline", "run", str(run)) in problems(project)
 
 
-def test_a_commit_that_is_nowhere(project):
+def test_a_commit_that_is_not_in_the_checkout(project):
     edit(project.stage("draw") / "record.json", lambda record: record["git"].update(commit="0" * 40))
     assert ("draw", "git", "0" * 40) in problems(project)
 
 
-def test_a_patch_of_uncommitted_code_is_kept_and_missed_when_it_is_gone(project):
+def test_a_missing_patch_of_uncommitted_code(project):
     patch = project.stage("draw") / "attempts" / "1" / "sources.patch"
     patch.write_text("diff --git a/x b/x\n")
     digest = hashlib.sha256(patch.read_bytes()).hexdigest()
@@ -159,7 +159,7 @@ def test_a_patch_of_uncommitted_code_is_kept_and_missed_when_it_is_gone(project)
     assert problems(project) == [("draw", "git", "attempts/1/sources.patch")]
 
 
-def test_steps_that_are_gone_or_there_twice(project):
+def test_steps_that_are_missing_or_repeated(project):
     path = project.stage("square") / "attempts" / "1" / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) == 2
@@ -171,7 +171,7 @@ def test_steps_that_are_gone_or_there_twice(project):
     assert problems(project) == [("square", "metrics", "attempts/1/metrics.jsonl")]
 
 
-def test_a_clock_that_jumped_is_named_and_is_no_damage(project):
+def test_a_clock_that_jumped_is_a_note_and_not_a_problem(project):
     path = project.stage("draw") / "attempts" / "1" / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[2]["time"] -= 3600
@@ -197,7 +197,7 @@ def test_a_stage_made_again_with_other_bytes_by_another_run(project):
     assert ("draw", "superseded", "superseded/1/record.json") in problems(project)
 
 
-def test_what_another_run_mended_is_no_problem_of_the_first(project):
+def test_what_another_run_repaired_is_not_a_problem_of_the_first(project):
     (project.stage("draw") / "output" / "part-1.txt").unlink()
     (first,) = project.runs()
     project.vico("run")
@@ -222,37 +222,37 @@ def test_a_deleted_mlflow_run(project, client):
     assert problems(project, tracking=True) == [("square", "mlflow_missing", f"mlflow:{run_id}")]
 
 
-def stay_told(made, project):
-    """Let the copy's mlflow.json be of the copy's database: of another one it would not be believed."""
+def point_state_to_copy(finished, project):
+    """Make the copy's mlflow.json name the copy's database; that of another database would not be used."""
     (path,) = project.storage.glob("runs/*/mlflow.json")
-    path.write_text(path.read_text().replace(str(made.storage), str(project.storage)))
+    path.write_text(path.read_text().replace(str(finished.storage), str(project.storage)))
     assert json.loads(path.read_text())["complete"]
     return path
 
 
-def test_what_an_audit_finds_missing_in_mlflow_is_sent_by_the_same_command(made, project, client):
-    """Of a finished run nobody asks MLflow any more, until an audit did."""
-    shutil.copy(made.folder / "site.yaml", project.folder)
-    stay_told(made, project)
+def test_what_an_audit_finds_missing_in_mlflow_is_sent_by_the_same_command(finished, project, client):
+    """`vico run` does not compare a finished run with MLflow, unless an audit found something missing."""
+    shutil.copy(finished.folder / "site.yaml", project.folder)
+    point_state_to_copy(finished, project)
     client.delete_run(mlflow_id(project, "square"))
     (problem,) = json.loads(project.vico("audit", "latest", "--json", code=1))["problems"]
     assert (problem["stage"], problem["kind"]) == ("square", "mlflow_missing")
-    assert "tracking has all of it now" in project.vico("run")
+    assert "MLflow now has all of it" in project.vico("run")
     assert json.loads(project.vico("audit", "latest", "--json"))["problems"] == []
     assert "tracking" not in project.vico("run")
 
 
-def test_an_audit_that_cannot_write_says_what_it_could_not(made, project, client, monkeypatch):
-    path = stay_told(made, project)
+def test_an_audit_that_cannot_write_says_so(finished, project, client, monkeypatch):
+    path = point_state_to_copy(finished, project)
     client.delete_run(mlflow_id(project, "square"))
 
     def full(self, path, content):
         raise OSError(errno.EROFS, "read-only")
 
     monkeypatch.setattr(FolderStorage, "write", full)
-    found = audit_run(Site.model_validate({"storage": str(project.storage)}), "latest")
-    assert [one.kind for one in found.problems] == ["mlflow_missing"]
-    assert any("`vico run` will not tell MLflow again: mlflow.json was not" in note for note in found.notes)
+    findings = audit_run(Site.model_validate({"storage": str(project.storage)}), "latest")
+    assert [problem.kind for problem in findings.problems] == ["mlflow_missing"]
+    assert any("`vico run` will not update MLflow: mlflow.json could not" in note for note in findings.notes)
     assert json.loads(path.read_text())["complete"]
 
 
@@ -276,53 +276,53 @@ def test_metrics_params_tags_and_status_changed_in_mlflow(project, client):
     }
 
 
-def test_a_database_that_is_gone_or_no_database(project):
+def test_a_database_that_is_missing_or_damaged(project):
     path = project.storage / "mlflow.db"
     path.unlink()
     assert problems(project, tracking=True) == [("pipeline", "mlflow_missing", str(path))]
     assert not path.exists()
     path.write_text("no database")
-    found = [(stage, kind) for stage, kind, _ in problems(project, tracking=True)]
-    assert found == [("pipeline", "mlflow_incomplete"), ("pipeline", "mlflow_unreachable")]
+    kinds = [(stage, kind) for stage, kind, _ in problems(project, tracking=True)]
+    assert kinds == [("pipeline", "mlflow_incomplete"), ("pipeline", "mlflow_unreachable")]
 
 
-def test_reap_closes_what_a_killed_driver_left_running_and_nothing_else(made, tmp_path):
+def test_reap_closes_what_a_killed_driver_left_running_and_nothing_else(finished, tmp_path):
     project = TinyProject(tmp_path / "killed")
-    shutil.copy(made.folder / "site.yaml", project.folder)
+    shutil.copy(finished.folder / "site.yaml", project.folder)
     project.storage.mkdir()
-    shutil.copy(made.storage / "mlflow.db", project.storage)
+    shutil.copy(finished.storage / "mlflow.db", project.storage)
     process, _ = project.pause("square:1", "--set", "seed=8")
     client = mlflow.MlflowClient(f"sqlite:///{project.storage}/mlflow.db")
     wait_for(lambda: len(running(client)) == 2, process, timeout_s=120)
     (run,) = project.runs()
     project.vico("audit", "--reap")
     alive = running(client)
-    assert project.errors == "" and len(alive) == 2, "its driver lives"
+    assert project.errors == "" and len(alive) == 2, "its driver is alive"
     process.kill()
     process.wait()
     project.vico("audit", "--reap")
     assert project.errors == f"closed in MLflow: run {run}: interrupted\n"
     assert running(client) == []
     assert json.loads(project.vico("audit", "latest", "--json"))["problems"] == []
-    for one in alive:
-        client.update_run(one.info.run_id, status="RUNNING")
+    for mlflow_run in alive:
+        client.update_run(mlflow_run.info.run_id, status="RUNNING")
     shutil.rmtree(project.storage / "runs" / run)
     project.vico("audit", "--reap")
     assert project.errors == f"closed in MLflow: run {run}: its folder is gone\n"
     assert running(client) == []
 
 
-def test_reap_sends_what_mlflow_lacks_of_an_older_run(made, project):
-    """The command that made it is at work on a newer run, so it sends nothing of this one."""
+def test_reap_sends_what_mlflow_lacks_of_an_older_run(finished, project):
+    """The same command now belongs to a newer run, so it sends nothing of this one."""
     import sqlite3
 
-    shutil.copy(made.folder / "site.yaml", project.folder)
+    shutil.copy(finished.folder / "site.yaml", project.folder)
     older = mlflow_id(project, "square")
     (first,) = project.runs()
     project.vico("run", "--force", "total")
     assert len(project.runs()) == 2
     with sqlite3.connect(project.storage / "mlflow.db") as database:
-        for key, step in (("length", 1), ("summary/parts", 0)):  # of the other one no step is left
+        for key, step in (("length", 1), ("summary/parts", 0)):  # the second metric has no step left
             deleted = database.execute(
                 "delete from metrics where run_uuid = ? and key = ? and step = ?", (older, key, step)
             )

@@ -1,7 +1,9 @@
-"""Which samples made a step and where a sample was used, held against what the training itself measured."""
+"""The samples of a step and the uses of a sample, compared with what the training itself measured."""
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -35,22 +37,22 @@ def test_the_samples_of_a_step_are_those_that_the_training_counted(ask, outputs)
 def test_a_sample_is_found_in_its_steps_packs_and_ratios(ask, outputs):
     of_step = ask("--step", 2)["stages"]
     key = of_step["router"][0]["key"]
-    found = ask("--sample", key)
-    assert found["split"] == "train"
+    sample = ask("--sample", key)
+    assert sample["split"] == "train"
     for stage, uses in of_step.items():
         here = [use for use in uses if use["key"] == key]
-        there = [use for use in found["uses"] if (use["stage"], use["step"]) == (stage, 2)]
+        there = [use for use in sample["uses"] if (use["stage"], use["step"]) == (stage, 2)]
         assert [(use["pack"], use["compressed"]) for use in here] == [
             (use["pack"], use["compressed"]) for use in there
         ]
-    assert any(use["stage"] == "router" and use["step"] == 2 for use in found["uses"])
+    assert any(use["stage"] == "router" and use["step"] == 2 for use in sample["uses"])
     ratios = pq.read_table(outputs["ratio"] / "ratios.parquet", filters=[("key", "=", key)]).to_pylist()
-    assert [one["ratio"] for one in found["ratios"]] == [row["ratio"] for row in ratios]
-    assert len(found["ratios"]) == len(found["labels"]) == sum(found["tiles"])
+    assert [row["ratio"] for row in sample["ratios"]] == [row["ratio"] for row in ratios]
+    assert len(sample["ratios"]) == len(sample["labels"]) == sum(sample["tiles"])
 
 
-def test_the_samples_of_a_step_are_known_where_the_training_failed(ask, pipeline, tmp_path):
-    """Then they are asked for: a loss that is no number names its step, and this its samples."""
+def test_the_samples_of_a_step_are_known_when_the_training_failed(ask, pipeline, tmp_path):
+    """That is when they are needed: the error of a non-finite loss names the step, the audit its samples."""
     _, site, run = pipeline
     content = yaml.safe_load(site.read_text())
     storage = shutil.copytree(content["storage"], tmp_path / "runs")
@@ -59,19 +61,36 @@ def test_the_samples_of_a_step_are_known_where_the_training_failed(ask, pipeline
         (record,) = storage.glob(f"{stage}/*/record.json")
         record.unlink()
     file = storage / "runs" / run["run"] / "run.json"
-    kept = json.loads(file.read_text())
-    kept["state"] = kept["stages"]["consistency"]["state"] = "failed"
-    kept["stages"]["router"] |= {"state": "pending", "attempt": 0}
-    file.write_text(json.dumps(kept))
-    found = answer("audit", run["run"], "--step", 2, "--site", tmp_path / "site.yaml")
-    assert found["stages"] == {"consistency": ask("--step", 2)["stages"]["consistency"]}
+    run_file = json.loads(file.read_text())
+    run_file["state"] = run_file["stages"]["consistency"]["state"] = "failed"
+    run_file["stages"]["router"] |= {"state": "pending", "attempt": 0}
+    file.write_text(json.dumps(run_file))
+    of_step = answer("audit", run["run"], "--step", 2, "--site", tmp_path / "site.yaml")
+    assert of_step["stages"] == {"consistency": ask("--step", 2)["stages"]["consistency"]}
+
+
+LIST_SAMPLES = """
+import sys
+from pathlib import Path
+from cluster.site_files import load_site
+from pipeline.audit.samples import RunSamples
+stages = RunSamples(load_site(Path(sys.argv[1])), sys.argv[2]).step(2)["stages"]
+print(sorted(stages), "deepspeed" in sys.modules)
+"""
+
+
+def test_the_samples_of_a_step_are_listed_without_importing_deepspeed(pipeline):
+    _, site, run = pipeline
+    command = [sys.executable, "-c", LIST_SAMPLES, str(site), run["run"]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['consistency', 'router'] False"
 
 
 def test_a_sample_of_the_test_split_was_never_trained_on(ask, outputs):
     index = pq.read_table(outputs["shard"] / "index.parquet").to_pylist()
     key = next(row["key"] for row in index if row["split"] == "test" and row["num_tiles"])
-    found = ask("--sample", key)
-    assert found["uses"] == [] and found["ratios"]
+    sample = ask("--sample", key)
+    assert sample["uses"] == [] and sample["ratios"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +101,7 @@ def test_a_sample_of_the_test_split_was_never_trained_on(ask, outputs):
         (("--step", "1", "--sample", "a"), "ask one at a time"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(pipeline, options, words):
+def test_an_unknown_sample_or_step_is_an_error_of_one_line(pipeline, options, words):
     _, site, run = pipeline
     code, _, errors = finished(vico("audit", run["run"], *options, "--site", site))
     assert code == 2
@@ -94,11 +113,11 @@ def test_the_report_is_in_mlflow_as_json_and_markdown(pipeline, outputs):
     from mlflow import MlflowClient
 
     _, site, run = pipeline
-    found = answer("audit", run["run"], "--site", site)
-    assert found["ok"]
+    findings = answer("audit", run["run"], "--site", site)
+    assert findings["ok"]
     client = MlflowClient(f"sqlite:///{run['storage']}/mlflow.db")
     (parent,) = client.search_runs(
-        [one.experiment_id for one in client.search_experiments()],
+        [experiment.experiment_id for experiment in client.search_experiments()],
         f"tags.`vico.run` = '{run['run']}' and tags.`vico.stage` = 'pipeline'",
     )
     assert [file.path for file in client.list_artifacts(parent.info.run_id, "audit")] == [
@@ -108,5 +127,5 @@ def test_the_report_is_in_mlflow_as_json_and_markdown(pipeline, outputs):
     from mlflow.artifacts import load_dict, load_text
 
     logged = load_dict(f"{parent.info.artifact_uri}/audit/audit.json")
-    assert (logged["run"], logged["checked"]) == (run["run"], json.loads(json.dumps(found["checked"])))
+    assert (logged["run"], logged["checked"]) == (run["run"], json.loads(json.dumps(findings["checked"])))
     assert "Everything recorded holds." in load_text(f"{parent.info.artifact_uri}/audit/audit.md")

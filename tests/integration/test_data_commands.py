@@ -1,4 +1,4 @@
-"""`vico init`, `vico data check` and `vico data build` as a user gives them, on good and bad records."""
+"""`vico init`, `vico data check`, `build` and `retry` as a user runs them, on good and bad records."""
 
 import json
 from collections import Counter
@@ -28,7 +28,7 @@ def project(tmp_path_factory):
     return folder, reasons
 
 
-def test_a_hostile_set_is_checked_and_built_and_every_row_is_accounted_for(project):
+def test_check_and_build_account_for_every_row_of_a_hostile_set(project):
     folder, reasons = project
     where = (folder / "pipeline.yaml", "--site", folder / "site.yaml")
     report = answer("data", "check", *where)
@@ -45,16 +45,16 @@ def test_a_hostile_set_is_checked_and_built_and_every_row_is_accounted_for(proje
     assert {row["line"]: row["reason"] for row in rows} == reasons
     manifest = json.loads((output / "manifest.json").read_text())
     for name in ("read", "written", "quarantined", "reasons", "splits"):
-        found = {k: v for k, v in manifest[name].items() if v} if name == "splits" else manifest[name]
-        assert found == report[name], "the check said what the build did"
+        built = {k: v for k, v in manifest[name].items() if v} if name == "splits" else manifest[name]
+        assert built == report[name], "the check reports what the build does"
 
 
-def test_mended_rows_are_built_beside_the_old_shards_and_a_pipeline_uses_them(project, tmp_path):
+def test_repaired_rows_are_built_beside_the_old_shards_and_a_pipeline_uses_them(project, tmp_path):
     folder, reasons = project
     where = (folder / "pipeline.yaml", "--site", folder / "site.yaml")
     line = next(line for line, reason in reasons.items() if reason == "empty_answer")
     rows = [{"source": "bad", "line": line, "row": row("good.png", answer="an answer at last")}]
-    path = write_lines(tmp_path / "mended.jsonl", rows)
+    path = write_lines(tmp_path / "repaired.jsonl", rows)
     repaired = ("--set", f"inputs.repaired=[{path}]")
     code, out, err = finished(
         vico("data", "retry", folder / "pipeline.yaml", path, "--site", folder / "site.yaml")
@@ -95,8 +95,8 @@ def test_init_writes_a_meta_file_and_a_pipeline_that_can_be_planned(tmp_path, pr
     arguments = ("init", tmp_path / "mine.yaml", "--data", tmp_path / "data", "--model", model)
     code, out, err = finished(vico(*arguments))
     assert code == 0 and "24 good" in out, err
-    (entry,) = json.loads((tmp_path / "data" / "meta.json").read_text()).values()
-    assert (entry["root"], entry["annotation"], entry["length"]) == ("images", "good.jsonl", 24)
+    (meta_set,) = json.loads((tmp_path / "data" / "meta.json").read_text()).values()
+    assert (meta_set["root"], meta_set["annotation"], meta_set["length"]) == ("images", "good.jsonl", 24)
     planned = answer("plan", tmp_path / "mine.yaml", "--storage", tmp_path / "runs")
     assert planned[0]["stage"] == "shard" and planned[0]["action"] == "run"
     code, _, err = finished(vico(*arguments))

@@ -9,26 +9,26 @@ import threading
 import pytest
 
 from pipeline.json_files import write_json
-from pipeline.results.garbage import collect
-from pipeline.storage import lease
+from pipeline.results.garbage import collect_garbage
+from pipeline.storage.leases import LeaseHeld
 from tests.integration.tiny_pipeline.project import TinyProject
 
 
 @pytest.fixture
 def project(tmp_path):
-    made = TinyProject(tmp_path / "project")
-    yield made
-    made.close()
+    project = TinyProject(tmp_path / "project")
+    yield project
+    project.close()
 
 
 def gc(project, *arguments):
-    """kind -> paths below the store"""
-    found = json.loads(project.vico("gc", "--json", *arguments))
-    kinds = {}
-    for one in found["removed"]:
-        kinds.setdefault(one["kind"], []).append(os.path.relpath(one["path"], project.storage))
-        assert os.path.exists(one["path"]) == found["dry_run"]
-    return kinds
+    """Return kind -> paths below the storage."""
+    answer = json.loads(project.vico("gc", "--json", *arguments))
+    paths = {}
+    for garbage in answer["removed"]:
+        paths.setdefault(garbage["kind"], []).append(os.path.relpath(garbage["path"], project.storage))
+        assert os.path.exists(garbage["path"]) == answer["dry_run"]
+    return paths
 
 
 def test_what_runs_need_stays(project):
@@ -63,26 +63,26 @@ def test_leftovers_go_and_outputs_stay(project):
     (partial,) = project.half_written()
     shutil.copytree(project.stage("draw") / "output", project.stage("draw") / "superseded" / "1" / "output")
     (project.storage / "runs" / "20200101-000000-dead").mkdir()
-    stranger = project.storage / "notes" / "mine.txt"
-    stranger.parent.mkdir()
-    stranger.write_text("not ours")
+    notes = project.storage / "notes" / "mine.txt"
+    notes.parent.mkdir()
+    notes.write_text("not a file of vico")
     before = project.outputs()
     assert "partial" in project.vico("gc", "--dry-run")
-    found = gc(project)
-    assert set(found) == {"run", "superseded", "partial"}
-    assert found["partial"] == [str(partial.relative_to(project.storage))]
-    assert project.outputs() == before and stranger.exists()
+    garbage = gc(project)
+    assert set(garbage) == {"run", "superseded", "partial"}
+    assert garbage["partial"] == [str(partial.relative_to(project.storage))]
+    assert project.outputs() == before and notes.exists()
     project.vico("run")
     assert gc(project) == {}
 
 
-def test_a_record_that_was_set_aside_is_needed_by_its_run(project):
+def test_a_superseded_record_is_needed_by_its_run(project):
     project.vico("run")
     project.vico("run", "--force", "total")
-    aside = project.stage("total") / "superseded" / "1"
+    superseded = project.stage("total") / "superseded" / "1"
     first = project.runs()[1]
-    assert gc(project) == {} and aside.exists()
-    assert gc(project, "--drop", first)["superseded"] == [str(aside.relative_to(project.storage))]
+    assert gc(project) == {} and superseded.exists()
+    assert gc(project, "--drop", first)["superseded"] == [str(superseded.relative_to(project.storage))]
     assert json.loads(project.vico("audit", "latest", "--json"))["ok"]
 
 
@@ -97,15 +97,13 @@ def test_nothing_is_removed_while_a_driver_works(project):
     assert process.wait(timeout=30) == 0
 
 
-def test_a_driver_whose_machine_is_gone_is_watched_and_then_in_nobodys_way(project, monkeypatch):
+def test_a_driver_whose_machine_is_gone_is_watched_and_then_ignored(project):
     """Its process cannot be seen any more, so its counter decides."""
     project.vico("run")
     before = gc(project, "--dry-run")
     (path,) = project.storage.glob("runs/*/lease.json")
     holder = {**json.loads(path.read_text()), "released": False, "boot_id": "the one before"}
     path.write_text(json.dumps(holder))
-    monkeypatch.setattr(lease, "STALE_S", 2.0)
-
     stop = threading.Event()
 
     def beat():
@@ -117,15 +115,15 @@ def test_a_driver_whose_machine_is_gone_is_watched_and_then_in_nobodys_way(proje
     alive = threading.Thread(target=beat)
     alive.start()
     try:
-        with pytest.raises(lease.LeaseHeld, match="stop it, or try again when it has ended"):
-            collect(project.storage, dry_run=True)
+        with pytest.raises(LeaseHeld, match="stop it, or try again when it has ended"):
+            collect_garbage(project.storage, dry_run=True, stale_s=2.0)
     finally:
         stop.set()
         alive.join()
-    assert len(collect(project.storage, dry_run=False)) == len(before)
+    assert len(collect_garbage(project.storage, dry_run=False, stale_s=2.0)) == len(before)
 
 
-def test_a_run_that_cannot_be_read_stops_it(project):
+def test_a_run_that_cannot_be_read_stops_gc(project):
     project.vico("run")
     (path,) = project.storage.glob("runs/*/run.json")
     path.write_text("{")

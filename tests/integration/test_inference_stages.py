@@ -1,5 +1,5 @@
-"""Ratio, label, evaluate and export on real shards and real Ray, by themselves: contracts, resume, the
-router's gaps.
+"""Ratio, label, evaluate and export on real shards and real Ray, without a pipeline: contracts, resume, tiles
+that the router stage did not score.
 """
 
 import json
@@ -24,14 +24,15 @@ from stages.evaluate.table import evaluation_table
 from stages.export import stage as export
 from stages.inference import inference_settings
 from stages.label import stage as label
+from stages.outputs import part_name
 from stages.parts import Parts
 from stages.ratio import stage as ratio
-from stages.ratio.actor import RatioActor, part_name, shards_of
+from stages.ratio.actor import RatioActor, shards_of
 from stages.shard import stage as shard
 from tests.stage_context import stage_context
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
-from vico.checkpoints.load import save_model
+from vico.checkpoints.save import save_model
 from vico.inference.routing import calibrated_threshold
 from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
 from vico.prompt import load_prompt_format
@@ -43,9 +44,8 @@ EVALUATE = evaluate.EvaluateConfig(seed=1, max_samples=24, shares=(0.3, 0.6), ma
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
-    """A store with shards of demo records, and what training would have left: a policy and a router, both
-    random.
-    """
+    """Return a store with shards of demo records, a policy and a router with random weights, and the outputs
+    of all other stages."""
     folder = tmp_path_factory.mktemp("store")
     model = make_tiny_model(folder / "start")
     with ray_session(stage_context("shard", folder, {}).site):
@@ -86,9 +86,8 @@ def write_policy_and_router(folder):
 
 
 def write_router_scores(folder):
-    """Scores near the labels for calib tiles and for half of the test samples; the rest is left to
-    evaluate.
-    """
+    """Write scores near the labels for calib tiles and half of the test samples; evaluate must score the
+    rest."""
     table = pq.read_table(folder / "label" / "output" / "labels.parquet")
     table = table.filter(pc.not_equal(table["split"], "train"))
     noise = np.random.default_rng(0).standard_normal(len(table))
@@ -108,9 +107,9 @@ def test_every_tile_has_its_losses(storage):
     ratios = pq.read_table(storage / "ratio" / "output" / "ratios.parquet")
     index = load_index(storage / "shard" / "output").table()
     expected = [
-        (entry["key"], entry["split"], image, tile, count)
-        for entry in index.to_pylist()
-        for image, count in enumerate(entry["tiles"])
+        (indexed["key"], indexed["split"], image, tile, count)
+        for indexed in index.to_pylist()
+        for image, count in enumerate(indexed["tiles"])
         for tile in range(count)
     ]
     columns = ("key", "split", "image", "tile", "num_tiles")
@@ -120,34 +119,34 @@ def test_every_tile_has_its_losses(storage):
     np.testing.assert_allclose(ratios["ratio"].to_numpy(), (compressed + 0.01) / (full + 0.01))
 
 
-def test_losses_are_those_of_a_sample_by_itself(storage):
-    """What the actors computed in packed rows of many samples, one variant at a time."""
+def test_losses_are_the_same_for_a_sample_alone(storage):
+    """The actors compute them in packed rows of many samples; here each variant is computed alone."""
     ratios = pq.read_table(storage / "ratio" / "output" / "ratios.parquet")
     reader = SampleReader(storage / "shard" / "output", load_prompt_format(storage / "start"))
     policy = load_model(storage / "consistency" / "output" / "policy")
     reference = load_model(storage / "start")
-    entries = [entry for entry in reader.index.table().to_pylist() if entry["num_tiles"] == 3][:3]
-    for entry in entries:
-        sample = reader.sample(entry["row"])
+    all_rows = reader.index.table().to_pylist()
+    for indexed in [row for row in all_rows if row["num_tiles"] == 3][:3]:
+        sample = reader.sample(indexed["row"])
         tiles = [encoded_tiles(model, sample.pixels, 1) for model in (policy, reference)]
-        found = ratios.filter(pc.equal(ratios["key"], entry["key"]))
-        for tile, row in enumerate(found.to_pylist()):
+        tile_rows = ratios.filter(pc.equal(ratios["key"], indexed["key"])).to_pylist()
+        for tile, row in enumerate(tile_rows):
             flags = np.arange(3) == tile
             for rates, column in ((np.zeros(3, bool), "loss_full"), (flags, "loss_compressed")):
-                asked = [RatedSample(sample.skeleton, 0, [rates])]
-                (value,) = rate_losses(*tiles, asked, row_tokens=1, kl_chunk_rows=10_000)
+                rated = [RatedSample(sample.skeleton, 0, [rates])]
+                (value,) = rate_losses(*tiles, rated, row_tokens=1, kl_chunk_rows=10_000)
                 assert row[column] == pytest.approx(value[0], rel=1e-4)
 
 
 def test_unit_image_shares_the_loss_of_all_tiles(storage, tmp_path):
     context = context_of(storage, "ratio", ratio)
     config = ratio.RatioConfig(seed=1, unit="image", splits=("train",), max_samples=9)
-    items = shards_of(config, storage / "shard" / "output")
-    assert sum(len(item.rows) for item in items) == 9
+    shards = shards_of(config, storage / "shard" / "output")
+    assert sum(len(chosen.rows) for chosen in shards) == 9
     actor = RatioActor(inference_settings(context, "float32"), "image", Parts(tmp_path, 1))
-    for item in items:
-        actor.write_part(item)
-        table = pq.read_table(tmp_path / "output" / part_name(item.shard))
+    for chosen in shards:
+        actor.write_part(chosen)
+        table = pq.read_table(tmp_path / "output" / part_name(chosen.shard))
         assert set(table["split"].to_pylist()) == {"train"}
         by_image = table.group_by(["key", "image"]).aggregate([("loss_compressed", "count_distinct")])
         assert set(by_image["loss_compressed_count_distinct"].to_pylist()) == {1}
@@ -169,12 +168,12 @@ def test_evaluation_is_complete(storage):
         metrics["compressed"]["tokens_saved"] == 0.75
         and metrics["compressed"]["kl"] > metrics["full"]["kl"] > 0
     )
-    shares = [entry["share_compressed"] for entry in metrics["routed"]]
+    shares = [point["share_compressed"] for point in metrics["routed"]]
     assert shares == sorted(shares) and 0 < shares[0] < shares[-1] < 1
     assert metrics["served"][0]["share_compressed"] < 1
     for name in listed[1:]:
-        assert [entry["visual_tokens"] for entry in metrics[name]] == [
-            entry["visual_tokens"] for entry in metrics["routed"]
+        assert [point["visual_tokens"] for point in metrics[name]] == [
+            point["visual_tokens"] for point in metrics["routed"]
         ]
     for name in ("quality_against_tokens", "routed_pictures", "training_curves", "ratios_by_content"):
         with Image.open(output / "figures" / f"{name}.png") as figure:
@@ -182,7 +181,8 @@ def test_evaluation_is_complete(storage):
 
 
 def test_the_pixel_rule_and_what_tiles_show(storage):
-    """Chosen on calib by the labels, from the tiles that the model sees; the demo knows what they show."""
+    """The rule is chosen by the labels of calib, from the pixels that the model sees; the demo knows what
+    tiles show."""
     output = storage / "evaluate" / "output"
     metrics = json.loads((output / "metrics.json").read_text())
     measured = pq.read_table(output / "tiles.parquet")
@@ -197,12 +197,12 @@ def test_the_pixel_rule_and_what_tiles_show(storage):
     assert measured["content"].null_count == 0
     plain = pc.equal(measured["content"], "plain")
     assert pc.max(measured.filter(plain)["gray_deviation"]).as_py() < 9
-    shown = {name: found["tiles"] for name, found in metrics["ratio_by_content"].items()}
+    shown = {name: ratio["tiles"] for name, ratio in metrics["ratio_by_content"].items()}
     both = shown.pop("plain and photograph")
     assert sum(shown.values()) == metrics["num_tiles"] and both == shown["plain"] + shown["photograph"]
 
 
-def test_what_rests_on_several_entries_has_an_interval(storage):
+def test_comparisons_between_points_have_intervals(storage):
     output = storage / "evaluate" / "output"
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["intervals"]["unit"] == "sample" and metrics["intervals"]["num_units"] == 24
@@ -218,43 +218,44 @@ def test_what_rests_on_several_entries_has_an_interval(storage):
 
 def test_each_answer_is_generated_once(storage):
     predictions = pq.read_table(storage / "evaluate" / "output" / "predictions.parquet")
-    asked = list(zip(*(predictions[name].to_pylist() for name in ("key", "model", "rates")), strict=True))
-    assert len(asked) == len(set(asked))
+    columns = (predictions[name].to_pylist() for name in ("key", "model", "rates"))
+    answered = list(zip(*columns, strict=True))
+    assert len(answered) == len(set(answered))
     reference = predictions.filter(pc.equal(predictions["model"], "reference"))
     assert set(reference["rates"].to_pylist()) <= {"0" * n for n in range(14)} and len(reference) == 24
 
 
-def test_the_last_answer_is_asked_for_given_the_history(storage):
+def test_the_last_question_is_asked_with_its_history(storage):
     reader = SampleReader(storage / "shard" / "output", load_prompt_format(storage / "start"))
     predictions = pq.read_table(storage / "evaluate" / "output" / "predictions.parquet")
     by_key = {row["key"]: row for row in predictions.to_pylist()}
     num_turns = []
-    for entry in reader.index.table(["key"]).to_pylist():
-        if entry["key"] in by_key:
-            turns = reader.record(entry["row"])["conversations"]
+    for indexed in reader.index.table(["key"]).to_pylist():
+        if indexed["key"] in by_key:
+            turns = reader.record(indexed["row"])["conversations"]
             num_turns.append(len(turns))
-            assert by_key[entry["key"]]["answer"] == turns[-1]["value"]
-            assert by_key[entry["key"]]["question"] == turns[-2]["value"].replace("<image>", "").strip()
+            assert by_key[indexed["key"]]["answer"] == turns[-1]["value"]
+            assert by_key[indexed["key"]]["question"] == turns[-2]["value"].replace("<image>", "").strip()
     assert max(num_turns) > 2
 
 
 def test_tiles_that_the_router_did_not_score_are_scored(storage):
     computed = pq.read_table(storage / "evaluate" / "output" / "scores.parquet")
-    known = pq.read_table(storage / "router" / "output" / "scores.parquet")
-    assert len(computed) and not set(computed["key"].to_pylist()) & set(known["key"].to_pylist())
+    from_router = pq.read_table(storage / "router" / "output" / "scores.parquet")
+    assert len(computed) and not set(computed["key"].to_pylist()) & set(from_router["key"].to_pylist())
     reader = SampleReader(storage / "shard" / "output", load_prompt_format(storage / "start"))
     model = load_model(storage / "export" / "output" / "model")
-    row = {entry["key"]: entry["row"] for entry in reader.index.table(["key"]).to_pylist()}
+    row = {indexed["key"]: indexed["row"] for indexed in reader.index.table(["key"]).to_pylist()}
     first = computed["key"][0].as_py()
     with torch.no_grad():
         features = model.vision_features(torch.from_numpy(reader.sample(row[first]).pixels))
         expected = model.router.compress_probability(features).numpy()
-    found = computed.filter(pc.equal(computed["key"], first))["p_compress"].to_numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    scores = computed.filter(pc.equal(computed["key"], first))["p_compress"].to_numpy()
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-def test_a_killed_stage_goes_on_with_its_parts(storage, tmp_path):
-    """Outputs as a kill leaves them: some parts published, one half written, nothing merged."""
+def test_a_killed_stage_resumes_from_its_parts(storage, tmp_path):
+    """The outputs are as after a kill: some parts published, one half written, nothing merged."""
     for stage, module, config in (
         ("ratio", ratio, ratio.RatioConfig(seed=1)),
         ("evaluate", evaluate, EVALUATE),
@@ -285,7 +286,7 @@ def test_a_killed_stage_goes_on_with_its_parts(storage, tmp_path):
                 assert a[name].equals(b[name])
 
 
-def test_the_exported_folder_is_policy_and_router_in_one(storage):
+def test_the_exported_folder_contains_policy_and_router(storage):
     folder = storage / "export" / "output" / "model"
     model = load_model(folder)
     policy = load_model(storage / "consistency" / "output" / "policy").state_dict()

@@ -1,9 +1,11 @@
 """The whole pipeline on real Ray, DeepSpeed and MLflow: what it writes, reuse, kill -9 in training."""
 
+from __future__ import annotations
+
 import json
 import shutil
-import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,8 +25,12 @@ from tests.integration.demo_pipeline import (
 )
 from vico.checkpoints import load_model
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
-def read_json(path: Path):
+
+def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
@@ -36,7 +42,7 @@ def test_shards_account_for_every_row(outputs):
     assert set(index["split"].to_pylist()) == {"train", "calib", "test"}
 
 
-def test_ratios_have_a_row_for_every_tile(outputs):
+def test_ratios_have_one_row_per_tile(outputs):
     index = pq.read_table(outputs["shard"] / "index.parquet").to_pylist()
     ratios = pq.read_table(outputs["ratio"] / "ratios.parquet")
     expected = {
@@ -53,14 +59,14 @@ def test_ratios_have_a_row_for_every_tile(outputs):
         assert row["ratio"] == pytest.approx(floored, rel=1e-6)
 
 
-def test_labels_compress_what_lies_at_or_below_tau(outputs):
+def test_tiles_at_or_below_tau_are_labelled_compress(outputs):
     rows = pq.read_table(outputs["label"] / "labels.parquet").to_pylist()
     assert all(row["label"] == int(row["ratio"] > row["tau"]) for row in rows)
     train = [row["label"] for row in rows if row["split"] == "train"]
     assert 0.3 < sum(train) / len(train) < 0.7  # the 50th percentile of a sliding window
 
 
-def test_router_metrics_are_those_of_its_scores(outputs):
+def test_router_metrics_follow_from_the_scores(outputs):
     metrics = read_json(outputs["router"] / "metrics.json")
     scores = pq.read_table(outputs["router"] / "scores.parquet").to_pylist()
     assert metrics["num_calib"] == sum(row["split"] == "calib" for row in scores)
@@ -85,7 +91,7 @@ def test_evaluation_counts_tokens_exactly(outputs):
     assert (outputs["evaluate"] / "figures" / "quality_against_tokens.png").stat().st_size > 10_000
 
 
-def test_the_export_holds_policy_and_router(outputs):
+def test_the_exported_model_has_policy_and_router(outputs):
     exported = load_model(outputs["export"] / "model")
     policy = load_file(outputs["consistency"] / "policy" / "model.safetensors")
     tensors = exported.state_dict()
@@ -99,23 +105,28 @@ def test_the_export_holds_policy_and_router(outputs):
     assert config["vico"]["absolute_threshold"] == pytest.approx(threshold)
 
 
-def tracked(storage: Path, run: str) -> dict:
-    """MLflow runs of a run of ours by stage (`pipeline`: the parent), and a client to ask about them."""
+def mlflow_client(storage: Path) -> MlflowClient:
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    return MlflowClient(f"sqlite:///{storage}/mlflow.db")
+
+
+def mlflow_runs(client: MlflowClient, run: str) -> dict[str, Run]:
+    """Return the MLflow runs of a run by stage; the parent run is named `pipeline`."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = client.search_runs(experiments, f"tags.`vico.run` = '{run}'")
-    return {"client": client, **{one.data.tags["vico.stage"]: one for one in found}}
+    runs = client.search_runs(experiments, f"tags.`vico.run` = '{run}'")
+    return {mlflow_run.data.tags["vico.stage"]: mlflow_run for mlflow_run in runs}
 
 
-def test_mlflow_has_one_run_with_a_child_for_every_stage(pipeline, outputs):
+def test_mlflow_has_one_run_with_one_child_per_stage(pipeline, outputs):
     _, _, run = pipeline
-    runs = tracked(Path(run["storage"]), run["run"])
-    client, parent = runs.pop("client"), runs.pop("pipeline")
+    client = mlflow_client(Path(run["storage"]))
+    runs = mlflow_runs(client, run["run"])
+    parent = runs.pop("pipeline")
     assert set(runs) == set(STAGES)
-    assert {one.info.status for one in [parent, *runs.values()]} == {"FINISHED"}
-    assert {one.data.tags["mlflow.parentRunId"] for one in runs.values()} == {parent.info.run_id}
+    assert {mlflow_run.info.status for mlflow_run in [parent, *runs.values()]} == {"FINISHED"}
+    parents = {mlflow_run.data.tags["mlflow.parentRunId"] for mlflow_run in runs.values()}
+    assert parents == {parent.info.run_id}
     assert runs["consistency"].data.params["packs_per_step"] == "2"
     assert runs["consistency"].inputs.dataset_inputs
     losses = client.get_metric_history(runs["consistency"].info.run_id, "loss")
@@ -131,32 +142,28 @@ def test_mlflow_has_one_run_with_a_child_for_every_stage(pipeline, outputs):
     assert version.tags["vico.uri"] == (outputs["export"] / "model").as_uri()
 
 
-def test_a_second_run_reuses_everything_within_seconds(pipeline):
+def test_a_second_run_reuses_everything_and_imports_nothing_heavy(pipeline):
     config, site, run = pipeline
-    started = time.monotonic()
-    again = answer("run", config, "--site", site)
-    assert time.monotonic() - started < 15
-    assert again["run"] == run["run"]
+    attempts = sorted(Path(run["storage"]).glob("*/*/attempts/*"))
+    code, out, err = finished(
+        vico("run", config, "--site", site, "--json", extra_environment={"PYTHONPROFILEIMPORTTIME": "1"})
+    )
+    assert code == 0, err[-3000:]
+    assert json.loads(out.splitlines()[-1])["run"] == run["run"]
+    assert sorted(Path(run["storage"]).glob("*/*/attempts/*")) == attempts
+    profile = [line for line in err.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip() for line in profile}
+    assert "pipeline.running.driver" in imported
+    assert not imported & {"torch", "ray", "transformers", "deepspeed", "mlflow"}
     status = answer("status", run["run"], "--site", site)
     assert all(stage["reused"] for stage in status["stages"])
 
 
-def test_kill_minus_9_in_training_then_the_same_command_gives_the_same_policy(pipeline, outputs, tmp_path):
-    config, _, _ = pipeline
+def test_after_a_kill_in_training_the_same_command_gives_the_same_policy(pipeline, outputs, tmp_path):
+    config, site, _ = pipeline
     storage = tmp_path / "runs"
-    shutil.copytree(
-        Path(outputs["shard"]).parents[1], storage / "shard"
-    )  # sharding is not what is tested here
-    command = [
-        "run",
-        config,
-        "--storage",
-        storage,
-        "--site",
-        config.parent / "site.yaml",
-        "--until",
-        "consistency",
-    ]
+    shutil.copytree(outputs["shard"].parents[1], storage / "shard")  # this test is not about sharding
+    command = ["run", config, "--storage", storage, "--site", site, "--until", "consistency"]
     driver = vico(*command, start_new_session=True)
 
     def past_a_checkpoint() -> bool:
@@ -168,34 +175,29 @@ def test_kill_minus_9_in_training_then_the_same_command_gives_the_same_policy(pi
     kill_with_children(driver)
     stage = next((storage / "consistency").iterdir())
     assert not (stage / "record.json").exists()
-    left = [
-        path.name for path in (stage / "output" / "checkpoints").iterdir() if path.name.startswith("step-")
-    ]
-    assert left
+    assert list((stage / "output" / "checkpoints").glob("step-*"))
 
     code, _, err = finished(vico(*command))
     assert code == 0, err[-3000:]
-    again = stage / "output" / "policy" / "model.safetensors"
-    undisturbed = outputs["consistency"] / "policy" / "model.safetensors"
-    assert again.read_bytes() == undisturbed.read_bytes()
+    policy = Path("policy", "model.safetensors")
+    assert (stage / "output" / policy).read_bytes() == (outputs["consistency"] / policy).read_bytes()
     log = "".join(path.read_text() for path in stage.glob("attempts/*/rank-0.log"))
-    assert "goes on from step" in log
+    assert "resuming from step" in log
     assert [step for step, _ in read_metrics(Parts(stage, 1))] == list(range(1, 11))
     [killed] = answer("status", "--storage", storage)
-    runs = tracked(storage, killed["run"])
-    losses = runs["client"].get_metric_history(runs["consistency"].info.run_id, "loss")
-    assert sorted(metric.step for metric in losses) == list(
-        range(1, 11)
-    )  # each step once, over both attempts
+    client = mlflow_client(storage)
+    run_id = mlflow_runs(client, killed["run"])["consistency"].info.run_id
+    steps = sorted(metric.step for metric in client.get_metric_history(run_id, "loss"))
+    assert steps == list(range(1, 11)), "each step once, over both attempts"
 
 
 @pytest.mark.slow
-def test_updates_measured_before_the_training_are_told_and_change_nothing(pipeline, outputs, tmp_path):
-    config, _, _ = pipeline
+def test_updates_measured_before_the_training_are_reported_and_change_nothing(pipeline, outputs, tmp_path):
+    config, site_file, _ = pipeline
     storage, site = tmp_path / "runs", tmp_path / "site.yaml"
-    shutil.copytree(Path(outputs["shard"]).parents[1], storage / "shard")
-    settings = yaml.safe_load((config.parent / "site.yaml").read_text())
-    settings["train"]["throughput_steps"] = 2
+    shutil.copytree(outputs["shard"].parents[1], storage / "shard")
+    settings = yaml.safe_load(site_file.read_text())
+    settings["train"]["profiling"] = {"throughput_steps": 2}
     site.write_text(yaml.safe_dump(settings))
     code, out, err = finished(
         vico("run", config, "--storage", storage, "--site", site, "--until", "consistency")
@@ -204,10 +206,10 @@ def test_updates_measured_before_the_training_are_told_and_change_nothing(pipeli
     assert "consistency: measured over 2 updates" in out and "all 10 updates with validation" in out
     undisturbed = outputs["consistency"]
     [stage] = (storage / "consistency").iterdir()
-    assert stage.name == undisturbed.parent.name  # nothing of it enters the fingerprint
+    assert stage.name == undisturbed.parent.name, "the fingerprint moved"
     weights = stage / "output" / "policy" / "model.safetensors"
     assert weights.read_bytes() == (undisturbed / "policy" / "model.safetensors").read_bytes()
     [run] = answer("status", "--storage", storage)
-    metrics = tracked(storage, run["run"])["consistency"].data.metrics
+    metrics = mlflow_runs(mlflow_client(storage), run["run"])["consistency"].data.metrics
     assert metrics["throughput_tokens_per_second"] > 0
     assert metrics["throughput_peak_memory_bytes"] > 1e8

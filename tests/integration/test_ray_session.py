@@ -1,4 +1,4 @@
-"""A local Ray's life: environment of its workers, kill of its driver, wrong addresses, ports in use."""
+"""Ray sessions: environment of the workers, kill of the driver, wrong addresses, ports in use."""
 
 import os
 import signal
@@ -7,7 +7,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,8 +20,8 @@ from vico.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-def driver(code: str, **environment: str) -> subprocess.Popen:
-    """A python process of its own, since a process has one Ray."""
+def driver(code: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a python process for the code: a process can have one Ray only."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     variables.pop("RAY_ADDRESS", None)
     return subprocess.Popen(
@@ -32,13 +34,13 @@ def driver(code: str, **environment: str) -> subprocess.Popen:
 
 
 @pytest.fixture
-def short_folder():
-    """Ray's sockets allow no long path, such as pytest's."""
+def short_folder() -> Iterator[Path]:
+    """A folder with a short path: Ray's sockets do not allow one as long as pytest's."""
     with tempfile.TemporaryDirectory(prefix="v-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
-def test_session_gives_workers_their_environment_and_leaves_nothing(tmp_path, short_folder):
+def test_a_session_sets_the_environment_of_workers_and_leaves_no_files(tmp_path, short_folder):
     code = f"""
         import os, signal
         from cluster.ray_session import ray_session
@@ -68,16 +70,16 @@ def test_session_gives_workers_their_environment_and_leaves_nothing(tmp_path, sh
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert output.splitlines()[-4:] == ["['1', 'cpu', '', '0', '']", "{0: 1}", "{0: 2}", "[]"]
-    assert not (home / ".ray").exists(), "no token may be left in the home folder"
+    assert not (home / ".ray").exists(), "a token was left in the home folder"
 
 
 def is_agent(process: psutil.Process) -> bool:
-    """One of Ray's two agents, by its title or, before it has given itself one, by its program."""
+    """Return whether this is one of Ray's two agents, by its title or, before it has one, its program."""
     words = [process.name(), *process.cmdline()]
     return any("Agent" in word or word.endswith(("agent.py", "agent/main.py")) for word in words)
 
 
-def test_ray_goes_when_its_driver_is_killed(short_folder):
+def test_ray_ends_when_its_driver_is_killed(short_folder):
     code = f"""
         import time
         from cluster.ray_session import ray_session
@@ -93,22 +95,22 @@ def test_ray_goes_when_its_driver_is_killed(short_folder):
     while line and line != "one done\n":
         line = process.stdout.readline()
     assert line, "the driver ended before its first task"
-    started = psutil.Process(process.pid).children(recursive=True)
-    agents = [child for child in started if is_agent(child)]
+    children = psutil.Process(process.pid).children(recursive=True)
+    agents = [child for child in children if is_agent(child)]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    others = [child for child in started if child not in agents]
+    others = [child for child in children if child not in agents]
     assert len(others) >= 4, "GCS, raylet and workers"
-    # A worker that was just starting asks the dead cluster until Ray gives up (26 s seen, 60 s at most).
+    # A worker that was just starting asks the dead cluster until Ray gives up (26 s measured, 60 s at most).
     _, alive = psutil.wait_procs(others, timeout=90)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
-    # Ray's agents, which hold nothing, first try for a minute to tell the dead cluster of it.
+    # The agents hold no resources; they try for a minute to report to the dead cluster before they end.
     for agent in agents:
         agent.kill()
     assert len(list(short_folder.glob("vico-ray-*"))) == 1
     follower = driver(code.replace("[1, 0]", "[1]"))
     assert follower.wait(timeout=120) == 0
-    assert list(short_folder.glob("vico-ray-*")) == [], "the next session clears what the killed one left"
+    assert list(short_folder.glob("vico-ray-*")) == [], "the next session removes the old folder"
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ def ray_session(monkeypatch):
     return ray_session
 
 
-def refusal(ray_session, settings: dict) -> str:
+def refusal(ray_session, settings: dict[str, Any]) -> str:
     with pytest.raises(UserError) as error, ray_session(Site.model_validate(settings)):
         pass
     assert "\n" not in str(error.value)
@@ -141,7 +143,7 @@ def test_addresses_without_a_cluster_are_named(ray_session, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     message = refusal(ray_session, {})
     assert message.startswith(
-        "RAY_ADDRESS=http://127.0.0.1:8265 is no address of a cluster (HOST:PORT, or auto)"
+        "RAY_ADDRESS=http://127.0.0.1:8265 is not the address of a cluster (HOST:PORT, or auto)"
     )
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     assert refusal(ray_session, {}).startswith("RAY_ADDRESS=127.0.0.1:9: no Ray cluster answers there")
@@ -154,4 +156,4 @@ def test_a_local_ray_too_small_for_the_site_is_named(ray_session):
 
 def test_an_unusable_temporary_folder_is_named(ray_session):
     assert "is too long for Ray's sockets" in refusal(ray_session, {"ray": {"temp_dir": "/tmp/" + "a" * 100}})
-    assert "cannot be written" in refusal(ray_session, {"ray": {"temp_dir": "/proc/nothing"}})
+    assert "is not writable" in refusal(ray_session, {"ray": {"temp_dir": "/proc/nothing"}})

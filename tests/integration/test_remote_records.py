@@ -1,11 +1,13 @@
-"""Records behind a real S3 server: read whole through injected faults, or given up with one clear error."""
+"""Records on a real S3 server: read completely despite injected faults, or given up with one clear error."""
 
 import pytest
 
 from data_prep import remote_files as storage
 from data_prep.records.blocks import block_rows, record_blocks
-from data_prep.records.config import RecordsConfig, record_sets, records_fingerprint
+from data_prep.records.config import RecordsConfig
+from data_prep.records.identity import records_fingerprint
 from data_prep.records.rejection import Rejected
+from data_prep.records.sets import record_sets
 from data_prep.shards.checks import checked_sample
 from pipeline.identity.file_digests import DigestCache
 from tests.record_files import row, write_lines
@@ -37,7 +39,7 @@ def server(folder):
 
 @pytest.fixture(autouse=True)
 def s3(server, monkeypatch):
-    """S3 means the proxy; no faults, and none counted yet."""
+    """Use the proxy for S3, without faults and with none counted."""
     for name, value in environment(server).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage, "_FIRST_PAUSE_S", 0.01)
@@ -47,11 +49,12 @@ def s3(server, monkeypatch):
     return server
 
 
-@pytest.mark.parametrize(("format", "name"), FORMATS)
+@pytest.mark.parametrize("file", FORMATS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faulty_servers_give_the_same_tars_as_local_files(
-    tmp_path, folder, server, prompt_format, format, name, fault
+def test_a_faulty_server_gives_the_same_tars_as_local_files(
+    tmp_path, folder, server, prompt_format, file, fault
 ):
+    format, name = file
     local = tars(config_of(format, folder, name), tmp_path, prompt_format)
     remote_config = config_of(format, f"s3://{BUCKET}/set", name)
     server.fault = FAULTS[fault]
@@ -59,18 +62,18 @@ def test_faulty_servers_give_the_same_tars_as_local_files(
     assert bool(server.faults) == (fault != "none")
 
 
-def test_identity_does_not_know_the_place_and_is_remembered(tmp_path, folder, server):
+def test_the_fingerprint_does_not_depend_on_the_address_and_is_cached(tmp_path, folder, server):
     config = RecordsConfig(format="internvl", path=f"s3://{BUCKET}/set/meta.json")
-    here = records_fingerprint(RecordsConfig(format="internvl", path=folder / "meta.json"))
+    local = records_fingerprint(RecordsConfig(format="internvl", path=folder / "meta.json"))
     cache = DigestCache(tmp_path)
-    assert records_fingerprint(config, cache.sha256) == here
+    assert records_fingerprint(config, cache.sha256) == local
     cache.save()
-    size = (folder / "good.jsonl").stat().st_size
     before = server.num_requests
-    assert records_fingerprint(config, DigestCache(tmp_path).sha256) == here and size
-    again = server.num_requests - before
+    assert records_fingerprint(config, DigestCache(tmp_path).sha256) == local
+    num_cached = server.num_requests - before
     records_fingerprint(config, DigestCache(tmp_path / "other").sha256)
-    assert again < server.num_requests - before - again, "the annotation was not read again"
+    num_uncached = server.num_requests - before - num_cached
+    assert num_cached < num_uncached, "a cached digest saves reading the annotation"
 
 
 def test_a_server_that_never_answers_is_one_error_with_the_address(monkeypatch, server, prompt_format):
@@ -86,15 +89,17 @@ def test_a_server_that_never_answers_is_one_error_with_the_address(monkeypatch, 
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_missing_or_outside_is_the_rows_fault(tmp_path, server, prompt_format):
-    upload_rows = [
+def test_rows_with_missing_pictures_or_pictures_outside_the_root_are_rejected(
+    tmp_path, server, prompt_format
+):
+    rows = [
         row("absent.png"),
         row("../meta.json"),
         row("s3://other/x.png"),
         row("/etc/passwd"),
         row(""),
     ]
-    path = write_lines(tmp_path / "rows.jsonl", upload_rows)
+    path = write_lines(tmp_path / "rows.jsonl", rows)
     config = RecordsConfig(format="llava", path=path, root=f"s3://{BUCKET}/set/images")
     (block,) = record_blocks(record_sets(config), 10)
     reasons = []
@@ -105,8 +110,8 @@ def test_what_is_missing_or_outside_is_the_rows_fault(tmp_path, server, prompt_f
     assert reasons[:4] == ["missing_image", *["path_outside_root"] * 3]
 
 
-def test_missing_files_and_schemes_are_told_apart(monkeypatch):
+def test_a_missing_file_and_a_pattern_without_files_have_their_own_messages():
     with pytest.raises(UserError, match=r"path=s3://records/set/none.json"):
         record_sets(RecordsConfig(format="internvl", path="s3://records/set/none.json"))
-    with pytest.raises(UserError, match=r"path=s3://records/set/\*.parquet names no file"):
+    with pytest.raises(UserError, match=r"path=s3://records/set/\*.parquet matches no file"):
         record_sets(RecordsConfig(format="parquet", path="s3://records/set/*.parquet"))

@@ -1,4 +1,4 @@
-"""A graph with two branches: both run at once, and end as they should when one fails, is held or stopped."""
+"""A graph with two branches: both run at once, and end correctly when one fails, is held or is stopped."""
 
 import json
 import signal
@@ -14,20 +14,20 @@ BOTH = "square:1,cube:1"
 @pytest.fixture
 def project(tmp_path, monkeypatch, terminal_signals):
     monkeypatch.setenv("TINY_FORK", "1")
-    made = TinyProject(tmp_path / "project")
-    yield made
-    made.close()
+    project = TinyProject(tmp_path / "project")
+    yield project
+    project.close()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    made = TinyProject(tmp_path_factory.mktemp("undisturbed"))
-    made.vico("run", TINY_FORK="1")
-    return made.outputs()
+    project = TinyProject(tmp_path_factory.mktemp("undisturbed"))
+    project.vico("run", TINY_FORK="1")
+    return project.outputs()
 
 
 def states(project):
-    return {one["name"]: one["state"] for one in project.status()["stages"]}
+    return {stage["name"]: stage["state"] for stage in project.status()["stages"]}
 
 
 def test_a_branch_does_not_wait_for_the_other(project, undisturbed):
@@ -46,7 +46,7 @@ def test_a_branch_does_not_wait_for_the_other(project, undisturbed):
     assert "both: reused" in project.vico("run")
 
 
-def test_when_a_branch_fails_the_other_is_let_finish_and_nothing_new_begins(project, undisturbed):
+def test_when_a_branch_fails_the_other_finishes_and_nothing_new_begins(project, undisturbed):
     process, go = project.pause("square:1", TINY_FAIL="cube:1")
     wait_for(lambda: states(project)["cube"] == "failed", process)
     assert project.status()["state"] == "running" and states(project)["square"] == "running"
@@ -59,7 +59,7 @@ def test_when_a_branch_fails_the_other_is_let_finish_and_nothing_new_begins(proj
     assert states(project) == {"draw": "done", "square": "done", "cube": "failed", "both": "pending"}
     project.vico("run")
     assert project.outputs() == undisturbed
-    assert project.record("square")["attempt"] == 1, "what the other branch made was kept"
+    assert project.record("square")["attempt"] == 1, "the result of the other branch was kept"
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -71,7 +71,7 @@ def test_a_signal_stops_both_branches(project, undisturbed, number, code):
     assert process.returncode == code, errors
     assert "stopped by" in errors and "Traceback" not in errors
     (path,) = project.storage.glob("runs/*/run.json")
-    stored = {name: one["state"] for name, one in json.loads(path.read_text())["stages"].items()}
+    stored = {name: entry["state"] for name, entry in json.loads(path.read_text())["stages"].items()}
     assert stored == {"draw": "done", "square": "interrupted", "cube": "interrupted", "both": "pending"}
     for stage in ("square", "cube"):
         assert json.loads((project.stage(stage) / "lease.json").read_text())["released"]
@@ -79,7 +79,7 @@ def test_a_signal_stops_both_branches(project, undisturbed, number, code):
     assert project.outputs() == undisturbed
 
 
-def test_a_kill_in_both_branches_is_mended_by_the_same_command(project, undisturbed):
+def test_after_a_kill_in_both_branches_the_same_command_resumes(project, undisturbed):
     process, _ = project.pause(BOTH)
     wait_for(lambda: list(states(project).values()).count("running") == 2, process)
     process.kill()

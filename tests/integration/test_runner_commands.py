@@ -1,4 +1,4 @@
-"""Whole commands over tiny stages: what runs again and why, what is refused, what is told."""
+"""Commands on tiny stages: what runs again and why, what is refused, what is reported."""
 
 import json
 import shutil
@@ -10,9 +10,9 @@ from tests.integration.tiny_pipeline.project import TinyProject
 
 @pytest.fixture
 def project(tmp_path):
-    made = TinyProject(tmp_path / "project")
-    yield made
-    made.close()
+    project = TinyProject(tmp_path / "project")
+    yield project
+    project.close()
 
 
 @pytest.fixture
@@ -38,15 +38,15 @@ def test_a_changed_field_is_named_and_what_depends_on_it_runs(done):
     assert plan["total"][1][0].startswith("square fingerprint: ")
     first = done.status()["run"]
     done.vico("run", "--set", "square.power=3")
-    stages = {one["name"]: one for one in done.status()["stages"]}
+    stages = {stage["name"]: stage for stage in done.status()["stages"]}
     assert stages["draw"]["reused"] and stages["draw"]["reused_from"] == first
     assert not stages["square"]["reused"] and not stages["total"]["reused"]
     assert actions(done.plan()) == dict.fromkeys(("draw", "square", "total"), "reuse")
 
 
-def test_a_plan_says_what_stages_took_before(done):
+def test_a_plan_shows_what_stages_needed_before(done):
     planned = {
-        one["stage"]: one for one in json.loads(done.vico("plan", "--json", "--set", "square.power=3"))
+        stage["stage"]: stage for stage in json.loads(done.vico("plan", "--json", "--set", "square.power=3"))
     }
     assert planned["draw"]["expected"] is None, "it would not run"
     expected, record = planned["square"]["expected"], done.record("square")
@@ -65,7 +65,7 @@ def test_changed_records_and_seeds_are_reasons(done):
     assert reason.startswith("heldout digest: nothing -> ")
 
 
-def test_edits_that_decide_nothing_change_nothing(done):
+def test_edits_without_an_effect_on_results_rerun_nothing(done):
     path = done.folder / "pipeline.yaml"
     lines = path.read_text().strip().splitlines()
     path.write_text(
@@ -77,7 +77,7 @@ def test_edits_that_decide_nothing_change_nothing(done):
     assert actions(done.plan()) == dict.fromkeys(("draw", "square", "total"), "reuse")
 
 
-def test_code_that_changed_under_a_fingerprint_is_told(done, monkeypatch):
+def test_code_that_changed_under_a_fingerprint_is_reported(done):
     sources = done.record("square")["sources"]
     name = "tests/integration/tiny_pipeline/square.py"
     assert name in sources and "stages/context.py" in sources
@@ -87,16 +87,16 @@ def test_code_that_changed_under_a_fingerprint_is_told(done, monkeypatch):
     assert reasons[1] == f"{name} changed since; fingerprint kept, code_version 1"
 
 
-def test_strict_code_runs_what_other_code_made(done):
+def test_strict_code_reruns_results_of_other_code(done):
     name = "tests/integration/tiny_pipeline/square.py"
     done.edit_record("square", sources={**done.record("square")["sources"], name: "0" * 64})
     plan = done.plan("--strict-code")
     assert plan["draw"][0] == "reuse"
     assert plan["square"] == ("run", [f"{name} changed since (--strict-code)"])
-    assert plan["total"] == ("run", ["runs after square, unless the bytes from there stay the same"])
+    assert plan["total"] == ("run", ["runs after square, unless the output stays the same"])
     done.vico("run", "--strict-code")
-    stages = {one["name"]: one for one in done.status()["stages"]}
-    assert [one["attempt"] for one in stages.values()] == [1, 2, 1]
+    stages = {stage["name"]: stage for stage in done.status()["stages"]}
+    assert [entry["attempt"] for entry in stages.values()] == [1, 2, 1]
     assert stages["total"]["reused"], "the new code gave the same bytes"
     assert actions(done.plan("--strict-code")) == dict.fromkeys(("draw", "square", "total"), "reuse")
     assert len(done.runs()) == 2
@@ -104,18 +104,18 @@ def test_strict_code_runs_what_other_code_made(done):
     assert len(done.runs()) == 2
 
 
-def test_a_stage_goes_on_after_its_code_was_mended_and_says_so(project):
-    """Parts of the attempt that failed stay; `--strict-code` makes them again, also once all is done."""
+def test_a_stage_resumes_after_its_code_was_fixed_and_says_so(project):
+    """Parts of the failed attempt are kept; `--strict-code` rebuilds them, even after the stage is done."""
     project.vico("run", code=-9, TINY_KILL="square:2")
     name = "tests/integration/tiny_pipeline/square.py"
     begun = project.stage("square") / "attempts/1/attempt.json"
     content = json.loads(begun.read_text())
     assert name in content["sources"]
     begun.write_text(json.dumps({**content, "sources": {**content["sources"], name: "0" * 64}}))
-    goes_on = f"unfinished: goes on from attempt 1; {name} changed since, and its parts stay"
-    assert project.plan()["square"] == ("run", [goes_on])
+    resumes = f"unfinished: resumes from attempt 1; {name} changed since, and its parts are kept"
+    assert project.plan()["square"] == ("run", [resumes])
     assert project.plan("--strict-code")["square"] == ("run", [f"{name} changed since (--strict-code)"])
-    assert goes_on in project.vico("run")
+    assert resumes in project.vico("run")
     assert list(project.record("square")["facts"]["sources_of_attempts"]) == ["1", "2"]
     mixed = "made by attempts of different code (1, 2)"
     assert project.plan()["square"][1][1] == f"{mixed}; fingerprint kept, code_version 1"
@@ -126,36 +126,36 @@ def test_a_stage_goes_on_after_its_code_was_mended_and_says_so(project):
     assert actions(project.plan("--strict-code")) == dict.fromkeys(("draw", "square", "total"), "reuse")
 
 
-def test_an_attempt_that_published_nothing_makes_no_result_of_two_codes(project):
+def test_an_attempt_that_published_nothing_does_not_count_as_other_code(project):
     project.vico("run", code=1, TINY_FAIL="square:0")
     name = "tests/integration/tiny_pipeline/square.py"
     begun = project.stage("square") / "attempts/1/attempt.json"
     content = json.loads(begun.read_text())
     begun.write_text(json.dumps({**content, "sources": {**content["sources"], name: "0" * 64}}))
-    goes_on = "unfinished: goes on from attempt 1"
-    assert project.plan("--strict-code")["square"] == project.plan()["square"] == ("run", [goes_on])
+    resumes = "unfinished: resumes from attempt 1"
+    assert project.plan("--strict-code")["square"] == project.plan()["square"] == ("run", [resumes])
     project.vico("run")
     assert project.record("square")["attempt"] == 2
     assert "sources_of_attempts" not in project.record("square")["facts"]
     assert actions(project.plan("--strict-code")) == dict.fromkeys(("draw", "square", "total"), "reuse")
 
 
-def test_a_missing_output_is_made_again_without_the_rest(done):
+def test_a_missing_output_is_rebuilt_without_the_rest(done):
     before = done.outputs()
     part = done.stage("square") / "output" / "part-1.txt"
     kept = (done.stage("square") / "output" / "part-0.txt").stat().st_ino
     part.unlink()
     plan = done.plan()
-    assert plan["square"] == ("run", ["output/part-1.txt is missing; made again"])
-    assert plan["total"] == ("run", ["runs after square, unless the bytes from there stay the same"])
+    assert plan["square"] == ("run", ["output/part-1.txt is missing; to be rebuilt"])
+    assert plan["total"] == ("run", ["runs after square, unless the output stays the same"])
     done.vico("run")
     assert done.outputs() == before
     assert (done.stage("square") / "output" / "part-0.txt").stat().st_ino == kept
-    stages = {one["name"]: one["reused"] for one in done.status()["stages"]}
+    stages = {stage["name"]: stage["reused"] for stage in done.status()["stages"]}
     assert stages == {"draw": True, "square": False, "total": True}
 
 
-def test_a_cut_output_is_set_aside_and_made_again(done):
+def test_a_truncated_output_is_superseded_and_rebuilt(done):
     before = done.outputs()
     part = done.stage("draw") / "output" / "part-3.txt"
     part.write_text("cut")
@@ -164,17 +164,17 @@ def test_a_cut_output_is_set_aside_and_made_again(done):
     assert (done.stage("draw") / "superseded/1/output/part-3.txt").read_text() == "cut"
 
 
-def test_a_stage_that_does_not_see_what_is_lost_runs_afresh(done):
+def test_a_stage_that_does_not_notice_what_is_missing_is_rerun_from_scratch(done):
     before = done.outputs()
     (done.stage("total") / "output" / "copy" / "part-2.txt").unlink()  # the stage asks for the folder only
     output = done.vico("run")
-    assert "total: earlier result moved to" in output and "copy/part-2.txt is not made again" in output
+    assert "total: earlier result moved to" in output and "resuming did not rebuild copy/part-2.txt" in output
     assert done.outputs() == before
     assert done.record("total")["attempt"] == 3
 
 
 def test_other_bytes_of_an_input_are_not_built_on(done):
-    """Someone made the input again and it came out differently: same fingerprint, other bytes."""
+    """The input was made again with a different result: same fingerprint, other bytes."""
     draw = done.stage("draw")
     record = json.loads((draw / "record.json").read_text())
     shutil.rmtree(draw)
@@ -197,11 +197,11 @@ def test_a_file_swapped_for_one_of_equal_size_is_not_built_on(done):
     path.write_bytes(path.read_bytes()[::-1])
     done.vico("run", "--set", "square.power=3", code=2)
     assert f"{path} is not what stage draw wrote" in done.errors and "--force draw" in done.errors
-    assert len(list(done.storage.glob("square/*/attempts"))) == 1, "nothing of square was begun"
+    assert len(list(done.storage.glob("square/*/attempts"))) == 1, "square did not begin"
     done.vico("run", "--set", "square.power=3", "--force", "draw")
 
 
-def test_a_storage_that_becomes_read_only_is_named_and_nothing_half_written_is_believed(project):
+def test_a_storage_that_becomes_read_only_is_named_and_half_written_parts_do_not_count(project):
     project.vico("run", code=1, TINY_FAIL="square:2", TINY_ERROR="EROFS")
     assert "square failed: OSError: [Errno 30] planted" in project.errors
     assert project.status()["state"] == "failed"
@@ -240,8 +240,8 @@ def test_force_runs_a_stage_and_what_depends_on_it_again(done):
     before, first = done.outputs(), done.status()["run"]
     done.vico("run", "--force", "square")
     assert done.outputs() == before
-    stages = {one["name"]: one for one in done.status()["stages"]}
-    assert {name: one["reused"] for name, one in stages.items()} == {
+    stages = {stage["name"]: stage for stage in done.status()["stages"]}
+    assert {name: entry["reused"] for name, entry in stages.items()} == {
         "draw": True,
         "square": False,
         "total": False,
@@ -251,12 +251,12 @@ def test_force_runs_a_stage_and_what_depends_on_it_again(done):
     assert (done.stage("square") / "superseded/1/record.json").exists()
 
 
-def test_a_forced_run_that_was_killed_goes_on_and_does_not_start_over(done):
+def test_a_forced_run_that_was_killed_resumes_and_does_not_start_over(done):
     done.vico("run", "--force", "square", code=-9, TINY_KILL="square:2")
     done.vico("run", "--force", "square")
     assert not (done.stage("square") / "superseded/2").exists()
     assert done.record("square")["attempt"] == 3
-    assert [one["state"] for one in done.status()["attempts"]] == ["interrupted", "done"]
+    assert [attempt["state"] for attempt in done.status()["attempts"]] == ["interrupted", "done"]
     done.vico("run", "--force", "square")
     assert (done.stage("square") / "superseded/2").exists()
 
@@ -264,16 +264,16 @@ def test_a_forced_run_that_was_killed_goes_on_and_does_not_start_over(done):
 def test_until_runs_up_to_a_stage(project):
     output = json.loads(project.vico("run", "--until", "square", "--json"))
     assert output["state"] == "done"
-    assert [one["name"] for one in project.status()["stages"]] == ["draw", "square"]
+    assert [entry["name"] for entry in project.status()["stages"]] == ["draw", "square"]
     assert not (project.storage / "total").exists()
     assert json.loads(project.vico("run", "--until", "square", "--json"))["run"] == output["run"]
     project.vico("run")
     stages = project.status()["stages"]
-    assert [one["reused_from"] for one in stages] == [output["run"], output["run"], None]
+    assert [entry["reused_from"] for entry in stages] == [output["run"], output["run"], None]
 
 
 def test_a_run_waiting_from_submission_is_picked_up(project):
-    """What `vico submit` leaves: a pending run of the same pipeline, for the job's own `vico run`."""
+    """`vico submit` writes a pending run of the same pipeline; the job's own `vico run` continues it."""
     project.vico("run", code=-9, VICO_DIE="before:draw")
     (run,) = project.runs()
     path = project.storage / "runs" / run / "run.json"
@@ -285,8 +285,8 @@ def test_a_run_waiting_from_submission_is_picked_up(project):
     assert (after["run"], after["state"], after["submission"]) == (run, "done", {"job": "j-1"})
 
 
-def test_a_run_that_goes_on_outside_its_job_is_no_longer_judged_by_the_job(project):
-    """The job ended; `vico run` by hand takes its run over. The job itself knows its own submission."""
+def test_the_state_of_a_run_resumed_outside_its_job_no_longer_depends_on_the_job(project):
+    """The job ended, and `vico run` by hand resumes its run. Within the job, the submission is kept."""
     project.vico("run", code=1, TINY_FAIL="square:1")
     (run,) = project.runs()
     path = project.storage / "runs" / run / "run.json"
@@ -294,13 +294,13 @@ def test_a_run_that_goes_on_outside_its_job_is_no_longer_judged_by_the_job(proje
     path.write_text(json.dumps({**json.loads(path.read_text()), "submission": submission}))
     project.vico("run", code=1, TINY_FAIL="square:2", VICO_JOB=json.dumps(submission))
     assert project.status()["submission"] == submission
-    process, go_on = project.pause("square:3")
+    process, go = project.pause("square:3")
     assert (project.status()["state"], project.status()["submission"]) == ("running", None)
-    go_on.touch()
+    go.touch()
     assert process.wait(60) == 0
 
 
-def test_a_run_that_goes_on_has_the_places_and_the_experiment_of_the_new_command(project):
+def test_a_resumed_run_has_the_paths_and_the_experiment_of_the_new_command(project):
     project.vico("run", code=1, TINY_FAIL="square:1")
     project.vico("run", "--set", "inputs.model=moved", "--set", "experiment=other")
     (run,) = project.runs()
@@ -309,7 +309,7 @@ def test_a_run_that_goes_on_has_the_places_and_the_experiment_of_the_new_command
     assert stored["config"]["experiment"] == stored["experiment"] == "other"
 
 
-def test_status_and_logs_tell_people_and_programs(done):
+def test_status_and_logs_are_for_people_and_programs(done):
     status = done.status()
     assert set(status) >= {"run", "state", "stages"}
     for stage in status["stages"]:
@@ -342,8 +342,11 @@ def test_nothing_but_the_answer_is_on_standard_output(project):
     [
         (["run", "--set", "drew.scale=1"], "unknown key drew; did you mean draw?"),
         (["run", "--set", "draw.scale=big"], "draw.scale='big' is not a number"),
-        (["run", "--force", "squares"], "--force='squares' is no stage; the stages are draw, square, total"),
-        (["plan", "--until", "totals"], "--until='totals' is no stage"),
+        (
+            ["run", "--force", "squares"],
+            "--force='squares' is not a stage; the stages are draw, square, total",
+        ),
+        (["plan", "--until", "totals"], "--until='totals' is not a stage"),
         (["run", "--set", "inputs.records={format: internvl, path: no.json}"], "no.json"),
         (["status", "nope"], "there are no runs in"),
         (["logs", "latest"], "there are no runs in"),
@@ -362,13 +365,13 @@ def test_a_storage_that_is_a_file_is_refused(project):
     assert project.errors == f"error: storage={project.storage} is a file; name a folder with --storage\n"
 
 
-def test_a_config_that_is_not_there_is_refused(project):
+def test_a_missing_config_is_refused(project):
     (project.folder / "pipeline.yaml").unlink()
     project.vico("run", code=2)
     assert "pipeline.yaml does not exist" in project.errors
 
 
-def test_metrics_and_facts_are_on_disk(done):
+def test_metrics_and_records_are_on_disk(done):
     lines = (done.stage("draw") / "attempts/1/metrics.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
     assert [entry["step"] for entry in entries] == [0, 1, 2, 3]
@@ -380,13 +383,13 @@ def test_metrics_and_facts_are_on_disk(done):
     assert record["counts"] == {"parts": 4} and record["site"] == "tiny"
 
 
-def test_what_an_outage_kept_from_tracking_is_sent_by_the_same_command(project):
+def test_metrics_that_tracking_lacks_after_an_outage_are_sent_by_the_same_command(project):
     (project.folder / "site.yaml").write_text("name: tiny\ntracking: {finish_timeout_s: 300}\n")
     project.vico("run")
-    (told,) = project.storage.glob("runs/*/mlflow.json")
-    complete = json.loads(told.read_text())
+    (sent,) = project.storage.glob("runs/*/mlflow.json")
+    complete = json.loads(sent.read_text())
     assert complete["complete"]
-    told.write_text(json.dumps({**complete, "complete": False}))
-    assert "tracking has all of it now" in project.vico("run")
-    assert json.loads(told.read_text())["complete"]
+    sent.write_text(json.dumps({**complete, "complete": False}))
+    assert "MLflow now has all of it" in project.vico("run")
+    assert json.loads(sent.read_text())["complete"]
     assert "tracking" not in project.vico("run")

@@ -1,4 +1,4 @@
-"""Real drivers killed, stopped and set against each other: nothing is lost, redone or written twice."""
+"""Real drivers that are killed, stopped or compete: nothing is lost, redone or written twice."""
 
 import json
 import os
@@ -16,17 +16,17 @@ STAGES = ("draw", "square", "total")
 
 @pytest.fixture
 def project(tmp_path):
-    made = TinyProject(tmp_path / "project")
-    yield made
-    made.close()
+    project = TinyProject(tmp_path / "project")
+    yield project
+    project.close()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The outputs of a run that nobody disturbed."""
-    made = TinyProject(tmp_path_factory.mktemp("undisturbed"))
-    made.vico("run")
-    return made.outputs()
+    """The outputs of a run without kills."""
+    project = TinyProject(tmp_path_factory.mktemp("undisturbed"))
+    project.vico("run")
+    return project.outputs()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -40,7 +40,7 @@ def test_the_same_command_after_a_kill_gives_what_an_undisturbed_run_gives(
     (run,) = project.runs()
     killed = project.status()
     assert killed["state"] == "interrupted"
-    assert "running" not in {one["state"] for one in killed["stages"]}
+    assert "running" not in {entry["state"] for entry in killed["stages"]}
     assert (project.storage / stage).exists() == (place != "before")
 
     output = project.vico("run", "--json")
@@ -52,8 +52,8 @@ def test_the_same_command_after_a_kill_gives_what_an_undisturbed_run_gives(
     assert project.runs() == [run]
     after = project.status()
     assert after["state"] == "done"
-    assert [one["state"] for one in after["attempts"]] == ["interrupted", "done"]
-    entry = next(one for one in after["stages"] if one["name"] == stage)
+    assert [attempt["state"] for attempt in after["attempts"]] == ["interrupted", "done"]
+    entry = next(entry for entry in after["stages"] if entry["name"] == stage)
     assert entry["reused"] == (place == "recorded")
     assert entry["attempt"] == (2 if place in ("middle", "unrecorded") else 1)
     assert project.outputs() == undisturbed
@@ -65,7 +65,7 @@ def test_parts_published_before_a_kill_are_not_written_again(project):
     parts = sorted((project.stage("draw") / "output").glob("part-*"))
     assert [path.name for path in parts] == ["part-0.txt", "part-1.txt"]
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in parts}
-    assert project.plan()["draw"] == ("run", ["unfinished: goes on from attempt 1"])
+    assert project.plan()["draw"] == ("run", ["unfinished: resumes from attempt 1"])
     project.vico("run")
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in parts} == before
 
@@ -76,18 +76,18 @@ def test_a_finished_run_is_returned_and_nothing_is_created(project):
     output = project.vico("run", "--json")
     assert json.loads(output)["run"] == first["run"]
     again = project.status()
-    assert all(one["reused"] and one["reused_from"] == first["run"] for one in again["stages"])
+    assert all(entry["reused"] and entry["reused_from"] == first["run"] for entry in again["stages"])
     assert again["attempts"] == first["attempts"]
     assert project.kept() == before
 
 
 @pytest.mark.usefixtures("terminal_signals")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_leaves_a_true_state_and_the_same_command_goes_on(project, undisturbed, number, code):
+def test_a_signal_leaves_a_true_state_and_the_same_command_resumes(project, undisturbed, number, code):
     process, _ = project.pause("square:1")
     running = project.status()
     assert running["state"] == "running"
-    assert [one["state"] for one in running["stages"]] == ["done", "running", "pending"]
+    assert [entry["state"] for entry in running["stages"]] == ["done", "running", "pending"]
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == code
@@ -99,7 +99,7 @@ def test_a_signal_leaves_a_true_state_and_the_same_command_goes_on(project, undi
     assert project.outputs() == undisturbed
 
 
-def test_a_stage_that_fails_says_so_in_one_line_and_goes_on_when_it_is_mended(project, undisturbed):
+def test_a_stage_that_fails_says_so_in_one_line_and_resumes_when_it_is_fixed(project, undisturbed):
     project.vico("run", code=1, TINY_FAIL="square:1")
     (line,) = project.errors.splitlines()
     log = project.stage("square") / "attempts" / "1" / "driver.log"
@@ -107,13 +107,13 @@ def test_a_stage_that_fails_says_so_in_one_line_and_goes_on_when_it_is_mended(pr
     assert "Traceback" in log.read_text() and "planted in square:1" in log.read_text()
     failed = project.status()
     assert failed["state"] == "failed" and failed["error"] in line
-    assert [one["state"] for one in failed["stages"]] == ["done", "failed", "pending"]
+    assert [entry["state"] for entry in failed["stages"]] == ["done", "failed", "pending"]
     project.vico("run")
     assert project.status()["run"] == failed["run"]
     assert project.outputs() == undisturbed
 
 
-def test_a_second_driver_says_who_holds_the_run_and_writes_nothing(project):
+def test_a_second_driver_names_the_holder_of_the_run_and_writes_nothing(project):
     process, go = project.pause("draw:1")
     run = project.status()["run"]
     output = project.vico("run", "--json", code=1)
@@ -128,7 +128,7 @@ def test_a_second_driver_says_who_holds_the_run_and_writes_nothing(project):
 def test_a_second_driver_that_waits_finds_the_work_done(project, undisturbed):
     process, go = project.pause("draw:1")
     second = project.start("run", "--wait", "30")
-    wait_for(lambda: second.stdout.readline().startswith("run "), second)  # it said whom it waits for
+    wait_for(lambda: second.stdout.readline().startswith("run "), second)  # it printed which run it waits for
     go.touch()
     assert process.wait(timeout=60) == 0
     output, _ = second.communicate(timeout=60)
@@ -167,8 +167,8 @@ def test_drivers_started_at_once_make_one_run(project, undisturbed):
 
 @pytest.mark.slow  # forty processes
 def test_two_drivers_at_once_are_one_writer_in_twenty_rounds(project, undisturbed):
-    """One writes; the other waits, or says who holds the run, or comes late and finds the work done. In every
-    second round one of them is killed somewhere, and the same command mends it."""
+    """One writes; the other waits, or names the holder of the run, or comes late and finds the work done.
+    In every second round one of them is killed at a random time, and the same command resumes."""
     moments, refused = random.Random(0), 0
     for number in range(20):
         waiting = ["--wait", "60"] if number % 4 < 2 else []
@@ -197,14 +197,14 @@ def test_two_drivers_at_once_are_one_writer_in_twenty_rounds(project, undisturbe
 
 
 @pytest.mark.slow  # the counter is watched for 30 s, twice
-def test_a_driver_that_was_taken_over_publishes_nothing_more(project, undisturbed):
-    """A driver stands still (as a machine that hangs does); its lease is taken over; then it wakes up."""
+def test_a_driver_that_lost_its_lease_publishes_nothing_more(project, undisturbed):
+    """A driver is stopped (like a machine that hangs), its lease is taken over, then it continues."""
     process, go = project.pause("square:1")
     os.kill(process.pid, signal.SIGSTOP)
     for folder in (project.storage / "runs" / project.status()["run"], project.stage("square")):
         path = folder / "lease.json"
         lease = json.loads(path.read_text())
-        lease["host"] = "elsewhere"  # as it looks from another machine: only the counter tells
+        lease["host"] = "elsewhere"  # as seen from another machine: only the counter shows life
         path.write_text(json.dumps(lease))
     second = project.start("run", PYTHONUNBUFFERED="1")
     assert second.wait(timeout=120) == 0

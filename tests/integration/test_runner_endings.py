@@ -1,4 +1,4 @@
-"""How a command on a run ends: stages tried again by kind of failure, and who is told."""
+"""How a command on a run ends: retries by kind of failure, and hooks."""
 
 import http.server
 import json
@@ -10,14 +10,16 @@ import pytest
 
 from tests.integration.tiny_pipeline.project import TinyProject
 
-TELL = "import os, sys; open(os.environ['VICO_STATE'], 'w').write(sys.stdin.read() + os.environ['VICO_RUN'])"
+WRITE_STATE = (
+    "import os, sys; open(os.environ['VICO_STATE'], 'w').write(sys.stdin.read() + os.environ['VICO_RUN'])"
+)
 
 
 @pytest.fixture
 def project(tmp_path):
-    made = TinyProject(tmp_path / "project")
-    yield made
-    made.close()
+    project = TinyProject(tmp_path / "project")
+    yield project
+    project.close()
 
 
 def site(project, **settings):
@@ -26,15 +28,17 @@ def site(project, **settings):
 
 
 @pytest.mark.parametrize("kind, error", [("io", {"TINY_ERROR": "EIO"}), ("error", {})])
-def test_a_failure_of_an_allowed_kind_is_tried_again_from_the_last_part(project, kind, error):
+def test_a_failure_of_an_allowed_kind_is_retried_from_the_last_part(project, kind, error):
     site(project, retries={kind: 1, "pause_s": 0.1})
     project.vico("run", TINY_FAIL="square:2", TINY_ONCE=str(project.folder / "once"), **error)
     assert f"tried again in 0.1 s (retries.{kind}: 0 more)" in project.errors + project.last_output
     status = project.status()
     assert status["state"] == "done" and len(status["attempts"]) == 1
-    assert [one["attempt"] for one in status["stages"]] == [1, 2, 1]
-    parts = project.stage("square") / "attempts"
-    assert (parts / "2" / "metrics.jsonl").read_text().count("\n") == 2, "parts 0 and 1 were not made again"
+    assert [entry["attempt"] for entry in status["stages"]] == [1, 2, 1]
+    attempts = project.stage("square") / "attempts"
+    assert (attempts / "2" / "metrics.jsonl").read_text().count("\n") == 2, (
+        "parts 0 and 1 were not made again"
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ def test_a_failure_of_another_kind_ends_the_run(project, allowed, error, words):
     assert project.status()["stages"][1]["attempt"] == 1
 
 
-def test_the_retries_are_used_up_at_last(project):
+def test_the_run_fails_when_the_retries_are_used_up(project):
     site(project, retries={"error": 2, "pause_s": 0})
     project.vico("run", code=1, TINY_FAIL="square:2")
     assert project.status()["stages"][1]["attempt"] == 3
@@ -61,7 +65,7 @@ def test_the_retries_are_used_up_at_last(project):
 
 @pytest.fixture
 def listener():
-    """(URL, list of what was posted to it); answers 500 to what is posted to /broken."""
+    """Return a URL and the list of bodies posted to it; a POST to /broken is answered with 500."""
     posted = []
 
     class Listener(http.server.BaseHTTPRequestHandler):
@@ -79,9 +83,9 @@ def listener():
     server.shutdown()
 
 
-def test_command_and_url_are_told_every_end(project, listener):
+def test_command_and_url_of_the_hook_get_every_ending(project, listener):
     url, posted = listener
-    site(project, hook={"command": [sys.executable, "-c", TELL], "url": f"{url}/key-of-the-channel"})
+    site(project, hook={"command": [sys.executable, "-c", WRITE_STATE], "url": f"{url}/key-of-the-channel"})
     project.vico("run", code=1, TINY_FAIL="square:1")
     process, _ = project.pause("square:1")
     process.send_signal(signal.SIGTERM)
@@ -89,14 +93,14 @@ def test_command_and_url_are_told_every_end(project, listener):
     project.vico("run")
     project.vico("run")
     (run,) = project.runs()
-    assert [one["state"] for one in posted] == ["failed", "interrupted", "done"], (
-        "all reused: nothing to tell"
+    assert [ending["state"] for ending in posted] == ["failed", "interrupted", "done"], (
+        "no call if every stage is reused"
     )
-    assert {one["run"] for one in posted} == {run}
+    assert {ending["run"] for ending in posted} == {run}
     assert "square failed" in posted[0]["message"] and posted[0]["exit_code"] == 1
     assert posted[2]["storage"] == str(project.storage)
-    for one in posted:
-        assert (project.folder / one["state"]).read_text() == json.dumps(one) + run
+    for ending in posted:
+        assert (project.folder / ending["state"]).read_text() == json.dumps(ending) + run
 
 
 @pytest.mark.parametrize(
@@ -109,19 +113,19 @@ def test_command_and_url_are_told_every_end(project, listener):
         ({"url": "LISTENER/broken"}, "answered 500"),
     ],
 )
-def test_a_hook_that_fails_is_told_and_fails_nothing(project, listener, hook, words):
+def test_a_hook_that_fails_is_reported_and_does_not_fail_the_run(project, listener, hook, words):
     hook = {
         name: value.replace("LISTENER", listener[0]) if name == "url" else value
         for name, value in hook.items()
     }
     site(project, hook=hook)
     project.vico("run", "--until", "draw")
-    said = project.errors + project.last_output
-    assert words in said and "secret-path" not in said
+    printed = project.errors + project.last_output
+    assert words in printed and "secret-path" not in printed
     assert project.status()["state"] == "done"
 
 
-def test_a_job_takes_no_password_along(project):
+def test_a_job_with_a_password_in_a_url_is_refused(project):
     site(project, tracking={"uri": "http://me:secret@mlflow"}, jobs={"address": "http://ray:8265"})
     project.vico("submit", "pipeline.yaml", "--print", code=2)
     assert "tracking.uri (site tiny) holds a password" in project.errors

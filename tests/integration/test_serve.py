@@ -1,4 +1,4 @@
-"""`vico serve` as a process of its own, asked by OpenAI's client: a plain model and a routed one."""
+"""`vico serve` in a process of its own, with OpenAI's client: a plain model and a routed one."""
 
 import base64
 import io
@@ -14,9 +14,9 @@ import time
 import urllib.error
 import urllib.request
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import openai
@@ -25,18 +25,23 @@ import torch
 from PIL import Image
 
 from data_prep.demo.records import demo_record
-from pipeline.serving import engine as serve_engine
-from pipeline.serving.engine import Engine, Job
-from pipeline.serving.requests import Limits, RequestError, chat_of
-from pipeline.serving.server import Place, serve
+from pipeline.serving import answer as serve_answer
+from pipeline.serving.answer import ServedModel
+from pipeline.serving.conversation import parsed_chat
+from pipeline.serving.engine import Engine
+from pipeline.serving.job import Event, Job
+from pipeline.serving.limits import Limits, RequestError
+from pipeline.serving.routing import Thresholds
+from pipeline.serving.server import ServerSettings, serve
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
-from vico.checkpoints.load import save_model
+from vico.checkpoints.save import save_model
 from vico.errors import UserError
 from vico.inference.generation import greedy_answers
 from vico.inference.tile_losses import encoded_tiles
+from vico.packing import TiledSequence
 from vico.prompt import load_prompt_format
-from vico.tiling import pixel_values
+from vico.tiling import Tiling, pixel_values
 
 SMALL = Path(__file__).parents[2] / "models" / "small-internvl"
 MAX_NEW_TOKENS = 300
@@ -71,7 +76,7 @@ class Served:
         self.client = openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=120)
         return self
 
-    def ask(self, messages, **options):
+    def ask(self, messages: list[dict[str, Any]], **options: Any) -> Any:
         return self.client.chat.completions.create(model=self.name, messages=messages, **options)
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
@@ -82,12 +87,12 @@ class Served:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-    """(plain, routed), started side by side."""
+    """The servers of a plain and of a routed model, started side by side."""
     folder = tmp_path_factory.mktemp("models")
     model = load_model(make_tiny_model(folder / "base"))
     model.add_compressed_connector(1)
     model.add_router(2)
-    with torch.no_grad():  # decisions that differ from tile to tile
+    with torch.no_grad():  # so that decisions differ between tiles
         model.router.gating.gate[1].weight.mul_(30)
     save_model(model.state_dict(), folder / "base", folder / "routed", {"absolute_threshold": 0.5})
     limits = ["--max-body-mb", "1", "--max-megapixels", "1", "--max-new-tokens", str(MAX_NEW_TOKENS)]
@@ -124,59 +129,72 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(encoded(image)).decode()
 
 
-def image_part(image: Image.Image, **options) -> dict:
+def image_part(image: Image.Image, **options: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": data_url(image), **options}}
 
 
-def user(*parts) -> dict:
+def user(*parts: str | dict[str, Any]) -> dict[str, Any]:
     content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     return {"role": "user", "content": content}
 
 
-def expected_answer(folder: Path, turns: list[dict], images: list[Image.Image], tokens: int, routing: bool):
-    """(text, prompt tokens, visual tokens) by the library itself."""
+@dataclass(frozen=True)
+class Expected:
+    """An answer as the library itself gives it; `compressed` is one decision per tile."""
+
+    text: str
+    num_prompt: int
+    num_visual: int
+    compressed: list[bool]
+
+
+def expected_answer(
+    folder: Path, turns: list[dict[str, str]], images: list[Image.Image], tokens: int, routing: bool
+) -> Expected:
     model, prompts = load_model(folder), load_prompt_format(folder)
     pixels = [pixel_values(image, model.settings.tiling()) for image in images]
     tiles = encoded_tiles(model, np.concatenate(pixels), 64)
-    skeleton = prompts.encode(turns, [len(one) for one in pixels], add_generation_prompt=True)
+    skeleton = prompts.encode(
+        turns, [len(image_pixels) for image_pixels in pixels], add_generation_prompt=True
+    )
     compressed = np.zeros(skeleton.num_tiles, bool)
     if routing:
         with torch.no_grad():
             features = model.vision_features(torch.from_numpy(np.concatenate(pixels)))
             compressed = (model.router.compress_probability(features) >= 0.5).numpy()
-    prompt = (skeleton, compressed, 0)
+    prompt = TiledSequence(skeleton, compressed, 0)
     [answer] = greedy_answers(
         tiles, [prompt], end_of_turn_id=prompts.end_of_turn_id, max_new_tokens=tokens, batch_tokens=1
     )
     settings = model.settings
     visual = int(np.where(compressed, settings.tokens_compressed, settings.tokens_full).sum())
     text = prompts.tokenizer.decode(answer.ids, skip_special_tokens=False)
-    return text, skeleton.num_text_tokens + visual, visual, compressed.tolist()
+    return Expected(text, skeleton.num_text_tokens + visual, visual, compressed.tolist())
 
 
 def test_the_plain_model_answers_about_demo_pictures(plain):
-    """Its greedy answers at the full rate, over four pictures of few colours; most of them are right."""
-    asked_about = right = line = 0
-    while asked_about < 4:
-        row, pictures = demo_record(SimpleNamespace(seed=1), line)
+    """Greedy answers at the full rate about four pictures of few colours. At least half of them are right."""
+    num_asked = num_right = line = 0
+    while num_asked < 4:
+        row, pictures = demo_record(1, line)
         line += 1
         question, answer = (turn["value"] for turn in row["conversations"][:2])
         if row["kind"] != "plain" or not question.startswith("<image>\n"):
             continue
         [image] = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
         asked = user(image_part(image), question.removeprefix("<image>\n"))
-        found = plain.ask([asked], max_tokens=40, temperature=0)
-        text, num_prompt, num_visual, _ = expected_answer(SMALL, row["conversations"][:1], [image], 40, False)
-        assert found.choices[0].message.content == text
-        assert found.choices[0].finish_reason == "stop"
-        assert found.usage.prompt_tokens == num_prompt
-        assert found.usage.prompt_tokens_details.image_tokens == num_visual > 0
-        asked_about += 1
-        right += text == answer
-    assert right >= 2
+        response = plain.ask([asked], max_tokens=40, temperature=0)
+        expected = expected_answer(SMALL, row["conversations"][:1], [image], 40, False)
+        assert response.choices[0].message.content == expected.text
+        assert response.choices[0].finish_reason == "stop"
+        assert response.usage.prompt_tokens == expected.num_prompt
+        assert response.usage.prompt_tokens_details.image_tokens == expected.num_visual > 0
+        num_asked += 1
+        num_right += expected.text == answer
+    assert num_right >= 2
 
 
-def test_a_routed_answer_is_that_of_the_library_with_its_token_counts(routed, tmp_path):
+def test_a_routed_answer_and_its_token_counts_are_those_of_the_library(routed, tmp_path):
     images = [picture(1), picture(2, (60, 60))]
     folder = Path(routed.process.args[4])
     messages = [
@@ -191,12 +209,14 @@ def test_a_routed_answer_is_that_of_the_library_with_its_token_counts(routed, tm
         {"from": "gpt", "value": "what"},
         {"from": "human", "value": "<image>\nand here"},
     ]
-    text, num_prompt, num_visual, compressed = expected_answer(folder, turns, images, 12, True)
-    assert len(set(compressed)) == 2  # tiles at both rates
+    expected = expected_answer(folder, turns, images, 12, True)
+    compressed, num_visual = expected.compressed, expected.num_visual
+    assert len(set(compressed)) == 2, "tiles at both rates"
     answer = routed.ask(messages, max_tokens=12, temperature=0, extra_body={"vico": {"report": True}})
-    assert answer.choices[0].message.content == text
+    assert answer.choices[0].message.content == expected.text
     usage = answer.usage
-    assert (usage.prompt_tokens, usage.total_tokens) == (num_prompt, num_prompt + usage.completion_tokens)
+    assert usage.prompt_tokens == expected.num_prompt
+    assert usage.total_tokens == expected.num_prompt + usage.completion_tokens
     assert usage.prompt_tokens_details.image_tokens == num_visual
     report = answer.vico
     assert [tile["compressed"] for tile in report["tiles"]] == compressed
@@ -206,15 +226,15 @@ def test_a_routed_answer_is_that_of_the_library_with_its_token_counts(routed, tm
 
 
 def test_the_rule_and_threshold_can_be_asked_for(routed):
-    def tokens(**asked):
-        extra = {"vico": {"report": True, **asked}}
+    def tokens(**routing: str | float) -> tuple[int, int]:
+        extra = {"vico": {"report": True, **routing}}
         answer = routed.ask([user(image_part(picture(1)), "what")], max_tokens=1, extra_body=extra)
         return answer.vico["visual_tokens"], len(answer.vico["tiles"])
 
     full, count = tokens(rule="full")
     assert full == 4 * count
     assert tokens(threshold=0.0) == (count, count)
-    assert tokens(rule="published", threshold=0.0) == (count + 3, count)  # a server keeps one tile
+    assert tokens(rule="published", threshold=0.0) == (count + 3, count)  # the rule keeps one tile per call
     one_tile = image_part(picture(1), max_dynamic_patch=1)
     answer = routed.ask([user(one_tile, "what")], max_tokens=1, extra_body={"vico": {"rule": "full"}})
     assert answer.usage.prompt_tokens_details.image_tokens == 4
@@ -234,7 +254,7 @@ def test_a_stream_gives_the_same_text_and_usage(routed):
     assert len(chunks) > 5
 
 
-def refusal(server, messages, **options) -> tuple[int, str, str]:
+def refusal(server: Served, messages: list[dict[str, Any]], **options: Any) -> tuple[int, str, str]:
     with pytest.raises(openai.APIStatusError) as caught:
         server.ask(messages, **options)
     error = caught.value
@@ -242,22 +262,22 @@ def refusal(server, messages, **options) -> tuple[int, str, str]:
     return error.status_code, error.body["param"], error.body["message"]
 
 
-def broken(text: str) -> dict:
-    return {"type": "image_url", "image_url": {"url": text}}
+def url_part(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
-def cut_picture() -> dict:
-    """Its header is good, the rest is missing."""
-    return broken("data:image/png;base64," + base64.b64encode(encoded(picture())[:3000]).decode())
+def cut_picture() -> dict[str, Any]:
+    """Return a picture whose header is valid and whose end is missing."""
+    return url_part("data:image/png;base64," + base64.b64encode(encoded(picture())[:3000]).decode())
 
 
 @pytest.mark.parametrize(
     "part, param, words",
     [
-        (broken("https://example.org/a.png"), "messages.0.content.1.image_url", "fetches nothing"),
-        (broken("data:image/png,abc"), "messages.0.content.1.image_url", "must be base64"),
-        (broken("data:image/png;base64,a$"), "messages.0.content.1.image_url", "not valid base64"),
-        (broken("data:image/png;base64,aGVsbG8="), "messages.0.content.1.image_url", "does not decode"),
+        (url_part("https://example.org/a.png"), "messages.0.content.1.image_url", "fetches nothing"),
+        (url_part("data:image/png,abc"), "messages.0.content.1.image_url", "must be base64"),
+        (url_part("data:image/png;base64,a$"), "messages.0.content.1.image_url", "not valid base64"),
+        (url_part("data:image/png;base64,aGVsbG8="), "messages.0.content.1.image_url", "does not decode"),
         (image_part(Image.new("1", (4000, 4000))), "messages.0.content.1.image_url", "4000 x 4000"),
         ("spell <|im_end|>", "messages.0.content.1", "spells <|im_end|>"),
         ("spell <image>", "messages.0.content.1", "spells <image>"),
@@ -268,61 +288,61 @@ def cut_picture() -> dict:
     ids=lambda value: "",
 )
 def test_a_bad_part_is_named(routed, part, param, words):
-    status, found, message = refusal(routed, [user("look", part)])
-    assert (status, found) == (400, param) and words in message, message
+    status, named, message = refusal(routed, [user("look", part)])
+    assert (status, named) == (400, param) and words in message, message
 
 
-def body_of(*messages, **fields) -> bytes:
+def body_of(*messages: dict[str, Any], **fields: Any) -> bytes:
     return json.dumps({"model": "m", "messages": messages, **fields}).encode()
 
 
-def told(body: bytes, limits: Limits = LIMITS) -> dict:
+def error_of(body: bytes, limits: Limits = LIMITS) -> dict[str, Any]:
     with pytest.raises(RequestError) as caught:
-        chat_of(body, limits)
+        parsed_chat(body, limits)
     return caught.value.body["error"]
 
 
-def test_a_waiting_request_holds_its_pictures_as_they_were_sent():
-    chat = chat_of(body_of(user(image_part(picture()), cut_picture(), "what")), LIMITS)
+def test_a_waiting_request_holds_its_pictures_encoded():
+    chat = parsed_chat(body_of(user(image_part(picture()), cut_picture(), "what")), LIMITS)
     assert chat.pictures[0].content == encoded(picture())
-    assert [(one.width, one.height) for one in chat.pictures] == [(190, 130)] * 2
+    assert [(sent.width, sent.height) for sent in chat.pictures] == [(190, 130)] * 2
     assert not chat.request.messages, "they hold the pictures a second time"
     assert chat.turns[0]["value"] == "<image>\n<image>\nwhat"
 
 
 def test_pictures_are_decoded_one_at_a_time_when_it_is_their_turn(monkeypatch):
-    seen = []
+    decoded: list[weakref.ref[Image.Image]] = []
 
-    def pixels(image, tiling):
-        assert not any(one() for one in seen), "an earlier picture is still held"
-        seen.append(weakref.ref(image))
+    def pixels(image: Image.Image, tiling: Tiling) -> np.ndarray:
+        assert not any(earlier() for earlier in decoded), "an earlier picture is still in memory"
+        decoded.append(weakref.ref(image))
         return pixel_values(image, tiling)
 
-    monkeypatch.setattr(serve_engine, "pixel_values", pixels)
+    monkeypatch.setattr(serve_answer, "pixel_values", pixels)
     limits = replace(LIMITS, total_tokens=512)
-    engine = Engine(load_model(SMALL), load_prompt_format(SMALL), limits, None)
+    engine = Engine(ServedModel(load_model(SMALL), load_prompt_format(SMALL), limits, Thresholds()))
 
-    def last_event(*parts):
-        events: queue.Queue = queue.Queue()
-        engine.submit(Job(chat_of(body_of(user(*parts), max_tokens=1), limits), events.put))
+    def last_event(*parts: str | dict[str, Any]) -> Event:
+        events: queue.Queue[Event] = queue.Queue()
+        engine.submit(Job(parsed_chat(body_of(user(*parts), max_tokens=1), limits), events.put))
         while True:
             event = events.get(timeout=60)
             if event.error is not None or event.finish_reason is not None:
                 return event
 
     images = [image_part(picture(seed)) for seed in (1, 2, 3)]
-    assert last_event(*images, "what").usage["completion_tokens"] == 1 and len(seen) == 3
+    assert last_event(*images, "what").usage["completion_tokens"] == 1 and len(decoded) == 3
     error = last_event(images[0], cut_picture(), "what").error
     assert error.status == 400 and error.body["error"]["code"] == "invalid_image"
     assert error.body["error"]["param"] == "messages.0.content.1.image_url"
-    seen.clear()
+    decoded.clear()
     assert last_event(*images, "what " * 600).error.body["error"]["code"] == "context_length_exceeded"
-    assert not seen, "a prompt that is too long costs no decoding"
+    assert not decoded, "the pictures of a prompt that is too long are not decoded"
     engine.stop()
     engine.join()
 
 
-def test_the_pictures_of_a_request_have_a_limit_together(routed):
+def test_the_pictures_of_a_request_have_a_common_limit(routed):
     large = image_part(Image.new("1", (900, 900)))
     status, param, message = refusal(routed, [user(large, large), user(large)])
     assert (status, param) == (400, "messages.1.content.0") and "2430000 pixels together" in message
@@ -340,11 +360,11 @@ def test_the_pictures_of_a_request_have_a_limit_together(routed):
     ],
     ids=("messages", "parts", "stop", "fields", "many messages", "many parts"),
 )
-def test_a_body_with_many_faults_makes_one_error_of_them(body, param):
+def test_a_body_with_many_faults_gives_a_single_error(body, param):
     with pytest.raises(RequestError) as caught:
-        chat_of(body, LIMITS)
+        parsed_chat(body, LIMITS)
     assert caught.value.body["error"]["param"] == param
-    assert caught.value.__cause__.error_count() <= 2  # a content is text or parts: a fault of each
+    assert caught.value.__cause__.error_count() <= 2  # a content is text or parts: one fault of each
 
 
 @pytest.mark.parametrize(
@@ -357,14 +377,14 @@ def test_a_body_with_many_faults_makes_one_error_of_them(body, param):
     ids=lambda value: "",
 )
 def test_parts_that_spell_a_mark_together_are_refused(parts, words):
-    error = told(body_of(user(*parts)))
+    error = error_of(body_of(user(*parts)))
     assert error["param"] == "messages.0.content" and words in error["message"]
 
 
-def test_limits_that_contradict_are_one_line():
-    place = Place("127.0.0.1", 0, "cpu", "float32")
+def test_limits_that_contradict_each_other_are_an_error():
+    settings = ServerSettings("127.0.0.1", 0, "cpu", "float32")
     with pytest.raises(UserError, match=r"--max-request-megapixels=0 is below --max-megapixels=1 .*raise it"):
-        serve(str(SMALL / "nothing"), place, replace(LIMITS, request_pixels=1))  # unchecked, it ends there
+        serve(str(SMALL / "nothing"), settings, replace(LIMITS, request_pixels=1))
 
 
 @pytest.mark.parametrize(
@@ -383,8 +403,8 @@ def test_limits_that_contradict_are_one_line():
     ids=lambda value: "",
 )
 def test_what_is_not_supported_is_refused_by_name(routed, options, param, words):
-    status, found, message = refusal(routed, [user("look")], **options)
-    assert (status, found) == (400, param) and words in message, message
+    status, named, message = refusal(routed, [user("look")], **options)
+    assert (status, named) == (400, param) and words in message, message
 
 
 def test_limits_of_body_and_pictures_and_an_unknown_model(routed):
@@ -400,7 +420,7 @@ def test_a_model_without_router_has_no_rule(plain):
     assert (status, param) == (400, "vico.rule") and "no router" in message
 
 
-def get(url: str, **options) -> tuple[int, dict]:
+def get(url: str, **options: Any) -> tuple[int, dict[str, Any]]:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, **options), timeout=30) as answer:
             return answer.status, json.load(answer)
@@ -408,7 +428,7 @@ def get(url: str, **options) -> tuple[int, dict]:
         return error.code, json.load(error)
 
 
-def test_models_health_and_foreign_requests(routed):
+def test_models_health_and_other_requests(routed):
     assert [model.id for model in routed.client.models.list()] == ["routed"]
     assert routed.client.models.retrieve("routed").owned_by == "vico"
     root = routed.url.removesuffix("/v1")
@@ -421,23 +441,22 @@ def test_models_health_and_foreign_requests(routed):
     assert status == 400 and "not valid JSON" in body["error"]["message"]
 
 
-def test_the_server_stays_awake_and_lets_go_of_a_client_that_left(routed):
-    """While a long answer is under way others are heard; closing the stream frees the engine."""
+def test_the_server_keeps_answering_and_drops_a_client_that_disconnects(routed):
+    """During a long answer other requests are accepted; closing the stream frees the engine."""
     long = [user(image_part(picture(1)), "what")]
     streams = [routed.ask(long, max_tokens=MAX_NEW_TOKENS, stream=True)]
     next(iter(streams[0]))
     root = routed.url.removesuffix("/v1")
-    begun = time.monotonic()
-    assert get(f"{root}/health")[1]["requests"] == 1
-    assert time.monotonic() - begun < 2
+    assert get(f"{root}/health")[1]["requests"] == 1, "answered during the stream, not after it"
     waiting = threading.Thread(target=lambda: routed.ask(long, max_tokens=1))
     waiting.start()
+    deadline = time.monotonic() + 60
     while get(f"{root}/health")[1]["requests"] < 2:
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     assert refusal(routed, long)[0] == 429
     streams[0].close()
-    waiting.join(30)
+    waiting.join(60)
     assert not waiting.is_alive()
     assert get(f"{root}/health")[1]["requests"] == 0
 
@@ -445,25 +464,23 @@ def test_the_server_stays_awake_and_lets_go_of_a_client_that_left(routed):
 @pytest.mark.slow
 @pytest.mark.usefixtures("terminal_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_an_answer_under_way(routed, number):
+def test_a_signal_ends_a_running_answer(routed, number):
     server = Served(Path(routed.process.args[4])).started()
     stream = iter(server.ask([user(image_part(picture(1)), "what")], max_tokens=1000, stream=True))
     next(stream)
-    begun = time.monotonic()
     server.process.send_signal(number)
     with pytest.raises(openai.APIError, match="stopping"):
         list(stream)
     assert server.end(0) == (0, "")
-    assert time.monotonic() - begun < 10
 
 
-def test_a_port_in_use_and_a_missing_model_are_one_line():
+def test_a_port_in_use_and_a_missing_model_are_errors_of_one_line():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         for model, options, words in (
-            (SMALL, ["--port", port], "Address already in use; give another place"),
+            (SMALL, ["--port", port], "Address already in use; give another --host or --port"),
             (SMALL / "nothing", ["--port", "0"], "is not a folder"),
         ):
             command = [sys.executable, "-m", "pipeline.cli", "serve", str(model), *options]

@@ -1,29 +1,23 @@
-"""The shard stage on real Ray: every row accounted for, the same bytes with any workers, kills."""
+"""The shard stage on real Ray: every row is counted, and any number of tasks gives the same bytes."""
 
-import contextlib
 import json
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
-import threading
-import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import webdataset
 
 from cluster.ray_session import ray_session
-from data_prep.records.config import RecordsConfig
-from data_prep.records.rejection import REASONS
+from data_prep.records.rejection import REASONS, LedgerRow
 from data_prep.shards.index import load_index
 from stages.shard.config import ShardConfig
 from stages.shard.stage import run
-from tests.integration.demo_pipeline import kill_with_children
-from tests.integration.shard_run import context_of, site_with
+from tests.integration.shard_run import context_of, files, internvl, manifest, site_with
 from tests.record_files import (
     picture,
     row,
@@ -50,46 +44,29 @@ def ray_up():
         yield
 
 
-def internvl(path: Path) -> RecordsConfig:
-    return RecordsConfig(format="internvl", path=path)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file of the output by name; nothing else may lie there."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted((folder / "output").rglob("*"))
-        if path.is_file()
-    }
-
-
-def ledger(folder: Path) -> list[dict]:
+def ledger(folder: Path) -> list[LedgerRow]:
     return [json.loads(line) for line in (folder / "output" / "quarantine.jsonl").read_text().splitlines()]
 
 
-def manifest(folder: Path) -> dict:
-    return json.loads((folder / "output" / "manifest.json").read_text())
-
-
-def test_every_row_of_a_hostile_set_is_written_once_or_has_its_reason(tmp_path, model, ray_up):
+def test_every_bad_row_is_quarantined_with_its_reason_and_every_good_row_written(tmp_path, model, ray_up):
     meta, reasons = write_hostile_records(tmp_path / "records")
     context = context_of(tmp_path / "shard", model, internvl(meta))
     counts = run(ShardConfig(samples_per_shard=9, **LIMITS), context)
-    found = manifest(tmp_path / "shard")
+    written = manifest(tmp_path / "shard")
     num_rows = len((tmp_path / "records" / "bad.jsonl").read_bytes().splitlines())
-    assert counts["read"] == found["read"] == num_rows
+    assert counts["read"] == written["read"] == num_rows
     assert counts["written"] == 2 and counts["quarantined"] == num_rows - 2
-    assert {entry["line"]: entry["reason"] for entry in ledger(tmp_path / "shard")} == reasons
-    assert found["reasons"] == dict(Counter(reasons.values())) and set(found["reasons"]) <= set(REASONS)
-    assert found["sources"]["bad"]["read"] == num_rows
-    assert [shard["samples"] for shard in found["shards"]] == [1, 0, 0, 0, 1]
-    assert [shard["name"] for shard in found["shards"]] == [f"{n:05d}.tar" for n in range(5)]
+    assert {row["line"]: row["reason"] for row in ledger(tmp_path / "shard")} == reasons
+    assert written["reasons"] == dict(Counter(reasons.values())) and set(written["reasons"]) <= set(REASONS)
+    assert written["sources"]["bad"]["read"] == num_rows
+    assert [shard["samples"] for shard in written["shards"]] == [1, 0, 0, 0, 1]
+    assert [shard["name"] for shard in written["shards"]] == [f"{n:05d}.tar" for n in range(5)]
     index = load_index(tmp_path / "shard" / "output")
     assert [index.row(n)["key"] for n in range(len(index))] == ["bad-00000000", "bad-00000041"]
     assert context.reported[-1] == (num_rows, num_rows, "rows") and context.num_checks > 0
 
 
-def test_outside_tools_read_the_shards_and_find_the_original_bytes(tmp_path, model, ray_up):
+def test_webdataset_and_tar_find_the_original_bytes_in_the_shards(tmp_path, model, ray_up):
     meta = write_good_records(tmp_path / "records")
     run(ShardConfig(samples_per_shard=10), context_of(tmp_path / "shard", model, internvl(meta)))
     output = tmp_path / "shard" / "output"
@@ -129,36 +106,35 @@ def test_one_and_two_tasks_give_the_same_bytes(tmp_path, model, ray_up):
     contents = []
     for tasks in (1, 2):
         folder = tmp_path / f"shard-{tasks}"
-        run(
-            ShardConfig(samples_per_shard=5, **LIMITS), context_of(folder, model, internvl(meta), tasks=tasks)
-        )
-        contents.append(content(folder))
+        context = replace(context_of(folder, model, internvl(meta)), site=site_with(tasks))
+        run(ShardConfig(samples_per_shard=5, **LIMITS), context)
+        contents.append(files(folder))
     assert contents[0] == contents[1]
     tars = [name for name in contents[0] if name.endswith(".tar")]
-    assert len(tars) == 9 + 5 and len(contents[0]) == len(tars) + 3, "no sidecar and no partial file is left"
+    assert len(tars) == 9 + 5 and len(contents[0]) == len(tars) + 3, "no sidecar or partial file is left"
 
 
-def test_a_stage_that_lost_parts_goes_on_and_one_that_is_done_changes_nothing(tmp_path, model, ray_up):
+def test_a_stage_that_is_done_changes_nothing_and_reads_nothing(tmp_path, model, ray_up):
     meta = write_good_records(tmp_path / "records")
     folder, config = tmp_path / "shard", ShardConfig(samples_per_shard=5)
     counts = run(config, context_of(folder, model, internvl(meta)))
-    whole = content(folder)
+    whole = files(folder)
     assert run(config, context_of(folder, model, internvl(meta), attempt=2)) == counts
-    assert content(folder) == whole
-    shutil.rmtree(tmp_path / "records" / "images")  # nothing is read again
+    assert files(folder) == whole
+    shutil.rmtree(tmp_path / "records" / "images")
     assert run(config, context_of(folder, model, internvl(meta), attempt=3)) == counts
 
 
 def test_a_sidecar_without_its_tar_is_written_again(tmp_path, model, ray_up):
-    """A task killed between its two publishes leaves a sidecar; the pictures may have changed since."""
+    """A killed task may leave only a sidecar; the pictures may have changed since."""
     meta = write_good_records(tmp_path / "records")
     config = ShardConfig(samples_per_shard=5)
     run(config, context_of(tmp_path / "whole", model, internvl(meta)))
     folder = tmp_path / "shard"
     (folder / "output" / "sidecars").mkdir(parents=True)
-    (folder / "output" / "sidecars" / "00002.parquet").write_bytes(b"of another time")
+    (folder / "output" / "sidecars" / "00002.parquet").write_bytes(b"outdated")
     run(config, context_of(folder, model, internvl(meta)))
-    assert content(folder) == content(tmp_path / "whole")
+    assert files(folder) == files(tmp_path / "whole")
 
 
 def test_held_out_records_are_the_test_split(tmp_path, model, ray_up):
@@ -166,13 +142,13 @@ def test_held_out_records_are_the_test_split(tmp_path, model, ray_up):
     context = context_of(tmp_path / "shard", model, internvl(records), internvl(heldout))
     counts = run(ShardConfig(samples_per_shard=10, calib_share=0.3), context)
     table = load_index(tmp_path / "shard" / "output").table(["source", "split"]).to_pylist()
-    assert {entry["split"] for entry in table if entry["source"] == "good"} == {"train", "calib"}
-    assert {entry["split"] for entry in table if entry["source"] == "heldout-good"} == {"test"}
+    assert {row["split"] for row in table if row["source"] == "good"} == {"train", "calib"}
+    assert {row["split"] for row in table if row["source"] == "heldout-good"} == {"test"}
     assert counts["num_test"] == 7 and counts["read"] == 31
 
 
 def test_training_rows_with_a_held_out_picture_are_quarantined(tmp_path, model, ray_up):
-    """Also where a row has a group, which puts it on a side without looking at its pictures."""
+    """Also when a row has a group, which decides its split without looking at its pictures."""
     meta = write_meta(tmp_path / "train", mine={})
     for n in range(12):
         (tmp_path / "train" / "images" / f"{n}.png").write_bytes(picture(n))
@@ -182,20 +158,19 @@ def test_training_rows_with_a_held_out_picture_are_quarantined(tmp_path, model, 
     write_lines(tmp_path / "held" / "out.jsonl", [row("6.png"), row("7.png")])
     config, folder = ShardConfig(samples_per_shard=4, calib_share=0), tmp_path / "shard"
     counts = run(config, context_of(folder, model, internvl(meta), internvl(heldout)))
-    found = {(entry["source"], entry["line"]): entry["reason"] for entry in ledger(folder)}
-    assert found == {("mine", line): "straddles_split" for line in (6, 7, 12)}
+    quarantined = {(row["source"], row["line"]): row["reason"] for row in ledger(folder)}
+    assert quarantined == {("mine", line): "straddles_split" for line in (6, 7, 12)}
     assert (counts["read"], counts["written"], counts["quarantined"]) == (15, 12, 3)
     assert manifest(folder)["splits"] == {"train": 10, "calib": 0, "test": 2}
     shards = manifest(folder)["shards"]
-    samples = list(
-        webdataset.WebDataset([str(folder / "output" / one["name"]) for one in shards], shardshuffle=False)
-    )
+    urls = [str(folder / "output" / shard["name"]) for shard in shards]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
     keys = load_index(folder / "output").table(["key"])["key"].to_pylist()
     assert [sample["__key__"] for sample in samples] == keys and "mine-00000007" not in keys
     assert not (folder / "output" / "sidecars").exists()
 
 
-def test_licences_and_origins_come_from_row_or_set_and_are_counted(tmp_path, model, ray_up):
+def test_licenses_and_origins_come_from_row_or_set_and_are_counted(tmp_path, model, ray_up):
     meta = write_meta(tmp_path, mine={"license": "CC-BY-4.0", "source": "a museum"})
     rows = [row(), row(answer="2", license="CC0"), row(answer="3", source="a book")]
     write_lines(tmp_path / "mine.jsonl", rows)
@@ -216,26 +191,24 @@ def test_sets_have_their_own_repeat_and_tiles(tmp_path, model, ray_up):
     few, many = load_index(tmp_path / "shard" / "output").table().to_pylist()
     assert (few["max_tiles"], few["tiles"], few["repeat"]) == (2, [3], 0.5)
     assert (many["max_tiles"], many["tiles"], many["repeat"]) == (6, [5], 1.0)
-    assert few["split"] == many["split"], "the same picture stands on one side in every set"
+    assert few["split"] == many["split"], "the same picture is in one split in every set"
 
 
-def test_a_set_that_asks_for_more_tiles_than_the_model_makes_is_told(tmp_path, model, ray_up, caplog):
+def test_a_set_that_asks_for_more_tiles_than_the_model_makes_is_named_in_the_log(
+    tmp_path, model, ray_up, caplog
+):
     meta = write_meta(tmp_path, more={"max_dynamic_patch": 40}, few={"max_dynamic_patch": 2}, own={})
     for name in ("more", "few", "own"):
         write_lines(tmp_path / f"{name}.jsonl", [row(answer=name)])
-    most = load_settings(model).max_tiles
-    run(ShardConfig(max_tiles=most), context_of(tmp_path / "shard", model, internvl(meta)))
-    told = [line for line in caplog.messages if "tiles at most" in line]
-    assert len(told) == 1 and told[0].startswith("max_dynamic_patch=40 of set more") and str(most) in told[0]
-    (more,) = [
-        one
-        for one in load_index(tmp_path / "shard" / "output").table().to_pylist()
-        if one["source"] == "more"
-    ]
-    assert more["max_tiles"] == most
+    limit = load_settings(model).max_tiles
+    run(ShardConfig(max_tiles=limit), context_of(tmp_path / "shard", model, internvl(meta)))
+    (warning,) = [line for line in caplog.messages if "tiles at most" in line]
+    assert warning.startswith("max_dynamic_patch=40 of set more") and str(limit) in warning
+    rows = load_index(tmp_path / "shard" / "output").table().to_pylist()
+    assert [row["max_tiles"] for row in rows if row["source"] == "more"] == [limit]
 
 
-def test_pictures_on_two_sides_are_quarantined(tmp_path, model, ray_up):
+def test_rows_with_pictures_in_two_splits_are_quarantined(tmp_path, model, ray_up):
     meta = write_meta(tmp_path, pairs={})
     for n in range(20):
         (tmp_path / "images" / f"{n}.png").write_bytes(picture(n))
@@ -244,14 +217,14 @@ def test_pictures_on_two_sides_are_quarantined(tmp_path, model, ray_up):
     config = ShardConfig(calib_share=0.3, test_share=0.3)
     counts = run(config, context_of(tmp_path / "shard", model, internvl(meta)))
     assert 0 < counts["quarantined_straddles_split"] == counts["quarantined"] < 19
-    entries = load_index(tmp_path / "shard" / "output").table(["image_sha256", "split", "group"]).to_pylist()
-    sides: dict[bytes, set] = {}
-    for entry in entries:
-        if not entry["group"]:
-            for digest in entry["image_sha256"]:
-                sides.setdefault(digest, set()).add(entry["split"])
-    assert all(len(found) == 1 for found in sides.values())
-    assert [entry for entry in entries if entry["group"] == "g"]
+    rows = load_index(tmp_path / "shard" / "output").table(["image_sha256", "split", "group"]).to_pylist()
+    splits: dict[bytes, set[str]] = {}
+    for written in rows:
+        if not written["group"]:
+            for digest in written["image_sha256"]:
+                splits.setdefault(digest, set()).add(written["split"])
+    assert all(len(of_picture) == 1 for of_picture in splits.values())
+    assert [written for written in rows if written["group"] == "g"]
 
 
 def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, ray_up, monkeypatch):
@@ -261,12 +234,12 @@ def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, 
     )
     with pytest.raises(UserError, match=r"storage=.*GB free but the shards need about"):
         run(ShardConfig(), context_of(tmp_path / "shard", model, internvl(meta)))
-    assert content(tmp_path / "shard") == {}
+    assert files(tmp_path / "shard") == {}
 
 
-def test_a_full_disk_in_a_task_is_one_clear_line(tmp_path, model):
+def test_a_full_disk_in_a_task_is_one_line(tmp_path, model):
     from data_prep.records.blocks import record_blocks
-    from data_prep.records.config import record_sets
+    from data_prep.records.sets import record_sets
     from stages.shard.tasks import ShardTask, shard_settings, write_part
 
     meta = write_good_records(tmp_path / "records")
@@ -274,9 +247,8 @@ def test_a_full_disk_in_a_task_is_one_clear_line(tmp_path, model):
     context = context_of(tmp_path / "shard", model, internvl(meta))
     os.symlink("/dev/full", context.parts.partial("sidecars/00000.tar"))
     with pytest.raises(UserError, match=r"storage=.* is full \(No space left on device\)"):
-        write_part(
-            ShardTask(block, shard_settings(ShardConfig(), block.records, False), model, context.parts)
-        )
+        settings = shard_settings(ShardConfig(), block.record_set, heldout=False)
+        write_part(ShardTask(block, settings, model, context.parts))
 
 
 def test_records_without_rows_are_refused(tmp_path, model):
@@ -284,59 +256,3 @@ def test_records_without_rows_are_refused(tmp_path, model):
     meta = write_meta(tmp_path, empty={})
     with pytest.raises(UserError, match="no rows"):
         run(ShardConfig(), context_of(tmp_path / "shard", model, internvl(meta)))
-
-
-def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_run(tmp_path, model, ray_up):
-    meta = write_good_records(tmp_path / "records", num_rows=120)
-    config = {"samples_per_shard": 3}
-    run(ShardConfig(**config), context_of(tmp_path / "whole", model, internvl(meta)))
-    folder = tmp_path / "killed"
-    job = {"meta": str(meta), "model": str(model), "folder": str(folder), "config": config}
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "tests.integration.shard_run", str(tmp_path / "job.json")]
-    root = Path(__file__).parents[2]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(command, cwd=root, env=environment | {"PYTHONPATH": str(root)})
-    try:
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob("output/sidecars/*.tar"))) < 4:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        kill_with_children(process)  # no lease here keeps a worker that outlives it from writing on
-    left = list(folder.glob("output/**/*.tar"))
-    assert not (folder / "output" / "manifest.json").exists() and 4 <= len(left) < 40
-    run(ShardConfig(**config), context_of(folder, model, internvl(meta), attempt=2))
-    after = {name: data for name, data in content(folder).items() if ".partial-1" not in name}
-    assert after == content(tmp_path / "whole")
-
-
-def test_a_killed_worker_changes_nothing(tmp_path, model, ray_up, caplog):
-    """kill -9 of the processes that write shards, in the middle: tried again, the same bytes, none left."""
-    meta = write_good_records(tmp_path / "records", num_rows=120)
-    config = ShardConfig(samples_per_shard=3)
-    run(config, context_of(tmp_path / "whole", model, internvl(meta)))
-    folder, at_work = tmp_path / "killed", "its worker died, trying again"
-
-    def wait_for_shards(number):
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob("output/sidecars/*.tar"))) < number and time.monotonic() < deadline:
-            time.sleep(0.005)
-
-    def kill_workers():
-        for number in (4, 12, 20):  # a process that is killed between two shards was not at work
-            wait_for_shards(number)
-            for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    title = "".join(process.cmdline())
-                    if title.startswith("ray::") and "gent" not in title:
-                        process.kill()
-            time.sleep(0.5)
-            if at_work in caplog.text:
-                return
-
-    killer = threading.Thread(target=kill_workers)
-    killer.start()
-    run(config, context_of(folder, model, internvl(meta)))
-    killer.join()
-    assert at_work in caplog.text and content(folder) == content(tmp_path / "whole")

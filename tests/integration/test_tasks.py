@@ -20,7 +20,7 @@ def ray():
 
 
 def die_until(marks: Path, item: int, num_deaths: int) -> None:
-    """End this process at once, as the kernel's OOM killer would, the first `num_deaths` times."""
+    """End this process abruptly, as the kernel's OOM killer would, the first `num_deaths` times."""
     for death in range(num_deaths):
         mark = marks / f"{item}-{death}"
         if not mark.exists():
@@ -28,13 +28,13 @@ def die_until(marks: Path, item: int, num_deaths: int) -> None:
             os._exit(1)
 
 
-def test_every_item_comes_once_with_its_number():
+def test_every_item_gives_one_result_with_its_number():
     results = dict(map_tasks(lambda item: item * item, [3, 1, 4, 1, 5], site=SITE))
     assert results == {0: 9, 1: 1, 2: 16, 3: 1, 4: 25}
     assert list(map_tasks(abs, [], site=SITE)) == []
 
 
-def test_results_come_as_they_end_and_items_are_read_as_places_become_free(tmp_path):
+def test_results_come_in_the_order_of_completion_and_items_are_read_as_tasks_complete(tmp_path):
     read, may_end = [], tmp_path / "may-end"
 
     def items():
@@ -49,7 +49,7 @@ def test_results_come_as_they_end_and_items_are_read_as_places_become_free(tmp_p
     iterator = map_tasks(work, items(), site=SITE)
     first, _ = next(iterator)
     assert first == 1
-    assert len(read) == 2, "two places, and the second result was not asked for yet"
+    assert len(read) == 2, "two tasks at a time, and the second result was not asked for yet"
     may_end.touch()
     assert sorted(number for number, _ in iterator) == [0, 2, 3]
 
@@ -83,34 +83,31 @@ def test_an_exception_keeps_its_type_and_names_its_item():
     with pytest.raises(ZeroDivisionError) as error:
         list(map_tasks(work, [5, 7], site=SITE))
     assert any("in item 1 of" in note and note.endswith(": 7") for note in error.value.__notes__)
-    assert "work" in str(error.value.__cause__), "the worker's traceback comes along"
+    assert "work" in str(error.value.__cause__), "the worker's traceback is missing"
 
 
-def test_check_is_called_while_a_task_runs_and_ends_the_others(tmp_path):
-    calls = []
+def test_an_error_of_check_kills_the_running_tasks(tmp_path):
+    num_calls = 0
 
-    def check():
-        calls.append(time.monotonic())
-        if len(calls) == 3:
+    def check() -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 3:
             raise KeyboardInterrupt
 
     def work(item: int) -> None:
-        (tmp_path / f"started-{item}").touch()
-        time.sleep(20)
+        time.sleep(300)
         (tmp_path / f"ended-{item}").touch()
 
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         list(map_tasks(work, range(2), site=SITE, check=check))
-    assert time.monotonic() - started < 10
-    # The places are free again at once, since the tasks that ran were killed.
+    # They had both CPUs, so these tasks can only run before the others end if the others were killed.
     assert sorted(map_tasks(abs, [1, 2], site=SITE)) == [(0, 1), (1, 2)]
-    assert time.monotonic() - started < 18
     assert not list(tmp_path.glob("ended-*"))
 
 
 class Model:
-    def __init__(self, folder: Path, fails: bool = False):
+    def __init__(self, folder: Path, fails: bool = False) -> None:
         if fails:
             raise FileNotFoundError("no model here")
         (folder / f"built-{os.getpid()}").touch()
@@ -126,12 +123,12 @@ def test_actors_build_their_model_once_and_a_dead_one_is_replaced(tmp_path):
     results = dict(actor_pool(Model, [tmp_path], range(8), "score", site=SITE))
     assert {number: value for number, (value, _) in results.items()} == {n: n * 10 for n in range(8)}
     built = list(tmp_path.glob("built-*"))
-    assert len(built) == 3, "two actors and the one that replaced the dead"
+    assert len(built) == 3, "two actors, and one that replaced the dead one"
     assert {pid for _, pid in results.values()} <= {int(path.name.removeprefix("built-")) for path in built}
 
 
-def test_more_actors_than_places_end_too(tmp_path):
-    """On a cluster that is smaller than asked for, actors take turns instead of waiting for ever."""
+def test_more_actors_than_cpus_also_finish(tmp_path):
+    """On a cluster that is smaller than asked for, actors take turns instead of waiting forever."""
     site = SITE.model_copy(update={"resources": SITE.resources.model_copy(update={"actors": 4})})
     results = dict(actor_pool(Model, [tmp_path], [10, 11, 12, 13], "score", site=site))
     assert {number: value for number, (value, _) in results.items()} == {0: 100, 1: 110, 2: 120, 3: 130}

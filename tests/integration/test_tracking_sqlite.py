@@ -1,4 +1,4 @@
-"""Real runs and a real MLflow on sqlite: the tree of runs, kills, failures, outages, reuse."""
+"""Real runs with a real MLflow on sqlite: the tree of runs, kills, failures, outages, reuse."""
 
 import json
 import os
@@ -12,30 +12,32 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.entities import Run
 
 from cluster.site import Site
 from cluster.site_files import load_site
-from pipeline.results.stage_folder import StageFolder, outputs_digest
+from pipeline.results.records import outputs_digest
+from pipeline.results.stage_folder import StageFolder
 from pipeline.tracking.sent import STATE_FILE, is_complete
-from pipeline.tracking.thread import sync
+from pipeline.tracking.thread import sync_once
 from tests.integration.tiny_pipeline.project import ROOT, TRACKED, TinyProject, wait_for
 from tests.integration.tracked_training import CHECKPOINT_EVERY, EXPERIMENT, FINGERPRINT
 
 
 @pytest.fixture(scope="session")
-def made_database(tmp_path_factory) -> bytes:
-    """A database without runs: making one takes seconds, which most tests need not spend."""
-    path = tmp_path_factory.mktemp("made") / "mlflow.db"
+def empty_database(tmp_path_factory) -> bytes:
+    """A database without runs. Creating one takes seconds, which most tests need not spend."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path.read_bytes()
 
 
 @pytest.fixture
-def project(tmp_path, made_database):
+def project(tmp_path, empty_database):
     project = TinyProject(tmp_path / "project")
     (project.folder / "site.yaml").write_text(TRACKED)
     project.storage.mkdir()
-    (project.storage / "mlflow.db").write_bytes(made_database)
+    (project.storage / "mlflow.db").write_bytes(empty_database)
     yield project
     project.close()
 
@@ -45,20 +47,20 @@ class Shown:
 
     def __init__(self, storage: Path, experiment: str = "vico"):
         self.client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
-        found = self.client.get_experiment_by_name(experiment)
-        self.experiment_id = found.experiment_id
-        self.runs = self.client.search_runs([found.experiment_id], max_results=100)
+        self.experiment_id = self.client.get_experiment_by_name(experiment).experiment_id
+        self.runs = self.client.search_runs([self.experiment_id], max_results=100)
 
-    def run(self, stage: str, run: str | None = None):
-        """The MLflow run of a stage (or `pipeline`) that was not superseded; there must be one."""
-        (found,) = [
-            one
-            for one in self.runs
-            if one.data.tags["vico.stage"] == stage
-            and "vico.superseded" not in one.data.tags
-            and run in (None, one.data.tags["vico.run"])
+    def run(self, stage: str, run: str | None = None) -> Run:
+        """Return the MLflow run of a stage (or `pipeline`) that was not superseded; there must be exactly
+        one."""
+        (shown,) = [
+            shown
+            for shown in self.runs
+            if shown.data.tags["vico.stage"] == stage
+            and "vico.superseded" not in shown.data.tags
+            and run in (None, shown.data.tags["vico.run"])
         ]
-        return found
+        return shown
 
     def steps(self, stage: str, metric: str) -> list[int]:
         history = self.client.get_metric_history(self.run(stage).info.run_id, metric)
@@ -69,7 +71,7 @@ class Shown:
 
 
 def test_a_run_is_a_tree_with_params_tags_metrics_data_sets_and_files(project):
-    # MLflow itself would write everything into this run, whatever parent it is told.
+    # With this variable MLflow itself would write everything into that run, whatever its parent.
     project.vico("run", MLFLOW_RUN_ID="0" * 32)
     shown, status = Shown(project.storage), project.status()
     parent = shown.run("pipeline")
@@ -87,7 +89,7 @@ def test_a_run_is_a_tree_with_params_tags_metrics_data_sets_and_files(project):
     assert (square.data.tags["vico.state"], square.data.tags["vico.attempt"]) == ("done", "1")
     assert shown.steps("square", "length") == [0, 1, 2, 3]
     assert square.data.metrics["summary/parts"] == 4
-    (data_set,) = [given.dataset for given in square.inputs.dataset_inputs]
+    (data_set,) = [logged.dataset for logged in square.inputs.dataset_inputs]
     assert (data_set.name, data_set.digest) == ("draw", record["inputs"]["draw"][:36])
     assert json.loads(data_set.source)["digest"] == record["inputs"]["draw"]
     assert shown.client.list_artifacts(total.info.run_id, "tables")[0].path == "tables/total.json"
@@ -101,7 +103,7 @@ def test_after_a_kill_every_step_is_there_once_and_the_status_is_true(project):
     project.vico("run", code=-signal.SIGKILL, TINY_KILL="square:2")
     project.vico("run")
     shown = Shown(project.storage)
-    assert len(shown.runs) == 4, "the second command goes on with the same runs"
+    assert len(shown.runs) == 4, "the second command continues the same MLflow runs"
     assert set(shown.statuses().values()) == {"FINISHED"}
     assert shown.steps("draw", "length") == [0, 1, 2, 3]
     assert shown.steps("square", "length") == [0, 1, 2, 3]
@@ -109,7 +111,7 @@ def test_after_a_kill_every_step_is_there_once_and_the_status_is_true(project):
     assert shown.run("pipeline").data.tags["vico.num_commands"] == "2"
 
 
-def test_failed_and_stopped_runs_say_so_and_go_on(project):
+def test_failed_and_stopped_runs_show_their_status_and_resume(project):
     project.vico("run", code=1, TINY_FAIL="square:1")
     shown = Shown(project.storage)
     assert shown.statuses() == {"pipeline": "FAILED", "draw": "FINISHED", "square": "FAILED"}
@@ -129,7 +131,7 @@ def test_failed_and_stopped_runs_say_so_and_go_on(project):
     assert shown.run("square").info.end_time > shown.run("square").info.start_time
 
 
-def test_a_run_that_goes_on_stays_in_its_experiment_and_says_so(project):
+def test_a_resumed_run_stays_in_its_experiment_and_says_so(project):
     project.vico("run", code=1, TINY_FAIL="square:1")
     output = project.vico("run", "--set", "experiment=other", "--set", "inputs.model=moved")
     (run,) = project.runs()
@@ -149,7 +151,7 @@ def wait_for_status(storage: Path, stage: str, status: str) -> None:
         time.sleep(0.2)
 
 
-def test_reused_stages_name_where_they_come_from_and_copy_nothing(project):
+def test_reused_stages_name_the_run_they_come_from_and_copy_nothing(project):
     project.vico("run")
     first = project.status()["run"]
     project.vico("run", "--set", "square.power=3")
@@ -165,7 +167,7 @@ def test_reused_stages_name_where_they_come_from_and_copy_nothing(project):
     assert shown.run("square", second).data.metrics["length"] > 0
 
 
-def test_a_stage_begun_afresh_is_a_new_child(project):
+def test_a_stage_started_from_scratch_is_a_new_child(project):
     project.vico("run", code=1, TINY_FAIL="total:0")
     before = Shown(project.storage).run("square").info.run_id
     project.vico("run", "--force", "square")
@@ -176,19 +178,19 @@ def test_a_stage_begun_afresh_is_a_new_child(project):
     assert shown.steps("square", "length") == [0, 1, 2, 3]
 
 
-def test_runs_deleted_in_mlflow_are_made_again(project):
+def test_runs_deleted_in_mlflow_are_created_again(project):
     project.vico("run")
     run = project.status()["run"]
     shown = Shown(project.storage)
     shown.client.delete_run(shown.run("square").info.run_id)
     site = load_site(project.folder / "site.yaml", storage=project.storage)
-    assert sync(site, project.storage / "runs" / run) is None
+    assert sync_once(site, project.storage / "runs" / run) is None
     assert Shown(project.storage).steps("square", "length") == [0, 1, 2, 3]
     assert len(Shown(project.storage).runs) == 4
 
 
-def test_a_lost_state_is_made_again_from_what_mlflow_has(project):
-    """Models, too: MLflow refuses an output that it has already."""
+def test_a_lost_state_is_rebuilt_from_what_mlflow_has(project):
+    """Models too: MLflow refuses an output that it already has."""
     project.vico("run")
     path = project.stage("draw") / "output" / "policy.safetensors"
     path.write_text("weights")
@@ -200,13 +202,13 @@ def test_a_lost_state_is_made_again_from_what_mlflow_has(project):
     run_folder = project.storage / "runs" / project.status()["run"]
     for _ in range(2):
         (run_folder / STATE_FILE).unlink()
-        assert sync(site, run_folder) is None
+        assert sync_once(site, run_folder) is None
     shown = Shown(project.storage)
     assert len(shown.runs) == 4
     assert len(shown.client.search_logged_models([shown.experiment_id])) == 1
 
 
-def test_an_outage_ends_nothing_and_what_it_kept_back_is_sent_later_once(tmp_path, project):
+def test_an_outage_ends_nothing_and_what_is_missing_is_sent_later_once(tmp_path, project):
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder should be: the database cannot be opened")
     tracking = f"tracking: {{interval_s: 0.1, uri: 'sqlite:///{blocked}/mlflow.db'}}\n"
@@ -216,22 +218,22 @@ def test_an_outage_ends_nothing_and_what_it_kept_back_is_sent_later_once(tmp_pat
     site = load_site(project.folder / "site.yaml", storage=project.storage)
     run_folder = project.storage / "runs" / run
     log = (run_folder / "driver.log").read_text()
-    assert log.count("goes on trying") == 1, "an outage is logged once"
-    assert log.count("lacks the last of run") == 1
+    assert log.count("trying again later") == 1, "an outage is logged once"
+    assert log.count("lacks the latest data of run") == 1
     assert not is_complete(run_folder, site)
 
     blocked.unlink()
     blocked.mkdir()
     (blocked / "mlflow.db").write_bytes((project.storage / "mlflow.db").read_bytes())
-    assert sync(site, run_folder) is None
-    assert sync(site, run_folder) is None
+    assert sync_once(site, run_folder) is None
+    assert sync_once(site, run_folder) is None
     shown = Shown(blocked)
     assert set(shown.statuses().values()) == {"FINISHED"}
     assert shown.steps("square", "length") == [0, 1, 2, 3]
     assert is_complete(run_folder, site)
 
 
-def test_a_place_for_artifacts_that_is_out_of_reach_hides_no_metric_and_no_status(project):
+def test_an_unreachable_artifact_store_hides_no_metric_and_no_status(project):
     (project.folder / "site.yaml").write_text(
         "name: tiny\ntracking: {interval_s: 0.1, artifacts: 'file:///proc/nothing'}\n"
     )
@@ -243,7 +245,7 @@ def test_a_place_for_artifacts_that_is_out_of_reach_hides_no_metric_and_no_statu
     assert not is_complete(run_folder, Site(storage=project.storage))
 
 
-def test_two_runs_make_the_database_at_once(tmp_path):
+def test_two_runs_create_the_database_at_the_same_time(tmp_path):
     project = TinyProject(tmp_path)
     (project.folder / "site.yaml").write_text(TRACKED)
     try:
@@ -267,7 +269,7 @@ def start_training(storage: Path, num_steps: int) -> subprocess.Popen:
 
 
 def sends_steps_of(attempt: int, storage: Path) -> bool:
-    """Whether what this attempt has measured so far has begun to reach MLflow."""
+    """Return whether metrics of this attempt have begun to reach MLflow."""
     try:
         (state,) = storage.glob("runs/*/mlflow.json")
         child = json.loads(state.read_text())["runs"]["train"]
@@ -278,9 +280,10 @@ def sends_steps_of(attempt: int, storage: Path) -> bool:
     return child["steps"].get("loss", 0) > first + CHECKPOINT_EVERY
 
 
-def test_kills_in_the_middle_of_training_lose_and_repeat_no_step(tmp_path, made_database):
-    """Killed three times at random moments while metrics are sent, each time with steps to do again."""
-    (tmp_path / "mlflow.db").write_bytes(made_database)
+def test_kills_during_training_lose_and_repeat_no_step(tmp_path, empty_database):
+    """The process is killed three times at random moments while metrics are sent, each time with steps to
+    repeat."""
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
     moments = random.Random(0)
     for attempt in range(1, 4):
         process = start_training(tmp_path, 100_000)
@@ -290,8 +293,8 @@ def test_kills_in_the_middle_of_training_lose_and_repeat_no_step(tmp_path, made_
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert metrics.read_text().count("\n") > CHECKPOINT_EVERY
-    *whole, _ = metrics.read_text().splitlines()
-    num_steps = json.loads(whole[-1])["step"] + 200
+    *whole_lines, _ = metrics.read_text().splitlines()
+    num_steps = json.loads(whole_lines[-1])["step"] + 200
     process = start_training(tmp_path, num_steps)
     assert process.communicate(timeout=120)[0].strip() == "None", "nothing is left unsent"
     shown = Shown(tmp_path, EXPERIMENT)

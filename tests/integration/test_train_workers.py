@@ -1,24 +1,25 @@
-"""Ranks of a training on a real local Ray, that die."""
+"""Ranks of a training that die, on a real local Ray."""
 
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from cluster.metric_lines import MetricsWriter
 from cluster.ray_session import ray_session
 from cluster.site import Site
-from pipeline.results.metric_lines import MetricFiles
+from pipeline.results.attempt_metrics import GrowingMetrics
 from pipeline.running.signals import StopSignals
 from stages.parts import Parts
 from stages.stops import Interrupted
 from stages.training.faults import Preempted, stop_notice
-from stages.training.metrics import MetricsFile
-from stages.training.rank_failures import FAILURE, PREEMPTION, Restarts, WorkersFailed, restart_counts
-from stages.training.workers import run_workers
-from tests.stage_context import stage_context
+from stages.training.ranks.rank_failures import FAILURE, PREEMPTION, Restarts, WorkersFailed, restart_counts
+from stages.training.ranks.workers import run_workers
+from tests.stage_context import StageContext, stage_context
 from vico.errors import UserError
 
 
@@ -28,18 +29,34 @@ def ray():
         yield
 
 
+def set_site(context: StageContext, *, workers: int, **restarts: float) -> None:
+    context.site = Site.model_validate(
+        {
+            "ray": {"num_cpus": 3},
+            "resources": {"workers": workers},
+            "train": {"restarts": restarts},
+        }
+    )
+
+
 @pytest.fixture
-def context(tmp_path):
+def context(tmp_path) -> StageContext:
     """Two ranks that may be started twice."""
     context = stage_context("consistency", tmp_path, {})
-    train = context.site.train.model_copy(update={"max_failures": 1})
-    context.site = context.site.model_copy(update={"train": train})
+    set_site(context, workers=2, max_failures=1)
     return context
 
 
-def count_start(parts) -> int:
-    """This rank's number of starts, this one counted, once the other has counted it too: Ray ends a rank that
-    is still on its way to this function when another dies in it."""
+def notes(context: StageContext) -> list[str]:
+    return [report for report in context.reported if isinstance(report, str)]
+
+
+def count_start(parts: Parts) -> int:
+    """Count this start of this rank, wait until the other rank has counted it too, and return the number of
+    starts.
+
+    Without the wait, Ray ends a rank that has not yet reached this function when the other dies in it.
+    """
     rank = torch.distributed.get_rank()
     with (parts.attempt_folder / f"starts-{rank}").open("a") as file:
         file.write("start\n")
@@ -49,8 +66,8 @@ def count_start(parts) -> int:
     return number
 
 
-def train(settings: tuple) -> None:
-    """Rank 0 publishes the policy; rank 1 dies before that or after it, every time or the first time."""
+def train(settings: tuple[Parts, str, int]) -> None:
+    """Rank 0 publishes the policy; rank 1 dies before or after that, in the first `dies` starts."""
     parts, when, dies = settings
     rank = torch.distributed.get_rank()
     deaths = count_start(parts) <= dies
@@ -67,8 +84,8 @@ def train(settings: tuple) -> None:
     torch.distributed.barrier()
 
 
-def train_late(settings: tuple) -> None:
-    """Rank 1 dies; rank 0 comes to its next collective only when Ray has taken the process group away."""
+def train_late(settings: tuple[Parts, int]) -> None:
+    """Rank 1 dies; rank 0 reaches its next collective only after Ray has destroyed the process group."""
     parts, dies = settings
     rank = torch.distributed.get_rank()
     if count_start(parts) <= dies:
@@ -82,26 +99,26 @@ def train_late(settings: tuple) -> None:
         parts.publish("policy")
 
 
-def fail(parts) -> None:
-    """Rank 1 has a fault of its own, rank 0 waits for it."""
+def fail(parts: Parts) -> None:
+    """Rank 1 has an error of its own, rank 0 waits for it."""
     count_start(parts)
     if torch.distributed.get_rank() == 1:
-        raise ValueError("a fault of its own")
+        raise ValueError("an error of its own")
     torch.distributed.barrier()
 
 
 class DeadlyAtLaunch:
-    """Settings that, the first time, kill the rank 1 that opens them: it dies while ranks are launched."""
+    """Settings that kill rank 1 when it unpickles them for the first time, while the ranks are launched."""
 
-    def __init__(self, parts):
+    def __init__(self, parts: Parts):
         self.parts = parts
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[[Parts], Parts], tuple[Parts]]:
         return _open_deadly, (self.parts,)
 
 
-def _open_deadly(parts):
-    if os.environ.get("RANK") == "1":  # Ray Train's controller opens them too, and has no rank
+def _open_deadly(parts: Parts) -> Parts:
+    if os.environ.get("RANK") == "1":  # Ray Train's controller unpickles them too, and has no rank
         with (parts.attempt_folder / "starts-1").open("a") as file:
             file.write("start\n")
         if starts(parts, 1) == 1:
@@ -109,14 +126,15 @@ def _open_deadly(parts):
     return parts
 
 
-def meet(parts) -> None:
+def meet(parts: Parts) -> None:
     torch.distributed.barrier()
 
 
-def train_until_told(parts) -> None:
-    """Steps without end; told to stop, the ranks end their step and have a checkpoint, as `train` does."""
+def train_until_notice(parts: Parts) -> None:
+    """Make steps until there is a notice; the ranks then finish their step with a checkpoint, like the real
+    loop."""
     rank = torch.distributed.get_rank()
-    report = MetricsFile(parts.attempt_folder / "metrics.jsonl") if rank == 0 else None
+    report = MetricsWriter(parts.attempt_folder / "metrics.jsonl") if rank == 0 else None
     with stop_notice(parts.attempt_folder, rank) as notice:
         for step in range(1, 10**6):
             stop = torch.tensor(float(notice.given()))
@@ -128,8 +146,8 @@ def train_until_told(parts) -> None:
             time.sleep(0.02)
 
 
-def load_too_long(parts) -> None:
-    """The first time, rank 1 gets SIGTERM while it loads its models, and is killed before it trains."""
+def load_too_long(parts: Parts) -> None:
+    """In the first start, rank 1 gets SIGTERM while it loads its models, and is killed before it trains."""
     number = count_start(parts)
     if torch.distributed.get_rank() == 1 and number == 1:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -138,8 +156,9 @@ def load_too_long(parts) -> None:
     torch.distributed.barrier()
 
 
-def vanish(settings: tuple) -> None:
-    """The first time, rank 1's network goes before its process, of which Ray then has heard nothing."""
+def vanish(settings: tuple[Parts, bool]) -> None:
+    """In the first start, rank 1 loses its network before its process ends, so that Ray has not seen it
+    end."""
     parts, noticed = settings
     number = count_start(parts)
     if torch.distributed.get_rank() == 1 and number == 1:
@@ -151,69 +170,68 @@ def vanish(settings: tuple) -> None:
     torch.distributed.barrier()
 
 
-def starts(parts, rank: int) -> int:
+def starts(parts: Parts, rank: int) -> int:
     return len((parts.attempt_folder / f"starts-{rank}").read_text().splitlines())
 
 
-def logs(parts) -> str:
-    """Of both ranks: Ray may end the later of two that stop before it has said why."""
+def logs(parts: Parts) -> str:
+    """Return the logs of both ranks: Ray may end the later one before it has logged its reason."""
     return "".join(path.read_text() for path in sorted(parts.attempt_folder.glob("rank-*.log")))
 
 
-def test_a_rank_that_dies_after_the_last_part_is_not(context):
-    """The training would be done again from its last checkpoint, and its policy refused: it is there."""
+def test_a_rank_that_dies_after_the_last_part_causes_no_restart(context):
+    """A restart would train again from the last checkpoint and then fail, because the policy is published."""
     run_workers(train, (context.parts, "after", 1), context, num_steps=1, last_part="policy")
     assert (context.parts.output / "policy").read_text() == "a policy"
     assert starts(context.parts, 0) == starts(context.parts, 1) == 1
 
 
 def test_deaths_are_limited(context):
-    with pytest.raises(WorkersFailed, match=r"worker failure: .*train.max_failures=1 is used up"):
+    with pytest.raises(WorkersFailed, match=r"worker failure: .*train.restarts.max_failures=1 is used up"):
         run_workers(train, (context.parts, "before", 9), context, num_steps=1, last_part="policy")
     assert starts(context.parts, 1) == 2
     assert restart_counts(context.parts) == {"worker_failures": 2, "preemptions": 0}
-    again = Restarts(Parts(context.parts.folder, 2))  # another attempt counts on
+    again = Restarts(Parts(context.parts.folder, 2))  # another attempt continues the count
     again.add(PREEMPTION)
     again.add(FAILURE)
     assert restart_counts(context.parts) == {"worker_failures": 3, "preemptions": 1}
-    files = MetricFiles(context.parts.folder / "attempts", lambda path: float("inf"))
-    told = [(line.step, dict(line.metrics)) for line in files.unread(100) if "restarts" in line.path.name]
-    assert [step for step, _ in told] == [1, 2, 3, 4], "MLflow takes each step of a metric once"
-    assert told[-1][1] == {"num_worker_failures": 3.0, "num_preemptions": 1.0}
+    files = GrowingMetrics(context.parts.folder / "attempts", lambda path: float("inf"))
+    restarts = [line.content for line in files.unread(100) if "restarts" in line.path.name]
+    assert [line.step for line in restarts] == [1, 2, 3, 4], "MLflow takes each step of a metric once"
+    assert restarts[-1].metrics == {"num_worker_failures": 3.0, "num_preemptions": 1.0}
 
 
-def test_a_rank_in_mid_computation_when_another_dies_is_no_fault_of_its_own(context):
-    """At its next collective it finds its process group gone: a ValueError of torch, no lost connection. All
-    ranks are started again, and the last part is made."""
+def test_a_rank_that_computes_while_another_dies_has_no_error_of_its_own(context):
+    """Its next collective raises a ValueError of torch (the process group is gone), not a lost connection.
+    All ranks start again and make the last part."""
     run_workers(train_late, (context.parts, 1), context, num_steps=1, last_part="policy")
     assert (context.parts.output / "policy").read_text() == "a policy"
     assert starts(context.parts, 0) == starts(context.parts, 1) == 2
 
 
-def test_a_rank_that_dies_while_the_ranks_are_launched_leaves_its_places(context):
-    """Ray loses sight of that start: the places of the two ranks are all there are, the next start needs
-    them."""
+def test_a_rank_that_dies_while_the_ranks_are_launched_frees_its_resources(context):
+    """Ray forgets that start, and the two ranks hold all CPUs, which the next start needs."""
     run_workers(meet, DeadlyAtLaunch(context.parts), context, num_steps=1)
     assert starts(context.parts, 1) == 2
 
 
-def test_a_fault_of_a_rank_is_not_tried_again(context):
-    with pytest.raises(WorkersFailed, match=r"^rank 1: ValueError: a fault of its own; see .*/rank-1.log$"):
+def test_an_error_of_a_rank_is_not_retried(context):
+    with pytest.raises(WorkersFailed, match=r"^rank 1: ValueError: an error of its own; see .*/rank-1.log$"):
         run_workers(fail, context.parts, context, num_steps=1)
     assert starts(context.parts, 0) == starts(context.parts, 1) == 1
 
 
-def test_what_the_context_finds_ends_the_training_with_its_step_done(context):
-    """A lost lease, or a store that takes nothing more: not noticed days later, at the end."""
+def test_an_error_of_the_context_ends_the_training_after_its_step(context):
+    """A lost lease, or a store that refuses writes, is noticed at once and not days later at the end."""
     started = context.parts.attempt_folder / "metrics.jsonl"
 
-    def check():
+    def check() -> None:
         if started.exists():
             raise UserError("403: the store takes nothing more")
 
     context.check = check
     with pytest.raises(UserError, match="the store takes nothing more"):
-        run_workers(train_until_told, context.parts, context, num_steps=10**6)
+        run_workers(train_until_notice, context.parts, context, num_steps=10**6)
     assert "is done and its checkpoint published" in logs(context.parts)
     assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 0}
 
@@ -221,7 +239,7 @@ def test_what_the_context_finds_ends_the_training_with_its_step_done(context):
 @pytest.mark.usefixtures("terminal_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_driver_leaves_the_ranks_time_for_their_checkpoint(context, number):
-    """As a job server stops a run, or Ctrl-C; Ray would end the ranks in mid-step."""
+    """A job server or Ctrl-C stops a run this way; Ray alone would end the ranks within a step."""
     started = context.parts.attempt_folder / "metrics.jsonl"
 
     def stop() -> None:
@@ -233,51 +251,50 @@ def test_a_signal_to_the_driver_leaves_the_ranks_time_for_their_checkpoint(conte
         context.check = signals.check
         threading.Thread(target=stop, daemon=True).start()
         with pytest.raises(Interrupted, match=number.name):
-            run_workers(train_until_told, context.parts, context, num_steps=10**6, last_part="policy")
+            run_workers(train_until_notice, context.parts, context, num_steps=10**6, last_part="policy")
     assert "is done and its checkpoint published" in logs(context.parts)
-    said = [line for line in context.reported if isinstance(line, str)]
-    assert said == [
+    assert notes(context) == [
         f"{number.name}: the ranks end their step and publish a checkpoint; again: all end at once"
     ]
 
 
-def test_a_rank_that_is_taken_while_it_loads_is_preempted_and_no_failure(context):
+def test_a_rank_that_is_taken_away_while_it_loads_counts_as_preempted(context):
     run_workers(load_too_long, context.parts, context, num_steps=1)
     assert starts(context.parts, 1) == 2
     assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 1}
 
 
 @pytest.mark.parametrize("noticed", [True, False])
-def test_a_rank_whose_peer_alone_tells_of_its_end_is_preempted_only_after_notice(context, noticed):
+def test_a_rank_whose_end_only_its_peer_reports_is_preempted_only_after_a_notice(context, noticed):
     run_workers(vanish, (context.parts, noticed), context, num_steps=1)
     assert "rank 0 ERROR" in logs(context.parts)
     counts = {"worker_failures": 1 - noticed, "preemptions": int(noticed)}
     assert restart_counts(context.parts) == counts
 
 
-def test_places_that_do_not_come_are_said_and_waited_for_only_so_long(context, monkeypatch):
-    """As after the loss of a node that nothing replaces."""
+def test_missing_resources_are_noted_and_the_wait_for_them_is_limited(context, monkeypatch):
+    """As after the loss of a node that is not replaced."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
-    train = context.site.train.model_copy(update={"start_timeout_s": 5.0})
-    resources = context.site.resources.model_copy(update={"workers": 3})
-    context.site = context.site.model_copy(update={"train": train, "resources": resources})
+    set_site(context, workers=3, start_timeout_s=5.0)
     with pytest.raises(
-        WorkersFailed, match=r"no places for 3 ranks of .* train\.start_timeout_s=5 is used up; give the same"
+        WorkersFailed,
+        match=r"no room for 3 ranks of .* train\.restarts\.start_timeout_s=5 is used up; run the same",
     ):
         run_workers(meet, context.parts, context, num_steps=1)
-    said = [line for line in context.reported if isinstance(line, str)]
-    assert len(said) == 1 and said[0].startswith("no places for 3 ranks of {'CPU': ")
+    (note,) = notes(context)
+    assert note.startswith("no room for 3 ranks of {'CPU': ")
     assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 0}
 
 
-def test_a_signal_while_places_are_waited_for_ends_at_once(context):
-    """The last test here: what waits within Ray then ends with the session, as when a run ends."""
-    resources = context.site.resources.model_copy(update={"workers": 3})
-    context.site = context.site.model_copy(update={"resources": resources})
+def test_a_signal_during_the_wait_for_resources_does_not_wait_for_that_start(context, monkeypatch):
+    """This is the last test here: the thread that waits within Ray ends with the session, as when a run
+    ends."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    set_site(context, workers=3)
     with StopSignals() as signals:
         context.check = signals.check
         threading.Timer(5, os.kill, (os.getpid(), signal.SIGTERM)).start()
         began = time.monotonic()
         with pytest.raises(Interrupted, match="SIGTERM"):
             run_workers(meet, context.parts, context, num_steps=1, last_part="policy")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 300, "it waited for the start that Ray was trying"

@@ -1,9 +1,9 @@
 """One small consistency training, the same for every way of running it: 10 steps of 4 packs.
 
-Its packs come in kinds: `mixed` (rates by tile, text-only and empty packs among them), `tile` and `image`
-(rates by tile or image), `text-N` (on N ranks the first one sees no picture).
+There are several kinds of packs: `mixed` (rates per tile, with text-only and empty packs), `tile` and `image`
+(rates per tile or image), `text-N` (on N ranks, the first rank sees no picture).
 
-Run as a program it is one rank of a DeepSpeed training (environment as torchrun gives it):
+As a program this is one rank of a DeepSpeed training, in an environment as torchrun makes it:
 `python -m tests.numerics.consistency_case MODEL OUT CASE...`, a case being KIND:ZERO_STAGE:DTYPE[:VARIANT].
 """
 
@@ -13,16 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cluster.site import TrainSettings
+from cluster.train_settings import MemorySettings, TrainSettings
 from stages.consistency.config import ConsistencyConfig
 from stages.consistency.learning_rates import consistency_rates
 from stages.consistency.worker import checkpoint_activations, reference_placement
-from stages.parts import Parts
 from stages.training.engine import Engine, init_distributed
 from stages.training.engine_settings import engine_settings
-from stages.training.loop import TrainingPlan, derived_seed, share_of_rank, train_step
 from stages.training.optimizer import OptimizerConfig
 from stages.training.parameter_groups import parameter_groups
+from stages.training.step import Update, derived_seed, share_of_rank, train_step
 from vico.checkpoints import load_model
 from vico.model.internvl import VicoModel
 from vico.objectives.consistency import ConsistencyTask
@@ -33,12 +32,12 @@ NUM_STEPS, PACKS_PER_STEP, SEED = 10, 4, 7
 # In one process float32 alone ends 0.7e-5 from float64 at a rate of 1e-3, and half as far at 5e-4.
 OPTIMIZER = OptimizerConfig(learning_rate=5e-4, weight_decay=0.05, grad_clip=1.0)
 SHARPER = 4.0
-CONFIG = ConsistencyConfig(connector_lr_scale=2.0, connector_warmup_steps=2, vision_lr_decay=0.8)
+CONFIG = ConsistencyConfig(seed=0, connector_lr_scale=2.0, connector_warmup_steps=2, vision_lr_decay=0.8)
 RATES = consistency_rates(CONFIG, num_vision_layers=2)
 
 
 def samples(prompt_format: PromptFormat, number: int, tiles_per_image: tuple[int, ...]) -> EncodedSample:
-    """A sample drawn from its number alone."""
+    """Return a sample drawn from its number alone."""
     random = np.random.default_rng([SEED, number])
     question = "<image>\n" * len(tiles_per_image) + "what is written here " * int(random.integers(1, 4))
     answer = " ".join(str(value) for value in random.integers(0, 99, int(random.integers(1, 9))))
@@ -51,8 +50,8 @@ def samples(prompt_format: PromptFormat, number: int, tiles_per_image: tuple[int
 
 
 def pack(prompt_format: PromptFormat, step: int, number: int, kind: str = "mixed") -> PackedBatch:
-    """Pack `number` of `step`; of the mixed ones every third step has an all-text pack first, the last step
-    ends in an empty one."""
+    """Return pack `number` of `step`. With `mixed`, the first pack of every third step is text-only and the
+    last pack of the last step is empty."""
     random = np.random.default_rng([SEED, step, number])
     if kind == "mixed" and step == NUM_STEPS - 1 and number == PACKS_PER_STEP - 1:
         return packed_batch([], [], prompt_format.settings, "sample")
@@ -69,7 +68,8 @@ def pack(prompt_format: PromptFormat, step: int, number: int, kind: str = "mixed
 
 
 def sharp_model(model_folder: Path, dtype: torch.dtype) -> VicoModel:
-    """The model with larger logits: a random model's are so flat that a KL of two is mostly rounding."""
+    """Return the model with larger logits: those of a random model are so flat that a KL is mostly
+    rounding."""
     model = load_model(model_folder, dtype)
     with torch.no_grad():
         model.base.model.language_model.norm.weight.mul_(SHARPER)
@@ -79,7 +79,7 @@ def sharp_model(model_folder: Path, dtype: torch.dtype) -> VicoModel:
 def consistency_task(
     model_folder: Path, dtype: torch.dtype = torch.float32, reference: str = "replicated"
 ) -> ConsistencyTask:
-    """Policy with dropout off (its draws are tested elsewhere) and a new connector, and the reference."""
+    """Return the task of a policy with a new connector and of the reference, without dropout."""
     policy, frozen = (sharp_model(model_folder, dtype) for _ in range(2))
     policy.add_compressed_connector(derived_seed(SEED, "compressed_connector"))
     placement = reference_placement(reference)
@@ -89,8 +89,8 @@ def consistency_task(
 def reference_run(
     model_folder: Path, kind: str = "mixed", dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """The same training in one process with torch alone: AdamW on float32 weights, of which the model has a
-    copy in `dtype`, over gradients of the whole step, summed in float32."""
+    """Run the same training in one process with torch alone: AdamW on float32 weights, of which the model has
+    a copy in `dtype`, with the gradients of the whole step summed in float32."""
     prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder, dtype).to(device)
     groups = parameter_groups(task, OPTIMIZER, RATES)
     masters = {p: p.detach().float().clone().requires_grad_() for g in groups for p in g.parameters}
@@ -101,13 +101,13 @@ def reference_run(
     losses, gradients = [], {}
     for step in range(NUM_STEPS):
         packs = [pack(prompt_format, step, number, kind) for number in range(PACKS_PER_STEP)]
-        weight, loss = sum(one.loss_weight for one in packs), 0.0
+        weight, loss = sum(batch.loss_weight for batch in packs), 0.0
         for master in masters.values():
             master.grad = torch.zeros_like(master)
-        for one in packs:
-            part = task(one.to(device))[0] / weight
-            part.backward()
-            loss += part.item()
+        for batch in packs:
+            pack_loss = task(batch.to(device))[0] / weight
+            pack_loss.backward()
+            loss += pack_loss.item()
             for parameter, master in masters.items():
                 if parameter.grad is not None:
                     master.grad += parameter.grad
@@ -133,7 +133,7 @@ def reference_run(
 
 
 def assert_in_effect(task: ConsistencyTask, engine: Engine, where: str, what: str) -> None:
-    """That the variant is more than a word: equal figures would not tell."""
+    """Check that the variant takes effect: equal numbers would not show it."""
     zero = engine._engine.optimizer
     assert type(zero.optimizer).__name__ == ("DeepSpeedCPUAdam" if where == "offload" else "AdamW")
     if what == "parameters":
@@ -145,7 +145,7 @@ def assert_in_effect(task: ConsistencyTask, engine: Engine, where: str, what: st
 
 
 def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant: str = "") -> dict | None:
-    """The same training on this rank under DeepSpeed; what rank 0 saw, None elsewhere.
+    """Run the same training on this rank under DeepSpeed; return what rank 0 saw, None elsewhere.
 
     `variant`: `offload-optimizer`, `offload-parameters`, `reference-sharded`, `reference-cpu` or
     `checkpointing` (of activations).
@@ -153,43 +153,37 @@ def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant
     init_distributed(timeout_s=1800)
     prompt_format = load_prompt_format(model_folder)
     where, _, what = variant.partition("-")
-    place = what if where == "reference" else "replicated"
-    task = consistency_task(model_folder, getattr(torch, dtype), place)
+    memory = MemorySettings(
+        zero_stage=zero_stage,
+        offload=what if where == "offload" else "none",
+        reference=what if where == "reference" else "replicated",
+    )
+    task = consistency_task(model_folder, getattr(torch, dtype), memory.reference)
     if variant == "checkpointing":
-        checkpoint_activations(task.policy.train())  # transformers does it in training mode only
+        checkpoint_activations(task.policy.train())  # transformers does it only in training mode
         for part in task.policy.modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0
     # ZeRO-3 partitions every parameter, however small: the case that fails first
     zero = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if zero_stage == 3 else {}
-    offload = what if where == "offload" else "none"
-    site = TrainSettings(zero_stage=zero_stage, deepspeed=zero, offload=offload)
+    site = TrainSettings(memory=memory, deepspeed=zero)
     settings = engine_settings(OPTIMIZER.model_copy(update={"dtype": dtype}), PACKS_PER_STEP, site)
     engine = Engine(task, parameter_groups(task, OPTIMIZER, RATES), settings)
     assert_in_effect(task, engine, where, what)
     losses, gradients = [], {}
-    plan = TrainingPlan(
-        purpose="test",
-        seed=SEED,
-        num_steps=NUM_STEPS,
-        learning_rate=lambda step: OPTIMIZER.learning_rate_at(step, NUM_STEPS),
-        parts=Parts(Path("unused"), 0),
-        site=site,
-        validate_every_steps=NUM_STEPS,
-    )
     for step in range(NUM_STEPS):
         packs = [pack(prompt_format, step, number, kind) for number in range(PACKS_PER_STEP)]
         empty = packed_batch([], [], prompt_format.settings, "sample")
-        mine = [
-            (number, empty if one is None else one)
-            for number, one in share_of_rank(packs, engine.rank, engine.world_size)
+        share = [
+            (number, empty if batch is None else batch)
+            for number, batch in share_of_rank(packs, engine.rank, engine.world_size)
         ]
-        seen = {}
+        seen: dict[str, torch.Tensor] = {}
+        update = Update(step, OPTIMIZER.learning_rate_at(step, NUM_STEPS), SEED, "test")
         sums = train_step(
             engine,
-            mine,
-            plan,
-            step,
+            share,
+            update,
             before_update=lambda seen=seen: seen.update(engine.whole_gradients()),
         )
         losses.append(sums["loss"])
@@ -207,7 +201,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for case in cases:
         wanted_kind, stage, wanted_dtype, *more = case.split(":")
-        found = rank_run(Path(model), wanted_kind, int(stage), wanted_dtype, *more)
-        if found is not None:
-            torch.save(found, Path(out) / f"{case}.pt")
+        run = rank_run(Path(model), wanted_kind, int(stage), wanted_dtype, *more)
+        if run is not None:
+            torch.save(run, Path(out) / f"{case}.pt")
     torch.distributed.destroy_process_group()  # its threads would be there when the process ends

@@ -1,13 +1,16 @@
-"""Parity cases of our own: random models in the published Flash layout, and what published equations give.
+"""Parity cases of our own: random models in the published Flash layout, and the results of the published
+equations.
 
 `write_case` writes a folder as `test_published_parity.py` reads it. The reference shares no code with `vico`:
-the vision tower, connectors and router stand here once more, in float64, over the published tensor names; the
-language model is transformers' own causal model with eager attention.
+the vision tower, connectors and router are implemented here once more, in float64, with the published tensor
+names. The language model is transformers' own causal model with eager attention.
 """
 
 # N tiles, L tokens, P vision tokens and class token, v vision width, h language width, H heads
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +19,52 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.numerics.published_weights import Tensors, random_weights
+
 VOCABULARY, IMAGE, START, END = 160, 150, 151, 152
 _MODEL_TYPES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3", "Qwen3MoeForCausalLM": "qwen3_moe"}
-Tensors = dict[str, torch.Tensor]
-Shapes = dict[str, tuple[int, ...]]
 
 
-def write_case(
-    folder: Path,
-    *,
-    seed: int = 0,
-    tiles: tuple[int, ...] = (2, 1),
-    vision: dict[str, Any] | None = None,
-    text: dict[str, Any] | None = None,
-    architecture: str = "Qwen3ForCausalLM",
-    tied: bool = False,
-    relative: float = 0.0,
-) -> Path:
-    """Writes a case with tiles of pictures as given; `vision` and `text` change fields of the two configs."""
+@dataclass(frozen=True)
+class Case:
+    """A random model and the tiles of each picture; `vision` and `text` change fields of the configs."""
+
+    seed: int = 0
+    tiles: tuple[int, ...] = (2, 1)
+    vision: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
+    architecture: str = "Qwen3ForCausalLM"
+    tied: bool = False
+    relative: float = 0.0
+
+
+def write_case(folder: Path, case: Case) -> Path:
+    """Write the files of a case; return their folder."""
     folder.mkdir(parents=True)
-    torch.manual_seed(seed)
-    config = _config(vision or {}, text or {}, architecture, tied, relative)
+    torch.manual_seed(case.seed)
+    config = _config(case)
     language = _language_model(config["llm_config"])
-    weights = _other_weights(config) | {
+    weights = random_weights(config) | {
         f"language_model.{name}": tensor
         for name, tensor in _unfused(language.state_dict()).items()
-        if not (tied and name == "lm_head.weight")
+        if not (case.tied and name == "lm_head.weight")
     }
-    pixels = torch.randn(sum(tiles), 3, *[config["force_image_size"]] * 2).half()
+    pixels = torch.randn(sum(case.tiles), 3, *[config["force_image_size"]] * 2).half()
     expected = {"pixel_values": pixels, **_vision_side(weights, config, pixels.double())}
-    absolute = (
-        expected["prob"][:, 0].median().item() - 1e-3
-    )  # decisions of both kinds, far from the threshold
+    # a threshold that is not near any probability and gives decisions of both kinds
+    absolute = expected["prob"][:, 0].median().item() - 1e-3
     config["flash_absolute_threshold"] = absolute
-    expected["compress"] = _published_rule(expected["prob"][:, 0], relative, absolute)
-    expected |= _language_side(language, config, expected, tiles)
-    facts = {
+    expected["compress"] = _published_rule(expected["prob"][:, 0], case.relative, absolute)
+    expected |= _language_side(language, config, expected, case.tiles)
+    inputs = {
         "image_token_id": IMAGE,
         "img_start_id": START,
         "img_end_id": END,
-        "tiles_per_image": list(tiles),
+        "tiles_per_image": list(case.tiles),
     }
-    facts |= {"flash_relative_threshold": relative, "flash_absolute_threshold": absolute}
+    inputs |= {"flash_relative_threshold": case.relative, "flash_absolute_threshold": absolute}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "case.json").write_text(json.dumps(facts))
+    (folder / "case.json").write_text(json.dumps(inputs))
     save_file(
         {name: tensor.contiguous().clone() for name, tensor in weights.items()}, folder / "model.safetensors"
     )
@@ -69,25 +74,29 @@ def write_case(
     return folder
 
 
-def _config(vision: dict, text: dict, architecture: str, tied: bool, relative: float) -> dict[str, Any]:
+def _config(case: Case) -> dict[str, Any]:
     tower = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     tower |= {"image_size": 112, "patch_size": 14, "norm_type": "layer_norm", "layer_norm_eps": 1e-6}
-    tower |= {"qkv_bias": True, "qk_normalization": False, **vision}
+    tower |= {"qkv_bias": True, "qk_normalization": False, **case.vision}
     language = {"vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
     language |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
-    language |= {"rope_theta": 10000.0, "tie_word_embeddings": tied, "architectures": [architecture]}
+    language |= {
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": case.tied,
+        "architectures": [case.architecture],
+    }
     return {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
         "downsample_ratio": 0.5,
         "flash_mode": True,
-        "flash_relative_threshold": relative,
+        "flash_relative_threshold": case.relative,
         "force_image_size": tower["image_size"],
         "select_layer": -1,
         "ps_version": "v2",
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": case.tied,
         "vision_config": tower,
-        "llm_config": {**language, "model_type": _MODEL_TYPES[architecture], **text},
+        "llm_config": {**language, "model_type": _MODEL_TYPES[case.architecture], **case.text},
     }
 
 
@@ -101,74 +110,20 @@ def _language_model(config: dict[str, Any]) -> torch.nn.Module:
 
 
 def _unfused(tensors: Tensors) -> Tensors:
-    """Each expert under its own name, as published: transformers 5 holds a layer's experts as one tensor."""
-    found: Tensors = {}
+    """Return each expert under its own name, as published: transformers 5 has one tensor for a layer's
+    experts."""
+    unfused: Tensors = {}
     for name, tensor in tensors.items():
         head, _, last = name.rpartition(".")
         if not head.endswith(".experts"):
-            found[name] = tensor
+            unfused[name] = tensor
             continue
         for number, expert in enumerate(tensor):
             parts = {"down_proj": expert} if last == "down_proj" else None
             half = expert.shape[0] // 2
             parts = parts or {"gate_proj": expert[:half], "up_proj": expert[half:]}
-            found |= {f"{head}.{number}.{part}.weight": piece for part, piece in parts.items()}
-    return found
-
-
-def _other_weights(config: dict[str, Any]) -> Tensors:
-    """Random vision tower, connectors and router, under the published names."""
-    tower, h = config["vision_config"], config["llm_config"]["hidden_size"]
-    v = tower["hidden_size"]
-    shapes = _tower_shapes(tower)
-    shapes |= (
-        _norm_shapes("mlp1.0", 4 * v) | _linear_shapes("mlp1.1", 4 * v, h) | _linear_shapes("mlp1.3", h, h)
-    )
-    shapes |= _norm_shapes("mlp2.0", 16 * v) | _linear_shapes("mlp2.1", 16 * v, 2 * h)
-    shapes |= _linear_shapes("mlp2.4", 2 * h, 2 * h) | _linear_shapes("mlp2.7", 2 * h, h)
-    shapes |= {"pooling_before_gating.query_token": (1, v)}
-    for number in range(1, 5):
-        attention, block = f"pooling_before_gating.attn{number}", f"gating.block{number}"
-        shapes |= {f"{attention}.in_proj_weight": (3 * v, v), f"{attention}.in_proj_bias": (3 * v,)}
-        shapes |= _linear_shapes(f"{attention}.out_proj", v, v)
-        shapes |= _norm_shapes(f"pooling_before_gating.norm{number}", v) | _norm_shapes(f"{block}.5", v)
-        shapes |= _linear_shapes(f"{block}.0", v, 4 * v) | _linear_shapes(f"{block}.3", 4 * v, v)
-    shapes |= _norm_shapes("gating.gate.0", v) | _linear_shapes("gating.gate.1", v, 2)
-    # around 1 where it scales, else small: every tensor then shows in the outputs
-    scales = ("norm", "mlp1.0.w", "mlp2.0.w", ".5.weight", "gate.0.w", "ls1", "ls2")
-    return {
-        name: torch.randn(shape) * 0.1 + float(any(s in name for s in scales) and not name.endswith("bias"))
-        for name, shape in shapes.items()
-    }
-
-
-def _tower_shapes(tower: dict[str, Any]) -> Shapes:
-    v, wide, patch = tower["hidden_size"], tower["intermediate_size"], tower["patch_size"]
-    shapes: Shapes = {
-        "vision_model.embeddings.class_embedding": (1, 1, v),
-        "vision_model.embeddings.position_embedding": (1, (tower["image_size"] // patch) ** 2 + 1, v),
-        "vision_model.embeddings.patch_embedding.weight": (v, 3, patch, patch),
-        "vision_model.embeddings.patch_embedding.bias": (v,),
-    }
-    for number in range(tower["num_hidden_layers"]):
-        layer = f"vision_model.encoder.layers.{number}"
-        shapes |= _linear_shapes(f"{layer}.attn.qkv", v, 3 * v, tower["qkv_bias"])
-        shapes |= _linear_shapes(f"{layer}.attn.proj", v, v)
-        shapes |= _linear_shapes(f"{layer}.mlp.fc1", v, wide) | _linear_shapes(f"{layer}.mlp.fc2", wide, v)
-        for name in ("norm1", "norm2"):
-            shapes |= _norm_shapes(f"{layer}.{name}", v, tower["norm_type"] == "layer_norm")
-        for name in ("q_norm", "k_norm") if tower["qk_normalization"] else ():
-            shapes |= _norm_shapes(f"{layer}.attn.{name}", v, bias=False)
-        shapes |= {f"{layer}.ls1": (v,), f"{layer}.ls2": (v,)}
-    return shapes
-
-
-def _linear_shapes(name: str, inside: int, outside: int, bias: bool = True) -> Shapes:
-    return {f"{name}.weight": (outside, inside), **({f"{name}.bias": (outside,)} if bias else {})}
-
-
-def _norm_shapes(name: str, width: int, bias: bool = True) -> Shapes:
-    return {f"{name}.weight": (width,), **({f"{name}.bias": (width,)} if bias else {})}
+            unfused |= {f"{head}.{number}.{part}.weight": piece for part, piece in parts.items()}
+    return unfused
 
 
 def _linear(w: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -215,7 +170,8 @@ def _vision_tower(w: Tensors, tower: dict[str, Any], pixels: torch.Tensor) -> to
 
 
 def _shuffled(x: torch.Tensor, factor: int) -> torch.Tensor:
-    """Published pixel shuffle v2: token (row, column) gathers factor x factor neighbours, row by row."""
+    """Return the published pixel shuffle v2: token (row, column) gathers factor x factor neighbours, row by
+    row."""
     side = int(x.shape[1] ** 0.5)
     grid = x.reshape(len(x), side // factor, factor, side // factor, factor, x.shape[-1])
     return grid.permute(0, 1, 3, 2, 4, 5).reshape(len(x), (side // factor) ** 2, -1)
@@ -247,13 +203,13 @@ def _router_logits(w: Tensors, features: torch.Tensor) -> torch.Tensor:
 def _vision_side(weights: Tensors, config: dict[str, Any], pixels: torch.Tensor) -> Tensors:
     w = {name: tensor.double() for name, tensor in weights.items() if not name.startswith("language_model.")}
     features = _vision_tower(w, config["vision_config"], pixels)
-    found = {
+    results = {
         "vit_mean": features.mean(1),
         "v256": _connected(w, "mlp1", _shuffled(features, 2), ("1", "3")),
         "v64": _connected(w, "mlp2", _shuffled(features, 4), ("1", "4", "7")),
         "prob": _router_logits(w, features).softmax(-1),
     }
-    return {name: tensor.float() for name, tensor in found.items()}
+    return {name: tensor.float() for name, tensor in results.items()}
 
 
 def _published_rule(p0: torch.Tensor, relative: float, absolute: float) -> torch.Tensor:
@@ -262,7 +218,7 @@ def _published_rule(p0: torch.Tensor, relative: float, absolute: float) -> torch
 
 @torch.no_grad()
 def _language_side(
-    language: torch.nn.Module, config: dict, expected: Tensors, tiles: tuple[int, ...]
+    language: torch.nn.Module, config: dict[str, Any], expected: Tensors, tiles: tuple[int, ...]
 ) -> Tensors:
     full, compressed, compress = expected["v256"], expected["v64"], expected["compress"]
     ids: list[int] = torch.randint(0, 140, (40,)).tolist()
@@ -271,9 +227,9 @@ def _language_side(
     kept, seen = [], 0
     for token in ids:
         if token == IMAGE:
-            tile, place = divmod(seen, full.shape[1])
+            tile, position = divmod(seen, full.shape[1])
             seen += 1
-            if compress[tile] and place >= compressed.shape[1]:
+            if compress[tile] and position >= compressed.shape[1]:
                 continue
         kept.append(token)
     routed = [compressed[n] if flag else full[n] for n, flag in enumerate(compress.tolist())]

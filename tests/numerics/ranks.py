@@ -1,4 +1,4 @@
-"""The ranks of one process group as programs of their own, with the environment that torchrun would give."""
+"""Run the ranks of one process group as separate programs, in the environment that torchrun would make."""
 
 import os
 import subprocess
@@ -16,20 +16,21 @@ ROOT = Path(__file__).parents[2]
 
 def start_ranks(
     module: str, arguments: Sequence[str], logs: Path, world_size: int, accelerator: str = "cpu"
-) -> list[subprocess.Popen]:
-    """`python -m module arguments` on each rank, one thread each; output in `logs/rank-<r>.log`."""
+) -> list[subprocess.Popen[bytes]]:
+    """Start `python -m module arguments` on each rank, with one thread each; output in
+    `logs/rank-<r>.log`."""
     logs.mkdir(parents=True, exist_ok=True)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
-    same = {**address, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": accelerator}
+    environment = {**address, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": accelerator}
     ranks = []
     for rank in range(world_size):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         with (logs / f"rank-{rank}.log").open("w") as log:
             ranks.append(
                 subprocess.Popen(
                     [sys.executable, "-m", module, *arguments],
                     cwd=ROOT,
-                    env={**os.environ, **same, **place},
+                    env={**os.environ, **environment, **own},
                     stdout=log,
                     stderr=log,
                 )
@@ -37,9 +38,9 @@ def start_ranks(
     return ranks
 
 
-def check_ranks(ranks: Sequence[subprocess.Popen], logs: Path) -> bool:
-    """Whether all have ended. The first that ended badly ends the others, which would wait for it, and fails
-    with the end of its log."""
+def check_ranks(ranks: Sequence[subprocess.Popen[bytes]], logs: Path) -> bool:
+    """Return whether all have ended. If one failed, kill the others, which would wait for it, and fail with
+    the end of its log."""
     codes = [rank.poll() for rank in ranks]
     if failed := [rank for rank, code in enumerate(codes) if code]:
         stop_ranks(ranks)
@@ -47,14 +48,14 @@ def check_ranks(ranks: Sequence[subprocess.Popen], logs: Path) -> bool:
     return None not in codes
 
 
-def stop_ranks(ranks: Sequence[subprocess.Popen]) -> None:
+def stop_ranks(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
     for rank in ranks:
         rank.kill()
         rank.wait()
 
 
-def finish(ranks: Sequence[subprocess.Popen], logs: Path, timeout_s: float = 900) -> None:
-    """Waits for all ranks to end well; fails with the end of the log of one that did not."""
+def finish(ranks: Sequence[subprocess.Popen[bytes]], logs: Path, timeout_s: float = 900) -> None:
+    """Wait until all ranks have succeeded; fail with the end of the log of one that did not."""
     deadline = time.monotonic() + timeout_s
     while not check_ranks(ranks, logs):
         if time.monotonic() > deadline:

@@ -1,4 +1,5 @@
-"""Chunked KL over both heads equals the dense formula in loss and gradients, for every chunking and dtype."""
+"""The chunked KL over both heads equals the dense formula in loss and gradients, for every chunking and
+dtype."""
 
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def test_different_vocabularies_are_refused():
 
 @pytest.mark.parametrize("rows", [(101, 96), (96, 101), (101, 101)], ids=str)
 def test_padding_ids_enter_neither_softmax_and_get_no_gradient(rows):
-    """Ids 0..95; what lies past them in either head is huge, so that a leak would show."""
+    """Ids are 0 to 95; the rows after them are huge in either head, so that a leak would show."""
     hidden, weight, reference_hidden, reference_weight, weights = (t.detach() for t in case(torch.float64))
     weight[96:] = 50.0
     reference_weight[96:] = -50.0
@@ -131,8 +132,11 @@ def test_a_second_backward_over_one_forward_is_refused():
 
 
 def test_memory_does_not_grow_with_answer_tokens():
-    """Peak above inputs and gradients: sixteen chunks of tokens cost what one costs. Each in a process of its
-    own, since what an allocator kept of the first would hide or feign what the second takes."""
+    """The peak above inputs and gradients is the same for sixteen chunks of tokens as for one.
+
+    Each is measured in a process of its own, because memory that the allocator kept from the first would
+    distort the second.
+    """
     code = """
 import sys, torch
 from benchmarks import kl
@@ -146,5 +150,5 @@ print(kl.measured("ours", int(sys.argv[1]), torch.float32, "cpu")["memory_gb"])
 
     chunk_gb = 256 * 20_000 * 4 / 1e9
     one_chunk, sixteen_chunks = peak_gb(256), peak_gb(4096)
-    # The allocator rounds by up to a chunk; logits that stayed would add fifteen.
+    # The allocator rounds up by at most a chunk; logits that are kept would add fifteen.
     assert sixteen_chunks < one_chunk + 2 * chunk_gb, (one_chunk, sixteen_chunks, chunk_gb)

@@ -1,4 +1,4 @@
-"""Compiled layers compute what the plain ones do, and a pack of another shape compiles nothing new."""
+"""Compiled layers compute the same as plain layers, and a pack of another shape causes no new compilation."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
-from cluster.site import TrainSettings
+from cluster.train_settings import TrainSettings
 from tests.numerics.consistency_case import consistency_task, samples
 from tests.tiny_model import make_tiny_model
 from vico.model.compiled import compile_layers
@@ -19,16 +19,16 @@ SHAPES = [((3,), (1,)), ((2, 1), ()), ((4,), (1,), (1,)), ((1,),), ((), ())]
 
 
 def keep_rotary(monkeypatch):
-    """The rotary embedding is compiled for the whole process; it is put back after the test."""
+    """Restore the rotary embedding after the test: it is compiled for the whole process."""
     for code in (modeling_qwen2, modeling_qwen3):
         monkeypatch.setattr(code, "apply_rotary_pos_emb", code.apply_rotary_pos_emb)
 
 
 def packs(prompt_format):
     for number, shapes in enumerate(SHAPES):
-        found = [samples(prompt_format, 10 * number + i, shape) for i, shape in enumerate(shapes)]
-        rates = [np.arange(sample.skeleton.num_tiles) % 2 == 0 for sample in found]
-        yield packed_batch(found, rates, prompt_format.settings, "sample")
+        chosen = [samples(prompt_format, 10 * number + i, shape) for i, shape in enumerate(shapes)]
+        rates = [np.arange(sample.skeleton.num_tiles) % 2 == 0 for sample in chosen]
+        yield packed_batch(chosen, rates, prompt_format.settings, "sample")
     yield packed_batch([], [], prompt_format.settings, "sample")
 
 
@@ -60,7 +60,7 @@ def losses_and_gradients(task, prompt_format):
 
 
 @pytest.mark.parametrize("text", ["qwen3", pytest.param("qwen2", marks=pytest.mark.slow)])
-def test_results_are_those_of_plain_layers_and_new_shapes_compile_nothing_new(tmp_path, monkeypatch, text):
+def test_results_equal_those_of_plain_layers_and_new_shapes_compile_nothing_new(tmp_path, monkeypatch, text):
     keep_rotary(monkeypatch)
     folder = make_tiny_model(tmp_path / "m", text={"model_type": text})
     prompt_format = load_prompt_format(folder)
@@ -75,17 +75,17 @@ def test_results_are_those_of_plain_layers_and_new_shapes_compile_nothing_new(tm
     for name, gradient in plain[2].items():
         torch.testing.assert_close(compiled[2][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
-    known = counter.frame_count
+    num_compiled = counter.frame_count
     more = [samples(prompt_format, 99 + i, (i + 2,)) for i in range(5)]
     for last in range(1, 6):
         rates = [np.arange(sample.skeleton.num_tiles) % 3 == 0 for sample in more[:last]]
         task(packed_batch(more[:last], rates, prompt_format.settings, "sample"))[0].backward()
-    assert counter.frame_count == known
+    assert counter.frame_count == num_compiled
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [("activation_checkpointing", True), ("zero_stage", 3), ("reference", "cpu")]
 )
-def test_what_compiled_layers_cannot_do_is_refused(field, value):
-    with pytest.raises(ValueError, match=f"train.compile=true does not go with train.{field}"):
-        TrainSettings(compile=True, **{field: value})
+def test_settings_that_compiled_layers_do_not_support_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"train.compile=true does not go with train.memory.{field}"):
+        TrainSettings(compile=True, memory={field: value})

@@ -1,5 +1,5 @@
-"""What only a CUDA device can show: varlen attention of packed rows, the loss and its kernel, a training
-under every ZeRO stage on one rank."""
+"""Checks that need a CUDA device: varlen attention of packed rows, the loss and its kernel, a training under
+every ZeRO stage on one rank."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,13 @@ from tests.numerics.consistency_case import consistency_task, reference_run, sam
 from tests.numerics.ranks import finish, start_ranks
 from tests.numerics.test_chunked_kl import case, dense
 from tests.numerics.test_compiled import keep_rotary, losses_and_gradients, task_of
-from tests.numerics.test_zero_equalities import BFLOAT16, MODULE, assert_equal, of_losses, of_parameters
+from tests.numerics.test_zero_equalities import (
+    BFLOAT16,
+    MODULE,
+    assert_equal,
+    loss_distance,
+    parameter_distance,
+)
 from tests.tiny_model import make_tiny_model
 from vico.losses import chunked_kl
 from vico.model.segments import segment_attention
@@ -28,26 +34,29 @@ def test_varlen_attention_equals_attention_by_segment(key_heads):
     generator = torch.Generator().manual_seed(0)
     total = sum(LENGTHS)
     drawn = [torch.randn(1, heads, total, 64, generator=generator) for heads in (4, key_heads, key_heads)]
-    found, expected = [], []
-    for device, dtype, results in (("cuda", torch.bfloat16, found), ("cpu", torch.float32, expected)):
-        query, key, value = (one.to(torch.bfloat16).to(device, dtype).requires_grad_() for one in drawn)
+    on_cuda, expected = [], []
+    for device, dtype, results in (("cuda", torch.bfloat16, on_cuda), ("cpu", torch.float32, expected)):
+        query, key, value = (tensor.to(torch.bfloat16).to(device, dtype).requires_grad_() for tensor in drawn)
         attended, _ = segment_attention(None, query, key, value, None, segment_lengths=LENGTHS)
         attended.float().square().sum().backward()
-        results += [one.float().cpu() for one in (attended.detach(), query.grad, key.grad, value.grad)]
-    for mine, other in zip(found, expected, strict=True):
+        outputs = (attended.detach(), query.grad, key.grad, value.grad)
+        results += [tensor.float().cpu() for tensor in outputs]
+    for mine, other in zip(on_cuda, expected, strict=True):
         assert (mine - other).norm() <= 2e-2 * other.norm()
 
 
 def test_float32_attention_takes_no_varlen_kernel():
     query, key, value = (torch.randn(1, 2, sum(LENGTHS), 64, device="cuda") for _ in range(3))
     attended, _ = segment_attention(None, query, key, value, None, segment_lengths=LENGTHS)
-    on_cpu = [one.cpu() for one in (query, key, value)]
+    on_cpu = [tensor.cpu() for tensor in (query, key, value)]
     expected, _ = segment_attention(None, *on_cpu, None, segment_lengths=LENGTHS)
     torch.testing.assert_close(attended.cpu(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_chunked_kl_equals_dense():
-    ours, theirs = ([one.detach().cuda().requires_grad_() for one in case(torch.float64)] for _ in range(2))
+    ours, theirs = (
+        [tensor.detach().cuda().requires_grad_() for tensor in case(torch.float64)] for _ in range(2)
+    )
     loss, kl = chunked_kl(*ours[:4], ours[4].detach(), chunk_rows=4)
     expected, expected_kl = dense(*theirs[:4], theirs[4].detach())
     loss.backward()
@@ -85,17 +94,17 @@ def test_the_kernel_stays_near_float64_of_the_same_numbers(dtype, bound, num_ids
 
 
 def test_a_loss_without_gradients_is_the_same():
-    arguments = [one.detach().float().cuda() for one in case(torch.float64)]
+    arguments = [tensor.detach().float().cuda() for tensor in case(torch.float64)]
     with torch.no_grad():
         loss, kl = chunked_kl(*arguments, chunk_rows=4)
-    expected, expected_kl = dense(*(one.double() for one in arguments))
+    expected, expected_kl = dense(*(tensor.double() for tensor in arguments))
     torch.testing.assert_close(kl.double(), expected_kl, rtol=1e-4, atol=1e-7)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_row_that_is_not_finite_gives_a_loss_that_is_not_finite():
     hidden, weight, reference_hidden, reference_weight, weights = (
-        one.detach().float().cuda() for one in case(torch.float64)
+        tensor.detach().float().cuda() for tensor in case(torch.float64)
     )
     hidden[3, 0] = float("inf")
     _, kl = chunked_kl(hidden, weight, reference_hidden, reference_weight, weights, chunk_rows=4)
@@ -107,7 +116,7 @@ ENGINE_CASES = [f"mixed:{stage}:{dtype}" for dtype in ("float32", "bfloat16") fo
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What torch alone and one rank under DeepSpeed and NCCL computed on the device."""
+    """Return what torch alone and one rank under DeepSpeed and NCCL computed on the device."""
     folder = tmp_path_factory.mktemp("engine")
     model, out = make_tiny_model(folder / "model"), folder / "out"
     ranks = start_ranks(MODULE, [str(model), str(out), *ENGINE_CASES], out, 1, accelerator="cuda")
@@ -126,7 +135,7 @@ def test_every_zero_stage_trains_as_torch_alone_does(trained, case):
 
 @pytest.mark.parametrize("case", ENGINE_CASES[3:])
 def test_bfloat16_stays_near_torch_alone_in_bfloat16(trained, case):
-    for distance in (of_parameters, of_losses):
+    for distance in (parameter_distance, loss_distance):
         allowed = BFLOAT16 * distance(trained["bfloat16"], trained["float32"])
         assert distance(trained[case], trained["bfloat16"]) <= allowed
 
@@ -134,9 +143,9 @@ def test_bfloat16_stays_near_torch_alone_in_bfloat16(trained, case):
 def test_a_pack_in_bfloat16_is_near_the_one_in_float32(tmp_path):
     folder = make_tiny_model(tmp_path / "m")
     prompt_format = load_prompt_format(folder)
-    found = [samples(prompt_format, number, shape) for number, shape in enumerate([(3,), (2, 1), ()])]
-    rates = [np.arange(sample.skeleton.num_tiles) % 2 == 0 for sample in found]
-    pack = packed_batch(found, rates, prompt_format.settings, "sample").to("cuda")
+    chosen = [samples(prompt_format, number, shape) for number, shape in enumerate([(3,), (2, 1), ()])]
+    rates = [np.arange(sample.skeleton.num_tiles) % 2 == 0 for sample in chosen]
+    pack = packed_batch(chosen, rates, prompt_format.settings, "sample").to("cuda")
     expected = consistency_task(folder).cuda()(pack)[0].item()
     task = consistency_task(folder, torch.bfloat16).cuda()
     loss, counts = task(pack)
@@ -154,6 +163,6 @@ def test_compiled_layers_compute_what_plain_ones_do(tmp_path, monkeypatch):
         losses_and_gradients(task_of(folder, backend).cuda(), prompt_format) for backend in (None, "inductor")
     )
     for mine, other in zip(compiled[:2], plain[:2], strict=True):
-        assert mine == pytest.approx(other, rel=1e-4, abs=1e-6)  # a text-only pack: rounding around 0
+        assert mine == pytest.approx(other, rel=1e-4, abs=1e-6)  # text-only packs have losses near 0
     for name, gradient in plain[2].items():
         assert (compiled[2][name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, name

@@ -1,4 +1,4 @@
-"""The FLOPs formula equals what torch counts in the products that a step really runs."""
+"""The FLOPs formula equals what torch counts in the matrix products of a real step."""
 
 from dataclasses import replace
 
@@ -27,10 +27,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pack(folder):
     prompt_format = load_prompt_format(folder)
-    found = [samples(prompt_format, number, shape) for number, shape in enumerate([(3,), (2, 4), ()])]
+    chosen = [samples(prompt_format, number, shape) for number, shape in enumerate([(3,), (2, 4), ()])]
     random = np.random.default_rng(5)
-    rates = [random.random(sample.skeleton.num_tiles) < 0.5 for sample in found]
-    return packed_batch(found, rates, prompt_format.settings, "sample")
+    rates = [random.random(sample.skeleton.num_tiles) < 0.5 for sample in chosen]
+    return packed_batch(chosen, rates, prompt_format.settings, "sample")
 
 
 def in_place_product(_sum, left, right, **_):
@@ -39,16 +39,18 @@ def in_place_product(_sum, left, right, **_):
 
 def counted(step) -> int:
     # torch counts the products inside SDPA's plain implementation, not the CPU's flash kernel
-    products = {torch.ops.aten.addmm_: in_place_product}  # it forgets this one
+    products = {torch.ops.aten.addmm_: in_place_product}  # it does not count this one
     with FlopCounterMode(display=False, custom_mapping=products) as counter, sdpa_kernel(SDPBackend.MATH):
         step()
     return counter.get_total_flops()
 
 
 def work(row):
-    """The row's work with the zero tile that each connector also runs, which the formula leaves out."""
-    found = row_work(row)
-    return replace(found, full_tiles=found.full_tiles + 1, compressed_tiles=found.compressed_tiles + 1)
+    """Return the row's work with the zero tile that each connector also runs; the formula leaves it out."""
+    row_only = row_work(row)
+    return replace(
+        row_only, full_tiles=row_only.full_tiles + 1, compressed_tiles=row_only.compressed_tiles + 1
+    )
 
 
 @pytest.mark.parametrize("train_vision", [True, False])

@@ -1,11 +1,13 @@
-"""The parity test over our own cases: sizes, norms, biases, heads and language models the golden one lacks.
+"""The parity test on cases of our own: sizes, norms, biases, heads and language models that the golden case
+lacks.
 
-The same command that takes the golden folder takes these; a case with one wrong number fails in it.
+They run with the same command as the golden folder, and a case with one wrong number fails.
 """
 
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,28 +15,28 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.numerics import test_published_parity
-from tests.numerics.published_cases import write_case
+from tests.numerics.published_cases import Case, write_case
 
 TEST = Path(__file__).with_name("test_published_parity.py")
 MOE = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
 CASES = {
-    "rms_norm_qk_norm_no_bias": {
-        "vision": {"norm_type": "rms_norm", "qk_normalization": True, "qkv_bias": False}
-    },
-    # the published q/k norm takes its epsilon from the config too
-    "rms_norm_qk_norm_coarse_epsilon": {
-        "vision": {"norm_type": "rms_norm", "qk_normalization": True, "layer_norm_eps": 1e-3}
-    },
-    "layer_norm_qk_norm": {"vision": {"qk_normalization": True, "num_hidden_layers": 3}, "relative": 0.5},
-    "tied_head_other_sizes": {
-        "tied": True,
-        "vision": {"hidden_size": 96, "num_attention_heads": 6, "image_size": 168, "qkv_bias": False},
-        "text": {"hidden_size": 64, "num_hidden_layers": 3, "head_dim": 24},
-        "tiles": (1, 3, 1),
-    },
-    "qwen2": {"architecture": "Qwen2ForCausalLM"},
-    "qwen2_tied_one_tile": {"architecture": "Qwen2ForCausalLM", "tied": True, "tiles": (1,)},
-    "mixture_of_experts": {"architecture": "Qwen3MoeForCausalLM", "text": MOE, "tiles": (5,)},
+    "rms_norm_qk_norm_no_bias": Case(
+        vision={"norm_type": "rms_norm", "qk_normalization": True, "qkv_bias": False}
+    ),
+    # the published q/k norm also takes its epsilon from the config
+    "rms_norm_qk_norm_coarse_epsilon": Case(
+        vision={"norm_type": "rms_norm", "qk_normalization": True, "layer_norm_eps": 1e-3}
+    ),
+    "layer_norm_qk_norm": Case(vision={"qk_normalization": True, "num_hidden_layers": 3}, relative=0.5),
+    "tied_head_other_sizes": Case(
+        tied=True,
+        vision={"hidden_size": 96, "num_attention_heads": 6, "image_size": 168, "qkv_bias": False},
+        text={"hidden_size": 64, "num_hidden_layers": 3, "head_dim": 24},
+        tiles=(1, 3, 1),
+    ),
+    "qwen2": Case(architecture="Qwen2ForCausalLM"),
+    "qwen2_tied_one_tile": Case(architecture="Qwen2ForCausalLM", tied=True, tiles=(1,)),
+    "mixture_of_experts": Case(architecture="Qwen3MoeForCausalLM", text=MOE, tiles=(5,)),
 }
 
 
@@ -55,8 +57,8 @@ def parity(root: Path) -> tuple[int, str]:
 
 
 def test_every_case_passes_and_a_wrong_one_fails(tmp_path):
-    for number, (name, options) in enumerate(CASES.items()):
-        write_case(tmp_path / name, seed=number, **options)
+    for number, (name, case) in enumerate(CASES.items()):
+        write_case(tmp_path / name, replace(case, seed=number))
     wrong = shutil.copytree(tmp_path / "qwen2", tmp_path / "wrong")
     expected = load_file(wrong / "expected.safetensors")
     expected["v64"][0, 0, 0] += 1e-3
@@ -68,7 +70,7 @@ def test_every_case_passes_and_a_wrong_one_fails(tmp_path):
 
 
 def test_a_folder_without_cases_is_an_error(tmp_path):
-    """Asked as pytest asks, without a process: the hook of the parity test, given an empty folder."""
+    """Call the hook of the parity test with an empty folder, as pytest does, without a process."""
     config = SimpleNamespace(getoption=lambda name: str(tmp_path))
     asked = SimpleNamespace(fixturenames=["folder"], config=config)
     with pytest.raises(pytest.UsageError, match=f"--golden {tmp_path}: no folder with a case.json"):

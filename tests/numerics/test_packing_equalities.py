@@ -1,4 +1,5 @@
-"""Packed = one sample at a time = transformers' own forward; KL is 0 for policy = reference."""
+"""A pack gives the same as one sample at a time and as transformers' own forward; the KL of a model and
+itself is 0."""
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from tests.numerics.consistency_case import consistency_task, samples
 from tests.tiny_model import make_tiny_model
-from vico.packing import LOSS_REDUCTIONS, packed_batch, packed_row
+from vico.packing import LOSS_REDUCTIONS, TiledSequence, packed_batch, packed_row
 from vico.prompt import load_prompt_format
 
 SHAPES = [((3,), (1,)), ((2, 1), ()), ((4,), (1,), (1,)), ((1,),), ((), ())]
@@ -19,12 +20,12 @@ def model(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chosen(model):
-    """Samples with one, several and no pictures, and random rates of their tiles."""
+    """Return samples with one, several and no images, and random rates of their tiles."""
     prompt_format = load_prompt_format(model)
     shapes = [shape for group in SHAPES for shape in group]
-    found = [samples(prompt_format, number, shape) for number, shape in enumerate(shapes)]
+    encoded = [samples(prompt_format, number, shape) for number, shape in enumerate(shapes)]
     random = np.random.default_rng(3)
-    return prompt_format, found, [random.random(sample.skeleton.num_tiles) < 0.5 for sample in found]
+    return prompt_format, encoded, [random.random(sample.skeleton.num_tiles) < 0.5 for sample in encoded]
 
 
 def loss_and_gradients(task, batches):
@@ -39,15 +40,15 @@ def loss_and_gradients(task, batches):
 
 @pytest.mark.parametrize("reduction", LOSS_REDUCTIONS)
 def test_packed_equals_unpacked_in_loss_and_gradients(model, chosen, reduction):
-    prompt_format, found, rates = chosen
+    prompt_format, encoded, rates = chosen
     task = consistency_task(model)
     with torch.no_grad():  # away from the reference, so that the loss is not that of the new connector alone
         for parameter in task.policy.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.02)
     settings = prompt_format.settings
-    packed, gradients = loss_and_gradients(task, [packed_batch(found, rates, settings, reduction)])
+    packed, gradients = loss_and_gradients(task, [packed_batch(encoded, rates, settings, reduction)])
     alone, expected = loss_and_gradients(
-        task, [packed_batch([s], [r], settings, reduction) for s, r in zip(found, rates, strict=True)]
+        task, [packed_batch([s], [r], settings, reduction) for s, r in zip(encoded, rates, strict=True)]
     )
     assert packed == pytest.approx(alone, rel=1e-5)
     for name, gradient in expected.items():
@@ -57,12 +58,12 @@ def test_packed_equals_unpacked_in_loss_and_gradients(model, chosen, reduction):
 
 @torch.no_grad()
 def test_the_kl_of_each_sample_of_a_pack_is_that_of_the_sample_alone(model, chosen):
-    prompt_format, found, rates = chosen
+    prompt_format, encoded, rates = chosen
     task, settings = consistency_task(model), prompt_format.settings
-    counts = task(packed_batch(found, rates, settings, "sample"), by_sample=True)[1]
+    counts = task(packed_batch(encoded, rates, settings, "sample"), by_sample=True)[1]
     alone = [
         float(task(packed_batch([s], [r], settings, "sample"))[1]["kl_sum"])
-        for s, r in zip(found, rates, strict=True)
+        for s, r in zip(encoded, rates, strict=True)
     ]
     torch.testing.assert_close(counts["kl_S"], torch.tensor(alone), rtol=1e-5, atol=1e-6)
     assert counts["kl_S"].sum().item() == pytest.approx(counts["kl_sum"].item(), rel=1e-5)
@@ -71,23 +72,22 @@ def test_the_kl_of_each_sample_of_a_pack_is_that_of_the_sample_alone(model, chos
 
 
 def test_kl_is_zero_for_the_reference_itself_at_the_full_rate(model, chosen):
-    prompt_format, found, _ = chosen
-    full = [np.zeros(sample.skeleton.num_tiles, bool) for sample in found]
+    prompt_format, encoded, _ = chosen
+    full = [np.zeros(sample.skeleton.num_tiles, bool) for sample in encoded]
     task = consistency_task(model)
-    loss, counts = task(packed_batch(found, full, prompt_format.settings, "sample"))
+    loss, counts = task(packed_batch(encoded, full, prompt_format.settings, "sample"))
     assert counts["answer_tokens"] > 0
     assert loss.item() == 0 and counts["kl_sum"].item() == 0
 
 
 def test_full_rate_gives_the_logits_of_plain_transformers(model, chosen):
-    prompt_format, found, _ = chosen
+    prompt_format, encoded, _ = chosen
     policy = consistency_task(model).policy
-    for sample in found:
+    for sample in encoded:
         if not sample.skeleton.num_tiles:
             continue
-        row = packed_row(
-            [(sample.skeleton, np.zeros(sample.skeleton.num_tiles, bool), 0)], prompt_format.settings
-        )
+        full_rate = np.zeros(sample.skeleton.num_tiles, bool)
+        row = packed_row([TiledSequence(sample.skeleton, full_rate, 0)], prompt_format.settings)
         pixels = torch.from_numpy(sample.pixels)
         with torch.no_grad():
             full, compressed, _ = policy.visual_tokens(policy.vision_features(pixels), row)
@@ -99,10 +99,10 @@ def test_full_rate_gives_the_logits_of_plain_transformers(model, chosen):
 
 
 def test_a_compressed_tile_takes_the_place_of_a_shorter_block(model, chosen):
-    prompt_format, found, _ = chosen
-    settings, sample = prompt_format.settings, found[0]
+    prompt_format, encoded, _ = chosen
+    settings, sample = prompt_format.settings, encoded[0]
     flags = np.array([True, False, True])
-    row = packed_row([(sample.skeleton, flags, 0)], settings)
+    row = packed_row([TiledSequence(sample.skeleton, flags, 0)], settings)
     expected = sample.skeleton.num_text_tokens + settings.tokens_full + 2 * settings.tokens_compressed
     assert row.lengths == (expected,)
     tokens = (row.input_ids == settings.image_token_id).sum().item()

@@ -1,5 +1,5 @@
-"""A reference is the policy's start model: other sizes are refused, heads that differ by padding are not; one
-vision pass gives the loss of two."""
+"""The reference must be the policy's start model: other sizes are refused, heads that differ by padding are
+not. One vision pass gives the same loss as two."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.inference import InferenceSettings, opened_models
+from stages.inference import InferenceSettings, load_models
 from tests.numerics.consistency_case import consistency_task, samples, sharp_model
 from tests.tiny_model import VOCABULARY, make_tiny_model
 from vico.checkpoints import load_model
@@ -26,10 +26,10 @@ def folder(tmp_path_factory):
 
 
 def a_pack(prompt_format):
-    found = [samples(prompt_format, number, shape) for number, shape in enumerate([(3,), (2, 1), ()])]
+    chosen = [samples(prompt_format, number, shape) for number, shape in enumerate([(3,), (2, 1), ()])]
     random = np.random.default_rng(5)
-    rates = [random.random(sample.skeleton.num_tiles) < 0.5 for sample in found]
-    return packed_batch(found, rates, prompt_format.settings, "sample")
+    rates = [random.random(sample.skeleton.num_tiles) < 0.5 for sample in chosen]
+    return packed_batch(chosen, rates, prompt_format.settings, "sample")
 
 
 def test_a_reference_with_other_tiles_is_refused(folder, tmp_path):
@@ -46,17 +46,17 @@ def test_another_vocabulary_is_refused_and_padding_is_not(folder, tmp_path):
     assert task.num_ids == VOCABULARY
 
 
-def test_a_policy_from_elsewhere_is_held_against_the_model_of_the_run(folder, tmp_path):
-    """As ratio and evaluate open it, which may be given a policy that another run has trained."""
+def test_a_policy_from_elsewhere_is_compared_with_the_model_of_the_run(folder, tmp_path):
+    """The stages ratio and evaluate may get a policy that another run has trained."""
     padded = make_tiny_model(tmp_path / "padded", text={"vocab_size": VOCABULARY + 8})
     larger = make_tiny_model(tmp_path / "larger", tile_size=112)
     reader = SimpleNamespace(prompt_format=load_prompt_format(folder))
     limits = {"num_threads": 1, "row_tokens": 512, "generation_tokens": 512, "batch_tiles": 4}
 
     def opened(policy):
-        places = {"policy_folder": policy, "reference_folder": folder, "shard_folder": tmp_path}
-        settings = InferenceSettings(**places, **limits, dtype="float32", device="cpu", kl_chunk_rows=8)
-        return opened_models(settings, reader)
+        folders = {"policy_folder": policy, "reference_folder": folder, "shard_folder": tmp_path}
+        settings = InferenceSettings(**folders, **limits, dtype="float32", device="cpu", kl_chunk_rows=8)
+        return load_models(settings, reader)
 
     with pytest.raises(UserError, match="reference: tile_size=56, but the policy has tile_size=112"):
         opened(larger)
@@ -70,7 +70,7 @@ def test_a_policy_from_elsewhere_is_held_against_the_model_of_the_run(folder, tm
 
 
 def test_a_policy_with_another_tokenizer_of_the_same_size_is_refused(folder, tmp_path):
-    """Two words changed places, as in a tokenizer trained anew: nothing but the words would be wrong."""
+    """Two tokens are exchanged, as in a tokenizer that was trained again: only the words would be wrong."""
     other = shutil.copytree(folder, tmp_path / "other")
     content = json.loads((other / "tokenizer.json").read_text())
     vocabulary = content["model"]["vocab"]
@@ -82,15 +82,15 @@ def test_a_policy_with_another_tokenizer_of_the_same_size_is_refused(folder, tmp
         UserError, match=rf"tokenizer of {other} gives the token '{second}' the id 38.* 39 \(2 tokens"
     ):
         check_same_tokens(load_prompt_format(other), load_prompt_format(folder))
-    places = {"policy_folder": other, "reference_folder": folder, "shard_folder": tmp_path}
+    folders = {"policy_folder": other, "reference_folder": folder, "shard_folder": tmp_path}
     limits = {"num_threads": 1, "row_tokens": 512, "generation_tokens": 512, "batch_tiles": 4}
-    settings = InferenceSettings(**places, **limits, dtype="float32", device="cpu", kl_chunk_rows=8)
+    settings = InferenceSettings(**folders, **limits, dtype="float32", device="cpu", kl_chunk_rows=8)
     with pytest.raises(UserError, match="2 tokens differ"):
-        opened_models(settings, SimpleNamespace(prompt_format=load_prompt_format(folder)))
+        load_models(settings, SimpleNamespace(prompt_format=load_prompt_format(folder)))
 
 
 def frozen(task, folder):
-    """The same policy with a frozen vision tower, and so one vision pass."""
+    """Return the task with a frozen vision tower, and so with one vision pass."""
     task.policy.base.model.vision_tower.requires_grad_(False)
     reference = sharp_model(folder, torch.float32)
     task = ConsistencyTask(task.policy, reference, task.kl_chunk_rows)
@@ -101,18 +101,19 @@ def frozen(task, folder):
 def test_one_vision_pass_equals_two_in_loss_and_gradients(folder):
     prompt_format = load_prompt_format(folder)
     pack = a_pack(prompt_format)
-    two, one = consistency_task(folder).train(), frozen(consistency_task(folder), folder).train()
-    for task in (two, one):
-        task.policy.compressed_connector.eval()  # its dropout would be drawn anew
+    two_passes = consistency_task(folder).train()
+    one_pass = frozen(consistency_task(folder), folder).train()
+    for task in (two_passes, one_pass):
+        task.policy.compressed_connector.eval()  # its dropout would be drawn again
     calls = []
-    one.policy.base.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
-    expected, found = two(pack)[0], one(pack)[0]
+    one_pass.policy.base.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    expected, loss = two_passes(pack)[0], one_pass(pack)[0]
     assert len(calls) == 1
-    assert found.item() == expected.item() > 0
+    assert loss.item() == expected.item() > 0
     expected.backward()
-    found.backward()
-    gradients = dict(two.named_parameters())
-    for name, parameter in one.named_parameters():
+    loss.backward()
+    gradients = dict(two_passes.named_parameters())
+    for name, parameter in one_pass.named_parameters():
         if "vision_tower" in name:
             assert parameter.grad is None
         else:

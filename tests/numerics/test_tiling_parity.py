@@ -1,4 +1,5 @@
-"""Tiling equals the published one on a file of cases: `--tiling FILE`, by default the copy in tests/data."""
+"""The tiling equals the published one on a file of cases: `--tiling FILE`, by default the copy in
+tests/data."""
 
 import json
 from pathlib import Path
@@ -22,7 +23,8 @@ def tiling(case):
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """The cases' picture: 8-bit colour ((7x + 3y) mod 256, xy mod 256, (x xor y) mod 256) at (x, y)."""
+    """Return the picture of the cases: 8-bit colour ((7x + 3y) mod 256, xy mod 256, (x xor y) mod 256) at (x,
+    y)."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([(7 * x + 3 * y) % 256, x * y % 256, (x ^ y) % 256], -1).astype(np.uint8))
 
@@ -39,8 +41,8 @@ def test_means_of_normalised_tiles(cases):
     compared = [case for case in cases if "tile_means" in case]
     assert compared
     for case in compared:
-        found = pixel_values(picture(case["width"], case["height"]), tiling(case)).mean((2, 3))
-        np.testing.assert_allclose(found, case["tile_means"], atol=2e-3, rtol=0)
+        means = pixel_values(picture(case["width"], case["height"]), tiling(case)).mean((2, 3))
+        np.testing.assert_allclose(means, case["tile_means"], atol=2e-3, rtol=0)
 
 
 def test_a_tile_is_the_crop_of_the_resized_picture():

@@ -1,9 +1,9 @@
-"""Our tiles against those of transformers' Pillow processor for InternVL, `GotOcr2ImageProcessorPil`.
+"""Our tiles equal those of transformers' Pillow processor for InternVL, `GotOcr2ImageProcessorPil`.
 
-They agree in everything: grid, order, thumbnail, resizing, normalisation. The two searches differ in one
-respect: among grids of equal number of tiles the published one goes in the order of a set, transformers' by
-columns. That could show only where two of these are equally close to a picture; those are
-compared too.
+They agree in grid, order, thumbnail, resizing and normalisation. The two searches for a grid differ in one
+respect: among grids with the same number of tiles, the published one goes in the order of a set, and
+transformers' by columns. This could show only if two such grids are equally close to a picture; these cases
+are compared too.
 """
 
 from fractions import Fraction
@@ -33,11 +33,11 @@ def test_grids_of_random_sizes(max_tiles):
 
 
 @pytest.mark.parametrize("max_tiles", [2, 6, 12])
-def test_grids_where_two_are_equally_close(max_tiles):
-    """Pictures whose aspect ratio lies in the middle of those of two grids, small ones and large ones."""
+def test_grids_when_two_are_equally_close(max_tiles):
+    """Small and large pictures with an aspect ratio in the middle between those of two grids."""
     sides = range(1, max_tiles + 1)
     ratios = {Fraction(a, b) for a in sides for b in sides if a * b <= max_tiles}
-    middles = {(one + other) / 2 for one in ratios for other in ratios}
+    middles = {(first + second) / 2 for first in ratios for second in ratios}
     tiling = Tiling(448, max_tiles)
     different = [
         (middle, scale)
@@ -67,7 +67,7 @@ def test_pixels_are_equal(size):
     np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=0)
 
 
-def test_a_grey_picture_with_alpha_is_taken_as_rgb_by_both():
+def test_both_convert_a_grey_picture_with_alpha_to_rgb():
     image = Image.linear_gradient("L").convert("LA")
     processor = GotOcr2ImageProcessorPil(
         size={"height": 56, "width": 56}, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD)

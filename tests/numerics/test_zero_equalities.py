@@ -1,7 +1,8 @@
-"""ZeRO-1 = 2 = 3 and 1 = 2 = 3 ranks = torch alone over 10 consistency steps: rates by tile or image,
+"""Over 10 consistency steps, every ZeRO stage on 1, 2 or 3 ranks equals torch alone: rates per tile or image,
 text-only and empty packs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,18 +13,19 @@ from tests.tiny_model import make_tiny_model
 
 MODULE = "tests.numerics.consistency_case"
 RELATIVE = 1e-5
-# Of what bfloat16 itself does to torch alone, in the parameters at the end and the losses. Ten steps spread
-# rounding, which differs between CPUs. Weights without a float32 copy, no clipping or a learning rate
-# that is 10 % low cost 0.9 and more.
+Run = dict[str, Any]
+# Allowed distance as a share of that between torch alone in bfloat16 and in float32, for the final parameters
+# and the losses. Ten steps amplify rounding, which differs between CPUs. Weights without a float32 copy, no
+# clipping, or a learning rate that is 10 % too low give 0.9 and more.
 BFLOAT16 = 0.5
-# A key bias shifts every score of a query alike, so its true gradient is zero and Adam's normalised step
-# turns rounding into full-size updates. They are not compared.
+# A key bias shifts all scores of a query by the same amount, so its true gradient is zero, and Adam's
+# normalised step turns rounding into full-size updates. Key biases are not compared.
 ZERO_GRADIENT = ("k_proj.bias",)
 TIED = ("lm_head.weight", "model.language_model.embed_tokens.weight")
 
 
 STAGES = (1, 2, 3)
-# The fast part: every stage at one and two ranks on packs of all sorts; the whole matrix is slow.
+# The fast part: every stage on one and two ranks with all kinds of packs; the whole matrix is slow.
 FAST = {world_size: [f"mixed:{stage}:float32" for stage in STAGES] for world_size in (1, 2)}
 VARIANTS = [
     "mixed:2:float32:offload-optimizer",
@@ -47,24 +49,24 @@ SLOW = {
 
 
 def alone(case: str) -> tuple[str, str]:
-    """Kind and dtype of a case: what torch alone is to be held against."""
+    """Return kind and dtype of a case: those of the run of torch alone to compare with."""
     kind, _, dtype, *_ = case.split(":")
     return kind, dtype
 
 
-def runs_of(cases: dict[int, list[str]], folder: Path) -> dict:
-    """What torch alone and the ranks computed: {(kind, dtype): run} and {(world size, case): run}."""
+def runs_of(cases: dict[int, list[str]], folder: Path) -> dict[tuple[str | int, str], Run]:
+    """Return what torch alone and the ranks computed: {(kind, dtype): run} and {(world size, case): run}."""
     model = make_tiny_model(folder / "model")
-    found = {}
+    runs = {}
     for world_size, wanted in cases.items():
         out = folder / str(world_size)
         ranks = start_ranks(MODULE, [str(model), str(out), *wanted], out, world_size)
-        for kind, dtype in {alone(case) for case in wanted} - found.keys():
-            found[kind, dtype] = reference_run(model, kind, getattr(torch, dtype))
+        for kind, dtype in {alone(case) for case in wanted} - runs.keys():
+            runs[kind, dtype] = reference_run(model, kind, getattr(torch, dtype))
         finish(ranks, out)
         for case in wanted:
-            found[world_size, case] = torch.load(out / f"{case}.pt", weights_only=True)
-    return found
+            runs[world_size, case] = torch.load(out / f"{case}.pt", weights_only=True)
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def variants(tmp_path_factory):
     return runs_of({2: VARIANTS}, tmp_path_factory.mktemp("variants"))
 
 
-def listed(cases: dict[int, list[str]], dtype: str) -> list:
+def listed(cases: dict[int, list[str]], dtype: str) -> list[Any]:
     return [
         pytest.param(world_size, case, id=f"{world_size}ranks-{case}")
         for world_size, wanted in cases.items()
@@ -104,32 +106,32 @@ def test_the_whole_matrix_equals_a_single_process(matrix, world_size, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", VARIANTS)
-def test_where_states_and_the_reference_lie_changes_nothing(variants, case):
+def test_the_placement_of_states_and_reference_changes_nothing(variants, case):
     assert_equal(variants[2, case], variants[alone(case)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "case"), listed(SLOW, "bfloat16"))
-def test_bfloat16_stays_near_torch_alone_in_bfloat16(matrix, world_size, case):
+def test_bfloat16_is_near_torch_alone_in_bfloat16(matrix, world_size, case):
     ours, in_bfloat16, in_float32 = matrix[world_size, case], matrix[alone(case)], matrix["mixed", "float32"]
-    for distance in (of_parameters, of_losses):
+    for distance in (parameter_distance, loss_distance):
         assert distance(ours, in_bfloat16) <= BFLOAT16 * distance(in_bfloat16, in_float32)
 
 
-def of_parameters(run: dict, reference: dict) -> torch.Tensor:
-    """Euclidean distance of all compared parameters."""
+def parameter_distance(run: Run, reference: Run) -> torch.Tensor:
+    """Return the Euclidean distance of all compared parameters."""
     names = [name for name in reference["state"] if not name.endswith(ZERO_GRADIENT)]
     differences = [run["state"][name].double() - reference["state"][name].double() for name in names]
     return torch.stack([difference.norm() for difference in differences]).norm()
 
 
-def of_losses(run: dict, reference: dict) -> torch.Tensor:
-    """Root mean square over the steps of the relative differences."""
+def loss_distance(run: Run, reference: Run) -> torch.Tensor:
+    """Return the root mean square over the steps of the relative differences."""
     return (run["losses"] / reference["losses"] - 1).square().mean().sqrt()
 
 
-def assert_equal(run: dict, reference: dict) -> None:
-    """Losses of every step, gradients of the first and last, parameters at the end."""
+def assert_equal(run: Run, reference: Run) -> None:
+    """Compare the losses of every step, the gradients of the first and last, and the final parameters."""
     torch.testing.assert_close(run["losses"], reference["losses"], rtol=RELATIVE, atol=0)
     for step, expected in reference["gradients"].items():
         for name, gradient in expected.items():
@@ -138,7 +140,7 @@ def assert_equal(run: dict, reference: dict) -> None:
                 assert difference <= RELATIVE * gradient.norm(), f"gradient of {name} at step {step}"
     assert run["state"].keys() == reference["state"].keys()
     head, embedding = (run["state"][f"policy.base.{name}"] for name in TIED)
-    assert head.data_ptr() == embedding.data_ptr()  # a copy each would be stored twice and train apart
+    assert head.data_ptr() == embedding.data_ptr()  # copies would be stored twice and diverge
     for name, expected in reference["state"].items():
         if not name.endswith(ZERO_GRADIENT):
             difference = (run["state"][name] - expected).abs().max()

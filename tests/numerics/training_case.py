@@ -1,26 +1,28 @@
-"""One rank that goes through whole trainings, one after another: checkpoints, resumes, faults.
+"""One rank that runs whole trainings, one after another: checkpoints, resumes, faults.
 
 `python -m tests.numerics.training_case MODEL FOLDER SCENARIO...`, each scenario a JSON object:
-`name` (folder of the stage), `attempt`, `zero_stage`, `dtype`; `stop_after` a step (as a kill would end it);
-`nan_at`, `nan_gradient_at` or `hang_at` a step and the `rank` it befalls; `sleep_s` a pack;
-`validate_every` so many steps, each noted in `validated-<rank>.txt` with the attempt; `tamper` the
-last checkpoint's facts with these, `probe_loss` being a factor.
+`name` (folder of the stage), `attempt`, `zero_stage`, `dtype`; `site` (blocks of the site's `train`
+settings); `stop_after` a step (as a kill would end it); `nan_at`, `nan_gradient_at` or `hang_at` a step, on
+`rank`; `sleep_s` per pack; `validate_every` so many steps, each written to `validated-<rank>.txt` with the
+attempt; `tamper`: changes to the metadata of the last checkpoint, with `probe_loss` as a factor.
 """
 
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cluster.site import TrainSettings
+from cluster.train_settings import TrainSettings
 from stages.parts import Parts
-from stages.training.checkpoints import FACTS_FILE, CheckpointDiffers, checkpoints
+from stages.training.checkpoints import METADATA_FILE, CheckpointDiffers, checkpoints, read_metadata
 from stages.training.engine import Engine, init_distributed
 from stages.training.engine_settings import engine_settings
 from stages.training.faults import Diverged, Preempted
-from stages.training.loop import TrainingPlan, train
+from stages.training.loop import StageTask, TrainingLoop, TrainingPlan
 from stages.training.optimizer import OptimizerConfig
 from stages.training.parameter_groups import parameter_groups
 from stages.training.throughput import measure_throughput
@@ -37,26 +39,26 @@ class Stopped(Exception):
 
 
 class Packs:
-    """Packs by (step, number); what goes wrong happens where a pack is read."""
+    """Packs by (step, number). A fault of the scenario happens when a pack is read."""
 
     num_steps = NUM_STEPS
 
-    def __init__(self, model_folder: Path, rank: int, scenario: dict):
+    def __init__(self, model_folder: Path, rank: int, scenario: dict[str, Any]):
         self._format, self._scenario = load_prompt_format(model_folder), scenario
-        self._befalls = rank == scenario.get("rank")
+        self._has_faults = rank == scenario.get("rank")
 
     def packs(self, step: int) -> list[tuple[int, int]]:
         return [(step, number) for number in range(PACKS_PER_STEP)]
 
-    def batch(self, place: tuple[int, int]) -> PackedBatch:
-        step, number = place
+    def batch(self, step_and_number: tuple[int, int]) -> PackedBatch:
+        step, number = step_and_number
         time.sleep(self._scenario.get("sleep_s", 0))
-        made = pack(self._format, step % 10, number)
-        if self._befalls and step == self._scenario.get("hang_at"):
+        batch = pack(self._format, step % 10, number)
+        if self._has_faults and step == self._scenario.get("hang_at"):
             time.sleep(3600)
-        if self._befalls and step == self._scenario.get("nan_at"):
-            made.weights_A.fill_(float("nan"))
-        return made
+        if self._has_faults and step == self._scenario.get("nan_at"):
+            batch.weights_A.fill_(float("nan"))
+        return batch
 
     def empty(self) -> PackedBatch:
         return packed_batch([], [], self._format.settings, "sample")
@@ -82,59 +84,86 @@ def plan_of(parts: Parts, site: TrainSettings, validate_every: int = NUM_STEPS) 
     )
 
 
-def train_scenario(model_folder: Path, folder: Path, scenario: dict) -> None:
-    """Trains; rank 0 writes `weights-<attempt>.pt` at the end, a rank that fails `outcome-<rank>.txt`."""
-    stage, attempt = scenario["zero_stage"], scenario["attempt"]
+def site_of(scenario: dict[str, Any]) -> TrainSettings:
+    stage = scenario["zero_stage"]
     # ZeRO-3 partitions every parameter, however small: the case that fails first
-    zero = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if stage == 3 else {}
-    site = TrainSettings(
-        zero_stage=stage,
-        deepspeed=zero,
-        checkpoint_every_steps=CHECKPOINT_EVERY,
-        hang_timeout_s=scenario.get("hang_timeout_s", 1800),
-        **scenario.get("site", {}),
+    deepspeed = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if stage == 3 else {}
+    blocks = scenario.get("site", {})
+    return TrainSettings.model_validate(
+        {
+            **blocks,
+            "memory": {"zero_stage": stage, **blocks.get("memory", {})},
+            "checkpoints": {"every_steps": CHECKPOINT_EVERY},
+            "deepspeed": deepspeed,
+        }
     )
-    optimizer = FLOAT32.model_copy(update={"dtype": scenario.get("dtype", "float32")})
-    parts = Parts(folder, attempt)
-    if site.throughput_steps:
-        measured = engine_of(model_folder, site, optimizer)
-        plan = plan_of(parts, site)
-        source = Packs(model_folder, measured.rank, scenario)
-        measure_throughput(measured, source, source.empty, plan, lambda engine: None)
-        measured.close()
-    engine = engine_of(model_folder, site, optimizer)
-    source = Packs(model_folder, engine.rank, scenario)
-    plan = plan_of(parts, site, scenario.get("validate_every", NUM_STEPS))
-    found = checkpoints(parts)
-    step = found[-1][0] if found else 0
 
-    def summary(sums: dict) -> dict[str, float]:
-        nonlocal step
-        step += 1
-        (folder / f"rank-{engine.rank}-step.txt").write_text(str(step))
-        if step == scenario.get("stop_after"):
-            engine.wait_for_checkpoint()  # so that the next step publishes it on every rank
-        if step - 1 == scenario.get("stop_after"):
+
+class Validation:
+    """Writes which attempt validates which step."""
+
+    def __init__(self, folder: Path, attempt: int):
+        self._folder, self._attempt = folder, attempt
+
+    def __call__(self, engine: Engine, step: int) -> dict[str, float]:
+        with (self._folder / f"validated-{engine.rank}.txt").open("a") as file:
+            file.write(f"{self._attempt} {step}\n")
+        return {"step": float(step)}
+
+
+class StepWatch:
+    """The metrics of a step; counts the steps, writes the count to `rank-<r>-step.txt`, and stops where the
+    scenario says so."""
+
+    def __init__(self, folder: Path, engine: Engine, step: int, stop_after: int | None):
+        self._folder, self._engine, self._stop_after = folder, engine, stop_after
+        self.step = step
+
+    def __call__(self, sums: Mapping[str, float]) -> dict[str, float]:
+        self.step += 1
+        (self._folder / f"rank-{self._engine.rank}-step.txt").write_text(str(self.step))
+        if self.step == self._stop_after:
+            self._engine.wait_for_checkpoint()  # so that the next step publishes it on every rank
+        if self.step - 1 == self._stop_after:
             raise Stopped
         return {"samples": sums["samples"]}
 
-    def validate(engine: Engine, step: int) -> dict[str, float]:
-        with (folder / f"validated-{engine.rank}.txt").open("a") as file:
-            file.write(f"{attempt} {step}\n")
-        return {"step": float(step)}
 
-    if scenario.get("tamper") and engine.rank == 0:
-        facts = found[-1][1] / FACTS_FILE
-        content = json.loads(facts.read_text())
-        changed = {**scenario["tamper"]}
-        changed["probe_loss"] = changed.get("probe_loss", 1.0) * content["probe_loss"]
-        facts.write_text(json.dumps({**content, **changed}))
+def tamper(checkpoint: Path, changes: dict[str, Any]) -> None:
+    """Change the metadata of a checkpoint; `probe_loss` is a factor."""
+    metadata = read_metadata(checkpoint)
+    probe_loss = changes.get("probe_loss", 1.0) * metadata["probe_loss"]
+    (checkpoint / METADATA_FILE).write_text(json.dumps({**metadata, **changes, "probe_loss": probe_loss}))
+
+
+def measure(model_folder: Path, scenario: dict[str, Any], parts: Parts, optimizer: OptimizerConfig) -> None:
+    """Measure some updates, as before a training."""
+    engine = engine_of(model_folder, site_of(scenario), optimizer)
+    source = Packs(model_folder, engine.rank, scenario)
+    measure_throughput(engine, source, plan_of(parts, site_of(scenario)), lambda: None)
+    engine.close()
+
+
+def train_scenario(model_folder: Path, folder: Path, scenario: dict[str, Any]) -> None:
+    """Train; rank 0 writes `weights-<attempt>.pt` at the end, a rank that fails `outcome-<rank>.txt`."""
+    attempt, site = scenario["attempt"], site_of(scenario)
+    optimizer = FLOAT32.model_copy(update={"dtype": scenario.get("dtype", "float32")})
+    parts = Parts(folder, attempt)
+    if site.profiling.throughput_steps:
+        measure(model_folder, scenario, parts, optimizer)
+    engine = engine_of(model_folder, site, optimizer)
+    written = checkpoints(parts)
+    watch = StepWatch(folder, engine, written[-1][0] if written else 0, scenario.get("stop_after"))
+    if "tamper" in scenario and engine.rank == 0:
+        tamper(written[-1][1], scenario["tamper"])
     if "nan_gradient_at" in scenario and engine.rank == scenario["rank"]:
+        at = scenario["nan_gradient_at"]
         bias = engine.module.policy.base.model.vision_tower.encoder.layer[0].attention.projection_layer.bias
-        bias.register_hook(lambda grad: grad * float("nan") if step == scenario["nan_gradient_at"] else grad)
+        bias.register_hook(lambda grad: grad * float("nan") if watch.step == at else grad)
     engine.barrier()
+    task = StageTask(Packs(model_folder, engine.rank, scenario), watch, Validation(folder, attempt))
     try:
-        train(engine, source, source.empty, plan, summary, validate)
+        TrainingLoop(engine, task, plan_of(parts, site, scenario.get("validate_every", NUM_STEPS))).run()
         state = engine.whole_state()
         if state is not None:
             torch.save(state, folder / f"weights-{attempt}.pt")
@@ -150,8 +179,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     init_distributed(timeout_s=1800)
     for text in scenarios:
-        wanted = json.loads(text)
-        place = Path(out) / wanted["name"]
-        place.mkdir(parents=True, exist_ok=True)
-        train_scenario(Path(model), place, wanted)
-    torch.distributed.destroy_process_group()  # its threads would be there when the process ends
+        content = json.loads(text)
+        stage_folder = Path(out) / content["name"]
+        stage_folder.mkdir(parents=True, exist_ok=True)
+        train_scenario(Path(model), stage_folder, content)
+    torch.distributed.destroy_process_group()  # otherwise its threads still run when the process ends

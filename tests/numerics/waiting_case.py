@@ -1,4 +1,5 @@
-"""One of two ranks: rank 0 waits in the group in which DeepSpeed reduces gradients for rank 1, which hangs.
+"""One of two ranks: rank 0 waits for rank 1, which hangs, in the process group in which DeepSpeed reduces
+gradients.
 
 `python -m tests.numerics.waiting_case FILE TIMEOUT_S`: rank 0 writes to FILE how its wait ended.
 """
@@ -15,7 +16,7 @@ from stages.training.engine import init_distributed
 
 if __name__ == "__main__":
     file, timeout_s = Path(sys.argv[1]), float(sys.argv[2])
-    # the group waits only `timeout_s` for the other rank to come, whose imports may take longer
+    # the group waits only `timeout_s` for the other rank to join, and its imports may take longer
     file.with_name(f"ready-{os.environ['RANK']}").touch()
     while not file.with_name(f"ready-{1 - int(os.environ['RANK'])}").exists():
         time.sleep(0.05)

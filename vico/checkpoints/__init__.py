@@ -1,4 +1,4 @@
-"""Model folders: every layout that is opened or written, and `load_model`, the way to open one."""
+"""Model folders in all their layouts: opening, writing, fetching. `load_model` is imported from here."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # On first use, not here: opening a model imports torch, which commands that only plan must not wait for.
+    # On first use, not at import: opening a model imports torch, and commands that only plan must not wait
+    # for it.
     if name == "load_model":
         from vico.checkpoints.load import load_model
 

@@ -1,5 +1,7 @@
-"""Model folders by name: a local folder as it is, a Hub id (`owner/name` or `owner/name@revision`) as its
-snapshot in the cache."""
+"""Find model folders by name: a local folder as it is, a Hub id as its snapshot in the cache.
+
+A Hub id is `owner/name` or `owner/name@revision`.
+"""
 
 import re
 from functools import cache
@@ -8,17 +10,16 @@ from pathlib import Path
 from vico.errors import UserError
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?$")
-# Python files belong to a checkpoint and are handed on by an export; they are never run
+# Python files are part of a checkpoint, and an export copies them; they are never run.
 _FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", "*.py", "README.md", "LICENSE*")
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder itself, or that of a Hub id, whose files are fetched where the cache lacks them. Without a
-    revision it is the commit of `main` that the cache has, so that a later call does not find another model;
-    else that of the Hub.
+    """Return the folder itself, or the snapshot of a Hub id; files missing in the cache are fetched.
 
-    Raises UserError for an id that the Hub does not give out and for a Hub that cannot be reached. A name
-    that is no id comes back as it is: whoever opens it says what is missing.
+    Without a revision, the commit of `main` in the cache is used, so that later calls find the same model;
+    without one in the cache, the Hub's. A name that is not a Hub id is returned as it is: whoever opens it
+    reports what is missing. Raises UserError if the Hub refuses the id or cannot be reached.
     """
     folder = Path(path)
     hub_id = None if folder.exists() or isinstance(path, Path) else _HUB_ID.match(path)
@@ -28,9 +29,11 @@ def model_folder(path: str | Path) -> Path:
     return _snapshot(name, revision or _cached_commit(name))
 
 
-def pinned(path: str | Path) -> str | None:
-    """A Hub id with the commit that it stands for now, `owner/name@commit`; None for what is no id. Errors of
-    `model_folder`."""
+def pinned_hub_id(path: str | Path) -> str | None:
+    """Return a Hub id with its current commit, `owner/name@commit`; None for anything else.
+
+    Raises as `model_folder` does.
+    """
     folder = model_folder(path)
     hub_id = None if folder == Path(path) else _HUB_ID.match(str(path))
     return None if hub_id is None else f"{hub_id[1]}@{folder.name}"
@@ -39,8 +42,8 @@ def pinned(path: str | Path) -> str | None:
 def _cached_commit(name: str) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
-    return Path(found).parent.name if isinstance(found, str) else None
+    config = try_to_load_from_cache(name, "config.json")
+    return Path(config).parent.name if isinstance(config, str) else None
 
 
 @cache
@@ -55,7 +58,6 @@ def _snapshot(name: str, revision: str | None) -> Path:
     )
 
     path = name if revision is None else f"{name}@{revision}"
-
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
     except GatedRepoError as error:
@@ -63,14 +65,14 @@ def _snapshot(name: str, revision: str | None) -> Path:
         raise UserError(f"model={path} is gated on the Hub; {remedy}") from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"model={path} is neither a folder here nor a model that the Hub gives out; check the name, "
-            "or set HF_TOKEN for a private one"
+            f"model={path} is neither a local folder nor a model on the Hub; check the name, or set HF_TOKEN "
+            "for a private one"
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"model={path}: the Hub has no such revision of {name}; give another") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"model={path} is no folder here and not in the Hub's cache, and the Hub cannot be reached "
-            f"({type(error).__name__}); fetch it with `hf download {name}` where there is a network, and "
-            "give the folder"
+            f"model={path} is neither a local folder nor in the Hub's cache, and the Hub cannot be reached "
+            f"({type(error).__name__}); fetch it with `hf download {name}` on a machine with network access, "
+            "and give the folder"
         ) from error

@@ -1,7 +1,7 @@
-"""Names of tensors in the layouts of published checkpoints, and the way to Hugging Face's names and back.
+"""Names of tensors in the layouts of published checkpoints, and their translation to our names and back.
 
-Ours is the Hugging Face layout with `compressed_connector.*` and `router.*` beside it. `published` is that of
-InternVLChatModel (custom and Flash); `older_hf` lacks the leading `model.`.
+Our layout is Hugging Face's, with `compressed_connector.*` and `router.*` beside it. `published` is the
+layout of InternVLChatModel (custom and Flash); `older_hf` lacks the leading `model.`.
 """
 
 import re
@@ -12,14 +12,14 @@ Layout = Literal["hf", "older_hf", "published"]
 
 
 class Splittable(Protocol):
-    """What a tensor must be able to do here: torch's, or one that still lies in a file."""
+    """A tensor that can be split: a torch tensor, or one that is still in a file."""
 
     def chunk(self, number: int, /) -> tuple[Self, ...]: ...
 
 
 T = TypeVar("T", bound=Splittable)
 _TOWER, _PUBLISHED_TOWER = "model.vision_tower.", "vision_model."
-# (ours, published) below the tower; `#` stands for the number of a layer
+# (ours, published) below the tower; `#` is the number of a layer
 _VISION = (
     ("embeddings.cls_token", "embeddings.class_embedding"),
     ("embeddings.position_embeddings", "embeddings.position_embedding"),
@@ -31,7 +31,7 @@ _VISION = (
     ("encoder.layer.#.attention.projection_layer.", "encoder.layers.#.attn.proj."),
     ("encoder.layer.#.attention.q_norm.", "encoder.layers.#.attn.q_norm."),
     ("encoder.layer.#.attention.k_norm.", "encoder.layers.#.attn.k_norm."),
-    ("encoder.layer.#.attention.qkv.", "encoder.layers.#.attn.qkv."),  # only on its way to ours
+    ("encoder.layer.#.attention.qkv.", "encoder.layers.#.attn.qkv."),  # not our name: split in three below
     ("encoder.layer.#.mlp.", "encoder.layers.#.mlp."),
 )
 _REST = (
@@ -60,7 +60,7 @@ _SPLIT = re.compile(r"(model\.vision_tower\..*\.attention\.)([qkv])_proj\.(weigh
 
 
 def layout_of(names: Iterable[str]) -> Layout:
-    """The layout that a checkpoint's tensor names are in."""
+    """Return the layout of a checkpoint with these tensor names."""
     names = list(names)
     if any(name.startswith((_PUBLISHED_TOWER, "mlp1.")) for name in names):
         return "published"
@@ -73,15 +73,15 @@ def _renamed(name: str, pairs: Iterable[tuple[str, str]], *, to_ours: bool) -> s
     for ours, theirs in pairs:
         source, target = (theirs, ours) if to_ours else (ours, theirs)
         pattern = re.escape(source).replace(r"\#", r"(\d+)")
-        found = re.match(pattern, name)
-        if found:
-            number = found.group(1) if found.groups() else ""
-            return target.replace("#", number) + name[found.end() :]
+        start = re.match(pattern, name)
+        if start:
+            layer = start.group(1) if start.groups() else ""
+            return target.replace("#", layer) + name[start.end() :]
     return name
 
 
 def tensors_in_our_layout(tensors: Mapping[str, T]) -> dict[str, T]:
-    """The tensors under our names; the fused qkv of a published vision tower is split in three views."""
+    """Return the tensors by our names; a published vision tower's fused qkv is split into three views."""
     layout = layout_of(tensors)
     if layout == "hf":
         return dict(tensors)
@@ -97,14 +97,15 @@ def tensors_in_our_layout(tensors: Mapping[str, T]) -> dict[str, T]:
     return renamed
 
 
-def published_plan(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """For each tensor of the published layout, in order, the names of ours it is made of (a qkv of three)."""
-    plan: dict[str, tuple[str, ...]] = {}
+def parts_by_published_name(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Map each tensor name of the published layout, in order, to the names of ours that it joins."""
+    parts_by_name: dict[str, tuple[str, ...]] = {}
     for name in names:
         split = _SPLIT.match(name)
         if not split:
-            plan[_renamed(name, _PAIRS["published"], to_ours=False)] = (name,)
+            parts_by_name[_renamed(name, _PAIRS["published"], to_ours=False)] = (name,)
         elif split[2] == "q":
             parts = tuple(f"{split[1]}{part}_proj.{split[3]}" for part in _QKV)
-            plan[_renamed(f"{split[1]}qkv.{split[3]}", _PAIRS["published"], to_ours=False)] = parts
-    return plan
+            fused = _renamed(f"{split[1]}qkv.{split[3]}", _PAIRS["published"], to_ours=False)
+            parts_by_name[fused] = parts
+    return parts_by_name

@@ -1,26 +1,27 @@
-"""Model folders written in a layout, from a folder in any other: names, config and files beside the weights.
+"""Write a model folder in a layout from a folder in any layout: names, config and files beside the weights.
 
-`vico export` calls this. Weights are copied range by range (`vico/checkpoints/tensor_files.py`), code of a checkpoint is
-copied as files and never run. config.json is written last: a folder without it opens nowhere.
+The export stage and `vico export` call this. Weights are copied range by range
+(`vico/checkpoints/tensor_files.py`); Python files of a checkpoint are copied, never run. config.json is
+written last: a folder without it opens nowhere.
 """
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from vico.checkpoints.expected_tensors import HEAD, OWN_PARTS
-from vico.checkpoints.layouts import published_plan
-from vico.checkpoints.load import OWN_PREFIXES, checked_tensors
+from vico.checkpoints.expected_tensors import EMBEDDING, HEAD, OWN_PARTS, OWN_PREFIXES, checked_tensors
+from vico.checkpoints.layouts import parts_by_published_name
 from vico.checkpoints.tensor_files import SHARD_BYTES, StoredTensor, stored_tensors, write_tensor_files
 from vico.errors import UserError
+from vico.model_files import model_config, raw_config
 from vico.published_config import is_published, published_config
-from vico.settings import ModelSettings, load_settings, model_config, written_config
+from vico.settings import ModelSettings, load_settings
 from vico.tiling import IMAGENET_MEAN, IMAGENET_STD
 
-_EMBEDDING = "model.language_model.embed_tokens.weight"
+TEXT_SUFFIXES = frozenset({".json", ".jinja", ".model", ".txt"})
 _PUBLISHED_HEAD = "language_model.lm_head.weight"
-_TEXT_FILES = frozenset({".json", ".jinja", ".model", ".txt"})
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -32,10 +33,10 @@ def write_hf_folder(
     absolute_threshold: float | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes Hugging Face's layout, connector and router beside it where the source has them.
+    """Write Hugging Face's layout, with connector and router if the source has them.
 
-    `router_file` holds a router (keys `router.*`) trained for the source. Plain transformers opens the folder
-    at the full rate. The threshold stands in config.json under `vico`.
+    `router_file` holds a router (keys `router.*`) trained for the source. Plain transformers opens the
+    folder at the full rate. The threshold is stored in config.json under `vico`.
     """
     tensors = checked_tensors(source, router_file)
     config = model_config(source)
@@ -43,14 +44,14 @@ def write_hf_folder(
     own = {part: any(name.startswith(f"{part}.") for name in tensors) for part in OWN_PARTS}
     threshold = {} if absolute_threshold is None else {"absolute_threshold": absolute_threshold}
     config["vico"] = {**config.get("vico", {}), **own, **threshold}
-    write_tensor_files(folder, {name: (one,) for name, one in tensors.items()}, shard_bytes)
-    copy_files(source, folder, _TEXT_FILES)
+    write_tensor_files(folder, {name: (tensor,) for name, tensor in tensors.items()}, shard_bytes)
+    copy_files(source, folder, TEXT_SUFFIXES)
     _write_image_processor(folder, load_settings(source))
-    _write_config(folder, config)
+    write_config(folder, config)
 
 
 def _write_image_processor(folder: Path, settings: ModelSettings) -> None:
-    """Image settings that transformers reads, where what a published base brought is another processor's."""
+    """Write image settings for transformers, unless the source already had those of this processor."""
     path = folder / "preprocessor_config.json"
     if (folder / "processor_config.json").is_file() or (path.is_file() and "GotOcr2" in path.read_text()):
         return
@@ -79,41 +80,39 @@ def write_published_folder(
     absolute_threshold: float | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes the published layout: Flash where the source has connector and router, custom where it has
-    neither.
+    """Write the published layout: Flash if the source has connector and router, custom if it has neither.
 
-    `base` is the checkpoint that the source was trained from: if it is of the published layout, its config,
-    chat template and Python files are taken over. A Flash folder needs the router's threshold.
+    `base` is the checkpoint that the source was trained from. If it has the published layout, its config,
+    chat template and Python files are copied. A Flash folder needs the router's threshold. Raises UserError
+    without it, or if the source has only one of connector and router.
     """
     tensors = checked_tensors(source)
     absolute_threshold = _flash_threshold(source, tensors, absolute_threshold)
-    base_config = None
-    if base is not None and is_published(written_config(base)):
-        base_config = written_config(base)
+    if base is not None and not is_published(raw_config(base)):
+        base = None
     settings = load_settings(source)
-    config = published_config(
-        model_config(source),
-        {
-            "min_dynamic_patch": settings.min_tiles,
-            "max_dynamic_patch": settings.max_tiles,
-            "use_thumbnail": settings.use_thumbnail,
-        },
-        _dtype(tensors),
-        base_config,
-        absolute_threshold,
-    )
-    plan = {name: tuple(tensors[part] for part in parts) for name, parts in published_plan(tensors).items()}
-    if base_config is not None and HEAD not in tensors and _PUBLISHED_HEAD in stored_tensors(base):
-        plan[_PUBLISHED_HEAD] = (tensors[_EMBEDDING],)  # a tied head that the base stores all the same
-    write_tensor_files(folder, plan, shard_bytes)
-    copy_files(source, folder, _TEXT_FILES)
-    if base_config is not None:
-        copy_files(base, folder, _TEXT_FILES | {".py"})
-    _write_config(folder, config)
+    tiling = {
+        "min_dynamic_patch": settings.min_tiles,
+        "max_dynamic_patch": settings.max_tiles,
+        "use_thumbnail": settings.use_thumbnail,
+    }
+    base_config = None if base is None else raw_config(base)
+    config = published_config(model_config(source), tiling, _dtype(tensors), base_config, absolute_threshold)
+    published = {
+        name: tuple(tensors[part] for part in parts)
+        for name, parts in parts_by_published_name(tensors).items()
+    }
+    if base is not None and HEAD not in tensors and _PUBLISHED_HEAD in stored_tensors(base):
+        published[_PUBLISHED_HEAD] = (tensors[EMBEDDING],)  # the base stores its tied head too
+    write_tensor_files(folder, published, shard_bytes)
+    copy_files(source, folder, TEXT_SUFFIXES)
+    if base is not None:
+        copy_files(base, folder, TEXT_SUFFIXES | {".py"})
+    write_config(folder, config)
 
 
-def _flash_threshold(source: Path, tensors: Collection[str], given: float | None) -> float | None:
-    """The threshold of a Flash folder, None for a custom one; UserError for half of what Flash needs."""
+def _flash_threshold(source: Path, tensors: Collection[str], threshold: float | None) -> float | None:
+    """Return the threshold of a Flash folder or None for a custom one; raise UserError if half is missing."""
     present = [prefix for prefix in OWN_PREFIXES if any(name.startswith(prefix) for name in tensors)]
     if not present:
         return None
@@ -122,7 +121,8 @@ def _flash_threshold(source: Path, tensors: Collection[str], given: float | None
             f"{source} holds {present[0]}* but not all of {', '.join(f'{p}*' for p in OWN_PREFIXES)}; "
             "the Flash layout needs connector and router"
         )
-    threshold = model_config(source).get("vico", {}).get("absolute_threshold") if given is None else given
+    if threshold is None:
+        threshold = model_config(source).get("vico", {}).get("absolute_threshold")
     if threshold is None:
         raise UserError(
             f"{source}/config.json has no vico.absolute_threshold; "
@@ -132,20 +132,21 @@ def _flash_threshold(source: Path, tensors: Collection[str], given: float | None
 
 
 def copy_files(source: Path, folder: Path, suffixes: Collection[str]) -> None:
-    """Copies the source's top-level files of these suffixes, but for config.json and the weights' index."""
+    """Copy the source's top-level files with these suffixes, except config.json and the weights' index."""
     for file in sorted(source.iterdir()):
-        named = file.suffix in suffixes and file.name != "config.json" and "safetensors" not in file.name
-        if named and file.is_file():
+        matches = file.suffix in suffixes and file.name != "config.json" and "safetensors" not in file.name
+        if matches and file.is_file():
             shutil.copyfile(file, folder / file.name)
 
 
-def _dtype(tensors: dict[str, StoredTensor]) -> str:
-    stored = tensors[_EMBEDDING].dtype
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write config.json."""
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _dtype(tensors: Mapping[str, StoredTensor]) -> str:
+    stored = tensors[EMBEDDING].dtype
     if stored not in _DTYPES:
         raise UserError(f"weights of dtype {stored} are not supported, only {', '.join(_DTYPES)} are")
     return _DTYPES[stored]
-
-
-def _write_config(folder: Path, config: dict) -> None:
-    text = json.dumps(config, indent=2, ensure_ascii=False)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Using a model: losses per tile, routing, generation, scoring, a picture with its tiles drawn."""
+"""Using a model: losses per tile, routing rules, generation, scoring, a picture with its routed tiles."""

@@ -1,4 +1,7 @@
-"""Greedy answers of many prompts at once, through transformers' `generate`."""
+"""Greedy answers to many prompts at once, with the `generate` of transformers.
+
+Shapes: B prompts of a batch, L tokens of the longest prompt, D language width.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,14 +10,14 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from vico.inference.tile_losses import EncodedTiles, TiledSequence, num_tokens
+from vico.inference.tile_losses import EncodedTiles, num_tokens
+from vico.packing import TiledSequence
+from vico.settings import ModelSettings
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Token ids of an answer without its end of turn, int64; `truncated` where no end of turn came in
-    time.
-    """
+    """Token ids of an answer without its end of turn, int64; `truncated` if no end of turn came in time."""
 
     ids: np.ndarray
     truncated: bool
@@ -29,21 +32,21 @@ def greedy_answers(
     max_new_tokens: int,
     batch_tokens: int,
 ) -> list[Answer]:
-    """The most likely continuation of each prompt, token by token, up to its end of turn.
+    """Return the answer to each prompt: the most likely token each time, up to the end of turn.
 
-    Prompts of like length share a batch of at most `batch_tokens` padded tokens (a lone long prompt may
-    exceed it); the answers are those that each prompt gets by itself. Settings of the model's own
+    Prompts of similar length share a batch of at most `batch_tokens` padded tokens (a single long prompt
+    may exceed it). The answers are those that each prompt gets alone. Settings of the model's own
     generation_config.json, such as sampling or penalties, are not applied.
     """
-    config = _greedy(end_of_turn_id, max_new_tokens)
-    answers: list[Answer | None] = [None] * len(prompts)
+    config = _greedy_config(end_of_turn_id, max_new_tokens)
+    answers: dict[int, Answer] = {}
     for numbers in _batches(prompts, tiles.model.settings, max_new_tokens, batch_tokens):
         embeds_BLD, mask_BL = _left_padded(tiles.embeddings([prompts[n] for n in numbers]))
-        new_ids = _generated(tiles, embeds_BLD, mask_BL, config)
+        new_ids = _generated_ids(tiles, embeds_BLD, mask_BL, config)
         for n, ids in zip(numbers, new_ids.cpu().numpy(), strict=True):
             ends = np.flatnonzero(ids == end_of_turn_id)
             answers[n] = Answer(ids[: ends[0]] if len(ends) else ids, truncated=not len(ends))
-    return answers
+    return [answers[n] for n in range(len(prompts))]
 
 
 @torch.no_grad()
@@ -55,16 +58,17 @@ def streamed_answer(
     max_new_tokens: int,
     on_token: Callable[[int], bool],
 ) -> None:
-    """The same continuation, told token by token: `on_token` gets each id, the end of turn included, as soon
-    as it is known, and ends the answer by returning True.
+    """Generate the same answer and pass each id, the end of turn included, to `on_token` once it is known.
+
+    `on_token` ends the answer by returning True.
     """
     embeds_BLD, mask_BL = _left_padded(tiles.embeddings([prompt]))
-    config = _greedy(end_of_turn_id, max_new_tokens)
-    _generated(tiles, embeds_BLD, mask_BL, config, StoppingCriteriaList([_EachToken(on_token)]))
+    config = _greedy_config(end_of_turn_id, max_new_tokens)
+    _generated_ids(tiles, embeds_BLD, mask_BL, config, StoppingCriteriaList([_EachToken(on_token)]))
 
 
 class _EachToken(StoppingCriteria):
-    """Hands on the newest id of a batch of one; generate() asks after every token whether to stop."""
+    """Passes on the newest id of a batch of one: generate() asks after every token whether to stop."""
 
     def __init__(self, on_token: Callable[[int], bool]):
         self.on_token = on_token
@@ -74,7 +78,7 @@ class _EachToken(StoppingCriteria):
         return torch.full((1,), stop, dtype=torch.bool, device=input_ids.device)
 
 
-def _greedy(end_of_turn_id: int, max_new_tokens: int) -> GenerationConfig:
+def _greedy_config(end_of_turn_id: int, max_new_tokens: int) -> GenerationConfig:
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -85,23 +89,26 @@ def _greedy(end_of_turn_id: int, max_new_tokens: int) -> GenerationConfig:
     )
 
 
-def _generated(
+def _generated_ids(
     tiles: EncodedTiles,
     embeds_BLD: torch.Tensor,
     mask_BL: torch.Tensor,
     config: GenerationConfig,
     stopping: StoppingCriteriaList | None = None,
 ) -> torch.Tensor:
-    """New ids int64 [B, up to max_new_tokens]."""
+    """Return the new ids, int64 [B, up to max_new_tokens]."""
     base = tiles.model.base
-    base.generation_config = config  # generate() fills what a given config leaves open from the model's own
-    return base.generate(
+    base.generation_config = config  # generate() fills fields that a config leaves open from the model's own
+    # its declared type accepts no model class as `self`, and omits that ids are the default result
+    return base.generate(  # type: ignore[misc, return-value]
         inputs_embeds=embeds_BLD, attention_mask=mask_BL, generation_config=config, stopping_criteria=stopping
     )
 
 
-def _batches(prompts, settings, max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Numbers of the prompts, longest first, grouped so that padding to the longest keeps to the budget."""
+def _batches(
+    prompts: Sequence[TiledSequence], settings: ModelSettings, max_new_tokens: int, batch_tokens: int
+) -> Iterator[list[int]]:
+    """Yield numbers of prompts, longest first, in groups whose padded size fits the budget."""
     lengths = [num_tokens(prompt, settings) + max_new_tokens for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda n: -lengths[n])
     start = 0
@@ -112,11 +119,11 @@ def _batches(prompts, settings, max_new_tokens: int, batch_tokens: int) -> Itera
 
 
 def _left_padded(embeds: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, L, D] with each prompt at the right end, and the mask int64 [B, L] of what is no padding."""
-    longest = max(len(one) for one in embeds)
+    """Return [B, L, D] with each prompt at the right end, and its mask int64 [B, L] (0 for padding)."""
+    longest = max(len(prompt_LD) for prompt_LD in embeds)
     padded_BLD = embeds[0].new_zeros(len(embeds), longest, embeds[0].shape[-1])
     mask_BL = torch.zeros(len(embeds), longest, dtype=torch.int64, device=padded_BLD.device)
-    for b, one in enumerate(embeds):
-        padded_BLD[b, longest - len(one) :] = one
-        mask_BL[b, longest - len(one) :] = 1
+    for b, prompt_LD in enumerate(embeds):
+        padded_BLD[b, longest - len(prompt_LD) :] = prompt_LD
+        mask_BL[b, longest - len(prompt_LD) :] = 1
     return padded_BLD, mask_BL

@@ -1,20 +1,18 @@
-"""A picture with its tiles drawn over it: how many tokens each gets, compressed ones veiled, the thumbnail
-beside it.
-"""
+"""Draw the routing over a picture: the tokens of each tile, a veil on compressed ones, the thumbnail."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
 from vico.settings import ModelSettings
 from vico.tiling import Tiling, tile_boxes
 
+Colour: TypeAlias = tuple[int, int, int]
 KEEP_COLOUR, COMPRESS_COLOUR = (230, 110, 20), (40, 90, 200)
 _VEIL = (190, 205, 235, 150)
-_LONG_SIDE = (
-    480,
-    1600,
-)  # pixels: smaller pictures are enlarged, larger ones reduced, so that labels can be read
+# Pixels of the longer side: smaller pictures are enlarged, larger ones reduced, so that labels are legible.
+_MIN_LONG_SIDE, _MAX_LONG_SIDE = 480, 1600
 _GAP, _CAPTION = 16, 40
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 
@@ -22,10 +20,10 @@ _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 def routed_picture(
     image: Image.Image, tiling: Tiling, settings: ModelSettings, compressed: Sequence[bool]
 ) -> Image.Image:
-    """RGB picture with a frame and the token count on every tile; the thumbnail's own decision stands to the
-    right.
+    """Return an RGB picture with a frame and the token count on every tile, and the thumbnail beside it.
 
-    `compressed` has one entry a tile in prompt order, thumbnail last.
+    `compressed` has one decision per tile in prompt order, the thumbnail last. Raises ValueError if the
+    numbers differ.
     """
     boxes = tile_boxes(*image.size, tiling)
     if len(boxes) != len(compressed):
@@ -34,10 +32,10 @@ def routed_picture(
     scale = picture.width / image.width
     cells = len(boxes) - 1 if len(boxes) > 1 and tiling.use_thumbnail else len(boxes)
     tokens = [settings.tokens_compressed if flag else settings.tokens_full for flag in compressed]
-    drawn = picture.copy()
+    marked = picture.copy()
     for box, flag, count in list(zip(boxes, compressed, tokens, strict=True))[:cells]:
-        drawn = _with_tile(drawn, [round(side * scale) for side in box], flag, str(count))
-    parts = [drawn]
+        marked = _with_tile(marked, [round(side * scale) for side in box], flag, str(count))
+    parts = [marked]
     if cells < len(boxes):
         parts.append(_thumbnail_panel(picture, compressed[-1], tokens[-1]))
     return _captioned(parts, _caption(compressed, sum(tokens), len(boxes) * settings.tokens_full))
@@ -45,7 +43,7 @@ def routed_picture(
 
 def _resized(image: Image.Image) -> Image.Image:
     longest = max(image.size)
-    scale = min(max(longest, _LONG_SIDE[0]), _LONG_SIDE[1]) / longest
+    scale = min(max(longest, _MIN_LONG_SIDE), _MAX_LONG_SIDE) / longest
     size = [max(1, round(side * scale)) for side in image.size]
     return image.convert("RGB").resize(
         size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST
@@ -53,9 +51,7 @@ def _resized(image: Image.Image) -> Image.Image:
 
 
 def _with_tile(picture: Image.Image, box: Sequence[int], compressed: bool, label: str) -> Image.Image:
-    """The picture with one tile marked: a veil with diagonal lines where compressed, a frame and a label in
-    any case.
-    """
+    """Return the picture with one tile marked: a frame, a label, and a veil with diagonals if compressed."""
     left, top, right, bottom = box
     colour = COMPRESS_COLOUR if compressed else KEEP_COLOUR
     if compressed:
@@ -71,15 +67,15 @@ def _with_tile(picture: Image.Image, box: Sequence[int], compressed: bool, label
     return picture
 
 
-def _label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour, size: int) -> None:
+def _label(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, colour: Colour, size: int) -> None:
     font = ImageFont.load_default(size)
-    left, top, right, bottom = draw.textbbox(place, text, font=font)
+    left, top, right, bottom = draw.textbbox(corner, text, font=font)
     draw.rectangle([left - 4, top - 3, right + 4, bottom + 3], fill=colour)
-    draw.text(place, text, fill=_PAPER, font=font)
+    draw.text(corner, text, fill=_PAPER, font=font)
 
 
 def _thumbnail_panel(picture: Image.Image, compressed: bool, tokens: int) -> Image.Image:
-    """The whole picture, small, with the thumbnail tile's decision."""
+    """Return the whole picture, small, with the decision on the thumbnail tile."""
     width = max(150, picture.width // 4)
     small = picture.resize(
         (width, max(1, round(picture.height * width / picture.width))), Image.Resampling.BICUBIC
@@ -97,7 +93,7 @@ def _caption(compressed: Sequence[bool], tokens: int, tokens_full: int) -> str:
 
 
 def _captioned(parts: Sequence[Image.Image], caption: str) -> Image.Image:
-    """The parts side by side on white, the caption below."""
+    """Return the parts side by side on white, with the caption below."""
     font = ImageFont.load_default(18)
     width = sum(part.width for part in parts) + _GAP * (len(parts) - 1)
     height = max(part.height for part in parts)

@@ -1,12 +1,16 @@
-"""Which tiles to compress, given the router's P(compress) of each: our rule and the published one."""
+"""Which tiles to compress, given the router's P(compress) of each: our rule and the published one.
+
+Shapes: N tiles.
+"""
 
 import numpy as np
 import torch
 
 
 def absolute_rule(compress_probability_N: torch.Tensor, threshold: float) -> torch.Tensor:
-    """bool [N]: compress iff P(compress) >= threshold. Each tile by itself, so the answer is the same in any
-    batch.
+    """Return bool [N]: compress iff P(compress) >= threshold.
+
+    Each tile is decided alone, so the result does not depend on the batch.
     """
     return compress_probability_N >= threshold
 
@@ -14,44 +18,46 @@ def absolute_rule(compress_probability_N: torch.Tensor, threshold: float) -> tor
 def published_rule(
     compress_probability_N: torch.Tensor, relative_threshold: float, absolute_threshold: float
 ) -> torch.Tensor:
-    """bool [N]: the rule of the published Flash checkpoints, over all tiles of one call.
+    """Return bool [N]: the rule of the published Flash checkpoints, over all tiles of one call.
 
     Compress iff P(compress) > quantile(P(compress) over the call, relative) and P(compress) >= absolute. At
-    least one tile of every call is kept, so a tile alone in its call is never compressed.
+    least one tile of every call is kept, so a call with a single tile never compresses it.
     """
     if not len(compress_probability_N):
         return torch.zeros(0, dtype=torch.bool, device=compress_probability_N.device)
-    probability = compress_probability_N.float()  # torch.quantile takes no bfloat16
-    above_quantile = probability > torch.quantile(probability, relative_threshold)
-    return above_quantile & (probability >= absolute_threshold)
+    probability_N = compress_probability_N.float()  # torch.quantile does not support bfloat16
+    above_quantile = probability_N > torch.quantile(probability_N, relative_threshold)
+    return above_quantile & (probability_N >= absolute_threshold)
 
 
 def calibrated_threshold(compress_probability_N: np.ndarray, share: float) -> float:
-    """The threshold at which `compress iff p0 >= threshold` compresses `share` of these tiles, as near as
-    ties allow.
+    """Return the threshold of `absolute_rule` that compresses `share` of the tiles, as closely as ties allow.
 
-    It lies midway between two neighbouring scores, so that rounding on another machine moves no tile of
-    the data.
+    It is the midpoint of two neighbouring scores, so that another machine's rounding changes no decision.
+    Raises ValueError without tiles.
     """
     scores = np.sort(np.asarray(compress_probability_N, np.float64))[::-1]
     if not len(scores):
         raise ValueError("no tiles to calibrate the threshold on")
-    # Places where the sorted scores can be cut: equal scores stay together.
+    # Positions at which the sorted scores can be cut: equal scores stay together.
     cuts = np.concatenate([[0], np.flatnonzero(np.diff(scores)) + 1, [len(scores)]])
-    count = int(cuts[np.argmin(np.abs(cuts - share * len(scores)))])
-    if count == 0:
-        if scores[0] >= 1:  # what it is compared with are float32 scores
+    num_compressed = int(cuts[np.argmin(np.abs(cuts - share * len(scores)))])
+    if num_compressed == 0:
+        if scores[0] >= 1:  # the scores that it is compared with are float32
             return float(np.nextafter(np.float32(scores[0]), np.float32(2)))
         return float((scores[0] + 1) / 2)
-    if count == len(scores):
+    if num_compressed == len(scores):
         return float(scores[-1] / 2)
-    return float((scores[count - 1] + scores[count]) / 2)
+    return float((scores[num_compressed - 1] + scores[num_compressed]) / 2)
 
 
 def expected_calibration_error(
     probability_N: np.ndarray, is_positive_N: np.ndarray, num_bins: int = 10
 ) -> float:
-    """ECE: mean over equal-width bins, weighted by size, of |share of positives - mean probability|."""
+    """Return the expected calibration error (ECE).
+
+    It is the mean over equal-width bins, weighted by size, of |share of positives - mean probability|.
+    """
     probability, positive = np.asarray(probability_N, np.float64), np.asarray(is_positive_N, np.float64)
     bins = np.minimum((probability * num_bins).astype(int), num_bins - 1)
     error = 0.0

@@ -6,19 +6,19 @@ ANLS_CUT = 0.5
 
 
 def plain_text(text: str) -> str:
-    """The text without white space at its ends, and with single spaces for any run of it."""
+    """Return the text with single spaces for any run of white space, and none at its ends."""
     return " ".join(text.split())
 
 
 def exact_match(prediction: str, answer: str) -> bool:
-    """Whether both are the same text up to white space; upper and lower case differ."""
+    """Return whether both texts are the same up to white space; case matters."""
     return plain_text(prediction) == plain_text(answer)
 
 
 def similarity(prediction: str, answer: str, cut: float = ANLS_CUT) -> float:
-    """ANLS of one answer (Biten et al. 2019, arXiv 1905.13648), 0 to 1, upper and lower case taken as equal.
+    """Return the ANLS of one answer (Biten et al. 2019, arXiv 1905.13648), 0 to 1, ignoring case.
 
-    1 - d, with d the Levenshtein distance over the length of the longer text; 0 where d >= cut.
+    1 - d, where d is the Levenshtein distance divided by the length of the longer text; 0 if d >= `cut`.
     """
     a, b = plain_text(prediction).casefold(), plain_text(answer).casefold()
     distance = Levenshtein.normalized_distance(a, b)

@@ -1,1 +1,1 @@
-"""The network: vision tower, connectors, router, language model, attention over packed segments."""
+"""The network: vision tower, both connectors, router, language model, attention over packed segments."""

@@ -1,7 +1,7 @@
-"""What lies between a model's matrix products compiled by torch: fewer passes over memory, fewer launches.
+"""Compile the parts of a model between its matrix products: fewer passes over memory, fewer kernel launches.
 
-Compiled are whole layers of the vision tower, and of the language model's layers the norms, the MLP and the
-rotary embedding: all that is called with tensors alone, so that a pack of another shape compiles nothing new.
+Compiled are whole layers of the vision tower, and the norms, MLP and rotary embedding of the language model's
+layers. All of them take only tensors, so that a pack of another shape causes no new compilation.
 """
 
 import inspect
@@ -12,37 +12,37 @@ from torch import nn
 
 from vico.model.internvl import VicoModel
 
-# Variants of one function: with and without gradients, in training and not, one tile or several. Past torch's
-# own limit of 8 it goes on uncompiled with a warning alone.
-_MOST_VARIANTS = 32
+# Variants of one function: with and without gradients, in training or not, one tile or several. Beyond its
+# default limit of 8, torch runs the function uncompiled and only warns.
+_MAX_VARIANTS = 32
 _ROTARY = "apply_rotary_pos_emb"
 
 
 def compile_layers(model: VicoModel, backend: str = "inductor") -> None:
-    """Compiles the model's layers at their next call, for any number of tiles and tokens.
+    """Compile the model's layers at their next call, for any number of tiles and tokens.
 
-    Parameters, their names and the state dict stay as they are. Results differ from uncompiled ones by
-    rounding; what is drawn (drop path) is the same. Layers no longer compute their activations again in
-    the backward (activation checkpointing), and hooks on what is inside a vision layer are compiled in, so
-    ZeRO-3 cannot gather it.
+    Parameters, their names and the state dict do not change. Results differ from those of the uncompiled
+    model by rounding; random draws (drop path) are the same. Activation checkpointing no longer applies to
+    compiled layers. Hooks inside a vision layer are compiled into it, so ZeRO-3 cannot gather its
+    parameters.
     """
     import torch._dynamo
-    import torch._inductor.config  # seconds, for those who compile
+    import torch._inductor.config  # takes seconds to import, so only when compiling
 
-    torch._inductor.config.fallback_random = True  # torch's own draws, not those of compiled code
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VARIANTS)
+    torch._inductor.config.fallback_random = True  # draw from torch's generator, as uncompiled code does
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_VARIANTS)
 
     def compile_forward(module: nn.Module) -> None:
-        # unwrapped: transformers puts activation checkpointing around a layer's forward, the same for all
-        plain = inspect.unwrap(type(module).forward)
-        module.forward = MethodType(torch.compile(plain, dynamic=True, backend=backend), module)
+        # transformers wraps every layer's forward for activation checkpointing; compile the function inside
+        forward = inspect.unwrap(type(module).forward)
+        module.forward = MethodType(torch.compile(forward, dynamic=True, backend=backend), module)
 
     for layer in model.base.model.vision_tower.encoder.layer:
         compile_forward(layer)
     for layer in model.base.model.language_model.layers:
         norms = (getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm"))
         for part in (layer.input_layernorm, layer.post_attention_layernorm, *norms, layer.mlp):
-            if part is not None and not hasattr(part, "experts"):  # experts are chosen by the data
+            if part is not None and not hasattr(part, "experts"):  # the data choose the experts
                 compile_forward(part)
         code = sys.modules[type(layer.self_attn).__module__]
         if not hasattr(getattr(code, _ROTARY), "_torchdynamo_orig_callable"):

@@ -1,18 +1,23 @@
-"""Attention over sequences packed end to end: no token sees another sequence. Registered with transformers
-once.
+"""Attention over sequences packed end to end, in which no token sees another sequence.
 
-CUDA in bfloat16 or float16: one varlen kernel (flash-attn where installed, torch's own otherwise). Elsewhere,
-and in float32, which no varlen kernel takes: exact SDPA, sequence by sequence.
+Importing this file registers it with transformers. On CUDA in bfloat16 or float16 it is one varlen kernel
+(flash-attn if installed, else torch's own). Elsewhere, and in float32, which no varlen kernel supports, it is
+exact SDPA, one sequence after another.
+
+Shapes: B = 1 row, L tokens of the row (its segments end to end), H query heads, K key and value heads, d
+width of a head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from inspect import signature
 from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -22,11 +27,22 @@ from vico.errors import UserError
 IMPLEMENTATION = "vico_segments"
 
 
+# seven parameters: transformers calls every attention function with this signature
 def segment_attention(
-    module, query_BHLd, key_BKLd, value_BKLd, attention_mask, *, segment_lengths=None, **kwargs
-):
-    """Causal attention within each of `segment_lengths` (their sum is L); without them, transformers' own
-    SDPA."""
+    module: nn.Module,
+    query_BHLd: torch.Tensor,
+    key_BKLd: torch.Tensor,
+    value_BKLd: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    segment_lengths: Sequence[int] | None = None,
+    **kwargs: Any,  # transformers passes dropout, scaling and features of the model by keyword
+) -> tuple[torch.Tensor, None]:
+    """Return causal attention within each segment, [1, L, H, d], and None for the attention weights.
+
+    `segment_lengths` sum to L. Without them, this is the SDPA of transformers. Raises ValueError for features
+    of a language model that packed training does not support.
+    """
     if segment_lengths is None:
         return sdpa_attention_forward(module, query_BHLd, key_BKLd, value_BKLd, attention_mask, **kwargs)
     for feature in ("sliding_window", "softcap", "s_aux"):
@@ -42,37 +58,55 @@ def segment_attention(
     parts = [
         F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True)
         for q, k, v in zip(
-            *(part.split(segment_lengths, dim=2) for part in (query_BHLd, key_BKLd, value_BKLd)), strict=True
+            *(part.split(list(segment_lengths), dim=2) for part in (query_BHLd, key_BKLd, value_BKLd)),
+            strict=True,
         )
     ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
+class _Segments(NamedTuple):
+    """Segments as varlen kernels take them: int32 bounds (starts, then the end) and the longest length."""
+
+    bounds: torch.Tensor
+    longest: int
+
+
 @lru_cache(maxsize=8)
-def _bounds(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Kept, for every layer asks for the same and a copy to the device makes the host wait for it."""
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+def _segments(lengths: tuple[int, ...], device: torch.device) -> _Segments:
+    # Cached: every layer asks for the same, and each copy to the device makes the host wait.
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    return _Segments(bounds, max(lengths))
 
 
-def _varlen(query_BHLd, key_BKLd, value_BKLd, segment_lengths, dropout, scaling):
-    """The same through a CUDA varlen kernel; [1, L, H, d]."""
+def _varlen(
+    query_BHLd: torch.Tensor,
+    key_BKLd: torch.Tensor,
+    value_BKLd: torch.Tensor,
+    segment_lengths: Sequence[int],
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Return the same attention from a CUDA varlen kernel, [1, L, H, d]."""
     query, key, value = (part[0].transpose(0, 1) for part in (query_BHLd, key_BKLd, value_BKLd))
-    bounds = _bounds(tuple(segment_lengths), query.device)
-    longest = max(segment_lengths)
+    segments = _segments(tuple(segment_lengths), query.device)
     flash = flash_attn_varlen()
     if flash is None:
-        attended = _torch_varlen(query, key, value, bounds, longest, dropout, scaling)
+        attended = _torch_varlen(query, key, value, segments, dropout, scaling)
     else:
-        ends = bounds, bounds, longest, longest
+        ends = segments.bounds, segments.bounds, segments.longest, segments.longest
         attended = flash(query, key, value, *ends, dropout_p=dropout, softmax_scale=scaling, causal=True)
     return attended.unsqueeze(0)
 
 
 @lru_cache(maxsize=1)
 def flash_attn_varlen() -> Callable[..., torch.Tensor] | None:
-    """flash-attn's kernel, None where it is not installed; UserError where it is and does not load."""
-    found = find_spec("flash_attn")
-    if found is None or found.origin is None:  # flash-attn 4 alone: a namespace, without this function
+    """Return flash-attn's varlen kernel, or None if it is not installed.
+
+    Raises UserError if flash-attn is installed but cannot be imported.
+    """
+    package = find_spec("flash_attn")
+    if package is None or package.origin is None:  # flash-attn 4 alone: a namespace without this function
         return None
     try:
         from flash_attn import flash_attn_varlen_func
@@ -84,34 +118,43 @@ def flash_attn_varlen() -> Callable[..., torch.Tensor] | None:
     return flash_attn_varlen_func
 
 
-def _torch_varlen(query, key, value, bounds, longest, dropout, scaling):
-    """torch's own varlen kernel; its heads are of a multiple of 8 numbers, and it drops nothing."""
+def _torch_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: _Segments,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Return the attention [L, H, d] of torch's own varlen kernel.
+
+    The kernel needs head widths that are multiples of 8, so heads are padded with zeros. It has no dropout.
+    """
     if dropout:
         raise ValueError("attention_dropout > 0 on CUDA needs flash-attn; install the extra vico[gpu]")
     width = query.shape[-1]
     if width % 8:
         scaling = width**-0.5 if scaling is None else scaling
         query, key, value = (F.pad(part, (0, -width % 8)) for part in (query, key, value))
-    ends = bounds, bounds, longest, longest
+    ends = segments.bounds, segments.bounds, segments.longest, segments.longest
     attended = _torch_kernel()(query, key, value, *ends, window_size=(-1, 0), scale=scaling)
     return attended[..., :width]
 
 
 @lru_cache(maxsize=1)
-def _torch_kernel() -> Callable[..., torch.Tensor]:
-    """It shares keys among query heads by itself; since torch 2.13 it has to be asked to."""
+def _torch_kernel() -> Callable[..., Any]:
+    """Return torch's varlen kernel with shared key heads; torch 2.13 and later enable them by an argument."""
     from torch.nn.attention.varlen import varlen_attn
 
-    asked = "enable_gqa" in signature(varlen_attn).parameters
-    return partial(varlen_attn, enable_gqa=True) if asked else varlen_attn
+    needs_argument = "enable_gqa" in signature(varlen_attn).parameters
+    return partial(varlen_attn, enable_gqa=True) if needs_argument else varlen_attn
 
 
-def _mask(*args, attention_mask=None, **kwargs):
-    """No mask for a packed row (segments keep apart by themselves) or a lone prompt; a padded batch gets
-    SDPA's."""
+def _mask(*, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+    """Return SDPA's mask for a padded batch; None for a packed row or a single prompt, which need none."""
     if attention_mask is None:
         return None
-    return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 
 AttentionInterface.register(IMPLEMENTATION, segment_attention)

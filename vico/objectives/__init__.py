@@ -1,1 +1,1 @@
-"""What is trained: the consistency and router objectives, labels from loss ratios, their cost."""
+"""What is trained and measured: the consistency loss, loss ratios and labels, the router's loss, FLOPs."""

@@ -1,4 +1,14 @@
-"""The consistency task: policy, frozen reference and loss as one small module (the engine wraps it whole)."""
+"""ViCO's first stage, consistency training: policy, frozen reference and loss as one module.
+
+    L = E_rate [ 1/N sum_i KL( p_ref(y_i | y_<i, tiles at 1/4) || p_policy(y_i | y_<i, tiles at their rates)
+    ) ]
+
+over the N answer tokens y of a sample, teacher forced (arXiv 2510.12793). The rates are drawn when packs are
+planned; the mean over tokens and samples is in the weights of `vico/packing.py`.
+
+Shapes: N tiles, P vision tokens per tile, v vision width, A answer tokens, D language width, V vocabulary,
+S samples of the pack.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,36 +22,37 @@ from vico.objectives.flops import consistency_flops, row_work
 from vico.objectives.phases import Phases
 from vico.packing import PackedBatch, PackedRow
 
+Counts = dict[str, torch.Tensor | float]
+
 
 def check_same_start(policy: VicoModel, reference: VicoModel, num_token_ids: int | None = None) -> int:
-    """The number of ids over which policy and reference are compared; UserError where the reference is not
-    the policy's start model.
+    """Return the number of ids over which policy and reference are compared.
 
-    Heads of one size are compared over all their rows, padding included, as a server takes its softmax.
-    Heads of different size agree where the surplus rows are padding: `num_token_ids` (ids of the tokenizer)
-    have to fit into the smaller one. Then rows past the smaller head enter neither softmax, and get no
-    gradient.
+    Heads of equal size are compared over all their rows, padding included, as a server's softmax includes
+    it too. Heads of different size are accepted if their surplus rows are padding: the `num_token_ids` of
+    the tokenizer must fit into the smaller head. Rows beyond the smaller head then enter neither softmax
+    and get no gradient. Raises UserError if the reference is not the policy's start model.
     """
     for field in ("tile_size", "vision_tokens", "tokens_full", "tokens_compressed", "image_token_id"):
-        mine, theirs = getattr(policy.settings, field), getattr(reference.settings, field)
-        if mine != theirs:
+        policy_value, reference_value = getattr(policy.settings, field), getattr(reference.settings, field)
+        if policy_value != reference_value:
             raise UserError(
-                f"reference: {field}={theirs}, but the policy has {field}={mine}; the reference has to be "
-                "the model that the policy starts from"
+                f"reference: {field}={reference_value}, but the policy has {field}={policy_value}; give the "
+                "model that the policy starts from"
             )
-    sizes = policy.lm_head.out_features, reference.lm_head.out_features
-    if sizes[0] != sizes[1] and (num_token_ids is None or num_token_ids > min(sizes)):
+    policy_size, reference_size = policy.lm_head.out_features, reference.lm_head.out_features
+    smaller = min(policy_size, reference_size)
+    if policy_size != reference_size and (num_token_ids is None or num_token_ids > smaller):
         raise UserError(
-            f"reference: vocab_size={sizes[1]}, but the policy has vocab_size={sizes[0]}, which differs by "
-            f"more than padding (the tokenizer has {num_token_ids} ids); give the model that the policy "
-            "starts from"
+            f"reference: vocab_size={reference_size}, but the policy has vocab_size={policy_size}; they "
+            f"differ by more than padding (the tokenizer has {num_token_ids} ids); give the model that the "
+            "policy starts from"
         )
-    return min(sizes)
+    return smaller
 
 
 class ReferenceStates(nn.Module):
-    """The frozen reference as a module of its own: `forward(pack, features)` gives its answer hidden states
-    [A, D], from vision tokens [N, P, v] of a tower that serves policy and reference, or from its own."""
+    """The frozen reference as a module of its own, which returns hidden states of answers."""
 
     def __init__(self, model: VicoModel):
         super().__init__()
@@ -49,6 +60,11 @@ class ReferenceStates(nn.Module):
 
     @torch.no_grad()
     def forward(self, pack: PackedBatch, features_NPv: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the reference's answer hidden states [A, D].
+
+        `features_NPv` are vision tokens of a tower that serves both models; None: the reference runs its
+        own tower.
+        """
         if features_NPv is None:
             features_NPv = self.model.vision_features(pack.pixel_values)
         return answer_hidden_states(self.model, features_NPv, pack.reference)[0]
@@ -57,21 +73,22 @@ class ReferenceStates(nn.Module):
 def answer_hidden_states(
     model: VicoModel, features_NPv: torch.Tensor, row: PackedRow
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(hidden states [A, D] of the row's answers, a zero that keeps what the row does not use in the
-    graph)."""
+    """Return (hidden states [A, D] of the row's answers, a tie of zero for the loss).
+
+    The tie keeps in the graph what the row does not use: a connector without tiles, and the vision tower's
+    output on the tile of zeros of a pack without tiles.
+    """
     full, compressed, tie = model.visual_tokens(features_NPv, row)
-    # A pack without tiles runs the vision tower on its zero tile; the tie keeps that output in the graph.
     return model.answer_hidden_states(row, full, compressed), tie + features_NPv.sum() * 0
 
 
 class ConsistencyTask(nn.Module):
-    """`forward(pack)` gives the weighted sum of KL(reference || policy) over the pack's answer tokens.
+    """Computes the weighted sum of KL(reference || policy) over the answer tokens of a pack.
 
-    Only the policy's parameters are the module's: the reference is held outside of module registration, so no
-    optimizer, state dict or partitioning touches it. `phases` may be replaced to time the parts.
-
-    Where no parameter of the policy's vision tower needs a gradient, the tower is still the reference's: one
-    pass in eval mode serves both, and the reference's own copy is dropped.
+    Only the policy's parameters are registered. The reference is kept outside of module registration, so
+    that no optimizer, state dict or partitioning includes it. If no parameter of the policy's vision tower
+    needs a gradient, policy and reference still have the same tower: one pass in eval mode serves both, and
+    the reference's copy is dropped. `phases` may be replaced to time the parts of a step.
     """
 
     def __init__(
@@ -80,11 +97,14 @@ class ConsistencyTask(nn.Module):
         reference: VicoModel,
         kl_chunk_rows: int,
         shard: Callable[[nn.Module], Callable[..., torch.Tensor]] = lambda states: states,
-        whole: Callable[[nn.Parameter], AbstractContextManager] = nullcontext,
+        whole: Callable[[nn.Parameter], AbstractContextManager[object]] = nullcontext,
         num_token_ids: int | None = None,
     ):
-        """`shard` may spread the reference's parameters over ranks; then `whole` makes one of them whole for
-        a while. `num_token_ids` as in `check_same_start`."""
+        """Raise UserError unless the reference is the policy's start model (`check_same_start`).
+
+        `shard` may spread the reference's parameters over ranks; `whole` then gathers one of them within a
+        context.
+        """
         super().__init__()
         self.num_ids = check_same_start(policy, reference, num_token_ids)
         self.policy = policy
@@ -96,31 +116,36 @@ class ConsistencyTask(nn.Module):
             tower.eval()
             reference.base.model.vision_tower = None
         head = reference.lm_head.weight
-        self._reference = (shard(ReferenceStates(reference)), head, whole)
+        assert isinstance(head, nn.Parameter)
+        self._reference = (
+            shard(ReferenceStates(reference)),
+            head,
+            whole,
+        )  # a tuple: modules in it stay unregistered
 
     def train(self, mode: bool = True) -> "ConsistencyTask":
-        """A frozen vision tower stays in eval mode: it is the reference's too."""
+        """Set the training mode; a frozen vision tower stays in eval mode, as the reference uses it too."""
         super().train(mode)
         if self.one_vision_pass:
             self.policy.base.model.vision_tower.eval()
         return self
 
-    def forward(
-        self, pack: PackedBatch, by_sample: bool = False
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor | float]]:
-        """(loss sum, counts of the pack: summed KL in nats, answer tokens, samples, tiles, tokens of both
-        rows); `by_sample` adds `kl_S`, the summed KL of each sample."""
+    def forward(self, pack: PackedBatch, by_sample: bool = False) -> tuple[torch.Tensor, Counts]:
+        """Return (loss sum, counts of the pack); divide the loss by the weight of the whole global batch.
+
+        Counts: summed KL in nats, answer tokens, samples, tiles, tokens of both rows, FLOPs. `by_sample` adds
+        `kl_S`, the summed KL of each sample.
+        """
         reference_states, reference_head_VD, whole = self._reference
         if self.one_vision_pass:
             with torch.no_grad():
                 features_NPv = self._policy_features(pack)
-            reference_features = (features_NPv,)
+            with self.phases.phase("reference"):
+                reference_hidden_AD = reference_states(pack, features_NPv)
         else:
-            reference_features = ()
-        with self.phases.phase("reference"):
-            reference_hidden_AD = reference_states(pack, *reference_features)
-        if not self.one_vision_pass:  # after the reference: no activation of the policy stands meanwhile
-            features_NPv = self._policy_features(pack)
+            with self.phases.phase("reference"):
+                reference_hidden_AD = reference_states(pack)
+            features_NPv = self._policy_features(pack)  # after the reference: fewer activations exist at once
         with self.phases.phase("language"):
             hidden_AD, tie = answer_hidden_states(self.policy, features_NPv, pack.policy)
         with self.phases.phase("loss"), whole(reference_head_VD):
@@ -132,8 +157,19 @@ class ConsistencyTask(nn.Module):
                 self.kl_chunk_rows,
                 self.num_ids,
             )
+        counts = self._counts(pack, kl_A)
+        if by_sample:
+            kl_S = kl_A.new_zeros(len(pack.rows))
+            counts["kl_S"] = kl_S.index_add(0, pack.sample_of_answer, kl_A)
+        return loss + tie.to(loss.dtype), counts
+
+    def _policy_features(self, pack: PackedBatch) -> torch.Tensor:
+        with self.phases.phase("vision"):
+            return self.policy.vision_features(pack.pixel_values)
+
+    def _counts(self, pack: PackedBatch, kl_A: torch.Tensor) -> Counts:
         empty = not pack.rows
-        counts = {
+        return {
             "kl_sum": kl_A.sum(),
             "answer_tokens": float(len(kl_A)),
             "samples": float(len(pack.rows)),
@@ -150,11 +186,3 @@ class ConsistencyTask(nn.Module):
                 train_vision=not self.one_vision_pass,
             ),
         }
-        if by_sample:
-            kl_S = kl_A.new_zeros(len(pack.rows))
-            counts["kl_S"] = kl_S.index_add(0, pack.sample_of_answer, kl_A)
-        return loss + tie.to(loss.dtype), counts
-
-    def _policy_features(self, pack: PackedBatch) -> torch.Tensor:
-        with self.phases.phase("vision"):
-            return self.policy.vision_features(pack.pixel_values)

@@ -1,21 +1,24 @@
-"""Model FLOPs of a training step: what the mathematics of the step needs, a multiply-add counting two.
+"""Model FLOPs of a training step: the work that its mathematics needs; a multiply-add counts as two.
 
-Counted are the matrix products of vision tower, both connectors, language model and heads, forward and
-backward, and the forward of the reference. Not counted: what is computed again in the backward (activation
-checkpointing, flash attention), norms, activations and softmaxes, zero tiles, the optimizer. Attention within
-a sequence of l tokens is causal and counts l^2 / 2 pairs, as its kernels compute them; in the vision tower it
-counts all pairs.
+Counted: the matrix products of vision tower, both connectors, language model and heads, forward and
+backward, and the forward pass of the reference. Not counted: recomputation in the backward pass (activation
+checkpointing, flash attention), norms, activations and softmaxes, tiles of zeros, the optimizer. Attention
+within a sequence of l tokens is causal and counts l^2 / 2 pairs, as its kernels compute them; in the vision
+tower it counts all pairs.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vico.packing import PackedRow
+
+if TYPE_CHECKING:
+    from transformers import InternVLConfig
 
 
 @dataclass(frozen=True)
 class RowWork:
-    """What a packed row asks for: tiles through each connector, lengths of its sequences, answer tokens."""
+    """The work of a packed row: tiles through each connector, lengths of its sequences, answer tokens."""
 
     full_tiles: int
     compressed_tiles: int
@@ -24,7 +27,7 @@ class RowWork:
 
 
 def row_work(row: PackedRow) -> RowWork:
-    """The work of a packed row; a row that answers nothing (an empty pack) asks for none."""
+    """Return the work of a packed row; a row without tiles and answers (an empty pack) has none."""
     answers = len(row.answer_ids)
     lengths = row.lengths if answers or len(row.full_slots) or len(row.compressed_slots) else ()
     return RowWork(len(row.full_tiles), len(row.compressed_tiles), tuple(lengths), answers)
@@ -32,14 +35,14 @@ def row_work(row: PackedRow) -> RowWork:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of a forward, `entering` of it in products whose input needs no gradient (pixels)."""
+    """FLOPs of a forward pass; `entering` of them are products whose input needs no gradient (pixels)."""
 
     forward: float
     entering: float = 0.0
 
     @property
     def training(self) -> float:
-        """Forward and backward: a product costs twice its forward, once where its input needs no gradient."""
+        """Forward and backward: a product's backward costs two forwards, or one without input gradient."""
         return 3 * self.forward - self.entering
 
 
@@ -47,12 +50,17 @@ def _product(rows: float, width_in: int, width_out: int) -> float:
     return 2.0 * rows * width_in * width_out
 
 
-def vision_flops(config: Any, num_tiles: int) -> Flops:
-    """The vision tower over tiles; `config` is the model's InternVLConfig."""
-    vision = config.vision_config
+def _configs(config: "InternVLConfig") -> tuple[Any, Any]:
+    """Return the configs of vision tower and language model; their fields depend on the model's type."""
+    return config.vision_config, config.text_config
+
+
+def vision_flops(config: "InternVLConfig", num_tiles: int) -> Flops:
+    """Return the FLOPs of the vision tower over tiles."""
+    vision, _ = _configs(config)
     width, patch = vision.hidden_size, vision.patch_size[0]
     patches = num_tiles * (vision.image_size[0] // patch) ** 2
-    tokens = patches + num_tiles  # the class token
+    tokens = patches + num_tiles  # one class token per tile
     per_tile = tokens / num_tiles if num_tiles else 0
     layer = 4 * _product(tokens, width, width) + 2 * _product(tokens, width, vision.intermediate_size)
     layer += 2 * _product(tokens * per_tile, width, 1)
@@ -60,11 +68,14 @@ def vision_flops(config: Any, num_tiles: int) -> Flops:
     return Flops(embedding + vision.num_hidden_layers * layer, embedding)
 
 
-def connector_flops(config: Any, work: RowWork) -> Flops:
-    """Both connectors over the tiles of a row. Their first norm trains, so that a frozen vision tower saves
-    none of their backward."""
-    width, out = config.vision_config.hidden_size, config.text_config.hidden_size
-    side = config.vision_config.image_size[0] // config.vision_config.patch_size[0]
+def connector_flops(config: "InternVLConfig", work: RowWork) -> Flops:
+    """Return the FLOPs of both connectors over the tiles of a row.
+
+    Their first norm is trained, so a frozen vision tower saves none of their backward pass.
+    """
+    vision, text = _configs(config)
+    width, out = vision.hidden_size, text.hidden_size
+    side = vision.image_size[0] // vision.patch_size[0]
     shuffle = round(1 / config.downsample_ratio)
     full = work.full_tiles * (side // shuffle) ** 2
     compressed = work.compressed_tiles * (side // shuffle**2) ** 2
@@ -74,9 +85,9 @@ def connector_flops(config: Any, work: RowWork) -> Flops:
     return Flops(forward)
 
 
-def language_flops(config: Any, work: RowWork, *, causal: bool = True) -> Flops:
-    """The language model over the sequences of a row, without its head."""
-    text = config.text_config
+def language_flops(config: "InternVLConfig", work: RowWork, *, causal: bool = True) -> Flops:
+    """Return the FLOPs of the language model over the sequences of a row, without its head."""
+    _, text = _configs(config)
     width, tokens = text.hidden_size, sum(work.lengths)
     head = getattr(text, "head_dim", None) or width // text.num_attention_heads
     queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
@@ -94,13 +105,14 @@ def language_flops(config: Any, work: RowWork, *, causal: bool = True) -> Flops:
     return Flops(text.num_hidden_layers * attention + num_dense * dense + num_sparse * sparse)
 
 
-def head_flops(config: Any, work: RowWork) -> Flops:
-    """The head over a row's answer tokens."""
-    return Flops(_product(work.answers, config.text_config.hidden_size, config.text_config.vocab_size))
+def head_flops(config: "InternVLConfig", work: RowWork) -> Flops:
+    """Return the FLOPs of the head over a row's answer tokens."""
+    _, text = _configs(config)
+    return Flops(_product(work.answers, text.hidden_size, text.vocab_size))
 
 
 def consistency_flops(
-    config: Any,
+    config: "InternVLConfig",
     num_tiles: int,
     policy: RowWork,
     reference: RowWork,
@@ -108,8 +120,10 @@ def consistency_flops(
     train_vision: bool = True,
     causal: bool = True,
 ) -> float:
-    """A consistency step on one pack: the policy forward and backward and the reference forward; a frozen
-    vision tower runs forward once for both."""
+    """Return the FLOPs of a consistency step on one pack: policy forward and backward, reference forward.
+
+    A frozen vision tower runs forward once for both.
+    """
     vision = vision_flops(config, num_tiles)
     trained = [
         connector_flops(config, policy),
@@ -123,11 +137,11 @@ def consistency_flops(
         head_flops(config, reference),
     ]
     policy_vision = vision.training if train_vision else 0.0
-    return policy_vision + sum(one.training for one in trained) + sum(one.forward for one in forward)
+    return policy_vision + sum(part.training for part in trained) + sum(part.forward for part in forward)
 
 
-def sft_flops(config: Any, num_tiles: int, row: RowWork, *, causal: bool = True) -> float:
-    """A plain SFT step on one row: the whole model forward and backward, no reference."""
+def sft_flops(config: "InternVLConfig", num_tiles: int, row: RowWork, *, causal: bool = True) -> float:
+    """Return the FLOPs of a plain SFT step on one row: the whole model forward and backward, no reference."""
     parts = [
         vision_flops(config, num_tiles),
         connector_flops(config, row),

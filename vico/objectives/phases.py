@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: seconds by phase, for the engine and the task that share it."""
+"""Seconds of a training step by phase, measured by the engine and the task that share a `Phases` object."""
 
 import time
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ import torch
 
 
 class Phases:
-    """Adds up seconds under names while `enabled`; costs nothing else.
+    """Adds up seconds by name while `enabled`; when disabled it costs nothing.
 
-    On CUDA a phase waits for the device at its begin and end, or the time would be that of launching: the
-    step gets slower by it, so this is asked for, never always on.
+    On CUDA a phase waits for the device at its start and end, as otherwise only kernel launches would be
+    timed. This slows the step down, so it is off by default.
     """
 
     def __init__(self, enabled: bool = False):
@@ -20,7 +20,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the time of the block to `name`. Blocks lie side by side, not in each other."""
+        """Add the time of the block to `name`. Blocks must not be nested."""
         if not self.enabled:
             yield
             return
@@ -28,8 +28,8 @@ class Phases:
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - started
 
-    def taken(self) -> dict[str, float]:
-        """Seconds by name since the last call."""
+    def pop_seconds(self) -> dict[str, float]:
+        """Return the seconds by name since the last call, and start again from zero."""
         seconds, self._seconds = self._seconds, {}
         return seconds
 

@@ -1,4 +1,4 @@
-"""Where the two branches meet."""
+"""The stage that reads both branches."""
 
 from stages.context import Context
 from stages.stage_config import StageConfig
@@ -10,13 +10,13 @@ NEEDS_RAY = False
 
 
 class BothConfig(StageConfig):
-    """Nothing to choose."""
+    """Has no fields."""
 
 
 Config = BothConfig
 
 
 def run(config: BothConfig, context: Context) -> dict[str, float | int | str]:
-    texts = [path.read_text() for name in INPUTS for path in sorted(context.inputs[name].glob("part-*.txt"))]
+    texts = [path.read_text() for name in INPUTS for path in sorted(context.folder(name).glob("part-*.txt"))]
     write_part(context, 0, "\n".join(texts))
     return {"files": len(texts)}

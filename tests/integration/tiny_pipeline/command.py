@@ -1,6 +1,7 @@
 """The real command line over the tiny stages, as a process that a test can kill.
 
-VICO_DIE=before|unrecorded|recorded:STAGE dies around the stage; TINY_KILL=STAGE:NUMBER inside it (parted.py).
+VICO_DIE=before|unrecorded|recorded:STAGE kills it around the stage, TINY_KILL=STAGE:NUMBER inside
+(parted.py).
 """
 
 import os
@@ -15,7 +16,7 @@ FORKED = ("draw", "square", "cube", "both")
 
 
 def tiny_graph() -> Graph:
-    """The chain, or with TINY_FORK a graph with two branches."""
+    """Return the chain of stages, or with TINY_FORK a graph with two branches."""
     names = FORKED if "TINY_FORK" in os.environ else NAMES
     return Graph([StageSpec(name, f"tests.integration.tiny_pipeline.{name}") for name in names])
 

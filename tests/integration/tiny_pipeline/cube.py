@@ -1,4 +1,4 @@
-"""A branch beside `square`: the same, of another power."""
+"""A branch beside `square` that does the same with another power."""
 
 from stages.stage_config import StageConfig
 from tests.integration.tiny_pipeline import square

@@ -1,4 +1,4 @@
-"""First stage: random numbers by seed."""
+"""First stage: random numbers from a seed."""
 
 import random
 
@@ -14,7 +14,7 @@ NEEDS_RAY = False
 
 
 class DrawConfig(StageConfig):
-    seed: int | None = None
+    seed: int
     num_parts: int = Field(4, ge=1)
     scale: float = Field(1.0, gt=0)
 

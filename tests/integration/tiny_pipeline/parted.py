@@ -1,4 +1,5 @@
-"""What the tiny stages share: parts one by one, with places where a test makes the driver wait or die."""
+"""Parts of the tiny stages, written one by one; a test can make the driver wait, die or fail in any of
+them."""
 
 import errno
 import os
@@ -10,7 +11,7 @@ from stages.context import Context
 
 
 def write_part(context: Context, number: int, text: str) -> None:
-    """Publish part `number` unless it is done; TINY_PAUSE, TINY_KILL, TINY_FAIL=stage:number happen in it."""
+    """Publish part `number` unless it is done; TINY_PAUSE, TINY_KILL and TINY_FAIL=stage:number act in it."""
     name = f"part-{number}.txt"
     if context.parts.done(name):
         return
@@ -22,7 +23,7 @@ def write_part(context: Context, number: int, text: str) -> None:
         while not Path(os.environ["TINY_PAUSED"] + ".go").exists():
             time.sleep(0.02)
             if "TINY_FORK" in os.environ:
-                context.check()  # in a thread no signal ends the sleep
+                context.check()  # in a thread, no signal interrupts the sleep
     if os.environ.get("TINY_KILL") == place:
         os.kill(os.getpid(), signal.SIGKILL)
     fails = os.environ.get("TINY_FAIL") == place and not _failed_before()
@@ -37,7 +38,7 @@ def write_part(context: Context, number: int, text: str) -> None:
 
 
 def _failed_before() -> bool:
-    """With TINY_ONCE=FILE a failure happens once."""
+    """With TINY_ONCE=FILE, return whether the failure has happened already."""
     if "TINY_ONCE" not in os.environ:
         return False
     mark = Path(os.environ["TINY_ONCE"])

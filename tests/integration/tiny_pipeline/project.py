@@ -1,15 +1,16 @@
-"""A folder with a config of the tiny stages, and the command line as real processes on it."""
+"""A folder with a config of the tiny stages, and real processes of the command line in it."""
 
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.results.stage_folder import record_digest
+from pipeline.results.records import record_digest
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
@@ -26,10 +27,10 @@ TRACKED = "name: tiny\ntracking: {interval_s: 0.1, finish_timeout_s: 300}\n"
 
 @dataclass
 class TinyProject:
-    """Commands that are still running are ended by `close`."""
+    """`close` kills commands that are still running."""
 
     folder: Path
-    started: list[subprocess.Popen] = field(default_factory=list)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __post_init__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -44,9 +45,9 @@ class TinyProject:
     def storage_option(self) -> str:
         return str(self.storage)
 
-    def start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen:
-        """`vico COMMAND ...` as a process; run and plan get the config."""
-        given = ["pipeline.yaml"] if command in ("run", "plan") else []
+    def start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start `vico COMMAND ...` as a process; run and plan get the config file."""
+        config = ["pipeline.yaml"] if command in ("run", "plan") else []
         options = ["--site", "site.yaml", "--storage", self.storage_option]
         process = subprocess.Popen(
             [
@@ -54,7 +55,7 @@ class TinyProject:
                 "-m",
                 "tests.integration.tiny_pipeline.command",
                 command,
-                *given,
+                *config,
                 *arguments,
                 *options,
             ],
@@ -68,7 +69,10 @@ class TinyProject:
         return process
 
     def vico(self, command: str, *arguments: str, code: int = 0, **environment: str) -> str:
-        """Standard output of a command that must end with this exit code; its errors are in `errors`."""
+        """Return the standard output of a command that must end with this exit code.
+
+        Its standard error is in `errors`.
+        """
         process = self.start(command, *arguments, **environment)
         output, self.errors = process.communicate(timeout=120)
         self.last_output = output
@@ -76,8 +80,9 @@ class TinyProject:
         assert "Traceback" not in output + self.errors
         return output
 
-    def pause(self, place: str, *arguments: str, **more: str) -> tuple[subprocess.Popen, Path]:
-        """A run that waits in the middle of a part, and the file that lets it go on."""
+    def pause(self, place: str, *arguments: str, **more: str) -> tuple[subprocess.Popen[str], Path]:
+        """Start a run that waits in the middle of part STAGE:NUMBER; return it and the file that lets it
+        continue."""
         mark = self.folder / f"paused-{len(self.started)}"
         process = self.start("run", *arguments, TINY_PAUSE=place, TINY_PAUSED=str(mark), **more)
         wait_for(mark.exists, process)
@@ -87,29 +92,29 @@ class TinyProject:
         return json.loads(self.vico("status", run, "--json"))
 
     def runs(self) -> list[str]:
-        return [one["run"] for one in json.loads(self.vico("status", "--json"))]
+        return [run["run"] for run in json.loads(self.vico("status", "--json"))]
 
     def plan(self, *arguments: str) -> dict[str, tuple[str, list[str]]]:
-        """stage -> (action, reasons)"""
+        """Return stage -> (action, reasons)."""
         planned = json.loads(self.vico("plan", "--json", *arguments))
-        return {one["stage"]: (one["action"], one["reasons"]) for one in planned}
+        return {stage["stage"]: (stage["action"], stage["reasons"]) for stage in planned}
 
     def stage(self, name: str) -> Path:
-        """The only folder of the stage."""
-        (found,) = (self.storage / name).iterdir()
-        return found
+        """Return the only folder of the stage."""
+        (folder,) = (self.storage / name).iterdir()
+        return folder
 
     def record(self, name: str) -> dict[str, Any]:
         return json.loads((self.stage(name) / "record.json").read_text())
 
     def edit_record(self, name: str, **changes: Any) -> None:
-        """What a stage may have written: changed content under a digest that fits it."""
+        """Change the record and its digest, as if the stage had written it so."""
         content = {**self.record(name), **changes}
         content["record_digest"] = record_digest(content)
         (self.stage(name) / "record.json").write_text(json.dumps(content))
 
     def outputs(self) -> dict[str, bytes]:
-        """Every published file below an output folder by path."""
+        """Return the content of every published file below an output folder, by path."""
         return {
             str(path.relative_to(self.storage)): path.read_bytes()
             for path in sorted(self.storage.glob("*/*/output/**/*"))
@@ -117,8 +122,10 @@ class TinyProject:
         }
 
     def kept(self) -> list[Path]:
-        """Every path of the storage but the cache of digests, which the first command writes that reads a
-        file some seconds after it was made."""
+        """Return every path of the storage except the cache of digests.
+
+        The cache is written by the first command that reads a file some seconds after the file was written.
+        """
         return sorted(path for path in self.storage.rglob("*") if path.name != "digests.json")
 
     def half_written(self) -> list[Path]:
@@ -131,7 +138,10 @@ class TinyProject:
             process.communicate()
 
 
-def wait_for(condition, process: subprocess.Popen | None = None, timeout_s: float = 30.0) -> None:
+def wait_for(
+    condition: Callable[[], object], process: subprocess.Popen[str] | None = None, timeout_s: float = 30.0
+) -> None:
+    """Wait until the condition is true; fail if the process ends or the time is over before that."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert process is None or process.poll() is None, process.communicate()

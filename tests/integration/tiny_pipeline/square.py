@@ -17,7 +17,7 @@ Config = SquareConfig
 
 
 def run(config: SquareConfig, context: Context) -> dict[str, float | int | str]:
-    paths = sorted(context.inputs["draw"].glob("part-*.txt"))
+    paths = sorted(context.folder("draw").glob("part-*.txt"))
     for number, path in enumerate(paths):
         write_part(
             context,

@@ -1,14 +1,14 @@
-"""Passwords in URLs are found and cut out."""
+"""Passwords in URLs are found and removed."""
 
 import logging
 
 import pytest
 
-from cluster.passwords import MaskingFormatter, places_of_passwords, without_passwords
+from cluster.passwords import MaskingFormatter, password_fields, without_passwords
 
 
 @pytest.mark.parametrize(
-    "text, left",
+    "text, masked",
     [
         ("http://me:secret@host:5000/x", "http://host:5000/x"),
         (
@@ -28,17 +28,17 @@ from cluster.passwords import MaskingFormatter, places_of_passwords, without_pas
         ("sqlite:////runs/mlflow.db", "sqlite:////runs/mlflow.db"),
     ],
 )
-def test_user_and_password_are_cut_and_nothing_else(text, left):
-    assert without_passwords(text) == left
+def test_only_user_and_password_are_removed(text, masked):
+    assert without_passwords(text) == masked
 
 
-def test_the_places_of_passwords_are_named():
+def test_the_fields_with_passwords_are_named():
     content = {"a": {"b": ["x", "s3://me:secret@bucket"]}, "c": "http://host", "d": 5, "e": "http://me@host"}
     content |= {"f": "postgresql://mlflow:a/b@db/x", "g": "http://host:5000/me@x", "h": "s3://bucket/a@b:c"}
-    assert places_of_passwords(content) == ["a.b.1", "f"]
+    assert password_fields(content) == ["a.b.1", "f"]
 
 
-def test_tracebacks_in_logs_hold_no_password():
+def test_tracebacks_in_logs_have_no_password():
     try:
         raise ValueError("http://me:secret@host")
     except ValueError as error:

@@ -1,8 +1,11 @@
-"""Site files: what stands in the repository, and what a user is told about a wrong one."""
+"""Site files: the one in the repository, and the message about a wrong one."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from cluster.site import Site
 from cluster.site_files import SITES_FOLDER, load_site
@@ -10,11 +13,11 @@ from vico.errors import UserError
 
 
 @pytest.fixture
-def site_file(tmp_path, monkeypatch):
-    """Writes a site file and loads it."""
+def site_file(tmp_path, monkeypatch) -> Callable[..., Site]:
+    """Return a function that writes a site file and loads it."""
     monkeypatch.chdir(tmp_path)
 
-    def load(text: str, **options):
+    def load(text: str, **options: str) -> Site:
         path = tmp_path / "here.yaml"
         path.write_text(text)
         return load_site(path, **options)
@@ -28,17 +31,14 @@ def test_local_site_file_shows_the_defaults():
     assert shown.model_copy(update={"storage": Path("runs")}) == Site()
 
 
-def test_every_field_stands_in_the_local_site_file():
-    import yaml
+def field_names(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the nested names of a site's fields, without their values."""
+    return {name: field_names(value) if isinstance(value, dict) else None for name, value in content.items()}
 
+
+def test_the_local_site_file_shows_every_field():
     written = yaml.safe_load((SITES_FOLDER / "local.yaml").read_text())
-    fields = {
-        name: set(getattr(part, "model_fields", {})) if hasattr(part, "model_fields") else None
-        for name, part in ((name, type(getattr(Site(), name))) for name in Site.model_fields)
-    }
-    assert {
-        name: set(value) if isinstance(value, dict) else None for name, value in written.items()
-    } == fields
+    assert field_names(written) == field_names(Site().model_dump(mode="json"))
 
 
 def test_storage_is_absolute_and_overridable(site_file, tmp_path):
@@ -71,15 +71,18 @@ def test_tracking_uri_defaults_to_sqlite_in_the_storage_folder(site_file, tmp_pa
         ("resources: {x: 1}", "known here: workers, actors"),
         ("resources: {workers: two}", "resources.workers='two': input should be a valid integer"),
         ("resources: {workers: 0}", "resources.workers=0: input should be greater than or equal to 1"),
-        ("train: {zero_stage: 4}", "train.zero_stage=4: input should be 1, 2 or 3"),
+        ("train: {memory: {zero_stage: 4}}", "train.memory.zero_stage=4: input should be 1, 2 or 3"),
         ("resources: {workers: 4}", "resources.workers=4 .* needs 4 CPUs, more than ray.num_cpus=2; lower"),
         ("resources: {threads_per_worker: 2}", "threads_per_worker=2 needs 4 CPUs"),
         ("ray: {dashboard_port: 8265}", "ray.dashboard_port=8265 has no effect while ray.dashboard is false"),
         (
-            "train: {trace_steps: [3, 2]}",
-            r"train.trace_steps=\[3, 2\] is no range of updates; give",
+            "train: {profiling: {trace_steps: [3, 2]}}",
+            r"train.profiling.trace_steps=\[3, 2\] is not a range of updates; give",
         ),
-        ("train: {peak_tflops: 0}", "train.peak_tflops=0: input should be greater than 0"),
+        (
+            "train: {profiling: {peak_tflops: 0}}",
+            "train.profiling.peak_tflops=0: input should be greater than 0",
+        ),
         ("- a", "holds a list; a site file holds fields"),
         ("a: [", "is not YAML"),
         ("ray: 3", "ray=3: input should be a valid dictionary"),
@@ -92,12 +95,34 @@ def test_wrong_site_gives_one_line_with_field_and_remedy(site_file, text, messag
     assert "here.yaml" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [
+        ("memory", "zero_stage"),
+        ("restarts", "max_failures"),
+        ("divergence", "max_loss_spikes"),
+        ("profiling", "trace_steps"),
+    ],
+)
+def test_a_train_setting_outside_its_block_is_refused_with_its_path(site_file, block, name):
+    message = rf"train\.{name} is not a field of a site; did you mean train\.{block}\.{name}\?$"
+    with pytest.raises(UserError, match=message):
+        site_file(f"train: {{{name}: 1}}")
+
+
+@pytest.mark.parametrize("name", ["keep_checkpoints", "checkpoint_every_steps"])
+def test_a_name_like_that_of_a_block_is_refused_with_the_fields_of_the_block(site_file, name):
+    message = rf"train\.{name} is not a field .*; did you mean checkpoints \(with every_steps, keep\)\?$"
+    with pytest.raises(UserError, match=message):
+        site_file(f"train: {{{name}: 3}}")
+
+
 def test_a_joined_cluster_may_be_larger_than_this_machine(site_file):
     assert site_file("ray: {address: auto}\nresources: {workers: 64}").resources.workers == 64
     assert site_file("jobs: {address: 'http://host'}\nresources: {workers: 64}").resources.workers == 64
 
 
-def test_an_object_store_has_a_working_copy_and_goes_along_as_it_was_given(tmp_path):
+def test_an_object_store_has_a_working_copy_and_is_passed_on_by_its_address(tmp_path):
     path = tmp_path / "site.yaml"
     path.write_text(
         f"storage: s3://bucket/prefix/\nwork: {tmp_path}/work\ntracking: {{uri: 'http://mlflow:5000'}}\n"
@@ -105,9 +130,9 @@ def test_an_object_store_has_a_working_copy_and_goes_along_as_it_was_given(tmp_p
     site = load_site(str(path))
     assert site.remote == site.storage_address == "s3://bucket/prefix"
     assert site.storage.parent == tmp_path / "work"
-    given = site.as_given()
-    assert given["storage"] == "s3://bucket/prefix" and "remote" not in given
-    assert Site.model_validate(given) == site
+    settings = site.as_given()
+    assert settings["storage"] == "s3://bucket/prefix" and "remote" not in settings
+    assert Site.model_validate(settings) == site
     other = load_site(str(path), storage="s3://bucket/other")
     assert other.storage.parent == site.storage.parent and other.storage != site.storage
 
@@ -115,13 +140,16 @@ def test_an_object_store_has_a_working_copy_and_goes_along_as_it_was_given(tmp_p
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("storage: gs://bucket/prefix", "is no folder and no s3://bucket/prefix"),
-        ("storage: s3:///prefix", "is no folder and no s3://bucket/prefix"),
+        ("storage: gs://bucket/prefix", "is neither a folder nor s3://bucket/prefix"),
+        ("storage: s3:///prefix", "is neither a folder nor s3://bucket/prefix"),
         ("storage: runs\nwork: /scratch", "work=/scratch has no effect while storage is a folder"),
-        ("storage: s3://bucket/prefix", "tracking.uri is not set, and a database cannot lie in"),
+        (
+            "storage: s3://bucket/prefix",
+            "tracking.uri is not set, and storage=s3://bucket/prefix cannot hold a database",
+        ),
     ],
 )
-def test_a_storage_that_cannot_work_is_one_line(tmp_path, text, message):
+def test_a_storage_that_cannot_work_is_refused_in_one_line(tmp_path, text, message):
     path = tmp_path / "site.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as error:

@@ -1,4 +1,4 @@
-"""Draws by purpose and numbers."""
+"""Random draws by purpose and numbers."""
 
 import numpy as np
 
@@ -6,20 +6,20 @@ from data_prep.draws import draw_bits, draw_order, draw_uniform
 
 
 def test_known_draws():
-    """Plans of finished runs depend on these never moving."""
+    """The plans of finished runs depend on these numbers, so they must never change."""
     assert draw_bits("test", 1, np.arange(3)).tolist() == KNOWN
 
 
 KNOWN = [6638703320847786337, 8668891938435739976, 7815391599302029470]
 
 
-def test_each_word_and_the_purpose_matter():
+def test_the_purpose_and_each_word_change_the_draw():
     assert len({int(draw_bits(p, s, n)[0]) for p in "ab" for s in range(30) for n in range(30)}) == 1800
     assert draw_bits("a", 1, 2) != draw_bits("a", 2, 1)
     assert draw_bits("a", -1).shape == (1,)
 
 
-def test_draws_of_an_array_are_the_single_draws():
+def test_draws_of_an_array_equal_the_single_draws():
     rows = np.array([3, 10**12, 7])
     assert draw_bits("a", 5, rows).tolist() == [int(draw_bits("a", 5, int(row))[0]) for row in rows]
 

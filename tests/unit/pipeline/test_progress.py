@@ -1,3 +1,5 @@
+"""Lines and bars of a running command."""
+
 import errno
 import io
 import logging
@@ -14,7 +16,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_plain_lines_come_now_and_then_with_the_time_left(monkeypatch):
+def test_plain_lines_come_every_ten_seconds_with_the_time_left(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     stream = io.StringIO()
@@ -31,12 +33,12 @@ def test_plain_lines_come_now_and_then_with_the_time_left(monkeypatch):
     assert not any("\x1b" in line for line in lines)
 
 
-def test_what_was_done_before_does_not_spoil_the_time_left(monkeypatch):
+def test_work_done_before_this_command_does_not_enter_the_time_left(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     stream = io.StringIO()
     display = Display(stream)
-    display.stage_started("train", "goes on")
+    display.stage_started("train", "resumes")
     for done in (0, 0, 900, 905, 910):
         now[0] += 5.0
         display.progress("train", done, 1000, "steps")
@@ -54,7 +56,7 @@ def test_a_terminal_gets_bars(monkeypatch):
     assert "shard: done" in stream.getvalue()
 
 
-def test_progress_may_come_from_threads_and_after_the_end():
+def test_progress_may_come_from_threads_and_after_the_stage_has_ended():
     stream = io.StringIO()
     display = Display(stream)
     display.stage_started("shard", "starts")
@@ -79,14 +81,14 @@ def test_every_line_is_in_the_log_too(caplog):
     "seconds, text",
     [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7500, "2 h 05 min")],
 )
-def test_durations_are_for_people(seconds, text):
+def test_durations_are_written_as_people_write_them(seconds, text):
     assert duration(seconds) == text
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "pipe"), OSError(errno.EIO, "terminal")])
-def test_a_terminal_or_pipe_that_is_gone_ends_nothing(error, caplog, capfd):
-    """After `| tee` got the same Ctrl-C, or a lost ssh: the ranks still get their time for a checkpoint, and
-    what the command prints at its end goes where it should."""
+def test_a_lost_terminal_or_pipe_does_not_end_the_command(error, caplog, capfd):
+    """When `| tee` gets the same Ctrl-C, or ssh is lost, the ranks still have time for a checkpoint, and
+    standard output still works at the end of the command."""
 
     class Gone(io.StringIO):
         def write(self, text):

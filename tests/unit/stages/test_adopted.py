@@ -1,4 +1,6 @@
-"""What may be adopted as the result of which stage."""
+"""Which folders can be adopted as the result of a stage."""
+
+from pathlib import Path
 
 import pytest
 
@@ -14,12 +16,12 @@ def write(folder, *names):
     return folder
 
 
-def test_a_model_folder_is_taken_for_the_policy(tmp_path):
+def test_a_model_folder_becomes_the_policy(tmp_path):
     folder = write(tmp_path, "config.json", "model.safetensors", ".cache/x")
     assert set(adopted_files("consistency", folder)) == {"policy/config.json", "policy/model.safetensors"}
 
 
-def test_an_output_folder_is_taken_as_it_is(tmp_path):
+def test_an_output_folder_keeps_its_names(tmp_path):
     folder = write(tmp_path, "policy/config.json", "policy/model.safetensors")
     assert set(adopted_files("consistency", folder)) == {"policy/config.json", "policy/model.safetensors"}
 
@@ -33,10 +35,9 @@ def test_a_folder_without_what_later_stages_read_is_refused(tmp_path, stage):
         adopted_files(stage, folder)
 
 
-def test_the_digest_is_of_names_and_contents(tmp_path):
-    one, two = write(tmp_path / "one", "a", "b"), write(tmp_path / "two", "a", "b")
-    read = lambda path: path.read_text()  # noqa: E731
-    first = files_digest(adopted_files("x", one), read)
-    assert first == files_digest(adopted_files("x", two), read)
-    (two / "b").rename(two / "c")
-    assert first != files_digest(adopted_files("x", two), read)
+def test_the_digest_depends_on_names_and_contents(tmp_path):
+    first, second = write(tmp_path / "first", "a", "b"), write(tmp_path / "second", "a", "b")
+    digest = files_digest(adopted_files("x", first), Path.read_text)
+    assert digest == files_digest(adopted_files("x", second), Path.read_text)
+    (second / "b").rename(second / "c")
+    assert digest != files_digest(adopted_files("x", second), Path.read_text)

@@ -1,3 +1,5 @@
+"""Publishing, renaming and removing the parts of a stage."""
+
 import json
 import pickle
 import threading
@@ -22,7 +24,7 @@ def parts(tmp_path):
     return Parts(tmp_path / "stage" / "fingerprint", attempt=3)
 
 
-def test_a_part_is_not_there_until_it_is_published(parts):
+def test_a_part_does_not_exist_until_it_is_published(parts):
     partial = parts.partial("a/00000.tar")
     assert partial.name == ".00000.tar.partial-3" and partial.parent == parts.output / "a"
     partial.write_bytes(b"half")
@@ -48,7 +50,7 @@ def test_a_part_is_never_rewritten(parts):
     assert (parts.output / "x").read_text() == "first"
 
 
-def test_a_summary_is_replaced_whole(parts):
+def test_a_summary_is_replaced_as_a_whole(parts):
     parts.write_json("metrics.json", {"a": 1})
     parts.write_json("metrics.json", {"a": 2})
     assert json.loads((parts.output / "metrics.json").read_text()) == {"a": 2}
@@ -68,7 +70,7 @@ def test_an_attempt_that_lost_the_lease_publishes_nothing(parts, attempt, releas
     assert not parts.done("x") and not parts.done("summary.json")
 
 
-def test_the_holder_publishes_also_from_another_process(parts):
+def test_the_owner_of_the_lease_can_publish_from_another_process(parts):
     write_lease(parts, 3)
     copy = pickle.loads(pickle.dumps(parts))
     copy.partial("x").write_text("mine")
@@ -76,7 +78,7 @@ def test_the_holder_publishes_also_from_another_process(parts):
     assert parts.done("x")
 
 
-def test_the_journal_tells_in_order_what_was_published_renamed_and_dropped(tmp_path):
+def test_the_journal_lists_in_order_what_was_published_renamed_and_removed(tmp_path):
     parts = Parts(tmp_path, 1)
     for name in ("waiting/0.tar", "waiting/1.tar", "table.json"):
         parts.partial(name).write_text(name)
@@ -99,7 +101,7 @@ def test_the_journal_tells_in_order_what_was_published_renamed_and_dropped(tmp_p
         parts.rename({"table.json": "0.tar"})
 
 
-def test_parts_that_belong_together_are_published_in_their_order(tmp_path):
+def test_parts_that_are_published_together_keep_their_order(tmp_path):
     parts = Parts(tmp_path, 1)
     for name in ("sidecars/0", "sidecars/0.tar", "other"):
         parts.partial(name).write_text(name)
@@ -112,18 +114,19 @@ def test_parts_that_belong_together_are_published_in_their_order(tmp_path):
     assert parts.done("other") and (parts.output / "sidecars/0").read_text() == "sidecars/0"
 
 
-def test_an_attempt_that_was_taken_over_drops_and_renames_nothing(tmp_path):
+def test_an_attempt_that_was_taken_over_removes_and_renames_nothing(tmp_path):
     parts = Parts(tmp_path, 1)
     parts.partial("a.txt").write_text("a")
     parts.publish("a.txt")
     write_lease(parts, attempt=2)
-    for act in (lambda: parts.remove("a.txt"), lambda: parts.rename({"a.txt": "b.txt"})):
-        with pytest.raises(LeaseLost):
-            act()
+    with pytest.raises(LeaseLost):
+        parts.remove("a.txt")
+    with pytest.raises(LeaseLost):
+        parts.rename({"a.txt": "b.txt"})
     assert (parts.output / "a.txt").read_text() == "a"
 
 
-def test_a_kill_while_a_part_is_deleted_leaves_no_half_of_it(tmp_path, monkeypatch):
+def test_a_kill_during_deletion_leaves_no_half_part(tmp_path, monkeypatch):
     parts = Parts(tmp_path, 1)
     (parts.partial("best/step-30") / "inner").mkdir(parents=True)
     parts.publish("best/step-30")
@@ -136,50 +139,51 @@ def test_a_kill_while_a_part_is_deleted_leaves_no_half_of_it(tmp_path, monkeypat
         parts.remove("best/step-30")
     assert not parts.done("best/step-30") and not list(parts.output.glob("best/step-*"))
     (left,) = parts.output.glob("best/.*")
-    assert is_partial(left.name), "the next attempt clears it away"
+    assert is_partial(left.name), "the next attempt deletes it"
 
 
-def test_a_part_that_another_takes_away_while_the_lock_is_waited_for_is_no_fault(parts):
-    """The driver lets a checkpoint go that was on its way to an object store; a rank drops it once more."""
+def test_a_part_that_disappears_while_remove_waits_for_the_lock_is_not_an_error(parts):
+    """The driver deletes a checkpoint whose upload is complete; a rank removes the same one."""
     part = parts.output / "checkpoints/step-1"
     part.mkdir(parents=True)
-    faults = []
+    errors = []
 
-    def drop():
+    def remove():
         try:
             parts.remove("checkpoints/step-1")
         except OSError as error:
-            faults.append(error)
+            errors.append(error)
 
-    dropping = threading.Thread(target=drop)
+    removal = threading.Thread(target=remove)
     with locked(parts.folder):
-        dropping.start()
-        time.sleep(0.2)  # it has seen the part by now, and waits
-        parts.out_of_sight(part)
-    dropping.join()
-    assert faults == []
+        removal.start()
+        time.sleep(0.2)  # by now it has seen the part and waits
+        parts.hide(part)
+    removal.join()
+    assert errors == []
 
 
-def test_two_that_delete_a_folder_and_one_in_it_do_not_disturb_each_other(tmp_path):
+def test_a_folder_and_a_folder_in_it_can_be_deleted_at_the_same_time(tmp_path):
     for number in range(20):
         inner = tmp_path / f"{number}/checkpoints/.step-1.partial-1"
         inner.mkdir(parents=True)
         for name in range(100):
             (inner / str(name)).touch()
-        both = threading.Barrier(2)
-        faults = []
+        barrier = threading.Barrier(2)
+        errors = []
 
-        def one(path, both=both, faults=faults):
-            both.wait()
+        def delete_with_other(path, barrier=barrier, errors=errors):
+            barrier.wait()
             try:
                 delete(path)
             except OSError as error:
-                faults.append(error)
+                errors.append(error)
 
-        threads = [threading.Thread(target=one, args=(path,)) for path in (inner, inner.parent)]
+        paths = (inner, inner.parent)
+        threads = [threading.Thread(target=delete_with_other, args=(path,)) for path in paths]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         delete(inner.parent)
-        assert faults == [] and not inner.parent.exists()
+        assert errors == [] and not inner.parent.exists()

@@ -1,9 +1,9 @@
-"""Prompts: what is an answer, where tiles go, what is refused."""
+"""Prompts: which tokens are answers, where tiles go, what is refused."""
 
 import pytest
 
 from tests.tiny_model import make_tiny_model
-from vico.prompt import load_prompt_format
+from vico.prompt import PromptFormat, load_prompt_format
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_generation_prompt_ends_with_the_open_turn(prompt_format):
     assert not skeleton.answer.any()
 
 
-def test_a_system_turn_stands_first(prompt_format):
+def test_a_system_turn_comes_first(prompt_format):
     conversation = [{"from": "system", "value": "short"}, *turns("what", "this")]
     text = prompt_format.tokenizer.decode(prompt_format.encode(conversation, []).ids)
     assert text.startswith("<|im_start|>system\nshort<|im_end|>\n<|im_start|>user\n")
@@ -52,22 +52,20 @@ def test_a_system_turn_stands_first(prompt_format):
     [
         (turns("<image><image>", "a"), [1], "more <image> marks than pictures"),
         (turns("<image>", "a"), [1, 1], "1 more pictures than <image> marks"),
-        ([{"from": "robot", "value": "a"}], [], "from='robot' is none of human, gpt, system"),
+        ([{"from": "robot", "value": "a"}], [], "from='robot' is not one of human, gpt, system"),
         (turns("what is <IMG_CONTEXT>", "a"), [], "spells the token <IMG_CONTEXT>"),
     ],
 )
-def test_what_does_not_fit_is_refused(prompt_format, conversation, tiles, message):
+def test_an_invalid_conversation_is_refused(prompt_format, conversation, tiles, message):
     with pytest.raises(ValueError, match=message):
         prompt_format.encode(conversation, tiles)
 
 
-def test_texts_are_encoded_as_the_tokenizer_would_also_when_its_file_truncates(prompt_format):
-    """The Rust tokenizer is called directly; its own settings for length and padding must not reach it."""
-    from vico.prompt import PromptFormat
-
+def test_texts_are_encoded_as_by_the_tokenizer_even_if_its_file_truncates(prompt_format):
+    """The Rust tokenizer is called directly; its own settings for length and padding must not apply."""
     texts = ["user\n", "\n", "a <ref>box</ref> and  two spaces", "é, 中文 and \U0001f600", "<|im_end|>"]
-    wanted = [prompt_format.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    assert [prompt_format._text(text) for text in texts] == wanted
+    expected = [prompt_format.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert [prompt_format._text_ids(text) for text in texts] == expected
     prompt_format.tokenizer.backend_tokenizer.enable_truncation(2)
-    again = PromptFormat(prompt_format.tokenizer, prompt_format.settings)
-    assert [again._text(text) for text in texts] == wanted
+    with_truncation = PromptFormat(prompt_format.tokenizer, prompt_format.settings)
+    assert [with_truncation._text_ids(text) for text in texts] == expected

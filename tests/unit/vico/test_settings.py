@@ -1,4 +1,4 @@
-"""Model folders: what is read from them and which lack is named."""
+"""Model folders: what is read from them, and messages that name what is missing."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def test_token_counts_follow_tile_and_patch_size(folder):
     assert settings.vision_tokens == 64
 
 
-def test_a_rows_own_limit_lowers_the_models_but_never_raises_it(folder):
+def test_a_row_can_lower_the_tile_limit_of_the_model_but_not_raise_it(folder):
     change(folder, "preprocessor_config.json", max_patches=6)
     settings = load_settings(folder)
     assert settings.tiling().max_tiles == 6
@@ -55,7 +55,7 @@ def test_a_missing_field_is_named(folder):
         load_settings(folder)
 
 
-def test_a_shard_of_the_weights_that_is_missing_is_named(folder):
+def test_a_missing_shard_of_the_weights_is_named(folder):
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -63,7 +63,7 @@ def test_a_shard_of_the_weights_that_is_missing_is_named(folder):
         load_settings(folder)
 
 
-def test_a_tile_that_the_compressed_rate_does_not_divide_is_refused(folder):
+def test_a_tile_size_that_the_compressed_rate_cannot_divide_is_refused(folder):
     change(
         folder,
         "config.json",
@@ -76,7 +76,7 @@ def test_a_tile_that_the_compressed_rate_does_not_divide_is_refused(folder):
         load_settings(folder)
 
 
-def test_an_image_token_that_is_not_the_tokenizers_is_refused(folder):
+def test_an_image_token_id_other_than_the_tokenizers_is_refused(folder):
     change(folder, "config.json", image_token_id=7)
     with pytest.raises(UserError, match="image_token_id=7"):
         load_prompt_format(folder)

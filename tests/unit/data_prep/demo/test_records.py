@@ -1,37 +1,38 @@
-"""The demo records: repeatable, answerable, in groups that share nothing, and in the mix that is promised."""
+"""The demo records: reproducible, answerable, in groups that share nothing, with a fixed mix of contents."""
 
 import io
 import re
 from collections import defaultdict
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from data_prep.demo import sources
+from data_prep.demo.canvas import TextRun, font
 from data_prep.demo.lexicon import LEXICON
 from data_prep.demo.mix import demo_mix, tile_contents
-from data_prep.demo.records import KIND_SHARES, demo_record, drawn_record, num_records
+from data_prep.demo.records import KIND_SHARES, demo_record, drawn_record
 from data_prep.shards.split import SPLITS, Shares, side
 from vico.tiling import Tiling, num_tiles
 
 TILING = Tiling(tile_size=112, max_tiles=4)
-CONFIG = SimpleNamespace(num_samples=400, seed=3)
+SEED, NUM_RECORDS = 3, 400
+Records = list[tuple[dict[str, Any], list[bytes]]]
 
 
 @pytest.fixture(scope="module")
-def records():
-    return [demo_record(CONFIG, line) for line in range(num_records(CONFIG))]
+def records() -> Records:
+    return [demo_record(SEED, line) for line in range(NUM_RECORDS)]
 
 
-def test_a_record_depends_on_seed_and_line_only(records):
+def test_a_record_depends_only_on_seed_and_line(records):
     for line in (399, 7, 123):
-        assert demo_record(CONFIG, line) == records[line]
-    assert demo_record(SimpleNamespace(num_samples=10, seed=3), 7) == records[7]
-    assert demo_record(SimpleNamespace(num_samples=400, seed=4), 7) != records[7]
+        assert demo_record(SEED, line) == records[line]
+    assert demo_record(4, 7) != records[7]
 
 
-def test_rows_are_internvl_rows_with_one_mark_a_picture(records):
+def test_rows_are_internvl_rows_with_one_mark_per_picture(records):
     for line, (row, pictures) in enumerate(records):
         assert row["id"] == f"demo-{line:06d}"
         assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * (
@@ -45,7 +46,7 @@ def test_rows_are_internvl_rows_with_one_mark_a_picture(records):
             assert image.format == {"png": "PNG", "jpg": "JPEG"}[row["image"].rsplit(".", 1)[1]]
 
 
-def test_every_kind_comes_and_pictures_have_one_to_five_tiles(records):
+def test_every_kind_occurs_and_pictures_have_one_to_five_tiles(records):
     assert {row["kind"] for row, _ in records} == set(KIND_SHARES)
     tiles = {num_tiles(row["width"], row["height"], TILING) for row, pictures in records if pictures}
     assert tiles == {1, 3, 5}
@@ -57,7 +58,7 @@ def test_numbers_and_pictures_stay_in_one_group(records):
         for data in pictures:
             owners[data].add(row["group"])
         if row["kind"] == "number":
-            for question in drawn_record(CONFIG.seed, line).questions:
+            for question in drawn_record(SEED, line).questions:
                 if question.task == "read":
                     owners[question.answer].add(row["group"])
     assert all(len(groups) == 1 for groups in owners.values())
@@ -66,20 +67,21 @@ def test_numbers_and_pictures_stay_in_one_group(records):
 
 def test_records_ask_several_different_questions_and_at_most_one_transcription(records):
     turns = [[turn["value"] for turn in row["conversations"][::2]] for row, _ in records]
-    assert all(len(set(asked)) == len(asked) for asked in turns)
-    counts = [len(asked) for asked in turns]
+    assert all(len(set(questions)) == len(questions) for questions in turns)
+    counts = [len(questions) for questions in turns]
     assert {1, 2, 3, 4} == set(counts) and sum(counts) > 1.7 * len(counts)
     for line, (row, _) in enumerate(records):
-        questions = drawn_record(CONFIG.seed, line).questions
+        questions = drawn_record(SEED, line).questions
         assert row["task"] == questions[-1].task
         assert sum(question.task == "transcribe" for question in questions) <= 1
 
 
 def test_words_come_from_the_lexicon(records):
-    drawn = [drawn_record(CONFIG.seed, line) for line in range(len(records))]
-    asked = [one.questions for one in drawn if one.kind in ("word", "caption")]
-    answers = {question.answer for questions in asked for question in questions if question.task == "read"}
-    assert len(asked) > 60 and answers <= set(LEXICON)
+    drawn_records = [drawn_record(SEED, line) for line in range(len(records))]
+    with_words = [drawn for drawn in drawn_records if drawn.kind in ("word", "caption")]
+    questions = [question for drawn in with_words for question in drawn.questions]
+    answers = {question.answer for question in questions if question.task == "read"}
+    assert len(with_words) > 60 and answers <= set(LEXICON)
     assert len(LEXICON) == len(set(LEXICON)) >= 256
 
 
@@ -101,7 +103,7 @@ def test_all_sides_of_the_default_split_have_photographs():
     assert all(sides.count(name) >= 2 for name in SPLITS)
 
 
-def test_what_is_asked_for_is_drawn():
+def test_every_answer_is_drawn_in_the_picture():
     for line in range(300):
         drawn = drawn_record(5, line)
         if drawn.kind == "text":
@@ -114,18 +116,19 @@ def test_what_is_asked_for_is_drawn():
                 assert any(question.answer in text.split() for text in lines), (question, lines)
 
 
-def test_bar_values_stand_over_their_label():
-    charts = [drawn_record(5, line) for line in range(400)]
-    for drawn in charts:
+def test_the_value_of_a_bar_is_above_its_label():
+    for drawn in (drawn_record(5, line) for line in range(400)):
         if drawn.kind != "chart":
             continue
         runs = drawn.content.canvas.runs  # value and label of each bar in turn
         values = {label.text: value.text for value, label in zip(runs[::2], runs[1::2], strict=True)}
-        for question in [one for one in drawn.questions if one.task == "read"]:
+        for question in drawn.questions:
+            if question.task != "read":
+                continue
             assert values[re.search(r"bar ([A-H])", question.text)[1]] == question.answer
 
 
-def test_text_lies_inside_its_picture():
+def test_text_is_inside_its_picture():
     for line in range(300):
         drawn = drawn_record(6, line)
         if drawn.content is None or drawn.kind in ("prose", "code", "figure"):
@@ -137,9 +140,7 @@ def test_text_lies_inside_its_picture():
             assert run.top + 1.05 * run.size <= canvas.image.height + 1, (drawn.kind, run)
 
 
-def _font(run):
-    from data_prep.demo.canvas import font
-
+def _font(run: TextRun) -> ImageFont.FreeTypeFont:
     return font(run.font, run.size)
 
 

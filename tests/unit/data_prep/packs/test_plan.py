@@ -1,14 +1,18 @@
-"""The plan of packs: every sample once, budgets kept, the same whatever the workers, balanced steps."""
+"""The plan of packs: every sample once, within the budgets, independent of workers, with balanced steps."""
 
 import hashlib
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.packs.plan import PackPlan, fixed_packs, sample_tokens
+from data_prep.packs.fixed_packs import fixed_packs
+from data_prep.packs.pack import Pack, PackBudget
+from data_prep.packs.plan import PackPlan, PlanSettings, PlanSummary
+from data_prep.packs.rates import RateDraw
 from data_prep.shards.index import IndexColumns
 from vico.errors import UserError
 
@@ -18,7 +22,7 @@ TOKENS_FULL = 16
 def columns(
     rows: list[tuple[int, list[int]]], repeat: float | list[float] = 1.0, shard_size: int = 7
 ) -> IndexColumns:
-    """Columns of samples given as (text tokens, tiles of each picture); row numbers have gaps."""
+    """Return the columns of samples given as (text tokens, tiles of each picture); row numbers have gaps."""
     n = len(rows)
     lengths = [len(tiles) for _, tiles in rows]
     return IndexColumns(
@@ -41,26 +45,25 @@ def random_columns(n: int, seed: int = 0, repeat: float = 1.0, shard_size: int =
     return columns(rows, repeat, shard_size)
 
 
-def plan_of(index: IndexColumns, **changed) -> PackPlan:
-    plan = {"reference_tokens": 512, "tiles": 24, "packs_per_step": 4, "seed": 3, "epoch": 0}
-    plan |= {"tokens_full": TOKENS_FULL, "window_samples": 64}
-    return PackPlan(index, **{**plan, **changed})
+def budget_of(reference_tokens: int = 512, tiles: int = 24) -> PackBudget:
+    return PackBudget(reference_tokens, tiles, TOKENS_FULL)
+
+
+def plan_of(index: IndexColumns, summary: PlanSummary | None = None, **changed: Any) -> PackPlan:
+    """Return a plan with some settings changed; those of budget and rates are named like the others."""
+    budget = {name: changed.pop(name) for name in ("reference_tokens", "tiles") if name in changed}
+    rates = RateDraw(changed.pop("rate_unit", "tile"), changed.pop("compress_share", 0.5))
+    settings = {"packs_per_step": 4, "seed": 3, "epoch": 0, "window_samples": 64, **changed}
+    return PackPlan(index, PlanSettings(budget_of(**budget), rates=rates, **settings), summary)
+
+
+def as_values(pack: Pack) -> tuple[int, list[int], list[int], list[list[bool]]]:
+    return (pack.number, pack.rows.tolist(), pack.copies.tolist(), [r.tolist() for r in pack.compressed])
 
 
 def everything(plan: PackPlan) -> list[list[tuple]]:
-    """All steps as plain values."""
-    return [
-        [
-            (
-                pack.number,
-                pack.rows.tolist(),
-                pack.copies.tolist(),
-                [rates.tolist() for rates in pack.compressed],
-            )
-            for pack in plan.step(n)
-        ]
-        for n in range(plan.num_steps)
-    ]
+    """Return all steps as plain values."""
+    return [[as_values(pack) for pack in plan.step(n)] for n in range(plan.num_steps)]
 
 
 sample_lists = st.lists(
@@ -81,13 +84,13 @@ plans = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(sample_lists, plans, st.integers(1, 9), st.integers(0, 3))
-def test_every_sample_comes_repeat_times_within_the_budgets(samples, changed, shard_size, repeat):
+def test_every_sample_occurs_repeat_times_within_the_budgets(samples, changed, shard_size, repeat):
     if repeat == 0:
         samples = [*samples, (2, [])]
     repeats = [float(repeat)] * (len(samples) - 1) + [1.0]
     index = columns(samples, repeats, shard_size)
     plan = plan_of(index, **changed)
-    tokens = sample_tokens(index, TOKENS_FULL)
+    tokens = budget_of().sample_tokens(index)
     seen = Counter()
     numbers = []
     for n in range(plan.num_steps):
@@ -101,37 +104,28 @@ def test_every_sample_comes_repeat_times_within_the_budgets(samples, changed, sh
             assert index.num_tiles[positions].sum() == pack.num_tiles <= changed["tiles"]
             assert [len(rates) for rates in pack.compressed] == index.num_tiles[positions].tolist()
             assert (len(pack.rows) == 0) == (pack.number >= plan.num_packs)
-    wanted = {
+    expected = {
         (int(row), copy) for row, times in zip(index.rows, repeats, strict=True) for copy in range(int(times))
     }
-    assert seen == Counter(wanted)
+    assert seen == Counter(expected)
     assert numbers == list(range(plan.num_steps * changed["packs_per_step"]))
 
 
 @settings(max_examples=30, deadline=None)
 @given(sample_lists, plans, st.data())
 def test_a_position_is_one_number(samples, changed, data):
-    """A plan opened anew at any step, with or without its summary, gives the same packs and rates."""
+    """A new plan opened at any step, with or without the summary, gives the same packs and rates."""
     index = columns(samples)
     plan = plan_of(index, **changed)
     n = data.draw(st.integers(0, plan.num_steps - 1))
     whole = everything(plan)
-    given_summary = plan_of(index, summary=plan.summary, **changed)
-    for other in (plan_of(index, **changed), given_summary):
-        found = [
-            (
-                pack.number,
-                pack.rows.tolist(),
-                pack.copies.tolist(),
-                [rates.tolist() for rates in pack.compressed],
-            )
-            for pack in other.step(n)
-        ]
-        assert found == whole[n]
+    with_summary = plan_of(index, summary=plan.summary, **changed)
+    for other in (plan_of(index, **changed), with_summary):
+        assert [as_values(pack) for pack in other.step(n)] == whole[n]
 
 
-def test_the_plan_does_not_hang_on_packs_per_step_for_what_a_pack_holds():
-    """Another G regroups the same packs: their samples and rates stay."""
+def test_packs_per_step_does_not_change_what_a_pack_holds():
+    """Another number regroups the same packs: their samples and rates stay."""
     index = random_columns(300)
     contents = []
     for packs_per_step in (1, 4, 6):
@@ -141,15 +135,15 @@ def test_the_plan_does_not_hang_on_packs_per_step_for_what_a_pack_holds():
 
 
 @pytest.mark.parametrize(
-    "unit, known",
+    "unit, digest",
     [("tile", "a65930cb89499620"), ("image", "ce929a02b13d5e98"), ("full", "4efd483b27773bbd")],
 )
-def test_a_plan_stays_what_it_was_in_earlier_versions(unit, known):
-    """A training that goes on under newer code counts steps of this very plan."""
+def test_a_plan_is_the_same_as_in_earlier_versions(unit, digest):
+    """A training that resumes with newer code counts the steps of this plan."""
     rows = [(5 + i * 37 % 75, [1 + i * (k + 3) % 7 for k in range(i * 5 % 4)]) for i in range(300)]
     repeat = [(1.0, 2.0, 0.5)[i % 3] for i in range(300)]
     plan = plan_of(columns(rows, repeat), seed=5, epoch=2, rate_unit=unit, compress_share=0.4)
-    assert hashlib.sha256(repr(everything(plan)).encode()).hexdigest()[:16] == known
+    assert hashlib.sha256(repr(everything(plan)).encode()).hexdigest()[:16] == digest
 
 
 def test_epochs_and_seeds_differ_in_order_and_rates():
@@ -186,11 +180,12 @@ def test_a_repeat_below_one_takes_a_share_and_copies_are_spread():
     plan = plan_of(index)
     assert plan.num_entries == pytest.approx(300, abs=50)
     plan = plan_of(random_columns(200, repeat=4.0, shard_size=20))
-    places: dict[int, list[int]] = {}
+    packs_by_row: dict[int, list[int]] = {}
     for number in range(plan.num_packs):
         for row in plan.pack(number).rows.tolist():
-            places.setdefault(row, []).append(number)
-    assert np.mean([max(p) - min(p) for p in places.values()]) > plan.num_packs / 4
+            packs_by_row.setdefault(row, []).append(number)
+    spreads = [max(numbers) - min(numbers) for numbers in packs_by_row.values()]
+    assert np.mean(spreads) > plan.num_packs / 4
 
 
 def test_rates_by_tile_by_image_and_full():
@@ -207,7 +202,7 @@ def test_rates_by_tile_by_image_and_full():
     assert not drawn["full"].any()
 
 
-def test_the_rates_of_a_sample_do_not_hang_on_its_pack():
+def test_the_rates_of_a_sample_do_not_depend_on_its_pack():
     index = random_columns(200)
     by_sample = []
     for changed in ({}, {"reference_tokens": 700}, {"window_samples": 17}):
@@ -225,7 +220,7 @@ def test_the_rates_of_a_sample_do_not_hang_on_its_pack():
     assert by_sample[0] == by_sample[1] == by_sample[2]
 
 
-def test_packs_are_full_and_a_step_has_packs_of_like_cost():
+def test_packs_are_full_and_a_step_has_packs_of_similar_cost():
     index = random_columns(4000, shard_size=200)
     plan = plan_of(index, window_samples=1000, packs_per_step=8)
     packs = [plan.pack(n) for n in range(plan.num_packs)]
@@ -234,10 +229,12 @@ def test_packs_are_full_and_a_step_has_packs_of_like_cost():
     steps = cost[: len(cost) // 8 * 8].reshape(-1, 8)
     assert np.mean(steps.max(axis=1) / steps.mean(axis=1)) < 1.05
     order = np.array([step.mean() for step in steps])
-    assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.35, "light steps come all over the epoch"
+    assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.35, (
+        "light steps are spread over the epoch"
+    )
 
 
-def test_a_window_is_planned_when_it_is_asked_for(monkeypatch):
+def test_a_window_is_planned_when_it_is_needed(monkeypatch):
     index = random_columns(3000)
     summary = plan_of(index).summary
     planned = []
@@ -252,7 +249,7 @@ def test_a_window_is_planned_when_it_is_asked_for(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changed, words",
+    "changed, message",
     [
         (
             {"reference_tokens": 100},
@@ -261,13 +258,12 @@ def test_a_window_is_planned_when_it_is_asked_for(monkeypatch):
         ({"tiles": 3}, r"tiles_per_pack=3 .* row 4 .* raise tiles_per_pack to at least 4"),
     ],
 )
-def test_a_sample_that_fits_no_pack_is_named(changed, words):
+def test_a_sample_that_fits_no_pack_is_named(changed, message):
     index = columns([(20, [1]), (50, [4]), (30, [])])
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         plan_of(index, **changed)
-    budgets = {"reference_tokens": 512, "tiles": 24, **changed}
-    with pytest.raises(UserError, match=words):
-        list(fixed_packs(index, **budgets, tokens_full=TOKENS_FULL, compressed=False))
+    with pytest.raises(UserError, match=message):
+        list(fixed_packs(index, budget_of(**changed), compressed=False))
 
 
 def test_a_split_without_samples_and_a_step_past_the_end_are_refused():
@@ -282,8 +278,7 @@ def test_a_split_without_samples_and_a_step_past_the_end_are_refused():
 @given(sample_lists, st.integers(300, 900), st.integers(15, 40), st.booleans())
 def test_fixed_packs_hold_every_sample_in_index_order(samples, reference_tokens, tiles, compressed):
     index = columns(samples, repeat=2.0)
-    budgets = {"reference_tokens": reference_tokens, "tiles": tiles, "tokens_full": TOKENS_FULL}
-    packs = list(fixed_packs(index, **budgets, compressed=compressed))
+    packs = list(fixed_packs(index, budget_of(reference_tokens, tiles), compressed=compressed))
     assert np.concatenate([pack.rows for pack in packs]).tolist() == index.rows.tolist()
     assert [pack.number for pack in packs] == list(range(len(packs)))
     for pack in packs:

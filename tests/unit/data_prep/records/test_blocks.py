@@ -1,17 +1,19 @@
 """Annotation files as blocks of lines."""
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_prep.records.blocks import block_rows, estimated_bytes, record_blocks, repeated_lines
-from data_prep.records.config import RecordsConfig, record_sets
+from data_prep.records.config import RecordsConfig
+from data_prep.records.sets import RecordSet, record_sets
 from tests.record_files import picture, row, write_lines, write_meta
 from vico.errors import UserError
 
 
-def sets_of(folder, lines):
+def sets_of(folder: Path, lines: list[dict | bytes]) -> list[RecordSet]:
     write_lines(folder / "a.jsonl", lines)
     return record_sets(RecordsConfig(format="internvl", path=write_meta(folder, a={})))
 
@@ -21,12 +23,12 @@ def test_blocks_hold_every_line_once_and_in_order(tmp_path, samples_per_shard):
     lines = [b'{"n": %d, "pad": "%s"}' % (n, b"x" * (n * 37 % 100)) for n in range(22)]
     blocks = record_blocks(sets_of(tmp_path, lines), samples_per_shard)
     assert [block.number for block in blocks] == list(range(-(-22 // samples_per_shard)))
-    found = [raw for block in blocks for raw in block_rows(block)]
-    assert [raw.line for raw in found] == list(range(22))
-    assert [raw.content for raw in found] == lines
+    rows = [raw for block in blocks for raw in block_rows(block)]
+    assert [raw.line for raw in rows] == list(range(22))
+    assert [raw.content for raw in rows] == lines
 
 
-def test_windows_line_ends_and_a_last_line_without_end(tmp_path):
+def test_windows_line_ends_and_a_last_line_without_one_are_read(tmp_path):
     sets = sets_of(tmp_path, [])
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\r\n{"a": 2}\n{"a": 1}')
     (block,) = record_blocks(sets, 10)
@@ -34,15 +36,14 @@ def test_windows_line_ends_and_a_last_line_without_end(tmp_path):
     assert block.duplicates == (2,)
 
 
-def test_repeated_lines_are_found_across_blocks_and_the_first_is_kept(tmp_path):
+def test_duplicates_are_found_across_blocks_and_the_first_is_kept(tmp_path):
     lines = [row(answer=text) for text in ("a", "b", "a", "c", "b", "a", "d")]
     blocks = record_blocks(sets_of(tmp_path, lines), 2)
     assert [block.duplicates for block in blocks] == [(), (2,), (4, 5), ()]
-    found = [raw.line for block in blocks for raw in block_rows(block) if raw.is_duplicate]
-    assert found == [2, 4, 5]
+    assert [raw.line for block in blocks for raw in block_rows(block) if raw.is_duplicate] == [2, 4, 5]
 
 
-def test_lines_that_share_half_of_a_digest_are_not_repeated():
+def test_lines_that_share_half_of_a_digest_are_not_duplicates():
     digests = np.array([[1, 2], [1, 3], [2, 2], [1, 2]], np.uint64)
     assert repeated_lines(digests).tolist() == [3]
 

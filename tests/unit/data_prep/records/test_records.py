@@ -1,12 +1,15 @@
-"""Records configs, meta files and what identifies them."""
+"""Records configs, meta files and their fingerprints."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from data_prep.records.config import RecordsConfig, check_slugs, record_sets, records_fingerprint
+from data_prep.records.config import RecordsConfig
+from data_prep.records.identity import records_fingerprint
+from data_prep.records.sets import RecordFile, check_slugs, record_sets
 from tests.record_files import row, write_lines, write_meta
 from vico.errors import UserError
 
@@ -22,12 +25,12 @@ from vico.errors import UserError
         ({"format": "demo", "num_sample": 7}, "num_sample"),
     ],
 )
-def test_a_config_that_cannot_take_effect_is_refused(fields, words):
+def test_a_field_without_effect_is_refused(fields, words):
     with pytest.raises(ValidationError, match=words):
         RecordsConfig(**fields)
 
 
-def test_a_config_comes_back_from_its_dump(tmp_path):
+def test_a_config_survives_dump_and_load(tmp_path):
     for config in (RecordsConfig(format="demo", seed=3), RecordsConfig(format="internvl", path=tmp_path)):
         assert RecordsConfig.model_validate_json(config.model_dump_json()) == config
 
@@ -38,7 +41,7 @@ def test_a_config_comes_back_from_its_dump(tmp_path):
         ("{", "not a valid meta file"),
         ("[]", "not a meta file"),
         ("{}", "not a meta file"),
-        ('{"a": {}, "a": {}}', "'a' stands twice"),
+        ('{"a": {}, "a": {}}', "'a' appears twice"),
         ('{"a": 5}', "set 'a' is not an object"),
         ('{"a": {"annotation": "a.jsonl", "rot": ""}}', "unknown field 'rot'"),
         ('{"a": {"root": ""}}', "annotation=None"),
@@ -53,7 +56,7 @@ def test_a_config_comes_back_from_its_dump(tmp_path):
         ('{"a": {"annotation": "a.jsonl", "max_dynamic_patch": 0}}', "max_dynamic_patch=0"),
     ],
 )
-def test_a_wrong_meta_file_is_one_line_that_names_it(tmp_path, text, words):
+def test_an_error_in_a_meta_file_is_one_line_that_names_the_file(tmp_path, text, words):
     write_lines(tmp_path / "a.jsonl", [row()])
     write_lines(tmp_path / "a.json", [row()])
     (tmp_path / "images").mkdir()
@@ -71,14 +74,14 @@ def test_a_missing_or_unreadable_meta_file_is_named(tmp_path):
         assert str(path) in str(caught.value)
 
 
-def test_sets_carry_what_the_meta_file_says(tmp_path):
+def test_sets_have_the_values_of_the_meta_file(tmp_path):
     meta = write_meta(tmp_path, first={"repeat_time": 2.5, "length": 99}, second={"max_dynamic_patch": 6})
     for name in ("first", "second"):
         write_lines(tmp_path / f"{name}.jsonl", [row()])
     first, second = record_sets(RecordsConfig(format="internvl", path=meta), heldout=True)
     assert (first.name, first.repeat, first.max_tiles) == ("heldout-first", 2.5, None)
     assert (second.repeat, second.max_tiles, second.heldout) == (1.0, 6, True)
-    assert second.root == tmp_path / "images" and second.annotation == tmp_path / "second.jsonl"
+    assert second.rows == RecordFile("internvl", tmp_path / "second.jsonl", tmp_path / "images")
 
 
 def test_relative_paths_are_also_found_from_the_working_directory(tmp_path, monkeypatch):
@@ -87,8 +90,8 @@ def test_relative_paths_are_also_found_from_the_working_directory(tmp_path, monk
     meta = tmp_path / "elsewhere" / "meta.json"
     meta.write_text(json.dumps({"a": {"root": "data", "annotation": "data/a.jsonl"}}))
     monkeypatch.chdir(tmp_path)
-    (found,) = record_sets(RecordsConfig(format="internvl", path=meta))
-    assert found.annotation == tmp_path / "data" / "a.jsonl" and found.root == tmp_path / "data"
+    (record_set,) = record_sets(RecordsConfig(format="internvl", path=meta))
+    assert record_set.rows == RecordFile("internvl", tmp_path / "data" / "a.jsonl", tmp_path / "data")
 
 
 def test_set_names_that_give_the_same_keys_are_refused(tmp_path):
@@ -102,8 +105,8 @@ def test_set_names_that_give_the_same_keys_are_refused(tmp_path):
     check_slugs(demo + record_sets(RecordsConfig(format="demo"), heldout=True))
 
 
-def test_fingerprint_knows_content_and_not_places(tmp_path):
-    def fingerprint(folder, **fields):
+def test_the_fingerprint_depends_on_content_and_not_on_paths(tmp_path):
+    def fingerprint(folder: Path, **fields: object) -> str:
         write_meta(folder, a=fields)
         return records_fingerprint(RecordsConfig(format="internvl", path=folder / "meta.json"))
 
@@ -121,7 +124,7 @@ def test_fingerprint_knows_content_and_not_places(tmp_path):
     assert fingerprint(tmp_path / "here") != first
 
 
-def test_fingerprint_of_the_demo_is_its_parameters():
+def test_the_fingerprint_of_the_demo_depends_on_its_parameters():
     first = records_fingerprint(RecordsConfig(format="demo", num_samples=10))
     assert first == records_fingerprint(RecordsConfig(format="demo", num_samples=10, seed=0))
     assert first != records_fingerprint(RecordsConfig(format="demo", num_samples=10, seed=1))

@@ -1,4 +1,4 @@
-"""Checks of rows and pictures: what is kept, and the one reason of what is not."""
+"""Checks of rows and pictures: what is kept, and the reason why a row is rejected."""
 
 import json
 import os
@@ -10,20 +10,22 @@ from pathlib import Path
 import pytest
 
 from data_prep.records.blocks import block_rows, record_blocks
-from data_prep.records.config import RecordsConfig, record_sets
+from data_prep.records.config import RecordsConfig
 from data_prep.records.pictures import checked_picture, picture_in_root
 from data_prep.records.raw_rows import RawRow
 from data_prep.records.rejection import REASONS, Rejected
-from data_prep.shards.checks import RowRules, checked_sample
+from data_prep.records.sets import record_sets
+from data_prep.shards.checks import RowRules, Sample, checked_sample
 from stages.shard.config import ShardConfig
 from tests.record_files import picture, row, write_hostile_records
+from vico.prompt import PromptFormat
 
 RULES = RowRules(max_tiles=12, max_pixels=200_000, max_tokens=400, decode=True)
 
 
-def reason_of(raw, prompt_format, rules=RULES) -> str | None:
+def reason_of(raw: RawRow, prompt_format: PromptFormat) -> str | None:
     try:
-        checked_sample(raw, rules, prompt_format)
+        checked_sample(raw, RULES, prompt_format)
     except Rejected as rejected:
         assert "\n" not in rejected.message
         return rejected.reason
@@ -33,19 +35,18 @@ def reason_of(raw, prompt_format, rules=RULES) -> str | None:
 def test_every_bad_row_has_its_reason(tmp_path, prompt_format):
     meta, reasons = write_hostile_records(tmp_path)
     blocks = record_blocks(record_sets(RecordsConfig(format="internvl", path=meta)), 7)
-    raws = [raw for block in blocks for raw in block_rows(block)]
-    found = {raw.line: reason_of(raw, prompt_format) for raw in raws}
-    assert {line: reason for line, reason in found.items() if reason} == reasons
-    elsewhere = {"straddles_split", "unreadable_image"}  # here: test_split.py and the test below
-    assert set(reasons.values()) == set(REASONS) - elsewhere
+    results = {raw.line: reason_of(raw, prompt_format) for block in blocks for raw in block_rows(block)}
+    assert {line: reason for line, reason in results.items() if reason} == reasons
+    tested_elsewhere = {"straddles_split", "unreadable_image"}  # test_split.py and the test below
+    assert set(reasons.values()) == set(REASONS) - tested_elsewhere
 
 
-def test_a_picture_that_may_not_be_read(tmp_path):
+def test_a_picture_without_read_permission_is_rejected(tmp_path):
     (tmp_path / "a.png").write_bytes(picture(1))
     (tmp_path / "a.png").chmod(0)
     user = os.geteuid()
     if user == 0:
-        os.seteuid(65534)  # root may read everything
+        os.seteuid(65534)  # root can read everything
     try:
         with pytest.raises(Rejected) as caught:
             picture_in_root(tmp_path, "a.png")
@@ -62,12 +63,14 @@ def test_links_inside_the_root_and_a_root_that_is_a_link_are_followed(tmp_path):
     assert picture_in_root(tmp_path / "root", "b.png") == b"a"
 
 
-def sample_of(row, prompt_format, pictures=None, rules=RULES):
+def sample_of(
+    row: dict, prompt_format: PromptFormat, pictures: dict[str, bytes] | None = None, rules: RowRules = RULES
+) -> Sample:
     raw = RawRow(0, json.dumps(row).encode(), False, (pictures or {}).__getitem__)
     return checked_sample(raw, rules, prompt_format)
 
 
-def test_a_sample_keeps_bytes_words_and_small_fields(prompt_format):
+def test_a_sample_keeps_picture_bytes_kind_group_and_small_fields(prompt_format):
     data = picture(1, (120, 60), "JPEG")
     fields = {
         "id": 7,
@@ -81,20 +84,20 @@ def test_a_sample_keeps_bytes_words_and_small_fields(prompt_format):
     sample = sample_of(row("a.jpg", **fields), prompt_format, {"a.jpg": data})
     assert (sample.record_id, sample.kind, sample.group) == ("7", "sign", "12")
     assert (sample.fields, sample.license, sample.origin) == ({"score": 0.5}, "CC0", "")
-    (one,) = sample.pictures
-    assert (one.data, one.extension, one.width, one.height) == (data, "jpg", 120, 60)
+    (kept,) = sample.pictures
+    assert (kept.data, kept.extension, kept.width, kept.height) == (data, "jpg", 120, 60)
     assert sample_of(row(), prompt_format).kind == "text"
     assert sample_of(row(image=[]), prompt_format).pictures == []
 
 
-def test_a_long_kind_is_cut_and_a_group_never(prompt_format):
+def test_a_long_kind_is_cut_but_not_a_group(prompt_format):
     sample = sample_of(row(kind="k" * 5000, group="g" * 5000), prompt_format)
     assert (len(sample.kind), len(sample.group)) == (200, 5000)
     assert len(sample_of(row(category="c" * 5000), prompt_format).kind) == 200
 
 
 @pytest.mark.parametrize("fields", [{"video": "v.mp4"}, {"videos": ["v.mp4"]}, {"videos": "v.mp4"}])
-def test_a_row_with_a_video_is_refused_whatever_the_field_is_called(prompt_format, fields):
+def test_a_row_with_a_video_is_rejected_under_either_field_name(prompt_format, fields):
     with pytest.raises(Rejected, match="has a video") as caught:
         sample_of(row(**fields), prompt_format)
     assert caught.value.reason == "video"
@@ -102,7 +105,7 @@ def test_a_row_with_a_video_is_refused_whatever_the_field_is_called(prompt_forma
     assert sample.fields == {}
 
 
-def test_token_counts_are_those_of_the_prompt(prompt_format):
+def test_token_counts_equal_those_of_the_prompt(prompt_format):
     data = picture(1, (112, 56))
     sample = sample_of(row("a.png"), prompt_format, {"a.png": data})
     skeleton = prompt_format.encode(sample.conversations, sample.tiles)
@@ -117,13 +120,13 @@ def test_token_counts_are_those_of_the_prompt(prompt_format):
     assert caught.value.reason == "over_budget" and str(tokens) in caught.value.message
 
 
-def test_a_system_message_goes_before_conversations_that_bring_none(prompt_format):
+def test_a_system_message_goes_before_conversations_without_one(prompt_format):
     rules = replace(RULES, system_message="You are brief.")
-    plain, given = sample_of(row(), prompt_format), sample_of(row(), prompt_format, rules=rules)
-    assert given.conversations == [{"from": "system", "value": "You are brief."}, *plain.conversations]
-    skeleton = prompt_format.encode(given.conversations, [])
-    assert given.text_tokens == skeleton.num_text_tokens > plain.text_tokens
-    assert given.answer_tokens == plain.answer_tokens
+    plain, with_system = sample_of(row(), prompt_format), sample_of(row(), prompt_format, rules=rules)
+    assert with_system.conversations == [{"from": "system", "value": "You are brief."}, *plain.conversations]
+    skeleton = prompt_format.encode(with_system.conversations, [])
+    assert with_system.text_tokens == skeleton.num_text_tokens > plain.text_tokens
+    assert with_system.answer_tokens == plain.answer_tokens
     own = [{"from": "system", "value": "Be long."}, *plain.conversations]
     assert sample_of(row(conversations=own), prompt_format, rules=rules).conversations == own
 
@@ -134,23 +137,23 @@ def test_a_system_message_with_a_mark_of_the_prompt_is_refused(mark):
         ShardConfig(system_message=f"Look at {mark}")
 
 
-def test_pictures_of_a_row_share_its_tiles(prompt_format):
+def test_the_tiles_of_a_row_are_divided_among_its_pictures(prompt_format):
     wide = picture(1, (400, 100))
-    one = sample_of(row("a"), prompt_format, {"a": wide})
+    single = sample_of(row("a"), prompt_format, {"a": wide})
     two = sample_of(row(["a", "b"]), prompt_format, {"a": wide, "b": wide})
     many = sample_of(row(list("abcdefghijklmno")), prompt_format, dict.fromkeys("abcdefghijklmno", wide))
-    assert (one.max_tiles, two.max_tiles, many.max_tiles) == (12, 6, 1)
-    assert one.tiles == [5] and two.tiles == [5, 5] and many.tiles == [1] * 15
+    assert (single.max_tiles, two.max_tiles, many.max_tiles) == (12, 6, 1)
+    assert single.tiles == [5] and two.tiles == [5, 5] and many.tiles == [1] * 15
 
 
-def test_system_turn_and_byte_order_mark_are_allowed(prompt_format):
+def test_a_system_turn_and_a_byte_order_mark_are_allowed(prompt_format):
     turns = [{"from": "system", "value": "be brief"}, *row()["conversations"]]
     line = b"\xef\xbb\xbf" + json.dumps({"conversations": turns}).encode()
     sample = checked_sample(RawRow(0, line, False, {}.__getitem__), RULES, prompt_format)
     assert [turn["from"] for turn in sample.conversations] == ["system", "human", "gpt"]
 
 
-def test_header_check_finds_size_and_format_but_not_a_cut(prompt_format):
+def test_the_header_check_finds_size_and_format_but_not_a_cut(prompt_format):
     cut = picture(3, (300, 300), "JPEG")[:-400]
     assert checked_picture(cut, "cut.jpg", max_pixels=10**6, decode=False).width == 300
     for data, reason in ((cut, "undecodable_image"), (picture(1, format="TIFF"), "picture_format")):
@@ -159,7 +162,7 @@ def test_header_check_finds_size_and_format_but_not_a_cut(prompt_format):
         assert caught.value.reason == reason
 
 
-def test_a_picture_bomb_is_refused_before_it_is_decoded():
+def test_a_decompression_bomb_is_rejected_before_it_is_decoded():
     header = picture(1)
     size = (60_000).to_bytes(4, "big")
     chunk = b"IHDR" + size + size + header[24:29]
@@ -169,7 +172,7 @@ def test_a_picture_bomb_is_refused_before_it_is_decoded():
     assert caught.value.reason == "too_many_pixels"
 
 
-def test_the_page_about_records_lists_every_reason():
+def test_the_records_page_lists_every_reason():
     page = (Path(__file__).parents[4] / "docs" / "data.md").read_text()
     for reason, when in REASONS.items():
         assert f"| `{reason}` | {when} |" in page

@@ -1,9 +1,10 @@
-"""A task that writes a shard holds one row's pictures, however many rows there are."""
+"""A task that writes a shard holds the pictures of one row, however many rows there are."""
 
 import tracemalloc
 
 from data_prep.records.blocks import record_blocks
-from data_prep.records.config import RecordsConfig, record_sets
+from data_prep.records.config import RecordsConfig
+from data_prep.records.sets import record_sets
 from data_prep.shards.checks import RowRules
 from data_prep.shards.split import Shares
 from data_prep.shards.write import ShardSettings, write_shard
@@ -12,7 +13,7 @@ from tests.record_files import picture, row, write_lines, write_meta
 PICTURE_BYTES = 1_000_000
 
 
-def test_the_memory_of_a_shard_is_that_of_its_largest_row(tmp_path, prompt_format):
+def test_memory_depends_on_the_largest_row_only(tmp_path, prompt_format):
     meta = write_meta(tmp_path, large={})
     data = picture(1, format="JPEG")
     (tmp_path / "images" / "a.jpg").write_bytes(data + bytes(PICTURE_BYTES - len(data)))
@@ -26,5 +27,5 @@ def test_the_memory_of_a_shard_is_that_of_its_largest_row(tmp_path, prompt_forma
         content = write_shard(tmp_path / "a.tar", block, settings, prompt_format)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert content.facts["samples"] == 40 and content.facts["bytes"] > 60 * PICTURE_BYTES
-        assert peak < 3 * 2 * PICTURE_BYTES, "the row, its bytes laid out for the tar, and the row before it"
+        assert content.entry["samples"] == 40 and content.entry["bytes"] > 60 * PICTURE_BYTES
+        assert peak < 3 * 2 * PICTURE_BYTES, "the row, its bytes joined for the tar, and the row before it"

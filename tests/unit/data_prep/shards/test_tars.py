@@ -7,12 +7,13 @@ import subprocess
 import tarfile
 import time
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import webdataset
 
 from data_prep.shards import tars
-from data_prep.shards.tars import ShardTar
+from data_prep.shards.tars import Member, ShardTar
 
 SAMPLES = [
     ("a-00000001", [("json", b'{"a": 1}'), ("jpg", b"x" * 1000)]),
@@ -22,22 +23,22 @@ SAMPLES = [
 NAMES = [f"{key}.{extension}" for key, members in SAMPLES for extension, _ in members]
 
 
-def write(path):
+def write(path: Path) -> tuple[ShardTar, list[Member]]:
     with ShardTar(path) as tar:
-        found = [tar.write(*sample) for sample in SAMPLES]
-    return tar, list(chain(*found))
+        members = [tar.write(*sample) for sample in SAMPLES]
+    return tar, list(chain(*members))
 
 
 def test_offsets_size_and_digest_are_those_of_the_file(tmp_path):
-    tar, found = write(tmp_path / "a.tar")
+    tar, members = write(tmp_path / "a.tar")
     content = (tmp_path / "a.tar").read_bytes()
-    data = [data for _, members in SAMPLES for _, data in members]
-    for member, expected in zip(found, data, strict=True):
+    data = [data for _, sample in SAMPLES for _, data in sample]
+    for member, expected in zip(members, data, strict=True):
         assert content[member.offset : member.offset + member.num_bytes] == expected
     assert tar.num_bytes == len(content) and tar.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_the_bytes_are_those_of_webdatasets_own_writer(tmp_path):
+def test_the_bytes_equal_those_of_webdatasets_writer(tmp_path):
     samples = [*SAMPLES, *[(f"n-{n:08d}", [("json", b"x" * n), ("jpg", b"y" * 37 * n)]) for n in range(600)]]
     for number, chosen in enumerate((samples, samples[:1], samples[:20], [])):
         ours, theirs = tmp_path / f"{number}-ours.tar", tmp_path / f"{number}-theirs.tar"
@@ -52,7 +53,7 @@ def test_the_bytes_are_those_of_webdatasets_own_writer(tmp_path):
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_bounded_number_of_bytes_is_on_its_way_to_the_disk(tmp_path, monkeypatch):
+def test_the_number_of_unsynced_bytes_is_bounded(tmp_path, monkeypatch):
     synced = [0]
 
     def slow_disk(file: int) -> None:
@@ -69,7 +70,7 @@ def test_a_bounded_number_of_bytes_is_on_its_way_to_the_disk(tmp_path, monkeypat
     assert len(synced) > 10
 
 
-def test_a_disk_that_fails_beside_the_work_stops_it(tmp_path, monkeypatch):
+def test_an_error_of_a_background_sync_stops_the_writer(tmp_path, monkeypatch):
     def full_disk(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -79,7 +80,7 @@ def test_a_disk_that_fails_beside_the_work_stops_it(tmp_path, monkeypatch):
         tar.write("a-00000000", [("jpg", bytes(100_000))])
 
 
-def test_the_bytes_depend_on_names_and_data_alone(tmp_path):
+def test_the_bytes_depend_only_on_names_and_data(tmp_path):
     write(tmp_path / "a.tar")
     write(tmp_path / "b.tar")
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
@@ -88,7 +89,7 @@ def test_the_bytes_depend_on_names_and_data_alone(tmp_path):
             assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "vico")
 
 
-def test_webdataset_and_tar_read_it(tmp_path):
+def test_webdataset_and_tar_can_read_it(tmp_path):
     write(tmp_path / "a.tar")
     with ShardTar(tmp_path / "empty.tar"):
         pass

@@ -1,4 +1,4 @@
-"""`vico export`: what stands in the folder it writes, and what it says of bad input."""
+"""`vico export`: the content of the folder that it writes, and its errors for bad input."""
 
 import json
 import shutil
@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.identity.fingerprints import stage_fingerprint
+from pipeline.results.records import Record, outputs_digest
 from pipeline.results.runs import Runs
-from pipeline.results.stage_folder import Record, StageFolder, outputs_digest
-from pipeline.storage.output_files import move_aside, new_superseded
+from pipeline.results.stage_folder import StageFolder
+from pipeline.storage.output_files import move_to_superseded, new_superseded_folder
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
-from vico.checkpoints.load import save_model
+from vico.checkpoints.save import save_model
 from vico.errors import UserError
 
 ROOT = Path(__file__).parents[4]
@@ -45,7 +46,7 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The storage of a run that is done, as far as an export reads it."""
+    """The storage of a run that is done, with what an export reads."""
     folder = tmp_path_factory.mktemp("finished")
     base = make_tiny_model(folder / "base")
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
@@ -73,7 +74,7 @@ def finished(tmp_path_factory):
 
 
 def record(storage, stage, run, attempt=1):
-    """The record of what lies in the stage's output, as made by that run."""
+    """Write the record of the stage's output as that run would."""
     folder = StageFolder(storage, stage, stage_fingerprint(stage, IDENTITY))
     outputs = folder.outputs()
     Record(
@@ -125,9 +126,9 @@ def test_the_folder_opens_as_the_model_of_the_run(finished, tmp_path, layout):
     result = export(storage, run, tmp_path / "out", layout)
     assert result.exit_code == 0, result.exception
     [source] = storage.glob("export/*/output/model")
-    expected, found = load_model(source).state_dict(), load_model(tmp_path / "out").state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    expected, exported = load_model(source).state_dict(), load_model(tmp_path / "out").state_dict()
+    assert exported.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in exported.items())
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config if layout == "flash" else config["vico"])[
         "flash_absolute_threshold" if layout == "flash" else "absolute_threshold"
@@ -152,7 +153,7 @@ def test_a_run_that_is_not_done_is_refused(copy, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_results_and_a_base_that_are_gone_are_named(copy, tmp_path):
+def test_missing_results_and_a_missing_start_model_are_named(copy, tmp_path):
     storage, run = copy
     [output] = storage.glob("router/*/output")
     (output / "metrics.json").unlink()
@@ -165,15 +166,15 @@ def test_results_and_a_base_that_are_gone_are_named(copy, tmp_path):
     assert "inputs.model=/gone is gone" in str(export(storage, run, tmp_path / "out").exception)
 
 
-def made_again(storage, stage, change):
-    """What `--force` of another run leaves: the old result set aside, one with changed files in its place."""
+def replace_result(storage, stage, change):
+    """Replace a result as `--force` of another run does: supersede the old one, record changed files."""
     folder = StageFolder(storage, stage, stage_fingerprint(stage, IDENTITY))
-    aside = new_superseded(folder.path)
-    move_aside(folder.path, aside, ["output", "record.json"], [])
-    shutil.copytree(aside / "output", folder.output)
+    superseded = new_superseded_folder(folder.path)
+    move_to_superseded(folder.path, superseded, ["output", "record.json"], [])
+    shutil.copytree(superseded / "output", folder.output)
     change(folder.output)
     record(storage, stage, "another", attempt=2)
-    return aside
+    return superseded
 
 
 def test_a_stage_that_another_run_made_again_is_not_taken_for_this_runs(copy, tmp_path):
@@ -183,42 +184,43 @@ def test_a_stage_that_another_run_made_again_is_not_taken_for_this_runs(copy, tm
         path = output / "metrics.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "absolute_threshold": 0.125}))
 
-    aside = made_again(storage, "router", other_threshold)
+    superseded = replace_result(storage, "router", other_threshold)
     result = export(storage, run, tmp_path / "out")
     assert result.exit_code == 0, result.exception
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["flash_absolute_threshold"] == THRESHOLD, "of the run that was asked for"
-    shutil.rmtree(aside)
+    assert config["flash_absolute_threshold"] == THRESHOLD, "the threshold of the run that was named"
+    shutil.rmtree(superseded)
     error = str(export(storage, run, tmp_path / "again").exception)
     assert f"RUN={run}: what it made of router is gone" in error and "where run another has put" in error
 
 
 def test_what_another_run_made_again_with_the_same_bytes_is_as_good(copy, tmp_path):
     storage, run = copy
-    aside = made_again(storage, "export", lambda output: None)
-    shutil.rmtree(aside / "output")
+    superseded = replace_result(storage, "export", lambda output: None)
+    shutil.rmtree(superseded / "output")
     result = export(storage, run, tmp_path / "out")
     assert result.exit_code == 0, result.exception
 
 
 def test_a_superseded_result_that_is_damaged_is_refused(copy, tmp_path):
     storage, run = copy
-    aside = made_again(storage, "router", lambda output: (output / "more").write_text("x"))
-    (aside / "output" / "metrics.json").write_text("{}")
+    superseded = replace_result(storage, "router", lambda output: (output / "more").write_text("x"))
+    (superseded / "output" / "metrics.json").write_text("{}")
     error = str(export(storage, run, tmp_path / "out").exception)
-    assert f"{aside}/output/metrics.json is not what was recorded" in error and "export the run that" in error
+    assert f"{superseded}/output/metrics.json is not what was recorded" in error
+    assert "export that run" in error
 
 
-def test_a_place_that_cannot_be_written_is_refused(finished, tmp_path):
+def test_an_output_folder_that_exists_or_is_not_writable_is_refused(finished, tmp_path):
     storage, run, _ = finished
     (tmp_path / "there").mkdir()
     assert "there exists" in str(export(storage, run, tmp_path / "there").exception)
     assert "does not exist" in str(export(storage, run, tmp_path / "no" / "out").exception)
     long = tmp_path / ("o" * 250)  # the partial name beside it is too long
-    assert "cannot be written" in str(export(storage, run, long).exception)
+    assert "is not writable" in str(export(storage, run, long).exception)
 
 
-def test_a_fault_on_the_way_leaves_nothing_behind(copy, tmp_path):
+def test_an_error_while_writing_leaves_no_folder(copy, tmp_path):
     storage, run = copy
     [weights] = storage.glob("export/*/output/model/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-10])
@@ -228,7 +230,7 @@ def test_a_fault_on_the_way_leaves_nothing_behind(copy, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_kill_minus_9_on_the_way_leaves_no_folder_of_that_name(finished, tmp_path):
+def test_a_kill_while_writing_leaves_only_a_partial_folder(finished, tmp_path):
     storage, run, _ = finished
     out = tmp_path / "out"
     command = [sys.executable, "-m", "pipeline.cli", "export", run, str(out)]

@@ -1,4 +1,4 @@
-"""`vico route`: what it prints and draws, and what it says of bad input."""
+"""`vico route`: its table, JSON and drawing, and its errors for bad input."""
 
 import json
 
@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
-from vico.checkpoints.load import save_model
+from vico.checkpoints.save import save_model
 from vico.errors import UserError
 from vico.tiling import pixel_values
 
@@ -27,7 +27,7 @@ def routed(base, tmp_path_factory):
     model = load_model(base)
     model.add_compressed_connector(1)
     model.add_router(2)
-    with torch.no_grad():  # decisions that differ from tile to tile
+    with torch.no_grad():  # so that decisions differ between tiles
         model.router.gating.gate[1].weight.mul_(30)
     folder = tmp_path_factory.mktemp("routed") / "model"
     save_model(model.state_dict(), base, folder, {"absolute_threshold": 0.5})
@@ -45,29 +45,29 @@ def route(*arguments):
     return CliRunner().invoke(app, ["route", *map(str, arguments)])
 
 
-def test_json_says_what_the_router_decides(routed, picture):
-    (found,) = json.loads(route(routed, picture, "--json").stdout)
+def test_json_has_the_decisions_of_the_router(routed, picture):
+    (shown,) = json.loads(route(routed, picture, "--json").stdout)
     model = load_model(routed)
     with torch.no_grad():
         pixels = torch.from_numpy(pixel_values(Image.open(picture), model.settings.tiling()))
         expected = model.router.compress_probability(model.vision_features(pixels)).tolist()
-    tiles = found["tiles"]
+    tiles = shown["tiles"]
     assert [tile["p_compress"] for tile in tiles] == pytest.approx(expected)
     assert [tile["compressed"] for tile in tiles] == [p >= 0.5 for p in expected]
     assert [tile["tokens"] for tile in tiles] == [1 if p >= 0.5 else 4 for p in expected]
-    assert found["visual_tokens"] == sum(tile["tokens"] for tile in tiles)
-    assert found["tokens_saved"] == 1 - found["visual_tokens"] / (4 * len(tiles))
+    assert shown["visual_tokens"] == sum(tile["tokens"] for tile in tiles)
+    assert shown["tokens_saved"] == 1 - shown["visual_tokens"] / (4 * len(tiles))
     assert tiles[-1]["thumbnail"] and tiles[-1]["box"] == [0, 0, 190, 130]
     assert not any(tile["thumbnail"] for tile in tiles[:-1])
 
 
-def test_a_threshold_of_ones_own(routed, picture):
+def test_a_threshold_on_the_command_line_replaces_the_models(routed, picture):
     for threshold, expected in ((0, True), (1, False)):
-        (found,) = json.loads(route(routed, picture, "--json", "--threshold", threshold).stdout)
-        assert {tile["compressed"] for tile in found["tiles"]} == {expected}
+        (shown,) = json.loads(route(routed, picture, "--json", "--threshold", threshold).stdout)
+        assert {tile["compressed"] for tile in shown["tiles"]} == {expected}
 
 
-def test_a_table_for_people_and_a_drawing(routed, picture, tmp_path):
+def test_a_table_and_a_drawing_without_json(routed, picture, tmp_path):
     out = tmp_path / "drawn.png"
     printed = route(routed, picture, picture, "--out", out).stdout
     assert "row 1, column 1" in printed and "thumbnail" in printed and str(out) in printed
@@ -79,7 +79,7 @@ def test_a_table_for_people_and_a_drawing(routed, picture, tmp_path):
     "data, message",
     [(None, "does not exist"), (b"\x89PNG\r\n\x1a\n broken", "does not decode"), (b"", "does not decode")],
 )
-def test_a_picture_that_does_not_decode(routed, tmp_path, data, message):
+def test_a_picture_that_is_missing_or_does_not_decode_is_refused(routed, tmp_path, data, message):
     path = tmp_path / "bad.png"
     if data is not None:
         path.write_bytes(data)
@@ -88,17 +88,17 @@ def test_a_picture_that_does_not_decode(routed, tmp_path, data, message):
     assert "\n" not in str(error)
 
 
-def test_a_cut_picture_does_not_decode(routed, picture):
+def test_a_truncated_picture_is_refused(routed, picture):
     picture.write_bytes(picture.read_bytes()[:-2000])
     assert "does not decode" in str(route(routed, picture).exception)
 
 
-def test_a_model_that_cannot_route(base, routed, picture, tmp_path):
+def test_a_model_without_router_or_threshold_is_refused(base, routed, picture, tmp_path):
     assert "no vico.absolute_threshold" in str(route(base, picture).exception)
     assert "has no router" in str(route(base, picture, "--threshold", 0.5).exception)
     assert isinstance(route(tmp_path / "nowhere", picture).exception, UserError)
 
 
-def test_a_place_that_cannot_be_drawn_to(routed, picture, tmp_path):
+def test_a_path_that_cannot_be_drawn_to_is_refused(routed, picture, tmp_path):
     assert "must end in" in str(route(routed, picture, "--out", tmp_path / "a.txt").exception)
     assert "does not exist" in str(route(routed, picture, "--out", tmp_path / "no" / "a.png").exception)

@@ -1,3 +1,5 @@
+"""The graph of stages: its order, and which stages depend on which."""
+
 import sys
 from types import ModuleType
 
@@ -9,13 +11,14 @@ from vico.errors import UserError
 
 @pytest.fixture
 def spec(monkeypatch):
-    def made(name, *inputs):
+    def stage_spec(name, *inputs):
+        """Return a stage whose module has only INPUTS."""
         module = ModuleType(f"graph_test_{name}")
         module.INPUTS = inputs
         monkeypatch.setitem(sys.modules, module.__name__, module)
         return StageSpec(name, module.__name__)
 
-    return made
+    return stage_spec
 
 
 def test_inputs_must_come_from_outside_or_from_an_earlier_stage(spec):
@@ -27,12 +30,12 @@ def test_inputs_must_come_from_outside_or_from_an_earlier_stage(spec):
         Graph([spec("model", "records")])
 
 
-def test_what_depends_on_a_stage_and_what_comes_up_to_it(spec):
+def test_dependents_of_a_stage_and_the_graph_up_to_it(spec):
     graph = Graph(
         [spec("a", "records"), spec("b", "model"), spec("c", "a"), spec("d", "b"), spec("e", "c", "d")]
     )
     assert graph.dependents(["a"]) == {"a", "c", "e"}
     assert graph.until("c").names == ["a", "b", "c"]
     assert graph.until("a").sources() == {"records"}
-    with pytest.raises(UserError, match="--until='z' is no stage; the stages are a, b, c, d, e"):
+    with pytest.raises(UserError, match="--until='z' is not a stage; the stages are a, b, c, d, e"):
         graph.until("z")

@@ -1,5 +1,6 @@
-"""The pipeline file, with config classes of this test in the place of the stages'."""
+"""The pipeline file, with config classes of this test instead of those of the stages."""
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,8 +10,9 @@ import pytest
 from pydantic import Field, model_validator
 
 from cluster.site import Site
-from pipeline.config.graph import Graph, StageSpec
-from pipeline.config.pipeline_file import check_together, load_config
+from pipeline.config.graph import Graph, StageSpec, pipeline_graph
+from pipeline.config.joint_checks import check_together
+from pipeline.config.pipeline_file import load_config
 from stages.stage_config import StageConfig
 from vico.errors import UserError
 
@@ -23,7 +25,7 @@ class Optimizer(StageConfig):
 
 
 class Config(StageConfig):
-    seed: int | None = None
+    seed: int
     optimizer: Optimizer = Optimizer()
     packs_per_step: int = Field(8, ge=1)
     shuffle: bool = True
@@ -56,28 +58,29 @@ def graph(monkeypatch):
 
 @pytest.fixture
 def load(graph, tmp_path):
-    def loaded(text="", *overrides, head=HEAD):
+    def loaded_config(text="", *overrides, head=HEAD):
         path = tmp_path / "pipeline.yaml"
         path.write_text(head + text)
         return load_config(path, graph, overrides)
 
-    return loaded
+    return loaded_config
 
 
 def refused(load, *arguments, **options):
+    """Return the lines of the UserError."""
     with pytest.raises(UserError) as error:
         load(*arguments, **options)
     return str(error.value).splitlines()
 
 
-def test_what_is_left_out_stands_at_its_default(load):
+def test_keys_that_are_left_out_have_their_defaults(load):
     config = load()
     assert config.seed == 0 and config.experiment == "vico"
     assert config.drawing.packs_per_step == 8 and config.plain.size == 1
     assert config.inputs.heldout is None
 
 
-def test_the_pipelines_seed_reaches_stages_that_draw_and_their_own_goes_first(load):
+def test_stages_that_draw_take_the_pipelines_seed_unless_they_have_their_own(load):
     assert load("seed: 5").stage("drawing").seed == 5
     assert load("seed: 5\ndrawing: {seed: 6}").stage("drawing").seed == 6
     assert load("seed: 5").resolved()["drawing"]["seed"] == 5
@@ -134,7 +137,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(load, text, line):
         ),
         (
             "drawing: {optimizer: 3}",
-            "drawing.optimizer=3 is not a block of keys; mend the value or leave it out",
+            "drawing.optimizer=3 is not a block of keys; fix the value or leave it out",
         ),
         ("drawing: {packs_per_step: 0}", "drawing.packs_per_step=0 must be at least 1"),
         (
@@ -162,7 +165,7 @@ def test_a_wrong_value_is_one_line_with_field_value_and_remedy(load, text, line)
     assert refused(load, text) == [line]
 
 
-def test_every_fault_is_told_at_once(load):
+def test_all_faults_are_reported_together(load):
     lines = refused(load, "drawing: {low: a, high: b}\nplain: {sizes: 1}")
     assert [line.partition("=")[0] for line in lines] == [
         "drawing.low",
@@ -171,7 +174,7 @@ def test_every_fault_is_told_at_once(load):
     ]
 
 
-def test_what_is_missing_is_named(load):
+def test_a_missing_key_is_named(load):
     assert refused(load, head="") == ["inputs is missing; give it a value"]
     assert refused(load, head="inputs: {records: {format: demo}}\n") == [
         "inputs.model is missing; give it a value"
@@ -184,7 +187,7 @@ def test_what_is_missing_is_named(load):
         ("drawing.low", "has no key and value"),
         ("=3", "has no key and value"),
         ("drawing..low=3", "has no key and value"),
-        ("seed.low=3", "seed=4 is no block of keys"),
+        ("seed.low=3", "seed=4 is not a block of keys"),
         ("drawing.low=[", "line 1"),
         ("drawing.lows=1", "did you mean drawing.low?"),
     ],
@@ -203,16 +206,25 @@ def test_paths_are_relative_to_the_working_directory(load, monkeypatch, tmp_path
     assert inputs.model == tmp_path / "work" / "models" / "tiny"
 
 
-def test_more_ranks_than_packs_in_a_step_are_refused(load):
+def test_more_ranks_than_packs_per_step_are_refused(load):
     site = Site.model_validate({"resources": {"workers": 2}})
     check_together(load(), site)
     with pytest.raises(UserError, match=r"workers=2 .* is more than drawing.packs_per_step=1; lower"):
         check_together(load("drawing: {packs_per_step: 1}"), site)
 
 
-def test_the_resolved_config_gives_the_same_config_again(load, graph, tmp_path):
-    import json
+@pytest.mark.parametrize("stage", ["consistency", "router"])
+def test_both_trainings_have_a_number_of_packs_per_step_to_compare_with(stage, tmp_path):
+    graph = pipeline_graph()
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(HEAD)
+    site = Site.model_validate({"resources": {"workers": 2}})
+    check_together(load_config(path, graph), site)
+    with pytest.raises(UserError, match=rf"workers=2 .* is more than {stage}.packs_per_step=1; lower"):
+        check_together(load_config(path, graph, [f"{stage}.packs_per_step=1"]), site)
 
+
+def test_the_resolved_config_gives_the_same_config_again(load, graph, tmp_path):
     config = load("seed: 3\ndrawing: {low: 1e-3}")
     path = tmp_path / "again.yaml"
     path.write_text(json.dumps(config.resolved()))
@@ -221,7 +233,7 @@ def test_the_resolved_config_gives_the_same_config_again(load, graph, tmp_path):
     assert again.resolved() == config.resolved()
 
 
-def test_repaired_rows_of_a_stage_that_is_taken_over_are_refused(load):
+def test_repaired_rows_of_an_adopted_stage_are_refused(load):
     head = HEAD.replace("model: m", "model: m, repaired: [/r.jsonl], adopt: {%s: /made}")
     assert refused(load, head=head % "drawing") == [
         "inputs.repaired=/r.jsonl has no effect while inputs.adopt.drawing=/made takes its result from "

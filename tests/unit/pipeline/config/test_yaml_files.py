@@ -1,3 +1,5 @@
+"""YAML files: numbers, repeated keys, and errors that name file and line."""
+
 import pytest
 
 from pipeline.config.yaml_files import yaml_mapping, yaml_value
@@ -24,14 +26,14 @@ from vico.errors import UserError
     ],
 )
 def test_numbers_are_read_as_people_write_them(text, value):
-    found = yaml_value(text, "here")
-    assert found == value and type(found) is type(value)
+    result = yaml_value(text, "here")
+    assert result == value and type(result) is type(value)
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("a: 1\nb: 2\na: 3", "line 3: the key 'a' stands twice"),
+        ("a: 1\nb: 2\na: 3", "line 3: the key 'a' appears twice"),
         ("a: [1, 2", "line 1"),
         ("a: 1\n 2: b: c", "line 2"),
         ("1: a", "line 1: the key 1 is not text"),
@@ -52,7 +54,7 @@ def test_a_merge_key_still_works():
     assert yaml_value("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}", "here")["b"] == {"x": 3, "y": 2}
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"missing\.yaml does not exist"):
         yaml_mapping(tmp_path / "missing.yaml", "config")
     with pytest.raises(UserError, match="is a folder"):

@@ -1,3 +1,5 @@
+"""`vico logs`: lines as they are written, of a run or of one of its stages."""
+
 import threading
 import time
 
@@ -5,7 +7,7 @@ import pytest
 
 from pipeline.explain.logs import Tail, log_lines
 from pipeline.results.runs import Runs
-from pipeline.storage.lease import Leases
+from pipeline.storage.leases import Leases
 from vico.errors import UserError
 
 
@@ -19,7 +21,7 @@ def run(runs):
     return runs.create(pipeline="p", fingerprints={"shard": "a"}, experiment="e", config={}, site="s")
 
 
-def test_a_tail_gives_whole_lines_as_they_come(tmp_path):
+def test_a_tail_yields_whole_lines_as_they_come(tmp_path):
     path = tmp_path / "log"
     tail = Tail(path, "> ")
     assert list(tail.lines()) == []
@@ -31,7 +33,7 @@ def test_a_tail_gives_whole_lines_as_they_come(tmp_path):
     assert list(tail.lines(to_end=True)) == ["> rest"]
 
 
-def test_following_goes_on_until_the_run_ends_and_misses_nothing(runs, run):
+def test_following_continues_until_the_run_ends_and_misses_nothing(runs, run):
     path = runs.run_folder(run.run) / "driver.log"
 
     def drive():
@@ -50,7 +52,7 @@ def test_following_goes_on_until_the_run_ends_and_misses_nothing(runs, run):
     assert lines == ["line before running", "line before done"]
 
 
-def test_a_stages_logs_are_those_of_its_driver_and_ranks(runs, run, tmp_path):
+def test_the_logs_of_a_stage_are_those_of_its_driver_and_ranks(runs, run, tmp_path):
     run.stages["shard"].attempt = 2
     runs.save(run)
     folder = tmp_path / "shard" / "a" / "attempts" / "2"
@@ -59,10 +61,10 @@ def test_a_stages_logs_are_those_of_its_driver_and_ranks(runs, run, tmp_path):
         (folder / f"{name}.log").write_text(f"of {name}\n")
     lines = list(log_lines(runs, run.run, stage="shard", follow=False))
     assert lines == ["of driver", "[rank-2] of rank-2", "[rank-10] of rank-10"]
-    with pytest.raises(UserError, match="--stage='label' is no stage of run"):
+    with pytest.raises(UserError, match="--stage='label' is not a stage of run"):
         list(log_lines(runs, run.run, stage="label", follow=False))
 
 
-def test_a_run_that_wrote_nothing_yet_has_no_lines(runs, run):
+def test_a_run_that_has_written_nothing_has_no_lines(runs, run):
     assert list(log_lines(runs, run.run, stage=None, follow=False)) == []
     assert list(log_lines(runs, run.run, stage="shard", follow=False)) == []

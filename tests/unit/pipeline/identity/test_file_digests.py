@@ -15,13 +15,13 @@ OLD = time.time() - 100
 
 
 @pytest.fixture(scope="module")
-def made_once(tmp_path_factory):
+def shared_model(tmp_path_factory):
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture
-def model(made_once, tmp_path):
-    shutil.copytree(made_once, tmp_path / "model")
+def model(shared_model, tmp_path):
+    shutil.copytree(shared_model, tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -30,7 +30,7 @@ def cache(tmp_path):
     return DigestCache(tmp_path)
 
 
-def test_the_models_fingerprint_follows_content_and_names_not_place(model, cache, tmp_path):
+def test_the_models_fingerprint_depends_on_content_and_names_not_on_its_folder(model, cache, tmp_path):
     before = model_fingerprint(model, cache)
     moved = tmp_path / "moved"
     model.rename(moved)
@@ -44,7 +44,7 @@ def test_the_models_fingerprint_follows_content_and_names_not_place(model, cache
     assert model_fingerprint(moved, cache) != before
 
 
-def test_changed_weights_move_the_model_but_not_the_tokenizer(model, cache):
+def test_changed_weights_change_the_fingerprint_of_the_model_but_not_of_the_tokenizer(model, cache):
     before = model_fingerprint(model, cache), tokenizer_fingerprint(model, cache)
     with (model / "model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -55,7 +55,7 @@ def test_changed_weights_move_the_model_but_not_the_tokenizer(model, cache):
     assert tokenizer_fingerprint(model, cache) == before[1]
 
 
-def test_tile_size_and_limits_move_the_tokenizers_fingerprint(model, cache):
+def test_tile_size_and_limits_change_the_tokenizers_fingerprint(model, cache):
     seen = {tokenizer_fingerprint(model, cache)}
     path = model / "preprocessor_config.json"
     settings = json.loads(path.read_text()) if path.exists() else {}
@@ -82,13 +82,13 @@ def test_a_model_without_weights_is_refused(model, cache):
         model_fingerprint(model, cache)
 
 
-def write(path, text, when=OLD):
+def write(path, text, mtime=OLD):
     path.write_text(text)
-    os.utime(path, (when, when))
+    os.utime(path, (mtime, mtime))
 
 
-def test_a_known_file_is_not_read_again_until_the_file_system_says_it_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(digests, "_RACY_NS", 0)  # the ctime cannot be set back as utime sets the mtime
+def test_a_cached_file_is_not_read_again_until_the_file_system_reports_a_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "_RACY_NS", 0)  # unlike the mtime, the ctime cannot be set to an old time
     path = tmp_path / "weights"
     write(path, "one")
     cache = DigestCache(tmp_path)
@@ -102,7 +102,7 @@ def test_a_known_file_is_not_read_again_until_the_file_system_says_it_changed(tm
     assert again.sha256(path) == "read again"
 
 
-def test_a_file_that_just_changed_is_not_remembered(tmp_path):
+def test_a_file_that_just_changed_is_not_cached(tmp_path):
     path = tmp_path / "weights"
     path.write_text("one")
     cache = DigestCache(tmp_path)
@@ -112,13 +112,13 @@ def test_a_file_that_just_changed_is_not_remembered(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}', '{"schema": 9, "files": {}}', "null"])
-def test_a_damaged_cache_is_no_cache(tmp_path, content):
+def test_a_damaged_cache_file_is_ignored(tmp_path, content):
     (tmp_path / "digests.json").write_text(content)
     (tmp_path / "weights").write_text("one")
     assert len(DigestCache(tmp_path).sha256(tmp_path / "weights")) == 64
 
 
-def test_files_that_are_gone_are_forgotten(tmp_path, monkeypatch):
+def test_files_that_no_longer_exist_leave_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "_RACY_NS", 0)
     for name in ("a", "b"):
         write(tmp_path / name, name)

@@ -1,4 +1,4 @@
-"""Fingerprints are promises to everybody's stores: those pinned here may never move."""
+"""Fingerprints that existing storages depend on: those pinned here must never change."""
 
 from typing import Literal
 
@@ -64,12 +64,12 @@ PINNED = {
 
 
 @pytest.mark.parametrize("name", PINNED)
-def test_known_fingerprints_stay(name):
+def test_known_fingerprints_do_not_change(name):
     config, inputs, pinned = PINNED[name]
     assert fingerprint(config, inputs) == pinned
 
 
-def test_a_known_pipeline_digest_stays():
+def test_a_known_pipeline_digest_does_not_change():
     fingerprints = {"shard": "ab" * 32, "consistency": "cd" * 32}
     assert pipeline_digest(fingerprints) == "5a932a5fd6810b946600687bf266ca21610baa1c8740e86486ba7be1ba61fedb"
     assert pipeline_digest(dict(reversed(fingerprints.items()))) != pipeline_digest(fingerprints)
@@ -84,7 +84,7 @@ def test_fields_at_their_default_do_not_enter():
     assert fingerprint(Config(optimizer={"learning_rate": 8e-5})) == fingerprint(Config())
 
 
-def test_everything_that_decides_a_result_moves_it():
+def test_everything_that_decides_a_result_changes_its_fingerprint():
     base = fingerprint(Config(), {"shard": "a"})
     others = [
         fingerprint(Config(seed=0), {"shard": "a"}),
@@ -118,7 +118,8 @@ def test_a_value_without_a_stable_form_is_refused(value):
         canonical_json(value)
 
 
-# By stage at its defaults and seed 0, outside inputs named by themselves; CODE_VERSION and INPUTS move them.
+# Of each stage at its defaults, with seed 0 and the names of inputs in place of their digests. CODE_VERSION
+# and INPUTS change them.
 STAGES = {
     "shard": "153540cef93c8ca6",
     "consistency": "6f0db624d0894172",
@@ -130,11 +131,11 @@ STAGES = {
 }
 
 
-def test_the_stages_fingerprints_stay():
-    known = {name: name for name in ("records", "tokenizer", "model")}
+def test_the_stages_fingerprints_do_not_change():
+    fingerprints = {name: name for name in ("records", "tokenizer", "model")}
     for spec in pipeline_graph().stages:
         config = spec.config_class(**({"seed": 0} if "seed" in spec.config_class.model_fields else {}))
-        inputs = {name: known[name] for name in spec.inputs if name in known}
+        inputs = {name: fingerprints[name] for name in spec.inputs if name in fingerprints}
         identity = stage_identity(spec.code_version, config, inputs)
-        known[spec.name] = stage_fingerprint(spec.name, identity)
-    assert {name: known[name][:16] for name in pipeline_graph().names} == STAGES
+        fingerprints[spec.name] = stage_fingerprint(spec.name, identity)
+    assert {name: fingerprints[name][:16] for name in pipeline_graph().names} == STAGES

@@ -32,13 +32,13 @@ def package(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_all_that_a_stage_imports_belongs_to_its_source(package):
-    found = source_digests("srcstage.one")
+def test_everything_that_a_stage_imports_belongs_to_its_sources(package):
+    digests = source_digests("srcstage.one")
     expected = {"__init__", "one", "deep", "deeper", "last", "parts"}
-    assert set(found) == {f"srcstage/{name}.py" for name in expected}
+    assert set(digests) == {f"srcstage/{name}.py" for name in expected}
 
 
-def test_an_edit_far_down_is_seen(package):
+def test_an_edit_of_an_indirect_import_is_seen(package):
     before = source_digests("srcstage.one")
     (package / "srcstage/last.py").write_text("x = 2\n")
     _sha256.cache_clear()
@@ -46,12 +46,12 @@ def test_an_edit_far_down_is_seen(package):
     assert {name for name in after if before[name] != after[name]} == {"srcstage/last.py"}
 
 
-def test_the_real_stages_sources_leave_out_where_and_when_they_run():
-    found = source_digests("stages.consistency.stage")
+def test_the_sources_of_a_real_stage_leave_out_where_and_when_it_runs():
+    digests = source_digests("stages.consistency.stage")
     assert {
         "stages/consistency/stage.py",
         "stages/consistency/worker.py",
         "vico/losses.py",
         "data_prep/packs/plan.py",
-    } <= set(found)
-    assert not [name for name in found if name.startswith(("pipeline/", "cluster/", "tests/"))]
+    } <= set(digests)
+    assert not [name for name in digests if name.startswith(("pipeline/", "cluster/", "tests/"))]

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from pipeline.results.runs import Runs, pipeline_digest
-from pipeline.storage.lease import Leases
+from pipeline.storage.leases import Leases
 from vico.errors import UserError
 
 
@@ -25,11 +25,11 @@ def edit(runs, run, **fields):
 
 
 def test_runs_are_listed_newest_first_and_found_by_id_prefix_and_latest(runs):
-    made = [create(runs).run for _ in range(3)]
-    assert [run.run for run in runs.all()] == made[::-1]
-    assert runs.named("latest").run == made[2]
-    assert runs.named(made[0]).run == made[0]
-    assert runs.named(made[1][:-1]).run == made[1]
+    ids = [create(runs).run for _ in range(3)]
+    assert [run.run for run in runs.all()] == ids[::-1]
+    assert runs.named("latest").run == ids[2]
+    assert runs.named(ids[0]).run == ids[0]
+    assert runs.named(ids[1][:-1]).run == ids[1]
 
 
 def test_a_name_that_fits_none_or_several_is_refused(runs):
@@ -37,7 +37,7 @@ def test_a_name_that_fits_none_or_several_is_refused(runs):
         runs.named("latest")
     first = create(runs).run
     second = create(runs).run
-    with pytest.raises(UserError, match="'nope' is no run in"):
+    with pytest.raises(UserError, match="'nope' is not a run in"):
         runs.named("nope")
     with pytest.raises(UserError, match="give more characters") as error:
         runs.named("20")
@@ -59,24 +59,21 @@ def test_a_running_run_without_a_driver_is_interrupted(runs):
     edit(runs, run, state="running", stages=stages, attempts=attempts)
     with Leases(runs.storage).acquire(runs.run_folder(run.run), run.run):
         assert runs.named(run.run).state == "running"
-    found = runs.named(run.run)
-    assert (found.state, found.attempts[0].state, found.submission) == (
-        "interrupted",
-        "interrupted",
-        {"job": "j"},
-    )
-    assert [entry.state for entry in found.stages.values()] == ["interrupted", "pending"]
+    stored = runs.named(run.run)
+    assert stored.state == stored.attempts[0].state == "interrupted"
+    assert stored.submission == {"job": "j"}
+    assert [entry.state for entry in stored.stages.values()] == ["interrupted", "pending"]
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("", "no valid JSON at line 1"),
-        ('{"schema": 1, "run": "x"', "no valid JSON"),
+        ("", "not valid JSON at line 1"),
+        ('{"schema": 1, "run": "x"', "not valid JSON"),
         ('{"schema": 1, "run": "x"}', "is damaged (created: field required)"),
         ('{"schema": 2}', "has schema 2, this vico reads 1"),
         ("{}", "has schema None"),
-        ("\x00", "no valid JSON"),
+        ("\x00", "not valid JSON"),
     ],
 )
 def test_a_damaged_run_file_is_named_with_a_remedy(runs, content, message):

@@ -1,14 +1,15 @@
-"""Results on disk: what is believed, what is refused, what is set aside. The same over whole commands is in
-tests/integration."""
+"""Results on disk: which are reused, which are refused, which move to superseded/. tests/integration checks
+the same with whole commands."""
 
 import json
 
 import pytest
 
 from pipeline.identity.fingerprints import stage_fingerprint
-from pipeline.planning.standing import standing
-from pipeline.results.stage_folder import Record, StageFolder, outputs_digest, records_of
-from pipeline.storage.lease import Leases
+from pipeline.planning.stage_status import stage_status
+from pipeline.results.records import Record, outputs_digest
+from pipeline.results.stage_folder import StageFolder, records_of
+from pipeline.storage.leases import Leases
 from stages.stops import LeaseLost
 from vico.errors import UserError
 
@@ -23,7 +24,7 @@ def folder(tmp_path):
 
 
 def attempt(folder, names=("a.parquet", "deep/b.parquet"), *, record=True, expected=()):
-    """One attempt at the stage, recorded or left off in the middle."""
+    """Make one attempt at the stage, recorded or left unfinished."""
     with Leases(folder.storage).acquire(folder.path, "run-1", min_attempt=folder.last_attempt() + 1) as lease:
         parts = folder.begin(lease, INPUTS, expected, "2026-01-01T00:00:00+00:00")
         for name in names:
@@ -31,11 +32,11 @@ def attempt(folder, names=("a.parquet", "deep/b.parquet"), *, record=True, expec
                 parts.partial(name).write_text(f"content of {name}")
                 parts.publish(name)
         if record:
-            folder.finish(lease, made_record(folder, lease.attempt))
+            folder.finish(lease, new_record(folder, lease.attempt))
     return parts
 
 
-def made_record(folder, number):
+def new_record(folder, number):
     outputs = folder.outputs()
     return Record(
         stage="ratio",
@@ -64,56 +65,56 @@ def edit_record(folder, **fields):
     folder.record_path.write_text(json.dumps(content))
 
 
-def test_what_is_recorded_is_reused(folder, tmp_path):
-    assert standing(folder, INPUTS).way == "new"
+def test_a_recorded_result_is_reused(folder, tmp_path):
+    assert stage_status(folder, INPUTS).kind == "new"
     attempt(folder)
-    found = standing(folder, INPUTS)
-    assert (found.way, found.reason) == ("reuse", "done in run run-1")
-    assert sorted(found.record.outputs) == ["a.parquet", "deep/b.parquet"]
+    status = stage_status(folder, INPUTS)
+    assert (status.kind, status.reason) == ("reuse", "done in run run-1")
+    assert sorted(status.record.outputs) == ["a.parquet", "deep/b.parquet"]
     assert [record.fingerprint for record in records_of(tmp_path, "ratio")] == [FINGERPRINT]
 
 
-def test_output_without_a_record_is_gone_on_with_never_taken_for_done(folder):
+def test_output_without_a_record_is_resumed_and_never_taken_for_done(folder):
     attempt(folder, record=False)
-    found = standing(folder, INPUTS)
-    assert (found.way, found.reason) == ("resume", "unfinished: goes on from attempt 1")
+    status = stage_status(folder, INPUTS)
+    assert (status.kind, status.reason) == ("resume", "unfinished: resumes from attempt 1")
     attempt(folder, record=False)
-    assert standing(folder, INPUTS).reason == "unfinished: goes on from attempt 2"
+    assert stage_status(folder, INPUTS).reason == "unfinished: resumes from attempt 2"
 
 
-def test_output_that_nobody_knows_is_not_built_on(folder):
+def test_output_without_an_attempt_is_not_built_on(folder):
     folder.output.mkdir(parents=True)
     (folder.output / "a.parquet").write_text("?")
-    assert standing(folder, INPUTS).way == "afresh"
+    assert stage_status(folder, INPUTS).kind == "restart"
 
 
-def test_a_result_of_other_input_bytes_is_not_reused_nor_gone_on_with(folder):
+def test_a_result_of_other_input_bytes_is_neither_reused_nor_resumed(folder):
     attempt(folder, record=False)
     other = {"shard": "other bytes under the same fingerprint"}
-    assert standing(folder, other).way == "afresh"
+    assert stage_status(folder, other).kind == "restart"
     attempt(folder)
-    found = standing(folder, other)
-    assert found.way == "afresh"
-    assert found.reason == "input bytes changed: shard digest of th -> other bytes "
-    assert standing(folder, {"shard": None}).way == "unknown"
+    status = stage_status(folder, other)
+    assert status.kind == "restart"
+    assert status.reason == "input bytes changed: shard digest of th -> other bytes "
+    assert stage_status(folder, {"shard": None}).kind == "unknown"
 
 
 def test_missing_and_resized_outputs_are_found(folder):
     attempt(folder)
     (folder.output / "deep/b.parquet").unlink()
-    found = standing(folder, INPUTS)
-    assert (found.way, found.reason) == ("rebuild", "output/deep/b.parquet is missing; made again")
+    status = stage_status(folder, INPUTS)
+    assert (status.kind, status.reason) == ("rebuild", "output/deep/b.parquet is missing; to be rebuilt")
     with (folder.output / "a.parquet").open("a") as file:
         file.write("!")
-    assert standing(folder, INPUTS).reason == "output/deep/b.parquet is missing and 1 more; made again"
-    assert standing(folder, INPUTS).expected == ("deep/b.parquet", "a.parquet")
+    assert stage_status(folder, INPUTS).reason == "output/deep/b.parquet is missing and 1 more; to be rebuilt"
+    assert stage_status(folder, INPUTS).expected == ("deep/b.parquet", "a.parquet")
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("", "is damaged (no valid JSON at line 1)"),
-        ('{"schema": 1, "stage": "ratio",', "is damaged (no valid JSON"),
+        ("", "is damaged (not valid JSON at line 1)"),
+        ('{"schema": 1, "stage": "ratio",', "is damaged (not valid JSON"),
         ("[1]", "is damaged (a list instead of an object)"),
         ('{"schema": 1}', "is damaged (stage: field required)"),
         ('{"schema": 99, "stage": "ratio"}', "has schema 99, this vico reads 1"),
@@ -124,7 +125,7 @@ def test_a_record_that_cannot_be_read_is_refused_with_path_and_remedy(folder, co
     attempt(folder)
     folder.record_path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as error:
-        standing(folder, INPUTS)
+        stage_status(folder, INPUTS)
     text = str(error.value)
     assert str(folder.record_path) in text and message in text and "\n" not in text
     assert "--force ratio" in text or "use the vico version that wrote it" in text
@@ -146,36 +147,36 @@ def test_a_record_changed_by_hand_is_refused(folder, fields, message):
     attempt(folder)
     edit_record(folder, **fields)
     with pytest.raises(UserError) as error:
-        standing(folder, INPUTS)
+        stage_status(folder, INPUTS)
     assert message in str(error.value) and "--force ratio" in str(error.value)
 
 
-def test_what_is_set_aside_is_kept_and_attempts_count_on(folder):
+def test_superseded_results_are_kept_and_attempt_numbers_continue(folder):
     attempt(folder)
     with Leases(folder.storage).acquire(folder.path, "run-2", min_attempt=folder.last_attempt() + 1) as lease:
-        aside = folder.set_aside(lease)
-    assert (aside / "output/deep/b.parquet").read_text() == "content of deep/b.parquet"
-    assert (aside / "record.json").exists() and (aside / "attempts/1/attempt.json").exists()
-    assert standing(folder, INPUTS).way == "new"
+        superseded = folder.supersede(lease)
+    assert (superseded / "output/deep/b.parquet").read_text() == "content of deep/b.parquet"
+    assert (superseded / "record.json").exists() and (superseded / "attempts/1/attempt.json").exists()
+    assert stage_status(folder, INPUTS).kind == "new"
     (folder.path / "lease.json").unlink()
     assert folder.last_attempt() == 1
     assert attempt(folder).attempt == 2
     with Leases(folder.storage).acquire(folder.path, "run-3") as lease:
-        assert folder.set_aside(lease).name == "2"
+        assert folder.supersede(lease).name == "2"
     with Leases(folder.storage).acquire(folder.path, "run-3") as lease:
-        assert folder.set_aside(lease) is None
+        assert folder.supersede(lease) is None
 
 
-def test_only_the_damaged_parts_are_set_aside_for_a_rebuild(folder):
+def test_only_the_damaged_parts_are_superseded_for_a_rebuild(folder):
     attempt(folder)
     (folder.output / "a.parquet").write_text("cut")
-    found = standing(folder, INPUTS)
+    status = stage_status(folder, INPUTS)
     with Leases(folder.storage).acquire(folder.path, "run-2", min_attempt=2) as lease:
-        aside = folder.set_record_aside(lease, found.damage)
-        parts = folder.begin(lease, INPUTS, found.expected, "now")
-    assert (aside / "output/a.parquet").read_text() == "cut"
+        superseded = folder.supersede_record(lease, status.damage)
+        parts = folder.begin(lease, INPUTS, status.expected, "now")
+    assert (superseded / "output/a.parquet").read_text() == "cut"
     assert parts.done("deep/b.parquet") and not parts.done("a.parquet")
-    assert standing(folder, INPUTS).expected == ("a.parquet",)
+    assert stage_status(folder, INPUTS).expected == ("a.parquet",)
 
 
 def test_half_written_parts_are_cleared_and_never_recorded(folder):
@@ -193,5 +194,5 @@ def test_a_record_is_not_written_under_a_lost_lease(folder):
         path = folder.path / "lease.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "token": "another"}))
         with pytest.raises(LeaseLost):
-            folder.finish(lease, made_record(folder, 1))
+            folder.finish(lease, new_record(folder, 1))
     assert not folder.record_path.exists()

@@ -1,4 +1,5 @@
-"""Who learns how fast and from when: layers of the vision tower, the new connector, its warm-up alone."""
+"""Learning rates of the vision tower's layers and the new connector, and the warm-up of the connector
+alone."""
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ def folder(tmp_path_factory):
     return make_tiny_model(tmp_path_factory.mktemp("rates") / "m")
 
 
-def test_rates_fall_from_layer_to_layer_of_the_vision_tower(folder):
-    config = ConsistencyConfig(vision_lr_decay=0.5, connector_lr_scale=3.0)
+def test_rates_fall_with_the_depth_of_the_vision_tower(folder):
+    config = ConsistencyConfig(seed=0, vision_lr_decay=0.5, connector_lr_scale=3.0)
     task = consistency_task(folder)
     groups = parameter_groups(task, OptimizerConfig(weight_decay=0.1), consistency_rates(config, 2))
     group_of = {id(parameter): group for group in groups for parameter in group.parameters}
@@ -36,15 +37,15 @@ def test_rates_fall_from_layer_to_layer_of_the_vision_tower(folder):
     assert seen == {*expected, ""}
 
 
-def test_without_settings_there_are_two_rates_as_before(folder):
+def test_by_default_there_are_two_rates(folder):
     groups = parameter_groups(
-        consistency_task(folder), OptimizerConfig(), consistency_rates(ConsistencyConfig(), 2)
+        consistency_task(folder), OptimizerConfig(), consistency_rates(ConsistencyConfig(seed=0), 2)
     )
     assert sorted({group.rate.lr_scale for group in groups}) == [1.0, 2.0]
     assert {group.rate.first_update for group in groups} == {0}
 
 
-def test_the_new_connector_alone_moves_in_its_warm_up_and_all_move_after_it(folder):
+def test_only_the_new_connector_changes_in_its_warm_up_and_everything_after_it(folder):
     task, run = consistency_task(folder), reference_run(folder)
     start, trained = task.state_dict(), dict(task.named_parameters())
     assert CONFIG.connector_warmup_steps == 2
@@ -55,7 +56,7 @@ def test_the_new_connector_alone_moves_in_its_warm_up_and_all_move_after_it(fold
             assert not torch.equal(before, run["state"][name]), name
 
 
-def test_a_warm_up_that_leaves_nothing_to_the_rest_is_refused():
+def test_a_warm_up_that_leaves_no_updates_to_the_rest_is_refused():
     check_warmup(CONFIG, num_steps=3)
     with pytest.raises(UserError, match="connector_warmup_steps=2 leaves none of the 2 updates"):
         check_warmup(CONFIG, num_steps=2)
@@ -65,4 +66,4 @@ def test_a_warm_up_that_leaves_nothing_to_the_rest_is_refused():
 def test_settings_of_a_frozen_vision_tower_are_refused(setting):
     (name,) = setting
     with pytest.raises(ValueError, match=f"{name}=.* has no effect while train_vision is false"):
-        ConsistencyConfig(train_vision=False, **setting)
+        ConsistencyConfig(seed=0, train_vision=False, **setting)

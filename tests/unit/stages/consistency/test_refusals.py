@@ -1,4 +1,4 @@
-"""What consistency refuses before a worker starts."""
+"""What the consistency stage refuses before a worker starts."""
 
 import json
 import shutil
@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.site import TrainSettings
+from cluster.train_settings import TrainSettings
 from stages.consistency.config import ConsistencyConfig
-from stages.consistency.packs import ConsistencySettings, check_connector_start, check_disk
+from stages.consistency.disk import check_disk
+from stages.consistency.packs import ConsistencySettings, check_connector_start
 from stages.parts import Parts
-from stages.training.checkpoints import FACTS_FILE
+from stages.training.checkpoints import METADATA_FILE
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
-from vico.checkpoints.load import save_model
+from vico.checkpoints.save import save_model
 from vico.errors import UserError
 
 
@@ -24,38 +25,40 @@ def model(tmp_path_factory) -> Path:
 
 
 def settings_of(model: Path, folder: Path, dtype: str = "float32") -> ConsistencySettings:
-    config = ConsistencyConfig(optimizer={"dtype": dtype})
-    return ConsistencySettings(config, folder, model, Parts(folder, 1), TrainSettings(keep_checkpoints=2))
+    config = ConsistencyConfig(seed=0, optimizer={"dtype": dtype})
+    return ConsistencySettings(
+        config, folder, model, Parts(folder, 1), TrainSettings(checkpoints={"keep": 2})
+    )
 
 
 def with_free(monkeypatch, num_bytes: int) -> None:
     usage = shutil._ntuple_diskusage(10**12, 0, num_bytes)
-    monkeypatch.setattr("stages.consistency.packs.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("stages.consistency.disk.shutil.disk_usage", lambda _: usage)
 
 
-@pytest.mark.parametrize(("dtype", "bytes_a_parameter", "weight"), [("float32", 16, 4), ("bfloat16", 14, 2)])
-def test_no_room_for_one_more_checkpoint_than_are_kept_and_the_policy(
-    model, tmp_path, monkeypatch, dtype, bytes_a_parameter, weight
+@pytest.mark.parametrize(
+    ("dtype", "checkpoint_bytes", "weight_bytes"), [("float32", 16, 4), ("bfloat16", 14, 2)]
+)
+def test_a_disk_without_room_for_one_more_checkpoint_than_are_kept_and_the_policy_is_refused(
+    model, tmp_path, monkeypatch, dtype, checkpoint_bytes, weight_bytes
 ):
-    num_parameters = sum(one.numel() for one in load_model(model).parameters())
+    num_parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
     settings = settings_of(model, tmp_path, dtype)
-    with_free(monkeypatch, int(1.11 * (3 * bytes_a_parameter + weight) * num_parameters))
+    with_free(monkeypatch, int(1.11 * (3 * checkpoint_bytes + weight_bytes) * num_parameters))
     check_disk(settings, 2)
-    with_free(monkeypatch, (3 * bytes_a_parameter + weight) * num_parameters)
+    with_free(monkeypatch, (3 * checkpoint_bytes + weight_bytes) * num_parameters)
     with pytest.raises(
-        UserError, match=r"storage=.* GB free, but consistency .*train\.keep_checkpoints=2 .*--storage"
+        UserError, match=r"storage=.* GB free, but consistency .*train\.checkpoints\.keep=2 .*--storage"
     ):
         check_disk(settings, 2)
 
 
-def test_checkpoints_that_are_there_need_no_room_but_for_another_number_of_ranks(
-    model, tmp_path, monkeypatch
-):
-    num_parameters = sum(one.numel() for one in load_model(model).parameters())
+def test_existing_checkpoints_need_room_only_for_another_number_of_ranks(model, tmp_path, monkeypatch):
+    num_parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
     for step in (4, 8):
         folder = tmp_path / f"output/checkpoints/step-{step:07d}"
         folder.mkdir(parents=True)
-        (folder / FACTS_FILE).write_text(json.dumps({"world_size": 2}))
+        (folder / METADATA_FILE).write_text(json.dumps({"world_size": 2}))
     settings = settings_of(model, tmp_path)
     with_free(monkeypatch, int(1.11 * (16 + 4) * num_parameters))
     check_disk(settings, 2)
@@ -68,8 +71,8 @@ def test_checkpoints_that_are_there_need_no_room_but_for_another_number_of_ranks
         check_disk(settings, 2)
 
 
-def test_the_best_policy_that_is_there_needs_no_room(model, tmp_path, monkeypatch):
-    num_parameters = sum(one.numel() for one in load_model(model).parameters())
+def test_an_existing_best_policy_needs_no_room(model, tmp_path, monkeypatch):
+    num_parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
     settings = settings_of(model, tmp_path)
     settings = replace(settings, config=settings.config.model_copy(update={"select": "best"}))
     with_free(monkeypatch, int(1.11 * (3 * 16 + 2 * 4) * num_parameters))
@@ -79,8 +82,8 @@ def test_the_best_policy_that_is_there_needs_no_room(model, tmp_path, monkeypatc
     check_disk(settings, 2)
 
 
-def test_an_object_store_needs_room_for_the_checkpoint_on_its_way(model, tmp_path, monkeypatch):
-    num_parameters = sum(one.numel() for one in load_model(model).parameters())
+def test_an_object_store_needs_room_for_the_checkpoint_that_is_uploading(model, tmp_path, monkeypatch):
+    num_parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
     with_free(monkeypatch, int(1.11 * (3 * 16 + 4) * num_parameters))
     check_disk(settings_of(model, tmp_path), 2)
     with pytest.raises(
@@ -89,7 +92,7 @@ def test_an_object_store_needs_room_for_the_checkpoint_on_its_way(model, tmp_pat
         check_disk(settings_of(model, tmp_path), 2, remote=True)
 
 
-def test_a_start_of_a_connector_that_the_model_brings_is_refused(model, tmp_path):
+def test_a_start_for_a_connector_that_the_model_has_already_is_refused(model, tmp_path):
     settings = settings_of(model, tmp_path)
     started = replace(settings, config=settings.config.model_copy(update={"connector_start": "random"}))
     check_connector_start(started)
@@ -97,5 +100,5 @@ def test_a_start_of_a_connector_that_the_model_brings_is_refused(model, tmp_path
     policy.add_compressed_connector(0)
     save_model(policy.state_dict(), model, tmp_path / "policy")
     check_connector_start(replace(settings, model_folder=tmp_path / "policy"))
-    with pytest.raises(UserError, match=r"connector_start=random has no effect: .* brings a compressed"):
+    with pytest.raises(UserError, match=r"connector_start=random has no effect: .* has a compressed"):
         check_connector_start(replace(started, model_folder=tmp_path / "policy"))

@@ -1,8 +1,8 @@
-"""What evaluation asks of a conversation."""
+"""The question that the evaluation asks of a conversation."""
 
 import pytest
 
-from stages.evaluate.actors import last_question
+from stages.evaluate.questions import last_question
 from tests.tiny_model import make_tiny_model
 from vico.prompt import load_prompt_format
 
@@ -31,7 +31,7 @@ def gpt(value):
     ],
 )
 def test_the_prompt_is_the_training_text_up_to_its_last_answer(prompt_format, turns, tiles):
-    """Else the model would be asked in another form than it was trained in."""
+    """Otherwise the model would get another form of prompt than in training."""
     question = last_question(turns, tiles, prompt_format)
     skeleton = prompt_format.encode(turns, tiles)
     answer = prompt_format.tokenizer(turns[-1]["value"], add_special_tokens=False)["input_ids"]
@@ -42,7 +42,7 @@ def test_the_prompt_is_the_training_text_up_to_its_last_answer(prompt_format, tu
     assert question.answer == turns[-1]["value"]
 
 
-def test_what_comes_after_the_last_answer_is_left_out(prompt_format):
+def test_turns_after_the_last_answer_are_left_out(prompt_format):
     turns = [human("<image> what?"), gpt("one"), human("<image> and this?")]
     question = last_question(turns, (3, 5), prompt_format)
     assert question.answer == "one" and question.text == "what?" and question.prompt.num_tiles == 3

@@ -1,4 +1,4 @@
-"""Pixel measures on real pictures, and the choice of one on calib."""
+"""Pixel measures of real pictures, and the choice of one measure on calib."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,14 +7,8 @@ from PIL import Image
 
 from data_prep.demo.records import drawn_record
 from data_prep.records.config import RecordsConfig
-from stages.evaluate.pixel_rule import (
-    FEATURES,
-    SCHEMA,
-    demo_sources,
-    feature_aucs,
-    pixel_features,
-    pixel_rule_choice,
-)
+from stages.evaluate.pixel_features import FEATURES, SCHEMA, pixel_features
+from stages.evaluate.pixel_rule import demo_sources, feature_aucs, pixel_rule_choice
 from vico.tiling import Tiling, pixel_values
 
 
@@ -35,13 +29,13 @@ def test_a_plain_tile_has_less_detail_than_a_page_or_a_photograph():
         assert plain[name][0] < prose[name][0] and plain[name][0] < photo[name][0], name
 
 
-def test_measures_are_those_of_the_pixels_the_model_sees():
+def test_measures_are_taken_from_the_pixels_the_model_sees():
     levels = np.zeros((8, 8, 3), np.uint8)
     levels[:, 4:] = 100  # one step of 100 gray levels in each of 8 rows of 7 differences
-    found = pixel_features(pixel_values(Image.fromarray(levels), Tiling(8, 1)))
-    assert found["gradient_energy"] == pytest.approx([100**2 / 7])
-    assert found["gray_deviation"] == pytest.approx([50.0])
-    assert 100 < found["jpeg_bytes_a_pixel"][0] * 64 < 1000
+    features = pixel_features(pixel_values(Image.fromarray(levels), Tiling(8, 1)))
+    assert features["gradient_energy"] == pytest.approx([100**2 / 7])
+    assert features["gray_deviation"] == pytest.approx([50.0])
+    assert 100 < features["jpeg_bytes_a_pixel"][0] * 64 < 1000
 
 
 def measured(split_of_tile, **features) -> pa.Table:
@@ -51,7 +45,7 @@ def measured(split_of_tile, **features) -> pa.Table:
     return pa.table(columns | dict.fromkeys(FEATURES, [0.0] * count) | features, SCHEMA)
 
 
-def test_the_measure_that_ranks_calib_best_is_taken_whatever_test_says():
+def test_the_measure_that_ranks_calib_best_is_chosen_regardless_of_test():
     splits = ["calib"] * 4 + ["test"] * 4
     labels = {(f"k{n}", 0, 0): n % 2 for n in range(8)}
     table = measured(
@@ -69,7 +63,7 @@ def test_the_measure_that_ranks_calib_best_is_taken_whatever_test_says():
     assert choice["auc_test"]["gradient_energy"] == 0.0 and choice["auc_test"]["gray_deviation"] == 1.0
 
 
-def test_tiles_without_a_label_do_not_count_and_one_class_gives_no_rule():
+def test_tiles_without_a_label_do_not_count_and_a_single_label_gives_no_rule():
     table = measured(["calib"] * 3, gray_deviation=[0, 1, 5])
     assert feature_aucs(table, {("k0", 0, 0): 0, ("k1", 0, 0): 1}, "calib")["gray_deviation"] == 1.0
     assert pixel_rule_choice(table, {("k0", 0, 0): 1})["feature"] is None
@@ -77,5 +71,5 @@ def test_tiles_without_a_label_do_not_count_and_one_class_gives_no_rule():
 
 def test_only_the_demo_is_drawn_again():
     demo = RecordsConfig(format="demo", num_samples=5, seed=9)
-    assert demo_sources({"records": demo, "heldout": None}) == {"demo": demo}
-    assert demo_sources({"records": None, "heldout": demo}) == {"heldout-demo": demo}
+    assert demo_sources(demo, None) == {"demo": demo}
+    assert demo_sources(None, demo) == {"heldout-demo": demo}

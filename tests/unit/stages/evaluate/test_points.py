@@ -5,11 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.points import EvaluatedTiles, operating_points
 
 SHAPES = [(3,), (1,), (1,), (3,), (2, 1), (), (1,), (3,), (5,), (2, 1)]
 NUM_TILES = sum(sum(shape) for shape in SHAPES)
 CONTROLS = ("random", "shuffled", "oracle")
+THRESHOLDS = (0.8, 0.5, 0.2)
+CALIBRATED = 0.5
 
 
 def tiles(with_ratio: bool = True) -> EvaluatedTiles:
@@ -18,69 +21,92 @@ def tiles(with_ratio: bool = True) -> EvaluatedTiles:
     return EvaluatedTiles(SHAPES, random.random(NUM_TILES).astype(np.float32), ratio)
 
 
-def points(found: EvaluatedTiles, seed: int = 0, thresholds=(0.8, 0.5, 0.2)) -> dict[str, list]:
-    by_entry: dict[str, list] = {}
-    for point in operating_points(found, thresholds, 0.5, 0.0, CONTROLS, 3, seed):
-        by_entry.setdefault(point.entry, []).append(point)
-    return by_entry
+def points(evaluated: EvaluatedTiles, seed: int = 0, relative_threshold: float = 0.0) -> dict[str, list]:
+    """Return the points by the name of their control."""
+    config = EvaluateConfig(
+        seed=seed, controls=CONTROLS, num_replicates=3, relative_threshold=relative_threshold
+    )
+    by_control: dict[str, list] = {}
+    for point in operating_points(evaluated, config, THRESHOLDS, CALIBRATED):
+        by_control.setdefault(point.control.name, []).append(point)
+    return by_control
+
+
+def by_sample(evaluated: EvaluatedTiles, point):
+    """Return (decisions, probabilities to compress) of each sample with tiles."""
+    decisions = evaluated.by_sample(point.replicates[0])
+    pairs = zip(decisions, evaluated.by_sample(evaluated.p_compress_N), strict=True)
+    return [(flags, probability) for flags, probability in pairs if len(flags)]
 
 
 def test_ends_and_router():
-    found = tiles()
-    by_entry = points(found)
-    assert not by_entry["full"][0].replicates[0].any() and by_entry["compressed"][0].replicates[0].all()
-    for point, threshold in zip(by_entry["routed"], (0.8, 0.5, 0.2), strict=True):
+    evaluated = tiles()
+    by_control = points(evaluated)
+    assert not by_control["full"][0].replicates[0].any() and by_control["compressed"][0].replicates[0].all()
+    for point, threshold in zip(by_control["routed"], THRESHOLDS, strict=True):
         assert point.threshold == threshold
-        assert (point.replicates[0] == (found.p_compress_N >= threshold)).all()
+        assert (point.replicates[0] == (evaluated.p_compress_N >= threshold)).all()
 
 
 def test_the_served_rule_keeps_a_tile_of_every_prompt():
-    found = tiles()
-    (served,) = points(found)["served"]
-    decisions = zip(found.by_sample(served.replicates[0]), found.by_sample(found.p_compress_N), strict=True)
-    for flags, probability in decisions:
-        if len(flags):
-            lowest = probability == probability.min()
-            assert (flags == ((probability >= 0.5) & ~lowest)).all()
+    evaluated = tiles()
+    (served,) = points(evaluated)["served"]
+    for flags, probability in by_sample(evaluated, served):
+        lowest = probability == probability.min()
+        assert (flags == ((probability >= CALIBRATED) & ~lowest)).all()
     assert served.replicates[0].any()
 
 
+def test_the_relative_threshold_compresses_only_tiles_above_that_quantile_of_their_prompt():
+    evaluated = tiles()
+    at_zero, at_half = (points(evaluated, relative_threshold=relative) for relative in (0.0, 0.5))
+    (served,) = at_half["served"]
+    for flags, probability in by_sample(evaluated, served):
+        above = probability > np.quantile(probability, 0.5)
+        assert (flags == ((probability >= CALIBRATED) & above)).all()
+        assert flags.sum() <= len(flags) / 2
+    assert 0 < served.replicates[0].sum() < at_zero["served"][0].replicates[0].sum()
+    for name in at_zero.keys() - {"served"}:
+        for before, after in zip(at_zero[name], at_half[name], strict=True):
+            assert np.array_equal(before.replicates, after.replicates), "only the served rule reads it"
+
+
 @pytest.mark.parametrize("control", CONTROLS)
-def test_controls_spend_exactly_the_routers_tokens(control):
-    by_entry = points(tiles())
-    for routed, point in zip(by_entry["routed"], by_entry[control], strict=True):
+def test_controls_use_exactly_the_routers_tokens(control):
+    by_control = points(tiles())
+    for routed, point in zip(by_control["routed"], by_control[control], strict=True):
         assert point.threshold == routed.threshold
         assert {int(flags.sum()) for flags in point.replicates} == {int(routed.replicates[0].sum())}
 
 
-def test_drawn_controls_differ_by_replicate_and_seed_and_can_be_repeated():
-    one, same, other = points(tiles()), points(tiles()), points(tiles(), seed=1)
+def test_random_controls_differ_by_replicate_and_seed_and_can_be_repeated():
+    first, same, other = points(tiles()), points(tiles()), points(tiles(), seed=1)
     for control in ("random", "shuffled"):
-        replicates = one[control][1].replicates
+        replicates = first[control][1].replicates
         assert len(replicates) == 3 and len({flags.tobytes() for flags in replicates}) == 3
         assert all((a == b).all() for a, b in zip(replicates, same[control][1].replicates, strict=True))
         assert any((a != b).any() for a, b in zip(replicates, other[control][1].replicates, strict=True))
-    assert len(one["oracle"][0].replicates) == 1
+    assert len(first["oracle"][0].replicates) == 1
 
 
-def test_shuffled_hands_whole_decisions_to_samples_of_the_same_shape():
-    found = tiles()
-    by_entry = points(found)
+def test_shuffled_gives_whole_decisions_to_samples_of_the_same_shape():
+    evaluated = tiles()
+    by_control = points(evaluated)
 
     def vectors(flags_N):
-        shaped = zip(SHAPES, found.by_sample(flags_N), strict=True)
+        shaped = zip(SHAPES, evaluated.by_sample(flags_N), strict=True)
         return Counter((shape, flags.tobytes()) for shape, flags in shaped)
 
-    for routed, shuffled in zip(by_entry["routed"], by_entry["shuffled"], strict=True):
+    for routed, shuffled in zip(by_control["routed"], by_control["shuffled"], strict=True):
         for flags in shuffled.replicates:
             assert vectors(flags) == vectors(routed.replicates[0])
 
 
 def test_the_oracle_compresses_the_smallest_ratios():
-    found = tiles()
-    for point in points(found)["oracle"]:
+    evaluated = tiles()
+    for point in points(evaluated)["oracle"]:
         flags = point.replicates[0]
-        assert found.ratio_N[flags].max() < found.ratio_N[~flags].min()
+        assert evaluated.ratio_N[flags].max() < evaluated.ratio_N[~flags].min()
 
 
 def test_without_ratios_there_is_no_oracle():

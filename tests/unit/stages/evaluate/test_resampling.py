@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from stages.evaluate.resampling import MIN_GROUPS, interval, ranked_tiles, resampling
 
 
-def test_groups_move_together_and_samples_without_one_by_themselves():
+def test_samples_of_a_group_are_drawn_together_and_samples_without_a_group_alone():
     groups = ["a", "", "a", "", *(f"b{n}" for n in range(MIN_GROUPS))]
     draws = resampling(groups, 200, seed=1)
     assert (draws.unit, draws.num_units, draws.num_groups) == ("group", MIN_GROUPS + 3, MIN_GROUPS + 1)
@@ -22,19 +22,19 @@ def test_groups_move_together_and_samples_without_one_by_themselves():
         assert (first, second) == tuple(by_sample @ values)
 
 
-def test_few_groups_are_told_but_not_drawn():
+def test_few_groups_are_counted_but_samples_are_drawn():
     draws = resampling(["a", "b", "a", ""], 100, seed=1)
     assert (draws.unit, draws.num_units, draws.num_groups) == ("sample", 4, 2)
     assert sorted(draws.unit_S) == [0, 1, 2, 3]
 
 
-def test_draws_are_a_function_of_the_seed():
+def test_draws_depend_on_the_seed_alone():
     names = [str(n) for n in range(30)]
-    one, same, other = (list(resampling(names, 5, seed).counts()) for seed in (3, 3, 4))
-    assert np.array_equal(one, same) and not np.array_equal(one, other)
+    first, same, other = (list(resampling(names, 5, seed).counts()) for seed in (3, 3, 4))
+    assert np.array_equal(first, same) and not np.array_equal(first, other)
 
 
-def test_the_interval_of_a_mean_is_that_of_the_normal_law():
+def test_the_interval_of_a_mean_agrees_with_the_normal_distribution():
     values = np.random.default_rng(0).normal(5, 2, 1000)
     means = resampling([""] * 1000, 2000, seed=0).sums(values[:, None])[:, 0] / 1000
     low, high = interval(means)
@@ -43,7 +43,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_law():
     assert high == pytest.approx(values.mean() + half, abs=0.02)
 
 
-def test_undefined_resamples_widen_the_interval_or_end_it():
+def test_undefined_resamples_widen_the_interval_or_leave_none():
     values = np.arange(1000.0)
     assert interval(values) == [24.0, 975.0]
     values[500:510] = np.nan
@@ -52,7 +52,7 @@ def test_undefined_resamples_widen_the_interval_or_end_it():
     assert interval(values) is None
 
 
-def test_the_auc_is_that_of_scikit_learn_ties_and_weights_included():
+def test_the_auc_agrees_with_scikit_learn_also_with_ties_and_weights():
     random = np.random.default_rng(2)
     keep = random.random(300) < 0.4
     score = np.round(random.random(300) + 0.3 * keep, 1)

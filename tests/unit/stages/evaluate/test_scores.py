@@ -1,9 +1,10 @@
-"""Entries of metrics.json from answers whose scores are known."""
+"""Points of metrics.json from answers with known scores."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from stages.controls import COMPRESSED, FULL, RANDOM, ROUTED
 from stages.evaluate.points import EvaluatedTiles, Point
 from stages.evaluate.scores import all_point_scores, evaluation_metrics, rate_text
 from tests.tiny_model import make_tiny_model
@@ -17,12 +18,12 @@ TILES = EvaluatedTiles(SHAPES, np.zeros(6, np.float32), None)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """4 tokens a tile at the full rate, 1 compressed."""
+    """Return a model with 4 tokens per tile at the full rate, 1 compressed."""
     return make_tiny_model(tmp_path_factory.mktemp("model") / "m")
 
 
 def prediction(sample: int, model: str, rates: str) -> dict:
-    """Similarity falls by a tenth a compressed tile; the reference's is 0.8, and 0 for text."""
+    """Return an answer whose similarity is 0.1 lower per compressed tile: 0.8 without any, and 0 for text."""
     similarity = 0.0 if KINDS[sample] == "text" else 0.8 - 0.1 * rates.count("1")
     return {
         "key": KEYS[sample],
@@ -39,10 +40,10 @@ def prediction(sample: int, model: str, rates: str) -> dict:
 def metrics(model):
     flags = [np.array([int(c) for c in text], bool) for text in ("110000", "000000", "111111", "001011")]
     points = [
-        Point("full", (flags[1],)),
-        Point("compressed", (flags[2],)),
-        Point("routed", (flags[0],), 0.5),
-        Point("random", (flags[0], flags[1], flags[3]), 0.5),
+        Point(FULL, (flags[1],)),
+        Point(COMPRESSED, (flags[2],)),
+        Point(ROUTED, (flags[0],), 0.5),
+        Point(RANDOM, (flags[0], flags[1], flags[3]), 0.5),
     ]
     rows = [prediction(s, "reference", "0" * sum(shape)) for s, shape in enumerate(SHAPES)]
     for point in points:
@@ -73,7 +74,7 @@ def test_means_over_samples(metrics):
     assert "similarity_sd" not in routed
 
 
-def test_drawn_points_are_means_with_a_deviation(metrics):
+def test_random_points_are_means_with_a_standard_deviation(metrics):
     (random,) = metrics["random"]
     by_draw = [0.55, 0.6, 0.525]
     assert random["similarity"] == pytest.approx(np.mean(by_draw))
@@ -81,13 +82,13 @@ def test_drawn_points_are_means_with_a_deviation(metrics):
     assert random["visual_tokens"] == pytest.approx(24 - 3 * (2 + 0 + 3) / 3)
 
 
-def test_every_entry_stands_there_and_lists_may_be_empty(metrics):
+def test_every_control_has_a_key_and_lists_may_be_empty(metrics):
     for name in ("served", "shuffled", "pixel_rule", "oracle"):
         assert metrics[name] == []
     assert metrics["num_samples"] == 4 and metrics["num_tiles"] == 6 and metrics["ratios_known"] is False
 
 
-def test_kinds_are_measured_by_themselves(metrics):
+def test_each_kind_is_measured_separately(metrics):
     prose = metrics["by_kind"]["prose"]
     assert prose["num_samples"] == 2 and prose["reference"]["visual_tokens"] == 20
     assert prose["routed"][0]["tokens_saved"] == pytest.approx(2 * 3 / 20)

@@ -1,8 +1,9 @@
-"""What the model card says of the data."""
+"""What the model card says about the data."""
 
-from stages.export.model_card import model_card
+from stages.export.model_card import CardSources, model_card
+from stages.export.start_model import StartModel
 
-ENTRY = {
+POINT = {
     "threshold": 0.5,
     "quality_kept": 1.0,
     "share_compressed": 0.5,
@@ -13,18 +14,23 @@ ENTRY = {
 METRICS = {
     "tokens_a_tile": {"full": 256, "compressed": 64},
     "num_samples": 10,
-    "reference": ENTRY,
-    "full": ENTRY,
-    "compressed": ENTRY,
-    "routed": [ENTRY],
-    "served": [ENTRY],
+    "reference": POINT,
+    "full": POINT,
+    "compressed": POINT,
+    "routed": [POINT],
+    "served": [POINT],
+    "random": [POINT],
+    "shuffled": [],
+    "pixel_rule": [],
+    "oracle": [],
 }
 ROUTER = {"absolute_threshold": 0.5, "auc": 0.9, "num_test": 20}
 
 
-def card(**data):
+def card(**data) -> str:
     manifest = {"written": 1300, "shards": [{"sha256": "ab"}], **data}
-    return model_card(("base", "cd"), "apache-2.0", manifest, METRICS, ROUTER)
+    start = StartModel("base", "cd", "apache-2.0")
+    return model_card(CardSources(start, manifest, METRICS, ROUTER))
 
 
 def test_licences_and_origins_of_the_data_are_named_with_their_samples():
@@ -33,3 +39,8 @@ def test_licences_and_origins_of_the_data_are_named_with_their_samples():
         "| licences of the data | as stated by each record: CC0 (1,200), a/b c (40); 60 not stated |" in text
     )
     assert "| origins of the data | not stated by records or sets |" in text
+
+
+def test_the_thresholds_of_both_rules_are_listed():
+    rows = [line for line in card().splitlines() if line.startswith("| **")]
+    assert [row.split(" | ")[0] for row in rows] == ["| **ours**", "| **served**"]

@@ -1,7 +1,6 @@
 """The label stage on a table of losses."""
 
 import json
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from stages.label.stage import LabelConfig, label_metrics, run
-from stages.label.stage import labelled as labelled_table
+from stages.label.config import LabelConfig
+from stages.label.stage import label_metrics, label_table, run
+from stages.outputs import FIGURES_FOLDER, LABELS_FILE, METRICS_FILE, RATIOS_FILE
+from tests.growth import cpu_growth
 from tests.stage_context import stage_context
 from vico.errors import UserError
 
@@ -18,7 +19,7 @@ NUM_TILES = 600
 
 
 def losses(num_tiles: int = NUM_TILES, splits=("train", "train", "train", "calib", "test")) -> pa.Table:
-    """Tiles of made-up samples, a third of them plain with small losses."""
+    """Return the losses of invented tiles, a third of them plain with small losses."""
     random = np.random.default_rng(5)
     plain = np.arange(num_tiles) % 3 == 0
     return pa.table(
@@ -36,16 +37,16 @@ def losses(num_tiles: int = NUM_TILES, splits=("train", "train", "train", "calib
 
 @pytest.fixture
 def labelled(tmp_path):
-    """Runs the stage over a table; (labels as columns, metrics, context)."""
+    """Return a function that runs the stage on a table: it returns labels, metrics and context."""
 
     def of(table: pa.Table, **config):
         (tmp_path / "ratio").mkdir(exist_ok=True)
-        pq.write_table(table, tmp_path / "ratio" / "ratios.parquet")
+        pq.write_table(table, tmp_path / "ratio" / RATIOS_FILE)
         context = stage_context("label", tmp_path, {"ratio": tmp_path / "ratio"})
         run(LabelConfig(**{"seed": 3, **config}), context)
-        labels = pq.read_table(context.parts.output / "labels.parquet")
+        labels = pq.read_table(context.parts.output / LABELS_FILE)
         columns = {name: np.asarray(labels[name].to_pylist()) for name in labels.column_names}
-        return columns, json.loads((context.parts.output / "metrics.json").read_text()), context
+        return columns, json.loads((context.parts.output / METRICS_FILE).read_text()), context
 
     return of
 
@@ -59,9 +60,8 @@ def test_labels_follow_from_the_losses(labelled):
     assert columns["key"].tolist() == table["key"].to_pylist()
     assert (columns["label"] == (columns["ratio"] > columns["tau"])).all()
     train = columns["split"] == "train"
-    assert (
-        len(np.unique(columns["tau"][~train])) == 1
-    )  # calib and test see the last tau of train, move nothing
+    # calib and test are compared with the last tau of train and do not change it
+    assert len(np.unique(columns["tau"][~train])) == 1
     assert columns["tau"][~train][0] == metrics["last_tau"]
     assert metrics["share_compressed"] == pytest.approx((columns["label"] == 0).mean())
     plain = table["kind"].to_numpy() == "plain"
@@ -69,17 +69,17 @@ def test_labels_follow_from_the_losses(labelled):
     assert metrics["share_compressed_by_kind"]["plain"] > metrics["share_compressed_by_kind"]["prose"]
     assert set(metrics["share_compressed_by_split"]) == {"train", "calib", "test"}
     assert context.metrics["share_near_tau"] == metrics["share_near_tau"]
-    with Image.open(context.parts.output / "figures" / "losses_by_kind.png") as figure:
+    with Image.open(context.parts.output / FIGURES_FOLDER / "losses_by_kind.png") as figure:
         assert figure.width > 600
 
 
 def test_the_order_of_labelling_is_drawn_by_seed_alone(labelled):
-    one, _, _ = labelled(losses(), window_tiles=20)
+    first, _, _ = labelled(losses(), window_tiles=20)
     same, _, _ = labelled(losses(), window_tiles=20)
     other, _, _ = labelled(losses(), window_tiles=20, seed=4)
-    assert (one["tau"] == same["tau"]).all()
-    train = one["split"] == "train"
-    assert (one["tau"][train] != other["tau"][train]).mean() > 0.9
+    assert (first["tau"] == same["tau"]).all()
+    train = first["split"] == "train"
+    assert (first["tau"][train] != other["tau"][train]).mean() > 0.9
 
 
 def test_train_labels_do_not_know_the_other_splits(labelled):
@@ -99,21 +99,31 @@ def test_changed_labels_at_other_floors_are_counted(labelled):
     assert metrics["share_changed_at_triple_floor"] == (columns["label"] != triple["label"]).mean() > 0
 
 
-def test_shares_by_kind_take_one_pass_however_many_kinds_there_are():
-    """A kind is whatever a row says; a pass for each would be kinds times tiles."""
-    table = losses(100_000).drop_columns("kind")
-    table = table.append_column("kind", pa.array([f"{n % 50_000:05d}" for n in range(100_000)]))
-    config = LabelConfig(seed=3)
-    labels, _ = labelled_table(table, config, config.floor, "x")
-    begun = time.process_time()
-    found = label_metrics(table, labels, config, "x")["share_compressed_by_kind"]
-    assert time.process_time() - begun < 3
+def with_kinds(num_tiles: int) -> pa.Table:
+    """Return the losses of tiles whose kinds occur twice each."""
+    names = pa.array([f"{n % (num_tiles // 2):05d}" for n in range(num_tiles)])
+    return losses(num_tiles).drop_columns("kind").append_column("kind", names)
+
+
+def test_shares_by_kind_are_those_of_each_kind():
+    config, table = LabelConfig(seed=3), with_kinds(1000)
+    labels, _ = label_table(table, config, config.floor, "x")
+    shares = label_metrics(table, labels, config, "x")["share_compressed_by_kind"]
     compressed = labels["label"].to_numpy() == 0
-    assert list(found) == [f"{n:05d}" for n in range(50_000)]
-    assert found["00007"] == compressed[[7, 50_007]].mean()
+    assert list(shares) == [f"{n:05d}" for n in range(500)]
+    assert shares["00007"] == compressed[[7, 507]].mean()
 
 
-def test_what_cannot_be_labelled_is_said(labelled):
+def test_shares_by_kind_need_one_pass_for_any_number_of_kinds():
+    """Users name the kinds, so there may be many; one pass per kind would be quadratic."""
+    config = LabelConfig(seed=3)
+    tables = {size: with_kinds(size) for size in (4_000, 32_000)}
+    labels = {size: label_table(table, config, config.floor, "x")[0] for size, table in tables.items()}
+    growth = cpu_growth(lambda size: label_metrics(tables[size], labels[size], config, "x"), 4_000)
+    assert growth < 24
+
+
+def test_losses_that_cannot_be_labelled_are_refused(labelled):
     with pytest.raises(UserError, match="no tiles of the split train"):
         labelled(losses(splits=("calib", "test")))
     table = losses(10)

@@ -1,14 +1,14 @@
-"""What a site's DeepSpeed JSON may and may not say."""
+"""Which keys a site's DeepSpeed JSON may set."""
 
 import pytest
 import torch
 
-from cluster.site import TrainSettings
+from cluster.train_settings import TrainSettings
 from stages.training.engine_settings import EngineSettings, check_engine_settings, offloading
 from vico.errors import UserError
 
 
-def settings(zero_stage=2, dtype=torch.float32, **deepspeed) -> EngineSettings:
+def settings(zero_stage: int = 2, dtype: torch.dtype = torch.float32, **deepspeed: object) -> EngineSettings:
     return EngineSettings(
         num_micro_steps=4,
         dtype=dtype,
@@ -22,7 +22,9 @@ def settings(zero_stage=2, dtype=torch.float32, **deepspeed) -> EngineSettings:
 
 def test_parameters_in_host_memory_need_zero_3():
     assert offloading("parameters", 3).keys() == {"offload_optimizer", "offload_param"}
-    with pytest.raises(UserError, match=r"train\.offload=parameters needs train\.zero_stage=3, it is 2"):
+    with pytest.raises(
+        UserError, match=r"train\.memory\.offload=parameters needs train\.memory\.zero_stage=3, it is 2"
+    ):
         offloading("parameters", 2)
 
 
@@ -46,13 +48,13 @@ def test_the_sites_settings_are_merged_under_ours():
         ),
     ],
 )
-def test_what_changes_the_result_is_refused_by_name(deepspeed, named):
+def test_a_key_that_changes_the_result_is_refused_by_name(deepspeed, named):
     with pytest.raises(UserError, match=rf"train\.deepspeed\.{named} in the site file"):
         settings(**deepspeed).as_dict()
 
 
 @pytest.mark.parametrize("key", ["aio", "activation_checkpointing"])
-def test_what_does_nothing_is_refused_by_name(key):
+def test_a_key_without_effect_is_refused_by_name(key):
     refusal = rf"train\.deepspeed\.{key} in the site file has no effect; .*train\."
     with pytest.raises(UserError, match=refusal):
         settings(**{key: {}}).as_dict()
@@ -61,7 +63,7 @@ def test_what_does_nothing_is_refused_by_name(key):
 @pytest.mark.parametrize(
     "site",
     [
-        {"offload": "parameters"},
+        {"memory": {"offload": "parameters"}},
         {"deepspeed": {"zero_optimization": {"stage": 1}}},
         {"deepspeed": {"optimizer": {}}},
         {"deepspeed": {"aio": {}}},
@@ -70,14 +72,14 @@ def test_what_does_nothing_is_refused_by_name(key):
 def test_the_driver_refuses_before_a_rank_is_started(site):
     check_engine_settings(TrainSettings())
     with pytest.raises(UserError, match=r"train\."):
-        check_engine_settings(TrainSettings(**site))
+        check_engine_settings(TrainSettings.model_validate(site))
 
 
 def test_two_zero_stages_that_differ_are_refused():
-    with pytest.raises(UserError, match=r"stage=3 and train\.zero_stage=2"):
+    with pytest.raises(UserError, match=r"stage=3 and train\.memory\.zero_stage=2"):
         settings(zero_optimization={"stage": 3}).as_dict()
 
 
-def test_bf16_adds_up_gradients_in_fp32():
+def test_bfloat16_sums_gradients_in_float32():
     assert settings(dtype=torch.bfloat16).as_dict()["data_types"] == {"grad_accum_dtype": "fp32"}
     assert "data_types" not in settings().as_dict()

@@ -1,9 +1,9 @@
-"""What a step holds and how it is drawn never depends on the number of ranks."""
+"""What a step contains and how it is drawn never depends on the number of ranks."""
 
 import pytest
 
-from stages.training.loop import derived_seed, share_of_rank
-from stages.training.optimizer import OptimizerConfig, num_training_steps
+from stages.training.optimizer import OptimizerConfig
+from stages.training.step import derived_seed, share_of_rank
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -11,8 +11,8 @@ def test_every_pack_of_a_step_goes_to_one_rank_and_ranks_run_equally_often(world
     packs = ["a", "b", "c", "d"]
     shares = [share_of_rank(packs, rank, world_size) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
-    given = [(number, pack) for share in shares for number, pack in share if pack is not None]
-    assert sorted(given) == list(enumerate(packs))
+    trained = [(number, pack) for share in shares for number, pack in share if pack is not None]
+    assert sorted(trained) == list(enumerate(packs))
 
 
 def test_seeds_differ_by_purpose_step_and_pack_and_fit_torch():
@@ -29,14 +29,3 @@ def test_learning_rate_warms_up_peaks_and_ends_near_its_final_share():
     assert max(rates) == rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.2, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("epochs", "max_steps", "expected"), [(1, 0, 10), (2.5, 0, 25), (1, 7, 7), (1, 70, 10)]
-)
-def test_number_of_steps(epochs, max_steps, expected):
-    assert num_training_steps(epochs, max_steps, lambda epoch: 10) == expected
-
-
-def test_epochs_of_different_length_are_all_trained_whole():
-    assert num_training_steps(3, 0, lambda epoch: (10, 12, 11)[epoch]) == 33

@@ -1,4 +1,4 @@
-"""Notice to a rank: by signal, or written by whoever heard of it."""
+"""A stop notice to a rank: by signal, or written by another process."""
 
 import os
 import signal
@@ -6,10 +6,10 @@ import signal
 from stages.training.faults import StopNotice, write_notice
 
 
-def test_a_rank_hears_a_notice_that_is_written_after_it_began_to_listen(tmp_path):
+def test_a_rank_gets_a_notice_that_is_written_after_it_opened_its_own(tmp_path):
     write_notice(tmp_path, 1, "too early\n")
     notice = StopNotice(tmp_path, 1)
-    assert not notice.given()  # of a training before this one; whoever writes it says it again
+    assert not notice.given()  # it may be for an earlier training; whoever writes notices repeats them
     write_notice(tmp_path, 0, "another rank's\n")
     assert not notice.given()
     write_notice(tmp_path, 1, "Ray: node n1 will be taken away\n")

@@ -1,4 +1,4 @@
-"""Model folders: written and read back the same; damage is named before a weight is used."""
+"""Model folders: equal after writing and reading; damage is named before a weight is used."""
 
 import re
 
@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
-from vico.checkpoints.load import save_model
+from vico.checkpoints.save import save_model
 from vico.errors import UserError
 
 
@@ -19,7 +19,7 @@ def base(request, tmp_path_factory):
 
 @pytest.fixture
 def folder(base, tmp_path):
-    """A model with connector and router, saved."""
+    """A saved model with a connector."""
     model = load_model(base)
     model.add_compressed_connector(1)
     model.router = None
@@ -28,12 +28,12 @@ def folder(base, tmp_path):
 
 
 def test_round_trip_keeps_every_bit(base, folder):
-    first, again = load_model(base), load_model(folder)
-    first.add_compressed_connector(1)
-    expected = first.state_dict()
-    assert again.state_dict().keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
-    assert not again.training and not again.compressed_connector.training
+    saved, loaded = load_model(base), load_model(folder)
+    saved.add_compressed_connector(1)
+    expected = saved.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    assert not loaded.training and not loaded.compressed_connector.training
 
 
 def rewrite(folder, change):
@@ -55,7 +55,7 @@ def test_a_surplus_tensor_is_named(folder):
         load_model(folder)
 
 
-def test_a_connector_tensor_that_is_missing_is_named(folder):
+def test_a_missing_connector_tensor_is_named(folder):
     rewrite(folder, lambda tensors: tensors.pop("compressed_connector.7.bias"))
     with pytest.raises(UserError, match=r"compressed_connector\.7\.bias"):
         load_model(folder)

@@ -1,18 +1,18 @@
-"""Folders whose weights and config do not belong together are refused by name before a weight is used."""
+"""Folders whose weights and config do not match are refused before a weight is used, naming the fault."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.model_folders import changed_copy, routed_model, written
+from tests.model_folders import changed_copy, routed_model, written_folder
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.tensor_files import stored_tensors, write_tensor_files
 from vico.checkpoints.write import write_published_folder
 from vico.errors import UserError
+from vico.model_files import model_config
 from vico.published_config import published_config
-from vico.settings import model_config
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +28,18 @@ def test_flash_needs_a_threshold_and_both_parts(tied, tmp_path):
     ):
         source = changed_copy(tied, tmp_path / message[:4], change)
         with pytest.raises(UserError, match=message):
-            written(write_published_folder, source, tmp_path / f"out {message[:4]}")
+            written_folder(write_published_folder, source, tmp_path / f"out {message[:4]}")
 
 
 def drop_router(config, tensors):
-    config.get("vico", {})["router"] = False  # a Flash config promises it by flash_mode instead
+    config.get("vico", {})["router"] = False  # in a Flash config, flash_mode promises it instead
     for name in [name for name in tensors if "gating" in name]:
         del tensors[name]
 
 
 @pytest.fixture(scope="module")
 def flash(tied, tmp_path_factory) -> Path:
-    return written(write_published_folder, tied, tmp_path_factory.mktemp("flash") / "m")
+    return written_folder(write_published_folder, tied, tmp_path_factory.mktemp("flash") / "m")
 
 
 def drop_many(config, tensors):
@@ -76,12 +76,12 @@ def add_many(config, tensors):
         ),
         (
             lambda config, tensors: config["llm_config"].update(architectures=["LlamaForCausalLM"]),
-            "llm_config.architectures='LlamaForCausalLM' is none of",
+            "llm_config.architectures='LlamaForCausalLM' is not supported; give a model with one of Qwen2",
         ),
     ],
     ids=["router", "flash_mode", "missing", "surplus", "shapes", "language model"],
 )
-def test_a_flash_folder_that_does_not_fit_is_refused(flash, tmp_path, change, message):
+def test_a_flash_folder_that_does_not_match_is_refused(flash, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         load_model(changed_copy(flash, tmp_path / "m", change))
 
@@ -91,7 +91,8 @@ def test_an_unknown_language_model_in_hf_layout_is_refused(tied, tmp_path):
         tied, tmp_path / "m", lambda config, _: config["text_config"].update(model_type="llama")
     )
     with pytest.raises(
-        UserError, match=r"text_config\.model_type='llama' is none of qwen2, qwen3, qwen3_moe"
+        UserError,
+        match=r"text_config\.model_type='llama' is not supported; .* one of qwen2, qwen3, qwen3_moe",
     ):
         load_model(folder)
 
@@ -103,7 +104,7 @@ def test_flash_mode_false_opens(flash, tmp_path):
 
 
 def test_a_truncated_shard_is_named(tied, tmp_path):
-    shards = written(write_published_folder, tied, tmp_path / "m", shard_bytes=200_000)
+    shards = written_folder(write_published_folder, tied, tmp_path / "m", shard_bytes=200_000)
     path = sorted(shards.glob("*.safetensors"))[1]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=f"{path.name} is not a whole safetensors file"):
@@ -119,29 +120,29 @@ def uneven_qkv(config, tensors):
 
 
 def test_a_fused_qkv_that_does_not_split_is_refused(flash, tmp_path):
-    with pytest.raises(UserError, match="has no 3 equal parts"):
+    with pytest.raises(UserError, match="does not split into 3 equal parts"):
         load_model(changed_copy(flash, tmp_path / "m", uneven_qkv))
 
 
-def test_a_dtype_that_servers_do_not_know_is_refused(tied, tmp_path):
+def test_a_dtype_that_servers_do_not_support_is_refused(tied, tmp_path):
     def widen(config, tensors):
         tensors |= {name: tensor.double() for name, tensor in tensors.items()}
 
     source = changed_copy(tied, tmp_path / "m", widen)
     with pytest.raises(UserError, match="weights of dtype F64 are not supported, only F32, F16, BF16 are"):
-        written(write_published_folder, source, tmp_path / "out")
+        written_folder(write_published_folder, source, tmp_path / "out")
 
 
 def test_a_file_that_shrinks_while_it_is_copied_is_named(tied, tmp_path):
     source = changed_copy(tied, tmp_path / "m", lambda config, tensors: None)
-    tensors = {name: (one,) for name, one in stored_tensors(source).items()}
+    tensors = {name: (tensor,) for name, tensor in stored_tensors(source).items()}
     path = source / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=f"{path} became shorter while it was read"):
         write_tensor_files(tmp_path, tensors)
 
 
-def test_a_vision_tower_that_the_published_code_does_not_know_is_refused(tied):
+def test_a_vision_tower_that_the_published_code_does_not_support_is_refused(tied):
     config = model_config(tied)
     config["vision_config"]["use_mean_pooling"] = False
     with pytest.raises(UserError, match="use_mean_pooling=False has no place in the published layout"):

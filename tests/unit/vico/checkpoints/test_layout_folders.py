@@ -1,4 +1,4 @@
-"""Round trips between the layouts, tensor for tensor and byte for byte, over the kinds of model there are."""
+"""Round trips between the layouts for every kind of model, tensor for tensor and byte for byte."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
-from tests.model_folders import THRESHOLD, routed_model, written
+from tests.model_folders import THRESHOLD, routed_model, written_folder
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.layouts import layout_of
-from vico.checkpoints.load import save_model
+from vico.checkpoints.save import save_model
 from vico.checkpoints.write import write_hf_folder, write_published_folder
 from vico.settings import load_settings
 
@@ -32,7 +32,7 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS.keys())
 def base(request, tmp_path_factory) -> Path:
-    """What transformers saves: the older keys."""
+    """A folder saved by transformers, with the older names."""
     folder = make_tiny_model(tmp_path_factory.mktemp("base") / "m", **request.param)
     assert layout_of(load_file(folder / "model.safetensors")) == "older_hf"
     return folder
@@ -40,12 +40,12 @@ def base(request, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def routed(base, tmp_path_factory) -> Path:
-    """A policy with its router, as the export stage leaves it."""
+    """A policy with its router, as the export stage writes it."""
     return routed_model(base, tmp_path_factory.mktemp("routed") / "m")
 
 
 def contents(folder: Path) -> dict[str, tuple]:
-    """name -> dtype, shape and bytes of every tensor in the folder's files."""
+    """Return dtype, shape and bytes of every tensor in the folder's files, by name."""
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(path)
@@ -55,14 +55,14 @@ def contents(folder: Path) -> dict[str, tuple]:
     }
 
 
-def assert_same_model(one: Path, other: Path) -> None:
-    first, second = load_model(one).state_dict(), load_model(other).state_dict()
+def assert_same_model(folder: Path, other: Path) -> None:
+    first, second = load_model(folder).state_dict(), load_model(other).state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_flash_written_from_ours_is_the_same_model(routed, tmp_path):
-    flash = written(write_published_folder, routed, tmp_path / "flash")
+    flash = written_folder(write_published_folder, routed, tmp_path / "flash")
     names = contents(flash)
     assert layout_of(names) == "published"
     for dead in ("attn3.in_proj_weight", "attn4.out_proj.bias", "norm3.weight", "norm4.bias"):
@@ -77,49 +77,49 @@ def test_flash_written_from_ours_is_the_same_model(routed, tmp_path):
 
 @torch.no_grad()
 def test_flash_computes_what_ours_computes(routed, tmp_path):
-    flash = written(write_published_folder, routed, tmp_path / "flash")
+    flash = written_folder(write_published_folder, routed, tmp_path / "flash")
     pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     ids = torch.randint(10, 300, (1, 12), generator=torch.Generator().manual_seed(1))
-    found = []
+    outputs = []
     for folder in (routed, flash):
         model = load_model(folder)
         features = model.vision_features(pixels)
         logits = model.base(input_ids=ids).logits
         tokens = model.full_tokens(features), model.compressed_tokens(features)
-        found.append([*tokens, model.router(features), logits])
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        outputs.append([*tokens, model.router(features), logits])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*outputs, strict=True))
 
 
 def test_custom_to_ours_to_custom_keeps_every_byte(base, tmp_path):
-    custom = written(write_published_folder, base, tmp_path / "custom")
+    custom = written_folder(write_published_folder, base, tmp_path / "custom")
     assert "flash_mode" not in json.loads((custom / "config.json").read_text())
     save_model(load_model(custom).state_dict(), custom, tmp_path / "ours")
-    back = written(write_published_folder, tmp_path / "ours", tmp_path / "back", base=custom)
+    back = written_folder(write_published_folder, tmp_path / "ours", tmp_path / "back", base=custom)
     assert contents(back) == contents(custom)
     assert json.loads((back / "config.json").read_text()) == json.loads((custom / "config.json").read_text())
 
 
 def test_hf_to_ours_to_hf_keeps_every_byte(base, tmp_path):
-    hf = written(write_hf_folder, base, tmp_path / "hf")
+    hf = written_folder(write_hf_folder, base, tmp_path / "hf")
     save_model(load_model(hf).state_dict(), hf, tmp_path / "ours")
-    back = written(write_hf_folder, tmp_path / "ours", tmp_path / "back")
+    back = written_folder(write_hf_folder, tmp_path / "ours", tmp_path / "back")
     assert contents(back) == contents(hf)
-    custom = written(write_published_folder, hf, tmp_path / "custom")
-    assert contents(written(write_hf_folder, custom, tmp_path / "again")) == contents(hf)
+    custom = written_folder(write_published_folder, hf, tmp_path / "custom")
+    assert contents(written_folder(write_hf_folder, custom, tmp_path / "again")) == contents(hf)
 
 
 def test_bfloat16_keeps_every_byte(base, tmp_path):
     half = load_model(base, torch.bfloat16).state_dict()
     save_model(half, base, tmp_path / "half")
-    custom = written(write_published_folder, tmp_path / "half", tmp_path / "custom")
+    custom = written_folder(write_published_folder, tmp_path / "half", tmp_path / "custom")
     assert json.loads((custom / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    again = written(write_hf_folder, custom, tmp_path / "again")
+    again = written_folder(write_hf_folder, custom, tmp_path / "again")
     assert contents(again) == contents(tmp_path / "half")
 
 
 @torch.no_grad()
 def test_plain_transformers_gives_the_full_rate_logits(routed, base, tmp_path):
-    hf = written(write_hf_folder, routed, tmp_path / "hf")
+    hf = written_folder(write_hf_folder, routed, tmp_path / "hf")
     plain, ours = AutoModelForImageTextToText.from_pretrained(hf), load_model(base)
     assert type(plain).__name__ == "InternVLForConditionalGeneration"
     settings = ours.settings
@@ -135,15 +135,15 @@ def test_plain_transformers_gives_the_full_rate_logits(routed, base, tmp_path):
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory) -> Path:
-    """A policy with connector and router over a tied head, for what does not differ by kind."""
+    """A policy with connector and router over a tied head, for tests that need only one kind of model."""
     folder = tmp_path_factory.mktemp("tied")
     return routed_model(make_tiny_model(folder / "base"), folder / "m")
 
 
-def test_shards_hold_what_one_file_holds(tied, tmp_path):
-    whole = written(write_published_folder, tied, tmp_path / "whole")
+def test_shards_hold_the_same_tensors_as_one_file(tied, tmp_path):
+    whole = written_folder(write_published_folder, tied, tmp_path / "whole")
     limit = 200_000
-    shards = written(write_published_folder, tied, tmp_path / "shards", shard_bytes=limit)
+    shards = written_folder(write_published_folder, tied, tmp_path / "shards", shard_bytes=limit)
     files = sorted(shards.glob("*.safetensors"))
     assert len(files) > 3 and not (shards / "model.safetensors").exists()
     assert contents(shards) == contents(whole)
@@ -154,8 +154,8 @@ def test_shards_hold_what_one_file_holds(tied, tmp_path):
     assert_same_model(shards, tied)
 
 
-def test_a_published_base_gives_config_template_code_and_its_stored_head(tied, tmp_path):
-    base = written(write_published_folder, tied, tmp_path / "base")
+def test_config_template_code_and_stored_head_come_from_a_published_base(tied, tmp_path):
+    base = written_folder(write_published_folder, tied, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     auto_map = {"AutoModel": "modeling_internvl_chat.InternVLChatModel"}
     config |= {"auto_map": auto_map, "flash_absolute_threshold": 0.9, "flash_relative_threshold": 0.5}
@@ -167,18 +167,18 @@ def test_a_published_base_gives_config_template_code_and_its_stored_head(tied, t
     save_file(tensors, base / "model.safetensors")
     policy = load_model(base)
     with torch.no_grad():
-        policy.lm_head.weight.add_(1)  # tied: the embedding moves with it
+        policy.lm_head.weight.add_(1)  # tied: the embedding changes too
     save_model(policy.state_dict(), base, tmp_path / "policy")
-    flash = written(
+    flash = written_folder(
         write_published_folder, tmp_path / "policy", tmp_path / "f", base=base, absolute_threshold=0.25
     )
     changed = {"flash_absolute_threshold": 0.25, "flash_relative_threshold": 0.0}
     assert json.loads((flash / "config.json").read_text()) == {**config, **changed}
     for name in ("modeling_internvl_chat.py", "chat_template.jinja", "tokenizer.json"):
         assert (flash / name).read_bytes() == (base / name).read_bytes()
-    found = contents(flash)
-    assert found.keys() == tensors.keys()
-    assert found["language_model.lm_head.weight"] == found["language_model.model.embed_tokens.weight"]
+    written = contents(flash)
+    assert written.keys() == tensors.keys()
+    assert written["language_model.lm_head.weight"] == written["language_model.model.embed_tokens.weight"]
     assert_same_model(flash, tmp_path / "policy")
 
 
@@ -189,27 +189,28 @@ def test_a_router_file_joins_the_policy(tied, tmp_path):
     policy = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("router.")}
     save_model(policy, tied, tmp_path / "policy")
     router_file = tmp_path / "router.safetensors"
-    hf = written(write_hf_folder, tmp_path / "policy", tmp_path / "hf", router_file=router_file)
+    hf = written_folder(write_hf_folder, tmp_path / "policy", tmp_path / "hf", router_file=router_file)
     assert contents(hf) == contents(tied)
     assert json.loads((hf / "config.json").read_text())["vico"]["router"] is True
 
 
-def test_hf_from_a_published_folder_says_how_to_cut_pictures(tied, tmp_path):
-    custom = written(write_published_folder, tied, tmp_path / "custom")
+def test_hf_from_a_published_folder_has_image_settings_for_transformers(tied, tmp_path):
+    custom = written_folder(write_published_folder, tied, tmp_path / "custom")
     clip = {"image_processor_type": "CLIPImageProcessor", "size": 56, "crop_size": 56}
     (custom / "preprocessor_config.json").write_text(json.dumps(clip))
-    hf = written(write_hf_folder, custom, tmp_path / "hf")
+    hf = written_folder(write_hf_folder, custom, tmp_path / "hf")
     processor = AutoImageProcessor.from_pretrained(hf)
     pixels = processor(Image.new("RGB", (112, 56)), return_tensors="pt")["pixel_values"]
     assert pixels.shape == (3, 3, 56, 56)  # two tiles and a thumbnail
     assert load_settings(hf) == load_settings(tied)
 
 
-def test_the_golden_flash_folder_is_written_as_it_is(tmp_path):
+def test_the_golden_flash_folder_is_written_unchanged(tmp_path):
     golden = Path(__file__).parents[3] / "data" / "golden" / "flash-tiny"
-    back = written(write_published_folder, golden, tmp_path / "back", base=golden)
+    back = written_folder(write_published_folder, golden, tmp_path / "back", base=golden)
     weights = load_file(golden / "model.safetensors")
-    assert all(torch.equal(one, weights[name]) for name, one in load_file(back / "model.safetensors").items())
+    written = load_file(back / "model.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in written.items())
     assert contents(back).keys() == weights.keys()
     config = json.loads((golden / "config.json").read_text())
     assert json.loads((back / "config.json").read_text()) == {**config, "torch_dtype": "float32"}

@@ -1,4 +1,4 @@
-"""Threshold and calibration error of router scores."""
+"""Threshold and expected calibration error of router scores."""
 
 import numpy as np
 import pytest
@@ -15,11 +15,11 @@ def test_the_threshold_compresses_the_wanted_share(share):
     assert 0 < threshold <= 1
 
 
-def test_the_threshold_keeps_clear_of_the_scores_beside_it():
+def test_the_threshold_is_midway_between_neighbouring_scores():
     assert calibrated_threshold(np.array([0.9, 0.5, 0.1]), 1 / 3) == pytest.approx(0.7)
 
 
-def test_a_threshold_for_nothing_holds_in_float32_where_scores_are_saturated():
+def test_a_threshold_that_compresses_nothing_holds_for_saturated_float32_scores():
     scores = torch.tensor([1.0, 1.0, 1.0, 1.0, *[0.5] * 16])
     threshold = calibrated_threshold(scores.numpy(), 0.05)
     assert not absolute_rule(scores, threshold).any()
@@ -30,7 +30,7 @@ def test_no_scores_are_refused():
         calibrated_threshold(np.array([]), 0.5)
 
 
-def test_calibration_error_is_zero_for_true_probabilities_and_large_for_false_certainty():
+def test_the_calibration_error_is_zero_for_true_probabilities_and_large_for_false_certainty():
     probability = np.repeat([0.25, 0.75], 400)
     positive = (
         np.tile([True, False, False, False], 100).tolist() + np.tile([True, True, True, False], 100).tolist()
@@ -39,11 +39,11 @@ def test_calibration_error_is_zero_for_true_probabilities_and_large_for_false_ce
     assert expected_calibration_error(np.full(100, 0.95), np.zeros(100)) == pytest.approx(0.95)
 
 
-def test_ties_are_cut_on_the_nearer_side():
+def test_ties_stay_together_on_the_nearer_side():
     scores = np.array([0.9, 0.5, 0.5, 0.5, 0.5, 0.5])
     assert (scores >= calibrated_threshold(scores, 1 / 3)).mean() == pytest.approx(1 / 6)
     assert (scores >= calibrated_threshold(scores, 0.9)).mean() == 1
 
 
-def test_certain_scores_can_still_all_be_kept():
+def test_saturated_scores_can_all_be_kept():
     assert (np.ones(4) >= calibrated_threshold(np.ones(4), 0.0)).sum() == 0

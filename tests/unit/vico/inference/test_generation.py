@@ -1,4 +1,4 @@
-"""Batched greedy answers against the plainest loop there is."""
+"""Batched greedy answers compared with the simplest possible loop."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from transformers import GenerationConfig
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.inference.generation import greedy_answers
-from vico.inference.tile_losses import encoded_tiles
+from vico.inference.tile_losses import EncodedTiles, encoded_tiles
+from vico.packing import TiledSequence
 from vico.prompt import load_prompt_format
 
 SHAPES = [(3,), (1,), (2, 1), (), (4,), (1, 1, 1), (1,), (3, 3)]
@@ -22,7 +23,7 @@ def case(tmp_path_factory):
     model = load_model(folder)
     model.add_compressed_connector(1)
     model.eval()
-    with torch.no_grad():  # larger weights: the next token depends on all that came before
+    with torch.no_grad():  # larger weights: the next token depends on all earlier ones
         for name, parameter in model.base.model.language_model.named_parameters():
             if "proj" in name:
                 parameter.mul_(6)
@@ -31,15 +32,15 @@ def case(tmp_path_factory):
     for n, shape in enumerate(SHAPES):
         turns = [{"from": "human", "value": "<image>" * len(shape) + "what is written here " * (1 + n % 3)}]
         skeleton = prompt_format.encode(turns, shape, add_generation_prompt=True)
-        prompts.append((skeleton, random.random(sum(shape)) < 0.5, first))
+        prompts.append(TiledSequence(skeleton, random.random(sum(shape)) < 0.5, first))
         first += sum(shape)
     pixels = random.standard_normal((first, 3, 56, 56)).astype(np.float32)
     return encoded_tiles(model, pixels, 8), prompts
 
 
 @torch.no_grad()
-def plain_loop(tiles, prompt) -> list[int]:
-    """Greedy tokens of one prompt: a whole forward for each, no cache, no padding, no end."""
+def plain_loop(tiles: EncodedTiles, prompt: TiledSequence) -> list[int]:
+    """Return greedy tokens of one prompt: a whole forward pass for each, no cache, padding or end."""
     model = tiles.model
     embeds = tiles.embeddings([prompt])[0].unsqueeze(0)
     ids: list[int] = []
@@ -58,8 +59,8 @@ def expected(case):
 @pytest.mark.parametrize("batch_tokens", [1, 150, 10_000])
 def test_a_batch_answers_like_each_prompt_by_itself(case, expected, batch_tokens):
     tiles, prompts = case
-    assert len({tuple(ids) for ids in expected}) == len(prompts)  # or equality would show nothing
-    # An end of turn that some answers reach at once, some later and some never.
+    assert len({tuple(ids) for ids in expected}) == len(prompts)  # otherwise equality would prove nothing
+    # An end of turn that some answers reach immediately, some later and some never.
     ends = max(range(320), key=lambda token: sum(ids.index(token) > 0 for ids in expected if token in ids))
     answers = greedy_answers(
         tiles, prompts, end_of_turn_id=ends, max_new_tokens=MAX_NEW_TOKENS, batch_tokens=batch_tokens
@@ -70,7 +71,7 @@ def test_a_batch_answers_like_each_prompt_by_itself(case, expected, batch_tokens
     assert {answer.truncated for answer in answers} == {True, False}
 
 
-def test_settings_of_the_models_own_generation_config_are_not_applied(case, expected):
+def test_the_generation_config_of_the_model_is_not_applied(case, expected):
     tiles, prompts = case
     tiles.model.base.generation_config = GenerationConfig(
         do_sample=True,
@@ -85,5 +86,5 @@ def test_settings_of_the_models_own_generation_config_are_not_applied(case, expe
     assert [answer.ids.tolist() for answer in answers] == expected
 
 
-def test_no_prompts_no_answers(case):
+def test_no_prompts_give_no_answers(case):
     assert greedy_answers(case[0], [], end_of_turn_id=1, max_new_tokens=3, batch_tokens=10) == []

@@ -23,14 +23,14 @@ TILING = SETTINGS.tiling()
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (112, 112, 3), np.uint8))
 
 
-def drawn(compressed):
+def drawn(compressed: list[bool]) -> np.ndarray:
     return np.asarray(routed_picture(PICTURE, TILING, SETTINGS, compressed)).astype(int)
 
 
-def test_only_the_decided_part_changes():
+def test_only_the_compressed_tile_changes():
     kept = drawn([False] * 5)
     changed = np.abs(drawn([False, True, False, False, False]) - kept).sum(-1) > 0
-    side = 480  # the picture is enlarged to this, the caption stands below, the thumbnail to the right
+    side = 480  # the picture is enlarged to this; the caption is below, the thumbnail to the right
     inside = changed[: side // 2, side // 2 : side]
     assert inside.mean() > 0.9
     assert changed[:side].sum() == inside.sum()
@@ -46,12 +46,12 @@ def test_a_single_tile_has_no_thumbnail():
 
 
 @pytest.mark.parametrize("size", [(3000, 200), (3, 40)])
-def test_odd_pictures_can_be_drawn(size):
+def test_extreme_pictures_can_be_drawn(size):
     count = num_tiles(*size, TILING)
     picture = routed_picture(PICTURE.resize(size).convert("L"), TILING, SETTINGS, [True] * count)
     assert max(picture.size) < 2200
 
 
-def test_decisions_must_be_as_many_as_tiles():
+def test_each_tile_needs_a_decision():
     with pytest.raises(ValueError, match="4 decisions for 5 tiles"):
         drawn([True] * 4)

@@ -25,7 +25,7 @@ def test_anls(prediction, answer, expected):
     assert similarity(answer, prediction) == pytest.approx(expected)
 
 
-def test_exact_match_looks_at_case_but_not_at_white_space():
+def test_exact_match_depends_on_case_but_not_on_white_space():
     assert exact_match(" 4 2\n", "4 2")
     assert not exact_match("Paris", "paris")
     assert not exact_match("42", "4 2")

@@ -1,4 +1,4 @@
-"""Losses at many rates, packed, against one dense forward each."""
+"""Packed losses at many rates, compared with one dense forward pass each."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ SHAPES = [(3,), (1,), (2, 1), (), (4,), (1, 1, 1)]
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """A policy apart from its reference, and samples with all rate vectors of up to three tiles."""
+    """A policy that differs from its reference, and samples with all their rate vectors."""
     folder = make_tiny_model(tmp_path_factory.mktemp("model") / "m")
     policy, reference = load_model(folder), load_model(folder)
     policy.add_compressed_connector(1)
@@ -26,33 +26,34 @@ def case(tmp_path_factory):
         for parameter in policy.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     prompt_format = load_prompt_format(folder)
-    found = [samples(prompt_format, number, shape) for number, shape in enumerate(SHAPES)]
-    rates = [all_rates(sample.skeleton.num_tiles) for sample in found]
-    return policy, reference, found, rates
+    encoded = [samples(prompt_format, number, shape) for number, shape in enumerate(SHAPES)]
+    rates = [all_rates(sample.skeleton.num_tiles) for sample in encoded]
+    return policy, reference, encoded, rates
 
 
 def all_rates(num_tiles: int) -> list[np.ndarray]:
     return [np.array([n >> t & 1 for t in range(num_tiles)], bool) for n in range(2**num_tiles)]
 
 
-def losses(policy, reference, found, rates, *, row_tokens=200, batch_tiles=4, kl_chunk_rows=7):
-    pixels = np.concatenate([sample.pixels for sample in found])
-    first_tiles = np.cumsum([0, *(len(sample.pixels) for sample in found)])
+def losses(policy, reference, encoded, rates, **changed: int) -> list[np.ndarray]:
+    sizes = {"row_tokens": 200, "batch_tiles": 4, "kl_chunk_rows": 7, **changed}
+    batch_tiles = sizes.pop("batch_tiles")
+    pixels = np.concatenate([sample.pixels for sample in encoded])
+    first_tiles = np.cumsum([0, *(len(sample.pixels) for sample in encoded)])
     return rate_losses(
         encoded_tiles(policy, pixels, batch_tiles),
         encoded_tiles(reference, pixels, batch_tiles),
         [
             RatedSample(sample.skeleton, int(first), vectors)
-            for sample, first, vectors in zip(found, first_tiles, rates, strict=False)
+            for sample, first, vectors in zip(encoded, first_tiles, rates, strict=False)
         ],
-        row_tokens=row_tokens,
-        kl_chunk_rows=kl_chunk_rows,
+        **sizes,
     )
 
 
 @torch.no_grad()
 def dense_answer_logits(model, sample, compressed):
-    """Logits of the answer tokens by transformers' own forward over one sequence, tile by tile."""
+    """Return the logits of the answer tokens by the forward pass of transformers over one sequence."""
     skeleton, parts, answers = sample.skeleton, [], []
     tiles = iter(zip(torch.from_numpy(sample.pixels), compressed, strict=True))
     length = 0
@@ -70,10 +71,10 @@ def dense_answer_logits(model, sample, compressed):
     return logits[answers]
 
 
-def test_packed_variants_equal_one_dense_forward_each(case):
-    policy, reference, found, rates = case
+def test_packed_losses_equal_one_dense_forward_each(case):
+    policy, reference, encoded, rates = case
     packed = losses(*case)
-    for sample, vectors, values in zip(found, rates, packed, strict=True):
+    for sample, vectors, values in zip(encoded, rates, packed, strict=True):
         full = np.zeros(sample.skeleton.num_tiles, bool)
         target = dense_answer_logits(reference, sample, full).log_softmax(-1)
         assert values.dtype == np.float64 and len(values) == len(vectors)
@@ -81,28 +82,28 @@ def test_packed_variants_equal_one_dense_forward_each(case):
             log_policy = dense_answer_logits(policy, sample, compressed).log_softmax(-1)
             kl = F.kl_div(log_policy, target, log_target=True, reduction="sum") / len(target)
             assert value == pytest.approx(kl.item(), rel=1e-4, abs=1e-7)
-        # a tile's compression shows, or the comparison would be of nothing
+        # compressing a tile changes the loss, otherwise the comparison would prove nothing
         assert sample.skeleton.num_tiles == 0 or np.ptp(values) > 1e-5
 
 
 def test_rows_chunks_and_batches_change_nothing(case):
-    one = losses(*case)
+    expected = losses(*case)
     for sizes in ({"row_tokens": 1}, {"row_tokens": 10**6, "kl_chunk_rows": 10**6}, {"batch_tiles": 1}):
-        for a, b in zip(one, losses(*case, **sizes), strict=True):
+        for a, b in zip(expected, losses(*case, **sizes), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_the_reference_loses_nothing_to_itself(case):
-    _, reference, found, _ = case
-    full = [[np.zeros(sample.skeleton.num_tiles, bool)] for sample in found]
-    found_losses = np.concatenate(losses(reference, reference, found, full))
-    assert (found_losses >= 0).all() and found_losses.max() < 1e-6
+def test_the_reference_has_no_loss_against_itself(case):
+    _, reference, encoded, _ = case
+    full = [[np.zeros(sample.skeleton.num_tiles, bool)] for sample in encoded]
+    reference_losses = np.concatenate(losses(reference, reference, encoded, full))
+    assert (reference_losses >= 0).all() and reference_losses.max() < 1e-6
 
 
-def test_text_alone_and_nothing_at_all(case):
-    policy, reference, found, rates = case
-    text = [n for n, sample in enumerate(found) if not len(sample.pixels)]
-    (values,) = losses(policy, reference, [found[text[0]]], [rates[text[0]]])
+def test_text_without_tiles_and_no_samples(case):
+    policy, reference, encoded, rates = case
+    text = [n for n, sample in enumerate(encoded) if not len(sample.pixels)]
+    (values,) = losses(policy, reference, [encoded[text[0]]], [rates[text[0]]])
     assert len(values) == 1 and values[0] > 0
-    tiles = encoded_tiles(policy, found[text[0]].pixels, 4)
+    tiles = encoded_tiles(policy, encoded[text[0]].pixels, 4)
     assert rate_losses(tiles, tiles, [], row_tokens=10, kl_chunk_rows=4) == []

@@ -1,4 +1,4 @@
-"""Drop path in the vision tower: which tiles lose a branch, how the rest is scaled, what it is drawn from."""
+"""Drop path in the vision tower: which tiles lose a branch, how the others are scaled, the random draws."""
 
 import pytest
 import torch
@@ -15,14 +15,14 @@ def folder(tmp_path_factory):
     return make_tiny_model(tmp_path_factory.mktemp("drop") / "m")
 
 
-def test_a_tile_keeps_its_branch_scaled_or_loses_it_whole():
+def test_a_tile_keeps_its_branch_scaled_or_loses_it_completely():
     module = torch.nn.Identity().train()
     module.register_forward_hook(DropPath(0.25))
     branch = torch.randn(NUM_TILES, 5, 3)
     torch.manual_seed(0)
-    found = module(branch)
-    lost = (found == 0).all(dim=(1, 2))
-    torch.testing.assert_close(found[~lost], branch[~lost] / 0.75)
+    output = module(branch)
+    lost = (output == 0).all(dim=(1, 2))
+    torch.testing.assert_close(output[~lost], branch[~lost] / 0.75)
     assert 0.15 < lost.float().mean() < 0.35
     assert torch.equal(module.eval()(branch), branch)
 
@@ -35,11 +35,11 @@ def test_the_first_layer_never_drops_and_the_last_one_does(folder):
     hidden = torch.randn(NUM_TILES, 17, 32)
     torch.manual_seed(0)
     assert torch.equal(first(hidden), plain[0](hidden))
-    untouched = (last(hidden) == hidden).all(dim=(1, 2)).float().mean()
-    assert 0.15 < untouched < 0.35  # both branches dropped: a quarter
+    unchanged = (last(hidden) == hidden).all(dim=(1, 2)).float().mean()
+    assert 0.15 < unchanged < 0.35  # both branches dropped: a quarter
 
 
-def test_draws_follow_the_seed_and_stay_away_from_evaluation(folder):
+def test_draws_follow_the_seed_and_evaluation_has_none(folder):
     model = load_model(folder)
     pixels = torch.randn(8, 3, 56, 56)
     plain = model.vision_features(pixels)
@@ -47,16 +47,16 @@ def test_draws_follow_the_seed_and_stay_away_from_evaluation(folder):
     assert torch.equal(model.vision_features(pixels), plain)
     model.train()
 
-    def drawn(seed):
+    def features(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         return model.vision_features(pixels)
 
-    assert torch.equal(drawn(1), drawn(1))
-    assert not torch.equal(drawn(1), drawn(2))
+    assert torch.equal(features(1), features(1))
+    assert not torch.equal(features(1), features(2))
 
 
-def test_layers_computed_again_draw_the_same(folder):
-    """Activation checkpointing must not give the backward other tiles than the forward had."""
+def test_recomputed_layers_draw_the_same(folder):
+    """With activation checkpointing, the backward pass must drop the same tiles as the forward pass."""
     pixels = torch.randn(8, 3, 56, 56)
     gradients = []
     for checkpointing in (False, True):

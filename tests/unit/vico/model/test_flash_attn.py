@@ -1,4 +1,4 @@
-"""Which varlen kernel is taken; that none is taken without a word where another was installed."""
+"""Which varlen kernel is used, and that an installed flash-attn is never replaced silently."""
 
 import sys
 
@@ -10,7 +10,7 @@ from vico.model.segments import flash_attn_varlen
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A folder on the path in which a package flash_attn can be laid."""
+    """Return the folder of a package flash_attn on the import path, not created yet."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     flash_attn_varlen.cache_clear()
@@ -19,8 +19,8 @@ def package(tmp_path, monkeypatch):
     flash_attn_varlen.cache_clear()
 
 
-def test_one_that_does_not_load_is_refused(package):
-    """As a binary that was built for another torch."""
+def test_a_package_that_cannot_be_imported_is_refused(package):
+    """Like a binary that was built for another torch."""
     package.mkdir()
     (package / "__init__.py").write_text(
         "raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c1')"
@@ -32,12 +32,12 @@ def test_one_that_does_not_load_is_refused(package):
 
 
 def test_a_namespace_without_the_kernel_is_none(package):
-    """flash-attn 4 alone lays its own package beside it."""
+    """flash-attn 4 alone installs only its own package within."""
     (package / "cute").mkdir(parents=True)
     assert flash_attn_varlen() is None
 
 
-def test_one_that_loads_is_taken(package):
+def test_a_package_that_can_be_imported_is_used(package):
     package.mkdir()
     (package / "__init__.py").write_text("def flash_attn_varlen_func():\n    return 'attended'\n")
     assert flash_attn_varlen()() == "attended"

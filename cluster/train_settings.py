@@ -1,0 +1,127 @@
+"""The `train` block of a site file: how a training uses the machine. Nothing here changes a result."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cluster.site_blocks import SiteBlock
+
+
+class MemorySettings(SiteBlock):
+    """What is kept in the memory of each device during training, and what is spread, moved or recomputed."""
+
+    zero_stage: Literal[1, 2, 3] = 2
+    """DeepSpeed ZeRO stage. 1 spreads optimizer states over the ranks, 2 also gradients, 3 also parameters.
+    """
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What is kept in host memory: nothing, the optimizer states, or these and the parameters (only with
+    `zero_stage: 3`)."""
+    reference: Literal["replicated", "sharded", "cpu"] = "replicated"
+    """Where the frozen reference model is kept: a copy on every rank, spread over the ranks, or spread and in
+    host memory."""
+    activation_checkpointing: bool = False
+    """Recompute the activations of each layer in the backward pass instead of keeping them."""
+    kl_chunk_rows: int = Field(256, ge=1)
+    """Number of answer tokens whose logits are in memory at the same time when the loss is computed."""
+
+
+class CheckpointSettings(SiteBlock):
+    """How often a training saves its state, and how many of these checkpoints are kept."""
+
+    every_steps: int = Field(20, ge=1)
+    """Number of steps from one checkpoint to the next."""
+    keep: int = Field(2, ge=1)
+    """Number of checkpoints to keep. All are removed when the stage is done."""
+
+
+class RestartSettings(SiteBlock):
+    """When the ranks of a training start again from the last checkpoint, and how long they wait."""
+
+    max_failures: int = Field(2, ge=0)
+    """Number of restarts after a rank died or hung. One more failure fails the stage."""
+    max_preemptions: int = Field(100, ge=0)
+    """Number of restarts after a rank got SIGTERM or its node was taken away."""
+    start_timeout_s: float = Field(3600, gt=0)
+    """Seconds that a start waits for free resources in the cluster, also after a node was lost."""
+    hang_timeout_s: float = Field(1800, gt=0)
+    """Seconds without a finished step after which a rank writes its stack traces to a file and ends."""
+
+    @property
+    def collective_timeout_s(self) -> float:
+        """Return the time that a rank waits for the others in a collective: longer than `hang_timeout_s`, so
+        that the watchdog reports first which rank hung where."""
+        return self.hang_timeout_s + 60
+
+
+class DivergenceSettings(SiteBlock):
+    """What counts as a training that goes wrong in its numbers, and when it stops the stage."""
+
+    loss_spike_factor: float = Field(10, gt=1)
+    """A loss above this factor times the median of the last 50 losses counts as a spike."""
+    max_loss_spikes: int | None = Field(None, ge=0)
+    """Number of loss spikes after which one more stops the training; null: spikes are only counted."""
+    max_skipped_steps: int | None = Field(None, ge=0)
+    """Number of updates that may be skipped because their gradient is not finite; null: the first one stops
+    the training."""
+
+
+class ProfilingSettings(SiteBlock):
+    """What is measured about the speed of a training."""
+
+    profile: bool = False
+    """Report the seconds of each part of a step. On CUDA this waits for the device at every part, which makes
+    steps slower."""
+    trace_steps: tuple[int, int] | None = None
+    """First and last update, counted from 1, that torch's profiler records into the attempt's folder; null:
+    no trace."""
+    throughput_steps: int = Field(0, ge=0)
+    """Number of updates that are measured before a training begins, to predict its duration. Their results
+    are discarded. 0: none."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Peak TFLOP/s of one device in the training's dtype, without sparsity. With it, metrics contain `mfu`,
+    the share of this peak that is used; null: no `mfu`."""
+
+    @model_validator(mode="after")
+    def trace_has_steps(self) -> ProfilingSettings:
+        if self.trace_steps is not None and not 1 <= self.trace_steps[0] <= self.trace_steps[1]:
+            raise ValueError(
+                f"train.profiling.trace_steps={list(self.trace_steps)} is not a range of updates; give the "
+                "first and the last one, counted from 1, such as [5, 6]"
+            )
+        return self
+
+
+class TrainSettings(SiteBlock):
+    """How a training uses the machine."""
+
+    memory: MemorySettings = MemorySettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    restarts: RestartSettings = RestartSettings()
+    divergence: DivergenceSettings = DivergenceSettings()
+    profiling: ProfilingSettings = ProfilingSettings()
+    compile: bool = False
+    """Compile the layers with torch: faster on CUDA, but the first start takes some minutes longer. Not
+    possible with ZeRO-3, activation checkpointing or a sharded reference."""
+    data_threads: int = Field(2, ge=1)
+    """Threads per rank that decode the images of the next step while the current one trains."""
+    deepspeed: dict[str, Any] = Field({})
+    """More of DeepSpeed's own settings, merged into ours. Keys that could change the result are refused."""
+
+    @model_validator(mode="after")
+    def layers_can_be_compiled(self) -> TrainSettings:
+        memory = self.memory
+        requirements = (
+            ("activation_checkpointing", memory.activation_checkpointing, False),
+            ("zero_stage", memory.zero_stage, 2 if memory.zero_stage == 3 else memory.zero_stage),
+            ("reference", memory.reference, "replicated"),
+        )
+        for field, value, required in requirements:
+            if self.compile and value != required:
+                raise ValueError(
+                    f"train.compile=true does not go with train.memory.{field}={json.dumps(value)}; set "
+                    f"train.compile: false, or train.memory.{field}: {json.dumps(required)}"
+                )
+        return self

@@ -1,0 +1,48 @@
+"""What identifies records: a fingerprint of their content that does not depend on where they are."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from data_prep.records.config import RecordsConfig
+from data_prep.records.internvl import MetaSet
+from data_prep.records.sets import meta_sets
+from data_prep.remote_files import Location, open_file
+
+
+def file_sha256(location: Location) -> str:
+    """Return the sha256 of a local or remote file as hexadecimal digits."""
+    with open_file(location) as file:
+        # typeshed's BinaryIO has no readinto; what open_file returns has it
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def records_fingerprint(
+    config: RecordsConfig, annotation_sha256: Callable[[Location], str] = file_sha256
+) -> str:
+    """Return a sha256 over annotation bytes, set names and the fields that change what is learned.
+
+    Roots and paths never enter. Pictures beside an annotation are not read: the index has their digests after
+    sharding. Parquet files and tars are read in full. `annotation_sha256` may cache digests.
+    """
+    identity: dict[str, Any]
+    if config.format == "demo":
+        from data_prep.demo.records import DEMO_VERSION
+
+        identity = {"demo": DEMO_VERSION, "num_samples": config.num_samples, "seed": config.seed}
+    else:
+        identity = {"sets": [_set_identity(meta_set, annotation_sha256) for meta_set in meta_sets(config)]}
+    text = json.dumps({"format": config.format, **identity}, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _set_identity(meta_set: MetaSet, annotation_sha256: Callable[[Location], str]) -> dict[str, Any]:
+    stated = {"license": meta_set.license, "source": meta_set.source}
+    return {
+        "name": meta_set.name,
+        "annotation": annotation_sha256(meta_set.annotation),
+        "repeat_time": meta_set.repeat_time,
+        "max_dynamic_patch": meta_set.max_dynamic_patch,
+        **{name: value for name, value in stated.items() if value},
+    }

@@ -1,0 +1,122 @@
+"""The named sets of a records config: which rows each has and what holds for all of them.
+
+Planning imports this, so it imports nothing heavy.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from data_prep.records.config import Format, RecordsConfig
+from data_prep.records.internvl import MetaSet, read_meta
+from data_prep.remote_files import (
+    Location,
+    as_location,
+    is_file,
+    is_folder,
+    matching_files,
+    name_of,
+    parent,
+)
+from vico.errors import UserError
+
+_SLUG_LENGTH = 64  # the name of a tar member has 100 bytes: slug, line, picture number, extension
+_SUFFIXES = {"llava": ".json", "sharegpt": ".json", "parquet": ".parquet", "webdataset": ".tar"}
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """The file of a set's rows, and the folder of the pictures that its rows name."""
+
+    format: Format
+    path: Location
+    root: Location
+
+
+@dataclass(frozen=True)
+class RecordSet:
+    """One named set of records; `rows` are those of a file, or the demo's.
+
+    `slug` is the name as it appears in keys. `repeat` and `max_tiles` (None: the stage's own) hold for every
+    row, `license` and `origin` for rows that state none.
+    """
+
+    name: str
+    slug: str
+    rows: RecordFile | RecordsConfig
+    repeat: float = 1.0
+    max_tiles: int | None = None
+    heldout: bool = False
+    license: str = ""
+    origin: str = ""
+
+
+def record_sets(config: RecordsConfig, *, heldout: bool = False) -> list[RecordSet]:
+    """Return the sets of a records config in file order; held-out ones are named `heldout-...`.
+
+    Raises UserError when a file or folder that the config or its meta file names is missing or malformed, or
+    when two sets would give the same keys.
+    """
+    prefix = "heldout-" if heldout else ""
+    if config.format == "demo":
+        return [RecordSet(f"{prefix}demo", f"{prefix}demo", config, heldout=heldout)]
+    sets = [
+        RecordSet(
+            name=prefix + meta_set.name,
+            slug=_slug(prefix + meta_set.name),
+            rows=RecordFile(config.format, meta_set.annotation, meta_set.root),
+            repeat=meta_set.repeat_time,
+            max_tiles=meta_set.max_dynamic_patch,
+            heldout=heldout,
+            license=meta_set.license,
+            origin=meta_set.source,
+        )
+        for meta_set in meta_sets(config)
+    ]
+    check_slugs(sets)
+    return sets
+
+
+def meta_sets(config: RecordsConfig) -> list[MetaSet]:
+    """Return the sets in the form of an InternVL meta file; other formats have one set per file."""
+    assert config.path is not None, "the config requires a path for every format but demo"
+    path = as_location(config.path)
+    if config.format == "internvl":
+        return read_meta(path)
+    files = matching_files(path, _SUFFIXES[config.format])
+    for file in files:
+        if not is_file(file):
+            raise UserError(f"records path={file} is not a file; give a file, a folder or a pattern")
+    root = None if config.root is None else as_location(config.root)
+    if root is not None and not is_folder(root):
+        raise UserError(f"records root={root} is not a folder; give the folder of the pictures")
+    return [
+        MetaSet(
+            name=PurePosixPath(name_of(file)).stem,
+            root=parent(file) if root is None else root,
+            annotation=file,
+            repeat_time=1.0,
+            max_dynamic_patch=None,
+            license=config.license,
+            source=config.source,
+        )
+        for file in files
+    ]
+
+
+def check_slugs(sets: list[RecordSet]) -> None:
+    """Raise UserError when two sets would give the same keys."""
+    names: dict[str, str] = {}
+    for record_set in sets:
+        slug, name = record_set.slug, record_set.name
+        if slug in names:
+            raise UserError(
+                f"the set names {names[slug]!r} and {name!r} give the same keys ({slug}-...); "
+                "rename one of them"
+            )
+        names[slug] = name
+
+
+def _slug(name: str) -> str:
+    """Return the name with only letters, digits, `_` and `-`: a dot ends a key, a slash makes a folder."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:_SLUG_LENGTH]

@@ -1,0 +1,60 @@
+"""Code and packages that made a stage's result: a loss is a problem, a later change is a note."""
+
+import hashlib
+
+from pipeline.audit.findings import Findings
+from pipeline.identity.provenance import PATCH_FILE, has_commit, locked_versions, package_versions
+from pipeline.results.records import Record
+from pipeline.results.stage_folder import StageFolder
+
+_MOST_SHOWN = 5
+
+
+def audit_code(folder: StageFolder, record: Record, findings: Findings) -> None:
+    """Check that the code of a record can still be had, and compare its packages with those of now."""
+    commit = record.git.get("commit")
+    if commit is None:
+        findings.note(record.stage, "made by code without a commit")
+    elif has_commit(commit) is False:
+        message = f"commit {commit} is not in this checkout; fetch the branch that has it"
+        findings.problem(record.stage, "git", commit, message)
+    if record.git.get("dirty"):
+        _audit_patch(folder, record, findings)
+    locked = locked_versions()
+    used = {name: version.partition("+")[0] for name, version in record.packages.items()}  # without +cpu
+    unlocked = [
+        f"{name} {used[name]}, not {version}"
+        for name, version in locked.items()
+        if used.get(name, version) != version
+    ]
+    if unlocked:
+        findings.note(record.stage, f"packages differ from constraints.txt: {_shown(unlocked)}")
+    installed = package_versions()
+    changed = [
+        f"{name} {version} -> {installed.get(name, 'gone')}"
+        for name, version in record.packages.items()
+        if version != installed.get(name)
+    ]
+    if changed:
+        findings.note(record.stage, f"packages differ from those recorded: {_shown(changed)}")
+
+
+def _shown(texts: list[str]) -> str:
+    """Return the first texts, and how many more there are."""
+    first, more = texts[:_MOST_SHOWN], texts[_MOST_SHOWN:]
+    return ", ".join(first) + (f" and {len(more)} more" if more else "")
+
+
+def _audit_patch(folder: StageFolder, record: Record, findings: Findings) -> None:
+    """Check the stored patch: without it, code that was not committed is lost."""
+    path = folder.path / "attempts" / str(record.attempt) / PATCH_FILE
+    commit, recorded = record.git.get("commit"), record.git.get("patch")
+    if recorded is None:
+        text = f"tracked files differed from commit {commit}; the record has only their digests"
+        findings.note(record.stage, text)
+    elif not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != recorded:
+        message = f"tracked files differed from commit {commit}, and the patch is missing or was edited"
+        findings.problem(record.stage, "git", path, message)
+    else:
+        text = f"tracked files differed from commit {commit}; {PATCH_FILE} has the differences"
+        findings.note(record.stage, text)

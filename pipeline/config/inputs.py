@@ -1,0 +1,90 @@
+"""The `inputs` block of a pipeline file: its fields, a check against the stages, and absolute paths."""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from data_prep.records.config import RecordsConfig
+from pipeline.config.graph import Graph
+from vico.checkpoints.hub import model_folder, pinned_hub_id
+from vico.errors import UserError
+
+
+class Inputs(BaseModel):
+    """What a pipeline reads from outside: records, held-out records, and the model to start from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    records: RecordsConfig
+    """The rows to train on, from which the shard stage also splits off calibration and test samples."""
+    heldout: RecordsConfig | None = None
+    """Rows that are used only for testing. null: none, and the test samples come from `records`."""
+    model: Path
+    """The model to start from: a folder, or a Hub id as `owner/name` or `owner/name@revision`."""
+    repaired: tuple[Path, ...] = ()
+    """Files of repaired rows, in order. Each file repairs rows that were quarantined with the files before it
+    (`vico data retry`)."""
+    adopt: dict[str, Path] = {}
+    """Stage -> folder with a result that was made elsewhere. The stage does not run; its result is copied and
+    identified by the digest of its files."""
+
+    @property
+    def model_folder(self) -> Path:
+        """The model's folder on this machine. A model on the Hub is downloaded if it is not here yet; raises
+        what `vico.checkpoints.hub.model_folder` raises."""
+        return self.model if self.model.is_absolute() else model_folder(str(self.model))
+
+
+def check_inputs(inputs: Inputs, graph: Graph) -> None:
+    """Raise UserError if an adopted stage does not exist, or would have to read repaired rows: it does not
+    run, so they would have no effect."""
+    for stage in inputs.adopt:
+        graph.check_name(stage, "inputs.adopt")
+    for spec in graph.stages:
+        if inputs.repaired and spec.name in inputs.adopt and "repaired" in spec.inputs:
+            raise UserError(
+                f"inputs.repaired={', '.join(map(str, inputs.repaired))} has no effect while "
+                f"inputs.adopt.{spec.name}={inputs.adopt[spec.name]} takes its result from elsewhere; "
+                f"leave out inputs.repaired or inputs.adopt.{spec.name}"
+            )
+
+
+def with_absolute_paths(inputs: Inputs) -> Inputs:
+    """Return the inputs with absolute paths, and a Hub model with its commit.
+
+    A relative path starts from the working directory of the command; workers have another one.
+    """
+    return inputs.model_copy(
+        update={
+            "records": _with_absolute_records(inputs.records),
+            "heldout": None if inputs.heldout is None else _with_absolute_records(inputs.heldout),
+            "model": _pinned_model(inputs.model),
+            "repaired": tuple(_absolute(path) for path in inputs.repaired),
+            "adopt": {stage: _absolute(folder) for stage, folder in inputs.adopt.items()},
+        }
+    )
+
+
+def _with_absolute_records(records: RecordsConfig) -> RecordsConfig:
+    if records.path is None:
+        return records
+    return records.model_copy(
+        update={"path": _absolute_address(records.path), "root": _absolute_address(records.root)}
+    )
+
+
+def _pinned_model(model: Path) -> Path:
+    """Return the absolute path, or the Hub id with the commit it means now, so that a resumed, submitted or
+    reproduced run takes the same one. If `owner` is a folder here, `owner/name` is a path."""
+    hub_id = None if model.exists() or model.parent.exists() else pinned_hub_id(str(model))
+    return _absolute(model) if hub_id is None else Path(hub_id)
+
+
+def _absolute_address(path: str | None) -> str | None:
+    """Return an absolute path; an address such as s3:// stays as it is."""
+    return path if path is None or "://" in path else str(_absolute(Path(path)))
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path.expanduser()))

@@ -1,0 +1,38 @@
+"""Checks that need several blocks of a config, or config and site. They run before anything starts."""
+
+from cluster.site import Site
+from pipeline.config.pipeline_file import PipelineConfig
+from vico.errors import UserError
+
+
+def check_together(config: PipelineConfig, site: Site) -> None:
+    """Raise UserError if a training would have more ranks than packs per step, or if the oracle control of
+    the evaluation lacks the ratio of a test tile."""
+    _check_ranks_have_packs(config, site)
+    _check_oracle_has_ratios(config)
+
+
+def _check_ranks_have_packs(config: PipelineConfig, site: Site) -> None:
+    """Every rank of a training needs at least one pack per step; with none it would have nothing to do."""
+    num_ranks = site.resources.workers
+    for name, block in config:
+        packs_per_step = getattr(block, "packs_per_step", None)
+        if packs_per_step is not None and num_ranks > packs_per_step:
+            raise UserError(
+                f"resources.workers={num_ranks} (site {site.name}) is more than "
+                f"{name}.packs_per_step={packs_per_step}; "
+                f"lower resources.workers or raise {name}.packs_per_step"
+            )
+
+
+def _check_oracle_has_ratios(config: PipelineConfig) -> None:
+    ratio, evaluate = getattr(config, "ratio", None), getattr(config, "evaluate", None)
+    if ratio is None or evaluate is None or "oracle" not in getattr(evaluate, "controls", ()):
+        return
+    samples_covered = not ratio.max_samples or 0 < evaluate.max_samples <= ratio.max_samples
+    if "test" not in ratio.splits or not samples_covered:
+        raise UserError(
+            "evaluate.controls names oracle, which needs the ratios of all test tiles, but ratio.splits="
+            f"{','.join(ratio.splits)} and ratio.max_samples={ratio.max_samples} leave some out; take "
+            "oracle out of evaluate.controls, or let ratio cover the test split"
+        )

@@ -1,0 +1,94 @@
+"""A request as a conversation with pictures, or the 4xx error that the client gets.
+
+`pipeline/serving/app.py` calls this outside the event loop. A waiting request holds its pictures encoded;
+`pipeline/serving/answer.py` decodes them when it is their turn.
+"""
+
+from dataclasses import dataclass, field
+
+from pipeline.serving.limits import Limits, RequestError
+from pipeline.serving.pictures import Picture, check_pixels, picture_of_url
+from pipeline.serving.request_body import ChatRequest, ImagePart, Message, TextPart, parsed_request
+from vico.prompt import Turn
+from vico.special_tokens import IMAGE_END, IMAGE_MARK, IMAGE_START, IMAGE_TOKEN, TURN_END, TURN_START
+
+_SPEAKERS = {"system": "system", "developer": "system", "user": "human", "assistant": "gpt"}
+_MARKS = (IMAGE_MARK, IMAGE_START, IMAGE_END, IMAGE_TOKEN, TURN_START, TURN_END)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A checked request: turns in the form of `PromptFormat.encode`, pictures in order.
+
+    `request` has its messages removed; they would hold the pictures a second time.
+    """
+
+    request: ChatRequest
+    turns: tuple[Turn, ...]
+    pictures: tuple[Picture, ...]
+    max_new_tokens: int | None
+
+
+def parsed_chat(body: bytes, limits: Limits) -> Chat:
+    """Return the conversation in a request's body; raise RequestError if something is wrong with it."""
+    request = parsed_request(body)
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise RequestError("max_tokens and max_completion_tokens are both given; give one", "max_tokens")
+    if request.stream_options is not None and not request.stream:
+        raise RequestError("stream_options is given without stream: true", "stream_options")
+    max_new_tokens = request.max_tokens or request.max_completion_tokens
+    if max_new_tokens is not None and max_new_tokens > limits.new_tokens:
+        message = f"max_tokens={max_new_tokens} is above this server's limit of {limits.new_tokens}"
+        raise RequestError(message, "max_tokens")
+    parser = _TurnParser(limits)
+    turns = tuple(
+        {"from": _SPEAKERS[message.role], "value": parser.text(message, f"messages.{number}")}
+        for number, message in enumerate(request.messages)
+    )
+    if request.messages[-1].role != "user":
+        raise RequestError("the last message must be the user's", "messages")
+    without_messages = request.model_copy(update={"messages": []})
+    return Chat(without_messages, turns, tuple(parser.pictures), max_new_tokens)
+
+
+@dataclass
+class _TurnParser:
+    """Turns messages into text, and collects their pictures."""
+
+    limits: Limits
+    pictures: list[Picture] = field(default_factory=list)
+
+    def text(self, message: Message, param: str) -> str:
+        """Return the text of a message, with a mark for each picture."""
+        if isinstance(message.content, str):
+            return _checked_text(message.content, f"{param}.content")
+        value = ""
+        for number, part in enumerate(message.content):
+            part_param = f"{param}.content.{number}"
+            if isinstance(part, TextPart):
+                value += _checked_text(part.text, part_param)
+                continue
+            if message.role != "user":
+                raise RequestError("only a user's message may have pictures", part_param)
+            self._add_picture(part, part_param)
+            value += f"{IMAGE_MARK}\n"
+        num_pictures = sum(isinstance(part, ImagePart) for part in message.content)
+        return _checked_text(value, f"{param}.content", num_pictures)  # two parts may spell a mark together
+
+    def _add_picture(self, part: ImagePart, param: str) -> None:
+        if len(self.pictures) >= self.limits.pictures:
+            raise RequestError(f"more than {self.limits.pictures} pictures, this server's limit", param)
+        self.pictures.append(picture_of_url(part.image_url, f"{param}.image_url", self.limits))
+        check_pixels(self.pictures, param, self.limits)
+
+
+def _checked_text(text: str, param: str, num_pictures: int = 0) -> str:
+    """Return the text; raise RequestError if it spells a special token, besides the marks of its own
+    pictures.
+
+    With such a token a client could end its own turn.
+    """
+    for mark in _MARKS:
+        if text.count(mark) != (num_pictures if mark == IMAGE_MARK else 0):
+            raise RequestError(f"the text spells {mark}, which marks turns and pictures in the prompt", param)
+    return text

@@ -1,0 +1,122 @@
+"""The files of a model folder, read without torch or transformers: which must exist, and config.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vico.errors import UserError
+from vico.published_config import LANGUAGE_MODELS, hf_config, is_published
+from vico.special_tokens import IMAGE_TOKEN
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+def check_model_folder(path: str | Path) -> Path:
+    """Return the folder as a Path; raise UserError if config, weights or tokenizer are missing."""
+    folder = check_weights_folder(path)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(f"inputs.model={folder} has no tokenizer.json; copy the tokenizer's files there")
+    return folder
+
+
+def check_weights_folder(path: str | Path) -> Path:
+    """Return the folder as a Path; raise UserError if config or weights are missing."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"inputs.model={folder} is not a folder; give the folder of an InternVL checkpoint")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"inputs.model={folder} has no config.json; give an InternVL checkpoint's folder")
+    if not weight_files(folder):
+        raise UserError(f"inputs.model={folder} has no model.safetensors (or index); copy the weights there")
+    return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model folder, sorted by name; empty if there are none.
+
+    Raises UserError if the weights' index names a file that is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        for name in names:
+            if not (folder / name).is_file():
+                raise UserError(
+                    f"{folder / name} is named in {index.name} but missing; copy the weights again"
+                )
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else []
+
+
+def tokenizer_files(path: str | Path) -> list[Path]:
+    """Return the files that decide how text becomes tokens, sorted by name."""
+    return sorted(Path(path) / name for name in _TOKENIZER_FILES if (Path(path) / name).is_file())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a model folder; raise UserError if it is not valid JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy the model folder again") from error
+
+
+def raw_config(folder: Path) -> dict[str, Any]:
+    """Return the folder's config.json as written, in whichever layout."""
+    return read_json(folder / "config.json")
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """Return the folder's config.json in Hugging Face form, converted if it has the published layout.
+
+    Raises UserError for a model that this project does not support.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    if is_published(config):
+        return hf_config(config, _image_token_id(folder), str(path))
+    if config.get("model_type") != "internvl":
+        raise UserError(
+            f"{path}: model_type={config.get('model_type')!r} is neither 'internvl' (Hugging Face layout) "
+            "nor a published InternVLChatModel config with llm_config; give an InternVL model"
+        )
+    text = config.get("text_config", {})
+    if text.setdefault("model_type", "qwen2") not in LANGUAGE_MODELS.values():
+        raise UserError(
+            f"{path}: text_config.model_type={text['model_type']!r} is not supported; give a model with one "
+            f"of {', '.join(LANGUAGE_MODELS.values())}"
+        )
+    # transformers 4 took this from the text config; transformers 5 takes a missing key for True
+    config.setdefault("tie_word_embeddings", bool(text.get("tie_word_embeddings", False)))
+    return config
+
+
+def _image_token_id(folder: Path) -> int | None:
+    """Return the id of the image token in the tokenizer's files, or None without a tokenizer."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        for token in read_json(path).get("added_tokens", []):
+            if token["content"] == IMAGE_TOKEN:
+                return int(token["id"])
+    path = folder / "added_tokens.json"
+    return read_json(path).get(IMAGE_TOKEN) if path.is_file() else None
+
+
+def stored_threshold(folder: Path) -> float:
+    """Return the calibrated threshold on P(compress) from config.json; raise UserError if it has none."""
+    threshold = model_config(folder).get("vico", {}).get("absolute_threshold")
+    if threshold is None:
+        raise UserError(
+            f"{folder}/config.json has no vico.absolute_threshold or flash_absolute_threshold; give "
+            "--threshold, or a folder that the export stage wrote"
+        )
+    return float(threshold)
