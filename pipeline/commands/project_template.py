@@ -20,7 +20,7 @@ inputs:
 
 shard:
   samples_per_shard: 1000
-  calib_share: 0.1      # for early stopping and the threshold
+  calib_share: 0.1      # for validation and the threshold
   test_share: 0.1       # every reported number is measured on these samples
   max_tiles: 12         # per row, thumbnails not counted
   max_tokens: 8192      # per row, text and all tiles at the full rate; longer rows are quarantined

@@ -16,7 +16,7 @@ class ShardConfig(StageConfig):
     samples_per_shard: int = Field(1000, ge=1, le=1_000_000)
     """Lines per shard; one task writes one shard. Quarantined lines make a shard smaller."""
     calib_share: float = Field(0.1, ge=0, lt=1)
-    """Share of groups in calib, the split for early stopping, the routing threshold and the pixel rule."""
+    """Share of groups in calib, the split for validation, the routing threshold and the pixel rule."""
     test_share: float = Field(0.1, ge=0, lt=1)
     """Share of groups in test, the split of every reported number. With held-out records those are the test
     split, and this share stays in train.
