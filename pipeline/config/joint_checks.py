@@ -29,10 +29,12 @@ def _check_oracle_has_ratios(config: PipelineConfig) -> None:
     ratio, evaluate = getattr(config, "ratio", None), getattr(config, "evaluate", None)
     if ratio is None or evaluate is None or "oracle" not in getattr(evaluate, "controls", ()):
         return
-    samples_covered = not ratio.max_samples or 0 < evaluate.max_samples <= ratio.max_samples
-    if "test" not in ratio.splits or not samples_covered:
+    fewer_samples = 0 < evaluate.max_samples <= ratio.max_samples and evaluate.seed == ratio.seed
+    if "test" not in ratio.splits or (ratio.max_samples and not fewer_samples):
         raise UserError(
-            "evaluate.controls names oracle, which needs the ratios of all test tiles, but ratio.splits="
-            f"{','.join(ratio.splits)} and ratio.max_samples={ratio.max_samples} leave some out; take "
-            "oracle out of evaluate.controls, or let ratio cover the test split"
+            "evaluate.controls names oracle, which needs the ratios of all tiles that evaluate measures, but "
+            f"ratio.splits={','.join(ratio.splits)} and ratio.max_samples={ratio.max_samples} (per split, "
+            f"drawn by ratio.seed={ratio.seed}) leave out some of the {evaluate.max_samples or 'all'} samples "
+            f"of evaluate.max_samples={evaluate.max_samples} (drawn by evaluate.seed={evaluate.seed}); take "
+            "oracle out of evaluate.controls, or let ratio cover the test split (ratio.max_samples=0)"
         )

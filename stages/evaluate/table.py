@@ -29,13 +29,15 @@ HEAD = (
 )
 SHOWN_SHARES = (1 / 3, 2 / 3)
 """Shares of compressed tiles; the table shows the routed points nearest to them."""
+_LEAST_DISTANCE = 0.05
+"""Share of tiles by which the points of the table differ at least: half the step of `evaluate.shares`."""
 _POSITIONS = (("at_point", "at {saved:.1%} of the tokens saved"), ("over_curve", "over the curve"))
 
 
 def evaluation_table(metrics: Mapping[str, Any]) -> str:
     """Return the points as a Markdown table, then the findings as a list.
 
-    The table shows both ends and the routed points nearest to SHOWN_SHARES and at the calibrated threshold,
+    The table shows both ends, the routed point at the calibrated threshold and those nearest to SHOWN_SHARES,
     each above the controls at the same tokens.
     """
     rows = [
@@ -58,12 +60,17 @@ def evaluation_table(metrics: Mapping[str, Any]) -> str:
 
 
 def shown_points(metrics: Mapping[str, Any]) -> list[int]:
-    """Return the numbers of the routed points in the table, by tokens saved."""
+    """Return the numbers of the routed points in the table, by tokens saved.
+
+    A point that compresses nearly as many tiles as a point before it, the calibrated one first, is left out.
+    """
     routed, calibrated = points_of(metrics, ROUTED), calibrated_points(metrics)
-    numbers = {n for n, point in enumerate(routed) if point in calibrated}
-    if routed:
-        shares = [point["share_compressed"] for point in routed]
-        numbers |= {min(range(len(routed)), key=lambda n: abs(shares[n] - share)) for share in SHOWN_SHARES}
+    shares = [point["share_compressed"] for point in routed]
+    numbers = [n for n, point in enumerate(routed) if point in calibrated]
+    for share in SHOWN_SHARES if routed else ():
+        nearest = min(range(len(routed)), key=lambda n: abs(shares[n] - share))
+        if all(abs(shares[nearest] - shares[n]) >= _LEAST_DISTANCE for n in numbers):
+            numbers.append(nearest)
     return sorted(numbers, key=lambda n: routed[n]["tokens_saved"])
 
 
@@ -86,12 +93,22 @@ def findings(metrics: Mapping[str, Any]) -> list[str]:
     basis, router = metrics["intervals"], metrics["router"]
     lines = [
         f"{metrics['num_samples']:,} test questions on {metrics['num_tiles']:,} tiles; {basis['level']:.0%} "
-        f"intervals over {basis['resamples']:,} resamples of {basis['num_units']:,} {basis['unit']}s "
-        f"(the samples come from {basis['num_groups']:,} groups)",
+        f"intervals over {basis['resamples']:,} resamples of {_units(basis)}",
         f"router AUC on {router['num_tiles']:,} labelled test tiles: {_number(router['auc'])}, "
         f"{_span(router['auc_interval'])}",
     ]
     return [*lines, *_pixel_rule_line(metrics), *_gap_lines(metrics), *_content_line(metrics)]
+
+
+def _units(basis: Mapping[str, Any]) -> str:
+    """Return what was resampled, and how many groups the samples come from if their records state groups."""
+    num_units, num_groups = basis["num_units"], basis["num_groups"]
+    if basis["unit"] == "group":
+        num_single = num_units - num_groups
+        rest = f" and {num_single:,} sample{'s' * (num_single > 1)} without a group" if num_single else ""
+        return f"{num_groups:,} groups{rest}"
+    groups = f"{num_groups:,} group{'s' * (num_groups > 1)}"
+    return f"{num_units:,} samples" + (f" (the samples come from {groups})" if num_groups else "")
 
 
 def _pixel_rule_line(metrics: Mapping[str, Any]) -> Iterator[str]:

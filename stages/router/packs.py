@@ -63,7 +63,8 @@ class RouterPacks:
         self._train = self._labelled("train")
         if not len(self._train):
             raise UserError(
-                f"{settings.label_folder}: no label for any train sample; raise ratio.max_samples"
+                f"{settings.label_folder}: no label for any train sample; raise ratio.max_samples "
+                "(samples per split)"
             )
         self._epochs = EpochPlans(self._new_plan, self.config.epochs, self.config.max_steps)
         self.num_steps = self._epochs.num_steps

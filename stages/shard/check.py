@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from cluster.site import Site
 from stages.shard.config import ShardConfig
+from stages.shard.stage import tile_limit_notes
 from stages.shard.tasks import prompt_format, shard_settings
 from vico.errors import UserError
 
@@ -26,7 +27,7 @@ _EXAMPLES_PER_REASON = 3
 class CheckReport(TypedDict):
     """Numbers of rows in total and by split, reason and set; `examples` are the first ledger rows per reason.
 
-    `written` is what a build would write.
+    `written` is what a build would write. `notes` are lines about settings that have no full effect.
     """
 
     read: int
@@ -36,6 +37,7 @@ class CheckReport(TypedDict):
     reasons: dict[str, int]
     sources: dict[str, dict[str, int]]
     examples: dict[str, list[LedgerRow]]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def check_records(
             num_done += blocks[number].num_lines
             progress(num_done, num_rows)
     ordered = [contents[number] for number in range(len(blocks))]
-    return _report(blocks, ordered, leaked_lines(lambda: (content.table for content in ordered)))
+    report = _report(blocks, ordered, leaked_lines(lambda: (content.table for content in ordered)))
+    return {**report, "notes": tile_limit_notes(config, sets, tokenizer)}
 
 
 def check_part(task: CheckTask) -> ShardContent:
@@ -117,6 +120,7 @@ def _report(
         "reasons": dict(sorted(reasons.items())),
         "sources": {name: dict(counts) for name, counts in sources.items()},
         "examples": dict(sorted(examples.items())),
+        "notes": [],
     }
 
 

@@ -40,7 +40,8 @@ def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
         from data_prep.records.blocks import record_blocks
 
         sets = all_sets(context)
-        warn_of_fewer_tiles(config, sets, context.folder("tokenizer"))
+        for text in tile_limit_notes(config, sets, context.folder("tokenizer")):
+            context.note(text)
         context.progress(0, 1, "rows")
         blocks = record_blocks(sets, config.samples_per_shard, context.check)
         if not blocks:
@@ -67,8 +68,8 @@ def all_sets(context: Context) -> list[RecordSet]:
     return sets
 
 
-def warn_of_fewer_tiles(config: ShardConfig, sets: Sequence[RecordSet], model: Path) -> None:
-    """Log which settings ask for more tiles per picture than the model's own limit, which holds."""
+def tile_limit_notes(config: ShardConfig, sets: Sequence[RecordSet], model: Path) -> list[str]:
+    """Return a line for each setting that asks for more tiles than the model's own limit, which holds."""
     from vico.settings import load_settings
 
     limit = load_settings(model).max_tiles
@@ -79,11 +80,11 @@ def warn_of_fewer_tiles(config: ShardConfig, sets: Sequence[RecordSet], model: P
     }
     if any(record_set.max_tiles is None for record_set in sets):
         asked[f"shard.max_tiles={config.max_tiles}"] = config.max_tiles
-    for setting, num_tiles in asked.items():
-        if num_tiles > limit:
-            logger.warning(
-                "%s has no full effect: the model cuts a picture into %d tiles at most", setting, limit
-            )
+    return [
+        f"{setting} has no full effect: the model cuts a picture into {limit} tiles at most"
+        for setting, num_tiles in asked.items()
+        if num_tiles > limit
+    ]
 
 
 def write_shards(config: ShardConfig, context: Context, blocks: Sequence[Block]) -> None:

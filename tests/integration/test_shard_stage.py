@@ -194,16 +194,17 @@ def test_sets_have_their_own_repeat_and_tiles(tmp_path, model, ray_up):
     assert few["split"] == many["split"], "the same picture is in one split in every set"
 
 
-def test_a_set_that_asks_for_more_tiles_than_the_model_makes_is_named_in_the_log(
-    tmp_path, model, ray_up, caplog
+def test_a_set_that_asks_for_more_tiles_than_the_model_makes_is_named_to_who_follows_the_run(
+    tmp_path, model, ray_up
 ):
     meta = write_meta(tmp_path, more={"max_dynamic_patch": 40}, few={"max_dynamic_patch": 2}, own={})
     for name in ("more", "few", "own"):
         write_lines(tmp_path / f"{name}.jsonl", [row(answer=name)])
     limit = load_settings(model).max_tiles
-    run(ShardConfig(max_tiles=limit), context_of(tmp_path / "shard", model, internvl(meta)))
-    (warning,) = [line for line in caplog.messages if "tiles at most" in line]
-    assert warning.startswith("max_dynamic_patch=40 of set more") and str(limit) in warning
+    context = context_of(tmp_path / "shard", model, internvl(meta))
+    run(ShardConfig(max_tiles=limit), context)
+    (note,) = [line for line in context.reported if "tiles at most" in line]
+    assert note.startswith("max_dynamic_patch=40 of set more") and str(limit) in note
     rows = load_index(tmp_path / "shard" / "output").table().to_pylist()
     assert [row["max_tiles"] for row in rows if row["source"] == "more"] == [limit]
 

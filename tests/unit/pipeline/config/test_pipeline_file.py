@@ -224,6 +224,29 @@ def test_both_trainings_have_a_number_of_packs_per_step_to_compare_with(stage, t
         check_together(load_config(path, graph, [f"{stage}.packs_per_step=1"]), site)
 
 
+@pytest.mark.parametrize(
+    "overrides, is_covered",
+    [
+        ((), True),
+        (("ratio.max_samples=50",), False),
+        (("ratio.max_samples=50", "evaluate.max_samples=50"), True),
+        (("ratio.max_samples=50", "evaluate.max_samples=51"), False),
+        (("ratio.max_samples=50", "evaluate.max_samples=50", "evaluate.seed=9"), False),
+        (("evaluate.max_samples=50", "evaluate.seed=9"), True),
+        (("ratio.splits=[train, calib]",), False),
+    ],
+)
+def test_the_oracle_needs_the_ratios_of_the_samples_that_evaluate_takes(overrides, is_covered, tmp_path):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(HEAD)
+    config = load_config(path, pipeline_graph(), overrides)
+    if is_covered:
+        check_together(config, Site())
+        return
+    with pytest.raises(UserError, match=r"oracle.*ratio.max_samples=\d+ \(per split, drawn by ratio.seed=0"):
+        check_together(config, Site())
+
+
 def test_the_resolved_config_gives_the_same_config_again(load, graph, tmp_path):
     config = load("seed: 3\ndrawing: {low: 1e-3}")
     path = tmp_path / "again.yaml"
