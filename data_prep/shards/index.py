@@ -40,7 +40,7 @@ _COLUMNS = (
     ("json_bytes", pa.int32()),
     ("image_offsets", pa.list_(pa.int64())),
     ("image_bytes", pa.list_(pa.int32())),
-    ("image_sha256", pa.list_(pa.binary(32))),
+    ("image_sha256", pa.list_(pa.binary())),  # pandas cannot read lists of binary(32)
     ("widths", pa.list_(pa.int32())),
     ("heights", pa.list_(pa.int32())),
     ("tiles", pa.list_(pa.int16())),

@@ -33,7 +33,7 @@ def write_repair_summary(
     from data_prep.shards.names import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE, kept_sidecar_name
 
     contents = [read_sidecar(parts.output / kept_sidecar_name(block.number)) for block in again]
-    tables = _all_tables(repairs.base / INDEX_FILE, (content.table for content in contents))
+    tables = all_tables(repairs.base / INDEX_FILE, (content.table for content in contents))
     write_index(parts.partial(INDEX_FILE), tables)
     parts.publish(INDEX_FILE, replace=True)
     still_bad = {
@@ -45,14 +45,19 @@ def write_repair_summary(
     parts.write_json(MANIFEST_FILE, repaired_manifest(base, contents, new_ledger, repairs.fingerprint))
 
 
-def _all_tables(old_index: Path, new_tables: Iterable[Any]) -> Iterator[Any]:
-    """Yield the old index row group by row group, then the new tables."""
+def all_tables(old_index: Path, new_tables: Iterable[Any]) -> Iterator[Any]:
+    """Yield the old index row group by row group, then the new tables.
+
+    An index may be older: `image_sha256` was a list of binary(32).
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from data_prep.shards.index import SCHEMA
+
     index = pq.ParquetFile(old_index)
     for group in range(index.num_row_groups):
-        yield pa.Table.from_batches([*index.iter_batches(row_groups=[group])])
+        yield pa.Table.from_batches([*index.iter_batches(row_groups=[group])]).cast(SCHEMA)
     yield from new_tables
 
 

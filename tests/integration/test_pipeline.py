@@ -23,6 +23,7 @@ from tests.integration.demo_pipeline import (
     vico,
     wait_until,
 )
+from tests.table_readers import assert_opens_everywhere
 from vico.checkpoints import load_model
 
 if TYPE_CHECKING:
@@ -40,6 +41,20 @@ def test_shards_account_for_every_row(outputs):
     index = pq.read_table(outputs["shard"] / "index.parquet")
     assert len(index) == manifest["written"]
     assert set(index["split"].to_pylist()) == {"train", "calib", "test"}
+
+
+def test_every_table_opens_in_pandas_polars_and_duckdb(outputs):
+    tables = [path for folder in outputs.values() for path in folder.rglob("*.parquet")]
+    assert {path.name for path in tables} >= {
+        "index.parquet",
+        "ratios.parquet",
+        "labels.parquet",
+        "scores.parquet",
+        "predictions.parquet",
+        "tiles.parquet",
+        "curve.parquet",
+    }
+    assert all(assert_opens_everywhere(path) for path in tables), "no table is empty"
 
 
 def test_ratios_have_one_row_per_tile(outputs):

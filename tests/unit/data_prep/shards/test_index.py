@@ -3,12 +3,15 @@
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_prep.shards.folder import contents, write_index
 from data_prep.shards.index import load_index
 from data_prep.shards.names import shard_name
+from stages.shard.repair_summary import all_tables
+from tests.table_readers import assert_opens_everywhere
 from vico.errors import UserError
 
 NUM_ROWS = 24
@@ -37,6 +40,28 @@ def test_columns_of_the_splits_cover_the_index(folder):
     table = index.table(["key", "kind"], "calib")
     assert table.column_names == ["key", "kind", "row"]
     assert table["row"].to_pylist() == splits["calib"].rows.tolist()
+
+
+def test_the_index_opens_in_pandas_polars_and_duckdb(folder):
+    rows = assert_opens_everywhere(folder / "index.parquet")
+    index = load_index(folder)
+    assert rows == [index.row(n) for n in range(NUM_ROWS)]
+    digests = [digest for row in rows for digest in row["image_sha256"]]
+    assert digests and {len(digest) for digest in digests} == {32}
+
+
+def test_an_older_index_with_digests_of_fixed_size_is_read_and_repaired(folder, copied, tmp_path):
+    """Digests were lists of binary(32), which pandas cannot read."""
+    table = pq.read_table(folder / "index.parquet")
+    position = table.schema.get_field_index("image_sha256")
+    digests = table["image_sha256"].cast(pa.list_(pa.binary(32)))
+    older = table.set_column(position, pa.field("image_sha256", digests.type, nullable=False), digests)
+    pq.write_table(older, copied / "index.parquet", row_group_size=7)
+    index, new_index = load_index(copied), load_index(folder)
+    assert [index.row(n) for n in range(NUM_ROWS)] == [new_index.row(n) for n in range(NUM_ROWS)]
+    new_tables = [content.table for content in contents(copied, 3)]
+    write_index(tmp_path / "index.parquet", all_tables(copied / "index.parquet", new_tables))
+    assert assert_opens_everywhere(tmp_path / "index.parquet") == 2 * table.to_pylist()
 
 
 def test_an_index_can_be_sent_to_another_process(folder):
