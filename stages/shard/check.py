@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from cluster.site import Site
 from stages.shard.config import ShardConfig
-from stages.shard.stage import tile_limit_notes
 from stages.shard.tasks import prompt_format, shard_settings
+from stages.shard.tile_limit import tile_limit_notes
 from vico.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.shard.config import ShardConfig
+from stages.shard.tile_limit import tile_limit_notes
 from vico.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,25 +66,6 @@ def all_sets(context: Context) -> list[RecordSet]:
         sets += record_sets(context.heldout, heldout=True)
         check_slugs(sets)
     return sets
-
-
-def tile_limit_notes(config: ShardConfig, sets: Sequence[RecordSet], model: Path) -> list[str]:
-    """Return a line for each setting that asks for more tiles than the model's own limit, which holds."""
-    from vico.settings import load_settings
-
-    limit = load_settings(model).max_tiles
-    asked = {
-        f"max_dynamic_patch={record_set.max_tiles} of set {record_set.name}": record_set.max_tiles
-        for record_set in sets
-        if record_set.max_tiles is not None
-    }
-    if any(record_set.max_tiles is None for record_set in sets):
-        asked[f"shard.max_tiles={config.max_tiles}"] = config.max_tiles
-    return [
-        f"{setting} has no full effect: the model cuts a picture into {limit} tiles at most"
-        for setting, num_tiles in asked.items()
-        if num_tiles > limit
-    ]
 
 
 def write_shards(config: ShardConfig, context: Context, blocks: Sequence[Block]) -> None:
