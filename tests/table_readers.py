@@ -1,4 +1,4 @@
-"""Reading of a parquet file with pyarrow, pandas, polars and duckdb, for tests that all give the same rows."""
+"""Reads a parquet file with pyarrow, pandas, polars and duckdb, which have to give the same rows."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -34,7 +34,8 @@ def _check_oracle_has_ratios(config: PipelineConfig) -> None:
         raise UserError(
             "evaluate.controls names oracle, which needs the ratios of all tiles that evaluate measures, but "
             f"ratio.splits={','.join(ratio.splits)} and ratio.max_samples={ratio.max_samples} (per split, "
-            f"drawn by ratio.seed={ratio.seed}) leave out some of the {evaluate.max_samples or 'all'} samples "
-            f"of evaluate.max_samples={evaluate.max_samples} (drawn by evaluate.seed={evaluate.seed}); take "
-            "oracle out of evaluate.controls, or let ratio cover the test split (ratio.max_samples=0)"
+            f"drawn by ratio.seed={ratio.seed}) leave out some of the {evaluate.max_samples or 'all'} "
+            f"samples of evaluate.max_samples={evaluate.max_samples} "
+            f"(drawn by evaluate.seed={evaluate.seed}); "
+            "take oracle out of evaluate.controls, or let ratio cover the test split (ratio.max_samples=0)"
         )
