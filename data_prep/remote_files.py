@@ -27,6 +27,7 @@ _WINDOW_BYTES = 8 << 20
 _NOT_TRANSIENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _NO_ACCESS = ("NoCredentialsError", "PartialCredentialsError", "RepositoryNotFoundError", "GatedRepoError")
 _GLOB_CHARACTERS = "*?["
+_COMPRESSED_ENDS = (".gz", ".zst", ".bz2", ".xz", ".zip")
 
 
 def is_remote(location: Location) -> bool:
@@ -111,27 +112,35 @@ def file_version(address: str) -> list[Any]:
     return [info["size"], *(str(info.get(name)) for name in names if info.get(name))][:2]
 
 
-def matching_files(pattern: Location, suffix: str) -> list[Location]:
+def matching_files(pattern: Location, suffixes: tuple[str, ...]) -> list[Location]:
     """Return the files that a path stands for, sorted by name.
 
-    A file stands for itself, a folder for its files that end in `suffix`, and a path with `*`, `?` or `[..]`
-    in its last part for the files that match. Raises UserError when there are none.
+    A file stands for itself, a folder for its files that end in one of `suffixes`, and a path with `*`, `?` or
+    `[..]` in its last part for the files that match. Raises UserError when there are none, or when a folder has
+    compressed files beside, which would be left out.
     """
     if any(character in name_of(pattern) for character in _GLOB_CHARACTERS):
-        folder, name_pattern = (
+        folder, wanted = (
             (parent(pattern), name_of(pattern))
             if isinstance(pattern, str)
             else (pattern.parent, pattern.name)
         )
+        names = [name for name in _file_names(folder) if fnmatch.fnmatchcase(name, wanted)]
     elif is_file(pattern):
         return [pattern]
     else:
-        folder, name_pattern = pattern, f"*{suffix}"
-    names = [name for name in _file_names(folder) if fnmatch.fnmatchcase(name, name_pattern)]
+        folder, wanted = pattern, " or ".join(f"*{suffix}" for suffix in suffixes)
+        all_names = [name for name in _file_names(folder) if not name.startswith(".")]
+        names = [name for name in all_names if name.lower().endswith(suffixes)]
+        compressed = tuple(suffix + end for suffix in suffixes for end in _COMPRESSED_ENDS)
+        for name in all_names:
+            if name.lower().endswith(compressed) and name not in names:
+                raise UserError(
+                    f"records path={pattern}: {name} is compressed and would be left out; decompress it or move "
+                    f"it away, or give a pattern (*{suffixes[0]})"
+                )
     if not names:
-        raise UserError(
-            f"records path={pattern} matches no file ({name_pattern} in {folder}); correct the path"
-        )
+        raise UserError(f"records path={pattern} matches no file ({wanted} in {folder}); correct the path")
     return [joined(folder, name) for name in sorted(names)]
 
 

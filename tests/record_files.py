@@ -93,7 +93,7 @@ def write_hostile_pictures(folder: Path) -> None:
     (images / "cut.png").write_bytes(picture(4, (300, 300))[:300])
     (images / "text.png").write_bytes(b"this is not a picture")
     (images / "empty.png").write_bytes(b"")
-    (images / "moving.gif").write_bytes(picture(5, format="GIF"))
+    (images / "drawn.svg").write_bytes(b'<svg xmlns="http://www.w3.org/2000/svg"/>')
     (images / "large.png").write_bytes(picture(6, (500, 500)))
     (images / "folder.png").mkdir()
     (folder / "secret.png").write_bytes(good)
@@ -120,9 +120,10 @@ def hostile_rows() -> list[tuple[dict[str, Any] | bytes, str | None]]:
         ({"conversations": [turn, turn, {"from": "gpt", "value": "x"}]}, "broken_row"),
         ({"conversations": [{"from": "robot", "value": "x"}, {"from": "gpt", "value": "x"}]}, "broken_row"),
         ({**row(), "image": 3}, "broken_row"),
-        (row("good.png", group=["a"]), "broken_row"),
+        (row("good.png", image_2="other.jpg"), "unread_field"),
         (row(answer="<IMG_CONTEXT>"), "broken_row"),
         ({**row(), "video": "v.mp4"}, "video"),
+        ({**row(), "audios": ["a.wav"]}, "audio"),
         ({"conversations": [turn]}, "no_answer"),
         ({"conversations": [turn, {"from": "gpt", "value": "x"}, turn]}, "no_answer"),
         (row("good.png", answer=" \n"), "empty_answer"),
@@ -139,9 +140,9 @@ def hostile_rows() -> list[tuple[dict[str, Any] | bytes, str | None]]:
         (row("cut.png"), "undecodable_image"),
         (row("text.png"), "undecodable_image"),
         (row("empty.png"), "undecodable_image"),
-        (row("moving.gif"), "picture_format"),
+        (row("drawn.svg"), "picture_format"),
         (row("large.png"), "too_many_pixels"),
-        ({**row("good.png"), "conversations": row()["conversations"]}, "image_count"),
+        ({**row("other.jpg"), "conversations": row(["a", "b"])["conversations"]}, "image_count"),
         ({**row(), "conversations": row("good.png")["conversations"]}, "image_count"),
         ({**row("good.png"), "conversations": row(["a", "b"])["conversations"]}, "image_count"),
         (row(answer="word " * 2000), "over_budget"),

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-Turn: TypeAlias = Mapping[str, str]
-"""One turn of a conversation: `from` (human, gpt or system) and `value`, its text."""
+Turn: TypeAlias = Mapping[str, Any]
+"""One turn of a conversation: `from` (human, gpt or system), `value`, its text, and `loss`: false for an answer
+that is in the prompt and not learned."""
 # Ids of short questions are cached, as many data sets repeat theirs.
 _MAX_CACHED_TEXTS, _MAX_CACHED_CHARS = 4096, 200
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -35,7 +36,7 @@ _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 class Skeleton:
     """A conversation as ids: `ids` int64 [L] with one image token per tile, `answer` bool [L].
 
-    `answer` is true on the tokens of answers and on the end-of-turn token after each.
+    `answer` is true on the tokens of learned answers and on the end-of-turn token after each.
     """
 
     ids: np.ndarray
@@ -124,10 +125,10 @@ class PromptFormat:
         questions = {text for role, part in zip(roles, parts, strict=True) if role == "user" for text in part}
         texts = iter(self._texts_ids(list(chain.from_iterable(parts)), cached=questions))
         tiles = iter(tiles_per_image)
-        for role, part in zip(roles, parts, strict=True):
+        for turn, role, part in zip(conversation, roles, parts, strict=True):
             yield self._openings[role], False
             if role == "assistant":
-                yield [*next(texts), self._ids[TURN_END]], True
+                yield [*next(texts), self._ids[TURN_END]], is_learned(turn)
                 yield self._newline, False
                 continue
             yield next(texts), False
@@ -182,6 +183,11 @@ class PromptFormat:
     def _check_image_tokens(self, ids: list[int], num_tiles: int) -> None:
         if ids.count(self.settings.image_token_id) != num_tiles:
             raise ValueError(f"the text itself spells the token {IMAGE_TOKEN}")
+
+
+def is_learned(turn: Turn) -> bool:
+    """Return whether a turn is an answer to learn; a turn with `loss: false` is only context."""
+    return turn["from"] == "gpt" and turn.get("loss") is not False
 
 
 def _roles(conversation: Sequence[Turn]) -> list[str]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_prep.records.config import RecordsConfig
-from data_prep.records.raw_rows import RawRow
+from data_prep.records.raw_rows import RawRow, parsed_row, picture_data, picture_names
 from data_prep.records.rejection import Rejected
+from data_prep.records.row_forms import normal_row
 from data_prep.records.sets import RecordFile, RecordSet
 from data_prep.records.text_rows import text_digests, text_rows
 from vico.errors import UserError
@@ -100,10 +101,9 @@ def _row_bytes(row: RawRow) -> int:
     """Return the bytes of a row's tar members with padding; a malformed row counts its line only."""
     total = 1024 + len(row.content)
     try:
-        names = json.loads(row.content).get("image") or []
-        for name in [names] if isinstance(names, str) else names:
-            total += 1024 + len(row.picture_bytes(name))
-    except (ValueError, TypeError, AttributeError, RecursionError, Rejected):
+        for name in picture_names(normal_row(parsed_row(row.content))):
+            total += 1024 + len(picture_data(row, name))
+    except Rejected:
         return total  # the checks count malformed rows and rejected pictures; an estimate need not
     return total
 

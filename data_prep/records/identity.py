@@ -26,6 +26,15 @@ def records_fingerprint(
     Roots and paths never enter. Pictures beside an annotation are not read: the index has their digests after
     sharding. Parquet files and tars are read in full. `annotation_sha256` may cache digests.
     """
+    if config.format == "sources":
+        identity = {"sources": [_source_identity(source, annotation_sha256) for source in config.sources]}
+    else:
+        identity = _source_identity(config, annotation_sha256)
+    text = json.dumps({**identity, "format": config.format}, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _source_identity(config: RecordsConfig, annotation_sha256: Callable[[Location], str]) -> dict[str, Any]:
     identity: dict[str, Any]
     if config.format == "demo":
         from data_prep.demo.records import DEMO_VERSION
@@ -33,8 +42,10 @@ def records_fingerprint(
         identity = {"demo": DEMO_VERSION, "num_samples": config.num_samples, "seed": config.seed}
     else:
         identity = {"sets": [_set_identity(meta_set, annotation_sha256) for meta_set in meta_sets(config)]}
-    text = json.dumps({"format": config.format, **identity}, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    changed = {name: getattr(config, name) for name in ("name", "weight", "follow_links", "mark_first")}
+    defaults = type(config).model_fields
+    identity |= {name: value for name, value in changed.items() if value != defaults[name].default}
+    return {"format": config.format, **identity}
 
 
 def _set_identity(meta_set: MetaSet, annotation_sha256: Callable[[Location], str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.records.file_kinds import foreign_kind
 from data_prep.remote_files import Location, content, is_file, is_folder, is_remote, joined, name_of, parent
 from vico.errors import UserError
 
@@ -42,7 +43,11 @@ class MetaSet:
 def read_meta(path: Location) -> list[MetaSet]:
     """Return the sets of a meta file in file order. Raises UserError that names file, set and field."""
     try:
-        text = content(path).decode("utf-8-sig")
+        data = content(path)
+        kind = foreign_kind(data[:4096])
+        if kind is not None:
+            raise UserError(f"records path={path} is {kind}")
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(
             f"records path={path} does not exist; give the path of an InternVL meta JSON file"

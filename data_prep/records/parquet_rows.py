@@ -44,7 +44,7 @@ def parquet_rows(source: RecordFile, first: int, count: int, duplicates: Collect
             yield RawRow(number, b"", number in duplicates, partial(picture_in_root, source.root), refused)
             continue
         content, pictures = _as_internvl(row)
-        yield RawRow(number, content, number in duplicates, partial(_picture, pictures, source.root))
+        yield RawRow(number, content, number in duplicates, partial(_picture, pictures, source))
 
 
 def _rows(path: Location, first: int) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
@@ -126,12 +126,12 @@ def _has_content(value: Any) -> bool:
     return any(map(_has_content, value)) if isinstance(value, list) else bool(value)
 
 
-def _picture(pictures: dict[str, bytes], root: Location, name: str) -> bytes:
+def _picture(pictures: dict[str, bytes], source: RecordFile, name: str) -> bytes:
     if name in pictures:
         return pictures[name]
     if name.startswith("picture "):
         raise Rejected("missing_image", f"{name} has neither bytes nor a path")
-    return picture_in_root(root, name)
+    return picture_in_root(source.root, name, follow_links=source.follow_links)
 
 
 def _add_to_digest(digest: "hashlib.blake2b", value: Any) -> None:

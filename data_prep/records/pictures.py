@@ -2,24 +2,36 @@
 
 import errno
 import hashlib
-import io
 import os
 import posixpath
 import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 from PIL import Image, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
-from data_prep.records.jpeg_headers import jpeg_header
-from data_prep.records.rejection import Rejected
+from data_prep.records.file_kinds import foreign_kind
+from data_prep.records.media.jpeg_headers import jpeg_header
+from data_prep.records.media.kinds import unread_format
+from data_prep.records.rejection import Rejected, shown
 from data_prep.remote_files import Location, content, joined
+from vico.picture_files import PICTURE_FORMATS, open_picture
 
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-_OPENED_FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder of Pillow ever gets a record's bytes
-_OTHER_FORMATS = (b"GIF8", b"BM", b"II*\0", b"MM\0*", b"<svg", b"<?xml", b"%PDF")
+_EXTENSIONS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "DIB": "bmp",
+    "TIFF": "tif",
+    "AVIF": "avif",
+}
+_FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 
 
 @dataclass(frozen=True)
@@ -33,35 +45,39 @@ class Picture:
     sha256: bytes
 
 
-def picture_in_root(root: Location, name: str) -> bytes:
-    """Return the bytes of the file `root/name`.
+def picture_in_root(root: Location, name: str, *, follow_links: bool = False) -> bytes:
+    """Return the bytes of the file `root/name`; `name` may be absolute, or a file:// address.
 
     Raises Rejected when the file is missing, not a plain file, not readable, or outside the root; links are
-    followed before that check, so neither `..` nor a link leads out. A remote root whose server fails raises
-    Unreachable.
+    followed before that check, so neither `..` nor a link leads out. With `follow_links` a link may, and the
+    name alone must be inside. A remote root whose server fails raises Unreachable.
     """
+    if name.startswith("file://"):
+        name = unquote(name.removeprefix("file://").removeprefix("localhost"))
+    if name.startswith(("http://", "https://")):
+        raise Rejected("missing_image", f"{shown(name)} is not downloaded; download it, and name the file")
     if not isinstance(root, Path):
         return _remote_picture(root, name)
     try:
-        data = _plain_file(root, name)
-        return _followed_file(root, name) if data is None else data
+        data = _plain_file(root, name, follow_links)
+        return _followed_file(root, name, follow_links) if data is None else data
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: the name has a NUL
-        raise Rejected("missing_image", f"{name} is not in its root") from error
+        raise Rejected("missing_image", f"{shown(name)} is not in its root {root}") from error
     except PermissionError as error:
-        raise Rejected("unreadable_image", f"{name} is not readable") from error
+        raise Rejected("unreadable_image", f"{shown(name)} is not readable") from error
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise Rejected("missing_image", f"{name[:80]} is not a possible file name") from error
+            raise Rejected("missing_image", f"{shown(name)} is not a possible file name") from error
         raise  # a failing disk or server is not the row's fault
 
 
-def _plain_file(root: Path, name: str) -> bytes | None:
+def _plain_file(root: Path, name: str, follow_links: bool) -> bytes | None:
     """Return the bytes of a file that is not a link and whose folder is known, or None for all others.
 
     `_followed_file` looks at every part of the path, which takes about 20 of a sample's 250 µs.
     """
     folder, _, last = name.rpartition("/")
-    real_folder = _folder_inside(root, folder)
+    real_folder = _folder_inside(root, folder, follow_links)
     if real_folder is None or name.startswith("/") or last in ("", ".", ".."):
         return None
     path = f"{real_folder}/{last}"
@@ -77,32 +93,53 @@ def _plain_file(root: Path, name: str) -> bytes | None:
 
 
 @lru_cache(maxsize=4096)
-def _folder_inside(root: Path, folder: str) -> str | None:
+def _folder_inside(root: Path, folder: str, follow_links: bool) -> str | None:
     """Return the real path of the folder `root/folder`, None when it is outside the root."""
-    path, real_root = os.path.realpath(os.path.join(root, folder)), _real_path(root)
-    return path if os.path.commonpath([path, real_root]) == real_root else None
+    path = os.path.join(root, folder)
+    return os.path.realpath(path) if _is_inside(path, root, follow_links) else None
 
 
-def _followed_file(root: Path, name: str) -> bytes:
-    real_root = _real_path(root)
-    path = os.path.realpath(os.path.join(real_root, name))
-    if os.path.commonpath([path, real_root]) != real_root:
-        raise Rejected("path_outside_root", f"{name} leads out of its root")
+def _is_inside(path: str, root: Path, follow_links: bool) -> bool:
+    """Return whether a path is in the root: with `follow_links` by its name, else by where its links lead."""
+    if follow_links:
+        # the root may be given by its own name or by the one its links lead to
+        path = os.path.normpath(path)
+        return any(
+            os.path.commonpath([path, base]) == base for base in (os.path.abspath(root), _real_path(root))
+        )
+    return os.path.commonpath([os.path.realpath(path), _real_path(root)]) == _real_path(root)
+
+
+def _followed_file(root: Path, name: str, follow_links: bool) -> bytes:
+    path = os.path.join(os.path.abspath(root), name)
+    if not _is_inside(path, root, follow_links):
+        raise Rejected("path_outside_root", _outside(root, name, _is_inside(path, root, True)))
+    path = os.path.normpath(path) if follow_links else os.path.realpath(path)
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise Rejected("not_a_file", f"{name} is a folder or a device")
+        raise Rejected("not_a_file", f"{shown(name)} is a folder or a device")
     with open(path, "rb") as file:
         return file.read()
 
 
+def _outside(root: Location, name: str, by_link: bool = False) -> str:
+    where = f"{shown(name)} leads out of its root {root}"
+    if by_link:
+        return (
+            f"{where} by a link; set inputs.records.follow_links: true, or a root that holds what it links to"
+        )
+    return f"{where}; set root to a folder that holds the picture (/ holds all)"
+
+
 def _remote_picture(root: str, name: str) -> bytes:
-    if "://" in name or posixpath.normpath(f"./{name}").startswith("..") or name.startswith("/"):
-        raise Rejected("path_outside_root", f"{name} leads out of its root")
+    inside = name.removeprefix(f"{root.rstrip('/')}/")  # an address below the root
+    if "://" in inside or posixpath.normpath(f"./{inside}").startswith("..") or inside.startswith("/"):
+        raise Rejected("path_outside_root", _outside(root, name))
     try:
-        return content(joined(root, name))
+        return content(joined(root, inside))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Rejected("missing_image", f"{name} is not in its root") from error
+        raise Rejected("missing_image", f"{shown(name)} is not in its root {root}") from error
     except IsADirectoryError as error:
-        raise Rejected("not_a_file", f"{name} is a folder") from error
+        raise Rejected("not_a_file", f"{shown(name)} is a folder") from error
 
 
 @lru_cache(maxsize=64)
@@ -111,7 +148,7 @@ def _real_path(root: Path) -> str:
 
 
 def checked_picture(data: bytes, name: str, *, max_pixels: int, decode: bool) -> Picture:
-    """Return the picture in `data`. Raises Rejected when it is not JPEG, PNG or WebP, too large, or damaged.
+    """Return the picture in `data`. Raises Rejected when its format is not read, it is too large, or damaged.
 
     With `decode` all of its coded data is decoded, without it only the header is read.
     """
@@ -140,11 +177,12 @@ def _decodes_small(data: bytes) -> bool:
 
 def _opened_picture(data: bytes, name: str, max_pixels: int, decode: bool) -> Picture:
     try:
-        with Image.open(io.BytesIO(data), formats=_OPENED_FORMATS) as image:
+        with open_picture(data) as image:
             width, height = image.size
             extension = _EXTENSIONS[str(image.format)]
             if width * height > max_pixels:
-                raise Rejected("too_many_pixels", f"{name} has {width} x {height} pixels, over {max_pixels}")
+                message = f"{shown(name)} has {width} x {height} pixels, over {max_pixels}"
+                raise Rejected("too_many_pixels", message)
             if decode:
                 image.load()
                 if image.mode != "RGB":
@@ -152,11 +190,20 @@ def _opened_picture(data: bytes, name: str, max_pixels: int, decode: bool) -> Pi
     except (Rejected, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise Rejected("too_many_pixels", f"{name} has over {max_pixels} pixels") from error
+        raise Rejected("too_many_pixels", f"{shown(name)} has over {max_pixels} pixels") from error
     except Exception as error:  # decoders raise anything on damaged bytes, even SyntaxError and struct.error
-        if data.startswith(_OTHER_FORMATS) or data[4:8] == b"ftyp":
-            raise Rejected("picture_format", f"{name} is not JPEG, PNG or WebP") from error
-        # Pillow's text about unknown bytes contains a memory address, which must not get into the ledger
-        problem = "not a picture" if isinstance(error, UnidentifiedImageError) else error
-        raise Rejected("undecodable_image", f"{name}: {problem}") from error
+        raise _unopened(data, name, error) from error
     return Picture(data, extension, width, height, hashlib.sha256(data).digest())
+
+
+def _unopened(data: bytes, name: str, error: Exception) -> Rejected:
+    """Return the reason why a picture did not open: another format, another kind of file, or damage."""
+    foreign = foreign_kind(data[:4096])
+    if foreign is not None and not name.endswith(".svgz"):
+        return Rejected("undecodable_image", f"{shown(name)} is {foreign}")
+    format_name = unread_format(data, name, "AVIF" in PICTURE_FORMATS)
+    if format_name is not None:
+        return Rejected("picture_format", f"{shown(name)} is {format_name}, and not {_FORMAT_NAMES}")
+    # Pillow's text about unknown bytes contains a memory address, which must not get into the ledger
+    problem = "not a picture" if isinstance(error, UnidentifiedImageError) else error
+    return Rejected("undecodable_image", f"{shown(name)}: {problem}")

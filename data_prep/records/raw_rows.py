@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from data_prep.records.forms.values import as_text
+from data_prep.records.media.inline import inline_picture
 from data_prep.records.rejection import Rejected
 
 DIGEST_BYTES = 16
@@ -12,7 +14,7 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as the bytes of an InternVL line; `picture_bytes` reads a picture by the name in the row.
+    """One row as the bytes of a JSON line of any form; `picture_bytes` reads a picture by the name in the row.
 
     `refused` is (reason, message) when the reader could not make a line of the row.
     """
@@ -57,7 +59,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would
 def record_id(row: dict[str, Any]) -> str | None:
     """Return the record's own id as text, None if it has none. Ids may repeat."""
     value = row.get("id")
-    return str(value) if isinstance(value, str | int) else None
+    return str(value) if isinstance(value, str | int) else as_text(value) or None
 
 
 def picture_names(row: dict[str, Any]) -> list[str]:
@@ -67,3 +69,12 @@ def picture_names(row: dict[str, Any]) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise Rejected("broken_row", "image is neither a path nor a list of paths")
     return names
+
+
+def picture_data(raw: RawRow, name: str) -> bytes:
+    """Return the bytes of a picture: those in the name itself (base64, data URI), or those of the file it names.
+
+    Raises what the row's own `picture_bytes` raises.
+    """
+    data = inline_picture(name)
+    return raw.picture_bytes(name) if data is None else data

@@ -8,6 +8,11 @@ REASONS: dict[str, str] = {
     "not_an_object": "The line is JSON but not an object.",
     "broken_row": "A field is missing or has the wrong type, or the turns do not alternate human, gpt.",
     "video": "The row has a video; only pictures are supported.",
+    "audio": "The row has a sound; only pictures are supported.",
+    "unread_field": (
+        "A field that changes what is learned is not read: a picture in an unknown field or in an answer, tools, "
+        "a preference, a weight other than 0 and 1, boxes without a place."
+    ),
     "no_answer": "The conversation has no gpt turn, or ends with a question.",
     "empty_answer": "An answer is empty or only white space.",
     "duplicate": "The same line appears earlier in the same set.",
@@ -15,13 +20,16 @@ REASONS: dict[str, str] = {
     "path_outside_root": "The path of a picture leads out of the set's root, directly or through a link.",
     "not_a_file": "The path of a picture is a folder or a device.",
     "unreadable_image": "The permissions of a picture file do not allow reading it.",
-    "picture_format": "A picture is not JPEG, PNG or WebP.",
+    "picture_format": "A picture is not JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.",
     "undecodable_image": "A picture is truncated or damaged.",
     "too_many_pixels": "A picture has more pixels than shard.max_pixels.",
     "image_count": "The conversation has more or fewer <image> marks than the row has pictures.",
     "over_budget": "Text and tiles take more tokens than shard.max_tokens.",
     "straddles_split": "Its pictures are in two splits, or another row has one of them in another split.",
 }
+
+
+_SHOWN_CHARACTERS = 120
 
 
 class LedgerRow(TypedDict):
@@ -41,3 +49,12 @@ class Rejected(Exception):
         assert reason in REASONS, reason
         super().__init__(reason, message)
         self.reason, self.message = reason, message
+
+
+def shown(text: str) -> str:
+    """Return a name or value of a row for a message: on one line, the middle of a long one left out."""
+    line = " ".join(text.split()) if len(text) <= _SHOWN_CHARACTERS else ""
+    if line or not text:
+        return line
+    head, tail = (" ".join(part.split()) for part in (text[:60], text[-20:]))
+    return f"{head}..{tail} ({len(text)} characters)"

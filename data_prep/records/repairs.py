@@ -153,7 +153,11 @@ def repair_block_rows(block: RepairBlock) -> Iterator[RawRow]:
         raw for original in block.original_blocks for raw in block_rows(original) if raw.line in wanted
     )
     source = block.record_set.rows
-    picture_bytes = partial(picture_in_root, source.root) if isinstance(source, RecordFile) else _no_picture
+    picture_bytes = (
+        partial(picture_in_root, source.root, follow_links=source.follow_links)
+        if isinstance(source, RecordFile)
+        else _no_picture
+    )
     for line, content in block.rows:
         if content is None:
             yield next(originals)

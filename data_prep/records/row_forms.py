@@ -1,91 +1,160 @@
-"""Conversion of rows to InternVL's form: `conversations` of {from, value}, `image` as a list of names."""
+"""The normal form of a row: `conversations` of {from, value}, `image` as a list of names.
 
-import json
+Rows of every format pass `normal_row`, which looks at values: it finds turns, speakers, pictures and the system
+message in the forms that people write, and rejects a row with something that is not read. A row in normal form
+stays as it is, so readers may apply it, too.
+"""
+
 from typing import Any
 
+from data_prep.records.forms.named_pictures import picture_list
+from data_prep.records.forms.turns import PICTURE_FIELDS, TURN_FIELDS, Turns, turns_of_row
+from data_prep.records.forms.unread import refuse_unread
+from data_prep.records.forms.values import filled
+from data_prep.records.rejection import Rejected
 from vico.special_tokens import IMAGE_MARK
 
-_SPEAKERS = {"user": "human", "human": "human", "assistant": "gpt", "gpt": "gpt", "system": "system"}
-_CONVERTED_FIELDS = ("messages", "texts", "images", "videos")
+_SYSTEM_FIELDS = ("system", "system_prompt", "system_message", "system_instruction")
+_REPLACED_FIELDS = frozenset((*PICTURE_FIELDS, *TURN_FIELDS, *_SYSTEM_FIELDS))
+# texts that an annotator asked and answered are no names of pictures, also beside turns
+_TEXT_FIELDS = frozenset(("question", "answer", "query", "response"))
+# fields of a row in InternVL's form; one with others is looked at value by value
+_PLAIN_FIELDS = frozenset(
+    "id image conversations width height length kind category group license source origin".split()
+)
+_PLAIN_TURN = frozenset(("from", "value"))
+_PLAIN_SPEAKERS = frozenset(("human", "gpt", "system"))
 
 
-def internvl_line(content: bytes) -> bytes:
-    """Return the line of a ShareGPT row (`messages`, `images`) as the line of an InternVL row.
+def normal_row(row: dict[str, Any], *, mark_first: bool = False) -> dict[str, Any]:
+    """Return the row in normal form; fields that are not read are kept.
 
-    A line that is not a JSON object is returned unchanged, so that the checks can name what is wrong with it.
+    With `mark_first` a row with one picture and no mark gets its mark before the first question, as in
+    InternVL's reader. Raises Rejected for a row that holds something that is not read, or whose fields
+    contradict each other.
     """
-    try:
-        row = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return content
-    if not isinstance(row, dict):
-        return content
-    return json.dumps(internvl_row(row), ensure_ascii=True).encode()
+    normal = row if _is_plain(row) else _converted(row)
+    names = normal.get("image") or []
+    if mark_first and (isinstance(names, str) or len(names) == 1):
+        turns = normal["conversations"]
+        if not any(_marks(turn) for turn in turns):
+            normal = {**normal, "conversations": _with_marks_first(turns, 1)}
+    return normal
 
 
 def internvl_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the row with `conversations` and `image` in InternVL's form; other fields are kept.
+    """Return `normal_row`, or the row itself where that is rejected: the checks reject it again, and say why."""
+    try:
+        return normal_row(row)
+    except Rejected:
+        return row
 
-    Converts `messages` of {role, content} (content may be a list of parts), `texts` of {user, assistant} (the
-    pictures come before the first question), `images` and `videos`. Values of another form are kept for the
-    checks to reject.
+
+def _is_plain(row: dict[str, Any]) -> bool:
+    if not row.keys() <= _PLAIN_FIELDS:
+        return False
+    names, turns = row.get("image"), row.get("conversations")
+    if not (
+        names is None or isinstance(names, str) or (isinstance(names, list) and all(map(_is_text, names)))
+    ):
+        return False
+    return isinstance(turns, list) and all(
+        isinstance(turn, dict)
+        and turn.keys() == _PLAIN_TURN
+        and _is_text(turn["value"])
+        and _is_text(turn["from"])
+        and turn["from"] in _PLAIN_SPEAKERS
+        for turn in turns
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _converted(row: dict[str, Any]) -> dict[str, Any]:
+    listed = _listed_pictures(row)
+    turns = turns_of_row(row)
+    if turns is None:
+        refuse_unread(row, _REPLACED_FIELDS | _TEXT_FIELDS, listed)
+        raise Rejected(
+            "broken_row",
+            "no field holds turns: conversations, messages or texts, or a question and its answer",
+        )
+    names = _pictures_in_order(listed, turns)
+    replaced = _REPLACED_FIELDS.union(turns.fields)
+    refuse_unread(row, replaced | _TEXT_FIELDS, [*names, *_paths(row)])
+    conversations = turns.turns
+    if turns.marks_first and names and not turns.marks:
+        conversations = _with_marks_first(conversations, len(names))
+    return {
+        **{name: value for name, value in row.items() if name not in replaced},
+        "conversations": _with_system(row, conversations),
+        "image": names,
+    }
+
+
+def _listed_pictures(row: dict[str, Any]) -> list[str]:
+    """Return the names in `image` or `images`; both may be given if they agree."""
+    lists = {name: picture_list(row[name], name) for name in PICTURE_FIELDS if row.get(name) is not None}
+    lists = {name: names for name, names in lists.items() if names}
+    if len(lists) == 2 and lists["image"] != lists["images"]:
+        raise Rejected("broken_row", "image and images name different pictures; keep one of them")
+    return next(iter(lists.values()), [])
+
+
+def _paths(row: dict[str, Any]) -> list[str]:
+    """Return the paths that stand beside bytes in `{bytes, path}`."""
+    structs = [row.get(name) for name in PICTURE_FIELDS]
+    elements = [element for value in structs for element in (value if isinstance(value, list) else [value])]
+    paths = (element.get("path") for element in elements if isinstance(element, dict))
+    return [path for path in paths if isinstance(path, str)]
+
+
+def _pictures_in_order(listed: list[str], turns: Turns) -> list[str]:
+    """Return the names of the row's pictures in the order of the marks.
+
+    Parts of turns name all of them or none; their `index` is a place in the row's own list.
     """
-    converted = {name: value for name, value in row.items() if name not in _CONVERTED_FIELDS}
-    if row.get("images") and "image" not in row:
-        images = row["images"]
-        converted["image"] = [_path(image) for image in images] if isinstance(images, list) else images
-    if row.get("videos"):
-        converted["video"] = row["videos"]
-    if "conversations" in row:
-        converted["conversations"] = _turns(row["conversations"])
-    elif "messages" in row:
-        converted["conversations"] = _turns(row["messages"])
-    elif "texts" in row:
-        names = converted.get("image") or []
-        num_pictures = 1 if isinstance(names, str) else len(names)
-        converted["conversations"] = _turns_of_pairs(row["texts"], num_pictures)
-    return converted
+    marks = turns.marks
+    if all(mark is None for mark in marks):
+        return listed
+    if any(mark is None for mark in marks):
+        raise Rejected("image_count", "some marks of pictures name their picture and others do not")
+    if any(isinstance(mark, int) and not 0 <= mark < len(listed) for mark in marks):
+        raise Rejected("image_count", f"the index of a picture is not in images, which has {len(listed)}")
+    names = [listed[mark] if isinstance(mark, int) else str(mark) for mark in marks]
+    if listed and set(listed) != set(names):
+        raise Rejected("broken_row", "image or images and the parts of turns name different pictures")
+    return names
 
 
-def _path(image: Any) -> Any:
-    return image["path"] if isinstance(image, dict) and "path" in image else image
+def _marks(turn: dict[str, Any]) -> int:
+    value = turn.get("value") if isinstance(turn, dict) else None
+    return value.count(IMAGE_MARK) if isinstance(value, str) and turn.get("from") != "gpt" else 0
 
 
-def _turns(turns: Any) -> Any:
-    if not isinstance(turns, list):
-        return turns
-    return [_turn(turn) if isinstance(turn, dict) else turn for turn in turns]
-
-
-def _turn(turn: dict[str, Any]) -> dict[str, Any]:
-    speaker = turn.get("from", turn.get("role"))
-    value = turn.get("value", turn.get("content"))
-    if isinstance(value, list):
-        value = _joined_parts(value)
-    return {"from": _SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker, "value": value}
-
-
-def _joined_parts(parts: list[Any]) -> Any:
-    """Return the text of [{"type": "text", "text"}, {"type": "image"}, ..], or `parts` if one is neither."""
-    texts = []
-    for part in parts:
-        part_type = part.get("type") if isinstance(part, dict) else None
-        if part_type == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif part_type in ("image", "image_url"):
-            texts.append(f"{IMAGE_MARK}\n")
-        else:
-            return parts
-    return "".join(texts)
-
-
-def _turns_of_pairs(pairs: Any, num_pictures: int) -> Any:
-    if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
-        return pairs
-    turns = []
-    for n, pair in enumerate(pairs):
-        question = pair.get("user")
-        if n == 0 and isinstance(question, str) and IMAGE_MARK not in question:
-            question = f"{IMAGE_MARK}\n" * num_pictures + question
-        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": pair.get("assistant")}]
+def _with_marks_first(turns: list[Any], num_marks: int) -> list[Any]:
+    for n, turn in enumerate(turns):
+        if isinstance(turn, dict) and turn.get("from") == "human" and isinstance(turn["value"], str):
+            first = {**turn, "value": f"{IMAGE_MARK}\n" * num_marks + turn["value"]}
+            return [*turns[:n], first, *turns[n + 1 :]]
     return turns
+
+
+def _with_system(row: dict[str, Any], turns: list[Any]) -> list[Any]:
+    """Return the turns after the row's system message, if it has one."""
+    messages = {name: row[name] for name in filled(row, _SYSTEM_FIELDS)}
+    for name, message in messages.items():
+        if not isinstance(message, str):
+            raise Rejected("broken_row", f"{name} is a {type(message).__name__}; it must be text")
+    has_own = bool(turns) and isinstance(turns[0], dict) and turns[0].get("from") == "system"
+    texts = [*messages.values(), *([turns[0].get("value")] if has_own else [])]
+    if any(text != texts[0] for text in texts):
+        held_in = [*messages, *(["the first turn"] if has_own else [])]
+        raise Rejected(
+            "broken_row", f"{' and '.join(held_in)} hold different system messages; keep one of them"
+        )
+    if not messages or has_own:
+        return turns
+    return [{"from": "system", "value": next(iter(messages.values()))}, *turns]

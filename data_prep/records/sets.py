@@ -21,16 +21,25 @@ from data_prep.remote_files import (
 from vico.errors import UserError
 
 _SLUG_LENGTH = 64  # the name of a tar member has 100 bytes: slug, line, picture number, extension
-_SUFFIXES = {"llava": ".json", "sharegpt": ".json", "parquet": ".parquet", "webdataset": ".tar"}
+_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "llava": (".json", ".jsonl", ".ndjson"),
+    "sharegpt": (".json", ".jsonl", ".ndjson"),
+    "parquet": (".parquet",),
+    "webdataset": (".tar",),
+}
 
 
 @dataclass(frozen=True)
 class RecordFile:
-    """The file of a set's rows, and the folder of the pictures that its rows name."""
+    """The file of a set's rows, and the folder of the pictures that its rows name.
+
+    `follow_links`: links in the folder may lead out of it.
+    """
 
     format: Format
     path: Location
     root: Location
+    follow_links: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,8 @@ class RecordSet:
     """One named set of records; `rows` are those of a file, or the demo's.
 
     `slug` is the name as it appears in keys. `repeat` and `max_tiles` (None: the stage's own) hold for every
-    row, `license` and `origin` for rows that state none.
+    row, `license` and `origin` for rows that state none. `mark_first`: one picture without a mark is shown before
+    the first question.
     """
 
     name: str
@@ -49,6 +59,7 @@ class RecordSet:
     heldout: bool = False
     license: str = ""
     origin: str = ""
+    mark_first: bool = False
 
 
 def record_sets(config: RecordsConfig, *, heldout: bool = False) -> list[RecordSet]:
@@ -57,28 +68,47 @@ def record_sets(config: RecordsConfig, *, heldout: bool = False) -> list[RecordS
     Raises UserError when a file or folder that the config or its meta file names is missing or malformed, or
     when two sets would give the same keys.
     """
-    prefix = "heldout-" if heldout else ""
-    if config.format == "demo":
-        return [RecordSet(f"{prefix}demo", f"{prefix}demo", config, heldout=heldout)]
-    sets = [
-        RecordSet(
-            name=prefix + meta_set.name,
-            slug=_slug(prefix + meta_set.name),
-            rows=RecordFile(config.format, meta_set.annotation, meta_set.root),
-            repeat=meta_set.repeat_time,
-            max_tiles=meta_set.max_dynamic_patch,
-            heldout=heldout,
-            license=meta_set.license,
-            origin=meta_set.source,
-        )
-        for meta_set in meta_sets(config)
-    ]
+    sets = [record_set for source in all_sources(config) for record_set in _source_sets(source, heldout)]
     check_slugs(sets)
     return sets
 
 
+def all_sources(config: RecordsConfig) -> tuple[RecordsConfig, ...]:
+    """Return the sources of a list, or the config itself, which is one source."""
+    return config.sources if config.format == "sources" else (config,)
+
+
+def demo_sets(config: RecordsConfig, *, heldout: bool = False) -> dict[str, RecordsConfig]:
+    """Return the sources that are the built-in demo by the names of their sets."""
+    return {_name(source, "demo", heldout): source for source in all_sources(config) if source.format == "demo"}
+
+
+def _source_sets(config: RecordsConfig, heldout: bool) -> list[RecordSet]:
+    if config.format == "demo":
+        name = _name(config, "demo", heldout)
+        return [RecordSet(name, _slug(name), config, config.weight, heldout=heldout)]
+    return [
+        RecordSet(
+            name=_name(config, meta_set.name, heldout),
+            slug=_slug(_name(config, meta_set.name, heldout)),
+            rows=RecordFile(config.format, meta_set.annotation, meta_set.root, config.follow_links),
+            repeat=meta_set.repeat_time * config.weight,
+            max_tiles=meta_set.max_dynamic_patch,
+            heldout=heldout,
+            license=meta_set.license,
+            origin=meta_set.source,
+            mark_first=config.mark_first or config.format == "internvl",
+        )
+        for meta_set in meta_sets(config)
+    ]
+
+
+def _name(config: RecordsConfig, set_name: str, heldout: bool) -> str:
+    return "-".join(part for part in ("heldout" if heldout else "", config.name, set_name) if part)
+
+
 def meta_sets(config: RecordsConfig) -> list[MetaSet]:
-    """Return the sets in the form of an InternVL meta file; other formats have one set per file."""
+    """Return the sets of one source in the form of an InternVL meta file; other formats have one set per file."""
     assert config.path is not None, "the config requires a path for every format but demo"
     path = as_location(config.path)
     if config.format == "internvl":
@@ -112,7 +142,7 @@ def check_slugs(sets: list[RecordSet]) -> None:
         if slug in names:
             raise UserError(
                 f"the set names {names[slug]!r} and {name!r} give the same keys ({slug}-...); "
-                "rename one of them"
+                "rename one of them, or give its source a name"
             )
         names[slug] = name
 

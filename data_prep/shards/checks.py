@@ -6,9 +6,12 @@ A check that fails raises Rejected with one word of `data_prep/records/rejection
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.records.forms.boxes import with_objects
+from data_prep.records.forms.values import as_text
 from data_prep.records.pictures import Picture, checked_picture
-from data_prep.records.raw_rows import RawRow, parsed_row, picture_names, record_id
-from data_prep.records.rejection import Rejected
+from data_prep.records.raw_rows import RawRow, parsed_row, picture_data, picture_names, record_id
+from data_prep.records.rejection import Rejected, shown
+from data_prep.records.row_forms import normal_row
 from vico.prompt import PromptFormat
 from vico.special_tokens import IMAGE_MARK
 from vico.tiling import num_tiles
@@ -19,6 +22,8 @@ _READ_FIELDS = (
     "image",
     "video",
     "videos",
+    "audio",
+    "audios",
     "kind",
     "category",
     "group",
@@ -35,7 +40,7 @@ class RowRules:
     """The limits of a row: tiles, pixels per picture, reference tokens.
 
     `decode`: whether pictures are decoded in full. `system_message` goes before conversations without one;
-    "" adds none.
+    "" adds none. `mark_first`: one picture without a mark is shown before the first question.
     """
 
     max_tiles: int
@@ -43,11 +48,12 @@ class RowRules:
     max_tokens: int
     decode: bool
     system_message: str = ""
+    mark_first: bool = False
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A checked row. `tiles` has the number of each picture's tiles, thumbnail included; a picture's grid has
+    """A checked row. An answer with `"loss": False` is not learned. `tiles` has the number of each picture's tiles, thumbnail included; a picture's grid has
     at most `max_tiles`.
 
     `license` and `origin` (the collection it came from: the row's `origin` or `source`) are empty if the row
@@ -55,7 +61,7 @@ class Sample:
     """
 
     record_id: str | None
-    conversations: list[dict[str, str]]
+    conversations: list[dict[str, Any]]
     pictures: list[Picture]
     kind: str
     group: str
@@ -72,13 +78,9 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
     """Return the sample of a raw row. Raises Rejected from the first check that fails, cheap checks first."""
     if raw.refused is not None:
         raise Rejected(*raw.refused)
-    row = parsed_row(raw.content)
-    if row.get("video") or row.get("videos"):
-        raise Rejected("video", "the row has a video")
+    row = normal_row(parsed_row(raw.content), mark_first=rules.mark_first)
     conversations = _conversations(row)
     names = picture_names(row)
-    kind = (_word(row, "kind") or _word(row, "category"))[:_MAX_FIELD_CHARS]
-    group = _word(row, "group")  # never cut: it decides the split
     _check_answers(conversations)
     _check_marks(conversations, len(names))
     if rules.system_message and conversations[0]["from"] != "system":
@@ -86,9 +88,12 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
     if raw.is_duplicate:
         raise Rejected("duplicate", "the same line appears earlier in this set")
     pictures = [
-        checked_picture(raw.picture_bytes(name), name, max_pixels=rules.max_pixels, decode=rules.decode)
+        checked_picture(picture_data(raw, name), name, max_pixels=rules.max_pixels, decode=rules.decode)
         for name in names
     ]
+    if row.get("objects"):
+        sizes = [(picture.width, picture.height) for picture in pictures]
+        conversations = with_objects(conversations, row["objects"], sizes)
     settings = prompt_format.settings
     tiling = settings.tiling(max(1, rules.max_tiles // max(1, len(pictures))))  # divided as in InternVL
     tiles = [num_tiles(picture.width, picture.height, tiling) for picture in pictures]
@@ -103,10 +108,10 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
         record_id=record_id(row),
         conversations=conversations,
         pictures=pictures,
-        kind=kind or ("image" if pictures else "text"),
-        group=group,
-        license=_plain_text(row.get("license")),
-        origin=_plain_text(row.get("origin") or row.get("source")),
+        kind=_information(row, "kind", "category") or ("image" if pictures else "text"),
+        group=as_text(row.get("group")),  # never cut: it decides the split
+        license=_information(row, "license").strip(),
+        origin=_information(row, "origin", "source").strip(),
         fields=_small_fields(row),
         max_tiles=tiling.max_tiles,
         tiles=tiles,
@@ -115,8 +120,8 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
     )
 
 
-def _conversations(row: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the turns with only `from` and `value`; they must go [system,] human, gpt, human, gpt, ..."""
+def _conversations(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the turns with only `from`, `value` and `loss`; they must go [system,] human, gpt, human, gpt, .."""
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise Rejected("broken_row", "conversations is not a list of turns")
@@ -129,23 +134,20 @@ def _conversations(row: dict[str, Any]) -> list[dict[str, str]]:
     spoken = speakers[1:] if speakers[0] == "system" else speakers
     for n, speaker in enumerate(spoken):
         if speaker != ("human", "gpt")[n % 2]:
-            raise Rejected("broken_row", f"turn {n} is from {speaker!r}; turns go human, gpt, human, gpt")
+            message = f"turn {n} is from {shown(speaker)!r}; turns go human, gpt, human, gpt"
+            raise Rejected("broken_row", message)
     if spoken[-1] != "gpt":
         raise Rejected("no_answer", "the last question has no answer")
-    return [{"from": turn["from"], "value": turn["value"]} for turn in turns]
+    if all(turn.get("loss") is False for turn in turns if turn["from"] == "gpt"):
+        raise Rejected("no_answer", "no answer is learned; each has a loss or weight of 0")
+    return [{name: turn[name] for name in ("from", "value", "loss") if name in turn} for turn in turns]
 
 
-def _word(row: dict[str, Any], field: str) -> str:
-    value = row.get(field)
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise Rejected("broken_row", f"{field} is a {type(value).__name__}; it must be text")
-    return str(value)
-
-
-def _plain_text(value: Any) -> str:
-    return value.strip()[:_MAX_FIELD_CHARS] if isinstance(value, str) else ""
+def _information(row: dict[str, Any], *fields: str) -> str:
+    """Return the first of the fields that has something, as text; no row is lost because of its form."""
+    return next((text for text in (as_text(row.get(field)) for field in fields) if text), "")[
+        :_MAX_FIELD_CHARS
+    ]
 
 
 def _check_answers(conversations: list[dict[str, str]]) -> None:
@@ -156,7 +158,8 @@ def _check_answers(conversations: list[dict[str, str]]) -> None:
 def _check_marks(conversations: list[dict[str, str]], num_pictures: int) -> None:
     marks = sum(turn["value"].count(IMAGE_MARK) for turn in conversations if turn["from"] != "gpt")
     if marks != num_pictures:
-        raise Rejected("image_count", f"{marks} {IMAGE_MARK} marks for {num_pictures} pictures")
+        remedy = "; mark_first: true in inputs.records shows it first" if (marks, num_pictures) == (0, 1) else ""
+        raise Rejected("image_count", f"{marks} {IMAGE_MARK} marks for {num_pictures} pictures{remedy}")
 
 
 def _small_fields(row: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ What is read is compared with the index, so a swapped or damaged shard stops the
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from data_prep.remote_files import as_location
 from data_prep.shards.index import ShardIndex, load_index
 from data_prep.shards.open_shards import OpenShards
 from vico.packing import EncodedSample
+from vico.picture_files import open_picture
 from vico.prompt import PromptFormat
 from vico.tiling import Tiling, pixel_values
 
@@ -132,7 +132,7 @@ class SampleReader:
         images: list[Image.Image] = []
         for n, data in enumerate(pictures):
             try:
-                image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+                image = open_picture(data)
                 image.load()
             except Exception as error:  # with verify=header the shard stage never decoded it
                 raise self._shards.mismatch(index_row, f"picture {n} does not decode ({error})") from error

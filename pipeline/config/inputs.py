@@ -67,10 +67,12 @@ def with_absolute_paths(inputs: Inputs) -> Inputs:
 
 
 def _with_absolute_records(records: RecordsConfig) -> RecordsConfig:
-    if records.path is None:
-        return records
     return records.model_copy(
-        update={"path": _absolute_address(records.path), "root": _absolute_address(records.root)}
+        update={
+            "path": _absolute_address(records.path),
+            "root": _absolute_address(records.root),
+            "sources": tuple(map(_with_absolute_records, records.sources)),
+        }
     )
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from PIL import Image
 from pipeline.serving.limits import Limits, RequestError
 from pipeline.serving.request_body import ImageUrl
 from vico.errors import one_line
+from vico.picture_files import open_picture
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -33,7 +33,7 @@ class Picture:
         """Return the picture as RGB; raise RequestError if only its header is valid."""
         with (
             _picture_errors(self.param),
-            Image.open(io.BytesIO(self.content), formats=PICTURE_FORMATS) as image,
+            open_picture(self.content, PICTURE_FORMATS) as image,
         ):
             return image.convert("RGB")
 
@@ -41,7 +41,7 @@ class Picture:
 def picture_of_url(image_url: ImageUrl, param: str, limits: Limits) -> Picture:
     """Return the picture in a data URL, with its size by the header; nothing is decoded."""
     content = _content(image_url.url, param)
-    with _picture_errors(param), Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
+    with _picture_errors(param), open_picture(content, PICTURE_FORMATS) as image:
         width, height = image.size
     if width * height > limits.picture_pixels:
         message = (

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from cluster.tasks import actor_pool
 from data_prep.draws import chosen_rows
 from data_prep.records.config import RecordsConfig
+from data_prep.records.sets import demo_sets
 from data_prep.shards.index import load_index
 from stages.context import Context
 from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
@@ -56,10 +57,8 @@ def measured_tiles(config: EvaluateConfig, context: Context, samples: pa.Table) 
 
 def demo_sources(records: RecordsConfig | None, heldout: RecordsConfig | None) -> dict[str, RecordsConfig]:
     """Map source names to records configs, for those inputs that are the built-in demo."""
-    configs = {"demo": records, "heldout-demo": heldout}
-    return {
-        name: config for name, config in configs.items() if config is not None and config.format == "demo"
-    }
+    training = {} if records is None else demo_sets(records)
+    return training | ({} if heldout is None else demo_sets(heldout, heldout=True))
 
 
 def feature_aucs(measured: pa.Table, labels: Mapping[TileKey, int], split: str) -> FeatureAucs:

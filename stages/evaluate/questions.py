@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vico.prompt import PromptFormat, Skeleton, Turn
+from vico.prompt import PromptFormat, Skeleton, Turn, is_learned
 from vico.special_tokens import IMAGE_MARK
 
 
@@ -19,8 +19,8 @@ class Question:
 def last_question(
     turns: Sequence[Turn], tiles_per_image: Sequence[int], prompt_format: PromptFormat
 ) -> Question:
-    """Return the last question of a conversation that has an answer."""
-    last = max(n for n, turn in enumerate(turns) if turn["from"] == "gpt")
+    """Return the last question of a conversation that has an answer to learn."""
+    last = max(n for n, turn in enumerate(turns) if is_learned(turn))
     history = turns[:last]
     questions = [turn["value"] for turn in history if turn["from"] == "human"]
     # as `encode` counts them: a system turn may show images too

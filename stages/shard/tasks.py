@@ -70,6 +70,7 @@ def shard_settings(config: ShardConfig, record_set: RecordSet, heldout: bool) ->
         max_tokens=config.max_tokens,
         decode=config.verify == "decode",
         system_message=config.system_message,
+        mark_first=record_set.mark_first,
     )
     test_share = 0.0 if heldout else config.test_share
     return ShardSettings(rules, Shares(config.calib_share, test_share, config.split_seed))

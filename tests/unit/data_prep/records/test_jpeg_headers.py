@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.records.jpeg_headers import jpeg_header
+from data_prep.records.media.jpeg_headers import jpeg_header
 from data_prep.records.pictures import checked_picture
 from data_prep.records.rejection import Rejected
 

@@ -156,7 +156,7 @@ def test_a_system_turn_and_a_byte_order_mark_are_allowed(prompt_format):
 def test_the_header_check_finds_size_and_format_but_not_a_cut(prompt_format):
     cut = picture(3, (300, 300), "JPEG")[:-400]
     assert checked_picture(cut, "cut.jpg", max_pixels=10**6, decode=False).width == 300
-    for data, reason in ((cut, "undecodable_image"), (picture(1, format="TIFF"), "picture_format")):
+    for data, reason in ((cut, "undecodable_image"), (b"8BPS", "picture_format")):
         with pytest.raises(Rejected) as caught:
             checked_picture(data, "a", max_pixels=10**6, decode=True)
         assert caught.value.reason == reason

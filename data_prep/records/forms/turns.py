@@ -1,0 +1,195 @@
+"""The turns of a row in any of the forms that people write, as InternVL's turns of {from, value}.
+
+A turn list is in `conversations`, `messages`, `conversation` or `texts`, possibly as JSON text; or there is one
+question with its answer. A turn may name its pictures itself, in parts of its content or in a field.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from data_prep.records.forms.named_pictures import picture_list
+from data_prep.records.forms.parts import joined_parts
+from data_prep.records.forms.unread import refuse_unread_of_turn
+from data_prep.records.forms.values import as_text, filled, has_content, json_value
+from data_prep.records.rejection import Rejected, shown
+from vico.special_tokens import IMAGE_MARK
+
+TURN_FIELDS = ("conversations", "messages", "conversation", "texts")
+PAIR_FIELDS = (
+    ("query", "response"),
+    ("question", "answer"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "response"),
+)
+PICTURE_FIELDS = ("image", "images")
+_SPEAKERS = {
+    **dict.fromkeys(("human", "user", "prompter"), "human"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "gpt"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+_SPEAKER_FIELDS, _VALUE_FIELDS = ("from", "role", "speaker"), ("value", "content", "text")
+_ASKED, _ANSWERED = ("user", "human", "question", "query"), ("assistant", "gpt", "answer", "response")
+_LEARNED_FIELDS = ("loss", "weight", "train", "loss_scale")
+
+
+@dataclass
+class Turns:
+    """Turns of {from, value[, loss]} and the fields of the row that they come from.
+
+    `marks` has for each mark of a picture the name, or the place in the row's list, that the turn itself gives,
+    or None. `marks_first`: the form has no place for marks, so pictures come before the first question.
+    """
+
+    fields: tuple[str, ...] = ()
+    turns: list[Any] = field(default_factory=list)
+    marks: list[str | int | None] = field(default_factory=list)
+    marks_first: bool = False
+
+
+def turns_of_row(row: dict[str, Any]) -> Turns | None:
+    """Return the turns of a row, or None when no field holds any.
+
+    Raises Rejected when two fields hold different turns, or a turn has something that is not read.
+    """
+    given = [(name, _turns_of_field(row, name)) for name in filled(row, TURN_FIELDS)]
+    if not given:
+        return _turns_of_pair(row)
+    first_name, first = given[0]
+    for name, other in given[1:]:
+        if other.turns != first.turns:
+            raise Rejected("broken_row", f"{first_name} and {name} hold different turns; keep one of them")
+    return replace(first, fields=tuple(name for name, _ in given))
+
+
+def _turns_of_field(row: dict[str, Any], name: str) -> Turns:
+    value = json_value(row[name])
+    if isinstance(value, dict):
+        value = _transposed(value)
+    if not isinstance(value, list):
+        raise Rejected("broken_row", f"{name} is not a list of turns")
+    if all(_is_pair(element) for element in value):
+        return _turns_of_pairs([_pair(element) for element in value])
+    turns = Turns()
+    for number, turn in enumerate(value):
+        _add_turn(turns, turn, number)
+    return turns
+
+
+def _transposed(lists: dict[str, Any]) -> Any:
+    """Return the list of turns of {"from": [..], "value": [..]}, as some libraries write a list of structs."""
+    columns = {name: column for name, column in lists.items() if isinstance(column, list)}
+    if not columns or len({len(column) for column in columns.values()}) > 1:
+        return lists
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _add_turn(turns: Turns, turn: Any, number: int) -> None:
+    if not isinstance(turn, dict):
+        turns.turns.append(turn)
+        return
+    refuse_unread_of_turn(turn, number)
+    speaker = next((turn[name] for name in _SPEAKER_FIELDS if turn.get(name) is not None), None)
+    if isinstance(speaker, str):
+        speaker = _SPEAKERS.get(speaker.lower(), speaker)
+    value = next((turn[name] for name in _VALUE_FIELDS if turn.get(name) is not None), None)
+    marks: list[str | int | None]
+    if isinstance(value, list):
+        value, marks = joined_parts(value, f"turn {number}")
+    else:
+        marks = [None] * value.count(IMAGE_MARK) if isinstance(value, str) else []
+    names = [name for field in PICTURE_FIELDS for name in picture_list(turn.get(field), field)]
+    if names and isinstance(value, str):
+        if not marks:
+            value, marks = f"{IMAGE_MARK}\n" * len(names) + value, [None] * len(names)
+        if len(marks) != len(names) or any(mark is not None for mark in marks):
+            raise Rejected("image_count", f"turn {number}: {len(marks)} marks for {len(names)} pictures")
+        marks = list(names)
+    if speaker == "gpt" and any(mark is not None for mark in marks):
+        raise Rejected("unread_field", f"turn {number} is an answer with a picture; answers are text")
+    turns.turns.append({"from": speaker, "value": value, **_learned(turn, speaker, number)})
+    if speaker != "gpt":
+        turns.marks += marks
+
+
+def _learned(turn: dict[str, Any], speaker: Any, number: int) -> dict[str, bool]:
+    """Return {"loss": False} for an answer that stays in the prompt and is not learned, {} for all others.
+
+    Raises Rejected for a value other than true, false, 1 and 0, and when two fields disagree.
+    """
+    given = {name: turn[name] for name in _LEARNED_FIELDS if turn.get(name) is not None}
+    for name, value in given.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            message = f"turn {number} has {name}={shown(str(value))}; only true, false, 1 and 0 are read"
+            raise Rejected("unread_field", message)
+    if speaker != "gpt":
+        if given.get("train"):
+            raise Rejected("unread_field", f"turn {number} has train=true; only answers are learned")
+        return {}
+    if len({bool(value) for value in given.values()}) > 1:
+        raise Rejected("broken_row", f"turn {number}: {' and '.join(given)} disagree")
+    return {"loss": False} if given and not any(given.values()) else {}
+
+
+def _is_pair(element: Any) -> bool:
+    if isinstance(element, list):
+        return len(element) == 2 and all(isinstance(text, str) for text in element)
+    return (
+        isinstance(element, dict)
+        and bool(filled(element, _ASKED) or filled(element, _ANSWERED))
+        and not (filled(element, _SPEAKER_FIELDS))
+    )
+
+
+def _pair(element: Any) -> tuple[Any, Any]:
+    if isinstance(element, list):
+        return element[0], element[1]
+    asked, answered = filled(element, _ASKED), filled(element, _ANSWERED)
+    return (element[asked[0]] if asked else None), (element[answered[0]] if answered else None)
+
+
+def _turns_of_pairs(pairs: list[tuple[Any, Any]]) -> Turns:
+    turns = Turns(marks_first=True)
+    for question, answer in pairs:
+        _add_turn(turns, {"from": "human", "value": question}, len(turns.turns))
+        _add_turn(turns, {"from": "gpt", "value": answer}, len(turns.turns))
+    return turns
+
+
+def _turns_of_pair(row: dict[str, Any]) -> Turns | None:
+    """Return the turns of one question and its answer, after those of `history`, if there are any."""
+    pairs = [pair for pair in PAIR_FIELDS if all(has_content(row.get(name)) for name in pair)]
+    if not pairs:
+        return None
+    asked, answered = pairs[0]
+    for other in pairs[1:]:
+        if (row[other[0]], row[other[1]]) != (row[asked], row[answered]):
+            names = ", ".join(dict.fromkeys((asked, answered, *other)))
+            raise Rejected("broken_row", f"{names} hold different questions or answers; keep one of each")
+    fields = tuple(dict.fromkeys(name for pair in pairs for name in pair))
+    question, answer = json_value(row[asked]), json_value(row[answered])
+    if isinstance(question, list) and isinstance(answer, list):  # TRL's prompt and completion as turns
+        return replace(_turns_of_field({"turns": [*question, *answer]}, "turns"), fields=fields)
+    history = json_value(row.get("history")) or []
+    if not isinstance(history, list) or not all(map(_is_pair, history)):
+        raise Rejected("broken_row", "history is not a list of [question, answer]")
+    text = "\n".join(_pair_text(part) for part in _question_texts(row, asked))
+    turns = _turns_of_pairs([*map(_pair, history), (text, _pair_text(row[answered]))])
+    return replace(turns, fields=(*fields, "history", "input"))
+
+
+def _question_texts(row: dict[str, Any], asked: str) -> Iterator[Any]:
+    yield row[asked]
+    if asked == "instruction" and has_content(row.get("input")):
+        yield row["input"]  # as in Alpaca's rows
+
+
+def _pair_text(value: Any) -> str:
+    """Return a question or an answer as text; answers such as a count may be numbers."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number and not isinstance(value, str):
+        raise Rejected("broken_row", f"a question or an answer is a {type(value).__name__}; it must be text")
+    return as_text(value)

@@ -1,0 +1,44 @@
+"""Values of rows as people write them: JSON in a text, structs of nulls, numbers where a text is expected."""
+
+import json
+from typing import Any
+
+
+def has_content(value: Any) -> bool:
+    """Return whether a value is more than nulls and empty texts, lists and objects, also if it is JSON text.
+
+    Some writers write a struct of nulls for a missing value.
+    """
+    if isinstance(value, dict):
+        return any(map(has_content, value.values()))
+    if isinstance(value, list):
+        return any(map(has_content, value))
+    if isinstance(value, str):
+        return value.strip() not in ("", "[]", "{}", "null", "None")
+    return value is not None and value is not False
+
+
+def json_value(value: Any) -> Any:
+    """Return the list or object that a text spells as JSON; anything else unchanged."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def as_text(value: Any) -> str:
+    """Return a value as text: a list as its elements with commas, an object as JSON, null as nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(element, str | int | float) for element in value):
+        return ", ".join(map(as_text, value))
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def filled(row: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+    """Return those of the fields that have content, in the order of `names`."""
+    return [name for name in names if has_content(row.get(name))]

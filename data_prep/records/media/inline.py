@@ -1,0 +1,49 @@
+"""Pictures that a row holds as text: a data URI, or plain base64."""
+
+import base64
+import binascii
+import re
+from urllib.parse import unquote_to_bytes
+
+from data_prep.records.media.kinds import media_of_bytes
+from data_prep.records.rejection import Rejected, shown
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
+_FEWEST_CHARACTERS = 64  # shorter texts are names
+_LONGEST_PATH = 4096
+_HEAD_CHARACTERS = 64
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def inline_picture(name: str) -> bytes | None:
+    """Return the bytes of a data URI or of base64, or None if `name` is the name of a file.
+
+    Raises Rejected when the text is cut or has other characters.
+    """
+    if name.startswith("data:"):
+        head, comma, text = name.partition(",")
+        if not comma:
+            raise Rejected("undecodable_image", f"{shown(name)} is a data URI without data")
+        return _decoded(text, name) if head.endswith(";base64") else unquote_to_bytes(text)
+    return _decoded(name, name) if is_base64(name) else None
+
+
+def is_base64(text: str) -> bool:
+    """Return whether a text is base64 of a picture or other media, or base64 too long for a path."""
+    if len(text) < _FEWEST_CHARACTERS or "." in text[:_LONGEST_PATH]:
+        return False
+    head = "".join(text[: 2 * _HEAD_CHARACTERS].split())[:_HEAD_CHARACTERS].translate(_URL_SAFE)
+    try:
+        head = head[: len(head) // 4 * 4]
+        starts_as_media = media_of_bytes(base64.b64decode(head, validate=True)) is not None
+    except (binascii.Error, ValueError):
+        return False
+    return starts_as_media or (len(text) > _LONGEST_PATH and _BASE64.fullmatch(text) is not None)
+
+
+def _decoded(text: str, name: str) -> bytes:
+    plain = "".join(text.split()).rstrip("=").translate(_URL_SAFE)
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Rejected("undecodable_image", f"{shown(name)} is not valid base64") from error

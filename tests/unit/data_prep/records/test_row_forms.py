@@ -1,0 +1,260 @@
+"""Rows in the forms that people write: what is read, and what is refused because it would be left out."""
+
+import json
+
+import pytest
+
+from data_prep.records.forms.unread import attached_values
+from data_prep.records.raw_rows import RawRow
+from data_prep.records.rejection import Rejected
+from data_prep.records.row_forms import internvl_row, normal_row
+from data_prep.shards.checks import Sample, checked_sample
+from tests.record_files import picture
+from tests.record_samples import RULES
+
+ASKED, MARKED, ANSWERED = "what?", "<image>\nwhat?", "this"
+TURNS = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": ANSWERED}]
+SHOWN = [{"from": "human", "value": MARKED}, {"from": "gpt", "value": ANSWERED}]
+MESSAGES = [{"role": "user", "content": MARKED}, {"role": "assistant", "content": ANSWERED}]
+PICTURE = {"bytes": None, "path": "a.png"}
+
+
+def parts(*content: object) -> dict:
+    return {"messages": [{"role": "user", "content": list(content)}, MESSAGES[1]]}
+
+
+def sample_of(row: dict, prompt_format, **pictures: bytes) -> Sample:
+    return checked_sample(RawRow(0, json.dumps(row).encode(), False, pictures.__getitem__), RULES, prompt_format)
+
+
+TEXT = {"type": "text", "text": ASKED}
+READ = {
+    "images beside image null": {"image": None, "images": ["a.png"], "conversations": SHOWN},
+    "images as one path": {"images": "a.png", "conversations": SHOWN},
+    "image and images alike": {"image": "a.png", "images": ["a.png"], "messages": MESSAGES},
+    "images as JSON text": {"images": '["a.png"]', "conversations": json.dumps(SHOWN)},
+    "struct": {"image": PICTURE, "conversations": SHOWN},
+    "list of structs": {"images": [PICTURE], "conversations": SHOWN},
+    "roles of messages in conversations": {"images": ["a.png"], "conversations": MESSAGES},
+    "turns as columns": {
+        "images": ["a.png"],
+        "conversations": {"from": ["human", "gpt"], "value": [MARKED, ANSWERED]},
+    },
+    "other speakers": {
+        "image": "a.png",
+        "messages": [{"role": "User", "content": MARKED}, {"role": "model", "content": ANSWERED}],
+    },
+    "part without a name": {**parts({"type": "image"}, TEXT), "images": ["a.png"]},
+    "part with a place": {**parts({"type": "image", "index": 0}, TEXT), "images": ["a.png"]},
+    "part image": parts({"type": "image", "image": "a.png"}, TEXT),
+    "part path": parts({"type": "image", "path": "a.png"}, TEXT),
+    "part url": parts({"type": "image", "url": "a.png"}, TEXT),
+    "part image_url": parts({"type": "image_url", "image_url": {"url": "a.png"}}, TEXT),
+    "part image_url as text": parts({"type": "image_url", "image_url": "a.png"}, TEXT),
+    "part input_image": parts({"type": "input_image", "image_url": "a.png"}, {"type": "input_text", "text": ASKED}),
+    "part source": parts({"type": "image", "source": {"type": "base64", "data": "a.png"}}, TEXT),
+    "part without a type": parts({"image": "a.png"}, {"text": ASKED}),
+    "parts of one parquet type": parts(
+        {"type": "image", "text": None, "image": PICTURE}, {**TEXT, "image": {"bytes": None, "path": None}}
+    ),
+    "parts in value": {
+        "conversations": [
+            {"from": "human", "value": [{"type": "image", "value": "a.png"}, {"type": "text", "value": ASKED}]},
+            {"from": "gpt", "value": [{"type": "text", "value": ANSWERED}]},
+        ]
+    },
+    "picture of a turn": {"messages": [{"role": "user", "content": ASKED, "images": ["a.png"]}, MESSAGES[1]]},
+    "texts": {"images": ["a.png"], "texts": [{"user": ASKED, "assistant": ANSWERED}]},
+    "pairs of human and assistant": {"images": "a.png", "conversation": [{"human": ASKED, "assistant": ANSWERED}]},
+    "query and response": {"images": ["a.png"], "query": ASKED, "response": ANSWERED},
+    "query with a mark": {"images": ["a.png"], "query": MARKED, "response": ANSWERED},
+    "question and answer": {"image": "a.png", "question": ASKED, "answer": ANSWERED},
+    "instruction and output": {"image": "a.png", "instruction": ASKED, "input": "", "output": ANSWERED},
+    "prompt and completion": {"image": "a.png", "prompt": [MESSAGES[0]], "completion": [MESSAGES[1]]},
+}
+
+
+@pytest.mark.parametrize("form", READ)
+def test_every_form_of_a_row_gives_the_same_turns_and_pictures(form):
+    row = normal_row(READ[form])
+    assert (row["conversations"], row["image"]) == (SHOWN, ["a.png"])
+    assert normal_row(row) == row == internvl_row(READ[form])
+
+
+def test_pictures_of_parts_go_in_the_order_of_the_parts():
+    content = [{"type": "image", "index": 1}, TEXT, {"type": "image", "index": 0}]
+    row = normal_row({**parts(*content), "images": ["a.png", "b.png"]})
+    assert row["image"] == ["b.png", "a.png"]
+    first, second = parts({"type": "image", "image": "b.png"}, TEXT)["messages"]
+    more = [first, second, {"role": "user", "content": [{"type": "image", "image": "a.png"}, TEXT]}, second]
+    assert normal_row({"messages": more})["image"] == ["b.png", "a.png"]
+
+
+def test_a_history_comes_before_the_question_and_pictures_before_all():
+    row = normal_row({"images": ["a.png"], "history": [["one", "1"]], "query": "two", "response": 2})
+    assert [turn["value"] for turn in row["conversations"]] == ["<image>\none", "1", "two", "2"]
+
+
+TRAINED = {"conversations": TURNS}
+REFUSED = {
+    "other field": ({**TRAINED, "thumbnail": "x/a.JPG"}, "unread_field", "thumbnail"),
+    "second picture": ({"image": "a.png", "image_2": "b.png", "conversations": SHOWN}, "unread_field", "image_2"),
+    "struct elsewhere": ({**TRAINED, "picture": {"bytes": None, "path": "a.jfif"}}, "unread_field", "picture"),
+    "list elsewhere": ({**TRAINED, "photos": ["my photo.heic"]}, "unread_field", "photos"),
+    "data URI elsewhere": ({**TRAINED, "shot": "data:image/png;base64,iVBO"}, "unread_field", "shot"),
+    "address elsewhere": ({**TRAINED, "link": "https://x.org/a.png?w=3"}, "unread_field", "link"),
+    "field of a turn": ({"conversations": [{**TURNS[0], "photo": "a.png"}, TURNS[1]]}, "unread_field", "photo"),
+    "different lists": ({"image": "a", "images": ["b"], "conversations": SHOWN}, "broken_row", "image and images"),
+    "part and list": (
+        {**parts({"type": "image", "image": "a.png"}, TEXT), "images": ["b.png"]},
+        "broken_row",
+        "different pictures",
+    ),
+    "part that names nothing": (
+        parts({"type": "image", "image": "a.png"}, {"type": "image"}, TEXT),
+        "image_count",
+        "some marks",
+    ),
+    "part beyond the list": ({**parts({"type": "image", "index": 3}), "images": ["a"]}, "image_count", "index"),
+    "picture in an answer": (
+        {"messages": [MESSAGES[0], {"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}]},
+        "unread_field",
+        "answer with a picture",
+    ),
+    "struct of nulls": ({"image": {"bytes": None, "path": None}, "conversations": SHOWN}, "missing_image", "image"),
+    "audio": ({**TRAINED, "audios": ["x.wav"]}, "audio", "audios"),
+    "audio by name": ({**TRAINED, "clip": "x.mp3"}, "audio", "clip"),
+    "audio by samples": ({**TRAINED, "clip": {"array": [0.1], "sampling_rate": 8000}}, "audio", "clip"),
+    "audio part": (parts({"type": "input_audio", "input_audio": {"data": "x"}}, TEXT), "audio", "turn 0"),
+    "video": ({**TRAINED, "videos": ["x.mp4"]}, "video", "videos"),
+    "video part": (parts({"type": "video_url", "video_url": {"url": "x"}}), "video", "turn 0"),
+    "other part": (parts({"type": "tool_use", "input": {}}, TEXT), "unread_field", "tool_use"),
+    "tools": ({**TRAINED, "tools": [{"type": "function"}]}, "unread_field", "tools"),
+    "tools as text": ({**TRAINED, "tools": '[{"name": "zoom"}]'}, "unread_field", "tools"),
+    "tool call": (
+        {"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": [{"type": "function"}]}]},
+        "unread_field",
+        "tool_calls",
+    ),
+    "turn of a tool": ({"messages": [*MESSAGES, {"role": "tool", "content": "7"}]}, "unread_field", "'tool'"),
+    "thoughts": (
+        {"messages": [MESSAGES[0], {**MESSAGES[1], "reasoning_content": "hm"}]},
+        "unread_field",
+        "reasoning_content",
+    ),
+    "preference": ({**TRAINED, "rejected_response": "no"}, "unread_field", "rejected_response"),
+    "preference pair": ({"prompt": ASKED, "chosen": "a", "rejected": "b"}, "unread_field", "chosen"),
+    "answer to avoid": ({**TRAINED, "label": False}, "unread_field", "label"),
+    "weight of a row": ({**TRAINED, "weight": 0.5}, "unread_field", "weight=0.5"),
+    "weight of a turn": ({"conversations": [TURNS[0], {**TURNS[1], "weight": 0.5}]}, "unread_field", "weight=0.5"),
+    "learned question": ({"conversations": [{**TURNS[0], "train": True}, TURNS[1]]}, "unread_field", "train"),
+    "contradiction": (
+        {"conversations": [TURNS[0], {**TURNS[1], "loss": True, "weight": 0}]},
+        "broken_row",
+        "disagree",
+    ),
+    "two conversations": (
+        {"conversations": TURNS, "messages": [MESSAGES[0], {"role": "assistant", "content": "that"}]},
+        "broken_row",
+        "different turns",
+    ),
+    "two questions": (
+        {"query": "a", "response": "b", "question": "c", "answer": "d"},
+        "broken_row",
+        "different questions",
+    ),
+    "two system messages": ({**TRAINED, "system": "a", "system_prompt": "b"}, "broken_row", "system messages"),
+    "system that is no text": ({**TRAINED, "system": {"a": 1}}, "broken_row", "system is a dict"),
+    "no turns": ({"id": 5}, "broken_row", "no field holds turns"),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_what_is_not_read_rejects_the_row_and_names_the_field(form, prompt_format):
+    row, reason, words = REFUSED[form]
+    with pytest.raises(Rejected, match=words) as caught:
+        sample_of(row, prompt_format)
+    assert caught.value.reason == reason and "\n" not in caught.value.message and len(caught.value.message) < 300
+    assert internvl_row(row) is row, "a reader leaves it to the checks"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"video": None, "audio": [], "tools": "[]", "functions": [], "rejected": None, "videos": {"path": None}},
+        {"url": "https://x.org/a.png", "id": "a.png", "group": "b.png", "source": "c.png"},
+        {"file_name": "x/a.png", "caption": "a text about b.png", "embedding": [0.1] * 100},
+        {"objects": {"ref": ["cup"], "bbox": [[1, 2, 3, 4]]}, "answer": "b.png", "weight": 1, "label": True},
+    ],
+)
+def test_information_rejects_no_row(fields, prompt_format):
+    sample = sample_of({"image": "a.png", "conversations": SHOWN, **fields}, prompt_format, **{"a.png": picture(1)})
+    assert sample.conversations == SHOWN
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
+def test_the_system_message_of_a_row_is_its_first_turn(name, prompt_format):
+    system = {"from": "system", "value": "Be brief."}
+    assert sample_of({**TRAINED, name: "Be brief."}, prompt_format).conversations == [system, *TURNS]
+    both = {"conversations": [system, *TURNS], name: "Be brief."}
+    assert sample_of(both, prompt_format).conversations == [system, *TURNS]
+    assert sample_of({**TRAINED, name: None}, prompt_format).conversations == TURNS
+    developer = {"messages": [{"role": "developer", "content": "Be brief."}, *MESSAGES]}
+    assert normal_row({"image": "a", **developer})["conversations"][0] == system
+
+
+@pytest.mark.parametrize("field, value", [("loss", False), ("weight", 0), ("weight", 0.0), ("train", False)])
+def test_an_answer_that_is_not_learned_stays_in_the_prompt(field, value, prompt_format):
+    second = [{"from": "human", "value": "and?"}, {"from": "gpt", "value": "more words"}]
+    learned = sample_of({"conversations": [*TURNS, *second]}, prompt_format)
+    sample = sample_of({"conversations": [TURNS[0], {**TURNS[1], field: value}, *second]}, prompt_format)
+    assert sample.conversations == [TURNS[0], {**TURNS[1], "loss": False}, *second]
+    both = prompt_format.encode(learned.conversations, [])
+    last = prompt_format.encode(sample.conversations, [])
+    alone = prompt_format.encode([TURNS[0], {**TURNS[1], "loss": False}, *second][2:], [])
+    assert last.ids.tolist() == both.ids.tolist() and sample.text_tokens == learned.text_tokens
+    assert last.num_answer_tokens == alone.num_answer_tokens == sample.answer_tokens < learned.answer_tokens
+    assert last.ids[last.answer].tolist() == alone.ids[alone.answer].tolist()
+    with pytest.raises(Rejected, match="no answer is learned"):
+        sample_of({"conversations": [TURNS[0], {**TURNS[1], field: value}]}, prompt_format)
+
+
+@pytest.mark.parametrize("given", [True, 1, 1.0, None])
+def test_a_weight_of_one_changes_nothing(given):
+    row = {"conversations": [{**TURNS[0], "weight": given}, {**TURNS[1], "loss": given}]}
+    assert normal_row(row)["conversations"] == TURNS
+
+
+def test_a_mark_goes_before_the_first_question_of_one_picture_only():
+    system = {"from": "system", "value": "s"}
+    assert normal_row({"image": "a", "conversations": TURNS}, mark_first=True)["conversations"] == SHOWN
+    both = normal_row({"images": ["a"], "conversations": [system, *TURNS]}, mark_first=True)
+    assert both["conversations"] == [system, *SHOWN]
+    assert normal_row({"image": ["a", "b"], "conversations": TURNS}, mark_first=True)["conversations"] == TURNS
+    assert normal_row({"conversations": TURNS}, mark_first=True)["conversations"] == TURNS
+    later = [*TURNS, *SHOWN]
+    assert normal_row({"image": "a", "conversations": later}, mark_first=True)["conversations"] == later
+    assert normal_row({"image": "a", "conversations": TURNS})["conversations"] == TURNS
+
+
+def test_bytes_of_a_row_get_names_that_say_what_they_look_like():
+    pictures: dict[str, bytes] = {}
+    values = {"image": {"bytes": picture(1), "path": "a.png"}, "thumb": picture(2), "vector": b"\0\1", "n": [b"ID3x"]}
+    row = attached_values(values, pictures)
+    assert list(pictures.values()) == [picture(1), picture(2), b"\0\1", b"ID3x"]
+    assert normal_row({"image": row["image"], "vector": row["vector"], "conversations": SHOWN})["image"] == [
+        "attached:0.picture"
+    ]
+    with pytest.raises(Rejected, match="thumb looks like a picture"):
+        normal_row({"image": row["image"], "thumb": row["thumb"], "conversations": SHOWN})
+    with pytest.raises(Rejected, match="n looks like audio"):
+        normal_row({"n": row["n"], **TRAINED})
+
+
+def test_information_in_other_forms_becomes_text(prompt_format):
+    fields = {"category": ["sign", 2], "license": ["MIT", "CC0"], "source": {"name": "web"}, "group": 1.5, "id": 2.5}
+    sample = sample_of({**TRAINED, **fields}, prompt_format)
+    assert (sample.kind, sample.license, sample.origin) == ("sign, 2", "MIT, CC0", '{"name": "web"}')
+    assert (sample.group, sample.record_id) == ("1.5", "2.5")
+    assert sample_of({**TRAINED, "kind": 1.5}, prompt_format).kind == "1.5"
+    assert sample_of({**TRAINED, "group": ["a", {"b": 1}]}, prompt_format).group == '["a", {"b": 1}]'
