@@ -5,8 +5,9 @@ its block from there. The modules of the formats know what a row looks like.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from data_prep.records.text_rows import text_digests, text_rows
 from vico.errors import UserError
 
 _LINES_PER_TICK = 20_000
+NOT_REPAIRED: Mapping[int, bytes] = MappingProxyType({})
 _NUM_PROBED_BLOCKS, _NUM_PROBED_ROWS = 8, 8
 
 
@@ -26,9 +28,9 @@ _NUM_PROBED_BLOCKS, _NUM_PROBED_ROWS = 8, 8
 class Block:
     """Consecutive rows of one set, the content of shard `number`.
 
-    Lines count from 0 in their set. `offset` is where the first of them starts: a byte, or a row number in a
-    parquet file (0 for the demo). `duplicates` are the lines of the block whose content is also on an earlier
-    line of the set.
+    Lines count from 0 in their set. `offset` is where the first of them starts: a byte (of the uncompressed
+    tar), or a row number in a parquet file (0 for the demo). `duplicates` are the lines of the block whose
+    content is also on an earlier line of the set.
     """
 
     number: int
@@ -56,30 +58,33 @@ def record_blocks(
     return blocks
 
 
-def block_rows(block: Block) -> Iterator[RawRow]:
-    """Yield the rows of a block, one at a time. Raises UserError when its file has fewer rows than before."""
+def block_rows(block: Block, repaired: Mapping[int, bytes] = NOT_REPAIRED) -> Iterator[RawRow]:
+    """Yield the rows of a block, one at a time. Raises UserError when its file has fewer rows than before.
+
+    Rows of a tar or parquet file get the lines in `repaired` instead of their own and keep their pictures.
+    """
     source = block.record_set.rows
     if isinstance(source, RecordsConfig):
         yield from _demo_rows(block, source)
         return
     num_rows = 0
-    for row in _file_rows(block, source):
+    for row in _file_rows(block, source, repaired):
         num_rows += 1
         yield row
     if num_rows != block.num_lines:
         raise UserError(f"{source.path} became shorter during sharding; do not change it, and run again")
 
 
-def _file_rows(block: Block, source: RecordFile) -> Iterator[RawRow]:
+def _file_rows(block: Block, source: RecordFile, repaired: Mapping[int, bytes]) -> Iterator[RawRow]:
     first, count, duplicates = block.first_line, block.num_lines, frozenset(block.duplicates)
     if source.format == "parquet":
-        from data_prep.records.parquet_rows import parquet_rows
+        from data_prep.records.containers.parquet_rows import parquet_rows
 
-        return parquet_rows(source, first, count, duplicates)
+        return parquet_rows(source, first, count, duplicates, repaired)
     if source.format == "webdataset":
-        from data_prep.records.tar_rows import tar_rows
+        from data_prep.records.containers.tar_rows import tar_rows
 
-        return tar_rows(source.path, block.offset, first, count, duplicates)
+        return tar_rows(source, block.offset, first, count, duplicates, repaired)
     return text_rows(source, block.offset, first, count, duplicates)
 
 
@@ -133,13 +138,13 @@ def _file_blocks(
 def _digests(source: RecordFile) -> Iterator[tuple[int, bytes]]:
     """Return (start, digest of the content) of every row; what a start is, `Block.offset` says."""
     if source.format == "parquet":
-        from data_prep.records.parquet_rows import parquet_digests
+        from data_prep.records.containers.parquet_rows import parquet_digests
 
         return parquet_digests(source.path)
     if source.format == "webdataset":
-        from data_prep.records.tar_rows import tar_digests
+        from data_prep.records.containers.tar_samples import sample_digests
 
-        return tar_digests(source.path)
+        return sample_digests(source.path)
     return text_digests(source)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from data_prep.records.blocks import Block, block_rows
 from data_prep.records.pictures import picture_in_root
 from data_prep.records.raw_rows import DIGEST_BYTES, RawRow
 from data_prep.records.rejection import LedgerRow, Rejected
-from data_prep.records.row_forms import internvl_row
+from data_prep.records.row_forms import internvl_line
 from data_prep.records.sets import RecordFile, RecordSet
 from vico.errors import UserError
 
@@ -44,8 +44,9 @@ class RowAddress(NamedTuple):
 class RepairBlock(Block):
     """Rows of one set that are checked again, the content of one new shard.
 
-    `rows` are (line, content) in line order; content None means the original line, which is in one of
-    `original_blocks`. `duplicates` are lines whose repaired row appears earlier in the file.
+    `rows` are (line, content) in line order; content None means the original line. `original_blocks` have
+    the rows that are read again: those without content, and all rows of a tar or parquet file, for their
+    pictures. `duplicates` are lines whose repaired row appears earlier in the file.
     """
 
     rows: tuple[tuple[int, bytes | None], ...] = ()
@@ -53,7 +54,7 @@ class RepairBlock(Block):
 
 
 def repaired_rows(path: Path, quarantined: set[RowAddress]) -> dict[RowAddress, bytes | None]:
-    """Return the repaired content of each row in the file, in file order, as the bytes of an InternVL line.
+    """Return the repaired content of each row in the file, in file order, as the bytes of a line.
 
     None means the original line. Raises UserError when a row is not in quarantine or is repeated, or when the
     file has no rows.
@@ -89,7 +90,7 @@ def _repair(line: bytes, where: str) -> tuple[RowAddress, bytes | None]:
     row = repair["row"]
     if not isinstance(row, dict):
         raise UserError(f"{where}: row={str(row)[:60]!r} is not an object; give the corrected row")
-    return RowAddress(source, number), json.dumps(internvl_row(row)).encode()
+    return RowAddress(source, number), json.dumps(row).encode()
 
 
 def repair_blocks(
@@ -111,7 +112,7 @@ def repair_blocks(
         for start in range(0, len(lines), samples_per_shard):
             chosen = lines[start : start + samples_per_shard]
             rows = tuple((line, repairs[RowAddress(name, line)]) for line in chosen)
-            originals = [line for line, content in rows if content is None]
+            originals = [line for line, content in rows if content is None or holds_pictures(record_set)]
             again.append(
                 RepairBlock(
                     number=first_number + len(again),
@@ -146,11 +147,22 @@ def _has_any(block: Block, lines: list[int]) -> bool:
     return any(block.first_line <= line < block.first_line + block.num_lines for line in lines)
 
 
+def holds_pictures(record_set: RecordSet) -> bool:
+    """Return whether the pictures of a set are in the file of its rows."""
+    return isinstance(record_set.rows, RecordFile) and record_set.rows.format in ("parquet", "webdataset")
+
+
 def repair_block_rows(block: RepairBlock) -> Iterator[RawRow]:
     """Yield the rows of the block in line order, reading one original block at a time."""
-    wanted = {line for line, content in block.rows if content is None}
+    contents = {line: content for line, content in block.rows if content is not None}
+    read_again = {line for line, _ in block.rows} - (
+        set() if holds_pictures(block.record_set) else set(contents)
+    )
     originals = (
-        raw for original in block.original_blocks for raw in block_rows(original) if raw.line in wanted
+        raw
+        for original in block.original_blocks
+        for raw in block_rows(original, contents)
+        if raw.line in read_again
     )
     source = block.record_set.rows
     picture_bytes = (
@@ -159,10 +171,12 @@ def repair_block_rows(block: RepairBlock) -> Iterator[RawRow]:
         else _no_picture
     )
     for line, content in block.rows:
-        if content is None:
-            yield next(originals)
-        else:
-            yield RawRow(line, content, line in block.duplicates, picture_bytes)
+        raw = (
+            next(originals)
+            if line in read_again
+            else RawRow(line, internvl_line(contents[line]), False, picture_bytes)
+        )
+        yield raw if content is None else replace(raw, is_duplicate=line in block.duplicates)
 
 
 def _no_picture(name: str) -> bytes:

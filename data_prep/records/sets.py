@@ -25,7 +25,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "llava": (".json", ".jsonl", ".ndjson"),
     "sharegpt": (".json", ".jsonl", ".ndjson"),
     "parquet": (".parquet",),
-    "webdataset": (".tar",),
+    "webdataset": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
 }
 
 
@@ -110,10 +110,10 @@ def _name(config: RecordsConfig, set_name: str, heldout: bool) -> str:
 def meta_sets(config: RecordsConfig) -> list[MetaSet]:
     """Return the sets of one source in the form of an InternVL meta file; other formats have one set per file."""
     assert config.path is not None, "the config requires a path for every format but demo"
-    path = as_location(config.path)
     if config.format == "internvl":
-        return read_meta(path)
-    files = matching_files(path, _SUFFIXES[config.format])
+        return read_meta(as_location(config.path))
+    suffixes = _SUFFIXES[config.format]
+    files = [file for path in _shard_paths(config.path) for file in matching_files(path, suffixes)]
     for file in files:
         if not is_file(file):
             raise UserError(f"records path={file} is not a file; give a file, a folder or a pattern")
@@ -122,7 +122,7 @@ def meta_sets(config: RecordsConfig) -> list[MetaSet]:
         raise UserError(f"records root={root} is not a folder; give the folder of the pictures")
     return [
         MetaSet(
-            name=PurePosixPath(name_of(file)).stem,
+            name=_set_name(file),
             root=parent(file) if root is None else root,
             annotation=file,
             repeat_time=1.0,
@@ -132,6 +132,21 @@ def meta_sets(config: RecordsConfig) -> list[MetaSet]:
         )
         for file in files
     ]
+
+
+def _shard_paths(path: str) -> list[Location]:
+    """Return the paths that a pattern such as `shards/{000..012}.tar` stands for, as webdataset reads it."""
+    location = as_location(path)
+    if "{" not in path or is_file(location) or is_folder(location):
+        return [location]
+    from data_prep.records.containers.tar_samples import shard_paths  # webdataset imports torch
+
+    return [as_location(shard) for shard in shard_paths(path)]
+
+
+def _set_name(file: Location) -> str:
+    """Return the file's name without its last extension, and without `.tar` before `.gz` and its like."""
+    return PurePosixPath(name_of(file)).stem.removesuffix(".tar")
 
 
 def check_slugs(sets: list[RecordSet]) -> None:

@@ -1,6 +1,7 @@
 """Reading of samples from the shards by byte offset, ready to pack; every stage that runs the model uses it.
 
-What is read is compared with the index, so a swapped or damaged shard stops the run with its name.
+What is read is compared with the index, so a swapped or damaged shard stops the run with its name. webdataset
+reads a tar from its start only; `benchmarks/loading.py` (`loading_vs_webdataset`) compares the two.
 """
 
 import hashlib

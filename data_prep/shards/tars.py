@@ -1,7 +1,8 @@
 """Writing of shards as plain WebDataset tars; `data_prep/shards/reader.py` reads them by byte offset.
 
 Headers are made here from one that `tarfile` writes: webdataset's TarWriter would take a quarter of the time
-to shard a sample. The tests compare the bytes with those of TarWriter.
+to shard a sample (`benchmarks/sharding.py`, `sharding_vs_shardwriter`). The tests compare the bytes with
+those of TarWriter.
 """
 
 import hashlib

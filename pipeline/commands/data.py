@@ -1,7 +1,7 @@
 """Commands for records: write a first pipeline file; check, build and repair shards."""
 
-import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,32 +126,34 @@ def retry(
 
     A line of ROWS is {"source", "line", "row"}; without "row" the original line is checked again.
     """
+    from pipeline.commands.repaired_rows import NOTHING_REPAIRED, nothing_repaired, outcome, retry_files
     from pipeline.config.graph import pipeline_graph
     from pipeline.config.pipeline_file import load_config
-    from pipeline.planning.request import RunRequest
     from pipeline.progress import Display
-    from pipeline.running.runner import run_pipeline
     from vico.errors import UserError
 
-    repaired = load_config(config, pipeline_graph(), overrides or ()).inputs.repaired
-    files = [*repaired, *map(Path.absolute, rows or ())]
-    if not files:
+    old_files = load_config(config, pipeline_graph(), overrides or ()).inputs.repaired
+    new_files = [*map(Path.absolute, rows or ())]
+    if not old_files and not new_files:
         raise UserError("no repaired rows; give a file of them, or set inputs.repaired in the pipeline file")
+    opened_site = site_of(site, storage)
     with answer_stream(as_json) as (stream, answer), Display(stream) as display:
-        for number in range(len(files) + 1):
-            first_files = json.dumps([str(path) for path in files[:number]])
-            with_files = (*(overrides or ()), f"inputs.repaired={first_files}")
-            request = RunRequest(config, site_of(site, storage), overrides=with_files, until="shard")
-            result = run_pipeline(request, pipeline_graph(), display)
-            if result.exit_code:
-                break
-        else:
-            display.line(f"use these shards with inputs.repaired: {first_files} in {config}")
-    if result.message:
-        print_errors(result.message)
+        result, repaired = retry_files(
+            config, opened_site, overrides or (), [*old_files, *new_files], display
+        )
+        exit_code, message = result.exit_code, result.message
+        if not exit_code:
+            for line in outcome(config, repaired):
+                display.line(line)
+            tried = repaired[len(old_files) :] or repaired
+            message = nothing_repaired(opened_site, result, tried) or message
+            exit_code = 0 if any(file.written for file in tried) else NOTHING_REPAIRED
+    if message:
+        print_errors(message)
     if as_json:
-        print_json(answer, {"run": result.run, "state": result.state, "storage": str(result.storage)})
-    sys.exit(result.exit_code)
+        about = {"run": result.run, "state": result.state, "storage": str(result.storage)}
+        print_json(answer, about | {"repaired": [asdict(file) for file in repaired]})
+    sys.exit(exit_code)
 
 
 def _shown(report: "CheckReport") -> str:

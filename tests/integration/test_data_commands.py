@@ -2,12 +2,16 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from tests.integration.demo_pipeline import answer, finished, vico
-from tests.record_files import row, write_good_records, write_hostile_records, write_lines
+from tests.record_files import picture, row, write_good_records, write_hostile_records, write_lines
+from tests.record_samples import write_tar
 from tests.s3_server import environment, s3_server, upload
 from tests.tiny_model import make_tiny_model
 
@@ -73,6 +77,46 @@ def test_repaired_rows_are_built_beside_the_old_shards_and_a_pipeline_uses_them(
     assert code == 2 and "inputs.repaired" in err and "vico data retry" in err
     code, _, err = finished(vico("data", "retry", *where))
     assert code == 2 and "no repaired rows" in err
+
+
+@pytest.mark.parametrize("format", ["webdataset", "parquet"])
+def test_rows_of_a_tar_or_a_parquet_file_are_repaired(project, tmp_path, format):
+    folder, _ = project
+    good, bad = row("s1.jpg")["conversations"], [{"from": "human", "value": "<image>q"}] * 2
+    data = picture(1, format="JPEG")
+    if format == "webdataset":
+        members = {}
+        for n, turns in enumerate((bad, good, good)):
+            members |= {
+                f"s{n}.jpg": data,
+                f"s{n}.json": json.dumps({"id": n, "conversations": turns}).encode(),
+            }
+        write_tar(tmp_path / "a.tar", members)
+    else:
+        pq.write_table(
+            pa.table({"image": [data] * 3, "id": [1, 2, 3], "conversations": [bad, good, good]}),
+            tmp_path / "a.parquet",
+        )
+    records = f"inputs.records={{format: {format}, path: {tmp_path}}}"
+    where = ("--site", folder / "site.yaml", "--storage", tmp_path / "runs", "--set", records)
+
+    def retried(name: str, **fields: object) -> tuple[int, str, str, Path]:
+        path = write_lines(tmp_path / f"{name}.jsonl", [{"source": "a", "line": 0, "row": fields}])
+        return *finished(vico("data", "retry", folder / "pipeline.yaml", path, *where)), path
+
+    code, out, err, path = retried("bad", conversations=bad[:1])
+    assert code == 1 and "use these shards" not in out, out
+    assert f"{path}: 0 of 1 rows repaired" in out
+    assert f"{path}: no row is repaired (line 0 of a: no_answer, " in err and "Traceback" not in err
+    code, out, err, path = retried("good", conversations=good)
+    assert code == 0, err[-2000:]
+    assert f"{path}: 1 of 1 rows repaired" in out and f'inputs.repaired: ["{path}"]' in out
+    repaired = ("--set", f"inputs.repaired=[{path}]")
+    planned = answer("plan", folder / "pipeline.yaml", *where, *repaired)[0]
+    assert planned["action"] == "reuse"
+    output = tmp_path / "runs" / "shard" / planned["fingerprint"] / "output"
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert (manifest["read"], manifest["written"], manifest["pictures"]) == (3, 3, 3)
 
 
 def test_a_server_that_fails_ends_the_command_with_one_line_and_exit_code_1(project):

@@ -50,7 +50,7 @@ DOORS = {
     "ray.train": ("stages/training/ranks/ray_trainer.py",),
     "deepspeed": ("stages/training/engine.py",),
     "mlflow": ("pipeline/tracking/", "pipeline/audit/mlflow.py"),
-    "webdataset": ("data_prep/shards/tars.py",),
+    "webdataset": ("data_prep/records/containers/tar_samples.py",),
     "fastapi": ("pipeline/serving/app.py",),
     "starlette": ("pipeline/serving/app.py",),
     "uvicorn": ("pipeline/serving/server.py",),

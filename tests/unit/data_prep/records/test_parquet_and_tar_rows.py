@@ -9,8 +9,8 @@ import pytest
 from data_prep.records.blocks import record_blocks
 from data_prep.records.config import RecordsConfig
 from data_prep.records.sets import record_sets
-from tests.record_files import row
-from tests.record_samples import ANSWER, PICTURES, TURNS, samples_by_line, write_tar
+from tests.record_files import picture, row
+from tests.record_samples import ANSWER, PICTURES, QUESTION, TURNS, samples_by_line, write_tar
 from vico.errors import UserError
 
 
@@ -42,6 +42,94 @@ def test_incomplete_rows_of_parquet_have_their_reasons(tmp_path, prompt_format):
     results = samples_by_line(RecordsConfig(format="parquet", path=tmp_path), prompt_format)
     reasons = ["missing_image", "broken_row", "image_count", "duplicate", "undecodable_image"]
     assert list(results.values())[1:] == reasons
+
+
+def test_turns_of_parquet_may_be_json_text(tmp_path, prompt_format):
+    messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    table = pa.table(
+        {
+            "conversations": [json.dumps(TURNS), None, "not JSON", '{"a": 1}', "[1, 2", None],
+            "messages": [None, json.dumps(messages), None, None, None, None],
+            "texts": [*[None] * 5, json.dumps([{"user": "what?", "assistant": ANSWER}])],
+            "image": [picture(n) for n in range(6)],
+        }
+    )
+    pq.write_table(table, tmp_path / "p.parquet")
+    results = list(samples_by_line(RecordsConfig(format="parquet", path=tmp_path), prompt_format).values())
+    assert results[2:5] == ["broken_row"] * 3
+    assert [result.conversations for result in results if not isinstance(result, str)] == [TURNS] * 3
+
+
+@pytest.mark.parametrize("names", [("question", "answer"), ("query", "response")])
+def test_a_question_and_its_answer_may_be_two_columns_of_parquet(tmp_path, prompt_format, names):
+    pictures = [[picture(n)] for n in range(4)]
+    pictures[1].append(picture(9))
+    table = pa.table(
+        {
+            names[0]: ["what?", "compare", "<image>\nwhat?", None],
+            names[1]: [ANSWER, "two", ANSWER, ANSWER],
+            "images": pictures,
+            "score": [1, 2, 3, 4],
+        }
+    )
+    pq.write_table(table, tmp_path / "p.parquet")
+    config = RecordsConfig(format="parquet", path=tmp_path)
+    one, two, marked, bad = samples_by_line(config, prompt_format).values()
+    assert one.conversations == marked.conversations == TURNS
+    assert two.conversations[0]["value"] == "<image>\n<image>\ncompare" and bad == "broken_row"
+    assert [p.data for p in two.pictures] == pictures[1]
+    assert one.fields == {"score": 1}, "question and answer are in the turns"
+
+
+BYTES_AND_PATH = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize(
+    "name, value, type_, reason",
+    [
+        ("picture", picture(1), pa.binary(), "unread_field"),
+        ("jpg", picture(1, format="JPEG"), pa.large_binary(), "unread_field"),
+        ("image_0", {"bytes": picture(1), "path": None}, BYTES_AND_PATH, "unread_field"),
+        ("screenshot", {"bytes": None, "path": "a.png"}, BYTES_AND_PATH, "unread_field"),
+        ("frames", [{"bytes": picture(1), "path": None}], pa.list_(BYTES_AND_PATH), "unread_field"),
+        ("photo", b"\0\0\0\x18ftypheic", pa.binary(), "unread_field"),
+        ("clip", {"bytes": b"\0\0\0\x18ftypisom", "path": None}, BYTES_AND_PATH, "video"),
+        ("image", b"\0\0\0\x18ftypisom", pa.binary(), "video"),
+        ("audio", {"bytes": b"x", "path": "a.wav"}, BYTES_AND_PATH, "audio"),
+        ("sound", {"bytes": b"RIFF\0\0\0\0WAVEfmt ", "path": None}, BYTES_AND_PATH, "audio"),
+        ("speech", {"bytes": None, "path": "x.flac"}, BYTES_AND_PATH, "audio"),
+        (
+            "speech",
+            {"array": [0.5], "sampling_rate": 16000},
+            pa.struct([("array", pa.list_(pa.float32())), ("sampling_rate", pa.int32())]),
+            "audio",
+        ),
+        ("embedding", b"\x00\x01\x02\x03", pa.binary(), None),
+        ("empty", {"bytes": None, "path": None}, BYTES_AND_PATH, None),
+    ],
+)
+def test_a_column_that_holds_media_and_is_not_read_rejects_the_row(
+    tmp_path, prompt_format, name, value, type_, reason
+):
+    texts = [[{"user": f"what {n}?", "assistant": ANSWER}] for n in range(2)]
+    columns = {"texts": texts, name: pa.array([value, None], type_)}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    first, second = samples_by_line(RecordsConfig(format="parquet", path=tmp_path), prompt_format).values()
+    assert first == reason if reason else first.kind == "text"
+    assert second.kind == "text"
+
+
+def test_two_columns_of_pictures_reject_the_row_unless_one_is_empty(tmp_path, prompt_format):
+    columns = {
+        "conversations": [TURNS] * 3,
+        "image": [PICTURES["a.png"], None, PICTURES["b.jpg"]],
+        "images": [[PICTURES["b.jpg"]], [PICTURES["b.jpg"]], []],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    config = RecordsConfig(format="parquet", path=tmp_path)
+    both, images, image = samples_by_line(config, prompt_format).values()
+    assert both == "unread_field"
+    assert [p.data for p in (*images.pictures, *image.pictures)] == [PICTURES["b.jpg"]] * 2
 
 
 @pytest.mark.parametrize("name", ["video", "videos"])
