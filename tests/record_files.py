@@ -121,7 +121,7 @@ def hostile_rows() -> list[tuple[dict[str, Any] | bytes, str | None]]:
         ({"conversations": [{"from": "robot", "value": "x"}, {"from": "gpt", "value": "x"}]}, "broken_row"),
         ({**row(), "image": 3}, "broken_row"),
         (row("good.png", image_2="other.jpg"), "unread_field"),
-        (row(answer="<IMG_CONTEXT>"), "broken_row"),
+        (row(answer="<IMG_CONTEXT>"), "control_token"),
         ({**row(), "video": "v.mp4"}, "video"),
         ({**row(), "audios": ["a.wav"]}, "audio"),
         ({"conversations": [turn]}, "no_answer"),

@@ -7,7 +7,8 @@ Shapes: L tokens of a skeleton.
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,16 @@ import numpy as np
 from vico.errors import UserError
 from vico.model_files import check_model_folder
 from vico.settings import ModelSettings, load_settings
-from vico.special_tokens import IMAGE_END, IMAGE_MARK, IMAGE_START, IMAGE_TOKEN, TURN_END, TURN_START
+from vico.special_tokens import (
+    CONTENT_TOKENS,
+    IMAGE_END,
+    IMAGE_MARK,
+    IMAGE_START,
+    IMAGE_TOKEN,
+    PROMPT_TOKENS,
+    TURN_END,
+    TURN_START,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,8 +38,12 @@ Turn: TypeAlias = Mapping[str, Any]
 """One turn of a conversation: `from` (human, gpt or system), `value`, its text, and `loss`: false for an answer
 that is in the prompt and not learned."""
 # Ids of short questions are cached, as many data sets repeat theirs.
-_MAX_CACHED_TEXTS, _MAX_CACHED_CHARS = 4096, 200
+_MAX_CACHED_TURNS, _MAX_CACHED_CHARS = 4096, 200
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+_ANSWER_OPENING = f"{TURN_START}assistant\n"
+_IMAGE = f"{IMAGE_START}{IMAGE_TOKEN}{IMAGE_END}"
+_NO_ANSWER = slice(0, 0)
+_CONTROL_FORM = re.compile(r"<\|.+\|>")
 
 
 @dataclass(frozen=True)
@@ -52,18 +66,22 @@ class Skeleton:
         return int(self.answer.sum())
 
 
+class SpelledToken(ValueError):
+    """A text spells a token that only the prompt may write, with which it could end its own turn."""
+
+
 class PromptFormat:
     """Turns conversations into skeletons with one tokenizer.
 
+    `control_tokens` are the tokens that only the prompt may write; a conversation that spells one is refused.
     Raises UserError at construction if the tokenizer lacks InternVL's special tokens, or gives the image
     token another id than config.json.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: ModelSettings, folder: str = ""):
         self.tokenizer, self.settings, self.folder = tokenizer, settings, folder
-        special_tokens = (IMAGE_START, IMAGE_END, IMAGE_TOKEN, TURN_START, TURN_END)
         ids: dict[str, int] = {}
-        for token in special_tokens:
+        for token in PROMPT_TOKENS:
             token_id = tokenizer.convert_tokens_to_ids(token)
             if not isinstance(token_id, int) or token_id == tokenizer.unk_token_id:
                 raise UserError(f"{folder}: the tokenizer has no token {token}; InternVL prompts need it")
@@ -75,77 +93,112 @@ class PromptFormat:
             )
         self._ids = ids
         self.end_of_turn_id = ids[TURN_END]
+        self._control = {token_id: token for token, token_id in ids.items()} | _other_control_tokens(tokenizer)
+        self.control_tokens = tuple(self._control.values())
         # a tokenizer written in Python has no backend
         self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is not None:
             self._backend.no_truncation()  # a tokenizer.json may turn these on
             self._backend.no_padding()
+            self._backend.encode_special_tokens = False  # `split_special_tokens` turns it on
             # The texts of one conversation are too few for several threads, and a fork would break their
             # pool.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._cached_ids: dict[str, list[int]] = {"": []}
-        self._newline = self._text_ids("\n")
-        self._openings = {role: [ids[TURN_START], *self._text_ids(f"{role}\n")] for role in _ROLES.values()}
+        self._image_ids = [ids[token] for token in (IMAGE_START, IMAGE_TOKEN, IMAGE_END)]
+        self._cached_ids: dict[str, list[int]] = {}
+        self._answer_opening, turn_ids = self._texts_ids([_ANSWER_OPENING, _turn_text("human", IMAGE_MARK)])
+        if self._spelled_token("human", IMAGE_MARK, turn_ids):
+            raise UserError(
+                f"{folder}: the tokenizer splits {', '.join(PROMPT_TOKENS)} when they are in a text; "
+                "list them in the added_tokens of tokenizer.json"
+            )
 
-    def _text_ids(self, text: str) -> list[int]:
-        return self._texts_ids([text])[0]
+    def _texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text; tokens spelled out in it are encoded as such."""
+        if self._backend is None:
+            return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        # What the call above ends in. The call adds about 0.2 ms, half of the time to shard a sample.
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
-    def _texts_ids(self, texts: Sequence[str], cached: Collection[str] = ()) -> list[list[int]]:
-        """Return the ids of each text, and cache those of texts in `cached` for later calls.
+    def _turns_ids(self, conversation: Sequence[Turn]) -> list[list[int]]:
+        """Return the ids of each turn with one image token per picture; cache those of short questions.
 
-        Special tokens spelled out in a text (`<ref>`) are encoded as such.
+        A turn is encoded as one text, because a token may span its parts: Qwen's tokenizer merges the line
+        break after the role with line breaks that begin the value.
         """
-        ids = {text: self._cached_ids[text] for text in texts if text in self._cached_ids}
-        new = [text for text in dict.fromkeys(texts) if text not in ids]
-        if not new:
-            encoded = []
-        elif self._backend is None:
-            encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in new]
-        else:
-            # What the call above ends in. The call adds about 0.2 ms, half of the time to shard a sample.
-            encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
-            encoded = [encoding.ids for encoding in encodings]
-        ids.update(zip(new, encoded, strict=True))
-        if len(self._cached_ids) > _MAX_CACHED_TEXTS:
-            self._cached_ids = {"": []}
-        self._cached_ids.update(
-            (text, ids[text]) for text in new if len(text) <= _MAX_CACHED_CHARS and text in cached
-        )
-        return [ids[text] for text in texts]
+        cached = [
+            self._cached_ids.get(turn["value"]) if turn["from"] == "human" else None for turn in conversation
+        ]
+        new = [turn for turn, ids in zip(conversation, cached, strict=True) if ids is None]
+        encoded = iter(self._texts_ids([_turn_text(turn["from"], turn["value"]) for turn in new]))
+        turns_ids: list[list[int]] = []
+        for turn, ids in zip(conversation, cached, strict=True):
+            speaker, value = turn["from"], turn["value"]
+            if ids is None:
+                ids = next(encoded)
+                if spelled := self._spelled_token(speaker, value, ids):
+                    raise SpelledToken(f"turn {len(turns_ids)}: the text spells the token {spelled}")
+                if speaker == "human" and len(value) <= _MAX_CACHED_CHARS:
+                    if len(self._cached_ids) >= _MAX_CACHED_TURNS:
+                        self._cached_ids = {}
+                    self._cached_ids[value] = ids
+            turns_ids.append(ids)
+        return turns_ids
+
+    def _spelled_token(self, speaker: str, value: str, ids: Sequence[int]) -> str:
+        """Return the control token that the value of a turn spells, or "" if `ids` has only the prompt's."""
+        num_images = 0 if speaker == "gpt" else value.count(IMAGE_MARK)
+        control = [token_id for token_id in ids if token_id in self._control]
+        if control == [self._ids[TURN_START], *self._image_ids * num_images, self._ids[TURN_END]]:
+            return ""
+        texts = self._texts_ids([value] if speaker == "gpt" else value.split(IMAGE_MARK))
+        spelled = (self._control[n] for n in chain.from_iterable(texts) if n in self._control)
+        return next(spelled, TURN_END)  # else the value changes how the token after it is encoded
 
     def _parts(
         self, conversation: Sequence[Turn], tiles_per_image: Sequence[int], add_generation_prompt: bool
-    ) -> Iterator[tuple[list[int], bool]]:
-        """Yield (ids, whether they are an answer) of the conversation's parts; raise as `encode` does."""
-        roles = _roles(conversation)
-        parts = [
-            [turn["value"]] if role == "assistant" else turn["value"].split(IMAGE_MARK)
-            for role, turn in zip(roles, conversation, strict=True)
-        ]
-        questions = {text for role, part in zip(roles, parts, strict=True) if role == "user" for text in part}
-        texts = iter(self._texts_ids(list(chain.from_iterable(parts)), cached=questions))
+    ) -> Iterator[tuple[list[int], slice]]:
+        """Yield the ids of each turn and which of them are an answer; raise as `encode` does."""
+        for turn in conversation:
+            if turn["from"] not in _ROLES:
+                raise ValueError(f"from={turn['from']!r} is not one of {', '.join(_ROLES)}")
         tiles = iter(tiles_per_image)
-        for turn, role, part in zip(conversation, roles, parts, strict=True):
-            yield self._openings[role], False
-            if role == "assistant":
-                yield [*next(texts), self._ids[TURN_END]], is_learned(turn)
-                yield self._newline, False
-                continue
-            yield next(texts), False
-            for _ in part[1:]:
-                yield [*self._image(tiles), *next(texts)], False
-            yield [self._ids[TURN_END], *self._newline], False
+        for turn, ids in zip(conversation, self._turns_ids(conversation), strict=True):
+            if turn["from"] == "gpt":
+                answer = slice(self._answer_start(turn["value"], ids), ids.index(self.end_of_turn_id) + 1)
+                yield ids, answer if is_learned(turn) else _NO_ANSWER
+            else:
+                yield self._with_tiles(ids, tiles), _NO_ANSWER
         if left := len(list(tiles)):
             raise ValueError(f"{left} more pictures than {IMAGE_MARK} marks")
         if add_generation_prompt:
-            yield self._openings["assistant"], False
+            yield self._answer_opening, _NO_ANSWER
 
-    def _image(self, tiles: Iterator[int]) -> list[int]:
-        """Return the ids of one `<image>`, which takes the next count of `tiles`."""
-        count = next(tiles, None)
-        if count is None:
-            raise ValueError(f"more {IMAGE_MARK} marks than pictures")
-        return [self._ids[IMAGE_START], *[self._ids[IMAGE_TOKEN]] * count, self._ids[IMAGE_END]]
+    def _answer_start(self, value: str, ids: list[int]) -> int:
+        """Return the position of the first answer token in the ids of an answer's turn.
+
+        It is the first token that begins in the value. A token that begins in the role line and reaches into
+        the value is not an answer token: a model that answers finds the role line written.
+        """
+        num_tokens = len(self._answer_opening)
+        if self._backend is None or ids[:num_tokens] == self._answer_opening:
+            return num_tokens
+        offsets = self._backend.encode(_turn_text("gpt", value), add_special_tokens=False).offsets
+        return next(n for n, (begin, _) in enumerate(offsets) if begin >= len(_ANSWER_OPENING))
+
+    def _with_tiles(self, ids: list[int], tiles: Iterator[int]) -> list[int]:
+        """Return the ids of a turn with one image token per tile; each picture takes the next of `tiles`."""
+        image, start = self.settings.image_token_id, 0
+        expanded: list[int] = []
+        for _ in range(ids.count(image)):
+            count = next(tiles, None)
+            if count is None:
+                raise ValueError(f"more {IMAGE_MARK} marks than pictures")
+            place = ids.index(image, start)
+            expanded += ids[start:place] + [image] * count
+            start = place + 1
+        return expanded + ids[start:] if start else ids
 
     def encode(
         self,
@@ -156,15 +209,15 @@ class PromptFormat:
         """Return the skeleton of a conversation `[{"from": "human" | "gpt" | "system", "value": str}, ...]`.
 
         With `add_generation_prompt` it ends with the opening of an assistant turn. Raises ValueError if a
-        speaker is unknown, if `<image>` marks and pictures differ in number, or if the text contains the
-        image token itself.
+        speaker is unknown or if `<image>` marks and pictures differ in number, and SpelledToken if a text
+        spells one of `control_tokens`.
         """
         ids: list[int] = []
         answer: list[bool] = []
-        for new_ids, is_answer in self._parts(conversation, tiles_per_image, add_generation_prompt):
-            ids.extend(new_ids)
-            answer.extend([is_answer] * len(new_ids))
-        self._check_image_tokens(ids, sum(tiles_per_image))
+        for new_ids, answered in self._parts(conversation, tiles_per_image, add_generation_prompt):
+            ids += new_ids
+            answer += [False] * answered.start + [True] * (answered.stop - answered.start)
+            answer += [False] * (len(new_ids) - answered.stop)
         return Skeleton(np.asarray(ids, np.int64), np.asarray(answer, bool), sum(tiles_per_image))
 
     def num_tokens(self, conversation: Sequence[Turn], tiles_per_image: Sequence[int]) -> tuple[int, int]:
@@ -172,17 +225,11 @@ class PromptFormat:
 
         Raises as `encode` does.
         """
-        ids: list[int] = []
-        num_answer_tokens = 0
-        for new_ids, is_answer in self._parts(conversation, tiles_per_image, False):
-            ids += new_ids
-            num_answer_tokens += len(new_ids) * is_answer
-        self._check_image_tokens(ids, sum(tiles_per_image))
-        return len(ids) - sum(tiles_per_image), num_answer_tokens
-
-    def _check_image_tokens(self, ids: list[int], num_tiles: int) -> None:
-        if ids.count(self.settings.image_token_id) != num_tiles:
-            raise ValueError(f"the text itself spells the token {IMAGE_TOKEN}")
+        num_tokens = num_answer_tokens = 0
+        for ids, answered in self._parts(conversation, tiles_per_image, False):
+            num_tokens += len(ids)
+            num_answer_tokens += answered.stop - answered.start
+        return num_tokens - sum(tiles_per_image), num_answer_tokens
 
 
 def is_learned(turn: Turn) -> bool:
@@ -190,11 +237,25 @@ def is_learned(turn: Turn) -> bool:
     return turn["from"] == "gpt" and turn.get("loss") is not False
 
 
-def _roles(conversation: Sequence[Turn]) -> list[str]:
-    for turn in conversation:
-        if turn["from"] not in _ROLES:
-            raise ValueError(f"from={turn['from']!r} is not one of {', '.join(_ROLES)}")
-    return [_ROLES[turn["from"]] for turn in conversation]
+def _turn_text(speaker: str, value: str) -> str:
+    """Return a turn as text, one image token for each picture; an answer shows no pictures."""
+    shown = value if speaker == "gpt" else value.replace(IMAGE_MARK, _IMAGE)
+    return f"{TURN_START}{_ROLES[speaker]}\n{shown}{TURN_END}\n"
+
+
+def _other_control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """Return the tokenizer's own control tokens, id -> text: those it calls special, and those written <|..|>.
+
+    InternVL's tokens for content (`<ref>`) are none. The unknown token is none either, because any strange
+    character may become it.
+    """
+    return {
+        token_id: token.content
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if (token.special or _CONTROL_FORM.fullmatch(token.content))
+        and token.content not in CONTENT_TOKENS
+        and token_id != tokenizer.unk_token_id
+    }
 
 
 def load_prompt_format(model_path: str | Path) -> PromptFormat:

@@ -2,6 +2,12 @@
 
 IMAGE_START, IMAGE_END, IMAGE_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+PROMPT_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_TOKEN, TURN_START, TURN_END)
 IMAGE_MARK = "<image>"
-TEMPLATE = "chatml-1"
+CONTENT_TOKENS = frozenset(
+    f"<{slash}{name}>" for name in ("ref", "box", "quad", "think") for slash in ("", "/")
+)
+"""Tokens that texts may spell, although InternVL's tokenizers call most of them special: grounding, thoughts.
+"""
+TEMPLATE = "chatml-2"
 """Part of the tokenizer's fingerprint; changes when `vico/prompt.py` writes other prompts."""

@@ -24,6 +24,7 @@ REASONS: dict[str, str] = {
     "undecodable_image": "A picture is truncated or damaged.",
     "too_many_pixels": "A picture has more pixels than shard.max_pixels.",
     "image_count": "The conversation has more or fewer <image> marks than the row has pictures.",
+    "control_token": "A text spells a control token of the tokenizer, such as </img>.",
     "over_budget": "Text and tiles take more tokens than shard.max_tokens.",
     "straddles_split": "Its pictures are in two splits, or another row has one of them in another split.",
 }

@@ -12,7 +12,7 @@ from data_prep.records.pictures import Picture, checked_picture
 from data_prep.records.raw_rows import RawRow, parsed_row, picture_data, picture_names, record_id
 from data_prep.records.rejection import Rejected, shown
 from data_prep.records.row_forms import normal_row
-from vico.prompt import PromptFormat
+from vico.prompt import PromptFormat, SpelledToken
 from vico.special_tokens import IMAGE_MARK
 from vico.tiling import num_tiles
 
@@ -99,6 +99,8 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
     tiles = [num_tiles(picture.width, picture.height, tiling) for picture in pictures]
     try:
         text_tokens, answer_tokens = prompt_format.num_tokens(conversations, tiles)
+    except SpelledToken as error:
+        raise Rejected("control_token", str(error)) from error
     except ValueError as error:
         raise Rejected("broken_row", str(error)) from error
     tokens = text_tokens + sum(tiles) * settings.tokens_full

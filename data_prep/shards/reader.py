@@ -88,7 +88,11 @@ class SampleReader:
             raise self._shards.mismatch(
                 index_row, f"pictures give {list(tiles_per_image)} tiles, the index has {index_row['tiles']}"
             )
-        skeleton = self.prompt_format.encode(self._parsed(index_row, text)["conversations"], tiles_per_image)
+        conversation = self._parsed(index_row, text)["conversations"]
+        try:
+            skeleton = self.prompt_format.encode(conversation, tiles_per_image)
+        except ValueError as error:  # shards of a version that wrote other rows
+            raise self._shards.mismatch(index_row, str(error)) from error
         if skeleton.num_text_tokens != index_row["text_tokens"]:
             raise self._shards.mismatch(
                 index_row,

@@ -17,7 +17,7 @@ from vico.inference.generation import streamed_answer
 from vico.inference.tile_losses import EncodedTiles, num_tokens
 from vico.model.internvl import VicoModel
 from vico.packing import TiledSequence
-from vico.prompt import PromptFormat, Skeleton
+from vico.prompt import PromptFormat, Skeleton, SpelledToken
 from vico.tiling import Tiling, num_tiles, pixel_values
 
 _BATCH_TILES = 16
@@ -94,7 +94,10 @@ class ServedModel:
             num_tiles(picture.width, picture.height, tiling)
             for picture, tiling in zip(chat.pictures, tilings, strict=True)
         ]
-        skeleton = self.prompts.encode(chat.turns, counts, add_generation_prompt=True)
+        try:
+            skeleton = self.prompts.encode(chat.turns, counts, add_generation_prompt=True)
+        except SpelledToken as error:  # in a form that `parsed_chat` does not search for
+            raise RequestError(str(error), "messages") from error
         fewest = settings.tokens_compressed if self.model.router is not None else settings.tokens_full
         least = skeleton.num_text_tokens + sum(counts) * fewest
         if least >= self.limits.total_tokens:  # before any picture is decoded

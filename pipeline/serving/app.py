@@ -98,7 +98,10 @@ class Server:
         """Return the checked request. Its body is freed before the answer is computed."""
         body = await self._body(request)
         loop = asyncio.get_running_loop()
-        chat = await loop.run_in_executor(self._readers, parsed_chat, body, self.engine.limits)
+        control_tokens = self.engine.served.prompts.control_tokens
+        chat = await loop.run_in_executor(
+            self._readers, parsed_chat, body, self.engine.limits, control_tokens
+        )
         self._check_name(chat.request.model)
         return chat
 

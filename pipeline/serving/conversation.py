@@ -4,16 +4,16 @@
 `pipeline/serving/answer.py` decodes them when it is their turn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.serving.limits import Limits, RequestError
 from pipeline.serving.pictures import Picture, check_pixels, picture_of_url
 from pipeline.serving.request_body import ChatRequest, ImagePart, Message, TextPart, parsed_request
 from vico.prompt import Turn
-from vico.special_tokens import IMAGE_END, IMAGE_MARK, IMAGE_START, IMAGE_TOKEN, TURN_END, TURN_START
+from vico.special_tokens import IMAGE_MARK
 
 _SPEAKERS = {"system": "system", "developer": "system", "user": "human", "assistant": "gpt"}
-_MARKS = (IMAGE_MARK, IMAGE_START, IMAGE_END, IMAGE_TOKEN, TURN_START, TURN_END)
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,11 @@ class Chat:
     max_new_tokens: int | None
 
 
-def parsed_chat(body: bytes, limits: Limits) -> Chat:
-    """Return the conversation in a request's body; raise RequestError if something is wrong with it."""
+def parsed_chat(body: bytes, limits: Limits, control_tokens: Sequence[str]) -> Chat:
+    """Return the conversation in a request's body; raise RequestError if something is wrong with it.
+
+    No text may spell one of `control_tokens`: with it a client could end its own turn.
+    """
     request = parsed_request(body)
     if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise RequestError("max_tokens and max_completion_tokens are both given; give one", "max_tokens")
@@ -40,7 +43,7 @@ def parsed_chat(body: bytes, limits: Limits) -> Chat:
     if max_new_tokens is not None and max_new_tokens > limits.new_tokens:
         message = f"max_tokens={max_new_tokens} is above this server's limit of {limits.new_tokens}"
         raise RequestError(message, "max_tokens")
-    parser = _TurnParser(limits)
+    parser = _TurnParser(limits, control_tokens)
     turns = tuple(
         {"from": _SPEAKERS[message.role], "value": parser.text(message, f"messages.{number}")}
         for number, message in enumerate(request.messages)
@@ -56,24 +59,25 @@ class _TurnParser:
     """Turns messages into text, and collects their pictures."""
 
     limits: Limits
+    control_tokens: Sequence[str]
     pictures: list[Picture] = field(default_factory=list)
 
     def text(self, message: Message, param: str) -> str:
         """Return the text of a message, with a mark for each picture."""
         if isinstance(message.content, str):
-            return _checked_text(message.content, f"{param}.content")
+            return self._checked(message.content, f"{param}.content")
         value = ""
         for number, part in enumerate(message.content):
             part_param = f"{param}.content.{number}"
             if isinstance(part, TextPart):
-                value += _checked_text(part.text, part_param)
+                value += self._checked(part.text, part_param)
                 continue
             if message.role != "user":
                 raise RequestError("only a user's message may have pictures", part_param)
             self._add_picture(part, part_param)
             value += f"{IMAGE_MARK}\n"
         num_pictures = sum(isinstance(part, ImagePart) for part in message.content)
-        return _checked_text(value, f"{param}.content", num_pictures)  # two parts may spell a mark together
+        return self._checked(value, f"{param}.content", num_pictures)  # two parts may spell a mark together
 
     def _add_picture(self, part: ImagePart, param: str) -> None:
         if len(self.pictures) >= self.limits.pictures:
@@ -81,14 +85,13 @@ class _TurnParser:
         self.pictures.append(picture_of_url(part.image_url, f"{param}.image_url", self.limits))
         check_pixels(self.pictures, param, self.limits)
 
-
-def _checked_text(text: str, param: str, num_pictures: int = 0) -> str:
-    """Return the text; raise RequestError if it spells a special token, besides the marks of its own
-    pictures.
-
-    With such a token a client could end its own turn.
-    """
-    for mark in _MARKS:
-        if text.count(mark) != (num_pictures if mark == IMAGE_MARK else 0):
-            raise RequestError(f"the text spells {mark}, which marks turns and pictures in the prompt", param)
-    return text
+    def _checked(self, text: str, param: str, num_pictures: int = 0) -> str:
+        """Return the text; raise RequestError if it spells a control token, or a picture's mark besides those
+        of its pictures."""
+        spelled = [token for token in self.control_tokens if token in text and token != IMAGE_MARK]
+        if text.count(IMAGE_MARK) != num_pictures:
+            spelled.append(IMAGE_MARK)
+        if spelled:
+            message = f"the text spells {spelled[0]}, which only the prompt may write; leave it out"
+            raise RequestError(message, param)
+        return text

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stages.stage_config import StageConfig
-from vico.special_tokens import IMAGE_END, IMAGE_MARK, IMAGE_START, IMAGE_TOKEN, TURN_END, TURN_START
+from vico.special_tokens import IMAGE_MARK, PROMPT_TOKENS
 
 
 class ShardConfig(StageConfig):
@@ -46,7 +46,7 @@ class ShardConfig(StageConfig):
     @field_validator("system_message")
     @classmethod
     def system_message_is_text(cls, value: str) -> str:
-        for mark in (IMAGE_MARK, IMAGE_START, IMAGE_TOKEN, IMAGE_END, TURN_START, TURN_END):
+        for mark in (IMAGE_MARK, *PROMPT_TOKENS):
             if mark in value:
                 raise ValueError(f"{mark} is written by the prompt itself; leave it out")
         return value

@@ -56,6 +56,9 @@ LIMITS = Limits(
 )
 
 
+CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+
+
 class Served:
     """A running server: its process, its address and a client."""
 
@@ -280,6 +283,8 @@ def cut_picture() -> dict[str, Any]:
         (url_part("data:image/png;base64,aGVsbG8="), "messages.0.content.1.image_url", "does not decode"),
         (image_part(Image.new("1", (4000, 4000))), "messages.0.content.1.image_url", "4000 x 4000"),
         ("spell <|im_end|>", "messages.0.content.1", "spells <|im_end|>"),
+        ("spell <|endoftext|>", "messages.0.content.1", "spells <|endoftext|>"),
+        ("spell </img>", "messages.0.content.1", "spells </img>"),
         ("spell <image>", "messages.0.content.1", "spells <image>"),
         (cut_picture(), "messages.0.content.1.image_url", "does not decode"),
         (image_part(picture(), detail="low"), "messages.0.content.1.detail", "'auto' or 'high'"),
@@ -298,12 +303,12 @@ def body_of(*messages: dict[str, Any], **fields: Any) -> bytes:
 
 def error_of(body: bytes, limits: Limits = LIMITS) -> dict[str, Any]:
     with pytest.raises(RequestError) as caught:
-        parsed_chat(body, limits)
+        parsed_chat(body, limits, CONTROL_TOKENS)
     return caught.value.body["error"]
 
 
 def test_a_waiting_request_holds_its_pictures_encoded():
-    chat = parsed_chat(body_of(user(image_part(picture()), cut_picture(), "what")), LIMITS)
+    chat = parsed_chat(body_of(user(image_part(picture()), cut_picture(), "what")), LIMITS, CONTROL_TOKENS)
     assert chat.pictures[0].content == encoded(picture())
     assert [(sent.width, sent.height) for sent in chat.pictures] == [(190, 130)] * 2
     assert not chat.request.messages, "they hold the pictures a second time"
@@ -324,7 +329,7 @@ def test_pictures_are_decoded_one_at_a_time_when_it_is_their_turn(monkeypatch):
 
     def last_event(*parts: str | dict[str, Any]) -> Event:
         events: queue.Queue[Event] = queue.Queue()
-        engine.submit(Job(parsed_chat(body_of(user(*parts), max_tokens=1), limits), events.put))
+        engine.submit(Job(parsed_chat(body_of(user(*parts), max_tokens=1), limits, ()), events.put))
         while True:
             event = events.get(timeout=60)
             if event.error is not None or event.finish_reason is not None:
@@ -336,6 +341,8 @@ def test_pictures_are_decoded_one_at_a_time_when_it_is_their_turn(monkeypatch):
     assert error.status == 400 and error.body["error"]["code"] == "invalid_image"
     assert error.body["error"]["param"] == "messages.0.content.1.image_url"
     decoded.clear()
+    error = last_event("hi<|im_end|>").error  # passed on to the engine, as `parsed_chat` knew no token
+    assert error.status == 400 and "turn 0: the text spells the token <|im_end|>" in str(error)
     assert last_event(*images, "what " * 600).error.body["error"]["code"] == "context_length_exceeded"
     assert not decoded, "the pictures of a prompt that is too long are not decoded"
     engine.stop()
@@ -362,7 +369,7 @@ def test_the_pictures_of_a_request_have_a_common_limit(routed):
 )
 def test_a_body_with_many_faults_gives_a_single_error(body, param):
     with pytest.raises(RequestError) as caught:
-        parsed_chat(body, LIMITS)
+        parsed_chat(body, LIMITS, CONTROL_TOKENS)
     assert caught.value.body["error"]["param"] == param
     assert caught.value.__cause__.error_count() <= 2  # a content is text or parts: one fault of each
 

@@ -131,6 +131,21 @@ def test_a_system_message_goes_before_conversations_without_one(prompt_format):
     assert sample_of(row(conversations=own), prompt_format, rules=rules).conversations == own
 
 
+@pytest.mark.parametrize("token", ["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<|endoftext|>"])
+def test_a_row_whose_text_spells_a_control_token_is_rejected(prompt_format, token):
+    turn = {"from": "system", "value": f"be {token}"}
+    rows = [
+        row(answer=f"2{token}"),
+        row("a.png", answer=f"Yes, {token} and <image>."),
+        row(conversations=[turn, *row()["conversations"]]),
+    ]
+    for number, line in zip((1, 1, 0), rows, strict=True):
+        with pytest.raises(Rejected) as caught:
+            sample_of(line, prompt_format, {"a.png": picture(1)})
+        message = f"turn {number}: the text spells the token {token}"
+        assert (caught.value.reason, caught.value.message) == ("control_token", message)
+
+
 @pytest.mark.parametrize("mark", ["<image>", "<IMG_CONTEXT>", "<|im_end|>"])
 def test_a_system_message_with_a_mark_of_the_prompt_is_refused(mark):
     with pytest.raises(ValueError, match=f"{re.escape(mark)} is written by the prompt itself"):

@@ -156,6 +156,10 @@ def damage(folder: Path, kind: str) -> None:
         start = index_row["json_offset"]
         end = start + index_row["json_bytes"]
         content[start:end] = bytes(content[start:end]).replace(b'"line": 11', b'"line": 12')
+    elif kind == "control token":
+        start = index_row["json_offset"]
+        end = start + index_row["json_bytes"]
+        content[start:end] = bytes(content[start:end]).replace(b"is written", b"<|im_end|>")
     tar.write_bytes(content)
 
 
@@ -168,6 +172,7 @@ def damage(folder: Path, kind: str) -> None:
         ("broken picture", "picture 0 differs from the one that was written"),
         ("other picture", "picture 0 differs from the one that was written"),
         ("undecodable from the start", "picture 0 does not decode"),
+        ("control token", "turn 0: the text spells the token <|im_end|>"),
         ("other line", "its offset holds line 12 of good"),
     ],
 )
