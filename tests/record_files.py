@@ -71,6 +71,19 @@ def write_good_records(folder: Path, num_rows: int = 24) -> Path:
     return meta
 
 
+def write_sharing_records(folder: Path, num_rows: int) -> tuple[Path, int]:
+    """Write a set `pairs` of rows without groups: of two pictures, three rows each with one in common, and of
+    one picture. Return its meta file and the number of rows.
+    """
+    meta = write_meta(folder, pairs={})
+    for n in range(2 * num_rows):
+        (folder / "images" / f"{n}.png").write_bytes(picture(n, (20, 20)))
+    rows = [row([f"{2 * n}.png", f"{2 * (n - n % 3) + 1}.png"], answer=str(n)) for n in range(num_rows)]
+    rows += [row(f"{n}.png", answer=f"alone {n}") for n in range(0, num_rows, 5)]
+    write_lines(folder / "pairs.jsonl", rows)
+    return meta, len(rows)
+
+
 def write_hostile_records(folder: Path) -> tuple[Path, dict[int, str]]:
     """Write a set `bad` with every kind of bad row between good ones; return (meta file, line -> reason).
 

@@ -1,9 +1,10 @@
 """The output folder of the shard stage: sidecars of single shards, then index, ledger and manifest from them.
 
 A shard's sidecar has its rows of the index, with ledger rows and manifest entry in the file's metadata. It is
-written before its tar, both into `sidecars/`. When all sidecars are there, it is known which samples straddle
-the split because of other shards' pictures. A shard without any is renamed to its final name. A shard with
-some is rewritten without them, its new sidecar (`.kept`) first. A shard is complete when its tar has its
+written before its tar, both into `sidecars/`. When all sidecars are there, it is known which side rows
+that share pictures have, and which samples straddle the split all the same. A shard without any is renamed to
+its final name, after a new sidecar (`.kept`) if rows of it changed side. A shard with some is rewritten
+without them, its new sidecar first. A shard is complete when its tar has its
 final name. The sidecars are deleted after the manifest, which is written last.
 """
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from data_prep.records.rejection import LedgerRow
 from data_prep.shards.index import SCHEMA
+from data_prep.shards.leaks import SPLIT_COLUMNS
 from data_prep.shards.names import kept_sidecar_name, shard_name, sidecar_name
 from data_prep.shards.split import SPLITS
 from data_prep.shards.write import ShardContent, ShardEntry
@@ -77,10 +79,11 @@ def read_sidecar(path: Path) -> ShardContent:
     return ShardContent(table.replace_schema_metadata(SCHEMA.metadata), about["quarantine"], about["facts"])
 
 
-def checked_contents(folder: Path, num_shards: int) -> Iterator[ShardContent]:
-    """Yield the contents of all shards in order, as each was checked by itself."""
+def checked_tables(folder: Path, num_shards: int) -> Iterator[pa.Table]:
+    """Yield the rows of all shards in order, as each was checked by itself: the columns of the split."""
     for number in range(num_shards):
-        yield read_sidecar(folder / sidecar_name(number))
+        with pq.ParquetFile(folder / sidecar_name(number)) as file:
+            yield file.read([*SPLIT_COLUMNS])
 
 
 def contents(folder: Path, num_shards: int) -> Iterator[ShardContent]:

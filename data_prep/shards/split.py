@@ -1,10 +1,11 @@
-"""The split of a sample (train, calib or test), drawn from its group, its pictures or its key."""
+"""The split of a sample (train, calib or test), drawn from its group, its pictures or its key.
+
+The draw of one row by itself; `picture_sides.py` brings rows that share pictures to one side.
+"""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from data_prep.records.rejection import Rejected
 
 TRAIN, CALIB, TEST = SPLITS = ("train", "calib", "test")
 _SALT = b"vico split 1"  # another salt would move samples between the splits of every data set
@@ -20,19 +21,16 @@ class Shares:
 
 
 def split_of(shares: Shares, *, key: str, group: str, pictures: Sequence[bytes]) -> str:
-    """Return the split of a sample: its group's if it has one, else its pictures', else its key's.
+    """Return the split of a sample: its group's if it has one, else its smallest picture's (by digest), else
+    its key's.
 
-    The same group or picture has the same split in every set. Raises Rejected(straddles_split) when a sample
-    without a group has pictures in two splits.
+    The same group, or picture alone in its row, has the same split in every set.
     """
     if group:
         return side(shares, "group", group.encode())
     if not pictures:
         return side(shares, "key", key.encode())
-    sides = {side(shares, "picture", digest) for digest in pictures}
-    if len(sides) > 1:
-        raise Rejected("straddles_split", f"its pictures are in {' and '.join(sorted(sides))}")
-    return sides.pop()
+    return side(shares, "picture", min(pictures))
 
 
 def side(shares: Shares, kind: str, identity: bytes) -> str:

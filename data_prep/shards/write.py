@@ -4,8 +4,8 @@ Pure: the same block, rules and tokenizer give the same bytes. `stages/shard/sta
 """
 
 import json
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,7 +23,9 @@ from data_prep.shards.tars import NoTar, ShardTar
 from vico.prompt import PromptFormat
 
 _ENCODED = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would create an encoder for every row
-LEAK_MESSAGE = "one of its pictures (by its bytes) is also in another split, further from training"
+LEAK_MESSAGE = (
+    "one of its pictures (by its bytes) is also in another split, through a group or a held-out row"
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,16 @@ class ShardSettings:
 
     rules: RowRules
     shares: Shares
+
+
+@dataclass(frozen=True)
+class SplitDecisions:
+    """What the rows of all shards together decide about lines of one shard."""
+
+    leaked: frozenset[int] = frozenset()
+    """Lines to leave out: they straddle the split because of other rows."""
+    moved: Mapping[int, str] = field(default_factory=dict)
+    """Line -> split, for rows that take the side of rows with which they share pictures."""
 
 
 class ShardEntry(TypedDict):
@@ -60,21 +72,22 @@ def write_shard(
     block: Block,
     settings: ShardSettings,
     prompt_format: PromptFormat,
-    leaked: Container[int] = (),
+    decisions: SplitDecisions | None = None,
 ) -> ShardContent:
     """Write the block's good rows to a tar at `path`; every row is once in the table or in the quarantine.
 
-    `leaked` are lines that straddle the split because of other rows. Without a path nothing is written, and
+    Without `decisions` each row has the split that it draws by itself. Without a path nothing is written, and
     the content says what would be.
     """
+    decisions = decisions or SplitDecisions()
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     quarantine: list[LedgerRow] = []
     with NoTar() if path is None else ShardTar(path) as tar:
         for raw in repair_block_rows(block) if isinstance(block, RepairBlock) else block_rows(block):
             try:
                 sample = checked_sample(raw, settings.rules, prompt_format)
-                split = _split(sample, block, raw.line, settings.shares)
-                if raw.line in leaked:
+                split = decisions.moved.get(raw.line) or _split(sample, block, raw.line, settings.shares)
+                if raw.line in decisions.leaked:
                     raise Rejected("straddles_split", LEAK_MESSAGE)
             except Rejected as rejected:
                 quarantine.append(_ledger_row(block, raw, rejected))

@@ -9,6 +9,7 @@ from cluster.site import Site
 from pipeline.config.graph import Graph
 from pipeline.config.joint_checks import check_together
 from pipeline.config.pipeline_file import load_config
+from pipeline.config.split_needs import check_split_needs
 from pipeline.identity.file_digests import DigestCache
 from pipeline.planning.plan import PlannedStage, plan
 from pipeline.planning.tasks import Pipeline, resolve
@@ -66,6 +67,7 @@ def open_pipeline(request: RunRequest, graph: Graph) -> OpenPipeline:
     config = load_config(request.config, graph, request.overrides)
     check_together(config, request.site)
     requested = graph.until(request.until)
+    check_split_needs(config, requested.names)
     for name in request.force:
         requested.check_name(name, "--force")
     cache = DigestCache(request.site.storage)

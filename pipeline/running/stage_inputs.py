@@ -45,6 +45,10 @@ class StageInputs:
         self._digests[task.name] = output_digest
         self._outputs[task.name] = folder.output
 
+    def output(self, stage: str) -> Path | None:
+        """Return the output folder of a stage that is done, else None. Its files may have to be fetched."""
+        return self._outputs.get(stage)
+
     def digests(self, task: StageTask) -> dict[str, str]:
         """Return input -> digest of its bytes."""
         return {name: self._digests[name] for name in task.inputs}

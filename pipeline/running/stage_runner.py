@@ -22,6 +22,7 @@ from pipeline.identity.provenance import (
 from pipeline.identity.source_files import source_digests, sources_digest
 from pipeline.json_files import OutputFile
 from pipeline.planning.reasons import code_changes, codes_of_attempts
+from pipeline.planning.shard_contents import check_shards
 from pipeline.planning.stage_status import StageStatus, task_status
 from pipeline.planning.tasks import StageTask
 from pipeline.progress import duration
@@ -67,7 +68,8 @@ class StageRunner:
         self.request, self.forced, self.cache = command.request, command.opened.forced, command.opened.cache
         self.site, self.signals, self.display = command.site, command.signals, command.display
         self.held, self.services = held, services
-        self.inputs = StageInputs(command.opened.pipeline, command.site, held.run, command.opened.cache)
+        self._pipeline, self._has_checked_shards = command.opened.pipeline, False
+        self.inputs = StageInputs(self._pipeline, command.site, held.run, command.opened.cache)
 
     def complete(self, task: StageTask) -> None:
         """Bring one stage to done. Raises what its code raises; the caller then enters it in run.json."""
@@ -113,6 +115,7 @@ class StageRunner:
 
     def _run(self, task: StageTask, folder: StageFolder, lease: Lease) -> None:
         self.inputs.fetch(task)
+        self._check_shards(task)
         self.services.start(task)
         status = self._status(task)
         if status.kind == "restart":
@@ -123,6 +126,13 @@ class StageRunner:
             self._archive(task, folder, lease, f"resuming did not rebuild {missing[0]}")
             lease.next_attempt()
             self._attempt(task, folder, lease, StageStatus("new"))
+
+    def _check_shards(self, task: StageTask) -> None:
+        """Before the first stage that reads the shards: check that they hold what all stages need of them."""
+        shards = self.inputs.output("shard") if "shard" in task.inputs else None
+        if shards is not None and not self._has_checked_shards:
+            check_shards(self._pipeline.config, [task.name for task in self._pipeline.tasks], shards)
+            self._has_checked_shards = True
 
     def _attempt(self, task: StageTask, folder: StageFolder, lease: Lease, status: StageStatus) -> list[str]:
         """Run the stage's code and record the result. Return the expected outputs that it did not make; then

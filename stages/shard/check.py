@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from cluster.site import Site
 from stages.shard.config import ShardConfig
-from stages.shard.tasks import prompt_format, shard_settings
+from stages.shard.tasks import heldout_names, prompt_format, shard_settings
 from stages.shard.tile_limit import tile_limit_notes
 from vico.errors import UserError
 
@@ -64,13 +64,15 @@ def check_records(
     from cluster.tasks import map_tasks
     from data_prep.records.blocks import record_blocks
     from data_prep.shards.leaks import leaked_lines
+    from data_prep.shards.picture_sides import picture_sides
 
     blocks = record_blocks(sets, config.samples_per_shard)
     if not blocks:
         raise UserError("inputs.records has no rows; give annotation files with at least one line")
-    heldout = any(record_set.heldout for record_set in sets)
+    heldout = heldout_names(sets)
     tasks = [
-        CheckTask(block, shard_settings(config, block.record_set, heldout), tokenizer) for block in blocks
+        CheckTask(block, shard_settings(config, block.record_set, bool(heldout)), tokenizer)
+        for block in blocks
     ]
     contents: dict[int, ShardContent] = {}
     num_rows, num_done = sum(block.num_lines for block in blocks), 0
@@ -80,16 +82,19 @@ def check_records(
             num_done += blocks[number].num_lines
             progress(num_done, num_rows)
     ordered = [contents[number] for number in range(len(blocks))]
-    report = _report(blocks, ordered, leaked_lines(lambda: (content.table for content in ordered)))
+    sides = picture_sides(lambda: (content.table for content in ordered), heldout)
+    settled = [replace(content, table=sides.settled(content.table)) for content in ordered]
+    report = _report(blocks, settled, leaked_lines(lambda: (content.table for content in settled)))
     return {**report, "notes": tile_limit_notes(config, sets, tokenizer)}
 
 
 def check_part(task: CheckTask) -> ShardContent:
-    """Return the content of one shard without writing it, with the columns that the report reads."""
+    """Return the content of one shard without writing it, with the columns that decide the split."""
+    from data_prep.shards.leaks import SPLIT_COLUMNS
     from data_prep.shards.write import write_shard
 
     content = write_shard(None, task.block, task.settings, prompt_format(str(task.tokenizer)))
-    return replace(content, table=content.table.select(["line", "split", "image_sha256"]))
+    return replace(content, table=content.table.select([*SPLIT_COLUMNS]))
 
 
 def _report(

@@ -23,8 +23,8 @@ class ShardConfig(StageConfig):
     """
     split_seed: int = Field(0, ge=0)
     """Seed that assigns groups, pictures and keys to the splits; the pipeline's `seed` has no effect on it.
-    Another seed gives another split of the same samples and changes nothing else, except which rows of
-    several pictures without a group straddle the split.
+    Another seed gives another split of the same samples and changes nothing else, except which rows straddle
+    the split because a group or a held-out row contradicts a picture that they share.
     """
     max_tiles: int = Field(12, ge=1, le=1024)
     """Most tiles per row, thumbnails not counted, divided among its pictures. `max_dynamic_patch` of a set

@@ -20,11 +20,13 @@ from stages.shard.repair_summary import write_repair_summary
 from vico.errors import UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from data_prep.records.blocks import Block
     from data_prep.records.repairs import RepairBlock
     from data_prep.records.sets import RecordSet
     from data_prep.shards.folder import Manifest, ManifestShard
-    from data_prep.shards.write import ShardContent
+    from data_prep.shards.write import ShardContent, SplitDecisions
     from stages.context import Context
     from stages.shard.config import ShardConfig
 
@@ -94,15 +96,14 @@ def write_again(
 ) -> None:
     """Write the tars of the repaired rows and their sidecars.
 
-    All rows are checked first, because a row must not be written if one of its pictures is in another split,
-    in old shards or new ones.
+    All rows are checked first: a row takes the side of the old samples that share its pictures, and must not
+    be written if one of its pictures is in another split all the same.
     """
     from cluster.ray_session import ray_session
     from cluster.tasks import map_tasks
-    from data_prep.shards.leaks import leaked_lines, lines_in_other_splits
     from data_prep.shards.names import INDEX_FILE, shard_name
     from stages.shard.check import CheckTask, check_part
-    from stages.shard.tasks import shard_tasks, write_part
+    from stages.shard.tasks import heldout_names, shard_tasks, write_part
 
     if all(context.parts.done(shard_name(block.number)) for block in again):
         return
@@ -116,11 +117,29 @@ def write_again(
             map_tasks(check_part, checks, site=context.site, check=context.check)
         )
         tables = [contents[number].table for number in range(len(again))]
-        leaked = {number: set(lines) for number, lines in leaked_lines(lambda: tables).items()}
-        for number, lines in enumerate(lines_in_other_splits(tables, base / INDEX_FILE)):
-            leaked.setdefault(number, set()).update(lines)
-        by_block = {block.number: frozenset(leaked.get(n, ())) for n, block in enumerate(again)}
+        decisions = repair_decisions(
+            tables, base / INDEX_FILE, heldout_names(block.record_set for block in blocks)
+        )
+        by_block = {block.number: decision for block, decision in zip(again, decisions, strict=True)}
         tasks = shard_tasks(config, context, blocks, again, by_block)
         written = map_tasks(write_part, tasks, site=context.site, check=context.check)
         for done, _ in enumerate(written, start=1):
             context.progress(done, len(again), "new shards")
+
+
+def repair_decisions(
+    tables: Sequence[pa.Table], index_path: Path, heldout: frozenset[str]
+) -> list[SplitDecisions]:
+    """Return the decisions for the repaired rows of each table, given the written index of the old shards."""
+    from data_prep.shards.leaks import leaked_lines, lines_in_other_splits
+    from data_prep.shards.picture_sides import picture_sides, written_sides
+    from data_prep.shards.write import SplitDecisions
+
+    sides = picture_sides(lambda: tables, heldout, written_sides(tables, index_path, heldout))
+    settled = [sides.settled(table) for table in tables]
+    among_themselves = leaked_lines(lambda: settled)
+    with_old = lines_in_other_splits(settled, index_path)
+    return [
+        SplitDecisions(among_themselves.get(number, frozenset()) | with_old[number], sides.moved(table))
+        for number, table in enumerate(tables)
+    ]

@@ -9,6 +9,9 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.shard.config import ShardConfig
@@ -18,6 +21,7 @@ from vico.errors import UserError
 if TYPE_CHECKING:
     from data_prep.records.blocks import Block
     from data_prep.records.sets import RecordSet
+    from data_prep.shards.picture_sides import PictureSides
     from stages.context import Context
     from stages.parts import Parts
 
@@ -26,6 +30,7 @@ CODE_VERSION = 3
 INPUTS = ("records", "heldout", "tokenizer", "repaired")
 NEEDS_RAY = True
 COUNTS = ("read", "written", "quarantined", "pictures", "tiles", "bytes")
+_LARGE_SET = 0.1  # share of rows; a larger set hardly fits into a split of the default size
 _DISK_MARGIN = 1.05  # index and ledger, which the estimate leaves out
 logger = logging.getLogger(__name__)
 Config = ShardConfig
@@ -98,36 +103,69 @@ def write_shards(config: ShardConfig, context: Context, blocks: Sequence[Block])
 
 
 def settle_shards(config: ShardConfig, context: Context, blocks: Sequence[Block]) -> None:
-    """Give the shards their final names; rewrite those with samples that straddle the split, without them."""
+    """Bring rows that share pictures to one side of the split, and give the shards their final names.
+
+    A shard whose rows change side gets a new sidecar. Shards with samples that straddle the split even so are
+    rewritten without them.
+    """
     from cluster.ray_session import ray_session
     from cluster.tasks import map_tasks
-    from data_prep.shards.folder import checked_contents
+    from data_prep.shards.folder import checked_tables, read_sidecar
     from data_prep.shards.leaks import leaked_lines
-    from data_prep.shards.names import kept_sidecar_name, shard_name, waiting_tar
-    from stages.shard.tasks import shard_tasks, write_part
+    from data_prep.shards.names import shard_name, sidecar_name, waiting_tar
+    from data_prep.shards.picture_sides import picture_sides
+    from data_prep.shards.write import SplitDecisions
+    from stages.shard.tasks import heldout_names, shard_tasks, write_part
 
     parts = context.parts
-    leaked = leaked_lines(lambda: (content.table for content in checked_contents(parts.output, len(blocks))))
-    again, new_names = [], {}
+    tables = partial(checked_tables, parts.output, len(blocks))
+    sides = picture_sides(tables, heldout_names(block.record_set for block in blocks))
+    if sides.num_connected > _LARGE_SET * sides.num_rows:
+        logger.warning(
+            "%d of %d rows are connected by pictures that they share, so they are all in one split",
+            sides.num_connected,
+            sides.num_rows,
+        )
+    leaked = leaked_lines(lambda: map(sides.settled, tables()))
+    decisions: dict[int, SplitDecisions] = {}
+    new_names: dict[str, str] = {}
     for block in blocks:
         context.check()
         if parts.done(shard_name(block.number)):
             continue
         if block.number in leaked:
-            again.append(block)
+            table = read_sidecar(parts.output / sidecar_name(block.number)).table
+            decisions[block.number] = SplitDecisions(leaked[block.number], sides.moved(table))
             continue
-        parts.remove(kept_sidecar_name(block.number))
+        settle_sidecar(parts, block.number, sides)
         new_names[waiting_tar(block.number)] = shard_name(block.number)
     parts.rename(new_names)
-    if again:
+    if decisions:
         logger.warning(
             "%d samples have a picture that is also in another split; they go to quarantine",
             sum(len(lines) for lines in leaked.values()),
         )
-        tasks = shard_tasks(config, context, blocks, again, leaked)
+        again = [block for block in blocks if block.number in decisions]
+        tasks = shard_tasks(config, context, blocks, again, decisions)
         with ray_session(context.site):
             for _ in map_tasks(write_part, tasks, site=context.site, check=context.check):
                 pass
+
+
+def settle_sidecar(parts: Parts, number: int, sides: PictureSides) -> None:
+    """Publish a new sidecar of a shard if rows of it change side; remove one that an earlier attempt left."""
+    from data_prep.shards.folder import read_sidecar, write_sidecar
+    from data_prep.shards.names import kept_sidecar_name, sidecar_name
+
+    kept = kept_sidecar_name(number)
+    parts.remove(kept)
+    if not len(sides.pictures):
+        return
+    content = read_sidecar(parts.output / sidecar_name(number))
+    settled = sides.settled(content.table)
+    if settled is not content.table:
+        write_sidecar(parts.partial(kept), replace(content, table=settled))
+        parts.publish(kept)
 
 
 def refuse_small_disk(blocks: Sequence[Block], parts: Parts) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from data_prep.shards.checks import RowRules
 from data_prep.shards.folder import write_sidecar
 from data_prep.shards.names import kept_sidecar_name, shard_name, sidecar_name, waiting_tar
 from data_prep.shards.split import Shares
-from data_prep.shards.write import ShardSettings, write_shard
+from data_prep.shards.write import ShardSettings, SplitDecisions, write_shard
 from vico.errors import UserError
 from vico.prompt import PromptFormat, load_prompt_format
 
@@ -37,8 +37,8 @@ class ShardTask:
     settings: ShardSettings
     tokenizer: Path
     parts: Parts
-    leaked: frozenset[int] | None = None
-    """Lines to leave out of the final shard; None: the shard is checked by itself and then waits."""
+    decisions: SplitDecisions | None = None
+    """Those for the final shard; None: the shard is checked by itself and then waits."""
 
 
 def shard_tasks(
@@ -46,9 +46,9 @@ def shard_tasks(
     context: Context,
     blocks: Sequence[Block],
     chosen: Sequence[Block],
-    leaked: Mapping[int, frozenset[int]] | None = None,
+    decisions: Mapping[int, SplitDecisions] | None = None,
 ) -> list[ShardTask]:
-    """Return the tasks of the chosen blocks. With `leaked` lines per block they write the final shards."""
+    """Return the tasks of the chosen blocks. With `decisions` per block they write the final shards."""
     heldout = any(block.record_set.heldout for block in blocks)
     return [
         ShardTask(
@@ -56,10 +56,15 @@ def shard_tasks(
             shard_settings(config, block.record_set, heldout),
             context.folder("tokenizer"),
             context.parts,
-            None if leaked is None else leaked[block.number],
+            None if decisions is None else decisions[block.number],
         )
         for block in chosen
     ]
+
+
+def heldout_names(sets: Iterable[RecordSet]) -> frozenset[str]:
+    """Return the names of the held-out sets."""
+    return frozenset(record_set.name for record_set in sets if record_set.heldout)
 
 
 def shard_settings(config: ShardConfig, record_set: RecordSet, heldout: bool) -> ShardSettings:
@@ -72,14 +77,18 @@ def shard_settings(config: ShardConfig, record_set: RecordSet, heldout: bool) ->
         system_message=config.system_message,
         mark_first=record_set.mark_first,
     )
-    test_share = 0.0 if heldout else config.test_share
-    return ShardSettings(rules, Shares(config.calib_share, test_share, config.split_seed))
+    return ShardSettings(rules, split_shares(config, heldout=heldout))
+
+
+def split_shares(config: ShardConfig, *, heldout: bool) -> Shares:
+    """Return the shares of the splits; with held-out records, which are the test split, no other rows are."""
+    return Shares(config.calib_share, 0.0 if heldout else config.test_share, config.split_seed)
 
 
 def write_part(task: ShardTask) -> None:
     """Write one shard. Its sidecar is published before its tar, so a killed task may leave only a sidecar."""
     parts, number = task.parts, task.block.number
-    waits = task.leaked is None
+    waits = task.decisions is None
     tar = waiting_tar(number) if waits else shard_name(number)
     sidecar = sidecar_name(number) if waits else kept_sidecar_name(number)
     if parts.done(tar):  # a task wrote it whose worker died before it could report that
@@ -87,7 +96,7 @@ def write_part(task: ShardTask) -> None:
     parts.remove(sidecar)
     try:
         tokens = prompt_format(str(task.tokenizer))
-        content = write_shard(parts.partial(tar), task.block, task.settings, tokens, task.leaked or ())
+        content = write_shard(parts.partial(tar), task.block, task.settings, tokens, task.decisions)
         write_sidecar(parts.partial(sidecar), content)
         parts.publish(sidecar, tar)
     except OSError as error:

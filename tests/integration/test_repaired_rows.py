@@ -118,6 +118,32 @@ def test_a_repaired_row_with_a_picture_of_another_split_stays_in_quarantine(tmp_
     assert manifest(folder)["splits"] == {"train": 2, "calib": 0, "test": 1}
 
 
+def test_a_repaired_row_takes_the_side_of_the_old_rows_that_share_its_pictures(tmp_path, model):
+    """Also when its own draw, or that of another repaired row, is another side."""
+    meta = write_meta(tmp_path / "records", mine={})
+    for n in range(120):
+        (tmp_path / "records" / "images" / f"{n}.png").write_bytes(picture(n))
+    old = [row([f"{3 * n}.png", f"{3 * n + 1}.png"], answer=str(n)) for n in range(40)]
+    bad = [row([f"{3 * n + 1}.png", f"{3 * n + 2}.png"], answer=" ", id=n) for n in range(40)]
+    alone = [row(f"{3 * n + 2}.png", answer=" ", id=40 + n) for n in range(40)]
+    write_lines(tmp_path / "records" / "mine.jsonl", [*old, *bad, *alone])
+    base, folder = tmp_path / "base", tmp_path / "again"
+    config = ShardConfig(calib_share=0.3, test_share=0.3, samples_per_shard=15)
+    assert run(config, context_of(base, model, internvl(meta)))["written"] == 40
+    rows = [
+        {"source": "mine", "line": 40 + n, "row": {**bad_row, "conversations": old[0]["conversations"]}}
+        for n, bad_row in enumerate(bad)
+    ]
+    rows += [
+        {"source": "mine", "line": 80 + n, "row": row(f"{3 * n + 2}.png", answer=str(n))} for n in range(40)
+    ]
+    counts = repair(folder, base, model, meta, rows, config)
+    assert (counts["written"], counts["quarantined"]) == (120, 0)
+    splits = load_index(folder / "output").table(["split"])["split"].to_pylist()
+    assert splits[:40] == load_index(base / "output").table(["split"])["split"].to_pylist()
+    assert splits[40:80] == splits[:40] == splits[80:] and set(splits) == {"train", "calib", "test"}
+
+
 def test_a_killed_run_that_resumes_gives_the_bytes_of_an_undisturbed_run(tmp_path, model):
     meta = write_meta(tmp_path / "records", bad={})
     for n in range(120):

@@ -17,9 +17,7 @@ from stages.shard.config import ShardConfig
 from stages.shard.stage import run
 from tests.integration.demo_pipeline import kill_with_children
 from tests.integration.shard_run import context_of, files, internvl, site_with
-from tests.record_files import (
-    write_good_records,
-)
+from tests.record_files import write_good_records, write_sharing_records
 from tests.tiny_model import make_tiny_model
 
 
@@ -41,10 +39,7 @@ def test_a_killed_run_that_resumes_gives_the_bytes_of_an_undisturbed_run(tmp_pat
     folder = tmp_path / "killed"
     job = {"meta": str(meta), "model": str(model), "folder": str(folder), "config": config}
     (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "tests.integration.shard_run", str(tmp_path / "job.json")]
-    root = Path(__file__).parents[2]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(command, cwd=root, env=environment | {"PYTHONPATH": str(root)})
+    process = started(tmp_path / "job.json")
     try:
         deadline = time.monotonic() + 120
         while len(list(folder.glob("output/sidecars/*.tar"))) < 4:
@@ -57,6 +52,37 @@ def test_a_killed_run_that_resumes_gives_the_bytes_of_an_undisturbed_run(tmp_pat
     run(ShardConfig(**config), context_of(folder, model, internvl(meta), attempt=2))
     after = {name: data for name, data in files(folder).items() if ".partial-1" not in name}
     assert after == files(tmp_path / "whole")
+
+
+def test_a_kill_while_rows_change_side_changes_nothing(tmp_path, model, ray_up):
+    """kill -9 of the driver after some shards have a new sidecar."""
+    meta, num_rows = write_sharing_records(tmp_path / "records", num_rows=240)
+    config = {"samples_per_shard": 3}
+    run(ShardConfig(**config), context_of(tmp_path / "whole", model, internvl(meta)))
+    folder = tmp_path / "killed"
+    job = {"meta": str(meta), "model": str(model), "folder": str(folder), "config": config}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    process = started(tmp_path / "job.json")
+    try:
+        deadline = time.monotonic() + 300
+        while len(list(folder.glob("output/sidecars/*.kept.parquet"))) < 3:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.001)
+    finally:
+        kill_with_children(process)
+    assert not (folder / "output" / "manifest.json").exists()
+    counts = run(ShardConfig(**config), context_of(folder, model, internvl(meta), attempt=2))
+    assert counts["written"] == num_rows
+    after = {name: data for name, data in files(folder).items() if ".partial-1" not in name}
+    assert after == files(tmp_path / "whole")
+
+
+def started(job: Path) -> subprocess.Popen[bytes]:
+    """Start the shard stage of a job file in a process of its own."""
+    command = [sys.executable, "-m", "tests.integration.shard_run", str(job)]
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(command, cwd=root, env=environment | {"PYTHONPATH": str(root)})
 
 
 def test_a_killed_worker_changes_nothing(tmp_path, model, ray_up, caplog):

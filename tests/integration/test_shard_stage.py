@@ -25,6 +25,7 @@ from tests.record_files import (
     write_hostile_records,
     write_lines,
     write_meta,
+    write_sharing_records,
 )
 from tests.tiny_model import make_tiny_model
 from vico.errors import UserError
@@ -209,23 +210,47 @@ def test_a_set_that_asks_for_more_tiles_than_the_model_makes_is_named_to_who_fol
     assert [row["max_tiles"] for row in rows if row["source"] == "more"] == [limit]
 
 
-def test_rows_with_pictures_in_two_splits_are_quarantined(tmp_path, model, ray_up):
+def test_rows_of_several_pictures_need_no_group(tmp_path, model, ray_up):
+    """No row is lost, rows that share a picture are together, and the number of tasks does not matter."""
+    meta, num_rows = write_sharing_records(tmp_path, num_rows=120)
+    contents, splits = [], []
+    for tasks, rows_per_shard in ((1, 7), (2, 7), (2, 1000)):
+        folder = tmp_path / f"shard-{tasks}-{rows_per_shard}"
+        context = replace(context_of(folder, model, internvl(meta)), site=site_with(tasks))
+        counts = run(ShardConfig(samples_per_shard=rows_per_shard), context)
+        assert (counts["read"], counts["written"]) == (num_rows, num_rows)
+        table = load_index(folder / "output").table(["image_sha256", "split"]).to_pylist()
+        of_picture = {digest: written["split"] for written in table for digest in written["image_sha256"]}
+        assert all(
+            {of_picture[d] for d in written["image_sha256"]} == {written["split"]} for written in table
+        )
+        assert Counter(written["split"] for written in table) == manifest(folder)["splits"]
+        assert min(manifest(folder)["splits"].values()) > 0
+        assert not (folder / "output" / "sidecars").exists()
+        contents.append(files(folder))
+        splits.append(of_picture)
+    assert contents[0] == contents[1] and splits[1] == splits[2]
+
+
+def test_a_row_is_quarantined_where_a_group_contradicts_a_shared_picture(tmp_path, model, ray_up):
     meta = write_meta(tmp_path, pairs={})
     for n in range(20):
         (tmp_path / "images" / f"{n}.png").write_bytes(picture(n))
     pairs = [row([f"{n}.png", f"{n + 1}.png"], answer=str(n)) for n in range(19)]
-    write_lines(tmp_path / "pairs.jsonl", [*pairs, row(["0.png", "1.png"], group="g", answer="grouped")])
-    config = ShardConfig(calib_share=0.3, test_share=0.3)
+    groups = [row(f"{n}.png", group=f"g{n}", answer=f"grouped {n}") for n in range(20)]
+    write_lines(tmp_path / "pairs.jsonl", [*pairs, *groups])
+    config = ShardConfig(calib_share=0.3, test_share=0.3, samples_per_shard=10)
     counts = run(config, context_of(tmp_path / "shard", model, internvl(meta)))
-    assert 0 < counts["quarantined_straddles_split"] == counts["quarantined"] < 19
+    assert 0 < counts["quarantined_straddles_split"] == counts["quarantined"] < 39
     rows = load_index(tmp_path / "shard" / "output").table(["image_sha256", "split", "group"]).to_pylist()
     splits: dict[bytes, set[str]] = {}
     for written in rows:
-        if not written["group"]:
-            for digest in written["image_sha256"]:
-                splits.setdefault(digest, set()).add(written["split"])
+        for digest in written["image_sha256"]:
+            splits.setdefault(digest, set()).add(written["split"])
     assert all(len(of_picture) == 1 for of_picture in splits.values())
-    assert [written for written in rows if written["group"] == "g"]
+    assert len({written["split"] for written in rows if not written["group"]}) <= 1
+    messages = [quarantined["message"] for quarantined in ledger(tmp_path / "shard")]
+    assert all("through a group or a held-out row" in message for message in messages)
 
 
 def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, ray_up, monkeypatch):

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from data_prep.records.blocks import record_blocks
 from data_prep.records.config import RecordsConfig
-from data_prep.records.rejection import Rejected
 from data_prep.records.sets import record_sets
 from data_prep.shards.split import SPLITS, Shares, side, split_of
 from data_prep.shards.write import write_shard
@@ -24,17 +23,13 @@ def test_a_group_is_in_one_split_whatever_its_pictures(shares, group, rows):
     assert len(splits) == 1 and splits <= set(SPLITS)
 
 
-@given(shares, digests, st.lists(digests, max_size=4))
-def test_a_picture_is_in_one_split_in_every_row(shares, shared, others):
-    """Rows without a group that share a picture are in the same split, or are rejected."""
-    splits = set()
-    for n, pictures in enumerate([shared[:1], *([shared[0], *other] for other in others)]):
-        try:
-            splits.add(split_of(shares, key=str(n), group="", pictures=pictures))
-        except Rejected as rejected:
-            assert rejected.reason == "straddles_split"
-            assert len({side(shares, "picture", digest) for digest in pictures}) > 1
-    assert len(splits) == 1
+@given(shares, digests)
+def test_the_smallest_picture_decides_whatever_the_order(shares, pictures):
+    splits = {split_of(shares, key="k", group="", pictures=order) for order in (pictures, pictures[::-1])}
+    assert splits == {side(shares, "picture", min(pictures))}
+    assert split_of(shares, key="other", group="", pictures=[pictures[0]] * 2) == side(
+        shares, "picture", pictures[0]
+    )
 
 
 def test_shares_are_met_and_the_key_decides_for_text_rows():
