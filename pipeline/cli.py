@@ -1,5 +1,6 @@
 """The command line `vico`. Exit codes: 0 done, 1 failed, 2 bad input, 130 and 143 stopped by a signal."""
 
+import errno
 import logging
 import signal
 import sys
@@ -13,7 +14,7 @@ from pipeline.commands import model as cli_model
 from pipeline.commands import runs as cli_runs
 from pipeline.commands.options import print_errors
 from stages.stops import Interrupted
-from vico.errors import Unreachable, UserError
+from vico.errors import Unreachable, UserError, one_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +39,17 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `vico --help`
     cli_model.serve,
 )
 DATA_COMMANDS: tuple[Callable[..., None], ...] = (cli_data.check, cli_data.build, cli_data.retry)
+_FAULTS_OF_PATHS = (
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+"""Errors of the file system that say something about a path that was given, not about the program."""
 for command in COMMANDS:
     app.command()(command)
 data_app = typer.Typer(
@@ -51,9 +63,14 @@ app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """Run the command line. A UserError becomes one `error:` line per fault and exit code 2."""
-    # Logs go to files of the run. Without a handler, logging would print warnings to the terminal.
+    """Run the command line.
+
+    A UserError becomes one `error:` line per fault and exit code 2, and so does a path that cannot be used.
+    """
+    # Logs and Python's warnings, such as Pillow's of large pictures, go to files of the run. Without a
+    # handler, logging would print them to the terminal.
     logging.getLogger().addHandler(logging.NullHandler())
+    logging.captureWarnings(True)
     try:
         app()
     except UserError as error:
@@ -62,6 +79,12 @@ def main() -> None:
     except Unreachable as error:
         print_errors(str(error))
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _FAULTS_OF_PATHS or not error.filename:
+            raise
+        path = one_line(str(error.filename))
+        print_errors(f"{path}: {error.strerror}; give another path, or fix permissions and space there")
+        sys.exit(2)
     except Interrupted as stop:
         sys.exit(128 + signal.Signals[str(stop)])
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ its block from there. The modules of the formats know what a row looks like.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import MappingProxyType
 
 import numpy as np
@@ -56,6 +57,16 @@ def record_blocks(
         for block in set_blocks:
             blocks.append(replace(block, number=len(blocks)))
     return blocks
+
+
+def first_block(record_set: RecordSet, num_rows: int) -> Block | None:
+    """Return at most the first `num_rows` rows of a set's file, or None. The rest is not read."""
+    assert isinstance(record_set.rows, RecordFile), "the demo has no file"
+    rows = list(islice(_digests(record_set.rows), num_rows))
+    if not rows:
+        return None
+    digests = np.frombuffer(b"".join(digest for _, digest in rows), np.uint64).reshape(-1, 2)
+    return Block(0, record_set, 0, len(rows), rows[0][0], tuple(repeated_lines(digests).tolist()))
 
 
 def block_rows(block: Block, repaired: Mapping[int, bytes] = NOT_REPAIRED) -> Iterator[RawRow]:

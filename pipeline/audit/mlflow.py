@@ -164,7 +164,7 @@ class _Comparison:
             if name not in shown:
                 self._problem(kind, f"{word} {name} is missing")
             elif shown[name] != value:
-                self._problem(kind, f"{word} {name} is {shown[name][:80]!r}, recorded is {value[:80]!r}")
+                self._problem(kind, f"{word} {name} is {shown[name]!r}, recorded is {value!r}")
 
     def _compare_datasets(self) -> None:
         inputs = self.shown.inputs.dataset_inputs if self.shown.inputs else []

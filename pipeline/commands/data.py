@@ -1,9 +1,12 @@
 """Commands for records: write a first pipeline file; check, build and repair shards."""
 
+import shutil
 import sys
+import textwrap
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -18,9 +21,12 @@ from pipeline.commands.options import (
     print_json,
     site_of,
 )
+from vico.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from stages.shard.check import CheckReport
+    from stages.shard.config import ShardConfig
+    from stages.shard.first_rows import CheckedFile
 
 
 def init(
@@ -30,35 +36,94 @@ def init(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", help="Folder with *.jsonl rows and their pictures; a meta.json is written to it."
+            "--data",
+            help="Folder with rows (JSON lines or lists, parquet, tars) and their pictures; for InternVL "
+            "rows a meta.json is written to it.",
         ),
     ] = None,
     model: Annotated[
-        Path, typer.Option("--model", help="Folder or Hub id of the model to start from.")
-    ] = Path("models/small-internvl"),
+        str, typer.Option("--model", help="Folder or Hub id of the model to start from.")
+    ] = "models/small-internvl",
 ) -> None:
     """Write a commented pipeline file.
 
-    With --data also write an InternVL meta file for the folder, and check the first rows.
+    With --data also check the first rows of the folder, name their format, and write an InternVL meta file if
+    they need one.
     """
-    from data_prep.records.internvl import read_meta
-    from data_prep.records.meta_files import first_row_counts, meta_of_folder, write_meta
-    from pipeline.commands.project_template import META_NAME, refuse_existing, write_pipeline
+    from pipeline.commands.project_template import pipeline_text, refuse_existing, write_new
+    from stages.shard.config import ShardConfig
+    from vico.settings import load_settings
 
     refuse_existing(out)
-    records = "{format: demo, num_samples: 1600}"
+    records: dict[str, Any] = {"format": "demo", "num_samples": 1600}
+    max_tiles = ShardConfig().max_tiles
     if data is not None:
-        meta = data / META_NAME
-        refuse_existing(meta)
-        write_meta(meta, meta_of_folder(data))
-        for record_set in read_meta(meta.resolve()):
-            counts = first_row_counts(record_set.annotation, record_set.root).most_common()
-            text = ", ".join(f"{count} {result}" for result, count in counts) or "none"
-            typer.echo(f"{record_set.name}: pictures in {record_set.root}; first rows: {text}")
-        typer.echo(f"wrote {meta}")
-        records = f"{{format: internvl, path: {meta}}}"
-    write_pipeline(out, records, str(model))
+        folder = _model_of_rows(model)
+        max_tiles = min(max_tiles, load_settings(folder).max_tiles)
+        records = _records_of_folder(data, ShardConfig(max_tiles=max_tiles), folder)
+    elif Path(model).is_dir():
+        max_tiles = min(max_tiles, load_settings(model).max_tiles)
+    write_new(out, pipeline_text(str(out), records, model, max_tiles))
     typer.echo(f"wrote {out}; next: vico data check {out}")
+
+
+def _model_of_rows(model: str) -> Path:
+    """Return the folder of the model whose tokenizer and tiles the checks of rows need."""
+    from vico.checkpoints.hub import model_folder
+    from vico.model_files import check_model_folder
+
+    folder = model_folder(model)
+    if not folder.is_dir():
+        raise UserError(
+            f"--model {model} is not a folder; the rows are checked for it, so give the folder or Hub id of "
+            "an InternVL checkpoint"
+        )
+    return check_model_folder(folder)
+
+
+def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> dict[str, Any]:
+    """Show the format of the folder's rows and the result of their checks; return `inputs.records` for them.
+
+    For InternVL rows also write the meta file.
+    """
+    from data_prep.records.meta_files import meta_of_files, meta_text
+    from pipeline.commands.project_template import META_NAME, write_new
+    from stages.shard.first_rows import checked_folder
+
+    checked = checked_folder(data, config, model)
+    for file in checked.files:
+        typer.echo("\n".join(_checked_lines(file)))
+    for path in checked.unused:
+        typer.echo(
+            f"{path.name}: not used; a pipeline reads *{checked.suffix} or files of another kind, not both"
+        )
+    if checked.format != "internvl":
+        return checked.records
+    meta = data / META_NAME
+    if meta.exists():
+        raise UserError(
+            f"{meta} exists; move it away, or use it: `vico init` without --data, then "
+            f"inputs.records: {{format: internvl, path: {meta}}}"
+        )
+    write_new(meta, meta_text(meta_of_files(data, {file.path: file.root for file in checked.files})))
+    typer.echo(f"wrote {meta}")
+    return {"format": "internvl", "path": str(meta)}
+
+
+def _checked_lines(file: "CheckedFile") -> list[str]:
+    """Return a line about a file's first rows, and one for the first row of each reason."""
+    reasons = Counter(row["reason"] for row in file.faults)
+    counts = {"good": file.num_good, **dict(reasons.most_common())}
+    text = ", ".join(f"{count} {result}" for result, count in counts.items() if count) or "none"
+    pictures = f", pictures in {file.root}" if file.format != "webdataset" else ""
+    first_rows = {row["reason"]: row for row in reversed(file.faults)}
+    return [
+        f"{file.path.name}: format {file.format}{pictures}; first rows: {text}",
+        *(
+            f"  line {row['line']}, {reason}: {one_line(row['message'])}"
+            for reason, row in sorted(first_rows.items())
+        ),
+    ]
 
 
 def check(
@@ -93,7 +158,7 @@ def check(
         if as_json:
             print_json(answer, report)
         else:
-            stream.write(_shown(report))
+            show_report(report, stream)
 
 
 def build(
@@ -156,7 +221,16 @@ def retry(
     sys.exit(exit_code)
 
 
-def _shown(report: "CheckReport") -> str:
+def show_report(report: "CheckReport", stream: TextIO) -> None:
+    """Write the report as lines: on a terminal they wrap below their beginning, elsewhere they stay whole."""
+    width = shutil.get_terminal_size().columns if stream.isatty() else None
+    for line in _report_lines(report):
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        wrapped = [line] if width is None else textwrap.wrap(line, width, subsequent_indent=indent)
+        stream.write("\n".join(wrapped) + "\n")
+
+
+def _report_lines(report: "CheckReport") -> list[str]:
     lines = [f"read {report['read']} = good {report['written']} + to quarantine {report['quarantined']}"]
     for name, counts in report["sources"].items():
         lines.append(f"  {name}: read {counts['read']}, good {counts['written']}")
@@ -164,5 +238,5 @@ def _shown(report: "CheckReport") -> str:
     for reason, count in report["reasons"].items():
         lines.append(f"{reason}: {count}")
         for row in report["examples"][reason]:
-            lines.append(f"  {row['source']} line {row['line']}: {row['message'][:120]}")
-    return "\n".join(lines) + "\n"
+            lines.append(f"  {row['source']} line {row['line']}: {one_line(row['message'], max_chars=None)}")
+    return [*lines, *report["notes"]]

@@ -20,10 +20,14 @@ ThresholdOption = Annotated[
 
 def route(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a model with a router.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files, or folders of them.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Draw the tiles and their tokens into this file (PNG, JPEG or WebP)."),
+        typer.Option(
+            "--out",
+            help="Draw the tiles and their tokens into this file (PNG, JPEG or WebP; several pictures in a "
+            "grid), or into one file per picture in this folder.",
+        ),
     ] = None,
     threshold: ThresholdOption = None,
     as_json: JsonOption = False,

@@ -1,6 +1,9 @@
 """`vico init`: the text of a first pipeline file, with comments."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import yaml
 
 from vico.errors import UserError
 
@@ -9,20 +12,20 @@ _PIPELINE = """\
 # A pipeline of vico. `vico plan {name}` shows what would run, `vico run {name}` runs or resumes it.
 # A key that is left out has its default.
 seed: 0
-experiment: {experiment}
+{experiment}
 
 inputs:
   # Records: demo | internvl | llava | sharegpt | parquet | webdataset, local or s3://, gs://, hf://.
-  records: {records}
+  {records}
   # Records only for testing; training rows that share a picture with them are quarantined.
   # heldout: {{format: internvl, path: heldout/meta.json}}
-  model: {model}   # an InternVL model: a folder, or owner/name on the Hub
+  {model}   # an InternVL model: a folder, or owner/name on the Hub
 
 shard:
   samples_per_shard: 1000
   calib_share: 0.1      # for validation and the threshold
   test_share: 0.1       # every reported number is measured on these samples
-  max_tiles: 12         # per row, thumbnails not counted
+  {max_tiles:<20}  # per row, thumbnails not counted; the model's own limit holds, too
   max_tokens: 8192      # per row, text and all tiles at the full rate; longer rows are quarantined
 
 consistency:
@@ -36,15 +39,37 @@ router:
 """
 
 
-def write_pipeline(path: Path, records: str, model: str) -> None:
-    """Write a pipeline file with comments. Raises UserError if the path exists."""
+def pipeline_text(name: str, records: Mapping[str, object], model: str, max_tiles: int) -> str:
+    """Return the text of a pipeline file with comments; `name` is its path."""
+    return _PIPELINE.format(
+        name=name,
+        experiment=_yaml_line("experiment", Path(name).stem),
+        records=_yaml_line("records", dict(records)),
+        model=_yaml_line("model", model),
+        max_tiles=f"max_tiles: {max_tiles}",
+    )
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a new file. Raises UserError if the path exists or is not writable."""
     refuse_existing(path)
-    text = _PIPELINE.format(name=path, experiment=path.stem, records=records, model=model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} is not writable ({error.strerror}); give another path") from error
 
 
 def refuse_existing(path: Path) -> None:
     """Raise UserError if the path exists."""
     if path.exists():
         raise UserError(f"{path} exists; move it away or give another name")
+
+
+def _yaml_line(key: str, value: object) -> str:
+    """Return `key: value` as one line of YAML, with quotes where the value needs them."""
+    flow = isinstance(value, dict)
+    dumped: str = yaml.safe_dump(
+        value, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=1e9
+    )
+    return f"{key}: {dumped.removesuffix(chr(10)).removesuffix('...').strip()}"

@@ -1,8 +1,10 @@
-"""`vico route`: the tiles of pictures that a model's router compresses, as a table, JSON and a drawing."""
+"""`vico route`: the tiles of pictures that a model's router compresses, as tables, JSON and drawings."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import typer
 from PIL import Image
 from rich.table import Table
 
-from pipeline.commands.tables import console
+from pipeline.commands.tables import console, text_table
 from vico.errors import UserError, one_line
 from vico.model_files import stored_threshold
 from vico.settings import ModelSettings, load_settings
@@ -19,10 +21,8 @@ from vico.tiling import tile_boxes, tile_grid
 if TYPE_CHECKING:
     from vico.model.internvl import VicoModel
 
-
-DRAWN_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
-_GAP = 24
-"""Pixels between pictures that are drawn below each other."""
+_PICTURE_NAME = re.compile(r".+\.(avif|bmp|gif|heic|jfif|jp2|jpe|jpeg|jpg|png|svg|tiff?|webp)", re.IGNORECASE)
+"""The files of a folder that are pictures; which of them can be read, `checked_picture` says."""
 
 
 @dataclass(frozen=True)
@@ -42,49 +42,101 @@ def route(
     threshold: float | None = None,
     as_json: bool = False,
 ) -> None:
-    """Print the tiles of each picture with their tokens; with `out` also draw all pictures into that file.
+    """Print the tiles of each picture with their tokens; with `out` also draw the pictures there.
 
-    A tile is compressed if P(compress) >= `threshold` (None: the model's own). Raises UserError for a model
-    without a router, a picture that does not decode, and an `out` that is not writable.
+    A tile is compressed if P(compress) >= `threshold` (None: the model's own). A folder stands for the
+    pictures in it. One picture at a time is in memory. Raises UserError, before anything is routed, for a
+    model without a router, pictures that the shard stage would refuse, and an `out` that is not writable.
     """
-    if out is not None:
-        _check_path(out)
+    from pipeline.commands.drawings import drawings
+    from vico.inference.routed_picture import routed_picture
+
     settings = load_settings(model)
     threshold = stored_threshold(model) if threshold is None else threshold
-    opened = [opened_picture(path) for path in images]
-    routed = _routed(model, list(zip(images, opened, strict=True)), threshold)
-    if out is not None:
-        _write(drawing(routed, settings), out)
+    paths = picture_files(images)
+    check_pictures(paths)
+    drawn = None if out is None else drawings(out, paths)
+    objects = []
+    for picture in _routed(model, paths, threshold):
+        if drawn is not None:
+            decisions = picture.compressed
+            drawing = routed_picture(picture.image, settings.tiling(), settings, decisions, drawn.long_side)
+            drawn.add(picture.path, drawing)
+        if as_json:
+            objects.append(as_object(picture, settings, threshold))
+        else:
+            size = f"{picture.image.width} x {picture.image.height}"
+            title = f"{picture.path}: {size}, compressed from P(compress) {threshold:.4g} on"
+            console().print(title, markup=False)
+            console().print(tiles_table(picture, settings))
+    if drawn is not None:
+        drawn.close()
     if as_json:
-        objects = [as_object(picture, settings, threshold) for picture in routed]
         typer.echo(json.dumps(objects, ensure_ascii=False))
-        return
-    for picture in routed:
-        size = f"{picture.image.width} x {picture.image.height}"
-        title = f"{picture.path}: {size}, compressed from P(compress) {threshold:.4g} on"
-        console().print(title, markup=False)
-        console().print(tiles_table(picture, settings))
-    if out is not None:
+    elif out is not None:
         console().print(f"drawn to {out}", markup=False)
 
 
-def opened_picture(path: Path) -> Image.Image:
-    """Return the picture as RGB. Raises UserError if it is missing or does not decode."""
+def picture_files(images: Sequence[Path]) -> list[Path]:
+    """Return the files, with the pictures in each folder and its subfolders, sorted, instead of the folder.
+
+    Raises UserError for a folder without one.
+    """
+    paths: list[Path] = []
+    for image in images:
+        if not image.is_dir():
+            paths.append(image)
+            continue
+        found = sorted(
+            path for path in image.rglob("*") if _PICTURE_NAME.fullmatch(path.name) and path.is_file()
+        )
+        if not found:
+            raise UserError(
+                f"IMAGE={image} is a folder without a picture; give pictures, or a folder of them"
+            )
+        paths += found
+    return paths
+
+
+def check_pictures(paths: Sequence[Path]) -> None:
+    """Raise UserError with a line for each picture that is missing or that the shard stage would refuse."""
+    problems = []
+    for path in dict.fromkeys(paths):
+        try:
+            picture_bytes(path)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def picture_bytes(path: Path) -> bytes:
+    """Return the bytes of a picture that passes the shard stage's checks.
+
+    Raises UserError if it is missing, too large (the default of `shard.max_pixels`) or does not decode.
+    """
+    from data_prep.records.pictures import checked_picture
+    from data_prep.records.rejection import Rejected
+    from stages.shard.config import ShardConfig
+
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"IMAGE={path} does not exist; give the path of a picture") from error
-    except Image.DecompressionBombError as error:
+    except OSError as error:
+        raise UserError(f"IMAGE={path} is not readable ({error.strerror}); give another picture") from error
+    try:
+        return checked_picture(data, path.name, max_pixels=ShardConfig().max_pixels, decode=True).data
+    except Rejected as error:
+        verb = "does not decode" if error.reason == "undecodable_image" else "is refused"
+        reason = f"{error.reason}: {one_line(error.message)}"
         raise UserError(
-            f"IMAGE={path} has too many pixels to decode safely; give a smaller picture"
+            f"IMAGE={path} {verb} ({reason}); give a picture that the shard stage takes"
         ) from error
-    except Exception as error:  # decoders raise what they like on broken bytes
-        reason = one_line(error)
-        raise UserError(f"IMAGE={path} does not decode ({reason}); give a whole JPEG, PNG or WebP") from error
 
 
-def _routed(model: Path, pictures: list[tuple[Path, Image.Image]], threshold: float) -> list[RoutedImage]:
+def _routed(model: Path, paths: Sequence[Path], threshold: float) -> Iterator[RoutedImage]:
+    """Yield the pictures with their decisions, one at a time."""
     import torch
 
     from vico.checkpoints import load_model
@@ -95,14 +147,14 @@ def _routed(model: Path, pictures: list[tuple[Path, Image.Image]], threshold: fl
     if routed_model.router is None:
         raise UserError(f"MODEL={model} has no router; give the folder that the export stage wrote")
     tiling = routed_model.settings.tiling()
-    routed = []
-    for path, image in pictures:
+    for path in paths:
+        with Image.open(BytesIO(picture_bytes(path))) as opened:
+            image = opened.convert("RGB")
         with torch.no_grad():
             features = routed_model.vision_features(torch.from_numpy(pixel_values(image, tiling)))
             p_compress = routed_model.router.compress_probability(features)
         compressed = absolute_rule(p_compress, threshold)
-        routed.append(RoutedImage(path, image, tuple(p_compress.tolist()), tuple(compressed.tolist())))
-    return routed
+        yield RoutedImage(path, image, tuple(p_compress.tolist()), tuple(compressed.tolist()))
 
 
 def tile_names(picture: RoutedImage, settings: ModelSettings) -> list[str]:
@@ -151,40 +203,11 @@ def tiles_table(picture: RoutedImage, settings: ModelSettings) -> Table:
     """Return one row per tile, and the sum in the last row."""
     counts = tile_tokens(picture, settings)
     full = len(counts) * settings.tokens_full
-    table = Table("tile", "P(compress)", "tokens", box=None, pad_edge=False)
-    for name, probability, compressed, count in zip(
-        tile_names(picture, settings), picture.p_compress, picture.compressed, counts, strict=True
-    ):
-        table.add_row(name, f"{probability:.4f}", f"{count}{' (compressed)' if compressed else ''}")
-    table.add_row("all", "", f"{sum(counts)} of {full} ({1 - sum(counts) / full:.0%} saved)")
-    return table
-
-
-def drawing(routed: Sequence[RoutedImage], settings: ModelSettings) -> Image.Image:
-    """Return one picture with all routed pictures below each other, their tiles drawn."""
-    from vico.inference.routed_picture import routed_picture
-
-    drawings = [
-        routed_picture(picture.image, settings.tiling(), settings, picture.compressed) for picture in routed
+    rows = [
+        (name, f"{probability:.4f}", f"{count}{' (compressed)' if compressed else ''}")
+        for name, probability, compressed, count in zip(
+            tile_names(picture, settings), picture.p_compress, picture.compressed, counts, strict=True
+        )
     ]
-    height = sum(image.height for image in drawings) + _GAP * (len(drawings) - 1)
-    sheet = Image.new("RGB", (max(image.width for image in drawings), height), "white")
-    top = 0
-    for image in drawings:
-        sheet.paste(image, (0, top))
-        top += image.height + _GAP
-    return sheet
-
-
-def _check_path(out: Path) -> None:
-    if out.suffix.lower() not in DRAWN_FORMATS:
-        raise UserError(f"--out={out}: the name must end in one of {', '.join(DRAWN_FORMATS)}")
-    if not out.parent.is_dir():
-        raise UserError(f"--out={out}: the folder {out.parent} does not exist; create it first")
-
-
-def _write(sheet: Image.Image, out: Path) -> None:
-    try:
-        sheet.save(out)
-    except OSError as error:
-        raise UserError(f"--out={out} is not writable ({error}); give another path") from error
+    total = ("all", "", f"{sum(counts)} of {full} ({1 - sum(counts) / full:.0%} saved)")
+    return text_table(("tile", "P(compress)", "tokens"), [*rows, total])

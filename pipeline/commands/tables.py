@@ -1,11 +1,11 @@
 """Output of the commands that read: runs, stages, plans and findings as JSON objects and as tables."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from cluster.site import Site
 from pipeline.audit.findings import Findings
@@ -23,6 +23,16 @@ def console() -> Console:
     """Return standard output for tables: in colour and width of the terminal, else plain and wide."""
     terminal = Console(highlight=False)
     return terminal if terminal.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def text_table(names: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> Table:
+    """Return a table of plain texts: long ones wrap, none is cut, and `[..]` in them is no markup."""
+    columns = (Column(escape(name), overflow="fold") for name in names)
+    table = Table(*columns, box=None, pad_edge=False, title=None if title is None else escape(title))
+    table.title_justify = "left"
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row))
+    return table
 
 
 def run_summary(run: RunFile) -> dict[str, Any]:
@@ -75,57 +85,56 @@ def run_details(run: RunFile, site: Site) -> dict[str, Any]:
 
 def runs_table(runs: list[RunFile]) -> Table:
     """Return one row per run, for `vico status`."""
-    table = Table("run", "state", "experiment", "stages", "site", "error", box=None, pad_edge=False)
+    rows = []
     for run in runs:
         done = sum(entry.state == "done" for entry in run.stages.values())
         counts = f"{done}/{len(run.stages)} done"
-        table.add_row(run.run, run.state, run.experiment, counts, run.site, run.error or "")
-    return table
+        rows.append((run.run, run.state, run.experiment, counts, run.site, run.error or ""))
+    return text_table(("run", "state", "experiment", "stages", "site", "error"), rows)
 
 
 def stages_table(run: RunFile, site: Site) -> Table:
     """Return one row per stage of a run, for `vico status RUN`."""
-    table = Table("stage", "state", "attempt", "time", "from", "output", box=None, pad_edge=False)
-    for name, entry in run.stages.items():
-        table.add_row(
+    rows = [
+        (
             name,
             "reused" if entry.reused else entry.state,
-            str(entry.attempt or "-"),
+            entry.attempt or "-",
             "-" if entry.seconds is None else duration(entry.seconds),
             entry.reused_from or "-",
             f"{site.remote or site.storage.name}/{name}/{entry.fingerprint[:12]}…/output",
         )
-    return table
+        for name, entry in run.stages.items()
+    ]
+    return text_table(("stage", "state", "attempt", "time", "from", "output"), rows)
 
 
 def plan_table(planned: list[PlannedStage], estimates: Mapping[str, StageEstimate]) -> Table:
     """Return one row per stage, for `vico plan`."""
-    columns = ["stage", "action", "fingerprint", "why", *(["takes about"] if estimates else [])]
-    table = Table(*columns, box=None, pad_edge=False)
+    rows = []
     for stage in planned:
         action = "refused" if stage.refused else stage.action
         row = [stage.stage, action, stage.fingerprint[:12], "\n".join(stage.reasons)]
-        table.add_row(*row, *([str(estimates.get(stage.stage, ""))] if estimates else []))
-    return table
+        rows.append([*row, *([str(estimates.get(stage.stage, ""))] if estimates else [])])
+    names = ["stage", "action", "fingerprint", "why", *(["takes about"] if estimates else [])]
+    return text_table(names, rows)
 
 
 def findings_table(findings: Findings) -> Table:
     """Return one row per problem, for `vico audit`."""
-    table = Table("stage", "problem", "what", "where", box=None, pad_edge=False)
-    for problem in findings.problems:
-        table.add_row(problem.stage, problem.kind, escape(problem.message), escape(problem.path))
-    return table
+    rows = ((problem.stage, problem.kind, problem.message, problem.path) for problem in findings.problems)
+    return text_table(("stage", "problem", "what", "where"), rows)
 
 
 def differences_table(differences: Mapping[str, Any]) -> Table:
     """Return one row per difference between two runs, for `vico diff`; digests are shortened."""
-    table = Table("what", "stage", "name", *differences["runs"], box=None, pad_edge=False)
-    for kind, rows in differences.items():
-        for row in rows if kind not in ("runs", "same") else ():
+    rows = []
+    for kind, differing in differences.items():
+        for row in differing if kind not in ("runs", "same") else ():
             name = f"{row['name']} (from step {row['step']})" if "step" in row else row["name"]
             sides = ["-" if row[side] is None else _shortened(str(row[side])) for side in ("a", "b")]
-            table.add_row(kind, row["stage"] or "-", *map(escape, (name, *sides)))
-    return table
+            rows.append((kind, row["stage"] or "-", name, *sides))
+    return text_table(("what", "stage", "name", *differences["runs"]), rows)
 
 
 def sample_tables(sample: Mapping[str, Any]) -> list[Table]:
@@ -146,31 +155,24 @@ def _is_rows(name: str, value: Any) -> bool:
 
 
 def _rows_table(rows: list[dict[str, Any]], title: str) -> Table:
-    table = Table(*(rows[0] if rows else ()), box=None, pad_edge=False, title=escape(title))
-    table.title_justify = "left"
-    for row in rows:
-        table.add_row(*(_value_shown(value) for value in row.values()))
-    return table
+    return text_table(rows[0] if rows else (), (map(_value_shown, row.values()) for row in rows), title)
 
 
 def _value_shown(value: Any) -> str:
     """Return a value as text; the rates of a sample's tiles as letters: f full, c compressed."""
     if isinstance(value, list):
         return "".join("c" if compressed else "f" for compressed in value)
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def garbage_table(garbage: list[Garbage], dry_run: bool) -> Table:
     """Return one row per file or folder that no run needs, for `vico gc`."""
     mib = sum(piece.bytes for piece in garbage) / (1 << 20)
     title = f"{'would free' if dry_run else 'freed'} {mib:.1f} MiB in {len(garbage)} places"
-    table = Table("what", "MiB", "why", "where", box=None, pad_edge=False, title=title, title_justify="left")
-    for piece in garbage:
-        size = f"{piece.bytes / (1 << 20):.1f}"
-        table.add_row(piece.kind, size, escape(piece.why), escape(str(piece.path)))
-    return table
+    rows = ((piece.kind, f"{piece.bytes / (1 << 20):.1f}", piece.why, piece.path) for piece in garbage)
+    return text_table(("what", "MiB", "why", "where"), rows, title)
 
 
 def _shortened(text: str) -> str:
     is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
-    return text[:12] if is_digest else text[:60]
+    return text[:12] if is_digest else text

@@ -66,6 +66,8 @@ def yaml_value(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}{line}: {error.problem or error.context}; fix the YAML there") from error
+    except RecursionError as error:
+        raise UserError(f"{source}: values are nested too deep; fix the YAML there") from error
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{source}: {one_line(error)}; fix the YAML there") from error
 

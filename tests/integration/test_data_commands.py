@@ -39,7 +39,12 @@ def test_check_and_build_account_for_every_row_of_a_hostile_set(project):
     assert not (folder / "runs").exists(), "a check writes nothing"
     assert report["read"] == report["written"] + report["quarantined"]
     assert report["reasons"] == dict(sorted(Counter(reasons.values()).items()))
-    assert {row["line"] for rows in report["examples"].values() for row in rows} <= set(reasons)
+    examples = [row for rows in report["examples"].values() for row in rows]
+    assert {row["line"] for row in examples} <= set(reasons)
+    code, out, err = finished(vico("data", "check", *where))
+    assert code == 0 and all(f"bad line {row['line']}: {row['message']}\n" in out for row in examples), err[
+        -2000:
+    ]
 
     code, out, err = finished(vico("data", "build", *where))
     assert code == 0, err[-2000:]
@@ -47,6 +52,7 @@ def test_check_and_build_account_for_every_row_of_a_hostile_set(project):
     (output,) = (folder / "runs" / "shard").glob("*/output")
     rows = [json.loads(line) for line in (output / "quarantine.jsonl").read_text().splitlines()]
     assert {row["line"]: row["reason"] for row in rows} == reasons
+    assert all(row in rows for row in examples), "the same messages"
     manifest = json.loads((output / "manifest.json").read_text())
     for name in ("read", "written", "quarantined", "reasons", "splits"):
         built = {k: v for k, v in manifest[name].items() if v} if name == "splits" else manifest[name]
@@ -138,7 +144,7 @@ def test_init_writes_a_meta_file_and_a_pipeline_that_can_be_planned(tmp_path, pr
     model = project[0] / "model"
     arguments = ("init", tmp_path / "mine.yaml", "--data", tmp_path / "data", "--model", model)
     code, out, err = finished(vico(*arguments))
-    assert code == 0 and "24 good" in out, err
+    assert code == 0 and "format internvl" in out and "24 good" in out, err
     (meta_set,) = json.loads((tmp_path / "data" / "meta.json").read_text()).values()
     assert (meta_set["root"], meta_set["annotation"], meta_set["length"]) == ("images", "good.jsonl", 24)
     planned = answer("plan", tmp_path / "mine.yaml", "--storage", tmp_path / "runs")

@@ -12,39 +12,47 @@ Colour: TypeAlias = tuple[int, int, int]
 KEEP_COLOUR, COMPRESS_COLOUR = (230, 110, 20), (40, 90, 200)
 _VEIL = (190, 205, 235, 150)
 # Pixels of the longer side: smaller pictures are enlarged, larger ones reduced, so that labels are legible.
-_MIN_LONG_SIDE, _MAX_LONG_SIDE = 480, 1600
+MIN_LONG_SIDE, MAX_LONG_SIDE = 480, 1600
+_MIN_SHORT_SIDE = 32
+"""Pixels to which a still thinner picture is stretched: its tiles could not be told apart."""
 _GAP, _CAPTION = 16, 40
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
+_THUMBNAIL = "thumbnail"
 
 
 def routed_picture(
-    image: Image.Image, tiling: Tiling, settings: ModelSettings, compressed: Sequence[bool]
+    image: Image.Image,
+    tiling: Tiling,
+    settings: ModelSettings,
+    compressed: Sequence[bool],
+    max_long_side: int = MAX_LONG_SIDE,
 ) -> Image.Image:
     """Return an RGB picture with a frame and the token count on every tile, and the thumbnail beside it.
 
-    `compressed` has one decision per tile in prompt order, the thumbnail last. Raises ValueError if the
-    numbers differ.
+    `compressed` has one decision per tile in prompt order, the thumbnail last. The picture is drawn with at
+    most `max_long_side` pixels on its longer side. Raises ValueError if the numbers differ.
     """
     boxes = tile_boxes(*image.size, tiling)
     if len(boxes) != len(compressed):
         raise ValueError(f"{len(compressed)} decisions for {len(boxes)} tiles")
-    picture = _resized(image)
-    scale = picture.width / image.width
+    picture = _resized(image, max_long_side)
+    scales = (picture.width / image.width, picture.height / image.height) * 2
     cells = len(boxes) - 1 if len(boxes) > 1 and tiling.use_thumbnail else len(boxes)
     tokens = [settings.tokens_compressed if flag else settings.tokens_full for flag in compressed]
     marked = picture.copy()
     for box, flag, count in list(zip(boxes, compressed, tokens, strict=True))[:cells]:
-        marked = _with_tile(marked, [round(side * scale) for side in box], flag, str(count))
+        drawn_box = [round(side * scale) for side, scale in zip(box, scales, strict=True)]
+        marked = _with_tile(marked, drawn_box, flag, str(count))
     parts = [marked]
     if cells < len(boxes):
         parts.append(_thumbnail_panel(picture, compressed[-1], tokens[-1]))
     return _captioned(parts, _caption(compressed, sum(tokens), len(boxes) * settings.tokens_full))
 
 
-def _resized(image: Image.Image) -> Image.Image:
+def _resized(image: Image.Image, max_long_side: int) -> Image.Image:
     longest = max(image.size)
-    scale = min(max(longest, _MIN_LONG_SIDE), _MAX_LONG_SIDE) / longest
-    size = [max(1, round(side * scale)) for side in image.size]
+    scale = min(max(longest, MIN_LONG_SIDE), max_long_side) / longest
+    size = [max(_MIN_SHORT_SIDE, round(side * scale)) for side in image.size]
     return image.convert("RGB").resize(
         size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST
     )
@@ -62,7 +70,8 @@ def _with_tile(picture: Image.Image, box: Sequence[int], compressed: bool, label
         picture = picture.copy()
         picture.paste(veil, (left, top), veil)
     draw = ImageDraw.Draw(picture)
-    draw.rectangle([left + 1, top + 1, right - 2, bottom - 2], outline=colour, width=3)
+    if right - left > 2 and bottom - top > 2:  # Pillow refuses a rectangle whose ends are the wrong way round
+        draw.rectangle([left + 1, top + 1, right - 2, bottom - 2], outline=colour, width=3)
     _label(draw, (left + 8, top + 8), label, colour, min(22, max(10, (bottom - top) // 5)))
     return picture
 
@@ -75,14 +84,16 @@ def _label(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, colour
 
 
 def _thumbnail_panel(picture: Image.Image, compressed: bool, tokens: int) -> Image.Image:
-    """Return the whole picture, small, with the decision on the thumbnail tile."""
-    width = max(150, picture.width // 4)
+    """Return the whole picture, small and never enlarged, with the decision on the thumbnail tile."""
+    width = min(picture.width, max(150, picture.width // 4))
     small = picture.resize(
         (width, max(1, round(picture.height * width / picture.width))), Image.Resampling.BICUBIC
     )
     small = _with_tile(small, (0, 0, *small.size), compressed, str(tokens))
-    panel = Image.new("RGB", (width, small.height + 26), _PAPER)
-    ImageDraw.Draw(panel).text((0, 2), "thumbnail", fill=_INK, font=ImageFont.load_default(16))
+    font = ImageFont.load_default(16)
+    panel_width = max(width, round(font.getlength(_THUMBNAIL)))
+    panel = Image.new("RGB", (panel_width, small.height + 26), _PAPER)
+    ImageDraw.Draw(panel).text((0, 2), _THUMBNAIL, fill=_INK, font=font)
     panel.paste(small, (0, 26))
     return panel
 

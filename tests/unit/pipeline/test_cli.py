@@ -104,6 +104,13 @@ def test_every_command_is_listed():
         (["run", "x.yaml"], "config file x.yaml does not exist"),
         (["plan", "x.yaml", "--site", "nowhere"], "nowhere"),
         (["status", "--storage", "pyproject.toml"], "is a file; name a folder with --storage"),
+        (["status", "--storage", "pyproject.toml/x"], "pyproject.toml"),
+        (["plan", "x" * 300], "File name too long"),
+        (["plan", "configs/quickstart.yaml", "--storage", "x" * 300], "File name too long"),
+        (["plan", "configs/quickstart.yaml", "--set", f"seed={'[' * 3000}"], "--set"),
+        (["init", "x" * 300], "File name too long"),
+        (["init", "pyproject.toml/x.yaml"], "pyproject.toml"),
+        (["route", "models/small-internvl", "x" * 300, "--threshold", "0.5"], "File name too long"),
     ],
 )
 def test_a_wrong_command_ends_with_2_and_no_traceback(arguments, message):

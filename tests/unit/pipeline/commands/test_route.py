@@ -1,6 +1,9 @@
 """`vico route`: its table, JSON and drawing, and its errors for bad input."""
 
 import json
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -69,10 +72,106 @@ def test_a_threshold_on_the_command_line_replaces_the_models(routed, picture):
 
 def test_a_table_and_a_drawing_without_json(routed, picture, tmp_path):
     out = tmp_path / "drawn.png"
-    printed = route(routed, picture, picture, "--out", out).stdout
+    printed = route(routed, picture, "--out", out).stdout
     assert "row 1, column 1" in printed and "thumbnail" in printed and str(out) in printed
     with Image.open(out) as image:
-        assert image.height > 2 * 300
+        assert image.height > 300
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".png", ".jpg"])
+def test_several_pictures_are_a_grid_in_one_file(routed, picture, tmp_path, suffix):
+    tall = tmp_path / "tall.png"
+    Image.new("RGB", (40, 3000)).save(tall)
+    out = tmp_path / f"drawn{suffix}"
+    result = route(routed, *[tall, picture] * 10, "--out", out)
+    assert result.exit_code == 0, result.exception
+    with Image.open(out) as image:
+        assert max(image.size) <= 16_383, "the most that WebP allows"
+        assert 0.5 < image.width / image.height < 2, "not one column"
+
+
+def test_one_file_per_picture_in_a_folder(routed, picture, tmp_path):
+    (tmp_path / "more").mkdir()
+    other = tmp_path / "more" / "picture.jpg"
+    Image.new("RGB", (60, 60)).save(other)
+    out = tmp_path / "drawn"
+    assert str(out) in route(routed, picture, other, "--out", out).stdout
+    assert sorted(path.name for path in out.iterdir()) == ["picture-2.png", "picture.png"]
+    assert route(routed, picture, "--out", out).exit_code == 0, "drawings may be replaced"
+
+
+def test_a_folder_stands_for_its_pictures(routed, picture, tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "notes.txt").write_text("not a picture")
+    picture.rename(folder / "b.PNG")
+    Image.new("RGB", (60, 60)).save(folder / "inner" / "a.jpg")
+    shown = json.loads(route(routed, folder, "--json").stdout)
+    assert [entry["image"] for entry in shown] == [str(folder / "b.PNG"), str(folder / "inner" / "a.jpg")]
+    (tmp_path / "empty").mkdir()
+    assert "is a folder without a picture" in str(route(routed, tmp_path / "empty").exception)
+
+
+@pytest.mark.parametrize("size", [(1, 600), (600, 1), (3, 3), (2, 9000)])
+def test_extreme_pictures_are_drawn(routed, tmp_path, size):
+    path = tmp_path / "thin.png"
+    Image.new("RGB", size).save(path)
+    for images in ([path], [path] * 2):
+        result = route(routed, *images, "--out", tmp_path / "drawn.png")
+        assert result.exit_code == 0, result.exception
+
+
+def test_a_picture_over_the_sharders_limit_is_refused_before_any_model_is_loaded(routed, picture, tmp_path):
+    large, broken = tmp_path / "large.png", tmp_path / "broken.png"
+    Image.new("1", (14_000, 12_000)).save(large)
+    broken.write_bytes(picture.read_bytes()[:-2000])
+    (routed / "model.safetensors").rename(tmp_path / "away")
+    (routed / "model.safetensors").touch()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            error = str(route(routed, picture, large, broken, large).exception)
+    finally:
+        (tmp_path / "away").rename(routed / "model.safetensors")
+    first, second = error.splitlines()
+    assert "large.png is refused (too_many_pixels" in first and "14000 x 12000" in first
+    assert "broken.png does not decode" in second
+
+
+def test_pillows_warnings_do_not_reach_the_terminal(routed, tmp_path):
+    large = tmp_path / "large.png"
+    Image.new("1", (14_000, 12_000)).save(large)
+    command = [sys.executable, "-m", "pipeline.cli", "route", str(routed), str(large)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: IMAGE=")
+
+
+def test_no_more_pictures_are_in_memory_than_one(routed, tmp_path):
+    """Each picture takes 18 MB decoded; all together would take 200 MB more than one."""
+    paths = [tmp_path / f"{n}.jpg" for n in range(12)]
+    for path in paths:
+        Image.new("RGB", (3000, 2000)).save(path)
+    peaks = [_peak_bytes(["route", str(routed), *map(str, paths[:n]), "--json"]) for n in (1, 12)]
+    assert peaks[1] - peaks[0] < 100 << 20
+
+
+def _peak_bytes(arguments: list[str]) -> int:
+    probe = """
+import resource, sys
+from pipeline.cli import main
+main_exit = None
+try:
+    main()
+except SystemExit as ended:
+    main_exit = ended.code
+print(main_exit, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+"""
+    command = [sys.executable, "-c", probe, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    code, peak_kib = result.stderr.splitlines()[-1].split()
+    assert code in ("None", "0"), result.stderr
+    return int(peak_kib) << 10
 
 
 @pytest.mark.parametrize(
@@ -100,5 +199,15 @@ def test_a_model_without_router_or_threshold_is_refused(base, routed, picture, t
 
 
 def test_a_path_that_cannot_be_drawn_to_is_refused(routed, picture, tmp_path):
-    assert "must end in" in str(route(routed, picture, "--out", tmp_path / "a.txt").exception)
-    assert "does not exist" in str(route(routed, picture, "--out", tmp_path / "no" / "a.png").exception)
+    def refusal(out, *pictures):
+        error = route(routed, *pictures or [picture], "--out", out).exception
+        assert isinstance(error, UserError) and "\n" not in str(error)
+        return str(error)
+
+    assert "must end in" in refusal(tmp_path / "a.txt")
+    assert "does not exist" in refusal(tmp_path / "no" / "a.png")
+    assert "does not exist" in refusal(tmp_path / "no" / "folder")
+    assert "is one of the pictures" in refusal(picture)
+    assert "is one of the pictures" in refusal(tmp_path)
+    assert "give the name of a folder" in refusal(tmp_path / "a.png", *[picture] * 145)
+    assert "is not writable" in refusal(picture / "folder") or "does not exist" in refusal(picture / "folder")

@@ -1,5 +1,7 @@
 """What the drawing of a routed picture shows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,11 +47,19 @@ def test_a_single_tile_has_no_thumbnail():
     assert routed_picture(PICTURE, TILING, SETTINGS, [True] * 5).width > 480
 
 
-@pytest.mark.parametrize("size", [(3000, 200), (3, 40)])
-def test_extreme_pictures_can_be_drawn(size):
-    count = num_tiles(*size, TILING)
-    picture = routed_picture(PICTURE.resize(size).convert("L"), TILING, SETTINGS, [True] * count)
-    assert max(picture.size) < 2200
+@pytest.mark.parametrize("max_tiles", [4, 12, 400])
+@pytest.mark.parametrize("size", [(3000, 200), (3, 40), (1, 600), (600, 1), (1, 1), (2, 20_000), (31, 479)])
+def test_extreme_pictures_can_be_drawn(size, max_tiles):
+    tiling = replace(TILING, max_tiles=max_tiles)
+    count = num_tiles(*size, tiling)
+    for long_side in (1600, 480):
+        image = PICTURE.resize(size).convert("L")
+        picture = routed_picture(
+            image, tiling, SETTINGS, [True, False] * (count // 2) + [True] * (count % 2), long_side
+        )
+        assert max(picture.size) < 1.4 * max(long_side, 480), (
+            "also the thumbnail is not larger than the picture"
+        )
 
 
 def test_each_tile_needs_a_decision():

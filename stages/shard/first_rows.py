@@ -1,0 +1,208 @@
+"""Find the format of a folder's rows: check the first rows of its files as the shard stage checks them.
+
+`vico init --data` calls it. A format has no rule of its own here: it is the one in which most rows are good.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.records.blocks import first_block
+from data_prep.records.config import Format, RecordsConfig
+from data_prep.records.json_lists import first_byte
+from data_prep.records.sets import RecordFile, RecordSet, record_sets
+from stages.shard.check import CheckTask, check_part
+from stages.shard.config import ShardConfig
+from stages.shard.tasks import shard_settings
+from vico.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from data_prep.records.rejection import LedgerRow
+
+_NUM_ROWS = 50
+_MAX_CONTAINERS = 4
+"""Parquet files and tars of a folder that are looked at: they are long to read, and alike."""
+_FORMATS: dict[str, tuple[Format, ...]] = {
+    ".jsonl": ("internvl", "llava", "sharegpt"),
+    ".json": ("llava", "sharegpt"),
+    ".parquet": ("parquet",),
+    ".tar": ("webdataset",),
+}
+_SHAREGPT_FIELD = re.compile(rb'"(messages|texts)"\s*:')
+_PEEKED_BYTES = 1 << 16
+_MISPLACED = ("missing_image", "path_outside_root")
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """A file's first rows in one format: `num_good` of `num_rows`, and the ledger rows of the others.
+
+    `root` is the folder of its pictures.
+    """
+
+    path: Path
+    format: Format
+    root: Path
+    num_rows: int
+    faults: tuple[LedgerRow, ...]
+
+    @property
+    def num_good(self) -> int:
+        return self.num_rows - len(self.faults)
+
+    @property
+    def num_misplaced(self) -> int:
+        """The rows whose pictures are not in the root."""
+        return sum(row["reason"] in _MISPLACED for row in self.faults)
+
+
+@dataclass(frozen=True)
+class CheckedFolder:
+    """The files of a folder in the recognised format (of many tars the first), and other files with rows."""
+
+    format: Format
+    files: tuple[CheckedFile, ...]
+    num_files: int
+    unused: tuple[Path, ...]
+
+    @property
+    def suffix(self) -> str:
+        return self.files[0].path.suffix
+
+    @property
+    def records(self) -> dict[str, str]:
+        """The `inputs.records` that reads the files; not for `internvl`, which needs a meta file."""
+        first = self.files[0]
+        path = _pattern(first.path) if self.num_files == 1 else str(first.path.parent / f"*{self.suffix}")
+        has_root = self.format != "webdataset" and first.root != first.path.parent
+        return {"format": self.format, "path": path, **({"root": str(first.root)} if has_root else {})}
+
+
+def checked_folder(folder: Path, config: ShardConfig, tokenizer: Path) -> CheckedFolder:
+    """Check the first rows of the folder's files and return them in the format that fits them best.
+
+    Raises UserError when the folder has no file with rows, or when no row is good in any format.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--data {folder} is not a folder; give one with the rows and their pictures")
+    by_suffix = _files_by_suffix(folder)
+    if not by_suffix:
+        raise UserError(
+            f"--data {folder} has no *.jsonl file, and no JSON list, parquet file or tar either; put the "
+            "rows there, for example one JSON object per line"
+        )
+    suffix, *others = by_suffix
+    paths = by_suffix[suffix]
+    no_lists = sorted(set(folder.glob("*.json")) - set(paths))
+    if suffix == ".json" and len(paths) > 1 and no_lists:
+        raise UserError(
+            f"--data {folder} has JSON lists and {no_lists[0].name}, which is none; keep the lists in a "
+            "folder of their own"
+        )
+    best: list[CheckedFile] = []
+    for record_format in _formats(suffix, paths[0]):
+        checked = list(_checked_files(folder, paths, record_format, config, tokenizer))
+        if not best or _num_good(checked) > _num_good(best):
+            best = checked
+        if all(not file.faults for file in best):
+            break
+    if not _num_good(best):
+        raise _no_good_row(folder, best)
+    unused = tuple(path for other in others for path in by_suffix[other])
+    return CheckedFolder(best[0].format, tuple(best), len(paths), unused)
+
+
+def _files_by_suffix(folder: Path) -> dict[str, list[Path]]:
+    """Return the files with rows, sorted, in the order of _FORMATS; of JSON files only lists."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    by_suffix = {suffix: [path for path in files if path.suffix == suffix] for suffix in _FORMATS}
+    by_suffix[".json"] = [path for path in by_suffix[".json"] if _is_list(path)]
+    return {suffix: paths for suffix, paths in by_suffix.items() if paths}
+
+
+def _is_list(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return first_byte(file) == b"["
+
+
+def _formats(suffix: str, path: Path) -> Sequence[Format]:
+    """Return the formats to try. Several may read the same rows; the one that names their form is first."""
+    if "sharegpt" in _FORMATS[suffix]:
+        with open(path, "rb") as file:
+            if _SHAREGPT_FIELD.search(file.read(_PEEKED_BYTES)):
+                return sorted(_FORMATS[suffix], key=lambda name: name != "sharegpt")
+    return _FORMATS[suffix]
+
+
+def _checked_files(
+    folder: Path, paths: Sequence[Path], record_format: Format, config: ShardConfig, tokenizer: Path
+) -> Iterator[CheckedFile]:
+    """Check the first rows of each file. A meta file names a root per set, all other formats one for all."""
+    if record_format in ("parquet", "webdataset"):
+        paths = paths[:_MAX_CONTAINERS]
+    roots = [folder]
+    if record_format != "webdataset":
+        roots += sorted(path for path in folder.iterdir() if path.is_dir())
+    for path in paths:
+        file = _best_root([_file_set(path, record_format, root) for root in roots], config, tokenizer)
+        if record_format != "internvl" and file.num_good:
+            roots = [file.root]
+        yield file
+
+
+def _file_set(path: Path, record_format: Format, root: Path) -> RecordSet:
+    """Return the file as a set; for `internvl` as the meta file that is to be written would name it."""
+    if record_format == "internvl":
+        record_set = _file_set(path, "llava", root)
+        assert isinstance(record_set.rows, RecordFile)
+        return replace(record_set, rows=replace(record_set.rows, format="internvl"))
+    given_root = None if record_format == "webdataset" else str(root)
+    (record_set,) = record_sets(RecordsConfig(format=record_format, path=_pattern(path), root=given_root))
+    return record_set
+
+
+def _pattern(path: Path) -> str:
+    """Return the path as `inputs.records.path` states it, where a name may be a pattern."""
+    return str(path.parent / glob.escape(path.name))
+
+
+def _best_root(sets: Sequence[RecordSet], config: ShardConfig, tokenizer: Path) -> CheckedFile:
+    """Check a file's first rows with each root until one has all pictures; return the best one."""
+    files: list[CheckedFile] = []
+    for record_set in sets:
+        files.append(_checked_file(record_set, config, tokenizer))
+        if not files[-1].num_misplaced:
+            break
+    return min(files, key=lambda file: file.num_misplaced)
+
+
+def _checked_file(record_set: RecordSet, config: ShardConfig, tokenizer: Path) -> CheckedFile:
+    source = record_set.rows
+    assert isinstance(source, RecordFile) and isinstance(source.path, Path) and isinstance(source.root, Path)
+    block = first_block(record_set, _NUM_ROWS)
+    if block is None:
+        return CheckedFile(source.path, source.format, source.root, 0, ())
+    content = check_part(CheckTask(block, shard_settings(config, record_set, heldout=False), tokenizer))
+    return CheckedFile(source.path, source.format, source.root, block.num_lines, tuple(content.quarantine))
+
+
+def _num_good(files: Sequence[CheckedFile]) -> int:
+    return sum(file.num_good for file in files)
+
+
+def _no_good_row(folder: Path, files: Sequence[CheckedFile]) -> UserError:
+    """Return the error for a folder without a good row: it names the first fault of the best format."""
+    file = next((file for file in files if file.faults), None)
+    if file is None:
+        return UserError(f"--data {folder} has no row in {files[0].path.name}; put the rows there")
+    row = file.faults[0]
+    return UserError(
+        f"--data {folder} has no good row among the first of each file; as {file.format} row "
+        f"{row['line']} of {file.path.name} is {row['reason']} ({one_line(row['message'])}); correct the "
+        "rows or put the pictures there, docs/data.md lists formats and reasons"
+    )

@@ -1,0 +1,195 @@
+"""`vico init`: the format it recognises, the rows it calls good, and the pipeline file it writes."""
+
+import base64
+import io
+import json
+import shutil
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.config.graph import pipeline_graph
+from pipeline.config.pipeline_file import load_config
+from stages.shard.check import CheckTask, check_part
+from stages.shard.tasks import shard_settings
+from tests.record_files import picture, row, write_hostile_records, write_lines
+from tests.tiny_model import make_tiny_model
+from vico.errors import UserError
+from vico.settings import load_settings
+
+SHAREGPT = {
+    "messages": [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "It."}],
+    "images": ["a.png"],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("base") / "m")
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(picture(1))
+    return tmp_path / "data"
+
+
+def init(data, model, out="pipeline.yaml"):
+    arguments = ["init", str(data.parent / out), "--data", str(data), "--model", str(model)]
+    return CliRunner().invoke(app, arguments)
+
+
+def checked(config_path):
+    """Return (number of rows, number of good ones) as the shard stage would find them with the file."""
+    from data_prep.records.blocks import record_blocks
+    from data_prep.records.sets import record_sets
+
+    config = load_config(config_path, pipeline_graph())
+    blocks = record_blocks(record_sets(config.inputs.records), 1000)
+    contents = [
+        check_part(
+            CheckTask(
+                block,
+                shard_settings(config.stage("shard"), block.record_set, heldout=False),
+                config.inputs.model,
+            )
+        )
+        for block in blocks
+    ]
+    return sum(block.num_lines for block in blocks), sum(len(content.table) for content in contents)
+
+
+def test_sharegpt_rows_are_recognised_and_read(data, model):
+    write_lines(data / "rows.jsonl", [SHAREGPT, {**SHAREGPT, "images": ["b.png"]}])
+    result = init(data, model)
+    assert result.exit_code == 0, result.exception
+    assert "rows.jsonl: format sharegpt" in result.stdout and "1 good, 1 missing_image" in result.stdout
+    assert "line 1, missing_image: b.png is not in its root" in result.stdout
+    assert not (data / "meta.json").exists()
+    assert checked(data.parent / "pipeline.yaml") == (2, 1)
+
+
+@pytest.mark.parametrize("write", ["lines", "list"])
+def test_llava_rows_are_recognised_and_read(data, model, write):
+    rows = [row("a.png"), row()]
+    if write == "lines":
+        write_lines(data / "rows.jsonl", rows)
+    else:
+        (data / "rows.json").write_text(json.dumps(rows, indent=1))
+        (data / "info.json").write_text("{}")
+    result = init(data, model)
+    assert f"format {'internvl' if write == 'lines' else 'llava'}" in result.stdout, result.exception
+    assert "2 good" in result.stdout
+    assert checked(data.parent / "pipeline.yaml") == (2, 2)
+
+
+def test_parquet_files_and_tars_are_recognised_and_read(data, model):
+    image, conversations = {"bytes": picture(1), "path": None}, row("x")["conversations"]
+    pq.write_table(pa.table({"image": [image], "conversations": [conversations]}), data / "rows.parquet")
+    result = init(data, model)
+    assert "rows.parquet: format parquet" in result.stdout and "1 good" in result.stdout, result.exception
+    assert checked(data.parent / "pipeline.yaml") == (1, 1)
+    for name in ("a.tar", "b.tar"):
+        with tarfile.open(data / name, "w") as tar:
+            for member, content in (("k.json", json.dumps(row("x")).encode()), ("k.png", picture(2))):
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    assert "a.tar: not used" in init(data, model, "second.yaml").stdout
+    (data / "rows.parquet").unlink()
+    assert "b.tar: format webdataset" in init(data, model, "third.yaml").stdout
+    assert checked(data.parent / "third.yaml") == (2, 2)
+
+
+def test_the_root_is_the_folder_that_has_the_pictures(data, model):
+    for folder in ("empty", "images", "other images"):
+        (data / folder).mkdir()
+    (data / "a.png").rename(data / "other images" / "a.png")
+    write_lines(data / "rows.jsonl", [SHAREGPT])
+    assert init(data, model).exit_code == 0
+    assert checked(data.parent / "pipeline.yaml") == (1, 1)
+    write_lines(data / "rows.jsonl", [row("a.png"), row()])
+    assert init(data, model, "second.yaml").exit_code == 0
+    assert json.loads((data / "meta.json").read_text())["rows"]["root"] == "other images"
+    assert checked(data.parent / "second.yaml") == (2, 2)
+
+
+def test_the_first_rows_are_checked_as_by_the_shard_stage(tmp_path, model):
+    meta, reasons = write_hostile_records(tmp_path / "bad")
+    meta.unlink()
+    result = init(tmp_path / "bad", model)
+    assert result.exit_code == 0, result.exception
+    assert "bad.jsonl: format internvl" in result.stdout
+    limits = {"picture_format", "too_many_pixels", "over_budget"}  # limits that the tests of the stage lower
+    for reason in set(reasons.values()) - limits:
+        assert f"{reason}: " in result.stdout
+    num_rows, num_good = checked(tmp_path / "pipeline.yaml")
+    assert f" {num_good} good" in result.stdout and num_rows == len(reasons) + 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data:image/png;base64," + base64.b64encode(b"no picture" * 4000).decode(),
+        "/9j/" + "4AAQSkZJRg" * 1000,
+        "x" * 300,
+        "a\0b",
+        "absent.png",
+    ],
+)
+def test_a_folder_without_a_good_row_is_refused_in_one_line(data, model, name):
+    write_lines(data / "rows.jsonl", [row(name)])
+    error = init(data, model).exception
+    assert isinstance(error, UserError) and "has no good row" in str(error)
+    assert len(str(error)) < 700 and "\n" not in str(error)
+    assert not (data.parent / "pipeline.yaml").exists() and not (data / "meta.json").exists()
+
+
+def test_names_with_special_characters_are_quoted(tmp_path, model):
+    data = tmp_path / "my: data, [#1] {x}"
+    data.mkdir()
+    (data / "a.png").write_bytes(picture(1))
+    write_lines(data / "rows[1].jsonl", [SHAREGPT])
+    assert init(data, model, "123.yaml").exit_code == 0
+    assert load_config(tmp_path / "123.yaml", pipeline_graph()).experiment == "123"
+    assert checked(tmp_path / "123.yaml") == (1, 1)
+    write_lines(data / "rows[1].jsonl", [row("a.png")])
+    assert init(data, model, "on.yaml").exit_code == 0
+    assert checked(tmp_path / "on.yaml") == (1, 1)
+
+
+def test_the_file_asks_for_no_more_tiles_than_the_model_cuts(data, model, tmp_path):
+    small = shutil.copytree(model, tmp_path / "small")
+    processor = json.loads((small / "preprocessor_config.json").read_text())
+    (small / "preprocessor_config.json").write_text(json.dumps({**processor, "max_patches": 4}))
+    write_lines(data / "rows.jsonl", [row("a.png")])
+    for arguments in ([], ["--data", str(data)]):
+        out = tmp_path / f"{len(arguments)}.yaml"
+        CliRunner().invoke(app, ["init", str(out), "--model", str(small), *arguments])
+        config = load_config(out, pipeline_graph())
+        assert config.stage("shard").max_tiles == load_settings(small).max_tiles == 4
+
+
+def test_what_cannot_be_read_or_written_is_refused_in_one_line(data, model, tmp_path):
+    def refusal(*arguments):
+        error = CliRunner().invoke(app, ["init", *map(str, arguments)]).exception
+        assert isinstance(error, UserError) and "\n" not in str(error), error
+        return str(error)
+
+    where = ("--data", data, "--model", model)
+    assert "has no *.jsonl file" in refusal(tmp_path / "a.yaml", *where)
+    (data / "rows.jsonl").touch()
+    assert "has no row" in refusal(tmp_path / "a.yaml", *where)
+    write_lines(data / "rows.jsonl", [row("a.png")])
+    assert "is not a folder" in refusal(tmp_path / "a.yaml", "--data", data, "--model", tmp_path / "nowhere")
+    assert "is not a folder" in refusal(tmp_path / "a.yaml", "--data", tmp_path / "nowhere", "--model", model)
+    assert "exists" in refusal(tmp_path, *where)
+    assert "is not writable" in refusal(data / "a.png" / "a.yaml")
+    (data / "meta.json").write_text("{}")
+    assert "meta.json exists" in refusal(tmp_path / "a.yaml", *where)
+    assert not (tmp_path / "a.yaml").exists()

@@ -1,0 +1,34 @@
+"""Tables for people: nothing is cut, also on a narrow terminal, and no text is read as markup."""
+
+import io
+
+from rich.console import Console
+
+from pipeline.commands.tables import differences_table, text_table
+
+
+def printed(table, width: int) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(table)
+    return stream.getvalue()
+
+
+def test_long_texts_wrap_and_are_never_cut():
+    path = "/a/storage/" + "0123456789" * 12 + "/output"
+    text = printed(text_table(("what", "where"), [("x", path), ("some words " * 20, "")]), 60)
+    first, _, second = text.partition("some")
+    assert "…" not in text and second.count("some") == 19
+    assert path in "".join(first.removeprefix("what").replace("where", "").split()).removeprefix("x")
+
+
+def test_brackets_are_text():
+    values = ("[/b] [red] [Errno 2]", "splits: [train] -> [train, test]")
+    text = printed(text_table(("[a]", "b"), [values], title="[title]"), 200)
+    assert all(value in text for value in (*values, "[a]", "[title]"))
+
+
+def test_values_that_differ_only_at_their_end_are_shown_to_their_end():
+    long = "/shared/data/of/several/projects/and/people/with/long/names/"
+    difference = {"stage": None, "name": "inputs.records.path", "a": f"{long}first", "b": f"{long}second"}
+    text = printed(differences_table({"runs": ["r1", "r2"], "config": [difference]}), 240)
+    assert f"{long}first" in text and f"{long}second" in text
