@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from cluster.project import PROJECT_FOLDER
+from cluster.sources.in_worker import PACKAGES
 from vico.errors import UserError, last_line, one_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 
-PACKAGES = ("vico", "data_prep", "cluster", "stages", "pipeline")
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 AGENT_START_S = 60.0
 """How long a server may have no agent after its head has started."""

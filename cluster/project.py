@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-PROJECT_FOLDER = Path(__file__).resolve().parents[1]
+PROJECT_FOLDER = Path(__file__).parent.resolve().parent
 """The root of a checkout; in an installed wheel the folder of all installed packages."""

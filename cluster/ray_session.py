@@ -11,7 +11,6 @@ import secrets
 import signal
 import socket
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -20,19 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
+from ray.job_config import JobConfig
 
+from cluster.local_ray import start_limit, temporary_ray_folder
 from cluster.project import PROJECT_FOLDER
-from cluster.ray_folder import temporary_ray_folder
+from cluster.ray_address import refuse_no_cluster, refused_token
 from cluster.site import Site
-from vico.errors import UserError
+from cluster.sources.by_value import refuse_other_code
+from cluster.sources.driver import driver_code, is_installed, python_path
+from vico.errors import UserError, last_line
 
 # Ray reads them when it is imported or started. Under `uv run` it would build an environment for its workers.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 logger = logging.getLogger(__name__)
 NAMESPACE = "vico"
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets it for the driver of a submitted job."""
+_PACKAGES_OF_JOBS = "working_dir_files"
+"""The folder of each node into which Ray unpacks the package of a job; it is on every worker's path."""
 _AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -45,7 +49,8 @@ def ray_session(site: Site) -> Iterator[None]:
     outermost session in the main thread: on Linux the processes of a local Ray die with the thread that
     started them.
 
-    Raises UserError when the cluster does not answer or a port is in use.
+    Raises UserError when the cluster does not answer, a port is in use, a local Ray does not start in time,
+    or workers import other code than this process.
     """
     if ray.is_initialized():
         yield
@@ -53,40 +58,32 @@ def ray_session(site: Site) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("the outermost ray_session must be entered in the main thread")
     address = os.environ.get("RAY_ADDRESS") or site.ray.address
+    driver_code()  # refused before Ray starts
     with ExitStack() as stack:
-        if address:
+        if address and address != "local":
             stack.callback(ray.shutdown)
             join(address, site)
         else:
             folder = stack.enter_context(temporary_ray_folder(site.ray.temp_dir))
             stack.callback(ray.shutdown)
             start_local(folder, site)
+        refuse_other_code()
         yield
 
 
 def join(address: str, site: Site) -> None:
     """Connect to the cluster at `address`; warn when it has fewer CPUs than `resources.workers` needs."""
     source = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "ray.address"
-    if "://" in address:
-        raise UserError(
-            f"{source}={address} is not the address of a cluster (HOST:PORT, or auto); unset {source} to use "
-            "a local Ray, or name a Ray Jobs server in jobs.address for `vico submit`"
-        )
-    no_answer = UserError(
-        f"{source}={address}: no Ray cluster answers there; start one with `ray start --head`, "
-        f"or unset {source} to use a local Ray"
-    )
-    host, colon, port = address.rpartition(":")
-    if colon:
-        # Without this check Ray would try forever.
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except (OSError, ValueError) as error:
-            raise no_answer from error
+    refuse_no_cluster(source, address)
     try:
         init(site, address)
-    except ConnectionError as error:
-        raise no_answer from error
+    except AuthenticationError as error:
+        raise refused_token(source, address) from error
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(
+            f"{source}={address}: this machine cannot join: {last_line(str(error.__cause__ or error))}; "
+            f"`ray start --address={address}` makes it a part, without {source} a local Ray is used"
+        ) from error
     available = ray.cluster_resources().get("CPU", 0)
     needed = site.resources.workers * site.resources.threads_per_worker
     if available < needed:
@@ -111,14 +108,15 @@ def start_local(folder: Path, site: Site) -> None:
         # Otherwise Ray writes a token to the home folder. Without a dashboard only our processes need it.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it logs that it uses a token
-    init(
-        site,
-        "local",
-        num_cpus=site.ray.num_cpus,
-        include_dashboard=site.ray.dashboard,
-        dashboard_port=site.ray.dashboard_port,
-        _temp_dir=str(folder),
-    )
+    with start_limit(folder, site.ray.start_timeout_s):
+        init(
+            site,
+            "local",
+            num_cpus=site.ray.num_cpus,
+            include_dashboard=site.ray.dashboard,
+            dashboard_port=site.ray.dashboard_port,
+            _temp_dir=str(folder),
+        )
 
 
 def init(site: Site, address: str, **options: Any) -> None:
@@ -131,6 +129,7 @@ def init(site: Site, address: str, **options: Any) -> None:
             namespace=NAMESPACE,
             log_to_driver=False,  # ranks and tasks write their own files
             logging_level=logging.WARNING,
+            job_config=_JobWithoutFolders(),
             runtime_env={"env_vars": worker_environment(site, local=address == "local")},
             **options,
         )
@@ -155,16 +154,20 @@ def worker_environment(site: Site, *, local: bool) -> dict[str, str]:
     if local:
         # DeepSpeed calls ninja, which is beside python; on PATH it is only in an activated environment.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    if JOB_VARIABLE not in os.environ and not is_installed():
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [str(PROJECT_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
+    if _PACKAGES_OF_JOBS not in PROJECT_FOLDER.parts and (local or not is_installed()):
+        environment["PYTHONPATH"] = python_path()
     return environment
 
 
-def is_installed() -> bool:
-    """Return whether the project was installed as a wheel rather than run from a checkout."""
-    return PROJECT_FOLDER in (Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib")))
+class _JobWithoutFolders(JobConfig):
+    """A job whose workers do not get the driver's working directory and script folder on their path.
+
+    Ray puts both before PYTHONPATH unless the job has a `working_dir`. The working directory may hold another
+    checkout, or a file with the name of one of our modules.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
 
 
 def refuse_port_in_use(field: str, port: int) -> None:

@@ -22,6 +22,7 @@ from ray.exceptions import (
 )
 
 from cluster.site import Site
+from cluster.sources.reports import accept
 from cluster.workers import ActorWorkers, Item, Result, TaskWorkers, Workers
 from vico.errors import one_line
 
@@ -63,7 +64,8 @@ def map_tasks(
     At most `in_flight` items (default: `resources.tasks`) are submitted at a time; `items` is read as tasks
     complete. An item whose worker dies is tried again up to `resources.max_retries` times, then WorkerLost is
     raised. An exception of `function` is raised as it is, with a note that names the item. `check` is called
-    at least once per second and may raise. When the iteration ends early, the running tasks are killed.
+    at least once per second and may raise. A worker whose code is not the driver's does nothing, and
+    UserError is raised. When the iteration ends early, the running tasks are killed.
     """
     if in_flight is not None and in_flight < 1:
         raise ValueError(f"in_flight={in_flight} is less than 1")
@@ -115,7 +117,7 @@ def _results(
             for reference in _ready(list(running), check):
                 submitted = running.pop(reference)
                 try:
-                    result = ray.get(reference)
+                    report, result = ray.get(reference)
                 except WORKER_LOST as error:
                     workers.died(reference)
                     allow_retry(error, submitted, name, max_retries)
@@ -124,6 +126,7 @@ def _results(
                     continue
                 except RayTaskError as error:
                     raise_cause(error, submitted, name)
+                accept(report)
                 workers.succeeded(reference)
                 yield submitted.number, result
     finally:

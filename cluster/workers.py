@@ -8,6 +8,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 
 from cluster.site import Site
+from cluster.sources import in_worker
+from cluster.sources.by_value import pickled
+from cluster.sources.driver import driver_code
 
 Item = TypeVar("Item")
 ContravariantItem = TypeVar("ContravariantItem", contravariant=True)
@@ -15,7 +18,10 @@ Result = TypeVar("Result")
 
 
 class Workers(Protocol[ContravariantItem]):
-    """Processes that work on one item each."""
+    """Processes that work on one item each.
+
+    Every result comes as (report of the process about its code, result).
+    """
 
     def has_room(self, num_running: int) -> bool:
         """Return whether another item may be submitted while `num_running` are at work."""
@@ -41,15 +47,17 @@ class TaskWorkers(Generic[Item, Result]):
 
     def __init__(self, function: Callable[[Item], Result], site: Site, limit: int) -> None:
         # Deaths are counted by the caller and not by Ray, so that each one is logged with its item.
-        self._task: Any = ray.remote(num_cpus=site.resources.threads_per_worker, max_retries=0)(_call)
-        self._function = ray.put(function)
+        self._task: Any = ray.remote(num_cpus=site.resources.threads_per_worker, max_retries=0)(
+            in_worker.call_task
+        )
+        self._function = ray.put(pickled(function))
         self._limit = limit
 
     def has_room(self, num_running: int) -> bool:
         return num_running < self._limit
 
-    def submit(self, item: Item) -> ray.ObjectRef[Result]:
-        return self._task.remote(self._function, item)
+    def submit(self, item: Item) -> ray.ObjectRef[Any]:
+        return self._task.remote(driver_code()["digest"], self._function, pickled(item))
 
     def succeeded(self, reference: ray.ObjectRef[Any]) -> None:
         pass
@@ -74,8 +82,8 @@ class ActorWorkers(Generic[Item]):
         resources = site.resources
         self._actor_class: Any = ray.remote(
             num_cpus=resources.threads_per_worker, num_gpus=resources.gpus_per_worker, max_restarts=0
-        )(_Actor)
-        self._factory, self._factory_args, self._method = factory, factory_args, method
+        )(in_worker.Actor)
+        self._factory_and_args, self._method = ray.put(pickled((factory, factory_args))), method
         self._limit = resources.actors
         self._idle: list[Any] = []
         self._busy: dict[ray.ObjectRef[Any], Any] = {}
@@ -84,12 +92,13 @@ class ActorWorkers(Generic[Item]):
         return bool(self._idle) or len(self._busy) < self._limit
 
     def submit(self, item: Item) -> ray.ObjectRef[Any]:
-        actor = (
-            self._idle.pop() if self._idle else self._actor_class.remote(self._factory, self._factory_args)
-        )
-        reference = actor.call.remote(self._method, item)
+        actor = self._idle.pop() if self._idle else self._new_actor()
+        reference = actor.call.remote(self._method, pickled(item))
         self._busy[reference] = actor
         return reference
+
+    def _new_actor(self) -> Any:
+        return self._actor_class.remote(driver_code()["digest"], self._factory_and_args)
 
     def succeeded(self, reference: ray.ObjectRef[Any]) -> None:
         self._idle.append(self._busy.pop(reference))
@@ -106,20 +115,3 @@ class ActorWorkers(Generic[Item]):
         for actor in (*self._idle, *self._busy.values()):
             ray.kill(actor)
         self._idle, self._busy = [], {}
-
-
-class _Actor:
-    """Calls a method of one object. The first call builds it, so that a failure to build it is raised."""
-
-    def __init__(self, factory: Callable[..., object], factory_args: tuple[Any, ...]) -> None:
-        self._factory, self._factory_args = factory, factory_args
-        self._object: object | None = None
-
-    def call(self, method: str, item: Any) -> Any:
-        if self._object is None:
-            self._object = self._factory(*self._factory_args)
-        return getattr(self._object, method)(item)
-
-
-def _call(function: Callable[[Item], Result], item: Item) -> Result:
-    return function(item)

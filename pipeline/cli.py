@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 import typer
 
+import pipeline.one_place  # noqa: F401
+
+# isort: split
 from pipeline.commands import data as cli_data
 from pipeline.commands import explain as cli_explain
 from pipeline.commands import model as cli_model

@@ -4,6 +4,7 @@ import hashlib
 
 from pipeline.audit.findings import Findings
 from pipeline.identity.provenance import PATCH_FILE, has_commit, locked_versions, package_versions
+from pipeline.planning.reasons import mixed_code
 from pipeline.results.records import Record
 from pipeline.results.stage_folder import StageFolder
 
@@ -20,6 +21,9 @@ def audit_code(folder: StageFolder, record: Record, findings: Findings) -> None:
         findings.problem(record.stage, "git", commit, message)
     if record.git.get("dirty"):
         _audit_patch(folder, record, findings)
+    mixed = mixed_code(record)
+    if mixed:
+        findings.note(record.stage, mixed)
     locked = locked_versions()
     used = {name: version.partition("+")[0] for name, version in record.packages.items()}  # without +cpu
     unlocked = [

@@ -50,7 +50,10 @@ WaitOption = Annotated[
     ),
 ]
 StrictOption = Annotated[
-    bool, typer.Option("--strict-code", help="Also run stages again whose source files have changed.")
+    bool,
+    typer.Option(
+        "--strict-code", help="Also run stages again whose source files or imported packages have changed."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

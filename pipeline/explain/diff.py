@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
 
 from pipeline.config.dotted_keys import flattened_text
+from pipeline.planning.reasons import PACKAGES_OF_ATTEMPTS
 from pipeline.results.attempt_metrics import first_values
+from pipeline.results.records import Record
 from pipeline.results.run_results import RunRecord, readable_records
 from pipeline.results.runs import RunFile, Runs
 
@@ -83,9 +85,19 @@ def _compared(run_record: RunRecord) -> dict[str, Mapping[str, Any]]:
     return {
         "inputs": record.inputs,
         "code": {**record.sources, "code_version": record.identity.get("code_version")},
-        "packages": record.packages,
+        "packages": {**record.packages, **_packages_of_attempts(record)},
         "counts": {name: value for name, value in record.counts.items() if not _is_of_time(name)},
         "outputs": {name: file.sha256 for name, file in record.outputs.items()},
+    }
+
+
+def _packages_of_attempts(record: Record) -> dict[str, str | None]:
+    """Return the versions that earlier attempts at a result had and the record has not."""
+    attempts = record.facts.get(PACKAGES_OF_ATTEMPTS, {})
+    return {
+        f"{name} in attempt {attempt}": version
+        for attempt, versions in attempts.items()
+        for name, version in versions.items()
     }
 
 

@@ -13,6 +13,7 @@ from pipeline.config.graph import Graph
 from pipeline.config.pipeline_file import load_config
 from pipeline.identity.file_digests import DigestCache
 from pipeline.identity.provenance import git_state, package_versions
+from pipeline.planning.reasons import mixed_code
 from pipeline.planning.request import RunRequest
 from pipeline.planning.tasks import resolve
 from pipeline.results.run_results import RunRecord, readable_records
@@ -90,6 +91,7 @@ def _code_notes(records: Mapping[str, RunRecord]) -> list[str]:
         notes.append(f"check out the code of the run: git checkout {commits[0]}")
     if any(run_record.record.git.get("dirty") for run_record in records.values()):
         notes.append("tracked files differed from the commit; the records have their digests")
+    notes += [f"{stage}: {mixed}" for stage, run in records.items() if (mixed := mixed_code(run.record))]
     changed: dict[str, str] = {}
     installed = package_versions()
     for run_record in records.values():

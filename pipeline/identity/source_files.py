@@ -5,6 +5,7 @@ fingerprint.
 """
 
 import ast
+import importlib.metadata
 import importlib.util
 from functools import cache
 from importlib.machinery import ModuleSpec
@@ -20,8 +21,28 @@ _METHOD = ("vico", "data_prep", "stages")
 def source_digests(module: str) -> dict[str, str]:
     """Return the sha256 of every source file that the module imports, directly or not, by path in the
     project."""
+    digests = {_project_path(name, path): _sha256(path) for name, path in _modules(module).items()}
+    return dict(sorted(digests.items()))
+
+
+@cache
+def imported_packages(module: str) -> frozenset[str]:
+    """Return the installed distributions of which the module's source files import something, as
+    `package_versions` names them, and the imported names themselves."""
+    names = {
+        imported.partition(".")[0]
+        for imports in (_imports(module_name, path) for module_name, path in _modules(module).items())
+        for imported in imports
+    }
+    distributions = importlib.metadata.packages_distributions()
+    found = {*names, *(distribution for name in names for distribution in distributions.get(name, []))}
+    return frozenset(name.lower().replace("_", "-") for name in found)
+
+
+def _modules(module: str) -> dict[str, Path]:
+    """Return the file of every module of the method that the module imports, directly or not."""
     packages = (*_METHOD, module.partition(".")[0])
-    digests: dict[str, str] = {}
+    modules: dict[str, Path] = {}
     pending, seen = [module], set()
     while pending:
         name = pending.pop()
@@ -31,9 +52,9 @@ def source_digests(module: str) -> dict[str, str]:
         path = _source_file(name)
         if path is None:
             continue
-        digests[_project_path(name, path)] = _sha256(path)
+        modules[name] = path
         pending += [imported for imported in _imports(name, path) if imported.partition(".")[0] in packages]
-    return dict(sorted(digests.items()))
+    return modules
 
 
 def sources_digest(digests: dict[str, str]) -> str:

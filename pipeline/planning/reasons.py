@@ -1,16 +1,17 @@
-"""Why a stage would run again: config fields, inputs and source files that differ from those of its records.
-Used by planning.
+"""Why a stage would run again: config fields, inputs, source files and packages that differ from those of its
+records. Used by planning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.dotted_keys import flattened
 from pipeline.config.graph import SOURCES
-from pipeline.identity.source_files import source_digests, sources_digest
+from pipeline.identity.provenance import package_versions
+from pipeline.identity.source_files import imported_packages, source_digests, sources_digest
 from pipeline.results.records import AttemptFile, Record
 from pipeline.results.stage_folder import StageFolder, records_of
 from stages.parts import has_published
@@ -21,23 +22,44 @@ if TYPE_CHECKING:
 
 CODES_OF_ATTEMPTS = "sources_of_attempts"
 """Key in `facts` of a record: attempt -> digest of its source files, if the attempts had different ones."""
+PACKAGES_OF_ATTEMPTS = "packages_of_attempts"
+"""Key in `facts` of a record: attempt -> versions (null: not installed) of the packages that were others than
+in the record, if there were any."""
+_MOST_SHOWN = 3
 
 
 def code_changes(task: StageTask, record: Record) -> list[str]:
-    """Return one line per reason why a reused result may be of other code than the code that is here."""
-    changed, mixed = changed_sources(task, record.sources), mixed_code(record)
+    """Return one line per reason why a reused result may be of other code or packages than those that are
+    here."""
+    changed, mixed = changed_since(task, record), mixed_code(record, of_module=task.spec.module_name)
     version = f"fingerprint kept, code_version {task.spec.code_version}"
     lines = [f"{changed} changed since; {version}"] if changed else []
     return [*lines, f"{mixed}; {version}"] if mixed else lines
 
 
-def codes_of_attempts(folder: StageFolder, sources: Mapping[str, str]) -> dict[str, Any]:
-    """Return what `facts` of a record says of the code if not all parts were made with `sources`, the code of
-    the last attempt; else an empty dict."""
+def changed_since(task: StageTask, made: Record | AttemptFile) -> str:
+    """Return the source files that differ from those of a record or attempt, and the packages of which the
+    stage imports something; "" if none does."""
+    packages = changed_packages(task, made.packages, only_imported=True)
+    return ", ".join(filter(None, (changed_sources(task, made.sources), packages)))
+
+
+def made_by_attempts(
+    folder: StageFolder, sources: Mapping[str, str], packages: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what `facts` of a record says of code and packages if not all parts were made with those of the
+    last attempt; else an empty dict."""
     attempts = attempts_with_parts(folder)
-    if all(attempt.sources == sources for attempt in attempts):
-        return {}
-    return {CODES_OF_ATTEMPTS: {str(file.attempt): sources_digest(file.sources) for file in attempts}}
+    facts: dict[str, Any] = {}
+    if any(attempt.sources != sources for attempt in attempts):
+        facts[CODES_OF_ATTEMPTS] = {str(file.attempt): sources_digest(file.sources) for file in attempts}
+    others = {
+        str(file.attempt): {name: file.packages.get(name) for name in _differing(file.packages, packages)}
+        for file in attempts
+        if file.packages
+    }
+    others = {attempt: versions for attempt, versions in others.items() if versions}
+    return {**facts, PACKAGES_OF_ATTEMPTS: others} if others else facts
 
 
 def attempts_with_parts(folder: StageFolder) -> list[AttemptFile]:
@@ -49,17 +71,50 @@ def attempts_with_parts(folder: StageFolder) -> list[AttemptFile]:
     ]
 
 
-def mixed_code(record: Record) -> str:
-    """Return a sentence if the parts of a result were made by different code, else ""."""
-    codes = record.facts.get(CODES_OF_ATTEMPTS)
-    return f"made by attempts of different code ({', '.join(codes)})" if codes else ""
+def mixed_code(record: Record, *, of_module: str | None = None) -> str:
+    """Return a sentence if the parts of a result were made by different code or packages, else "".
+
+    With `of_module`, the module of the stage, only packages count of which it imports something.
+    """
+    codes, packages = record.facts.get(CODES_OF_ATTEMPTS), record.facts.get(PACKAGES_OF_ATTEMPTS, {})
+    sentences = [f"made by attempts of different code ({', '.join(codes)})"] if codes else []
+    counted = imported_packages(of_module) if of_module is not None and packages else None
+    for attempt, versions in packages.items():
+        changes = [
+            f"{name} {old} -> {record.packages.get(name)}"
+            for name, old in versions.items()
+            if counted is None or name in counted
+        ]
+        if changes:
+            sentences.append(f"made by attempts of different packages (attempt {attempt}: {_shown(changes)})")
+    return "; ".join(sentences)
 
 
 def changed_sources(task: StageTask, recorded: Mapping[str, str]) -> str:
     """Return up to three source files whose digests differ from the recorded ones; "" if none does."""
-    current = source_digests(task.spec.module_name)
-    names = [name for name in {**recorded, **current} if recorded.get(name) != current.get(name)]
-    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return _shown(_differing(recorded, source_digests(task.spec.module_name)))
+
+
+def changed_packages(task: StageTask, recorded: Mapping[str, str], *, only_imported: bool) -> str:
+    """Return up to three packages whose versions differ from the recorded ones, those that the stage imports
+    first; "" if none does or none was recorded."""
+    current = package_versions()
+    names = _differing(recorded, current) if recorded else []
+    imported = imported_packages(task.spec.module_name) if names else frozenset()
+    if only_imported:
+        names = [name for name in names if name in imported]
+    names.sort(key=lambda name: name not in imported)
+    return _shown([f"{name} {recorded.get(name)} -> {current.get(name)}" for name in names])
+
+
+def _differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    return [name for name in sorted({**before, **after}) if before.get(name) != after.get(name)]
+
+
+def _shown(texts: Sequence[str]) -> str:
+    """Return the first texts, and how many more there are."""
+    more = len(texts) - _MOST_SHOWN
+    return ", ".join(texts[:_MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def changes(task: StageTask, storage: Path) -> list[str]:

@@ -1,13 +1,20 @@
 """The status of a stage in the store: reusable, unfinished, changed or not started, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.planning.reasons import attempts_with_parts, changed_sources, mixed_code, shortened
+from pipeline.planning.reasons import (
+    attempts_with_parts,
+    changed_packages,
+    changed_since,
+    changed_sources,
+    mixed_code,
+    shortened,
+)
 from pipeline.planning.tasks import StageTask
-from pipeline.results.records import Record
+from pipeline.results.records import AttemptFile, Record
 from pipeline.results.stage_folder import NO_DAMAGE, Damage, StageFolder
 
 
@@ -58,17 +65,21 @@ def task_status(
 ) -> StageStatus:
     """Return the status of a stage of a pipeline; raises what `stage_status` raises.
 
-    Source files may have changed under the same fingerprint. With `strict_code` such a stage is restarted;
-    without it, it is reused or resumed, and the reason says so.
+    Source files, and packages that the stage imports, may have changed under the same fingerprint. With
+    `strict_code` such a stage is restarted; without it, it is reused or resumed, and the reason says so. For
+    a stage that resumes the reason names changes of all packages.
     """
     folder = task.folder(storage)
     status = stage_status(folder, inputs)
     if status.kind == "reuse" and status.record is not None:
-        changed, mixed = changed_sources(task, status.record.sources), mixed_code(status.record)
+        changed = changed_since(task, status.record)
+        mixed = mixed_code(status.record, of_module=task.spec.module_name)
     elif status.kind == "resume":
-        changed, mixed = _changed_since_attempts(task, folder), ""
-        if changed:
-            reason = f"{status.reason}; {changed} changed since, and its parts are kept"
+        attempts = attempts_with_parts(folder)
+        changed, mixed = _first(changed_since(task, attempt) for attempt in attempts), ""
+        said = _first(_all_changes(task, attempt) for attempt in attempts)
+        if said:
+            reason = f"{status.reason}; {said} changed since, and its parts are kept"
             status = replace(status, reason=reason)
     else:
         return status
@@ -78,10 +89,15 @@ def task_status(
     return status
 
 
-def _changed_since_attempts(task: StageTask, folder: StageFolder) -> str:
-    """Return the source files that changed since the first earlier attempt for which any did, else ""."""
-    changes = (changed_sources(task, attempt.sources) for attempt in attempts_with_parts(folder))
-    return next(filter(None, changes), "")
+def _all_changes(task: StageTask, attempt: AttemptFile) -> str:
+    """Return the source files and packages that changed since an attempt, else ""."""
+    packages = changed_packages(task, attempt.packages, only_imported=False)
+    return ", ".join(filter(None, (changed_sources(task, attempt.sources), packages)))
+
+
+def _first(texts: Iterable[str]) -> str:
+    """Return the first text that is not empty, else ""."""
+    return next(filter(None, texts), "")
 
 
 def _unfinished(folder: StageFolder, inputs: Mapping[str, str | None]) -> StageStatus:

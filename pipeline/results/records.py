@@ -13,6 +13,9 @@ from pipeline.json_files import OutputFile, StoredModel
 
 RECORD_FILE = "record.json"
 ATTEMPT_FILE = "attempt.json"
+CODE = "code"
+"""Key in `facts` of a record: digest of all code of the project in the driver, and digest -> number of
+processes for the workers of the attempt."""
 
 
 class Record(StoredModel):
@@ -55,6 +58,8 @@ class AttemptFile(StoredModel):
     """Digests of the inputs; another attempt continues with the parts only if its inputs have the same."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Source file -> sha256 when the attempt began; empty if that was not recorded."""
+    packages: dict[str, str] = Field(default_factory=dict)
+    """Installed package -> version when the attempt began; empty if that was not recorded."""
     expected: list[str] = Field(default_factory=list)
     """Outputs that an earlier record names and that were missing or damaged: the stage must make them
     again."""

@@ -125,11 +125,13 @@ class StageFolder:
         expected: Iterable[str],
         started: str,
         sources: Mapping[str, str] | None = None,
+        packages: Mapping[str, str] | None = None,
     ) -> Parts:
         """Begin an attempt: create its folder, keep published parts of earlier attempts, remove
         half-written ones.
 
-        `sources` are the digests of the code that makes the attempt's parts.
+        `sources` are the digests of the code that makes the attempt's parts, `packages` the versions of what
+        is installed.
         """
         parts = Parts(self.path, lease.attempt)
         attempt_file = AttemptFile(
@@ -138,6 +140,7 @@ class StageFolder:
             started=started,
             inputs=dict(inputs),
             sources=dict(sources or {}),
+            packages=dict(packages or {}),
             expected=sorted(expected),
         )
         with lease.writing():

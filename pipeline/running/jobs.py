@@ -6,6 +6,8 @@ import time
 from typing import Any
 
 from cluster.jobs import JobServer, JobStatus
+from cluster.project import PROJECT_FOLDER
+from cluster.sources.driver import driver_code
 from pipeline.results.runs import RunFile, State
 from vico.errors import UserError
 
@@ -23,6 +25,18 @@ def current_submission(submission: dict[str, Any] | None) -> dict[str, Any] | No
         return json.loads(os.environ[JOB_VARIABLE])
     is_job = submission is not None and submission.get("kind") == KIND
     return None if is_job else submission
+
+
+def refuse_other_code() -> None:
+    """Raise UserError if this process imports packages from several places, or is a job with other code than
+    was submitted."""
+    code = driver_code()
+    submission = current_submission(None) or {}
+    if submission.get("code", code["digest"]) != code["digest"]:
+        raise UserError(
+            f"job {submission['id']} imports its code from {PROJECT_FOLDER}, and that is not what was "
+            "submitted; take other copies of vico off the cluster's PYTHONPATH, then submit again"
+        )
 
 
 def job_status(submission: dict[str, Any]) -> JobStatus:

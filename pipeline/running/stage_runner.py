@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cluster.node_metrics import NodeSampler
+from cluster.sources.reports import code_of_attempt, reports_kept_in
 from pipeline.identity.provenance import (
     PATCH_FILE,
     git_patch,
@@ -21,12 +22,12 @@ from pipeline.identity.provenance import (
 )
 from pipeline.identity.source_files import source_digests, sources_digest
 from pipeline.json_files import OutputFile
-from pipeline.planning.reasons import code_changes, codes_of_attempts
+from pipeline.planning.reasons import code_changes, made_by_attempts
 from pipeline.planning.shard_contents import check_shards
 from pipeline.planning.stage_status import StageStatus, task_status
 from pipeline.planning.tasks import StageTask
 from pipeline.progress import duration
-from pipeline.results.records import Record, outputs_digest
+from pipeline.results.records import CODE, Record, outputs_digest
 from pipeline.results.runs import StageEntry
 from pipeline.results.stage_folder import StageFolder
 from pipeline.running.held_run import HeldRun
@@ -156,7 +157,9 @@ class StageRunner:
         """Make the attempt's folder and enter the attempt into run.json."""
         started = datetime.now(UTC)
         sources = source_digests(task.spec.module_name)
-        parts = folder.begin(lease, self.inputs.digests(task), status.expected, _iso(started), sources)
+        parts = folder.begin(
+            lease, self.inputs.digests(task), status.expected, _iso(started), sources, package_versions()
+        )
         if status.kind == "rebuild":
             folder.supersede_record(lease, status.damage)
         entry = self._entry(task)
@@ -178,7 +181,8 @@ class StageRunner:
             display=self.display,
         )
         try:
-            with NodeSampler(attempt.parts.attempt_folder):
+            folder = attempt.parts.attempt_folder
+            with NodeSampler(folder), reports_kept_in(folder):
                 counts = attempt.task.spec.run(attempt.task.config, context)
         except Exception:
             context.check()  # a stop or a lost lease may look like a failure inside the stage
@@ -217,7 +221,9 @@ class StageRunner:
             started=_iso(attempt.started),
             ended=_iso(datetime.now(UTC)),
             site=self.site.name,
-            facts=run_environment(self.site) | codes_of_attempts(attempt.folder, sources),
+            facts=run_environment(self.site)
+            | {CODE: code_of_attempt(attempt.parts.attempt_folder)}
+            | made_by_attempts(attempt.folder, sources, package_versions()),
             mlflow_run_id=self.services.stage_run_id(task.name),
         )
 

@@ -15,6 +15,7 @@ import yaml
 from cluster.jobs import JobServer, write_package
 from cluster.passwords import password_fields
 from cluster.site import Site
+from cluster.sources.driver import driver_code
 from pipeline.config.graph import Graph
 from pipeline.identity.provenance import PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE, git_patch, git_state
 from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline
@@ -133,6 +134,7 @@ def submit(request: RunRequest, graph: Graph) -> Submitted:
         "address": site.jobs.address,
         "id": f"vico-{run.run}-{secrets.token_hex(2)}",
         "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": driver_code()["digest"],
     }
     _enter(runs, run.run, submission)
     try:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import psutil
 
+from cluster.sources import in_worker
+from cluster.sources.driver import driver_code, python_path
+from cluster.sources.reports import accept_files
 from cluster.train_settings import MemorySettings
 from stages.parts import Parts
 from stages.training.checkpoints import (
@@ -130,15 +133,23 @@ def _convert(
 def _run_deepspeed(
     source: Path, target: Path, zero_stage: int, num_processes: int, check: Callable[[], None]
 ) -> None:
-    """Run DeepSpeed's own program in a process of its own, so that the driver need not import DeepSpeed."""
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    """Run DeepSpeed's own program in a process of its own, so that the driver need not import DeepSpeed.
+
+    With -P nothing is imported from the working directory.
+    """
+    attempt_folder = target.parents[2]  # of attempts/<n>/universal/.step-<s>.partial/<state>
+    command = [sys.executable, "-P", in_worker.__file__, str(attempt_folder), driver_code()["digest"]]
+    command += ["deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(source), "--output_folder", str(target)]
     command += [f"--num_{phase}_workers={num_processes}" for phase in ("extract", "merge")]
     if zero_stage < 3:
         command.append("--inject_missing_state")
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         # in a process group of its own, so that its children end with it
-        program = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        environment = {**os.environ, "PYTHONPATH": python_path()}
+        program = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             while program.poll() is None:
                 check()
@@ -147,6 +158,7 @@ def _run_deepspeed(
             if program.poll() is None:
                 os.killpg(program.pid, signal.SIGKILL)
                 program.wait()
+        accept_files(attempt_folder)
         if program.returncode:
             output.seek(0)
             raise ConversionFailed(

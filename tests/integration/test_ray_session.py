@@ -7,7 +7,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,7 @@ def test_a_port_in_use_is_named(ray_session):
 
 def test_addresses_without_a_cluster_are_named(ray_session, monkeypatch):
     message = refusal(ray_session, {"ray": {"address": "127.0.0.1:9"}})
-    assert message.startswith("ray.address=127.0.0.1:9: no Ray cluster answers there")
+    assert message.startswith("ray.address=127.0.0.1:9: no Ray cluster answers there (")
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     message = refusal(ray_session, {})
     assert message.startswith(
@@ -157,3 +159,139 @@ def test_a_local_ray_too_small_for_the_site_is_named(ray_session):
 def test_an_unusable_temporary_folder_is_named(ray_session):
     assert "is too long for Ray's sockets" in refusal(ray_session, {"ray": {"temp_dir": "/tmp/" + "a" * 100}})
     assert "is not writable" in refusal(ray_session, {"ray": {"temp_dir": "/proc/nothing"}})
+
+
+@pytest.fixture
+def silent_server() -> Iterator[int]:
+    """A server that accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def web_server() -> Iterator[int]:
+    with ThreadingHTTPServer(("", 0), SimpleHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("source", ["RAY_ADDRESS", "ray.address"])
+def test_servers_that_are_no_cluster_are_named(ray_session, monkeypatch, source, silent_server, web_server):
+    for port, reason in (
+        (silent_server, "no answer within 1 s"),
+        (web_server, "nothing listens there, or another server"),
+    ):
+        monkeypatch.setattr("cluster.ray_address._ANSWER_TIMEOUT_S", 1.0)
+        address = f"127.0.0.1:{port}"
+        if source == "RAY_ADDRESS":
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        settings = {} if source == "RAY_ADDRESS" else {"ray": {"address": address}}
+        assert refusal(ray_session, settings).startswith(
+            f"{source}={address}: no Ray cluster answers there ({reason}); give HOST:PORT"
+        )
+
+
+@pytest.mark.parametrize("address", ["host", "host:", ":6379", "host:port", "host:99999", "ray://host:10001"])
+def test_malformed_addresses_are_named(ray_session, address):
+    message = refusal(ray_session, {"ray": {"address": address}})
+    assert message.startswith(f"ray.address={address} is not the address of a cluster (HOST:PORT, or auto)")
+
+
+def test_other_ports_of_a_cluster_are_named(short_folder):
+    """The raylet's port speaks gRPC too, the agent's HTTP."""
+    code = f"""
+        import os, ray
+        from cluster.ray_address import refuse_no_cluster
+        from cluster.ray_session import ray_session
+        from cluster.site import Site
+        from vico.errors import UserError
+        with ray_session(Site.model_validate({{"ray": {{"temp_dir": {str(short_folder)!r}}}}})):
+            (node,) = ray.nodes()
+            for name in ("NodeManagerPort", "RuntimeEnvAgentPort", "MetricsExportPort"):
+                try:
+                    refuse_no_cluster("ray.address", f"127.0.0.1:{{node[name]}}")
+                except UserError as error:
+                    print(error)
+            refuse_no_cluster("ray.address", ray.get_runtime_context().gcs_address)
+            print("the cluster itself answers")
+    """
+    process = driver(code)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    *refused, accepted = output.splitlines()[-4:]
+    assert all("no Ray cluster answers there (" in line for line in refused), output
+    assert accepted == "the cluster itself answers"
+
+
+@pytest.mark.parametrize("program, missing", [("gcs_server", "its GCS server"), ("raylet", "its raylet")])
+def test_a_start_that_takes_too_long_is_one_line_and_keeps_the_logs(short_folder, program, missing):
+    """The program is stopped as soon as it runs, as if the machine had no time for it."""
+    code = f"""
+        import os, threading, psutil, ray
+        from cluster.ray_session import ray_session
+        from cluster.site import Site
+        from vico.errors import UserError
+
+        def stop_program():
+            stopped = False
+            while not stopped:
+                for process in psutil.Process().children(recursive=True):
+                    try:
+                        if os.path.basename(process.exe()) == {program!r} and not stopped:
+                            process.suspend()
+                            stopped = True
+                    except psutil.Error:
+                        continue
+
+        threading.Thread(target=stop_program, daemon=True).start()
+        settings = {{"temp_dir": {str(short_folder)!r}, "start_timeout_s": 10}}
+        try:
+            with ray_session(Site.model_validate({{"ray": settings}})):
+                print("started")
+        except UserError as error:
+            print(error)
+        _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=30)
+        print([process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE])
+    """
+    process = driver(code)
+    output, _ = process.communicate(timeout=180)
+    line, left = output.splitlines()[-2:]
+    assert line.startswith(f"a local Ray did not start: {missing} was not ready after "), output
+    assert "; raise ray.start_timeout_s=10 in the site if the machine is slow; its logs are in " in line
+    assert left == "[]"
+    (kept,) = short_folder.iterdir()
+    assert line.endswith(str(kept))
+    assert list(kept.glob("session_*/gcs_server.*"))
+
+
+def test_a_start_that_takes_longer_than_rays_own_limit_succeeds(short_folder):
+    """The raylet is stopped for 35 s; Ray alone gives up after 30."""
+    code = f"""
+        import os, threading, time, psutil, ray
+        from cluster.ray_session import ray_session
+        from cluster.site import Site
+
+        def delay_raylet():
+            while True:
+                for process in psutil.Process().children(recursive=True):
+                    try:
+                        if os.path.basename(process.exe()) == "raylet":
+                            process.suspend()
+                            time.sleep(35)
+                            process.resume()
+                            return
+                    except psutil.Error:
+                        continue
+
+        threading.Thread(target=delay_raylet, daemon=True).start()
+        with ray_session(Site.model_validate({{"ray": {{"temp_dir": {str(short_folder)!r}}}}})):
+            print("started")
+    """
+    process = driver(code)
+    output, _ = process.communicate(timeout=180)
+    assert output.splitlines()[-1:] == ["started"], output

@@ -1,11 +1,14 @@
 """Commands on tiny stages: what runs again and why, what is refused, what is reported."""
 
 import json
+import os
 import shutil
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
-from tests.integration.tiny_pipeline.project import TinyProject
+from tests.integration.tiny_pipeline.project import ROOT, TinyProject
 
 
 @pytest.fixture
@@ -393,3 +396,51 @@ def test_metrics_that_tracking_lacks_after_an_outage_are_sent_by_the_same_comman
     assert "MLflow now has all of it" in project.vico("run")
     assert json.loads(sent.read_text())["complete"]
     assert "tracking" not in project.vico("run")
+
+
+def other_versions(folder: Path, **versions: str) -> str:
+    """Return a PYTHONPATH on which these packages are installed in other versions."""
+    for name, other in versions.items():
+        metadata = folder / f"{name}-{other}.dist-info" / "METADATA"
+        metadata.parent.mkdir(parents=True)
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {other}\n")
+    return f"{ROOT}{os.pathsep}{folder}"
+
+
+def test_packages_that_change_between_attempts_are_said_and_recorded(project, tmp_path):
+    """The stage imports pydantic and not torch: both are said and kept, pydantic counts for --strict-code."""
+    pydantic, torch = version("pydantic"), version("torch")
+    upgraded = other_versions(tmp_path / "upgraded", torch="99.1", pydantic="99.0")
+    project.vico("run", code=-9, TINY_KILL="square:2")
+    assert json.loads((project.stage("square") / "attempts/1/attempt.json").read_text())["packages"]
+    changes = f"pydantic {pydantic} -> 99.0, torch {torch} -> 99.1"
+    resumes = f"unfinished: resumes from attempt 1; {changes} changed since, and its parts are kept"
+    assert resumes in project.vico("run", PYTHONPATH=upgraded)
+    record = project.record("square")
+    assert record["facts"]["packages_of_attempts"] == {"1": {"pydantic": pydantic, "torch": torch}}
+    assert (record["packages"]["pydantic"], record["packages"]["torch"]) == ("99.0", "99.1")
+
+    audit = project.vico("audit", "latest", PYTHONPATH=upgraded)
+    assert f"made by attempts of different packages (attempt 1: {changes})" in " ".join(audit.split())
+    planned = json.loads(project.vico("plan", "--json", PYTHONPATH=upgraded))
+    mixed = f"made by attempts of different packages (attempt 1: pydantic {pydantic} -> 99.0)"
+    assert planned[1]["reasons"][1] == f"{mixed}; fingerprint kept, code_version 1"
+    first = project.runs()[0]
+    project.vico("run", "--force", "square", PYTHONPATH=upgraded)
+    assert "packages_of_attempts" not in project.record("square")["facts"]
+    differences = json.loads(project.vico("diff", first, "latest", "--json"))["packages"]
+    assert {"stage": "square", "name": "torch in attempt 1", "a": torch, "b": None} in differences
+
+
+def test_a_reused_result_of_other_packages_is_said(done, tmp_path):
+    """It is made again with --strict-code; packages that the stage does not import do not count."""
+    pydantic = version("pydantic")
+    upgraded = other_versions(tmp_path / "upgraded", torch="99.1", pydantic="99.0")
+    changed = f"pydantic {pydantic} -> 99.0 changed since"
+    planned = json.loads(done.vico("plan", "--json", PYTHONPATH=upgraded))
+    assert planned[1]["reasons"][1] == f"{changed}; fingerprint kept, code_version 1"
+    planned = json.loads(done.vico("plan", "--json", "--strict-code", PYTHONPATH=upgraded))
+    assert planned[0]["reasons"] == [f"{changed} (--strict-code)"]
+    others = other_versions(tmp_path / "others", torch="99.1")
+    planned = json.loads(done.vico("plan", "--json", "--strict-code", PYTHONPATH=others))
+    assert [stage["action"] for stage in planned] == ["reuse"] * 3

@@ -33,7 +33,7 @@ ORDERS = {
         ("results",),
         ("storage",),
         ("identity",),
-        ("config", "serving", "progress", "json_files"),
+        ("config", "serving", "progress", "json_files", "one_place"),
     ),
     "stages": (
         STAGES,

@@ -23,6 +23,10 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from cluster.node_metrics import NodeSampler
 from cluster.placement_groups import record_placement_group, release_placement_group
+from cluster.sources.by_value import pickled
+from cluster.sources.driver import driver_code
+from cluster.sources.in_worker import leave_report, run_rank
+from cluster.sources.reports import accept_files
 from stages.context import Context
 from stages.stops import Interrupted
 from stages.training.faults import stop_notice, write_notice
@@ -61,13 +65,19 @@ class StartFailed(Exception):
 
 
 def start_ranks(job: Job, context: Context, *, name: str) -> None:
-    """Start the ranks, wait until all have ended, and release their resources. Raises StartFailed."""
+    """Start the ranks, wait until all have ended, and release their resources.
+
+    Raises StartFailed, or UserError if a rank imports other code than this process.
+    """
+    folder = context.parts.attempt_folder
     try:
         _fit(_trainer(job, context, name=name), context, is_kept=job.last_part is not None)
     except ray.train.TrainingFailedError as error:
-        release_placement_group(context.parts.attempt_folder / _PLACEMENT_GROUP_FILE)
+        release_placement_group(folder / _PLACEMENT_GROUP_FILE)
+        accept_files(folder)
         raise StartFailed(error) from error
-    release_placement_group(context.parts.attempt_folder / _PLACEMENT_GROUP_FILE)
+    release_placement_group(folder / _PLACEMENT_GROUP_FILE)
+    accept_files(folder)
 
 
 def start_patience_s() -> float:
@@ -104,12 +114,14 @@ def _fit(trainer: TorchTrainer, context: Context, *, is_kept: bool) -> None:
 def _trainer(job: Job, context: Context, *, name: str) -> TorchTrainer:
     site, folder = context.site, context.parts.attempt_folder
     use_gpu = site.resources.gpus_per_worker > 0
+    loop = {"function": job.function, "settings": job.settings, "attempt_folder": str(folder)}
+    expected = driver_code()["digest"]
     return TorchTrainer(
-        _run_rank,
+        run_rank,
         train_loop_config={
-            "function": job.function,
-            "settings": job.settings,
-            "attempt_folder": str(folder),
+            "folder": str(folder),
+            "expected": expected,
+            "call": pickled((_run_rank, loop)),
         },
         scaling_config=ScalingConfig(
             num_workers=site.resources.workers,
@@ -128,19 +140,21 @@ def _trainer(job: Job, context: Context, *, name: str) -> TorchTrainer:
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=0
             ),
             # Ray Train calls internal callbacks in this list too; its type names only the public ones
-            callbacks=[_RecordPlacementGroup(folder / _PLACEMENT_GROUP_FILE)],  # type: ignore[list-item]
+            callbacks=[_StartRecorder(folder, expected)],  # type: ignore[list-item]
         ),
     )
 
 
-class _RecordPlacementGroup(WorkerGroupCallback):
-    """Records a start's placement group before its ranks do anything; called by Ray Train's controller."""
+class _StartRecorder(WorkerGroupCallback):
+    """Records a start's placement group, and the code of Ray Train's controller, which calls it, before the
+    ranks do anything."""
 
-    def __init__(self, file: Path):
-        self._file = file
+    def __init__(self, folder: Path, expected: str):
+        self._folder, self._expected = folder, expected
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-        record_placement_group(workers[0].execute_async, self._file)
+        record_placement_group(workers[0].execute_async, self._folder / _PLACEMENT_GROUP_FILE)
+        leave_report(self._folder, self._expected)
         return {}
 
 

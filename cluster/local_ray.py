@@ -1,0 +1,191 @@
+"""A local Ray: its temporary folder, the time limit of its start, and the logs of a start that failed."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ray._private import services
+
+from vico.errors import UserError, one_line
+
+FOLDER_PREFIX = "vico-ray-"
+OWNER_FILE = "owner.lock"
+# The path of a socket has at most 107 bytes; Ray appends /session_<date>_<time>_<pid>/sockets/plasma_store.
+LONGEST_FOLDER = 107 - 66
+_WAITS_S = ("RAY_gcs_server_port_wait_time_s", "RAY_raylet_start_wait_time_s")
+_WAITS_MS = ("RAY_agent_register_timeout_ms",)
+"""Ray's own limits for parts of a start, of 10 to 30 s each."""
+_SHORTEST_WAIT_S = 30
+
+
+@contextmanager
+def temporary_ray_folder(parent: Path | None) -> Iterator[Path]:
+    """Create a folder in `parent` (None: the system's folder for temporary files) and remove it at the end.
+
+    Also removes the folders that killed sessions left in `parent`. Raises UserError when the path is too long
+    for Ray's sockets or the folder cannot be created.
+    """
+    folder = _new_folder(parent)
+    with open(folder / f".{OWNER_FILE}", "w") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        os.rename(folder / f".{OWNER_FILE}", folder / OWNER_FILE)  # visible to others once locked
+        remove_abandoned_folders(folder.parent)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder(configured_parent: Path | None) -> Path:
+    parent = configured_parent or Path(tempfile.gettempdir())
+    longest = LONGEST_FOLDER - len(FOLDER_PREFIX) - 9
+    if len(os.fsencode(parent)) > longest:
+        if configured_parent is not None:
+            raise UserError(
+                f"ray.temp_dir={parent}: the path is too long for Ray's sockets; "
+                f"give one of at most {longest} bytes, or null"
+            )
+        parent = Path("/tmp")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
+    except OSError as error:
+        raise UserError(
+            f"ray.temp_dir={parent}: is not writable ({error.strerror}); give another folder"
+        ) from error
+
+
+def remove_abandoned_folders(parent: Path) -> None:
+    """Remove the folders whose owner has died and so has lost its lock."""
+    for folder in parent.glob(f"{FOLDER_PREFIX}*"):
+        try:
+            with open(folder / OWNER_FILE) as owner:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # in use, just being created, or another user's
+
+
+@contextmanager
+def start_limit(folder: Path, timeout_s: float) -> Iterator[None]:
+    """Give the processes of the Ray in `folder`, which the body starts, `timeout_s` to start.
+
+    Then they are killed. Raises UserError after this or any other failure: what was waited for, for how long,
+    and where the logs are.
+    """
+    started = time.monotonic()
+    watch = _Watch(folder, timeout_s)
+    try:
+        with watch, _patient_ray(timeout_s):
+            yield
+        if watch.missing is not None:
+            raise TimeoutError("the processes were ended in the moment in which they were ready")
+    except UserError:
+        raise
+    except Exception as error:
+        waited = time.monotonic() - started
+        end_processes(folder)
+        logs = _kept_logs(folder)
+        if watch.missing is None:
+            raise UserError(
+                f"a local Ray did not start: {one_line(error)}; its logs are in {logs}"
+            ) from error
+        raise UserError(
+            f"a local Ray did not start: {watch.missing} was not ready after {waited:.0f} s; raise "
+            f"ray.start_timeout_s={timeout_s:g} in the site if the machine is slow; its logs are in {logs}"
+        ) from error
+
+
+class _Watch:
+    """A thread that ends the processes of a start that takes too long: what waits for them then fails."""
+
+    def __init__(self, folder: Path, timeout_s: float):
+        self.missing: str | None = None
+        """The process that was waited for; None as long as the time is not over."""
+        self._folder, self._timeout_s = folder, timeout_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._end_if_late, name="ray-start", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _end_if_late(self) -> None:
+        if not self._ended.wait(self._timeout_s):
+            names = [process.name() for process in ray_processes(self._folder)]
+            self.missing = "its raylet" if "raylet" in names else "its GCS server"
+            end_processes(self._folder)
+
+
+@contextmanager
+def _patient_ray(timeout_s: float) -> Iterator[None]:
+    """Raise Ray's own limits to `timeout_s` where they are shorter; the watch ends what takes longer."""
+    wait_s = max(math.ceil(timeout_s), _SHORTEST_WAIT_S)
+    limits = {**dict.fromkeys(_WAITS_S, str(wait_s)), **dict.fromkeys(_WAITS_MS, str(1000 * wait_s))}
+    before = {name: os.environ.get(name) for name in limits}
+    get_node, deadline = services.get_node, time.monotonic() + timeout_s
+
+    def get_node_in_time(*arguments: Any) -> Any:
+        # Ray asks for 30 s whether the raylet has registered; that limit has no setting.
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError as error:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(one_line(error)) from error
+            time.sleep(0.1)
+
+    os.environ.update(limits)
+    services.get_node = get_node_in_time
+    try:
+        yield
+    finally:
+        services.get_node = get_node
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def ray_processes(folder: Path) -> list[psutil.Process]:
+    """Return the processes below this one that have the folder of a Ray in their arguments."""
+    processes = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if any(str(folder) in argument for argument in process.cmdline()):
+                processes.append(process)
+        except psutil.Error:
+            continue  # it has ended meanwhile
+    return processes
+
+
+def end_processes(folder: Path) -> None:
+    """Kill what a failed start left running; Ray itself would leave it until this process ends."""
+    for process in ray_processes(folder):
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _kept_logs(folder: Path) -> Path:
+    """Move the logs of a Ray out of its folder, which is removed, and return where they are."""
+    kept = Path(tempfile.mkdtemp(prefix="vico-failed-ray-", dir=folder.parent))
+    for logs in folder.glob("session_*/logs"):
+        if not logs.parent.is_symlink():
+            shutil.move(logs, kept / logs.parent.name)
+    return kept
