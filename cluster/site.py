@@ -14,6 +14,7 @@ from pydantic import ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from cluster.passwords import without_passwords
 from cluster.site_blocks import Hook, Inference, Jobs, RaySettings, Resources, Retries, SiteBlock, Tracking
+from cluster.sqlite_uris import sqlite_uri
 from cluster.train_settings import TrainSettings
 
 
@@ -97,7 +98,7 @@ class Site(SiteBlock):
     @property
     def tracking_uri(self) -> str:
         """Return the URI of MLflow; by default an sqlite database in the storage folder."""
-        return self.tracking.uri or f"sqlite:///{self.storage.resolve() / 'mlflow.db'}"
+        return self.tracking.uri or sqlite_uri(self.storage.resolve() / "mlflow.db")
 
     @property
     def tracking_address(self) -> str:

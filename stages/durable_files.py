@@ -37,7 +37,16 @@ def locked(folder: Path) -> Iterator[None]:
 
     The lease is read and written under this lock.
     """
-    path = folder / "lease.lock"
+    with locked_file(folder / "lease.lock"):
+        yield
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is created, between all processes that share it.
+
+    Raises UserError if the holder does not release it within a minute.
+    """
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     with path.open("a") as file:
         while True:

@@ -13,24 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.site import Site
+from cluster.sqlite_uris import sqlite_path
 from pipeline.audit.findings import Findings
 from pipeline.results.attempt_metrics import first_values
 from pipeline.results.run_results import record_of
 from pipeline.results.runs import ENDED, PIPELINE, RunFile, Runs
 from pipeline.storage.folder import Conflict
+from pipeline.tracking.artifact_roots import lost_root, moved_roots
 from pipeline.tracking.client import (
+    active_experiment,
     active_run,
     error_line,
-    experiment_id,
     metric_key,
     mlflow_client,
-    sqlite_path,
     tagged_run,
 )
 from pipeline.tracking.desired import DesiredRun, desired_pipeline_run, desired_stage_run
 from pipeline.tracking.fields import PARAM_LENGTH, TAG_LENGTH
 from pipeline.tracking.outputs import DIGEST_LENGTH
-from pipeline.tracking.sent import STATE_FILE, SentState, is_incomplete, mark_incomplete
+from pipeline.tracking.sent import STATE_FILE, SentState, database_is_missing, is_incomplete, mark_incomplete
 from vico.errors import Unreachable, UserError
 
 if TYPE_CHECKING:
@@ -65,22 +66,27 @@ def audit_mlflow(run: RunFile, site: Site, findings: Findings) -> None:
 
 
 def _compare(run: RunFile, site: Site, folder: Path, findings: Findings) -> None:
-    state = SentState.of(folder, site.tracking_address)
+    state = SentState.of(folder, site)
     ids = {PIPELINE: run.mlflow_run_id, **{name: entry.mlflow_run_id for name, entry in run.stages.items()}}
     ids |= {name: sent.id for name, sent in state.runs.items()}
-    if not any(ids.values()):
+    lacks_something = is_incomplete(folder, site)
+    if not any(ids.values()) and not lacks_something:
         text = f"MLflow was not checked: run {run.run} was never tracked at {site.tracking_address}"
         findings.note(PIPELINE, text)
         return
-    if run.state == "done" and is_incomplete(folder, site):
-        message = "MLflow lacks something of the run; `vico audit --reap` sends it"
-        findings.problem(PIPELINE, "mlflow_incomplete", folder / STATE_FILE, message)
+    if run.state in ENDED and lacks_something:
+        _report_incomplete(run, folder, findings)
+    if not any(ids.values()):
+        return
     database = sqlite_path(site.tracking_uri)
-    if database is not None and not database.is_file():
-        findings.problem(PIPELINE, "mlflow_missing", database, "MLflow's database is missing")
+    if database is not None and database_is_missing(site):
+        message = "MLflow's database is missing; `vico audit --reap` sends everything to a new one"
+        findings.problem(PIPELINE, "mlflow_missing", database, message)
         return
     try:
         client = mlflow_client(site.tracking_uri)
+        if not _has_experiment(client, run, site, findings):
+            return
         for name, run_id in ids.items():
             desired = _desired_run(run, name, site, findings)
             if desired is None:
@@ -92,6 +98,32 @@ def _compare(run: RunFile, site: Site, folder: Path, findings: Findings) -> None
             _compare_run(client, run, desired, run_id, findings)
     except Exception as error:  # from a server or a database
         findings.problem(PIPELINE, "mlflow_unreachable", site.tracking_address, error_line(error))
+
+
+def _report_incomplete(run: RunFile, folder: Path, findings: Findings) -> None:
+    text = "MLflow lacks something of the run; `vico audit --reap` sends it"
+    if run.state == "done":
+        findings.problem(PIPELINE, "mlflow_incomplete", folder / STATE_FILE, text)
+    else:
+        findings.note(PIPELINE, text)
+
+
+def _has_experiment(client: MlflowClient, run: RunFile, site: Site, findings: Findings) -> bool:
+    """Check that artifacts are kept where the store is now. Return False if somebody deleted the experiment,
+    and with it all its runs."""
+    try:
+        experiment = active_experiment(client, run.experiment, site)
+    except UserError as deleted:
+        findings.problem(PIPELINE, "mlflow_missing", f"mlflow:{run.experiment}", str(deleted))
+        return False
+    for root in moved_roots(site):
+        message = f"MLflow's {root.text}; the next `vico run` or `vico audit --reap` corrects it"
+        findings.problem(PIPELINE, "mlflow_artifacts", str(root.former_store), message)
+    if experiment is not None:
+        lost = lost_root(site, run.experiment, experiment.artifact_location)
+        if lost is not None:
+            findings.problem(PIPELINE, "mlflow_artifacts", experiment.artifact_location, lost)
+    return True
 
 
 def _desired_run(run: RunFile, name: str, site: Site, findings: Findings) -> DesiredRun | None:
@@ -114,8 +146,9 @@ def _compare_run(
 ) -> None:
     shown = active_run(client, run_id) if run_id else None
     if shown is None:  # a kill may have come before the id was saved
-        experiment = experiment_id(client, run.experiment)
-        shown = tagged_run(client, experiment, desired.identity_tags) if experiment is not None else None
+        experiment = client.get_experiment_by_name(run.experiment)
+        tags = desired.identity_tags
+        shown = tagged_run(client, experiment.experiment_id, tags) if experiment is not None else None
     if shown is None:
         message = "the MLflow run was deleted; run the command again to create a new one"
         findings.problem(desired.name, "mlflow_missing", f"mlflow:{run_id}", message)

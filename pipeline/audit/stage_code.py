@@ -3,7 +3,7 @@
 import hashlib
 
 from pipeline.audit.findings import Findings
-from pipeline.identity.provenance import PATCH_FILE, has_commit, locked_versions, package_versions
+from pipeline.identity.provenance import PATCH_FILE, git_state, has_commit, locked_versions, package_versions
 from pipeline.planning.reasons import mixed_code
 from pipeline.results.records import Record
 from pipeline.results.stage_folder import StageFolder
@@ -13,12 +13,7 @@ _MOST_SHOWN = 5
 
 def audit_code(folder: StageFolder, record: Record, findings: Findings) -> None:
     """Check that the code of a record can still be had, and compare its packages with those of now."""
-    commit = record.git.get("commit")
-    if commit is None:
-        findings.note(record.stage, "made by code without a commit")
-    elif has_commit(commit) is False:
-        message = f"commit {commit} is not in this checkout; fetch the branch that has it"
-        findings.problem(record.stage, "git", commit, message)
+    _audit_commit(record, findings)
     if record.git.get("dirty"):
         _audit_patch(folder, record, findings)
     mixed = mixed_code(record)
@@ -41,6 +36,22 @@ def audit_code(folder: StageFolder, record: Record, findings: Findings) -> None:
     ]
     if changed:
         findings.note(record.stage, f"packages differ from those recorded: {_shown(changed)}")
+
+
+def _audit_commit(record: Record, findings: Findings) -> None:
+    commit, error = record.git.get("commit"), record.git.get("error")
+    if error:
+        text = f"commit or patch of the code are not recorded; git said: {error}"
+        findings.note(record.stage, text)
+    elif commit is None:
+        findings.note(record.stage, "made by code without a commit")
+    is_here = has_commit(commit) if commit else None
+    if is_here is False:
+        message = f"commit {commit} is not in this checkout; fetch the branch that has it"
+        findings.problem(record.stage, "git", str(commit), message)
+    elif commit and is_here is None and "error" in git_state():
+        text = f"commit {commit} was not looked for; git said: {git_state()['error']}"
+        findings.note(record.stage, text)
 
 
 def _shown(texts: list[str]) -> str:

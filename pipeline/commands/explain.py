@@ -15,6 +15,7 @@ from pipeline.commands.options import (
     answer_stream,
     print_errors,
     print_json,
+    site_file,
     site_of,
 )
 from vico.errors import UserError
@@ -129,7 +130,8 @@ def reproduce(
     from pipeline.explain import reproduce
 
     opened_site, graph = site_of(site, storage), pipeline_graph()
-    recipe = reproduce.write_recipe(opened_site, run, out, fresh, graph)
+    given_file = None if site is None else site_file(site)
+    recipe = reproduce.write_recipe(opened_site, run, out, fresh, graph, given_file)
     with answer_stream(as_json) as (stream, answer):
         if verify:
             reproduce.verify(recipe, opened_site, graph, stream)

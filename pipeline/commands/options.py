@@ -77,6 +77,14 @@ def site_of(site: str | None, storage: str | None) -> "Site":
     return loaded
 
 
+def site_file(site: str | None) -> str | None:
+    """Return the absolute path of the file that `--site` names; None if `local` has no file."""
+    from cluster.site_files import site_path
+
+    path = site_path(site)
+    return None if path is None else str(path.absolute())
+
+
 @contextmanager
 def answer_stream(as_json: bool) -> Iterator[tuple[TextIO, TextIO]]:
     """Yield (stream for people, stream for the answer).

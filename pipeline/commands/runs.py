@@ -19,6 +19,7 @@ from pipeline.commands.options import (
     answer_stream,
     print_errors,
     print_json,
+    site_file,
     site_of,
 )
 
@@ -51,6 +52,7 @@ def run(
         until=until,
         wait_s=wait,
         strict_code=strict_code,
+        site_file=site_file(site),
     )
     with answer_stream(as_json) as (stream, answer), Display(stream) as display:
         result = run_pipeline(request, pipeline_graph(), display)
@@ -94,6 +96,7 @@ def submit(
         until=until,
         wait_s=wait,
         strict_code=strict_code,
+        site_file=site_file(site),
     )
     if only_print:
         typer.echo(job_text(request, open_request(request, graph)).shown(request.site))

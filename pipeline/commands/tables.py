@@ -13,7 +13,8 @@ from pipeline.planning.estimates import StageEstimate
 from pipeline.planning.plan import PlannedStage
 from pipeline.progress import duration
 from pipeline.results.garbage import Garbage
-from pipeline.results.runs import RunFile
+from pipeline.results.runs import PIPELINE, RunFile
+from pipeline.tracking.sent import SentState
 
 _PLAIN_WIDTH = 240
 """Columns if the output is not a terminal, so that no line of a table breaks."""
@@ -54,6 +55,7 @@ def run_details(run: RunFile, site: Site) -> dict[str, Any]:
     With an object store, `path` is in the working copy and may not exist yet.
     """
     storage = site.storage
+    sent = SentState.of(storage / "runs" / run.run, site).runs  # run.json lacks ids that came after the end
     stages = [
         {
             "name": name,
@@ -64,7 +66,7 @@ def run_details(run: RunFile, site: Site) -> dict[str, Any]:
             "reused": entry.reused,
             "reused_from": entry.reused_from,
             "path": str(storage / name / entry.fingerprint / "output"),
-            "mlflow_run_id": entry.mlflow_run_id,
+            "mlflow_run_id": entry.mlflow_run_id or (sent[name].id if name in sent else None),
         }
         for name, entry in run.stages.items()
     ]
@@ -76,7 +78,7 @@ def run_details(run: RunFile, site: Site) -> dict[str, Any]:
         "experiment": run.experiment,
         "site": run.site,
         "storage": site.storage_address,
-        "mlflow_run_id": run.mlflow_run_id,
+        "mlflow_run_id": run.mlflow_run_id or (sent[PIPELINE].id if PIPELINE in sent else None),
         "submission": run.submission,
         "attempts": [attempt.model_dump(mode="json") for attempt in run.attempts],
         "error": run.error,

@@ -31,6 +31,7 @@ class Recipe:
     commit: str | None
     storage: Path
     until: str
+    site_file: str | None = None
     notes: list[str] = field(default_factory=list)
     differs: list[str] | None = None
 
@@ -47,11 +48,13 @@ class Recipe:
         }
 
 
-def write_recipe(site: Site, name: str, out: Path | None, storage: Path | None, graph: Graph) -> Recipe:
+def write_recipe(
+    site: Site, name: str, out: Path | None, storage: Path | None, graph: Graph, site_file: str | None = None
+) -> Recipe:
     """Write the resolved config of a run to `out`, by default `<run>.yaml`.
 
-    The command of the recipe runs it in `storage`, by default a new folder beside the site's storage. Raises
-    UserError if `out` exists.
+    The command of the recipe runs it in `storage`, by default a new folder beside the site's storage, with
+    `site_file`, by default that of the run. Raises UserError if `out` exists.
     """
     run = Runs(site.storage).named(name)
     path = (out or Path(f"{run.run}.yaml")).absolute()
@@ -68,12 +71,30 @@ def write_recipe(site: Site, name: str, out: Path | None, storage: Path | None, 
     text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     path.write_text(header + text, encoding="utf-8")
     until = list(run.stages)[-1]
-    words = ["vico", "run", str(path), "--site", run.site, "--storage", str(fresh)]
+    known_file = site_file or run.site_file
+    words = ["vico", "run", str(path)]
+    if known_file is not None:
+        words += ["--site", known_file]
+    words += ["--storage", str(fresh)]
     if until != graph.names[-1]:
         words += ["--until", until]
-    recipe = Recipe(run.run, path, shlex.join(words), next(iter(commits), None), fresh, until)
-    recipe.notes = [*_code_notes(records), *_identity_notes(run, path, graph, site.storage)]
+    commit = next(iter(commits), None)
+    recipe = Recipe(run.run, path, shlex.join(words), commit, fresh, until, known_file)
+    recipe.notes = [
+        *_site_notes(run, known_file),
+        *_code_notes(records),
+        *_identity_notes(run, path, graph, site.storage),
+    ]
     return recipe
+
+
+def _site_notes(run: RunFile, site_file: str | None) -> list[str]:
+    """Return a line if the site file of the run is not known or not here."""
+    if site_file is None and run.site != "local":
+        return [f"the file of the run's site {run.site} is not recorded; add --site FILE"]
+    if site_file is not None and not Path(site_file).is_file():
+        return [f"the run's site file {site_file} is not here; give another with --site"]
+    return []
 
 
 def _commits(records: Mapping[str, RunRecord]) -> list[str]:
@@ -89,6 +110,10 @@ def _code_notes(records: Mapping[str, RunRecord]) -> list[str]:
         notes.append(f"the stages were made by several commits: {', '.join(commits)}")
     elif commits and now["commit"] not in commits:
         notes.append(f"check out the code of the run: git checkout {commits[0]}")
+    if now.get("error"):
+        notes.append(f"git does not say which code is here: {now['error']}")
+    for error in sorted({git["error"] for git in (r.record.git for r in records.values()) if "error" in git}):
+        notes.append(f"commit and patch of the run are not recorded; git said: {error}")
     if any(run_record.record.git.get("dirty") for run_record in records.values()):
         notes.append("tracked files differed from the commit; the records have their digests")
     notes += [f"{stage}: {mixed}" for stage, run in records.items() if (mixed := mixed_code(run.record))]
@@ -130,7 +155,7 @@ def verify(recipe: Recipe, site: Site, graph: Graph, stream: TextIO) -> None:
         raise UserError(f"--fresh-storage={recipe.storage} exists; name a folder that does not")
     fresh_site = type(site).model_validate({**site.as_given(), "storage": str(recipe.storage), "work": None})
     with Display(stream) as display:
-        request = RunRequest(recipe.config, fresh_site, until=recipe.until)
+        request = RunRequest(recipe.config, fresh_site, until=recipe.until, site_file=recipe.site_file)
         result = run_pipeline(request, graph, display)
     if result.state != "done":
         raise UserError(f"the run of {recipe.config} ended as {result.state}: {result.message}")

@@ -14,62 +14,127 @@ from typing import Any
 
 from cluster.project import PROJECT_FOLDER
 from cluster.site import Site
+from vico.errors import one_line
 
 _RAYS_OWN = os.path.join("ray", "thirdparty_files")
 PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE = "submitted/git.json", "submitted/git.patch"
 """In the package of a submitted job: `git_state` and `git_patch` of the machine that packed it."""
 PATCH_FILE = "sources.patch"
 """In an attempt's folder if tracked files differed from the commit: `git_patch`."""
+_GIT_TIMEOUT_S = 20
+_GIT_MESSAGE_CHARS = 1000
+_OF_ANOTHER_REPOSITORY = frozenset(
+    {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"}
+)
+_UNTRACKED = "did not match any file"
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+class _GitFailed(Exception):
+    """Git could not answer. The message is its own, or why it could not be asked."""
 
 
 @cache
 def git_state() -> dict[str, Any]:
     """Return `commit` of the checkout that this code runs from or was packed from, and `dirty`: whether
-    tracked files differ from it. Both are None for an installed wheel."""
+    tracked files differ from it.
+
+    Both are None for an installed wheel. If git does not answer, `error` is what it says: it refuses, for
+    example, the checkout of another user.
+    """
     packaged = PROJECT_FOLDER / PACKAGED_GIT_FILE
     if packaged.is_file():
         return json.loads(packaged.read_text(encoding="utf-8"))
-    this_file = os.path.relpath(__file__, PROJECT_FOLDER)
-    if _git("ls-files", "--error-unmatch", this_file) is None:
-        return {"commit": None, "dirty": None}
-    commit = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
+    state: dict[str, Any] = {"commit": None, "dirty": None}
+    try:
+        if _is_checkout():
+            state["commit"] = _git("rev-parse", "HEAD").strip()
+            state["dirty"] = bool(_git("status", "--porcelain", "--untracked-files=no").strip())
+    except _GitFailed as failed:
+        state["error"] = str(failed)
+    return state
 
 
 @cache
 def git_patch() -> str | None:
-    """Return how tracked files differ from the commit, as input of `git apply`; None if they do not."""
+    """Return how tracked files differ from the commit, as input of `git apply`; None if they do not, or if
+    git does not say."""
+    return _patch_and_error()[0]
+
+
+@cache
+def _patch_and_error() -> tuple[str | None, str | None]:
     packaged = PROJECT_FOLDER / PACKAGED_PATCH_FILE
     if packaged.is_file():
-        return packaged.read_text(encoding="utf-8")
+        return packaged.read_text(encoding="utf-8"), None
     if not git_state()["dirty"]:
-        return None
-    patch = _git("diff", "--binary", "HEAD")
-    return None if patch is None else patch + "\n"
+        return None, None
+    try:
+        return _git("diff", "--binary", "HEAD"), None
+    except _GitFailed as failed:
+        return None, str(failed)
 
 
 def git_state_with_patch() -> dict[str, Any]:
     """Return `git_state`, with the sha256 of `git_patch` as `patch` if tracked files differ from the
     commit."""
-    patch = git_patch()
-    return git_state() if patch is None else {**git_state(), "patch": sha256(patch.encode()).hexdigest()}
+    patch, error = _patch_and_error()
+    state = git_state() if error is None else {**git_state(), "error": error}
+    return state if patch is None else {**state, "patch": sha256(patch.encode()).hexdigest()}
 
 
 def has_commit(commit: str) -> bool | None:
-    """Return whether the checkout that this code runs from has the commit; None without a checkout."""
-    if _git("rev-parse", "--git-dir") is None:
-        return None
-    return _git("cat-file", "-e", f"{commit}^{{commit}}") is not None
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(PROJECT_FOLDER), *arguments]
+    """Return whether the checkout that this code runs from has the commit; None without a checkout, or if git
+    does not say."""
     try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        _git("rev-parse", "--git-dir")
+    except _GitFailed:
         return None
-    return process.stdout.strip() if process.returncode == 0 else None
+    try:
+        _git("cat-file", "-e", f"{commit}^{{commit}}")
+    except _GitFailed:
+        return False
+    return True
+
+
+def _is_checkout() -> bool:
+    """Return whether git tracks this code: not if it was installed, also into a folder within a checkout of
+    something else. Raises _GitFailed if git does not say."""
+    if not any((folder / ".git").exists() for folder in (PROJECT_FOLDER, *PROJECT_FOLDER.parents)):
+        return False
+    try:
+        _git("ls-files", "--error-unmatch", os.path.relpath(__file__, PROJECT_FOLDER))
+    except _GitFailed as failed:
+        if _UNTRACKED in str(failed) or PROJECT_FOLDER.name in _INSTALLED:
+            return False
+        raise
+    return True
+
+
+def _git(*arguments: str) -> str:
+    """Return what a git command prints, as it is. Raises _GitFailed."""
+    command = ["git", "-C", str(PROJECT_FOLDER), *arguments]
+    # A hook of git runs with variables that name its own repository.
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_REPOSITORY}
+    environment["LC_ALL"] = "C"
+    try:
+        process = subprocess.run(
+            command, capture_output=True, timeout=_GIT_TIMEOUT_S, check=False, env=environment
+        )
+    except FileNotFoundError as error:
+        raise _GitFailed("git is not installed") from error
+    except subprocess.TimeoutExpired as error:
+        message = f"`git {arguments[0]}` did not end within {_GIT_TIMEOUT_S} s"
+        raise _GitFailed(message) from error
+    except OSError as error:
+        raise _GitFailed(one_line(error)) from error
+    if process.returncode:
+        message = one_line(process.stderr.decode("utf-8", "replace"), max_chars=_GIT_MESSAGE_CHARS)
+        raise _GitFailed(message or f"`git {arguments[0]}` ended with code {process.returncode}")
+    try:
+        return process.stdout.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _GitFailed(f"what `git {arguments[0]}` printed is not UTF-8 text") from error
 
 
 @cache

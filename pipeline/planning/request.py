@@ -31,6 +31,8 @@ class RunRequest:
     """The last stage to run; None: all stages."""
     wait_s: float = 0.0
     """How long to wait for another driver that holds the run or a stage."""
+    site_file: str | None = None
+    """Absolute path of the file that `site` was read from; None: there is none."""
     strict_code: bool = False
     """Whether to run stages again whose source files have changed."""
 

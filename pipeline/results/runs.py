@@ -73,6 +73,8 @@ class RunFile(StoredModel):
     experiment: str
     config: dict[str, Any]
     site: str
+    site_file: str | None = None
+    """Absolute path of the site file of the last command; None if there was none, and from an older vico."""
     state: State = "pending"
     error: str | None = None
     stages: dict[str, StageEntry]

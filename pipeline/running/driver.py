@@ -6,6 +6,7 @@ Read `Driver.work` for the whole run, and `StageRunner.complete` for one stage. 
 import logging
 
 from cluster.passwords import without_passwords
+from pipeline.identity.provenance import git_state
 from pipeline.planning.tasks import StageTask
 from pipeline.results.runs import State
 from pipeline.running.held_run import HeldRun
@@ -13,7 +14,7 @@ from pipeline.running.hook import call_hook
 from pipeline.running.retries import RetriesLeft, disk_full
 from pipeline.running.run_command import RunCommand, RunResult
 from pipeline.running.scheduler import StageFailed, StageScheduler
-from pipeline.running.services import Services
+from pipeline.running.services import Services, send_missing
 from pipeline.running.stage_runner import StageRunner
 from pipeline.storage.leases import LeaseHeld
 from pipeline.tracking.sent import SentState
@@ -43,6 +44,8 @@ class Driver:
             except LeaseLost as lost:
                 result = RunResult(self.held.name, "interrupted", self.address, 1, str(lost))
             self.display.line(f"run {self.held.name}: {result.state}")
+        if self._services.tracker is None and result.state == "done":
+            send_missing(self.site, self.held.folder, self.display)  # a kill came after the last stage
         self._enter_tracking_ids()
         self._call_hook(result)
         return result
@@ -62,9 +65,13 @@ class Driver:
         """Enter this command into run.json and show whether it starts or resumes the run."""
         run, config = self.held.run, self.command.opened.pipeline.config
         verb = "resumes" if run.attempts else "starts"
-        is_tracked = self._is_tracked()
-        ignored = self.held.begin(config, self.site.name, is_tracked=is_tracked)
+        ignored = self.held.begin(config, self.command.request, is_tracked=self._is_tracked())
         self.display.line(f"run {run.run}: {verb} in {self.address}")
+        git_error = git_state().get("error")
+        if git_error:
+            line = f"run {run.run}: commit and patch of the code are not recorded: {git_error}"
+            self.display.line(line)
+            logger.warning("%s", line)
         if ignored:
             self.display.line(ignored)
         requested = self.command.opened.forced
@@ -151,7 +158,7 @@ class Driver:
 
     def _is_tracked(self) -> bool:
         """Return whether MLflow knows the run, by what was recorded here; MLflow is not asked."""
-        sent = SentState.of(self.held.folder, self.site.tracking_address)
+        sent = SentState.of(self.held.folder, self.site)
         return self.held.run.mlflow_run_id is not None or bool(sent.runs)
 
     def _enter_tracking_ids(self) -> None:

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.config.pipeline_file import PipelineConfig
+from pipeline.planning.request import RunRequest
 from pipeline.results.runs import RunAttempt, RunFile, Runs, State
-from pipeline.running.jobs import current_submission
+from pipeline.running.jobs import current_submission, in_job
 from pipeline.storage.lease import Lease
 from stages.stops import LeaseLost
 from vico.errors import Unreachable, UserError
@@ -38,7 +39,7 @@ class HeldRun:
         """Write run.json. Raises LeaseLost when another driver has taken over the run."""
         self.runs.save(self.run, self.lease)
 
-    def begin(self, config: PipelineConfig, site: str, *, is_tracked: bool) -> str | None:
+    def begin(self, config: PipelineConfig, request: RunRequest, *, is_tracked: bool) -> str | None:
         """Enter this command into run.json. Return a line for the user if a part of the config has no effect.
 
         `is_tracked`: whether MLflow knows the run.
@@ -47,7 +48,9 @@ class HeldRun:
         forget_forced(run)
         run.submission = current_submission(run.submission)  # not that of a job that has ended
         ignored = enter_config(run, config, is_tracked=is_tracked)
-        run.state, run.error, run.site = "running", None, site
+        run.state, run.error, run.site = "running", None, request.site.name
+        if not in_job():  # the file in a job's package is a copy of the one that was given to `vico submit`
+            run.site_file = request.site_file
         for entry in run.stages.values():
             if entry.state != "done":
                 entry.state = "pending"

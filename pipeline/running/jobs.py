@@ -16,12 +16,16 @@ JOB_VARIABLE = "VICO_JOB"
 """In the environment of a job: its submission, as JSON."""
 
 
+def in_job() -> bool:
+    return JOB_VARIABLE in os.environ
+
+
 def current_submission(submission: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the submission of a run that this process works on.
 
     In a job it is the job's own. Outside of a job it is None if the run was submitted as one.
     """
-    if JOB_VARIABLE in os.environ:
+    if in_job():
         return json.loads(os.environ[JOB_VARIABLE])
     is_job = submission is not None and submission.get("kind") == KIND
     return None if is_job else submission

@@ -14,11 +14,11 @@ from pipeline.running.jobs import refuse_other_code
 from pipeline.running.preflight import check_free_space, check_ports, check_storage
 from pipeline.running.run_choice import choose_run
 from pipeline.running.run_command import RunCommand, RunResult
+from pipeline.running.services import send_missing
 from pipeline.running.signals import StopSignals
 from pipeline.running.stage_context import logging_to
 from pipeline.storage.leases import LeaseHeld, Leases
 from pipeline.storage.lookup import storage_of
-from pipeline.tracking.sent import STATE_FILE, is_complete
 
 
 def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResult:
@@ -89,9 +89,5 @@ def _already_done(run: RunFile, site: Site, opened: OpenPipeline, display: Displ
     for stage in opened.planned:
         display.line(f"{stage.stage}: reused, {'; '.join(stage.reasons)}")
     display.line(f"run {run.run}: done")
-    folder = Runs(site.storage).run_folder(run.run)
-    if site.tracking.enabled and (folder / STATE_FILE).exists() and not is_complete(folder, site):
-        from pipeline.tracking.thread import sync_once
-
-        display.line(sync_once(site, folder) or f"run {run.run}: MLflow now has all of it")
+    send_missing(site, Runs(site.storage).run_folder(run.run), display)
     return RunResult(run.run, "done", site.storage_address)

@@ -5,11 +5,23 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.site import Site
 from pipeline.planning.tasks import StageTask
+from pipeline.progress import Display
 from pipeline.running.run_command import RunCommand
+from pipeline.tracking.sent import STATE_FILE, database_is_missing, is_complete
 
 if TYPE_CHECKING:
     from pipeline.tracking.thread import TrackingThread
+
+
+def send_missing(site: Site, run_folder: Path, display: Display) -> None:
+    """Send MLflow what it still lacks of a run that has ended, and show that."""
+    is_tracked = site.tracking.enabled and (run_folder / STATE_FILE).exists()
+    if is_tracked and (database_is_missing(site) or not is_complete(run_folder, site)):
+        from pipeline.tracking.thread import sync_once
+
+        display.line(sync_once(site, run_folder) or f"run {run_folder.name}: MLflow now has all of it")
 
 
 class Services(AbstractContextManager["Services"]):

@@ -268,7 +268,7 @@ def _keep_patch(parts: Parts) -> None:
     """Keep how the checkout differs from its commit, if it does."""
     patch = git_patch()
     if patch is not None:
-        (parts.attempt_folder / PATCH_FILE).write_text(patch, encoding="utf-8")
+        (parts.attempt_folder / PATCH_FILE).write_bytes(patch.encode())
 
 
 def _iso(moment: datetime) -> str:

@@ -136,7 +136,7 @@ def submit(request: RunRequest, graph: Graph) -> Submitted:
         "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": driver_code()["digest"],
     }
-    _enter(runs, run.run, submission)
+    _enter(runs, run.run, submission, site_file=request.site_file)
     try:
         package_bytes = _send(server, job_text(request, opened), submission)
     except Exception as error:
@@ -160,11 +160,18 @@ def _send(server: JobServer, text: JobText, submission: dict[str, Any]) -> int:
         return os.path.getsize(package)
 
 
-def _enter(runs: Runs, name: str, submission: dict[str, Any] | None, error: str | None = None) -> None:
+def _enter(
+    runs: Runs,
+    name: str,
+    submission: dict[str, Any] | None,
+    error: str | None = None,
+    *,
+    site_file: str | None = None,
+) -> None:
     """Write the submission into run.json under the run's lease; raises LeaseHeld if a driver holds it."""
     with Leases(runs.storage).acquire(runs.run_folder(name), name) as lease:
         run = runs.named(name)
         forget_forced(run)
-        run.submission, run.error = submission, error
+        run.submission, run.error, run.site_file = submission, error, site_file or run.site_file
         run.state = "pending" if error is None else "failed"
         runs.save(run, lease)

@@ -5,25 +5,27 @@ MLflow takes 4 to 6 seconds to import, so it is imported inside functions only.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cluster.passwords import without_passwords
-from vico.errors import one_line
+from cluster.site import Site
+from cluster.sqlite_uris import sqlite_path
+from stages.durable_files import locked_file
+from vico.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
+    from mlflow.store.entities import PagedList
 
 _Item = TypeVar("_Item")
-_SQLITE = "sqlite:///"
 
 
 def mlflow_client(uri: str) -> MlflowClient:
@@ -42,37 +44,46 @@ def mlflow_client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # our callers print the error
+    if "%" in uri and uri.startswith("sqlite:///"):
+        # For this scheme MLflow creates the folder above the database, and does not decode its name.
+        uri = uri.replace("sqlite:///", "sqlite+pysqlite:///", 1)
     with sqlite_lock(uri):
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """Return the path of an sqlite database; None for a server or another database."""
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
-
-
 @contextmanager
 def sqlite_lock(uri: str) -> Iterator[None]:
     """Lock an sqlite database for steps that fail when two processes take them at the same time.
 
-    These are creating the database and logging a data set.
+    These are creating the database, correcting it and logging a data set. Raises UserError if another process
+    does not release the lock.
     """
     path = sqlite_path(uri)
     if path is None:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f"{path.name}.lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked_file(path.with_name(f"{path.name}.lock")):
         yield
 
 
-def experiment_id(client: MlflowClient, name: str) -> str | None:
-    """Return the id of the experiment with this name; None if there is none."""
+def active_experiment(client: MlflowClient, name: str, site: Site) -> Experiment | None:
+    """Return the experiment with this name; None if there is none.
+
+    Raises UserError if somebody deleted it: MLflow keeps it, takes nothing for it and does not give its name
+    to another.
+    """
     experiment = client.get_experiment_by_name(name)
-    return experiment.experiment_id if experiment is not None else None
+    if experiment is None or experiment.lifecycle_stage == "active":
+        return experiment
+    variable = f"MLFLOW_TRACKING_URI={shlex.quote(site.tracking_address)}"
+    raise UserError(
+        f"experiment {name} was deleted in MLflow; restore it with "
+        f"`{variable} mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+    )
 
 
 def active_run(client: MlflowClient, run_id: str) -> Run | None:
@@ -96,15 +107,21 @@ def tagged_run(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -
 
 def running_runs(client: MlflowClient) -> list[Run]:
     """Return vico's runs of all experiments that MLflow shows as running."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs: list[Run] = []
+    experiments = [experiment.experiment_id for experiment in all_pages(client.search_experiments)]
+    is_running = "attributes.status = 'RUNNING'"
+    shown = all_pages(lambda page_token: client.search_runs(experiments, is_running, page_token=page_token))
+    return [run for run in shown if "vico.run" in run.data.tags]
+
+
+def all_pages(search: Callable[..., PagedList[_Item]]) -> Iterator[_Item]:
+    """Yield what a search of MLflow finds, of all its pages."""
     token: str | None = None
     while True:
-        page = client.search_runs(experiments, "attributes.status = 'RUNNING'", page_token=token)
-        runs += [run for run in page if "vico.run" in run.data.tags]
+        page = search(page_token=token)
+        yield from page
         token = page.token
         if not token:
-            return runs
+            return
 
 
 def tag_filter(tags: Mapping[str, str]) -> str:
@@ -126,5 +143,11 @@ def chunks(values: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
 
 
 def error_line(error: Exception) -> str:
-    """Return type and message as one line, without the password that the URL of a server may hold."""
-    return one_line(without_passwords(f"{type(error).__name__}: {error}"))
+    """Return type and message as one line, without the password that the URL of a server may hold.
+
+    The SQL that a database could not do is left out. The line of a UserError is whole: it ends with a remedy.
+    """
+    if isinstance(error, UserError):
+        return without_passwords(str(error))
+    message = str(error).partition("\n[SQL:")[0]
+    return one_line(without_passwords(f"{type(error).__name__}: {message}"))

@@ -198,7 +198,7 @@ def _git_tags(git: Mapping[str, Any]) -> dict[str, str]:
 
 def _reused_run_id(name: str, entry: StageEntry, run: str, site: Site) -> str:
     """Return the id of the MLflow run of a reused stage in the run that made it."""
-    state = SentState.of(site.storage / "runs" / run, site.tracking_address)
+    state = SentState.of(site.storage / "runs" / run, site)
     return state.runs[name].id if name in state.runs else entry.mlflow_run_id or ""
 
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from cluster.site import Site
 from pipeline.results.runs import PIPELINE, RunFile, Runs
-from pipeline.tracking.client import error_line, mlflow_client, sqlite_lock, tag_filter
+from pipeline.tracking.artifact_roots import lost_root, moved_roots
+from pipeline.tracking.client import active_experiment, error_line, mlflow_client, sqlite_lock, tag_filter
 from pipeline.tracking.desired import DesiredRun
 from pipeline.tracking.desired_outputs import ModelOutput
 from pipeline.tracking.sent import SentRun, SentState
+from vico.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -139,14 +141,25 @@ def log_texts(site: Site, run: RunFile, texts: Mapping[str, str]) -> str | None:
     Returns None if they are stored, or if the run was never tracked.
     """
     folder = Runs(site.storage).run_folder(run.run)
-    sent = SentState.of(folder, site.tracking_address).runs.get(PIPELINE)
+    sent = SentState.of(folder, site).runs.get(PIPELINE)
     run_id = sent.id if sent is not None else run.mlflow_run_id
     if run_id is None:
         return None
     try:
         client = mlflow_client(site.tracking_uri)
+        _refuse_wrong_root(client, run, site)
         for path, text in texts.items():
             client.log_text(run_id, text, path)
     except Exception as error:  # from a server, a database or an artifact store
         return f"the report is not in MLflow at {site.tracking_address}: {error_line(error)}"
     return None
+
+
+def _refuse_wrong_root(client: MlflowClient, run: RunFile, site: Site) -> None:
+    """Raise UserError if the artifacts of the run are not kept where the store is now."""
+    for root in moved_roots(site):
+        raise UserError(f"{root.text}; `vico audit --reap` corrects it")
+    experiment = active_experiment(client, run.experiment, site)
+    lost = lost_root(site, run.experiment, experiment.artifact_location) if experiment is not None else None
+    if lost is not None:
+        raise UserError(lost)

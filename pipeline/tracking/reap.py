@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.site import Site
 from pipeline.results.runs import ENDED, Runs
-from pipeline.tracking.client import active_run, error_line, mlflow_client, running_runs, sqlite_path
-from pipeline.tracking.sent import is_incomplete
+from pipeline.tracking.artifact_roots import correct_moved_roots
+from pipeline.tracking.client import active_run, error_line, mlflow_client, running_runs
+from pipeline.tracking.sent import SentState, database_is_missing, is_incomplete
 from pipeline.tracking.thread import sync_once
 
 if TYPE_CHECKING:
@@ -20,33 +22,42 @@ def reap(site: Site) -> tuple[list[str], list[str]]:
 
     Returns a line for each thing that was done, and one for each that failed. A run is left like that if its
     driver was killed, if the server was down, or if the command that started it is working on a newer run.
+    Addresses of a store that was moved are corrected first.
     """
-    database = sqlite_path(site.tracking_uri)
-    if database is not None and not database.is_file():
-        return [], []
-    try:
-        client = mlflow_client(site.tracking_uri)
-        shown_as_running = running_runs(client)
-    except Exception as error:
-        return [], [f"MLflow at {site.tracking_address}: {error_line(error)}"]
     runs = Runs(site.storage)
     states = {run.run: run.state for run in runs.all()}
+    is_lost = database_is_missing(site)
+    if is_lost and not any(_lacks_something(runs.run_folder(name), site, is_lost) for name in states):
+        return [], []  # nothing was ever to be there
     done: list[str] = []
     failed: list[str] = []
-    for name in dict.fromkeys(run.data.tags["vico.run"] for run in shown_as_running):
-        own = [run for run in shown_as_running if run.data.tags["vico.run"] == name]
-        if name in states and states[name] in ENDED:
-            problem = sync_once(site, runs.run_folder(name))
-            _end(client, own)
-            (failed if problem else done).append(problem or f"closed in MLflow: run {name}: {states[name]}")
-        elif name not in states and any(_is_of_storage(run, site) for run in own):
-            _end(client, own)
-            done.append(f"closed in MLflow: run {name}: its folder is gone")
-    for name in (name for name, state in states.items() if state in ENDED):
-        if is_incomplete(runs.run_folder(name), site):
-            problem = sync_once(site, runs.run_folder(name))
+    try:
+        client = mlflow_client(site.tracking_uri)
+        done += correct_moved_roots(site)
+        shown_as_running = running_runs(client)
+        for name in dict.fromkeys(run.data.tags["vico.run"] for run in shown_as_running):
+            own = [run for run in shown_as_running if run.data.tags["vico.run"] == name]
+            if name in states and states[name] in ENDED:
+                problem = sync_once(site, runs.run_folder(name))
+                _end(client, own)
+                line = f"closed in MLflow: run {name}: {states[name]}"
+                (failed if problem else done).append(problem or line)
+            elif name not in states and any(_is_of_storage(run, site) for run in own):
+                _end(client, own)
+                done.append(f"closed in MLflow: run {name}: its folder is gone")
+    except Exception as error:  # from a server or a database
+        return done, [*failed, f"MLflow at {site.tracking_address}: {error_line(error)}"]
+    for name in states:
+        folder = runs.run_folder(name)
+        if states[name] in ENDED and _lacks_something(folder, site, is_lost):
+            problem = sync_once(site, folder)
             (failed if problem else done).append(problem or f"sent to MLflow: what it lacked of run {name}")
     return done, failed
+
+
+def _lacks_something(run_folder: Path, site: Site, is_lost: bool) -> bool:
+    """Return whether MLflow lacks a part of a run, or all of it because its database `is_lost`."""
+    return is_incomplete(run_folder, site) or (is_lost and bool(SentState.of(run_folder, site).runs))
 
 
 def _is_of_storage(run: Run, site: Site) -> bool:

@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.site import Site
+from cluster.sqlite_uris import sqlite_path
 from pipeline.json_files import StoredModel
 from pipeline.storage.lookup import storage_of
 from vico.errors import UserError
@@ -88,6 +89,9 @@ class SentState(StoredModel):
     """The content of mlflow.json. If the file is lost, it is rebuilt from what MLflow has."""
 
     uri: str
+    moves_with_storage: bool = False
+    """The database is the default one in the storage folder. If that was moved, it has another URI and is the
+    same MLflow."""
     runs: dict[str, SentRun] = Field(default_factory=dict)
     superseded: list[str] = Field(default_factory=list)
     """MLflow runs of stages that have since been started from scratch."""
@@ -95,36 +99,58 @@ class SentState(StoredModel):
     """The run has ended and all of it was sent to MLflow."""
 
     @classmethod
-    def of(cls, run_folder: Path, uri: str) -> Self:
-        """Return the saved state; an empty one if there is none, or one that is damaged or of another URI."""
+    def of(cls, run_folder: Path, site: Site) -> Self:
+        """Return the saved state; an empty one if there is none, or one that is damaged or of another MLflow.
+
+        If the storage was moved or copied, the files of the run are to be sent again: MLflow's artifacts may
+        not have come along.
+        """
+        address, is_default = site.tracking_address, site.tracking.uri is None
         try:
             state = cls.read(run_folder / STATE_FILE, _REMEDY)
         except UserError as error:
             logger.warning("%s", error)
             state = None
-        return state if state is not None and state.uri == uri else cls(uri=uri)
+        if state is None or not state.is_of(site):
+            return cls(uri=address, moves_with_storage=is_default)
+        if state.uri != address:
+            for sent in state.runs.values():
+                sent.files = {}
+            state.uri, state.complete = address, False
+        state.moves_with_storage = is_default
+        return state
+
+    def is_of(self, site: Site) -> bool:
+        """Return whether this was sent to the MLflow of the site."""
+        return self.uri == site.tracking_address or (self.moves_with_storage and site.tracking.uri is None)
 
 
 def is_complete(run_folder: Path, site: Site) -> bool:
     """Return whether all of this run was sent to MLflow, by mlflow.json alone."""
-    return SentState.of(run_folder, site.tracking_address).complete
+    return SentState.of(run_folder, site).complete
 
 
 def is_incomplete(run_folder: Path, site: Site) -> bool:
     """Return whether mlflow.json says that this MLflow lacks a part of the run, or is damaged.
 
-    False for a run that this MLflow never had.
+    False for a run that was never to be in this MLflow.
     """
     try:
         state = SentState.read(run_folder / STATE_FILE, _REMEDY)
     except UserError:
         return True
-    return state is not None and state.uri == site.tracking_address and not state.complete
+    return state is not None and state.is_of(site) and not state.complete
+
+
+def database_is_missing(site: Site) -> bool:
+    """Return whether MLflow is an sqlite database whose file does not exist."""
+    database = sqlite_path(site.tracking_uri)
+    return database is not None and not database.is_file()
 
 
 def mark_incomplete(run_folder: Path, site: Site) -> None:
-    """Make the next `vico run` compare MLflow with a run that has ended and send what is missing."""
+    """Make the next `vico run` or `vico audit --reap` send MLflow what it lacks of a run that has ended."""
     if not is_incomplete(run_folder, site):
-        state = SentState.of(run_folder, site.tracking_address)
+        state = SentState.of(run_folder, site)
         state.complete = False
         storage_of(run_folder).write(run_folder / STATE_FILE, state.content())

@@ -6,28 +6,28 @@ tracking thread. MLflow is imported inside functions only.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.site import Site
-from pipeline.results.runs import ENDED, RunFile, Runs
+from pipeline.results.runs import ENDED, PIPELINE, RunFile, Runs
+from pipeline.tracking.artifact_roots import artifact_root, correct_moved_roots, lost_root
 from pipeline.tracking.client import (
+    active_experiment,
     active_run,
     error_line,
-    experiment_id,
     mlflow_client,
     sqlite_lock,
-    sqlite_path,
     tagged_run,
 )
 from pipeline.tracking.desired import DesiredRun, desired_pipeline_run, desired_stage_run
 from pipeline.tracking.fields import FieldSender, MetricProgress
 from pipeline.tracking.outputs import OutputSender
 from pipeline.tracking.sent import STATE_FILE, SentRun, SentState, SentSteps, StepSet
+from vico.errors import UserError
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 
 class RunSync:
@@ -39,20 +39,20 @@ class RunSync:
     def __init__(self, site: Site, runs: Runs, run_folder: Path, state: SentState):
         self.site, self.runs, self.run_folder, self.state = site, runs, run_folder, state
         self.client = mlflow_client(site.tracking_uri)
+        correct_moved_roots(site)
         self._experiment = ""
+        self._lost_root: str | None = None
+        """The line that says why the experiment takes no files."""
         self._progress: dict[str, MetricProgress] = {}
         """By stage. Without an entry, MLflow is first asked what it has of the stage."""
         self._settled: dict[str, dict[str, Any]] = {}
         """Ended stages that were sent, with their entry in run.json."""
-        self._has_failed = False
         self._saved = ""
 
     def sync(self) -> str | None:
         """Make MLflow agree with the files as they are now; return the first problem as a line."""
         run = self.runs.named(self.run_folder.name)
-        self._experiment = self._experiment or self._experiment_id(run.experiment)
-        if self._has_failed:  # one call to a dead server instead of one per stage
-            self.client.get_experiment(self._experiment)
+        self._open_experiment(run.experiment)  # one call to a dead server instead of one per stage
         problems: list[str] = []
         is_sent = False
         try:
@@ -61,11 +61,12 @@ class RunSync:
             problems = self._sync_stages(run, parent_id)
             self._send(desired, None)
             is_sent = not problems
+        except Exception:
+            self._progress.pop(PIPELINE, None)
+            raise
         finally:
-            self._has_failed = True
             self.state.complete = run.state in ENDED and is_sent
             self._save()
-        self._has_failed = bool(problems)
         return problems[0] if problems else None
 
     def _sync_stages(self, run: RunFile, parent_id: str) -> list[str]:
@@ -97,6 +98,8 @@ class RunSync:
         outputs.send_datasets()
         fields.send_status()
         outputs.send_models()
+        if self._lost_root is not None:
+            raise UserError(self._lost_root)
         outputs.send_files()
         outputs.send_versions()
 
@@ -159,25 +162,20 @@ class RunSync:
         self.state.superseded.append(sent.id)
         del self.state.runs[name]
 
-    def _experiment_id(self, name: str) -> str:
-        """Return the id of the experiment; create it if it does not exist."""
-        with sqlite_lock(self.site.tracking_uri):
-            existing = experiment_id(self.client, name)
-            if existing is not None:
-                return existing
-            artifacts = self._artifacts()
-            folder = re.sub(r"[^\w.-]", "_", name)
-            location = f"{artifacts.rstrip('/')}/{folder}" if artifacts else None
-            return self.client.create_experiment(name, artifact_location=location)
+    def _open_experiment(self, name: str) -> None:
+        """Find the experiment, or create it if it does not exist; raise UserError if it was deleted."""
+        existing = active_experiment(self.client, name, self.site)
+        if existing is None:
+            with sqlite_lock(self.site.tracking_uri):
+                existing = active_experiment(self.client, name, self.site) or self._created_experiment(name)
+        if existing.experiment_id != self._experiment:
+            self._experiment = existing.experiment_id
+            self._progress, self._settled = {}, {}
+        self._lost_root = lost_root(self.site, name, existing.artifact_location)
 
-    def _artifacts(self) -> str | None:
-        """Return where artifacts of new experiments are stored; None: where the server stores them."""
-        database = sqlite_path(self.site.tracking_uri)
-        if self.site.tracking.artifacts is not None or database is None:
-            return self.site.tracking.artifacts
-        # The working copy of an object store does not have the artifacts on other machines.
-        folder = database.parent if self.site.remote else self.site.storage
-        return (folder.resolve() / "mlartifacts").as_uri()
+    def _created_experiment(self, name: str) -> Experiment:
+        location = artifact_root(self.site, name)
+        return self.client.get_experiment(self.client.create_experiment(name, artifact_location=location))
 
     def _save(self) -> None:
         content = self.state.model_dump_json()

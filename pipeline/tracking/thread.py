@@ -31,7 +31,7 @@ def _share_state(site: Site, run_folder: Path) -> None:
 
     During a run the driver does this.
     """
-    state = SentState.of(run_folder, site.tracking_address)
+    state = SentState.of(run_folder, site)
     try:
         storage_of(run_folder).write(run_folder / STATE_FILE, state.content())
     except Conflict:
@@ -47,7 +47,7 @@ class TrackingThread:
     def __init__(self, site: Site, run_folder: Path):
         self.site, self.run_folder = site, run_folder
         self._runs = Runs(site.storage)
-        self._state = SentState.of(run_folder, site.tracking_address)
+        self._state = SentState.of(run_folder, site)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._sync_until_ending, name="mlflow", daemon=True)
         self._is_synced = False
@@ -64,6 +64,12 @@ class TrackingThread:
         return sent.id if sent else None
 
     def start(self) -> None:
+        """Start the thread. First note that MLflow lacks the run, in case it is not reached at all."""
+        self._state.complete = False
+        try:
+            self._state.write(self.run_folder / STATE_FILE)
+        except OSError as error:
+            logger.warning("%s is not written: %s", self.run_folder / STATE_FILE, error)
         self._thread.start()
 
     def finish(self) -> str | None:

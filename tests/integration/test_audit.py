@@ -11,6 +11,7 @@ import pytest
 from cluster.site import Site
 from pipeline.audit.run import audit_run
 from pipeline.storage.folder import FolderStorage
+from pipeline.tracking.artifact_roots import correct_moved_roots
 from tests.integration.tiny_pipeline.project import TRACKED, TinyProject, wait_for
 
 
@@ -26,9 +27,10 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def project(finished, tmp_path):
-    """A copy to damage; MLflow's database moves with the store."""
+    """A copy to damage; MLflow's database moves with the store, corrected as `vico run` does it."""
     copy = TinyProject(tmp_path / "copy")
     shutil.copytree(finished.storage, copy.storage)
+    assert len(correct_moved_roots(Site(storage=copy.storage))) == 1
     return copy
 
 

@@ -1,11 +1,17 @@
 """`vico diff` and `vico reproduce`: real commands over tiny stages."""
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.integration.tiny_pipeline.project import TinyProject
+from tests.integration.tiny_pipeline.project import ROOT, TinyProject
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,8 @@ def test_reproduce_writes_a_config_with_the_same_fingerprints(two_runs, tmp_path
     out = tmp_path / "again.yaml"
     recipe = json.loads(two_runs.vico("reproduce", "latest", "--out", str(out), "--json"))
     assert recipe["config"] == str(out) and recipe["verified"] is None
-    assert recipe["command"].startswith(f"vico run {out} --site tiny --storage ")
+    site = two_runs.folder / "site.yaml"
+    assert recipe["command"].startswith(f"vico run {out} --site {site} --storage ")
     assert not [note for note in recipe["notes"] if "fingerprint" in note or "packages" in note]
     assert recipe["commit"] == two_runs.record("draw")["git"]["commit"]
     two_runs.vico("reproduce", "latest", "--out", str(out), code=2)
@@ -101,3 +108,59 @@ def test_reproduce_names_the_outputs_that_differ(two_runs, tmp_path):
     finally:
         path.write_text(before)
     assert "differs: square/part-0.txt" in output
+
+
+def test_reproduce_names_the_site_file_that_was_given(tmp_path):
+    """Not the name in the file, which another site file of this machine may have."""
+    project = TinyProject(tmp_path / "a project")
+    used, other = (project.folder / name for name in ("site.yaml", "other.yaml"))
+    used.write_text("name: local\ntracking: {enabled: false}\n")
+    shutil.copy(used, other)
+    project.vico("run")
+
+    def recipe(*options: str) -> dict[str, Any]:
+        """Return the answer of a command that gets the storage, and a site only from `options`."""
+        (tmp_path / "again.yaml").unlink(missing_ok=True)
+        command = [sys.executable, "-m", "tests.integration.tiny_pipeline.command", "reproduce", "latest"]
+        command += ["--json", "--out", str(tmp_path / "again.yaml"), "--storage", str(project.storage)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        output = subprocess.check_output([*command, *options], cwd=project.folder, env=environment)
+        return json.loads(output)
+
+    def site(command: str) -> str:
+        words = shlex.split(command)
+        return words[words.index("--site") + 1]
+
+    assert site(recipe()["command"]) == str(used)
+    assert site(recipe("--site", "other.yaml")["command"]) == str(other)
+    assert not any("site" in note for note in recipe()["notes"])
+    used.unlink()
+    assert f"the run's site file {used} is not here; give another with --site" in recipe()["notes"]
+    (path,) = project.storage.glob("runs/*/run.json")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "site": "lab", "site_file": None}))  # as an older vico wrote it
+    assert "--site" not in recipe()["command"]
+    assert "the file of the run's site lab is not recorded; add --site FILE" in recipe()["notes"]
+
+
+def test_a_checkout_of_another_user_is_named_and_noted(tmp_path):
+    project = TinyProject(tmp_path)
+    refused = {
+        "GIT_TEST_ASSUME_DIFFERENT_OWNER": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }
+    output = project.vico("run", **refused)
+    assert "commit and patch of the code are not recorded: fatal: detected dubious ownership" in output
+    git = project.record("draw")["git"]
+    assert git["commit"] is None and "safe.directory" in git["error"]
+    audit = json.loads(project.vico("audit", "latest", "--json"))
+    assert audit["problems"] == []
+    assert any("git said: fatal: detected dubious ownership" in note for note in audit["notes"])
+    recipe = json.loads(project.vico("reproduce", "latest", "--json", "--out", str(tmp_path / "again.yaml")))
+    assert any("git said: fatal: detected dubious ownership" in note for note in recipe["notes"])
+
+    project.vico("run", "--set", "seed=8")
+    audit = json.loads(project.vico("audit", "latest", "--json", **refused))
+    assert audit["problems"] == []
+    assert any("was not looked for; git said: fatal: detected" in note for note in audit["notes"])

@@ -90,6 +90,25 @@ def test_a_server_killed_during_training_gets_every_step_later_once(server, tmp_
     assert all(point.value == pytest.approx(1 / point.step) for point in points)
 
 
+def test_a_server_that_is_down_during_a_whole_run_gets_it_from_the_same_command(server, tmp_path):
+    project = TinyProject(tmp_path)
+    site = project.folder / "site.yaml"
+    tracking = {"uri": server.uri, "interval_s": 0.1, "finish_timeout_s": 5}
+    site.write_text(json.dumps({"name": "tiny", "tracking": tracking}))
+    server.kill()
+    try:
+        output = project.vico("run", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+        assert "lacks the latest data of run" in output
+        project.vico("audit", "--reap", code=1, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    finally:
+        server.start()
+    site.write_text(json.dumps({"name": "tiny", "tracking": {**tracking, "finish_timeout_s": 300}}))
+    assert "MLflow now has all of it" in project.vico("run")
+    audit = json.loads(project.vico("audit", "latest", "--json"))
+    assert audit["problems"] == [] and audit["checked"]["mlflow_runs"] == 4
+    assert "MLflow" not in project.vico("run")
+
+
 def export_run(digest: str) -> DesiredRun:
     """Return an export stage, with what the registry uses of it."""
     return DesiredRun(

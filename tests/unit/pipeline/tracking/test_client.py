@@ -1,11 +1,9 @@
 """Names and expressions in the form that MLflow accepts."""
 
-from pathlib import Path
-
 import pytest
 
 from cluster.site import Site
-from pipeline.tracking.client import chunks, metric_key, sqlite_path, tag_filter
+from pipeline.tracking.client import chunks, metric_key, tag_filter
 
 
 @pytest.mark.parametrize(
@@ -27,11 +25,6 @@ def test_metric_names_become_names_that_mlflow_accepts(name, key):
 def test_a_search_names_every_tag():
     expression = tag_filter({"vico.run": "a-run", "vico.stage": "draw"})
     assert expression == "tags.`vico.run` = 'a-run' and tags.`vico.stage` = 'draw'"
-
-
-def test_only_a_database_on_this_machine_has_a_path():
-    assert sqlite_path("sqlite:////srv/mlflow.db") == Path("/srv/mlflow.db")
-    assert sqlite_path("http://host:5000") is None
 
 
 def test_chunks_are_in_order_and_complete():

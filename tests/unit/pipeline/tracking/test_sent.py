@@ -57,7 +57,7 @@ def test_the_state_of_another_mlflow_and_a_damaged_state_are_not_used(tmp_path, 
     other_site = Site.model_validate({"storage": tmp_path, "tracking": {"uri": "http://elsewhere"}})
     assert not is_complete(tmp_path, other_site)
     (tmp_path / STATE_FILE).write_text('{"schema": 1,')
-    assert SentState.of(tmp_path, site.tracking_address).runs == {}
+    assert SentState.of(tmp_path, site).runs == {}
     assert "is damaged" in caplog.text
 
 
@@ -68,3 +68,21 @@ def test_a_run_that_was_never_sent_is_neither_complete_nor_incomplete(tmp_path):
     assert is_incomplete(tmp_path, site)
     (tmp_path / STATE_FILE).write_text("damaged")
     assert is_incomplete(tmp_path, site)
+
+
+def test_a_moved_storage_is_the_same_mlflow_and_its_files_are_sent_again(tmp_path):
+    before, now = (Site(storage=tmp_path / name) for name in ("before", "now"))
+    state = SentState.of(tmp_path, before)
+    state.runs["draw"], state.complete = SentRun(id="1", began="1", files={"a.json": [1, 2]}), True
+    state.write(tmp_path / STATE_FILE)
+    assert is_complete(tmp_path, before)
+    moved = SentState.of(tmp_path, now)
+    assert (moved.uri, moved.runs["draw"].id, moved.runs["draw"].files) == (now.tracking_address, "1", {})
+    assert not is_complete(tmp_path, now), "the same command has to look"
+    assert not is_incomplete(tmp_path, now), "but nothing of the run is missing"
+    state.complete = False
+    state.write(tmp_path / STATE_FILE)
+    assert is_incomplete(tmp_path, now)
+    stated = Site.model_validate({"storage": tmp_path, "tracking": {"uri": before.tracking_uri}})
+    SentState.of(tmp_path, stated).write(tmp_path / STATE_FILE)
+    assert SentState.of(tmp_path, now).runs == {}, "a database that a site file names does not move"
