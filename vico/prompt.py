@@ -93,7 +93,9 @@ class PromptFormat:
             )
         self._ids = ids
         self.end_of_turn_id = ids[TURN_END]
-        self._control = {token_id: token for token, token_id in ids.items()} | _other_control_tokens(tokenizer)
+        self._control = {token_id: token for token, token_id in ids.items()} | _other_control_tokens(
+            tokenizer
+        )
         self.control_tokens = tuple(self._control.values())
         # a tokenizer written in Python has no backend
         self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)

@@ -20,7 +20,20 @@ _REPLACED_FIELDS = frozenset((*PICTURE_FIELDS, *TURN_FIELDS, *_SYSTEM_FIELDS))
 _TEXT_FIELDS = frozenset(("question", "answer", "query", "response"))
 # fields of a row in InternVL's form; one with others is looked at value by value
 _PLAIN_FIELDS = frozenset(
-    "id image conversations width height length kind category group license source origin".split()
+    [
+        "id",
+        "image",
+        "conversations",
+        "width",
+        "height",
+        "length",
+        "kind",
+        "category",
+        "group",
+        "license",
+        "source",
+        "origin",
+    ]
 )
 _PLAIN_TURN = frozenset(("from", "value"))
 _PLAIN_SPEAKERS = frozenset(("human", "gpt", "system"))

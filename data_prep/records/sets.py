@@ -80,7 +80,9 @@ def all_sources(config: RecordsConfig) -> tuple[RecordsConfig, ...]:
 
 def demo_sets(config: RecordsConfig, *, heldout: bool = False) -> dict[str, RecordsConfig]:
     """Return the sources that are the built-in demo by the names of their sets."""
-    return {_name(source, "demo", heldout): source for source in all_sources(config) if source.format == "demo"}
+    return {
+        _name(source, "demo", heldout): source for source in all_sources(config) if source.format == "demo"
+    }
 
 
 def _source_sets(config: RecordsConfig, heldout: bool) -> list[RecordSet]:

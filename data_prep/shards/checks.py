@@ -160,7 +160,9 @@ def _check_answers(conversations: list[dict[str, str]]) -> None:
 def _check_marks(conversations: list[dict[str, str]], num_pictures: int) -> None:
     marks = sum(turn["value"].count(IMAGE_MARK) for turn in conversations if turn["from"] != "gpt")
     if marks != num_pictures:
-        remedy = "; mark_first: true in inputs.records shows it first" if (marks, num_pictures) == (0, 1) else ""
+        remedy = (
+            "; mark_first: true in inputs.records shows it first" if (marks, num_pictures) == (0, 1) else ""
+        )
         raise Rejected("image_count", f"{marks} {IMAGE_MARK} marks for {num_pictures} pictures{remedy}")
 
 

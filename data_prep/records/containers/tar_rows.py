@@ -221,4 +221,8 @@ def _picture(pictures: Mapping[str, bytes], name: str) -> bytes:
 
 
 def _picture_or_file(pictures: Mapping[str, bytes], source: RecordFile, name: str) -> bytes:
-    return pictures[name] if name in pictures else picture_in_root(source.root, name, follow_links=source.follow_links)
+    return (
+        pictures[name]
+        if name in pictures
+        else picture_in_root(source.root, name, follow_links=source.follow_links)
+    )

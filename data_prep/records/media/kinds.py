@@ -14,7 +14,9 @@ _ENDS: dict[Media, str] = {
     "video": "mp4 m4v avi mov mkv webm mpg mpeg wmv flv 3gp ogv",
 }
 _MEDIA_OF_END: dict[str, Media] = {end: media for media, ends in _ENDS.items() for end in ends.split()}
-_READ_ENDS = frozenset("jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff avif".split())
+_READ_ENDS = frozenset(
+    ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif"]
+)
 # (offset, bytes, name) of formats of pictures; those without a name are read
 _PICTURE_MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", ""),

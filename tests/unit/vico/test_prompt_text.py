@@ -124,7 +124,16 @@ def test_a_token_that_spans_role_line_and_answer_is_no_answer(plain):
     assert plain.tokenizer.decode(skeleton.ids[skeleton.answer]) == "four<|im_end|>"
 
 
-CONTROL = ["<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<|endoftext|>", "[SEP]", "<|fim_prefix|>"]
+CONTROL = [
+    "<|im_end|>",
+    "<|im_start|>",
+    "<img>",
+    "</img>",
+    "<IMG_CONTEXT>",
+    "<|endoftext|>",
+    "[SEP]",
+    "<|fim_prefix|>",
+]
 
 
 @pytest.mark.parametrize("token", CONTROL)

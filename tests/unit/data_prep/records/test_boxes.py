@@ -14,9 +14,14 @@ from tests.record_samples import RULES
 def sample_of(question: str, answer: str, objects: object, prompt_format, sizes=((200, 100),)) -> Sample:
     names = [f"{n}.png" for n in range(len(sizes))]
     pictures = {name: picture(n, size) for n, (name, size) in enumerate(zip(names, sizes, strict=True))}
-    turns = [{"role": "user", "content": "<image>" * len(sizes) + question}, {"role": "assistant", "content": answer}]
+    turns = [
+        {"role": "user", "content": "<image>" * len(sizes) + question},
+        {"role": "assistant", "content": answer},
+    ]
     row = {"messages": turns, "images": names, "objects": objects}
-    return checked_sample(RawRow(0, json.dumps(row).encode(), False, pictures.__getitem__), RULES, prompt_format)
+    return checked_sample(
+        RawRow(0, json.dumps(row).encode(), False, pictures.__getitem__), RULES, prompt_format
+    )
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -30,7 +35,8 @@ def test_names_and_boxes_are_written_as_internvl_writes_them(prompt_format, as_t
 
 
 @pytest.mark.parametrize(
-    "kind, box", [("real", [20, 10, 50, 50]), ("norm1", [0.1, 0.1, 0.25, 0.5]), ("norm1000", [100, 100, 250, 500])]
+    "kind, box",
+    [("real", [20, 10, 50, 50]), ("norm1", [0.1, 0.1, 0.25, 0.5]), ("norm1000", [100, 100, 250, 500])],
 )
 def test_boxes_are_scaled_by_their_own_picture(prompt_format, kind, box):
     objects = {"bbox": [box], "bbox_type": kind, "image_id": [1]}

@@ -66,7 +66,9 @@ def test_a_name_that_is_neither_a_file_nor_a_picture_is_cut_in_the_message(tmp_p
     raw = RawRow(0, b"", False, lambda name: picture_in_root(tmp_path, name))
     with pytest.raises(Rejected) as caught:
         check(picture_data(raw, name), name)
-    assert caught.value.reason == reason and len(caught.value.message) < 400 and "\n" not in caught.value.message
+    assert (
+        caught.value.reason == reason and len(caught.value.message) < 400 and "\n" not in caught.value.message
+    )
 
 
 def test_absolute_paths_and_file_addresses_are_read_below_the_root(tmp_path):

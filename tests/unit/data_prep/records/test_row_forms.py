@@ -24,7 +24,9 @@ def parts(*content: object) -> dict:
 
 
 def sample_of(row: dict, prompt_format, **pictures: bytes) -> Sample:
-    return checked_sample(RawRow(0, json.dumps(row).encode(), False, pictures.__getitem__), RULES, prompt_format)
+    return checked_sample(
+        RawRow(0, json.dumps(row).encode(), False, pictures.__getitem__), RULES, prompt_format
+    )
 
 
 TEXT = {"type": "text", "text": ASKED}
@@ -51,7 +53,9 @@ READ = {
     "part url": parts({"type": "image", "url": "a.png"}, TEXT),
     "part image_url": parts({"type": "image_url", "image_url": {"url": "a.png"}}, TEXT),
     "part image_url as text": parts({"type": "image_url", "image_url": "a.png"}, TEXT),
-    "part input_image": parts({"type": "input_image", "image_url": "a.png"}, {"type": "input_text", "text": ASKED}),
+    "part input_image": parts(
+        {"type": "input_image", "image_url": "a.png"}, {"type": "input_text", "text": ASKED}
+    ),
     "part source": parts({"type": "image", "source": {"type": "base64", "data": "a.png"}}, TEXT),
     "part without a type": parts({"image": "a.png"}, {"text": ASKED}),
     "parts of one parquet type": parts(
@@ -59,13 +63,19 @@ READ = {
     ),
     "parts in value": {
         "conversations": [
-            {"from": "human", "value": [{"type": "image", "value": "a.png"}, {"type": "text", "value": ASKED}]},
+            {
+                "from": "human",
+                "value": [{"type": "image", "value": "a.png"}, {"type": "text", "value": ASKED}],
+            },
             {"from": "gpt", "value": [{"type": "text", "value": ANSWERED}]},
         ]
     },
     "picture of a turn": {"messages": [{"role": "user", "content": ASKED, "images": ["a.png"]}, MESSAGES[1]]},
     "texts": {"images": ["a.png"], "texts": [{"user": ASKED, "assistant": ANSWERED}]},
-    "pairs of human and assistant": {"images": "a.png", "conversation": [{"human": ASKED, "assistant": ANSWERED}]},
+    "pairs of human and assistant": {
+        "images": "a.png",
+        "conversation": [{"human": ASKED, "assistant": ANSWERED}],
+    },
     "query and response": {"images": ["a.png"], "query": ASKED, "response": ANSWERED},
     "query with a mark": {"images": ["a.png"], "query": MARKED, "response": ANSWERED},
     "question and answer": {"image": "a.png", "question": ASKED, "answer": ANSWERED},
@@ -98,13 +108,29 @@ def test_a_history_comes_before_the_question_and_pictures_before_all():
 TRAINED = {"conversations": TURNS}
 REFUSED = {
     "other field": ({**TRAINED, "thumbnail": "x/a.JPG"}, "unread_field", "thumbnail"),
-    "second picture": ({"image": "a.png", "image_2": "b.png", "conversations": SHOWN}, "unread_field", "image_2"),
-    "struct elsewhere": ({**TRAINED, "picture": {"bytes": None, "path": "a.jfif"}}, "unread_field", "picture"),
+    "second picture": (
+        {"image": "a.png", "image_2": "b.png", "conversations": SHOWN},
+        "unread_field",
+        "image_2",
+    ),
+    "struct elsewhere": (
+        {**TRAINED, "picture": {"bytes": None, "path": "a.jfif"}},
+        "unread_field",
+        "picture",
+    ),
     "list elsewhere": ({**TRAINED, "photos": ["my photo.heic"]}, "unread_field", "photos"),
     "data URI elsewhere": ({**TRAINED, "shot": "data:image/png;base64,iVBO"}, "unread_field", "shot"),
     "address elsewhere": ({**TRAINED, "link": "https://x.org/a.png?w=3"}, "unread_field", "link"),
-    "field of a turn": ({"conversations": [{**TURNS[0], "photo": "a.png"}, TURNS[1]]}, "unread_field", "photo"),
-    "different lists": ({"image": "a", "images": ["b"], "conversations": SHOWN}, "broken_row", "image and images"),
+    "field of a turn": (
+        {"conversations": [{**TURNS[0], "photo": "a.png"}, TURNS[1]]},
+        "unread_field",
+        "photo",
+    ),
+    "different lists": (
+        {"image": "a", "images": ["b"], "conversations": SHOWN},
+        "broken_row",
+        "image and images",
+    ),
     "part and list": (
         {**parts({"type": "image", "image": "a.png"}, TEXT), "images": ["b.png"]},
         "broken_row",
@@ -115,13 +141,21 @@ REFUSED = {
         "image_count",
         "some marks",
     ),
-    "part beyond the list": ({**parts({"type": "image", "index": 3}), "images": ["a"]}, "image_count", "index"),
+    "part beyond the list": (
+        {**parts({"type": "image", "index": 3}), "images": ["a"]},
+        "image_count",
+        "index",
+    ),
     "picture in an answer": (
         {"messages": [MESSAGES[0], {"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}]},
         "unread_field",
         "answer with a picture",
     ),
-    "struct of nulls": ({"image": {"bytes": None, "path": None}, "conversations": SHOWN}, "missing_image", "image"),
+    "struct of nulls": (
+        {"image": {"bytes": None, "path": None}, "conversations": SHOWN},
+        "missing_image",
+        "image",
+    ),
     "audio": ({**TRAINED, "audios": ["x.wav"]}, "audio", "audios"),
     "audio by name": ({**TRAINED, "clip": "x.mp3"}, "audio", "clip"),
     "audio by samples": ({**TRAINED, "clip": {"array": [0.1], "sampling_rate": 8000}}, "audio", "clip"),
@@ -146,7 +180,11 @@ REFUSED = {
     "preference pair": ({"prompt": ASKED, "chosen": "a", "rejected": "b"}, "unread_field", "chosen"),
     "answer to avoid": ({**TRAINED, "label": False}, "unread_field", "label"),
     "weight of a row": ({**TRAINED, "weight": 0.5}, "unread_field", "weight=0.5"),
-    "weight of a turn": ({"conversations": [TURNS[0], {**TURNS[1], "weight": 0.5}]}, "unread_field", "weight=0.5"),
+    "weight of a turn": (
+        {"conversations": [TURNS[0], {**TURNS[1], "weight": 0.5}]},
+        "unread_field",
+        "weight=0.5",
+    ),
     "learned question": ({"conversations": [{**TURNS[0], "train": True}, TURNS[1]]}, "unread_field", "train"),
     "contradiction": (
         {"conversations": [TURNS[0], {**TURNS[1], "loss": True, "weight": 0}]},
@@ -163,7 +201,11 @@ REFUSED = {
         "broken_row",
         "different questions",
     ),
-    "two system messages": ({**TRAINED, "system": "a", "system_prompt": "b"}, "broken_row", "system messages"),
+    "two system messages": (
+        {**TRAINED, "system": "a", "system_prompt": "b"},
+        "broken_row",
+        "system messages",
+    ),
     "system that is no text": ({**TRAINED, "system": {"a": 1}}, "broken_row", "system is a dict"),
     "no turns": ({"id": 5}, "broken_row", "no field holds turns"),
 }
@@ -174,21 +216,32 @@ def test_what_is_not_read_rejects_the_row_and_names_the_field(form, prompt_forma
     row, reason, words = REFUSED[form]
     with pytest.raises(Rejected, match=words) as caught:
         sample_of(row, prompt_format)
-    assert caught.value.reason == reason and "\n" not in caught.value.message and len(caught.value.message) < 300
+    assert (
+        caught.value.reason == reason and "\n" not in caught.value.message and len(caught.value.message) < 300
+    )
     assert internvl_row(row) is row, "a reader leaves it to the checks"
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"video": None, "audio": [], "tools": "[]", "functions": [], "rejected": None, "videos": {"path": None}},
+        {
+            "video": None,
+            "audio": [],
+            "tools": "[]",
+            "functions": [],
+            "rejected": None,
+            "videos": {"path": None},
+        },
         {"url": "https://x.org/a.png", "id": "a.png", "group": "b.png", "source": "c.png"},
         {"file_name": "x/a.png", "caption": "a text about b.png", "embedding": [0.1] * 100},
         {"objects": {"ref": ["cup"], "bbox": [[1, 2, 3, 4]]}, "answer": "b.png", "weight": 1, "label": True},
     ],
 )
 def test_information_rejects_no_row(fields, prompt_format):
-    sample = sample_of({"image": "a.png", "conversations": SHOWN, **fields}, prompt_format, **{"a.png": picture(1)})
+    sample = sample_of(
+        {"image": "a.png", "conversations": SHOWN, **fields}, prompt_format, **{"a.png": picture(1)}
+    )
     assert sample.conversations == SHOWN
 
 
@@ -230,7 +283,9 @@ def test_a_mark_goes_before_the_first_question_of_one_picture_only():
     assert normal_row({"image": "a", "conversations": TURNS}, mark_first=True)["conversations"] == SHOWN
     both = normal_row({"images": ["a"], "conversations": [system, *TURNS]}, mark_first=True)
     assert both["conversations"] == [system, *SHOWN]
-    assert normal_row({"image": ["a", "b"], "conversations": TURNS}, mark_first=True)["conversations"] == TURNS
+    assert (
+        normal_row({"image": ["a", "b"], "conversations": TURNS}, mark_first=True)["conversations"] == TURNS
+    )
     assert normal_row({"conversations": TURNS}, mark_first=True)["conversations"] == TURNS
     later = [*TURNS, *SHOWN]
     assert normal_row({"image": "a", "conversations": later}, mark_first=True)["conversations"] == later
@@ -239,7 +294,12 @@ def test_a_mark_goes_before_the_first_question_of_one_picture_only():
 
 def test_bytes_of_a_row_get_names_that_say_what_they_look_like():
     pictures: dict[str, bytes] = {}
-    values = {"image": {"bytes": picture(1), "path": "a.png"}, "thumb": picture(2), "vector": b"\0\1", "n": [b"ID3x"]}
+    values = {
+        "image": {"bytes": picture(1), "path": "a.png"},
+        "thumb": picture(2),
+        "vector": b"\0\1",
+        "n": [b"ID3x"],
+    }
     row = attached_values(values, pictures)
     assert list(pictures.values()) == [picture(1), picture(2), b"\0\1", b"ID3x"]
     assert normal_row({"image": row["image"], "vector": row["vector"], "conversations": SHOWN})["image"] == [
@@ -252,7 +312,13 @@ def test_bytes_of_a_row_get_names_that_say_what_they_look_like():
 
 
 def test_information_in_other_forms_becomes_text(prompt_format):
-    fields = {"category": ["sign", 2], "license": ["MIT", "CC0"], "source": {"name": "web"}, "group": 1.5, "id": 2.5}
+    fields = {
+        "category": ["sign", 2],
+        "license": ["MIT", "CC0"],
+        "source": {"name": "web"},
+        "group": 1.5,
+        "id": 2.5,
+    }
     sample = sample_of({**TRAINED, **fields}, prompt_format)
     assert (sample.kind, sample.license, sample.origin) == ("sign, 2", "MIT, CC0", '{"name": "web"}')
     assert (sample.group, sample.record_id) == ("1.5", "2.5")

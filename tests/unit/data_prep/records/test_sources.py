@@ -23,10 +23,18 @@ def test_sources_are_read_in_their_order_with_their_weights(tmp_path):
     config = RecordsConfig.model_validate(sources)
     assert RecordsConfig.model_validate_json(config.model_dump_json()) == config
     sets = record_sets(config)
-    assert [(s.name, s.repeat, s.license) for s in sets] == [("a", 1.5, ""), ("web-a", 1.0, "CC0"), ("demo", 2.0, "")]
+    assert [(s.name, s.repeat, s.license) for s in sets] == [
+        ("a", 1.5, ""),
+        ("web-a", 1.0, "CC0"),
+        ("demo", 2.0, ""),
+    ]
     assert [len(list(block_rows(block))) for block in record_blocks(sets, 10)] == [2, 1, 2]
     assert demo_sets(config) == {"demo": config.sources[2]}
-    assert [s.name for s in record_sets(config, heldout=True)] == ["heldout-a", "heldout-web-a", "heldout-demo"]
+    assert [s.name for s in record_sets(config, heldout=True)] == [
+        "heldout-a",
+        "heldout-web-a",
+        "heldout-demo",
+    ]
     digests = {records_fingerprint(config)}
     for change in ({"weight": 0.25}, {"name": "x"}):
         first = config.sources[0].model_copy(update=change)
