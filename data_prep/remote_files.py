@@ -116,8 +116,8 @@ def matching_files(pattern: Location, suffixes: tuple[str, ...]) -> list[Locatio
     """Return the files that a path stands for, sorted by name.
 
     A file stands for itself, a folder for its files that end in one of `suffixes`, and a path with `*`, `?`
-    or `[..]` in its last part for the files that match. Raises UserError when there are none, or when a folder
-    also has compressed files, which would be left out.
+    or `[..]` in its last part for the files that match. Raises UserError when there are none, or when a
+    folder also has compressed files, which would be left out.
     """
     if any(character in name_of(pattern) for character in _GLOB_CHARACTERS):
         folder, wanted = (

@@ -16,7 +16,7 @@ DIGEST_BYTES = 16
 class RawRow:
     """One row as its reader found it: `content` is a line of JSON in any form, or the fields themselves.
 
-    `picture_bytes` reads a picture by its name in the row. `embedded` has what the file holds beside the fields.
+    `picture_bytes` reads a picture by its name in the row; `embedded` is what the file has beside the fields;
     `refused` is (reason, message) when the reader could not read the row.
     """
 

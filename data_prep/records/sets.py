@@ -110,7 +110,7 @@ def _name(config: RecordsConfig, set_name: str, heldout: bool) -> str:
 
 
 def meta_sets(config: RecordsConfig) -> list[MetaSet]:
-    """Return the sets of one source as those of an InternVL meta file; other formats have one set per file."""
+    """Return the sets of one source as those of a meta file; the other formats have one set per file."""
     assert config.path is not None, "the config requires a path for every format but demo"
     if config.format == "internvl":
         return read_meta(as_location(config.path))

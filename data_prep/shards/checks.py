@@ -90,9 +90,8 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
         checked_picture(picture_data(raw, name), str(name), max_pixels=rules.max_pixels, decode=rules.decode)
         for name in names
     ]
-    if row.get("objects"):
-        sizes = [(picture.width, picture.height) for picture in pictures]
-        conversations = with_objects(conversations, row["objects"], sizes)
+    sizes = [(picture.width, picture.height) for picture in pictures]
+    conversations = with_objects(conversations, row.get("objects"), sizes)
     settings = prompt_format.settings
     tiling = settings.tiling(max(1, rules.max_tiles // max(1, len(pictures))))  # divided as in InternVL
     tiles = [num_tiles(picture.width, picture.height, tiling) for picture in pictures]

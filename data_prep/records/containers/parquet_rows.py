@@ -116,8 +116,8 @@ def _check_columns(path: Location, schema: pa.Schema) -> None:
 
 
 def _original(fields: dict[str, Any]) -> Embedded:
-    """Return the media that a row holds, for the repaired row that replaces it: bytes in any column, and files
-    in `image` and `images`.
+    """Return the media of a row for the repaired row that replaces it: bytes in any column, and files in
+    `image` and `images`.
 
     A repaired row names them by their number, those of `image` or `images` first, or by their `path`.
     """

@@ -31,7 +31,7 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What is beside the fields of a row: the members of a tar sample, or the media of a row before its repair.
+    """What is beside the fields of a row: members of a tar sample, or the media of a row before its repair.
 
     `media` are pictures, sounds and videos in their order, a str for the name of a file; `spellings` has the
     names that a row may use for them, in lower case; `*/` before one stands for any folder. `holder` is for

@@ -26,6 +26,8 @@ PAIR_FIELDS = (
     ("prompt", "response"),
     ("question", "response"),
 )
+# what a question may need to make sense; conversations have it in their turns
+_BESIDE_A_QUESTION = ("input", "options", "choices", "context", "passage", "hint")
 _SPEAKERS = {
     **dict.fromkeys(("human", "user", "prompter"), "human"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "gpt"),
@@ -181,6 +183,10 @@ def _turns_of_pair(row: dict[str, Any]) -> Turns | None:
     history = json_value(row.get("history")) or []
     if not isinstance(history, list) or not all(map(_is_pair, history)):
         raise Rejected("broken_row", "history is not a list of [question, answer]")
+    for name in filled(row, _BESIDE_A_QUESTION):
+        if (asked, name) != ("instruction", "input"):
+            message = f"{name} is not read beside {asked}; put it into the text of {asked}"
+            raise Rejected("unread_field", message)
     text = "\n".join(_pair_text(part) for part in _question_texts(row, asked))
     turns = _turns_of_pairs([*map(_pair, history), (text, _pair_text(row[answered]))])
     return replace(turns, fields=(*fields, "history", "input"))

@@ -28,17 +28,16 @@ _PREFERENCE_FIELDS = (
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "refusal")
 _TOOL_SPEAKERS = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
 _WEIGHT_FIELDS = ("loss", "loss_scale", "loss_weight", "sample_weight", "weight")
-# fields whose texts name a row or its origin, or were asked and answered, whatever they look like
-_INFORMATION = frozenset(
-    "id source origin license kind category group objects question answer query response".split()
-)
+# fields whose texts are no names of pictures that are left out, whatever they look like
+_INFORMATION = frozenset(("id", "source", "origin", "license", "kind", "category", "group", "objects"))
+_ASKED_OR_ANSWERED = frozenset(("question", "answer", "query", "response"))
 _NAMES_OF_PICTURES = ("image", "img", "picture", "photo", "path", "file")
 # fields for the name of a picture that the row holds as bytes or base64
 _FIELDS_OF_NAMES = frozenset(
-    (
-        "file file_name filename path file_path image_path image_file image_name img_path image_id name key url "
-        "image_url __key__ __url__"
-    ).split()
+    [
+        *("name", "file", "file_name", "filename", "path", "file_path", "key", "url", "__key__", "__url__"),
+        *("image_id", "image_name", "image_file", "image_path", "image_url", "img_path"),
+    ]
 )
 _NUMBERED = re.compile(r"(image|img|picture|photo)s?[_-]?\d", re.IGNORECASE)
 _MEDIA_OF_URI: dict[str, Media] = {"image": "picture", "audio": "audio", "video": "video"}
@@ -66,7 +65,8 @@ def refuse_unread(row: dict[str, Any], read: Collection[str], pictures: Collecti
             raise Rejected("unread_field", "label=false marks an answer to avoid, which is not learned here")
         if field in read or not isinstance(value, str | list | dict | Attachment):
             continue
-        if field not in _INFORMATION or next(attachments(value), None) is not None:
+        is_text = field in _INFORMATION or field in _ASKED_OR_ANSWERED
+        if not is_text or next(attachments(value), None) is not None:
             _refuse_media(field, value, read_pictures)
 
 
