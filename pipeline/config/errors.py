@@ -97,12 +97,15 @@ def _model_at(location: list[str], root: type[BaseModel]) -> type[BaseModel] | N
     return model
 
 
-def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every key of a config class."""
+def _paths(
+    model: type[BaseModel], prefix: str = "", outer: tuple[type[BaseModel], ...] = ()
+) -> Iterator[str]:
+    """Yield the dotted path of every key of a config class; a class inside itself gives only its own key."""
     for name, field in model.model_fields.items():
         yield prefix + name
         for inner in _models(field.annotation):
-            yield from _paths(inner, f"{prefix}{name}.")
+            if inner not in (*outer, model):
+                yield from _paths(inner, f"{prefix}{name}.", (*outer, model))
 
 
 def _nearest(value: Any, allowed: str) -> str:

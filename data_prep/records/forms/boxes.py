@@ -1,8 +1,8 @@
-"""Objects of a row (ms-swift's `objects`) put in the place of `<ref-object>` and `<bbox>`, as InternVL writes them.
+"""Objects of a row (ms-swift's `objects`) in the places `<ref-object>` and `<bbox>`, in InternVL's form.
 
-A name becomes `<ref>cup</ref>`, a box `<box>[[x1, y1, x2, y2]]</box>` with whole numbers from 0 to 1000: a
-coordinate in pixels times 1000 divided by the picture's width or height, rounded to the nearest (a half to the even
-one).
+A name becomes `<ref>cup</ref>`, a box `<box>[[x1, y1, x2, y2]]</box>` with whole numbers from 0 to 1000:
+coordinates in pixels times 1000 divided by the picture's width or height, rounded to the nearest (halves to
+the even number).
 """
 
 import math
@@ -25,15 +25,16 @@ def with_objects(
 ) -> list[dict[str, Any]]:
     """Return the turns with names and boxes in their places; `sizes` are (width, height) of the pictures.
 
-    Without a place in any turn `objects` is only information. Raises Rejected when places and objects differ in
+    If no turn has a place, `objects` is only information. Raises Rejected when places and objects differ in
     number, or when a box is not inside its picture.
     """
-    objects = json_value(objects)
     places = {
         place: sum(turn["value"].count(place) for turn in conversations) for place in (NAME_PLACE, BOX_PLACE)
     }
-    if not has_content(objects) or not any(places.values()):
+    if not any(places.values()):
         return conversations
+    objects = json_value(objects)
+    objects = objects if has_content(objects) else {}
     if not isinstance(objects, dict) or not objects.keys() <= set(_FIELDS):
         raise Rejected("unread_field", f"objects has other fields than {', '.join(_FIELDS)}")
     names, boxes = _list(objects, "ref"), _boxes(objects, sizes)

@@ -102,6 +102,18 @@ def test_overrides_are_read_as_yaml(load):
 
 
 @pytest.mark.parametrize(
+    "records",
+    [
+        "[{format: demo, num_samples: 3, weight: 2}, {format: llava, path: a.json}]",
+        "{format: sources, sources: [{format: demo, num_samples: 3, weight: 2}, {format: llava, path: a.json}]}",
+    ],
+)
+def test_records_may_be_a_list_of_sources(load, tmp_path, records):
+    first, second = load("", f"inputs.heldout={records}").inputs.heldout.sources
+    assert (first.num_samples, first.weight, second.format) == (3, 2.0, "llava")
+
+
+@pytest.mark.parametrize(
     "text, line",
     [
         (
@@ -115,6 +127,7 @@ def test_overrides_are_read_as_yaml(load):
         ("learning_rate: 1", "unknown key learning_rate; did you mean drawing.optimizer.learning_rate?"),
         ("drawings: {}", "unknown key drawings; did you mean drawing?"),
         ("plain: {shuffle: true}", "unknown key plain.shuffle; did you mean drawing.shuffle?"),
+        ("storage: /data", "unknown key storage; known there: seed, experiment, inputs, drawing, plain"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_one(load, text, line):
