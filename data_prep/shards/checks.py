@@ -12,9 +12,10 @@ from data_prep.records.pictures import Picture, checked_picture
 from data_prep.records.raw_rows import RawRow, parsed_row, picture_data, picture_names, record_id
 from data_prep.records.rejection import Rejected, shown
 from data_prep.records.row_forms import normal_row
-from vico.prompt import PromptFormat, SpelledToken
+from vico.prompt import PromptFormat
 from vico.special_tokens import IMAGE_MARK
 from vico.tiling import num_tiles
+from vico.turn_tokenizer import SpelledToken
 
 _READ_FIELDS = (
     "id",
@@ -53,8 +54,10 @@ class RowRules:
 
 @dataclass(frozen=True)
 class Sample:
-    """A checked row. An answer with `"loss": False` is not learned. `tiles` has the number of each picture's tiles, thumbnail included; a picture's grid has
-    at most `max_tiles`.
+    """A checked row. An answer with `"loss": False` is not learned.
+
+    `tiles` has the number of each picture's tiles, thumbnail included; a picture's grid has at most
+    `max_tiles`.
 
     `license` and `origin` (the collection it came from: the row's `origin` or `source`) are empty if the row
     states none.
@@ -123,7 +126,7 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
 
 
 def _conversations(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the turns with only `from`, `value` and `loss`; they must go [system,] human, gpt, human, gpt, .."""
+    """Return the turns with only `from`, `value` and `loss`; they must go [system,] human, gpt, human, .."""
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise Rejected("broken_row", "conversations is not a list of turns")

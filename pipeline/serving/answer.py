@@ -17,8 +17,9 @@ from vico.inference.generation import streamed_answer
 from vico.inference.tile_losses import EncodedTiles, num_tokens
 from vico.model.internvl import VicoModel
 from vico.packing import TiledSequence
-from vico.prompt import PromptFormat, Skeleton, SpelledToken
+from vico.prompt import PromptFormat, Skeleton
 from vico.tiling import Tiling, num_tiles, pixel_values
+from vico.turn_tokenizer import SpelledToken
 
 _BATCH_TILES = 16
 
