@@ -36,7 +36,14 @@ _CONTROL_FORM = re.compile(r"<\|.+\|>")
 
 
 class SpelledToken(ValueError):
-    """A text spells a token that only the prompt may write, with which it could end its own turn."""
+    """The text of a turn spells a token that only the prompt may write: it could end its own turn with it.
+
+    `turn` counts from 0, the system message included.
+    """
+
+    def __init__(self, turn: int, token: str):
+        super().__init__(f"turn {turn}: the text spells the token {token}")
+        self.turn, self.token = turn, token
 
 
 class EncodedTurn(NamedTuple):
@@ -121,7 +128,7 @@ class TurnTokenizer:
         turns_ids = self.texts_ids([_turn_text(*turn) for turn in turns])
         for number, turn, ids in zip(numbers, turns, turns_ids, strict=True):
             if token := self._spelled_token(*turn, ids):
-                raise _refusal(number, token)
+                raise SpelledToken(number, token)
         return turns_ids
 
     def _cut_turns(
@@ -131,7 +138,7 @@ class TurnTokenizer:
         texts = []
         for number, (speaker, value) in zip(numbers, turns, strict=True):
             if self._first in value and (spelled := search.search(_shown(speaker, value, "\n"))):
-                raise _refusal(number, spelled.group())
+                raise SpelledToken(number, spelled.group())
             texts.append(f"{ROLES[speaker]}\n{_shown(speaker, value, _IMAGE)}")
         return [[self._start_id, *ids, *self._end_ids] for ids in self.texts_ids(texts)]
 
@@ -175,10 +182,6 @@ def _turn_text(speaker: str, value: str) -> str:
 
 def _shown(speaker: str, value: str, image: str) -> str:
     return value if speaker == "gpt" else value.replace(IMAGE_MARK, image)
-
-
-def _refusal(number: int, token: str) -> SpelledToken:
-    return SpelledToken(f"turn {number}: the text spells the token {token}")
 
 
 def _own_control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
