@@ -26,18 +26,34 @@ SPECIAL = [
 ]
 NOT_SPECIAL = ["<|fim_prefix|>", "<think>", "<tool_call>"]
 TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # of Qwen2's tokenizer.json
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_TEXT = "user assistant system\n\n\nwhat is written here? \n\n\n\nfour\n\n\n\n\n\n\n\nlines\r\n\r\nof \n \n text.\n\n\n"
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_TEXT = (
+    "user assistant system\n\n\nwhat is written here? \n\n\n\nfour\n\n\n\n\n\n\n\nlines\r\n\r\n"
+    "of \n \n text.\n\n\n"
+)
 
 
-def newline_tokenizer(added: tuple[str, ...] = (), trim_offsets: bool = False) -> PreTrainedTokenizerFast:
-    """Return the tokenizer; `added` are more tokens of its own, which are not special."""
+def newline_tokenizer(
+    added: tuple[str, ...] = (),
+    trim_offsets: bool = False,
+    normalizer: normalizers.Normalizer | None = None,
+    in_vocabulary: bool = False,
+    **of_special: bool,
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer; `added` are more tokens of its own, which are not special.
+
+    `in_vocabulary`: the model itself knows the special tokens, too. `of_special` are options of these tokens,
+    such as `rstrip`.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.normalizer = normalizer or normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_WORDS), "isolated"),
@@ -47,9 +63,15 @@ def newline_tokenizer(added: tuple[str, ...] = (), trim_offsets: bool = False) -
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=alphabet,
+        special_tokens=SPECIAL if in_vocabulary else [],
+        show_progress=False,
+    )
     tokenizer.train_from_iterator([_TEXT] * 9, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    options = {"normalized": False, **of_special}
+    tokenizer.add_special_tokens([AddedToken(token, special=True, **options) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in (*NOT_SPECIAL, *added)])
     assert tokenizer.token_to_id("ĊĊĊ")
     return PreTrainedTokenizerFast(

@@ -6,44 +6,25 @@ tokens of its rate.
 Shapes: L tokens of a skeleton.
 """
 
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vico.errors import UserError
 from vico.model_files import check_model_folder
 from vico.settings import ModelSettings, load_settings
-from vico.special_tokens import (
-    CONTENT_TOKENS,
-    IMAGE_END,
-    IMAGE_MARK,
-    IMAGE_START,
-    IMAGE_TOKEN,
-    PROMPT_TOKENS,
-    TURN_END,
-    TURN_START,
-)
+from vico.special_tokens import IMAGE_MARK, IMAGE_TOKEN, TURN_END
+from vico.turn_tokenizer import NO_ANSWER, ROLES, EncodedTurn, Turn, TurnTokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-Turn: TypeAlias = Mapping[str, Any]
-"""One turn of a conversation: `from` (human, gpt or system), `value`, its text, and `loss`: false for an answer
-that is in the prompt and not learned."""
 # Ids of short questions are cached, as many data sets repeat theirs.
 _MAX_CACHED_TURNS, _MAX_CACHED_CHARS = 4096, 200
-_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-_ANSWER_OPENING = f"{TURN_START}assistant\n"
-_IMAGE = f"{IMAGE_START}{IMAGE_TOKEN}{IMAGE_END}"
-_NO_ANSWER = slice(0, 0)
-_CONTROL_FORM = re.compile(r"<\|.+\|>")
+_NOT_ENCODED = EncodedTurn([], 0, NO_ANSWER)
 
 
 @dataclass(frozen=True)
@@ -66,10 +47,6 @@ class Skeleton:
         return int(self.answer.sum())
 
 
-class SpelledToken(ValueError):
-    """A text spells a token that only the prompt may write, with which it could end its own turn."""
-
-
 class PromptFormat:
     """Turns conversations into skeletons with one tokenizer.
 
@@ -80,127 +57,58 @@ class PromptFormat:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: ModelSettings, folder: str = ""):
         self.tokenizer, self.settings, self.folder = tokenizer, settings, folder
-        ids: dict[str, int] = {}
-        for token in PROMPT_TOKENS:
-            token_id = tokenizer.convert_tokens_to_ids(token)
-            if not isinstance(token_id, int) or token_id == tokenizer.unk_token_id:
-                raise UserError(f"{folder}: the tokenizer has no token {token}; InternVL prompts need it")
-            ids[token] = token_id
+        self._turn_tokenizer = TurnTokenizer(tokenizer, folder)
+        ids = self._turn_tokenizer.ids
         if ids[IMAGE_TOKEN] != settings.image_token_id:
             raise UserError(
                 f"{folder}: config.json says image_token_id={settings.image_token_id} but the tokenizer "
                 f"gives {IMAGE_TOKEN} the id {ids[IMAGE_TOKEN]}; use the tokenizer the model was trained with"
             )
-        self._ids = ids
         self.end_of_turn_id = ids[TURN_END]
-        self._control = {token_id: token for token, token_id in ids.items()} | _other_control_tokens(
-            tokenizer
-        )
-        self.control_tokens = tuple(self._control.values())
-        # a tokenizer written in Python has no backend
-        self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
-        if self._backend is not None:
-            self._backend.no_truncation()  # a tokenizer.json may turn these on
-            self._backend.no_padding()
-            self._backend.encode_special_tokens = False  # `split_special_tokens` turns it on
-            # The texts of one conversation are too few for several threads, and a fork would break their
-            # pool.
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._image_ids = [ids[token] for token in (IMAGE_START, IMAGE_TOKEN, IMAGE_END)]
-        self._cached_ids: dict[str, list[int]] = {}
-        self._answer_opening, turn_ids = self._texts_ids([_ANSWER_OPENING, _turn_text("human", IMAGE_MARK)])
-        if self._spelled_token("human", IMAGE_MARK, turn_ids):
-            raise UserError(
-                f"{folder}: the tokenizer splits {', '.join(PROMPT_TOKENS)} when they are in a text; "
-                "list them in the added_tokens of tokenizer.json"
-            )
+        self.control_tokens = self._turn_tokenizer.control_tokens
+        self._cached_turns: dict[str, EncodedTurn] = {}
 
-    def _texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text; tokens spelled out in it are encoded as such."""
-        if self._backend is None:
-            return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        # What the call above ends in. The call adds about 0.2 ms, half of the time to shard a sample.
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+    def _turns(self, conversation: Sequence[Turn], num_pictures: int) -> list[EncodedTurn]:
+        """Return the turns, those of short questions from a cache. Raises as `encode` does."""
+        turns: list[EncodedTurn] = []
+        new: list[int] = []
+        for number, turn in enumerate(conversation):
+            speaker = turn["from"]
+            if speaker not in ROLES:
+                raise ValueError(f"from={speaker!r} is not one of {', '.join(ROLES)}")
+            cached = self._cached_turns.get(turn["value"]) if speaker == "human" else None
+            if cached is None:
+                new.append(number)
+            turns.append(cached or _NOT_ENCODED)
+        for number, encoded in zip(new, self._turn_tokenizer.encoded(conversation, new), strict=True):
+            turns[number] = encoded
+            turn = conversation[number]
+            if turn["from"] == "human":
+                self._cache(turn["value"], encoded)
+            elif not is_learned(turn):
+                turns[number] = encoded._replace(answer=NO_ANSWER)
+        num_marks = sum([turn.num_images for turn in turns])
+        if num_marks > num_pictures:
+            raise ValueError(f"more {IMAGE_MARK} marks than pictures")
+        if num_marks < num_pictures:
+            raise ValueError(f"{num_pictures - num_marks} more pictures than {IMAGE_MARK} marks")
+        return turns
 
-    def _turns_ids(self, conversation: Sequence[Turn]) -> list[list[int]]:
-        """Return the ids of each turn with one image token per picture; cache those of short questions.
+    def _cache(self, question: str, turn: EncodedTurn) -> None:
+        if len(question) <= _MAX_CACHED_CHARS:
+            if len(self._cached_turns) >= _MAX_CACHED_TURNS:
+                self._cached_turns = {}
+            self._cached_turns[question] = turn
 
-        A turn is encoded as one text, because a token may span its parts: Qwen's tokenizer merges the line
-        break after the role with line breaks that begin the value.
-        """
-        cached = [
-            self._cached_ids.get(turn["value"]) if turn["from"] == "human" else None for turn in conversation
-        ]
-        new = [turn for turn, ids in zip(conversation, cached, strict=True) if ids is None]
-        encoded = iter(self._texts_ids([_turn_text(turn["from"], turn["value"]) for turn in new]))
-        turns_ids: list[list[int]] = []
-        for turn, ids in zip(conversation, cached, strict=True):
-            speaker, value = turn["from"], turn["value"]
-            if ids is None:
-                ids = next(encoded)
-                if spelled := self._spelled_token(speaker, value, ids):
-                    raise SpelledToken(f"turn {len(turns_ids)}: the text spells the token {spelled}")
-                if speaker == "human" and len(value) <= _MAX_CACHED_CHARS:
-                    if len(self._cached_ids) >= _MAX_CACHED_TURNS:
-                        self._cached_ids = {}
-                    self._cached_ids[value] = ids
-            turns_ids.append(ids)
-        return turns_ids
-
-    def _spelled_token(self, speaker: str, value: str, ids: Sequence[int]) -> str:
-        """Return the control token that the value of a turn spells, or "" if `ids` has only the prompt's."""
-        num_images = 0 if speaker == "gpt" else value.count(IMAGE_MARK)
-        control = [token_id for token_id in ids if token_id in self._control]
-        if control == [self._ids[TURN_START], *self._image_ids * num_images, self._ids[TURN_END]]:
-            return ""
-        texts = self._texts_ids([value] if speaker == "gpt" else value.split(IMAGE_MARK))
-        spelled = (self._control[n] for n in chain.from_iterable(texts) if n in self._control)
-        return next(spelled, TURN_END)  # else the value changes how the token after it is encoded
-
-    def _parts(
-        self, conversation: Sequence[Turn], tiles_per_image: Sequence[int], add_generation_prompt: bool
-    ) -> Iterator[tuple[list[int], slice]]:
-        """Yield the ids of each turn and which of them are an answer; raise as `encode` does."""
-        for turn in conversation:
-            if turn["from"] not in _ROLES:
-                raise ValueError(f"from={turn['from']!r} is not one of {', '.join(_ROLES)}")
-        tiles = iter(tiles_per_image)
-        for turn, ids in zip(conversation, self._turns_ids(conversation), strict=True):
-            if turn["from"] == "gpt":
-                answer = slice(self._answer_start(turn["value"], ids), ids.index(self.end_of_turn_id) + 1)
-                yield ids, answer if is_learned(turn) else _NO_ANSWER
-            else:
-                yield self._with_tiles(ids, tiles), _NO_ANSWER
-        if left := len(list(tiles)):
-            raise ValueError(f"{left} more pictures than {IMAGE_MARK} marks")
-        if add_generation_prompt:
-            yield self._answer_opening, _NO_ANSWER
-
-    def _answer_start(self, value: str, ids: list[int]) -> int:
-        """Return the position of the first answer token in the ids of an answer's turn.
-
-        It is the first token that begins in the value. A token that begins in the role line and reaches into
-        the value is not an answer token: a model that answers finds the role line written.
-        """
-        num_tokens = len(self._answer_opening)
-        if self._backend is None or ids[:num_tokens] == self._answer_opening:
-            return num_tokens
-        offsets = self._backend.encode(_turn_text("gpt", value), add_special_tokens=False).offsets
-        return next(n for n, (begin, _) in enumerate(offsets) if begin >= len(_ANSWER_OPENING))
-
-    def _with_tiles(self, ids: list[int], tiles: Iterator[int]) -> list[int]:
+    def _with_tiles(self, turn: EncodedTurn, tiles: Iterator[int]) -> list[int]:
         """Return the ids of a turn with one image token per tile; each picture takes the next of `tiles`."""
         image, start = self.settings.image_token_id, 0
-        expanded: list[int] = []
-        for _ in range(ids.count(image)):
-            count = next(tiles, None)
-            if count is None:
-                raise ValueError(f"more {IMAGE_MARK} marks than pictures")
-            place = ids.index(image, start)
-            expanded += ids[start:place] + [image] * count
+        ids: list[int] = []
+        for _ in range(turn.num_images):
+            place = turn.ids.index(image, start)
+            ids += turn.ids[start:place] + [image] * next(tiles)
             start = place + 1
-        return expanded + ids[start:] if start else ids
+        return ids + turn.ids[start:]
 
     def encode(
         self,
@@ -215,12 +123,19 @@ class PromptFormat:
         spells one of `control_tokens`.
         """
         ids: list[int] = []
-        answer: list[bool] = []
-        for new_ids, answered in self._parts(conversation, tiles_per_image, add_generation_prompt):
-            ids += new_ids
-            answer += [False] * answered.start + [True] * (answered.stop - answered.start)
-            answer += [False] * (len(new_ids) - answered.stop)
-        return Skeleton(np.asarray(ids, np.int64), np.asarray(answer, bool), sum(tiles_per_image))
+        answers: list[slice] = []
+        tiles = iter(tiles_per_image)
+        for turn in self._turns(conversation, len(tiles_per_image)):
+            if turn.answer is not NO_ANSWER:
+                begin = len(ids)
+                answers.append(slice(begin + turn.answer.start, begin + turn.answer.stop))
+            ids += self._with_tiles(turn, tiles) if turn.num_images else turn.ids
+        if add_generation_prompt:
+            ids += self._turn_tokenizer.opening
+        answer = np.zeros(len(ids), bool)
+        for tokens in answers:
+            answer[tokens] = True
+        return Skeleton(np.asarray(ids, np.int64), answer, sum(tiles_per_image))
 
     def num_tokens(self, conversation: Sequence[Turn], tiles_per_image: Sequence[int]) -> tuple[int, int]:
         """Return (text tokens, answer tokens) of the skeleton of `encode`, without building it.
@@ -228,36 +143,15 @@ class PromptFormat:
         Raises as `encode` does.
         """
         num_tokens = num_answer_tokens = 0
-        for ids, answered in self._parts(conversation, tiles_per_image, False):
-            num_tokens += len(ids)
-            num_answer_tokens += answered.stop - answered.start
-        return num_tokens - sum(tiles_per_image), num_answer_tokens
+        for ids, num_images, answer in self._turns(conversation, len(tiles_per_image)):
+            num_tokens += len(ids) - num_images
+            num_answer_tokens += answer.stop - answer.start
+        return num_tokens, num_answer_tokens
 
 
 def is_learned(turn: Turn) -> bool:
     """Return whether a turn is an answer to learn; a turn with `loss: false` is only context."""
     return turn["from"] == "gpt" and turn.get("loss") is not False
-
-
-def _turn_text(speaker: str, value: str) -> str:
-    """Return a turn as text, one image token for each picture; an answer shows no pictures."""
-    shown = value if speaker == "gpt" else value.replace(IMAGE_MARK, _IMAGE)
-    return f"{TURN_START}{_ROLES[speaker]}\n{shown}{TURN_END}\n"
-
-
-def _other_control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
-    """Return the tokenizer's own control tokens, id -> text: those it calls special, and those written <|..|>.
-
-    InternVL's tokens for content (`<ref>`) are none. The unknown token is none either, because any strange
-    character may become it.
-    """
-    return {
-        token_id: token.content
-        for token_id, token in tokenizer.added_tokens_decoder.items()
-        if (token.special or _CONTROL_FORM.fullmatch(token.content))
-        and token.content not in CONTENT_TOKENS
-        and token_id != tokenizer.unk_token_id
-    }
 
 
 def load_prompt_format(model_path: str | Path) -> PromptFormat:

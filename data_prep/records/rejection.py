@@ -26,7 +26,10 @@ REASONS: dict[str, str] = {
     "image_count": "The conversation has more or fewer <image> marks than the row has pictures.",
     "control_token": "A text spells a control token of the tokenizer, such as </img>.",
     "over_budget": "Text and tiles take more tokens than shard.max_tokens.",
-    "straddles_split": "One of its pictures is in another split, through a group or a held-out row.",
+    "straddles_split": (
+        "One of its pictures is in another split, through a group, a held-out row or, for a repaired row, the "
+        "old shards."
+    ),
 }
 
 

@@ -12,9 +12,10 @@ from data_prep.records.pictures import Picture, checked_picture
 from data_prep.records.raw_rows import RawRow, picture_data, picture_names, record_id
 from data_prep.records.rejection import Rejected, shown
 from data_prep.records.row_forms import normal_form
-from vico.prompt import PromptFormat, SpelledToken
+from vico.prompt import PromptFormat
 from vico.special_tokens import IMAGE_MARK
 from vico.tiling import num_tiles
+from vico.turn_tokenizer import SpelledToken
 
 _READ_FIELDS = (
     "id",
@@ -98,7 +99,7 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
     try:
         text_tokens, answer_tokens = prompt_format.num_tokens(conversations, tiles)
     except SpelledToken as error:
-        raise Rejected("control_token", str(error)) from error
+        raise Rejected("control_token", _spelled(error, conversations)) from error
     except ValueError as error:
         raise Rejected("broken_row", str(error)) from error
     tokens = text_tokens + sum(tiles) * settings.tokens_full
@@ -141,6 +142,13 @@ def _conversations(row: dict[str, Any]) -> list[dict[str, Any]]:
     if all(turn.get("loss") is False for turn in turns if turn["from"] == "gpt"):
         raise Rejected("no_answer", "no answer is learned; each has a loss or weight of 0")
     return [{name: turn[name] for name in ("from", "value", "loss") if name in turn} for turn in turns]
+
+
+def _spelled(error: SpelledToken, conversations: list[dict[str, Any]]) -> str:
+    """Return which text of the row spells a token; turns count from 0 after the system message."""
+    number = error.turn - (conversations[0]["from"] == "system")
+    where = "the system message" if number < 0 else f"turn {number}"
+    return f"{where}: the text spells the token {error.token}"
 
 
 def _information(row: dict[str, Any], *fields: str) -> str:

@@ -24,7 +24,8 @@ from vico.prompt import PromptFormat
 
 _ENCODED = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would create an encoder for every row
 LEAK_MESSAGE = (
-    "one of its pictures (by its bytes) is also in another split, through a group or a held-out row"
+    "one of its pictures (by its bytes) is also in another split, through a group, a held-out row or, for a "
+    "repaired row, the old shards"
 )
 
 

@@ -17,8 +17,9 @@ from vico.inference.generation import streamed_answer
 from vico.inference.tile_losses import EncodedTiles, num_tokens
 from vico.model.internvl import VicoModel
 from vico.packing import TiledSequence
-from vico.prompt import PromptFormat, Skeleton, SpelledToken
+from vico.prompt import PromptFormat, Skeleton
 from vico.tiling import Tiling, num_tiles, pixel_values
+from vico.turn_tokenizer import SpelledToken
 
 _BATCH_TILES = 16
 
@@ -97,7 +98,8 @@ class ServedModel:
         try:
             skeleton = self.prompts.encode(chat.turns, counts, add_generation_prompt=True)
         except SpelledToken as error:  # in a form that `parsed_chat` does not search for
-            raise RequestError(str(error), "messages") from error
+            message = f"the text spells {error.token}, which only the prompt may write; leave it out"
+            raise RequestError(message, f"messages.{error.turn}.content") from error
         fewest = settings.tokens_compressed if self.model.router is not None else settings.tokens_full
         least = skeleton.num_text_tokens + sum(counts) * fewest
         if least >= self.limits.total_tokens:  # before any picture is decoded

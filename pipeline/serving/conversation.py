@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pipeline.serving.limits import Limits, RequestError
 from pipeline.serving.pictures import Picture, check_pixels, picture_of_url
 from pipeline.serving.request_body import ChatRequest, ImagePart, Message, TextPart, parsed_request
-from vico.prompt import Turn
 from vico.special_tokens import IMAGE_MARK
+from vico.turn_tokenizer import Turn
 
 _SPEAKERS = {"system": "system", "developer": "system", "user": "human", "assistant": "gpt"}
 

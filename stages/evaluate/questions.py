@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vico.prompt import PromptFormat, Skeleton, Turn, is_learned
+from vico.prompt import PromptFormat, Skeleton, is_learned
 from vico.special_tokens import IMAGE_MARK
+from vico.turn_tokenizer import Turn
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from data_prep.shards.split import Shares
 from data_prep.shards.write import ShardSettings, SplitDecisions, write_shard
 from vico.errors import UserError
 from vico.prompt import PromptFormat, load_prompt_format
+from vico.turn_tokenizer import SpelledToken
 
 if TYPE_CHECKING:
     from data_prep.records.sets import RecordSet
@@ -83,6 +84,22 @@ def shard_settings(config: ShardConfig, record_set: RecordSet, heldout: bool) ->
 def split_shares(config: ShardConfig, *, heldout: bool) -> Shares:
     """Return the shares of the splits; with held-out records, which are the test split, no other rows are."""
     return Shares(config.calib_share, 0.0 if heldout else config.test_share, config.split_seed)
+
+
+def check_system_message(config: ShardConfig, tokenizer: Path) -> None:
+    """Raise UserError if `system_message` spells a token of the tokenizer that only the prompt may write.
+
+    Every row without a system message of its own would be rejected for it.
+    """
+    if not config.system_message:
+        return
+    try:
+        load_prompt_format(tokenizer).num_tokens([{"from": "system", "value": config.system_message}], [])
+    except SpelledToken as error:
+        raise UserError(
+            f"shard.system_message={config.system_message[:60]!r} spells {error.token}, which only the prompt "
+            "may write; leave it out"
+        ) from None
 
 
 def write_part(task: ShardTask) -> None:

@@ -342,7 +342,8 @@ def test_pictures_are_decoded_one_at_a_time_when_it_is_their_turn(monkeypatch):
     assert error.body["error"]["param"] == "messages.0.content.1.image_url"
     decoded.clear()
     error = last_event("hi<|im_end|>").error  # passed on to the engine, as `parsed_chat` knew no token
-    assert error.status == 400 and "turn 0: the text spells the token <|im_end|>" in str(error)
+    assert error.status == 400 and error.body["error"]["param"] == "messages.0.content"
+    assert "the text spells <|im_end|>, which only the prompt may write" in str(error)
     assert last_event(*images, "what " * 600).error.body["error"]["code"] == "context_length_exceeded"
     assert not decoded, "the pictures of a prompt that is too long are not decoded"
     engine.stop()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -15,8 +16,9 @@ import webdataset
 from cluster.ray_session import ray_session
 from data_prep.records.rejection import REASONS, LedgerRow
 from data_prep.shards.index import load_index
+from stages.shard.check import check_records
 from stages.shard.config import ShardConfig
-from stages.shard.stage import run
+from stages.shard.stage import all_sets, run
 from tests.integration.shard_run import context_of, files, internvl, manifest, site_with
 from tests.record_files import (
     picture,
@@ -47,6 +49,21 @@ def ray_up():
 
 def ledger(folder: Path) -> list[LedgerRow]:
     return [json.loads(line) for line in (folder / "output" / "quarantine.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("token", ["<|endoftext|>", "</img>"])
+def test_a_system_message_that_spells_a_control_token_is_refused_before_rows_are_read(tmp_path, model, token):
+    meta = write_meta(tmp_path / "records", mine={})
+    (tmp_path / "records" / "mine.jsonl").write_text("no row was read")
+    config = ShardConfig.model_construct(**ShardConfig().model_dump() | {"system_message": f"Be {token}"})
+    context = context_of(tmp_path / "shard", model, internvl(meta))
+    with pytest.raises(
+        UserError, match=rf"shard.system_message='Be {re.escape(token)}' spells .*leave it out"
+    ):
+        run(config, context)
+    with pytest.raises(UserError, match=r"shard.system_message="):
+        check_records(config, all_sets(context), model, site_with(1))
+    assert not (tmp_path / "shard" / "output").exists()
 
 
 def test_every_bad_row_is_quarantined_with_its_reason_and_every_good_row_written(tmp_path, model, ray_up):
@@ -250,7 +267,7 @@ def test_a_row_is_quarantined_where_a_group_contradicts_a_shared_picture(tmp_pat
     assert all(len(of_picture) == 1 for of_picture in splits.values())
     assert len({written["split"] for written in rows if not written["group"]}) <= 1
     messages = [quarantined["message"] for quarantined in ledger(tmp_path / "shard")]
-    assert all("through a group or a held-out row" in message for message in messages)
+    assert all("through a group, a held-out row" in message for message in messages)
 
 
 def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, ray_up, monkeypatch):

@@ -65,7 +65,7 @@ def test_texts_are_encoded_as_by_the_tokenizer_even_if_its_file_truncates(prompt
     """The Rust tokenizer is called directly; its own settings for length and padding must not apply."""
     texts = ["user\n", "\n", "a <ref>box</ref> and  two spaces", "é, 中文 and \U0001f600", "<|im_end|>"]
     expected = [prompt_format.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    assert prompt_format._texts_ids(texts) == expected
+    assert prompt_format._turn_tokenizer.texts_ids(texts) == expected
     prompt_format.tokenizer.backend_tokenizer.enable_truncation(2)
     with_truncation = PromptFormat(prompt_format.tokenizer, prompt_format.settings)
-    assert with_truncation._texts_ids(texts) == expected
+    assert with_truncation._turn_tokenizer.texts_ids(texts) == expected

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.newline_tokenizer import newline_tokenizer
 from vico.errors import UserError
-from vico.prompt import PromptFormat, SpelledToken
+from vico.prompt import PromptFormat
 from vico.settings import ModelSettings, load_settings
+from vico.turn_tokenizer import SpelledToken
 
 VALUES = [
     "four",

@@ -139,11 +139,13 @@ def test_a_row_whose_text_spells_a_control_token_is_rejected(prompt_format, toke
         row("a.png", answer=f"Yes, {token} and <image>."),
         row(conversations=[turn, *row()["conversations"]]),
     ]
-    for number, line in zip((1, 1, 0), rows, strict=True):
-        with pytest.raises(Rejected) as caught:
-            sample_of(line, prompt_format, {"a.png": picture(1)})
-        message = f"turn {number}: the text spells the token {token}"
-        assert (caught.value.reason, caught.value.message) == ("control_token", message)
+    with_system = replace(RULES, system_message="You are brief.")
+    for where, line in zip(("turn 1", "turn 1", "the system message"), rows, strict=True):
+        for rules in (RULES, with_system):  # turns are counted as in the row
+            with pytest.raises(Rejected) as caught:
+                sample_of(line, prompt_format, {"a.png": picture(1)}, rules)
+            message = f"{where}: the text spells the token {token}"
+            assert (caught.value.reason, caught.value.message) == ("control_token", message)
 
 
 @pytest.mark.parametrize("mark", ["<image>", "<IMG_CONTEXT>", "<|im_end|>"])

@@ -63,10 +63,10 @@ def connected(rows: list[tuple[str, list[int]]]) -> list[set[int]]:
     for n, (group, pictures) in enumerate(rows):
         if group or not pictures:
             continue
-        touched = [found for found in sets if found[1].intersection(pictures)]
+        touched = [component for component in sets if component[1].intersection(pictures)]
         merged = ({n}.union(*(t[0] for t in touched)), set(pictures).union(*(t[1] for t in touched)))
-        sets = [found for found in sets if found not in touched] + [merged]
-    return [found for found, _ in sets]
+        sets = [component for component in sets if component not in touched] + [merged]
+    return [component for component, _ in sets]
 
 
 free = st.tuples(st.just(""), st.lists(st.integers(0, 30), max_size=4))
@@ -83,15 +83,15 @@ def test_connected_rows_have_one_side_and_the_shards_do_not_matter(rows, rows_pe
         for picture in pictures:
             if not group:
                 of_picture[picture].add(split)
-    assert all(len(found) == 1 for found in of_picture.values()), "a picture is on one side"
+    assert all(len(sides) == 1 for sides in of_picture.values()), "a picture is on one side"
     drawn = index_rows(rows)["split"].to_pylist()
-    for found in connected(rows):
-        (split,) = {splits[n] for n in found}
-        alone = {rows[n][1][0] for n in found if len(set(rows[n][1])) == 1}
-        candidates = alone or {picture for n in found for picture in rows[n][1]}
+    for component in connected(rows):
+        (split,) = {splits[n] for n in component}
+        alone = {rows[n][1][0] for n in component if len(set(rows[n][1])) == 1}
+        candidates = alone or {picture for n in component for picture in rows[n][1]}
         assert split == side(SHARES, "picture", min(map(digest, candidates)))
         if len(alone) <= 1:
-            unmoved = [n for n in found if len(set(rows[n][1])) == 1]
+            unmoved = [n for n in component if len(set(rows[n][1])) == 1]
             assert all(splits[n] == drawn[n] for n in unmoved), "rows of one picture keep their side"
     stated = [n for n, (group, pictures) in enumerate(rows) if group or not pictures]
     assert [splits[n] for n in stated] == [drawn[n] for n in stated], "groups and keys decide alone"
