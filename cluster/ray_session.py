@@ -22,9 +22,9 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 
-from cluster.local_ray import start_limit, temporary_ray_folder
 from cluster.project import PROJECT_FOLDER
-from cluster.ray_address import refuse_no_cluster, refused_token
+from cluster.ray_start.address import refuse_no_cluster, refused_token
+from cluster.ray_start.local import start_limit, temporary_ray_folder
 from cluster.site import Site
 from cluster.sources.by_value import refuse_other_code
 from cluster.sources.driver import driver_code, is_installed, python_path

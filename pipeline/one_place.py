@@ -15,10 +15,11 @@ def misplaced() -> str:
     """Return which of the packages is not beside `pipeline`, and where it is; "" if all are."""
     for name in _PACKAGES:
         spec = importlib.util.find_spec(name)
-        origin = spec.origin if spec is not None else None
-        folder, file = os.path.split(origin or "")
+        places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or [])]
+        place = next(filter(None, places), "nowhere")  # a folder without __init__.py has no origin
+        folder, file = os.path.split(place)
         if (os.path.realpath(folder), file) != (os.path.join(_FOLDER, name), "__init__.py"):
-            return f"{name} comes from {origin or 'nowhere'}"
+            return f"{name} comes from {place}"
     return ""
 
 

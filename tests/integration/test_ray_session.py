@@ -186,7 +186,7 @@ def test_servers_that_are_no_cluster_are_named(ray_session, monkeypatch, source,
         (silent_server, "no answer within 1 s"),
         (web_server, "nothing listens there, or another server"),
     ):
-        monkeypatch.setattr("cluster.ray_address._ANSWER_TIMEOUT_S", 1.0)
+        monkeypatch.setattr("cluster.ray_start.address._ANSWER_TIMEOUT_S", 1.0)
         address = f"127.0.0.1:{port}"
         if source == "RAY_ADDRESS":
             monkeypatch.setenv("RAY_ADDRESS", address)
@@ -206,7 +206,7 @@ def test_other_ports_of_a_cluster_are_named(short_folder):
     """The raylet's port speaks gRPC too, the agent's HTTP."""
     code = f"""
         import os, ray
-        from cluster.ray_address import refuse_no_cluster
+        from cluster.ray_start.address import refuse_no_cluster
         from cluster.ray_session import ray_session
         from cluster.site import Site
         from vico.errors import UserError
@@ -230,15 +230,18 @@ def test_other_ports_of_a_cluster_are_named(short_folder):
 
 @pytest.mark.parametrize("program, missing", [("gcs_server", "its GCS server"), ("raylet", "its raylet")])
 def test_a_start_that_takes_too_long_is_one_line_and_keeps_the_logs(short_folder, program, missing):
-    """The program is stopped as soon as it runs, as if the machine had no time for it."""
+    """The program is stopped once the first log exists, as if the machine had no time for it."""
     code = f"""
-        import os, threading, psutil, ray
+        import os, threading, time, psutil, ray
+        from pathlib import Path
         from cluster.ray_session import ray_session
         from cluster.site import Site
         from vico.errors import UserError
 
         def stop_program():
             stopped = False
+            while not any(Path({str(short_folder)!r}).glob("*/session_*/logs/gcs_server.*")):
+                time.sleep(0.01)
             while not stopped:
                 for process in psutil.Process().children(recursive=True):
                     try:

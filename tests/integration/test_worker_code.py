@@ -46,7 +46,7 @@ def installed(tmp_path_factory) -> Path:
     """The command `vico` of a wheel, in an environment that has the dependencies of this one."""
     folder = tmp_path_factory.mktemp("wheel")
     source = copy_packages(folder / "source")
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", "README.md", "LICENSE", "vico_command.py"):
         shutil.copy(ROOT / file, source)
     venv.create(folder / "venv", symlinks=True)
     python = folder / "venv" / "bin" / "python"
@@ -113,7 +113,7 @@ def test_a_checkout_started_beside_modules_of_the_same_names_runs_its_own_code(i
     assert_workers_ran_the_drivers_code(tmp_path / "runs", "shard", ROOT, kinds=1)
 
 
-@pytest.mark.parametrize("package", ["vico", "data_prep", "cluster", "stages"])
+@pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_packages_of_several_places_are_refused(installed, tmp_path, package, is_folder):
     foreign = tmp_path / "foreign"
@@ -122,7 +122,8 @@ def test_packages_of_several_places_are_refused(installed, tmp_path, package, is
     path.write_text("")
     code, errors = vico(installed, "--help", cwd=tmp_path, PYTHONPATH=str(foreign))
     assert (code, errors.count("\n")) == (2, 1), errors
-    assert errors.startswith(f"error: {package} comes from {path}, and pipeline from ")
+    other = "vico_command" if package == "pipeline" else "pipeline"
+    assert errors.startswith(f"error: {package} comes from {path}, and {other} from ")
 
 
 @pytest.fixture

@@ -218,7 +218,7 @@ def test_no_dependency_brings_one_of_our_names():
 def test_wheel_holds_the_five_packages_and_no_tests(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", "README.md", "LICENSE", "vico_command.py"):
         shutil.copy(ROOT / file, source)
     for folder in (*ARROWS, "tests"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -229,7 +229,7 @@ def test_wheel_holds_the_five_packages_and_no_tests(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         (entry_points,) = [n for n in archive.namelist() if n.endswith(".dist-info/entry_points.txt")]
-        assert "vico = pipeline.cli:main" in archive.read(entry_points).decode()
-    assert {name.partition("/")[0] for name in names} == set(ARROWS)
+        assert "vico = vico_command:main" in archive.read(entry_points).decode()
+    assert {name.partition("/")[0] for name in names} == {*ARROWS, "vico_command.py"}
     modules = {p.relative_to(ROOT).as_posix() for package in ARROWS for p in (ROOT / package).rglob("*.py")}
-    assert {name for name in names if name.endswith(".py")} == modules
+    assert {name for name in names if name.endswith(".py")} == {*modules, "vico_command.py"}
