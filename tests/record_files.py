@@ -143,7 +143,7 @@ def hostile_rows() -> list[tuple[dict[str, Any] | bytes, str | None]]:
         (row("absent.png"), "missing_image"),
         (row("good.png/inside.png"), "missing_image"),
         (row("nul\0.png"), "missing_image"),
-        (row("x" * 5000), "missing_image"),
+        (row("x" * 5000 + ".png"), "missing_image"),  # without a dot it would be base64
         (row("../secret.png"), "path_outside_root"),
         (row("/etc/passwd"), "path_outside_root"),
         (row("link.png"), "path_outside_root"),

@@ -69,7 +69,11 @@ class RecordsConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _list_of_sources(cls, value: Any) -> Any:
-        return {"format": "sources", "sources": value} if isinstance(value, list | tuple) else value
+        if isinstance(value, list | tuple):
+            value = {"format": "sources", "sources": value}
+        if isinstance(value, dict) and isinstance(value.get("sources"), list):
+            value = {**value, "sources": tuple(value["sources"])}  # strict validation takes no list for a tuple
+        return value
 
     @field_validator("path", "root", mode="before")
     @classmethod

@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -24,6 +24,7 @@ from pipeline.commands.options import (
 from vico.errors import UserError, one_line
 
 if TYPE_CHECKING:
+    from pipeline.commands.project_template import Records
     from stages.shard.check import CheckReport
     from stages.shard.config import ShardConfig
     from stages.shard.first_rows import CheckedFile
@@ -55,7 +56,7 @@ def init(
     from vico.settings import load_settings
 
     refuse_existing(out)
-    records: dict[str, Any] = {"format": "demo", "num_samples": 1600}
+    records: "Records" = {"format": "demo", "num_samples": 1600}
     max_tiles = ShardConfig().max_tiles
     if data is not None:
         folder = _model_of_rows(model)
@@ -81,7 +82,7 @@ def _model_of_rows(model: str) -> Path:
     return check_model_folder(folder)
 
 
-def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> dict[str, Any]:
+def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> "Records":
     """Show the format of the folder's rows and the result of their checks; return `inputs.records` for them.
 
     For InternVL rows also write the meta file.
@@ -94,20 +95,23 @@ def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> dict[s
     for file in checked.files:
         typer.echo("\n".join(_checked_lines(file)))
     for path in checked.unused:
-        typer.echo(
-            f"{path.name}: not used; a pipeline reads *{checked.suffix} or files of another kind, not both"
-        )
+        typer.echo(f"{path.name}: not used; to read it, too, add a source to inputs.records")
     if checked.format != "internvl":
         return checked.records
     meta = data / META_NAME
+    records = {"format": "internvl", "path": str(meta)}
+    text = meta_text(meta_of_files(data, {file.path: file.root for file in checked.files}))
+    if meta.is_file() and meta.read_bytes() == text.encode():
+        typer.echo(f"{meta} is already there and fits the rows")
+        return records
     if meta.exists():
         raise UserError(
-            f"{meta} exists; move it away, or use it: `vico init` without --data, then "
+            f"{meta} exists and has other content; move it away, or use it: `vico init` without --data, then "
             f"inputs.records: {{format: internvl, path: {meta}}}"
         )
-    write_new(meta, meta_text(meta_of_files(data, {file.path: file.root for file in checked.files})))
+    write_new(meta, text)
     typer.echo(f"wrote {meta}")
-    return {"format": "internvl", "path": str(meta)}
+    return records
 
 
 def _checked_lines(file: "CheckedFile") -> list[str]:
@@ -234,7 +238,8 @@ def _report_lines(report: "CheckReport") -> list[str]:
     lines = [f"read {report['read']} = good {report['written']} + to quarantine {report['quarantined']}"]
     for name, counts in report["sources"].items():
         lines.append(f"  {name}: read {counts['read']}, good {counts['written']}")
-    lines.append("split: " + ", ".join(f"{name} {count}" for name, count in report["splits"].items()))
+    splits = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
+    lines.append(f"split: {splits or 'no rows'}")
     for reason, count in report["reasons"].items():
         lines.append(f"{reason}: {count}")
         for row in report["examples"][reason]:
