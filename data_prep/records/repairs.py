@@ -170,11 +170,7 @@ def repair_block_rows(block: RepairBlock) -> Iterator[RawRow]:
         else _no_picture
     )
     for line, content in block.rows:
-        raw = (
-            next(originals)
-            if line in read_again
-            else RawRow(line, contents[line], False, picture_bytes)
-        )
+        raw = next(originals) if line in read_again else RawRow(line, contents[line], False, picture_bytes)
         yield raw if content is None else replace(raw, is_duplicate=line in block.duplicates)
 
 

@@ -1,8 +1,6 @@
 """Commands for records: write a first pipeline file; check, build and repair shards."""
 
-import shutil
 import sys
-import textwrap
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +15,9 @@ from pipeline.commands.options import (
     SiteOption,
     StorageOption,
     answer_stream,
-    print_errors,
-    print_json,
     site_of,
 )
+from pipeline.terminal.output import Terminal, print_errors, print_json, terminal
 from vico.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -65,7 +62,7 @@ def init(
     elif Path(model).is_dir():
         max_tiles = min(max_tiles, load_settings(model).max_tiles)
     write_new(out, pipeline_text(str(out), records, model, max_tiles))
-    typer.echo(f"wrote {out}; next: vico data check {out}")
+    terminal().line(f"wrote {out}; next: vico data check {out}")
 
 
 def _model_of_rows(model: str) -> Path:
@@ -93,16 +90,17 @@ def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> "Recor
 
     checked = checked_folder(data, config, model)
     for file in checked.files:
-        typer.echo("\n".join(_checked_lines(file)))
+        for line in _checked_lines(file):
+            terminal().wrapped(line)
     for path in checked.unused:
-        typer.echo(f"{path.name}: not used; to read it, too, add a source to inputs.records")
+        terminal().line(f"{path.name}: not used; to read it, too, add a source to inputs.records")
     if checked.format != "internvl":
         return checked.records
     meta = data / META_NAME
     records = {"format": "internvl", "path": str(meta)}
     text = meta_text(meta_of_files(data, {file.path: file.root for file in checked.files}))
     if meta.is_file() and meta.read_bytes() == text.encode():
-        typer.echo(f"{meta} is already there and fits the rows")
+        terminal().line(f"{meta} is already there and fits the rows")
         return records
     if meta.exists():
         raise UserError(
@@ -110,7 +108,7 @@ def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> "Recor
             f"inputs.records: {{format: internvl, path: {meta}}}"
         )
     write_new(meta, text)
-    typer.echo(f"wrote {meta}")
+    terminal().line(f"wrote {meta}")
     return records
 
 
@@ -124,7 +122,7 @@ def _checked_lines(file: "CheckedFile") -> list[str]:
     return [
         f"{file.path.name}: format {file.format}{pictures}; first rows: {text}",
         *(
-            f"  line {row['line']}, {reason}: {one_line(row['message'])}"
+            f"  line {row['line']}, {reason}: {one_line(row['message'], max_chars=None)}"
             for reason, row in sorted(first_rows.items())
         ),
     ]
@@ -198,7 +196,7 @@ def retry(
     from pipeline.commands.repaired_rows import NOTHING_REPAIRED, nothing_repaired, outcome, retry_files
     from pipeline.config.graph import pipeline_graph
     from pipeline.config.pipeline_file import load_config
-    from pipeline.progress import Display
+    from pipeline.terminal.progress import Display
     from vico.errors import UserError
 
     old_files = load_config(config, pipeline_graph(), overrides or ()).inputs.repaired
@@ -227,11 +225,9 @@ def retry(
 
 def show_report(report: "CheckReport", stream: TextIO) -> None:
     """Write the report as lines: on a terminal they wrap below their beginning, elsewhere they stay whole."""
-    width = shutil.get_terminal_size().columns if stream.isatty() else None
+    shown = Terminal(stream)
     for line in _report_lines(report):
-        indent = " " * (len(line) - len(line.lstrip()) + 4)
-        wrapped = [line] if width is None else textwrap.wrap(line, width, subsequent_indent=indent)
-        stream.write("\n".join(wrapped) + "\n")
+        shown.wrapped(line)
 
 
 def _report_lines(report: "CheckReport") -> list[str]:
