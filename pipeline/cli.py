@@ -15,7 +15,7 @@ from pipeline.commands import data as cli_data
 from pipeline.commands import explain as cli_explain
 from pipeline.commands import model as cli_model
 from pipeline.commands import runs as cli_runs
-from pipeline.commands.options import print_errors
+from pipeline.terminal.output import filter_standard_streams, print_errors
 from stages.stops import Interrupted
 from vico.errors import Unreachable, UserError, one_line
 
@@ -74,6 +74,7 @@ def main() -> None:
     # handler, logging would print them to the terminal.
     logging.getLogger().addHandler(logging.NullHandler())
     logging.captureWarnings(True)
+    filter_standard_streams()
     try:
         app()
     except UserError as error:

@@ -21,7 +21,7 @@ from data_prep.remote_files import (
 from vico.errors import UserError
 
 _SLUG_LENGTH = 64  # the name of a tar member has 100 bytes: slug, line, picture number, extension
-_SUFFIXES: dict[str, tuple[str, ...]] = {
+SUFFIXES: dict[str, tuple[str, ...]] = {
     "llava": (".json", ".jsonl", ".ndjson"),
     "sharegpt": (".json", ".jsonl", ".ndjson"),
     "parquet": (".parquet",),
@@ -114,7 +114,7 @@ def meta_sets(config: RecordsConfig) -> list[MetaSet]:
     assert config.path is not None, "the config requires a path for every format but demo"
     if config.format == "internvl":
         return read_meta(as_location(config.path))
-    suffixes = _SUFFIXES[config.format]
+    suffixes = SUFFIXES[config.format]
     files = [file for path in _shard_paths(config.path) for file in matching_files(path, suffixes)]
     for file in files:
         if not is_file(file):

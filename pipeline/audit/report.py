@@ -5,6 +5,7 @@ import json
 from cluster.site import Site
 from pipeline.audit.findings import Findings
 from pipeline.results.runs import RunFile, Runs
+from vico.shown_text import markdown, markdown_code
 
 FOLDER = "audit"
 """Artifact folder of the reports."""
@@ -41,19 +42,16 @@ def report_texts(run: RunFile, findings: Findings, moment: str) -> dict[str, str
 def _markdown(run: RunFile, findings: Findings, moment: str) -> str:
     problems = findings.problems
     verdict = f"{len(problems)} problems" if problems else "Everything recorded holds."
-    lines = [f"# Audit of run {run.run}", "", f"{moment}: {verdict}", ""]
+    lines = [f"# Audit of run {markdown(run.run)}", "", f"{moment}: {verdict}", ""]
     if problems:
         lines += ["| stage | problem | what | where |", "|---|---|---|---|"]
         lines += [
-            f"| {problem.stage} | {problem.kind} | {_cell(problem.message)} | `{_cell(problem.path)}` |"
+            f"| {markdown(problem.stage)} | {markdown(problem.kind)} | {markdown(problem.message)} "
+            f"| {markdown_code(problem.path)} |"
             for problem in problems
         ]
         lines.append("")
     lines += ["| checked | count |", "|---|---|"]
-    lines += [f"| {name.replace('_', ' ')} | {count} |" for name, count in findings.checked.items()]
-    lines += ["", *(f"- {note}" for note in findings.notes)]
+    lines += [f"| {markdown(name.replace('_', ' '))} | {count} |" for name, count in findings.checked.items()]
+    lines += ["", *(f"- {markdown(note)}" for note in findings.notes)]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

@@ -1,12 +1,10 @@
 """Commands for records: write a first pipeline file; check, build and repair shards."""
 
-import shutil
 import sys
-import textwrap
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -17,13 +15,13 @@ from pipeline.commands.options import (
     SiteOption,
     StorageOption,
     answer_stream,
-    print_errors,
-    print_json,
     site_of,
 )
+from pipeline.terminal.output import Terminal, print_errors, print_json, terminal
 from vico.errors import UserError, one_line
 
 if TYPE_CHECKING:
+    from pipeline.commands.project_template import Records
     from stages.shard.check import CheckReport
     from stages.shard.config import ShardConfig
     from stages.shard.first_rows import CheckedFile
@@ -55,7 +53,7 @@ def init(
     from vico.settings import load_settings
 
     refuse_existing(out)
-    records: dict[str, Any] = {"format": "demo", "num_samples": 1600}
+    records: "Records" = {"format": "demo", "num_samples": 1600}
     max_tiles = ShardConfig().max_tiles
     if data is not None:
         folder = _model_of_rows(model)
@@ -64,7 +62,7 @@ def init(
     elif Path(model).is_dir():
         max_tiles = min(max_tiles, load_settings(model).max_tiles)
     write_new(out, pipeline_text(str(out), records, model, max_tiles))
-    typer.echo(f"wrote {out}; next: vico data check {out}")
+    terminal().line(f"wrote {out}; next: vico data check {out}")
 
 
 def _model_of_rows(model: str) -> Path:
@@ -81,7 +79,7 @@ def _model_of_rows(model: str) -> Path:
     return check_model_folder(folder)
 
 
-def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> dict[str, Any]:
+def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> "Records":
     """Show the format of the folder's rows and the result of their checks; return `inputs.records` for them.
 
     For InternVL rows also write the meta file.
@@ -92,22 +90,26 @@ def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> dict[s
 
     checked = checked_folder(data, config, model)
     for file in checked.files:
-        typer.echo("\n".join(_checked_lines(file)))
+        for line in _checked_lines(file):
+            terminal().wrapped(line)
     for path in checked.unused:
-        typer.echo(
-            f"{path.name}: not used; a pipeline reads *{checked.suffix} or files of another kind, not both"
-        )
+        terminal().line(f"{path.name}: not used; to read it, too, add a source to inputs.records")
     if checked.format != "internvl":
         return checked.records
     meta = data / META_NAME
+    records = {"format": "internvl", "path": str(meta)}
+    text = meta_text(meta_of_files(data, {file.path: file.root for file in checked.files}))
+    if meta.is_file() and meta.read_bytes() == text.encode():
+        terminal().line(f"{meta} is already there and fits the rows")
+        return records
     if meta.exists():
         raise UserError(
-            f"{meta} exists; move it away, or use it: `vico init` without --data, then "
+            f"{meta} exists and has other content; move it away, or use it: `vico init` without --data, then "
             f"inputs.records: {{format: internvl, path: {meta}}}"
         )
-    write_new(meta, meta_text(meta_of_files(data, {file.path: file.root for file in checked.files})))
-    typer.echo(f"wrote {meta}")
-    return {"format": "internvl", "path": str(meta)}
+    write_new(meta, text)
+    terminal().line(f"wrote {meta}")
+    return records
 
 
 def _checked_lines(file: "CheckedFile") -> list[str]:
@@ -120,7 +122,7 @@ def _checked_lines(file: "CheckedFile") -> list[str]:
     return [
         f"{file.path.name}: format {file.format}{pictures}; first rows: {text}",
         *(
-            f"  line {row['line']}, {reason}: {one_line(row['message'])}"
+            f"  line {row['line']}, {reason}: {one_line(row['message'], max_chars=None)}"
             for reason, row in sorted(first_rows.items())
         ),
     ]
@@ -194,7 +196,7 @@ def retry(
     from pipeline.commands.repaired_rows import NOTHING_REPAIRED, nothing_repaired, outcome, retry_files
     from pipeline.config.graph import pipeline_graph
     from pipeline.config.pipeline_file import load_config
-    from pipeline.progress import Display
+    from pipeline.terminal.progress import Display
     from vico.errors import UserError
 
     old_files = load_config(config, pipeline_graph(), overrides or ()).inputs.repaired
@@ -223,18 +225,17 @@ def retry(
 
 def show_report(report: "CheckReport", stream: TextIO) -> None:
     """Write the report as lines: on a terminal they wrap below their beginning, elsewhere they stay whole."""
-    width = shutil.get_terminal_size().columns if stream.isatty() else None
+    shown = Terminal(stream)
     for line in _report_lines(report):
-        indent = " " * (len(line) - len(line.lstrip()) + 4)
-        wrapped = [line] if width is None else textwrap.wrap(line, width, subsequent_indent=indent)
-        stream.write("\n".join(wrapped) + "\n")
+        shown.wrapped(line)
 
 
 def _report_lines(report: "CheckReport") -> list[str]:
     lines = [f"read {report['read']} = good {report['written']} + to quarantine {report['quarantined']}"]
     for name, counts in report["sources"].items():
         lines.append(f"  {name}: read {counts['read']}, good {counts['written']}")
-    lines.append("split: " + ", ".join(f"{name} {count}" for name, count in report["splits"].items()))
+    splits = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
+    lines.append(f"split: {splits or 'no rows'}")
     for reason, count in report["reasons"].items():
         lines.append(f"{reason}: {count}")
         for row in report["examples"][reason]:

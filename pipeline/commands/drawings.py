@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vico.errors import UserError, one_line
 from vico.inference.routed_picture import MAX_LONG_SIDE, MIN_LONG_SIDE
+from vico.shown_text import printable
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _GAP, _TITLE, _TITLE_FONT = 24, 26, 16
@@ -153,7 +154,9 @@ def _names(pictures: Sequence[Path]) -> list[str]:
 
 def _titled(title: str, drawing: Image.Image) -> Image.Image:
     titled = Image.new("RGB", (drawing.width, drawing.height + _TITLE), "white")
-    ImageDraw.Draw(titled).text((4, 2), title, fill="black", font=ImageFont.load_default(_TITLE_FONT))
+    ImageDraw.Draw(titled).text(
+        (4, 2), printable(title), fill="black", font=ImageFont.load_default(_TITLE_FONT)
+    )
     titled.paste(drawing, (0, _TITLE))
     return titled
 

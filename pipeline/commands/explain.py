@@ -13,11 +13,10 @@ from pipeline.commands.options import (
     SiteOption,
     StorageOption,
     answer_stream,
-    print_errors,
-    print_json,
     site_file,
     site_of,
 )
+from pipeline.terminal.output import error_terminal, print_errors, print_json, terminal
 from vico.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def diff(
 
     The comparison covers config, inputs, code, packages, counts, metrics and outputs.
     """
-    from pipeline.commands.tables import console, differences_table
+    from pipeline.commands.tables import differences_table
     from pipeline.explain.diff import run_differences
 
     folder = site_of(site, storage).storage
@@ -99,11 +98,11 @@ def diff(
     if curves is not None:
         from pipeline.explain.diff_curves import draw_curves
 
-        typer.echo(f"{draw_curves(folder, differences, curves)} curves in {curves}", err=True)
+        error_terminal().line(f"{draw_curves(folder, differences, curves)} curves in {curves}")
     if as_json:
         print_json(sys.stdout, differences)
     else:
-        console().print(differences_table(differences))
+        terminal().table(differences_table(differences))
 
 
 def reproduce(
@@ -139,12 +138,12 @@ def reproduce(
             print_json(answer, recipe.as_json())
         else:
             for note in recipe.notes:
-                typer.echo(f"# {note}")
-            typer.echo(recipe.command)
+                terminal().line(f"# {note}")
+            terminal().line(recipe.command)
             for name in recipe.differs or ():
-                typer.echo(f"differs: {name}")
+                terminal().line(f"differs: {name}")
             if recipe.differs == []:
-                typer.echo("every output is the same, byte for byte")
+                terminal().line("every output is the same, byte for byte")
     sys.exit(1 if recipe.differs else 0)
 
 
@@ -161,7 +160,7 @@ def gc(
 
     That is: results of removed runs, superseded results, and incomplete files left by a crash.
     """
-    from pipeline.commands.tables import console, garbage_table
+    from pipeline.commands.tables import garbage_table
     from pipeline.results.garbage import collect_garbage
     from pipeline.storage.leases import LeaseHeld
 
@@ -175,25 +174,25 @@ def gc(
         removed = [piece.as_json() for piece in garbage]
         print_json(sys.stdout, {"dry_run": dry_run, "bytes": total, "removed": removed})
     else:
-        console().print(garbage_table(garbage, dry_run))
+        terminal().table(garbage_table(garbage, dry_run))
 
 
 def _show_findings(findings: "Findings") -> None:
     """Print the problems as a table, then notes and counts."""
-    from pipeline.commands.tables import console, findings_table
+    from pipeline.commands.tables import findings_table
 
     if findings.problems:
-        console().print(findings_table(findings))
+        terminal().table(findings_table(findings))
     for note in findings.notes:
-        console().print(f"note: {note}", markup=False)
+        terminal().line(f"note: {note}")
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in findings.checked.items())
-    console().print(f"{len(findings.problems)} problems; checked {counts}", markup=False)
+    terminal().line(f"{len(findings.problems)} problems; checked {counts}")
 
 
 def _show_samples(site: "Site", run: str, sample: str | None, step: int | None, as_json: bool) -> None:
     """Print the answer to --sample or --step."""
     from pipeline.audit.samples import RunSamples
-    from pipeline.commands.tables import console, sample_tables, step_tables
+    from pipeline.commands.tables import sample_tables, step_tables
 
     if sample is not None and step is not None:
         raise UserError("--sample and --step are two questions; ask one at a time")
@@ -209,7 +208,7 @@ def _show_samples(site: "Site", run: str, sample: str | None, step: int | None, 
         print_json(sys.stdout, answer)
         return
     for table in tables:
-        console().print(table)
+        terminal().table(table)
 
 
 def _reaped(site: "Site") -> bool:
@@ -220,7 +219,7 @@ def _reaped(site: "Site") -> bool:
 
     done, left = reap(site)
     for line in done:
-        typer.echo(line, err=True)
+        error_terminal().line(line)
     for line in left:
         print_errors(line)
     return not left

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.commands.options import JsonOption, RunArgument, SiteOption, StorageOption, site_of
+from pipeline.terminal.output import terminal
 
 ThresholdOption = Annotated[
     float | None,
@@ -54,7 +55,7 @@ def export(
     from pipeline.commands.export import export as export_run
 
     export_run(site_of(site, storage).storage, run, out, layout)
-    typer.echo(f"exported to {out}")
+    terminal().line(f"exported to {out}")
 
 
 # Long because every option is declared here; the body only passes them on.

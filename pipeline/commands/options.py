@@ -1,12 +1,11 @@
 """What the commands of `vico` share: options, the site that they name, and output for people and programs."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -99,15 +98,3 @@ def answer_stream(as_json: bool) -> Iterator[tuple[TextIO, TextIO]]:
     sys.stdout.flush()
     os.dup2(2, 1)
     yield sys.stderr, answer
-
-
-def print_json(stream: TextIO, value: Any) -> None:
-    """Write a value as one line of JSON."""
-    stream.write(json.dumps(value, ensure_ascii=False) + "\n")
-    stream.flush()
-
-
-def print_errors(message: str) -> None:
-    """Write every line of a message as an `error:` line to standard error."""
-    for line in message.splitlines():
-        typer.echo(f"error: {line}", err=True)

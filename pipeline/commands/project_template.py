@@ -1,13 +1,16 @@
 """`vico init`: the text of a first pipeline file, with comments."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import yaml
 
 from vico.errors import UserError
 
 META_NAME = "meta.json"
+Records: TypeAlias = Mapping[str, object] | Sequence[Mapping[str, object]]
+"""The value of `inputs.records`: a source, or a list of sources."""
 _PIPELINE = """\
 # A pipeline of vico. `vico plan {name}` shows what would run, `vico run {name}` runs or resumes it.
 # A key that is left out has its default.
@@ -39,12 +42,12 @@ router:
 """
 
 
-def pipeline_text(name: str, records: Mapping[str, object], model: str, max_tiles: int) -> str:
+def pipeline_text(name: str, records: Records, model: str, max_tiles: int) -> str:
     """Return the text of a pipeline file with comments; `name` is its path."""
     return _PIPELINE.format(
         name=name,
         experiment=_yaml_line("experiment", Path(name).stem),
-        records=_yaml_line("records", dict(records)),
+        records=_yaml_line("records", records),
         model=_yaml_line("model", model),
         max_tiles=f"max_tiles: {max_tiles}",
     )
@@ -68,7 +71,7 @@ def refuse_existing(path: Path) -> None:
 
 def _yaml_line(key: str, value: object) -> str:
     """Return `key: value` as one line of YAML, with quotes where the value needs them."""
-    flow = isinstance(value, dict)
+    flow = isinstance(value, dict | list)
     dumped: str = yaml.safe_dump(
         value, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=1e9
     )

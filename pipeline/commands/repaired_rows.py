@@ -8,11 +8,11 @@ from pathlib import Path
 from cluster.site import Site
 from pipeline.config.graph import pipeline_graph
 from pipeline.planning.request import RunRequest
-from pipeline.progress import Display
 from pipeline.results.run_results import record_of
 from pipeline.results.runs import Runs
 from pipeline.running.run_command import RunResult
 from pipeline.running.runner import run_pipeline
+from pipeline.terminal.progress import Display
 
 NOTHING_REPAIRED = 1  # exit code
 

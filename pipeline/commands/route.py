@@ -1,18 +1,17 @@
 """`vico route`: the tiles of pictures that a model's router compresses, as tables, JSON and drawings."""
 
-import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from PIL import Image
-from rich.table import Table
 
-from pipeline.commands.tables import console, text_table
+from pipeline.commands.tables import text_table
+from pipeline.terminal.output import TextTable, print_json, terminal
 from vico.errors import UserError, one_line
 from vico.model_files import stored_threshold
 from vico.settings import ModelSettings, load_settings
@@ -67,14 +66,14 @@ def route(
         else:
             size = f"{picture.image.width} x {picture.image.height}"
             title = f"{picture.path}: {size}, compressed from P(compress) {threshold:.4g} on"
-            console().print(title, markup=False)
-            console().print(tiles_table(picture, settings))
+            terminal().line(title)
+            terminal().table(tiles_table(picture, settings))
     if drawn is not None:
         drawn.close()
     if as_json:
-        typer.echo(json.dumps(objects, ensure_ascii=False))
+        print_json(sys.stdout, objects)
     elif out is not None:
-        console().print(f"drawn to {out}", markup=False)
+        terminal().line(f"drawn to {out}")
 
 
 def picture_files(images: Sequence[Path]) -> list[Path]:
@@ -199,7 +198,7 @@ def as_object(picture: RoutedImage, settings: ModelSettings, threshold: float) -
     }
 
 
-def tiles_table(picture: RoutedImage, settings: ModelSettings) -> Table:
+def tiles_table(picture: RoutedImage, settings: ModelSettings) -> TextTable:
     """Return one row per tile, and the sum in the last row."""
     counts = tile_tokens(picture, settings)
     full = len(counts) * settings.tokens_full

@@ -17,11 +17,11 @@ from pipeline.commands.options import (
     UntilOption,
     WaitOption,
     answer_stream,
-    print_errors,
-    print_json,
     site_file,
     site_of,
 )
+from pipeline.terminal.output import print_errors, print_json, terminal
+from vico.errors import one_line
 
 
 def run(
@@ -41,8 +41,8 @@ def run(
     """
     from pipeline.config.graph import pipeline_graph
     from pipeline.planning.request import RunRequest
-    from pipeline.progress import Display
     from pipeline.running.runner import run_pipeline
+    from pipeline.terminal.progress import Display
 
     request = RunRequest(
         config,
@@ -99,7 +99,7 @@ def submit(
         site_file=site_file(site),
     )
     if only_print:
-        typer.echo(job_text(request, open_request(request, graph)).shown(request.site))
+        terminal().lines(job_text(request, open_request(request, graph)).shown(request.site))
         return
     try:
         submitted = submit_run(request, graph)
@@ -110,7 +110,7 @@ def submit(
         answer = {"run": submitted.run, "state": submitted.state, "storage": submitted.storage}
         print_json(sys.stdout, {**answer, "submission": submitted.submission})
     else:
-        typer.echo(submitted.message)
+        terminal().line(submitted.message)
 
 
 def plan(
@@ -127,7 +127,7 @@ def plan(
 
     For each stage that would run it also shows time, storage and memory, if they are known. Writes nothing.
     """
-    from pipeline.commands.tables import console, plan_table
+    from pipeline.commands.tables import plan_table
     from pipeline.config.graph import pipeline_graph
     from pipeline.planning.estimates import stage_estimates
     from pipeline.planning.request import RunRequest, open_pipeline
@@ -147,7 +147,7 @@ def plan(
         rows = [{**stage.as_json(), "expected": expected.get(stage.stage)} for stage in opened.planned]
         print_json(sys.stdout, rows)
     else:
-        console().print(plan_table(opened.planned, estimates))
+        terminal().table(plan_table(opened.planned, estimates))
 
 
 def status(
@@ -162,7 +162,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """List all runs, newest first, or show the stages of one run."""
-    from pipeline.commands.tables import console, run_details, run_summary, runs_table, stages_table
+    from pipeline.commands.tables import run_details, run_summary, runs_table, stages_table
     from pipeline.results.runs import Runs
     from pipeline.running.jobs import with_job_state
 
@@ -173,17 +173,17 @@ def status(
         if as_json:
             print_json(sys.stdout, [run_summary(run_file) for run_file in current])
         elif current:
-            console().print(runs_table(current))
+            terminal().table(runs_table(current))
         else:
-            console().print(f"no runs in {opened_site.storage_address}", markup=False)
+            terminal().line(f"no runs in {opened_site.storage_address}")
         return
     shown = with_job_state(runs.named(run))
     if as_json:
         print_json(sys.stdout, run_details(shown, opened_site))
         return
-    error = f" ({shown.error})" if shown.error else ""
-    console().print(f"run {shown.run}: {shown.state}{error}", markup=False)
-    console().print(stages_table(shown, opened_site))
+    error = f" ({one_line(shown.error, max_chars=None)})" if shown.error else ""
+    terminal().line(f"run {shown.run}: {shown.state}{error}")
+    terminal().table(stages_table(shown, opened_site))
 
 
 def logs(
@@ -203,4 +203,4 @@ def logs(
     from pipeline.results.runs import Runs
 
     for line in log_lines(Runs(site_of(site, storage).storage), run, stage=stage, follow=follow):
-        typer.echo(line)
+        terminal().lines(line)

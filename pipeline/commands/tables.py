@@ -3,37 +3,22 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
-
 from cluster.site import Site
 from pipeline.audit.findings import Findings
 from pipeline.planning.estimates import StageEstimate
 from pipeline.planning.plan import PlannedStage
-from pipeline.progress import duration
 from pipeline.results.garbage import Garbage
 from pipeline.results.runs import PIPELINE, RunFile
+from pipeline.terminal.output import Cell, TextTable
+from pipeline.terminal.progress import duration
 from pipeline.tracking.sent import SentState
 
-_PLAIN_WIDTH = 240
-"""Columns if the output is not a terminal, so that no line of a table breaks."""
 
-
-def console() -> Console:
-    """Return standard output for tables: in colour and width of the terminal, else plain and wide."""
-    terminal = Console(highlight=False)
-    return terminal if terminal.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
-
-
-def text_table(names: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> Table:
-    """Return a table of plain texts: long ones wrap, none is cut, and `[..]` in them is no markup."""
-    columns = (Column(escape(name), overflow="fold") for name in names)
-    table = Table(*columns, box=None, pad_edge=False, title=None if title is None else escape(title))
-    table.title_justify = "left"
-    for row in rows:
-        table.add_row(*(escape(str(value)) for value in row))
-    return table
+def text_table(
+    names: Iterable[object], rows: Iterable[Iterable[Cell]], title: str | None = None
+) -> TextTable:
+    """Return a table of the rows."""
+    return TextTable(tuple(names), tuple(map(tuple, rows)), title)
 
 
 def run_summary(run: RunFile) -> dict[str, Any]:
@@ -85,17 +70,19 @@ def run_details(run: RunFile, site: Site) -> dict[str, Any]:
     }
 
 
-def runs_table(runs: list[RunFile]) -> Table:
+def runs_table(runs: list[RunFile]) -> TextTable:
     """Return one row per run, for `vico status`."""
     rows = []
     for run in runs:
         done = sum(entry.state == "done" for entry in run.stages.values())
         counts = f"{done}/{len(run.stages)} done"
-        rows.append((run.run, run.state, run.experiment, counts, run.site, run.error or ""))
+        rows.append(
+            (run.run, run.state, run.experiment, counts, run.site, tuple((run.error or "").split("\n")))
+        )
     return text_table(("run", "state", "experiment", "stages", "site", "error"), rows)
 
 
-def stages_table(run: RunFile, site: Site) -> Table:
+def stages_table(run: RunFile, site: Site) -> TextTable:
     """Return one row per stage of a run, for `vico status RUN`."""
     rows = [
         (
@@ -111,24 +98,24 @@ def stages_table(run: RunFile, site: Site) -> Table:
     return text_table(("stage", "state", "attempt", "time", "from", "output"), rows)
 
 
-def plan_table(planned: list[PlannedStage], estimates: Mapping[str, StageEstimate]) -> Table:
+def plan_table(planned: list[PlannedStage], estimates: Mapping[str, StageEstimate]) -> TextTable:
     """Return one row per stage, for `vico plan`."""
     rows = []
     for stage in planned:
         action = "refused" if stage.refused else stage.action
-        row = [stage.stage, action, stage.fingerprint[:12], "\n".join(stage.reasons)]
+        row = [stage.stage, action, stage.fingerprint[:12], tuple(stage.reasons)]
         rows.append([*row, *([str(estimates.get(stage.stage, ""))] if estimates else [])])
     names = ["stage", "action", "fingerprint", "why", *(["takes about"] if estimates else [])]
     return text_table(names, rows)
 
 
-def findings_table(findings: Findings) -> Table:
+def findings_table(findings: Findings) -> TextTable:
     """Return one row per problem, for `vico audit`."""
     rows = ((problem.stage, problem.kind, problem.message, problem.path) for problem in findings.problems)
     return text_table(("stage", "problem", "what", "where"), rows)
 
 
-def differences_table(differences: Mapping[str, Any]) -> Table:
+def differences_table(differences: Mapping[str, Any]) -> TextTable:
     """Return one row per difference between two runs, for `vico diff`; digests are shortened."""
     rows = []
     for kind, differing in differences.items():
@@ -139,14 +126,14 @@ def differences_table(differences: Mapping[str, Any]) -> Table:
     return text_table(("what", "stage", "name", *differences["runs"]), rows)
 
 
-def sample_tables(sample: Mapping[str, Any]) -> list[Table]:
+def sample_tables(sample: Mapping[str, Any]) -> list[TextTable]:
     """Return the uses of a sample in training, and its rows in the stages' tables, for `audit --sample`."""
     title = f"{sample['key']}: split {sample['split']}, shard {sample['shard']}, tiles {sample['tiles']}"
     tables = [_rows_table(sample["uses"], f"{title}; used {len(sample['uses'])} times")]
     return tables + [_rows_table(rows, name) for name, rows in sample.items() if _is_rows(name, rows)]
 
 
-def step_tables(samples: Mapping[str, Any]) -> list[Table]:
+def step_tables(samples: Mapping[str, Any]) -> list[TextTable]:
     """Return the samples of a step in each training, for `audit --step`."""
     step = samples["step"]
     return [_rows_table(rows, f"{stage}, step {step}") for stage, rows in samples["stages"].items()]
@@ -156,7 +143,7 @@ def _is_rows(name: str, value: Any) -> bool:
     return name != "uses" and isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def _rows_table(rows: list[dict[str, Any]], title: str) -> Table:
+def _rows_table(rows: list[dict[str, Any]], title: str) -> TextTable:
     return text_table(rows[0] if rows else (), (map(_value_shown, row.values()) for row in rows), title)
 
 
@@ -167,7 +154,7 @@ def _value_shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def garbage_table(garbage: list[Garbage], dry_run: bool) -> Table:
+def garbage_table(garbage: list[Garbage], dry_run: bool) -> TextTable:
     """Return one row per file or folder that no run needs, for `vico gc`."""
     mib = sum(piece.bytes for piece in garbage) / (1 << 20)
     title = f"{'would free' if dry_run else 'freed'} {mib:.1f} MiB in {len(garbage)} places"

@@ -8,6 +8,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from vico.shown_text import printable
+
 _KINDS = (
     ("float", "a number"),
     ("finite_number", "a finite number"),
@@ -31,7 +33,7 @@ _BOUNDS = {
 
 def error_lines(error: ValidationError, root: type[BaseModel]) -> str:
     """Return one line per fault, in the order of the file."""
-    return "\n".join(dict.fromkeys(_line(details, root) for details in error.errors()))
+    return "\n".join(dict.fromkeys(printable(_line(details, root)) for details in error.errors()))
 
 
 def _line(details: ErrorDetails, root: type[BaseModel]) -> str:

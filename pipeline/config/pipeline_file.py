@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from cluster.passwords import password_fields
 from pipeline.config.dotted_keys import apply_override
@@ -16,6 +16,7 @@ from pipeline.config.inputs import Inputs, check_inputs, with_absolute_paths
 from pipeline.config.yaml_files import yaml_mapping
 from stages.stage_config import StageConfig
 from vico.errors import UserError
+from vico.shown_text import printable
 
 
 class PipelineConfig(BaseModel):
@@ -29,6 +30,13 @@ class PipelineConfig(BaseModel):
     """The MLflow experiment of new runs, and a name for people. It does not enter any fingerprint."""
     inputs: Inputs
     """What the pipeline reads: records and the model to start from."""
+
+    @field_validator("experiment")
+    @classmethod
+    def _experiment_is_shown_as_it_is(cls, name: str) -> str:
+        if printable(name) != name:
+            raise ValueError(f"experiment={printable(name)!r} has control characters; leave them out")
+        return name
 
     def stage(self, name: str) -> StageConfig:
         """Return the config of a stage."""

@@ -148,8 +148,8 @@ def verify(recipe: Recipe, site: Site, graph: Graph, stream: TextIO) -> None:
 
     Raises UserError if that storage exists, or if the run does not end as done.
     """
-    from pipeline.progress import Display
     from pipeline.running.runner import run_pipeline
+    from pipeline.terminal.progress import Display
 
     if recipe.storage.exists():
         raise UserError(f"--fresh-storage={recipe.storage} exists; name a folder that does not")

@@ -7,11 +7,11 @@ from typing import Any
 
 from cluster.site import Site
 from pipeline.planning.request import OpenPipeline
-from pipeline.progress import duration
 from pipeline.results.attempt_metrics import metrics_of_attempts
 from pipeline.results.records import Record
 from pipeline.results.stage_folder import records_of
 from pipeline.storage.lookup import storage_of
+from pipeline.terminal.progress import duration
 from stages.consistency.config import ConsistencyConfig
 from vico.errors import UserError
 

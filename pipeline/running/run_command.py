@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from cluster.site import Site
 from pipeline.planning.request import OpenPipeline, RunRequest
-from pipeline.progress import Display
 from pipeline.results.runs import State
 from pipeline.running.signals import StopSignals
+from pipeline.terminal.progress import Display
 
 
 @dataclass(frozen=True)

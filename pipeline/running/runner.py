@@ -6,7 +6,6 @@ After a crash at any point the same command resumes: results are in the store, w
 from cluster.site import Site
 from pipeline.config.graph import Graph
 from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline
-from pipeline.progress import Display
 from pipeline.results.runs import RunFile, Runs
 from pipeline.running.driver import Driver
 from pipeline.running.held_run import HeldRun
@@ -19,6 +18,7 @@ from pipeline.running.signals import StopSignals
 from pipeline.running.stage_context import logging_to
 from pipeline.storage.leases import LeaseHeld, Leases
 from pipeline.storage.lookup import storage_of
+from pipeline.terminal.progress import Display
 
 
 def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResult:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from cluster.site import Site
 from pipeline.planning.tasks import StageTask
-from pipeline.progress import Display
 from pipeline.running.run_command import RunCommand
+from pipeline.terminal.progress import Display
 from pipeline.tracking.sent import STATE_FILE, database_is_missing, is_complete
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from cluster.passwords import MaskingFormatter
 from cluster.site import Site
 from data_prep.records.config import RecordsConfig
 from data_prep.records.repairs import Repairs
-from pipeline.progress import Display
 from pipeline.running.signals import StopSignals
 from pipeline.running.stage_inputs import InputFiles
 from pipeline.storage.folder import FolderStorage
 from pipeline.storage.lease import Lease
 from pipeline.storage.lookup import storage_of
+from pipeline.terminal.progress import Display
 from stages.context import Context
 from stages.parts import Parts
 from stages.stops import LeaseLost

@@ -26,7 +26,6 @@ from pipeline.planning.reasons import code_changes, made_by_attempts
 from pipeline.planning.shard_contents import check_shards
 from pipeline.planning.stage_status import StageStatus, task_status
 from pipeline.planning.tasks import StageTask
-from pipeline.progress import duration
 from pipeline.results.records import CODE, Record, outputs_digest
 from pipeline.results.runs import StageEntry
 from pipeline.results.stage_folder import StageFolder
@@ -37,6 +36,7 @@ from pipeline.running.stage_context import StageContext, logging_to
 from pipeline.running.stage_inputs import StageInputs
 from pipeline.storage.lease import Lease
 from pipeline.storage.leases import Leases
+from pipeline.terminal.progress import duration
 from stages.parts import Parts
 from stages.stops import Interrupted, LeaseLost
 

@@ -6,12 +6,10 @@ The address is bound before the model is opened, so that a port in use is report
 import ipaddress
 import logging
 import socket
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-import typer
 import uvicorn
 
 from pipeline.serving.answer import ServedModel
@@ -19,6 +17,7 @@ from pipeline.serving.app import Server
 from pipeline.serving.engine import Engine
 from pipeline.serving.limits import Limits
 from pipeline.serving.routing import Thresholds
+from pipeline.terminal.output import TerminalHandler, error_terminal, terminal
 from vico.checkpoints.hub import model_folder
 from vico.errors import UserError
 from vico.model_files import check_model_folder, model_config, stored_threshold
@@ -47,7 +46,7 @@ def serve(
     threshold, and an address in use.
     """
     _check_limits(limits)
-    logging.getLogger("pipeline").addHandler(logging.StreamHandler(sys.stderr))
+    logging.getLogger("pipeline").addHandler(TerminalHandler())
     listener = _listener(settings)
     with listener:
         model = model_folder(name_or_folder)
@@ -63,9 +62,9 @@ def serve(
         )
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        typer.echo(f"serving {name} at http://{shown}:{port}/v1")
+        terminal().line(f"serving {name} at http://{shown}:{port}/v1")
         if not ipaddress.ip_address(host).is_loopback:
-            typer.echo("warning: no key is required; whoever reaches this address can use it", err=True)
+            error_terminal().line("warning: no key is required; whoever reaches this address can use it")
         try:
             _Stoppable(config, engine).run(sockets=[listener])
         finally:

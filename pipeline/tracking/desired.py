@@ -26,6 +26,7 @@ from pipeline.tracking.desired_outputs import (
     stage_datasets,
 )
 from pipeline.tracking.sent import SentState
+from vico.shown_text import printable, printable_lines
 
 STATUS: dict[State, str] = {
     "pending": "KILLED",  # of a stage: a command on the run has started and has not reached the stage yet
@@ -63,6 +64,13 @@ class DesiredRun:
     """Files, each with its artifact folder."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Path of an artifact -> its text."""
+
+    def __post_init__(self) -> None:
+        """Show texts from configs and errors without control characters, which MLflow refuses or passes on."""
+        for name in ("params", "tags"):
+            shown = {printable_lines(key): printable_lines(text) for key, text in getattr(self, name).items()}
+            object.__setattr__(self, name, shown)
+        object.__setattr__(self, "title", printable(self.title))
 
     @property
     def is_ended(self) -> bool:

@@ -24,6 +24,7 @@ from stages.controls import (
 )
 from stages.figures import draw_boxes
 from stages.palette import GREEN
+from vico.shown_text import printable
 
 # N tiles
 Quality = Literal["quality_kept", "exact_match"]
@@ -136,7 +137,8 @@ def _draw_ratios(axes: Axes, ratios: Mapping[str, np.ndarray]) -> None:
     medians = {name: float(np.median(values)) for name, values in ratios.items()}
     order = sorted(medians, key=medians.__getitem__)
     draw_boxes(axes, [ratios[name] for name in order], GREEN, 0.0, "quartiles; whiskers from 5 to 95 %")
-    axes.set_yticks(range(len(order)), [f"{name} ({len(ratios[name]):,})" for name in order])
+    labels = [f"{printable(name)} ({len(ratios[name]):,})" for name in order]
+    axes.set_yticks(range(len(order)), labels, parse_math=False)  # a name may have dollar signs
     for y, name in enumerate(order):
         axes.annotate(
             f"{medians[name]:.2f}",

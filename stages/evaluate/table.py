@@ -22,6 +22,7 @@ from stages.controls import (
     point_of,
     points_of,
 )
+from vico.shown_text import markdown
 
 HEAD = (
     "| | tiles compressed | visual tokens saved | exact match | similarity | quality kept | 95 % interval |\n"
@@ -140,7 +141,9 @@ def _gap_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
 def _content_line(metrics: Mapping[str, Any]) -> Iterator[str]:
     contents = metrics.get("ratio_by_content")
     if contents:
-        ratios = (f"{name} {ratio['median']:.2f} ({ratio['tiles']})" for name, ratio in contents.items())
+        ratios = (
+            f"{markdown(name)} {ratio['median']:.2f} ({ratio['tiles']})" for name, ratio in contents.items()
+        )
         yield f"median loss ratio of test tiles by what they show: {', '.join(ratios)}"
 
 

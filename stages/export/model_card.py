@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from stages.controls import COMPRESSED, FULL, LISTED, REFERENCE, PointMetrics, point_of, points_of
 from stages.export.start_model import StartModel
+from vico.shown_text import markdown, markdown_code
 
 CARD_FILE = "README.md"
 Layout = Literal["hf", "flash"]
@@ -114,29 +115,25 @@ def _origin(sources: CardSources) -> dict[str, str]:
     start, manifest = sources.start, sources.manifest
     shards = [shard["sha256"] for shard in manifest["shards"]]
     return {
-        "base_name": start.name,
+        "base_name": markdown(start.name),
         "base_digest": start.weights_sha256,
-        "licence": start.licence,
+        "licence": markdown(start.licence),
         "samples": f"{manifest['written']:,}",
         "shards": str(len(shards)),
         "data_digest": hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
         "data_licences": _stated(manifest.get("licenses", {}), "as stated by each record"),
         "data_origins": _stated(manifest.get("origins", {}), "as named by each record"),
-        "run": f"| run | `{sources.run}` |\n" if sources.run else "",
+        "run": f"| run | {markdown_code(sources.run)} |\n" if sources.run else "",
     }
 
 
 def _stated(counts: Mapping[str, int], how: str) -> str:
     """Return a table cell with the values and their numbers of samples; those without a value come last."""
-    named = [f"{_cell(value)} ({count:,})" for value, count in counts.items() if value]
+    named = [f"{markdown(value)} ({count:,})" for value, count in counts.items() if value]
     unstated = counts.get("", 0)
     if not named:
         return "not stated by records or sets"
     return f"{how}: {', '.join(named)}" + (f"; {unstated:,} not stated" if unstated else "")
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "/").split())
 
 
 def _rows(evaluation: Mapping[str, Any], calibrated: float) -> list[str]:

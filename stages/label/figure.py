@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from stages.figures import draw_boxes
 from stages.palette import BLUE, GREEN, ORANGE
+from vico.shown_text import printable
 
 SMALLEST_LOSS = 1e-6  # nats; smaller losses are drawn here, since a log axis has no 0
 
@@ -27,7 +28,8 @@ def losses_by_kind(ratios: pa.Table, labels: pa.Table) -> Figure:
     tau = float(np.median(labels["tau"].to_numpy()))
     right.axvline(tau, color=ORANGE, linestyle="--", label=f"median tau {tau:.3g}")
     counts = [int(mask.sum()) for mask in masks]
-    left.set_yticks(range(len(names)), [f"{k} ({n:,} tiles)" for k, n in zip(names, counts, strict=True)])
+    rows = [f"{printable(name)} ({count:,} tiles)" for name, count in zip(names, counts, strict=True)]
+    left.set_yticks(range(len(names)), rows, parse_math=False)  # a name may have dollar signs
     right.set_xlabel("loss compressed / loss full, floor in both")
     right.set_title("Ratio: left of tau is labelled compress")
     for axes in (left, right):

@@ -9,13 +9,14 @@ import glob
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.records.blocks import first_block
 from data_prep.records.config import Format, RecordsConfig
 from data_prep.records.json_lists import first_byte
-from data_prep.records.sets import RecordFile, RecordSet, record_sets
+from data_prep.records.sets import SUFFIXES, RecordFile, RecordSet, record_sets
 from stages.shard.check import CheckTask, check_part
 from stages.shard.config import ShardConfig
 from stages.shard.tasks import shard_settings
@@ -27,12 +28,8 @@ if TYPE_CHECKING:
 _NUM_ROWS = 50
 _MAX_CONTAINERS = 4
 """Parquet files and tars of a folder that are looked at: they are long to read, and alike."""
-_FORMATS: dict[str, tuple[Format, ...]] = {
-    ".jsonl": ("internvl", "llava", "sharegpt"),
-    ".json": ("llava", "sharegpt"),
-    ".parquet": ("parquet",),
-    ".tar": ("webdataset",),
-}
+_KINDS: tuple[tuple[Format, ...], ...] = (("internvl", "llava", "sharegpt"), ("parquet",), ("webdataset",))
+"""The formats that read the same files; the files of the first kind in a folder are used."""
 _SHAREGPT_FIELD = re.compile(rb'"(messages|texts)"\s*:')
 _PEEKED_BYTES = 1 << 16
 _MISPLACED = ("missing_image", "path_outside_root")
@@ -67,20 +64,17 @@ class CheckedFolder:
 
     format: Format
     files: tuple[CheckedFile, ...]
-    num_files: int
+    paths: tuple[Path, ...]
     unused: tuple[Path, ...]
 
     @property
-    def suffix(self) -> str:
-        return self.files[0].path.suffix
-
-    @property
-    def records(self) -> dict[str, str]:
+    def records(self) -> dict[str, str] | list[dict[str, str]]:
         """The `inputs.records` that reads the files; not for `internvl`, which needs a meta file."""
         first = self.files[0]
-        path = _pattern(first.path) if self.num_files == 1 else str(first.path.parent / f"*{self.suffix}")
         has_root = self.format != "webdataset" and first.root != first.path.parent
-        return {"format": self.format, "path": path, **({"root": str(first.root)} if has_root else {})}
+        root = {"root": str(first.root)} if has_root else {}
+        sources = [{"format": self.format, "path": path, **root} for path in _patterns(self.paths)]
+        return sources[0] if len(sources) == 1 else sources
 
 
 def checked_folder(folder: Path, config: ShardConfig, tokenizer: Path) -> CheckedFolder:
@@ -90,22 +84,15 @@ def checked_folder(folder: Path, config: ShardConfig, tokenizer: Path) -> Checke
     """
     if not folder.is_dir():
         raise UserError(f"--data {folder} is not a folder; give one with the rows and their pictures")
-    by_suffix = _files_by_suffix(folder)
-    if not by_suffix:
+    kinds = {formats: paths for formats in _KINDS if (paths := _files_with_rows(folder, formats))}
+    if not kinds:
         raise UserError(
             f"--data {folder} has no *.jsonl file, and no JSON list, parquet file or tar either; put the "
             "rows there, for example one JSON object per line"
         )
-    suffix, *others = by_suffix
-    paths = by_suffix[suffix]
-    no_lists = sorted(set(folder.glob("*.json")) - set(paths))
-    if suffix == ".json" and len(paths) > 1 and no_lists:
-        raise UserError(
-            f"--data {folder} has JSON lists and {no_lists[0].name}, which is none; keep the lists in a "
-            "folder of their own"
-        )
+    (formats, paths), *others = kinds.items()
     best: list[CheckedFile] = []
-    for record_format in _formats(suffix, paths[0]):
+    for record_format in _in_order(formats, paths):
         checked = list(_checked_files(folder, paths, record_format, config, tokenizer))
         if not best or _num_good(checked) > _num_good(best):
             best = checked
@@ -113,16 +100,15 @@ def checked_folder(folder: Path, config: ShardConfig, tokenizer: Path) -> Checke
             break
     if not _num_good(best):
         raise _no_good_row(folder, best)
-    unused = tuple(path for other in others for path in by_suffix[other])
-    return CheckedFolder(best[0].format, tuple(best), len(paths), unused)
+    unused = tuple(path for _, other in others for path in other)
+    return CheckedFolder(best[0].format, tuple(best), tuple(paths), unused)
 
 
-def _files_by_suffix(folder: Path) -> dict[str, list[Path]]:
-    """Return the files with rows, sorted, in the order of _FORMATS; of JSON files only lists."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    by_suffix = {suffix: [path for path in files if path.suffix == suffix] for suffix in _FORMATS}
-    by_suffix[".json"] = [path for path in by_suffix[".json"] if _is_list(path)]
-    return {suffix: paths for suffix, paths in by_suffix.items() if paths}
+def _files_with_rows(folder: Path, formats: Sequence[Format]) -> list[Path]:
+    """Return the files that the formats read, sorted; of `.json` files only lists and lines of objects."""
+    suffixes = SUFFIXES[formats[-1]]
+    paths = sorted(path for path in folder.iterdir() if path.name.endswith(suffixes) and path.is_file())
+    return [path for path in paths if path.suffix != ".json" or _is_list(path) or _has_lines(path)]
 
 
 def _is_list(path: Path) -> bool:
@@ -130,13 +116,33 @@ def _is_list(path: Path) -> bool:
         return first_byte(file) == b"["
 
 
-def _formats(suffix: str, path: Path) -> Sequence[Format]:
-    """Return the formats to try. Several may read the same rows; the one that names their form is first."""
-    if "sharegpt" in _FORMATS[suffix]:
-        with open(path, "rb") as file:
-            if _SHAREGPT_FIELD.search(file.read(_PEEKED_BYTES)):
-                return sorted(_FORMATS[suffix], key=lambda name: name != "sharegpt")
-    return _FORMATS[suffix]
+def _has_lines(path: Path) -> bool:
+    """Return whether the first two lines are an object each: a meta file, too, may be an object in one line."""
+    with open(path, "rb") as file:
+        lines = [line.strip() for line in islice(file, 2)]
+    return len(lines) == 2 and all(line.startswith(b"{") and line.endswith(b"}") for line in lines)
+
+
+def _patterns(paths: Sequence[Path]) -> list[str]:
+    """Return the paths or the one pattern that stand for the files in `inputs.records`, and for no others."""
+    endings = {"".join(path.suffixes[-1:]) for path in paths}
+    pattern = f"*{min(endings)}"
+    if len(paths) > 1 and len(endings) == 1 and sorted(paths[0].parent.glob(pattern)) == sorted(paths):
+        return [str(paths[0].parent / pattern)]
+    return [_pattern(path) for path in paths]
+
+
+def _in_order(formats: Sequence[Format], paths: Sequence[Path]) -> Sequence[Format]:
+    """Return the formats to try. Several may read the same rows; the one that names their form is first.
+
+    A meta file of `internvl` names *.jsonl files only.
+    """
+    if "internvl" not in formats:
+        return formats
+    formats = formats[1:] if any(path.suffix != ".jsonl" for path in paths) else formats
+    with open(paths[0], "rb") as file:
+        is_sharegpt = _SHAREGPT_FIELD.search(file.read(_PEEKED_BYTES)) is not None
+    return sorted(formats, key=lambda name: name != "sharegpt") if is_sharegpt else formats
 
 
 def _checked_files(
@@ -160,7 +166,8 @@ def _file_set(path: Path, record_format: Format, root: Path) -> RecordSet:
     if record_format == "internvl":
         record_set = _file_set(path, "llava", root)
         assert isinstance(record_set.rows, RecordFile)
-        return replace(record_set, rows=replace(record_set.rows, format="internvl"))
+        rows = replace(record_set.rows, format="internvl")
+        return replace(record_set, rows=rows, mark_first=True)
     given_root = None if record_format == "webdataset" else str(root)
     (record_set,) = record_sets(RecordsConfig(format=record_format, path=_pattern(path), root=given_root))
     return record_set
@@ -204,5 +211,6 @@ def _no_good_row(folder: Path, files: Sequence[CheckedFile]) -> UserError:
     return UserError(
         f"--data {folder} has no good row among the first of each file; as {file.format} row "
         f"{row['line']} of {file.path.name} is {row['reason']} ({one_line(row['message'])}); correct the "
-        "rows or put the pictures there, docs/data.md lists formats and reasons"
+        "rows or put the pictures there (settings of inputs.records go into the file that `vico init` writes "
+        "without --data); docs/data.md lists formats and reasons"
     )

@@ -33,7 +33,8 @@ ORDERS = {
         ("results",),
         ("storage",),
         ("identity",),
-        ("config", "serving", "progress", "json_files", "one_place"),
+        ("config", "serving"),
+        ("terminal", "json_files", "one_place"),
     ),
     "stages": (
         STAGES,
@@ -54,6 +55,7 @@ DOORS = {
     "fastapi": ("pipeline/serving/app.py",),
     "starlette": ("pipeline/serving/app.py",),
     "uvicorn": ("pipeline/serving/server.py",),
+    "rich": ("pipeline/terminal/",),
 }
 LIBRARIES = frozenset(door.partition(".")[0] for door in DOORS)
 
@@ -192,7 +194,10 @@ def test_a_wrong_import_is_found(tmp_path, file, source):
         ("stages/training/ranks/ray_trainer.py", "import ray.train\nray.train.report({})"),
         ("stages/shard/stage.py", "from cluster.tasks import map_tasks"),
         ("stages/shard/stage.py", "from .. import context\nfrom ..parts import Parts"),
-        ("pipeline/cli.py", "from pipeline.commands import runs\nfrom pipeline.progress import Display"),
+        (
+            "pipeline/cli.py",
+            "from pipeline.commands import runs\nfrom pipeline.terminal.progress import Display",
+        ),
         ("pipeline/storage/lease.py", "from pipeline.storage.lease_file import read_lease"),
         ("stages/__init__.py", "from . import pipeline"),
         ("cluster/tasks.py", "import ray\nimport ray.util\nray.get(1)"),

@@ -13,8 +13,8 @@ KEEP_COLOUR, COMPRESS_COLOUR = (230, 110, 20), (40, 90, 200)
 _VEIL = (190, 205, 235, 150)
 # Pixels of the longer side: smaller pictures are enlarged, larger ones reduced, so that labels are legible.
 MIN_LONG_SIDE, MAX_LONG_SIDE = 480, 1600
-_MIN_SHORT_SIDE = 32
-"""Pixels to which a still thinner picture is stretched: its tiles could not be told apart."""
+_MIN_SHORT_SIDE = 48
+"""Pixels to which a thinner picture or thumbnail is stretched: its tiles and labels would not be legible."""
 _GAP, _CAPTION = 16, 40
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 _THUMBNAIL = "thumbnail"
@@ -72,7 +72,7 @@ def _with_tile(picture: Image.Image, box: Sequence[int], compressed: bool, label
     draw = ImageDraw.Draw(picture)
     if right - left > 2 and bottom - top > 2:  # Pillow refuses a rectangle whose ends are the wrong way round
         draw.rectangle([left + 1, top + 1, right - 2, bottom - 2], outline=colour, width=3)
-    _label(draw, (left + 8, top + 8), label, colour, min(22, max(10, (bottom - top) // 5)))
+    _label(draw, (left + 8, top + 8), label, colour, min(22, max(10, min(bottom - top, right - left) // 5)))
     return picture
 
 
@@ -87,7 +87,7 @@ def _thumbnail_panel(picture: Image.Image, compressed: bool, tokens: int) -> Ima
     """Return the whole picture, small and never enlarged, with the decision on the thumbnail tile."""
     width = min(picture.width, max(150, picture.width // 4))
     small = picture.resize(
-        (width, max(1, round(picture.height * width / picture.width))), Image.Resampling.BICUBIC
+        (width, max(_MIN_SHORT_SIDE, round(picture.height * width / picture.width))), Image.Resampling.BICUBIC
     )
     small = _with_tile(small, (0, 0, *small.size), compressed, str(tokens))
     font = ImageFont.load_default(16)

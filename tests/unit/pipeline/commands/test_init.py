@@ -88,6 +88,45 @@ def test_llava_rows_are_recognised_and_read(data, model, write):
     assert checked(data.parent / "pipeline.yaml") == (2, 2)
 
 
+def test_every_text_file_of_rows_is_read_and_no_other(data, model):
+    """JSON lists beside lines (also lines in `.json`), and a `.json` file that has no rows."""
+    write_lines(data / "a.jsonl", [row("a.png")])
+    write_lines(data / "b.ndjson", [row("a.png", answer="another")])
+    write_lines(data / "c.json", [row(answer="1"), row(answer="2")])
+    (data / "d.json").write_text(json.dumps([row(answer="3")], indent=1))
+    (data / "info.json").write_text(json.dumps({"name": "a data set"}))
+    result = init(data, model)
+    assert result.exit_code == 0, result.exception
+    assert [line.split(":")[0] for line in result.stdout.splitlines()[:4]] == [
+        "a.jsonl",
+        "b.ndjson",
+        "c.json",
+        "d.json",
+    ]
+    assert checked(data.parent / "pipeline.yaml") == (5, 5)
+
+
+def test_a_second_run_uses_the_meta_file_of_the_first(data, model):
+    write_lines(data / "a.jsonl", [row("a.png")])
+    assert init(data, model).exit_code == 0
+    written = (data / "meta.json").read_text()
+    result = init(data, model, "second.yaml")
+    assert result.exit_code == 0, result.exception
+    assert "meta.json is already there" in result.stdout
+    assert (data / "meta.json").read_text() == written
+    assert checked(data.parent / "second.yaml") == (1, 1)
+    write_lines(data / "b.jsonl", [row("a.png", answer="a third")])
+    result = init(data, model, "third.yaml")
+    assert "exists and has other content; move it away" in str(result.exception)
+
+
+def test_a_picture_without_a_mark_is_read_as_internvl_reads_it(data, model):
+    write_lines(data / "rows.jsonl", [{**row(), "image": "a.png"}])
+    result = init(data, model)
+    assert "format internvl" in result.stdout and "1 good" in result.stdout, result.exception
+    assert checked(data.parent / "pipeline.yaml") == (1, 1)
+
+
 def test_parquet_files_and_tars_are_recognised_and_read(data, model):
     image, conversations = {"bytes": picture(1), "path": None}, row("x")["conversations"]
     pq.write_table(pa.table({"image": [image], "conversations": [conversations]}), data / "rows.parquet")
@@ -96,7 +135,7 @@ def test_parquet_files_and_tars_are_recognised_and_read(data, model):
     assert checked(data.parent / "pipeline.yaml") == (1, 1)
     for name in ("a.tar", "b.tar"):
         with tarfile.open(data / name, "w") as tar:
-            for member, content in (("k.json", json.dumps(row("x")).encode()), ("k.png", picture(2))):
+            for member, content in (("k.json", json.dumps(row("k.png")).encode()), ("k.png", picture(2))):
                 info = tarfile.TarInfo(member)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

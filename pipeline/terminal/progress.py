@@ -10,6 +10,9 @@ from typing import Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from pipeline.terminal.output import Terminal, unfiltered
+from vico.shown_text import printable
+
 logger = logging.getLogger(__name__)
 LINE_EVERY_S = 10.0
 """At least so long between two plain lines about the progress of a stage."""
@@ -22,7 +25,8 @@ class Display(AbstractContextManager["Display"]):
     """
 
     def __init__(self, stream: TextIO):
-        self._console = _LastingConsole(file=stream, highlight=False)
+        self._terminal = Terminal(stream)
+        self._console = _LastingConsole(file=unfiltered(stream), highlight=False)
         self._bars = _bars(self._console) if self._console.is_terminal else None
         self._lock = threading.Lock()
         self._stages: dict[str, _StageProgress] = {}
@@ -40,7 +44,7 @@ class Display(AbstractContextManager["Display"]):
         """Show one line and log it. If the terminal or pipe is gone, the run continues with the log alone."""
         logger.info("%s", text)
         with suppress(OSError):
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(self._terminal.text(text), soft_wrap=True)
 
     def stage_started(self, stage: str, text: str) -> None:
         """Show one line and accept the stage's progress from now on."""
@@ -60,8 +64,10 @@ class Display(AbstractContextManager["Display"]):
                 progress.started_s, progress.first_done = now, done
             if self._bars:
                 if progress.bar is None:
-                    progress.bar = self._bars.add_task(stage, unit=unit, completed=done, total=total)
-                self._bars.update(progress.bar, completed=done, total=total, unit=unit)
+                    progress.bar = self._bars.add_task(
+                        printable(stage), unit=printable(unit), completed=done, total=total
+                    )
+                self._bars.update(progress.bar, completed=done, total=total, unit=printable(unit))
             if now - progress.last_line_s < LINE_EVERY_S:
                 return
             progress.last_line_s = now
@@ -105,10 +111,10 @@ class _StageProgress:
 
 def _bars(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description:12}"),
+        TextColumn("{task.description:12}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[unit]}", markup=False),
         TimeRemainingColumn(),
         console=console,
     )

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from pipeline import progress
-from pipeline.progress import Display, duration
+from pipeline.terminal import progress
+from pipeline.terminal.progress import Display, duration
 
 
 class Terminal(io.StringIO):

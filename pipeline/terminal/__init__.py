@@ -1,0 +1,1 @@
+"""What the commands show: lines, tables, progress and JSON. Nothing else writes to the terminal."""
