@@ -103,4 +103,3 @@ class BackgroundWriter:
 
     def cleanup(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-

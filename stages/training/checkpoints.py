@@ -93,7 +93,8 @@ def changes(
 ) -> Iterator[str]:
     """Yield one line for each state file of this rank's share that is not the written one.
 
-    `share` is (rank, world size); `check` is called between files. Checkpoints of early versions have no digests: rank 0 says so in the log.
+    `share` is (rank, world size); `check` is called between files. Checkpoints of early versions have no
+    digests: rank 0 says so in the log.
     """
     if digests is not None:
         yield from differences(checkpoint / STATE, digests, share, check)
@@ -112,8 +113,8 @@ def other_checkpoint(parts: Parts, folder: Path) -> str:
     """Return the remedy for a checkpoint that cannot be used: what to remove, and what is used then."""
     older = [path.name for _, path in checkpoints(parts) if path < folder]
     return (
-        f"remove {folder} to resume from {older[-1] if older else 'the first step'}; an object store restores "
-        "it, so with one restart the stage with --force"
+        f"remove {folder} to resume from {older[-1] if older else 'the first step'}; an object store "
+        "restores it, so with one restart the stage with --force"
     )
 
 
@@ -145,14 +146,14 @@ def remove_checkpoints(parts: Parts) -> None:
     """Remove what only a resume needs, once the stage's result is published."""
     for name in (CHECKPOINTS, BEST):
         parts.remove(name)
-    for attempt in (parts.folder / "attempts").glob("*/universal"):
-        shutil.rmtree(attempt, ignore_errors=True)
+    for universal in parts.below("attempts/*/universal"):
+        delete(universal)
 
 
 def remove_half_deleted(parts: Parts) -> None:
     """Remove what a rank that died left half written or half deleted. Call it while no rank runs."""
     for name in (CHECKPOINTS, BEST):
-        for leftover in (parts.output / name).glob(".step-*.partial-*"):
+        for leftover in parts.below(f"output/{name}/.step-*.partial-*"):
             delete(leftover)
 
 
@@ -214,7 +215,11 @@ class Checkpoints:
         digests = self._engine.of_rank_0(read_metadata(source).get("files"))
         share = self._engine.rank, self._engine.world_size
         lines = self._engine.of_all_ranks(list(changes(source, digests, share)))
-        remedy = f"remove {source}, and it is converted again" if universal else other_checkpoint(self._parts, folder)
+        remedy = (
+            f"remove {source}, and it is converted again"
+            if universal
+            else other_checkpoint(self._parts, folder)
+        )
         check_unchanged(source, [line for of_rank in lines for line in of_rank], remedy)
         try:
             self._engine.load_checkpoint(source, STATE, universal=universal)

@@ -24,8 +24,8 @@ def weights_only() -> Iterator[None]:
     """Return a context in which each `torch.load` of this process, and of processes it forks, makes tensors
     and plain values only.
 
-    The exceptions are the three classes of DeepSpeed 0.19 in its optimizer states, which run nothing when they are
-    made. Raises UnsafeState for a file that needs more.
+    The exceptions are the three classes of DeepSpeed 0.19 in its optimizer states, which run nothing when
+    they are made. Raises UnsafeState for a file that needs more.
     """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

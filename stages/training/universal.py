@@ -21,6 +21,7 @@ from cluster.sources import in_worker
 from cluster.sources.driver import driver_code, python_path
 from cluster.sources.reports import accept_files
 from cluster.train_settings import MemorySettings
+from stages.durable_files import delete
 from stages.parts import Parts
 from stages.training.checkpoints import (
     METADATA_FILE,
@@ -108,9 +109,9 @@ def _check_fits(metadata: CheckpointMetadata, folder: Path, parts: Parts, memory
 
 def remove_conversions(parts: Parts, keep: Path | None = None) -> None:
     """Remove conversions of earlier checkpoints or attempts: each is as large as a checkpoint."""
-    for old in parts.folder.glob("attempts/*/universal/*"):
+    for old in parts.below("attempts/*/universal/*"):
         if old != keep:
-            shutil.rmtree(old, ignore_errors=True)
+            delete(old)
 
 
 def num_converters(largest_bytes: int) -> int:

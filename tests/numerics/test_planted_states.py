@@ -22,7 +22,7 @@ from tests.tiny_model import make_tiny_model
 
 STAGES = (1, 2, 3)
 KINDS = ("model_states.pt", "optim_states.pt")
-UNIVERSAL_KINDS = ("fp32.pt", "exp_avg.pt", "step.pt", "model_states.pt", "optimizer_state.pt", "optim_states.pt")
+UNIVERSAL_KINDS = (*KINDS, "fp32.pt", "exp_avg.pt", "step.pt", "optimizer_state.pt")
 
 
 class Planted:
@@ -55,7 +55,9 @@ def run(model: Path, folder: Path, scenarios: list[tuple[str, int]], world_size:
         json.dumps({"name": name, "zero_stage": stage, "attempt": 1, "stop_after": 6})
         for name, stage in scenarios
     ]
-    finish(start_ranks("tests.numerics.training_case", [str(model), str(folder), *texts], logs, world_size), logs)
+    finish(
+        start_ranks("tests.numerics.training_case", [str(model), str(folder), *texts], logs, world_size), logs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,9 @@ def test_planted_code_does_not_run_in_the_conversion(written, stage, tmp_path):
         parts = Parts(folder, 1)
         [(_, checkpoint)] = checkpoints(parts)
         plant(checkpoint, kind, tmp_path / "ran", new_digests=False)
-        with pytest.raises(CheckpointDiffers, match=rf"{kind} has \d+ bytes, and \d+ were written.*; remove "):
+        with pytest.raises(
+            CheckpointDiffers, match=rf"{kind} has \d+ bytes, and \d+ were written.*; remove "
+        ):
             convert_last_checkpoint(parts, 1, memory)
         shutil.rmtree(checkpoint)
         shutil.copytree(written / f"zero-{stage}", folder, dirs_exist_ok=True)
