@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from cluster.own_files import no_links
+
 logger = logging.getLogger(__name__)
 STEP_METRICS_FILE = "metrics.jsonl"
 """Metrics of a stage by step, in the folder of the attempt."""
@@ -67,7 +69,7 @@ class MetricsWriter:
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file = open(path, "ab", opener=no_links)  # noqa: SIM115 - closed by close
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step with the time of now."""

@@ -89,7 +89,8 @@ def json_bytes(content: Any) -> bytes:
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file in one step, as `write_json` does."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    with temporary.open("wb") as file:
+    temporary.unlink(missing_ok=True)  # left by a process that is gone, or a link
+    with temporary.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.own_files import no_links
 from vico.errors import UserError
 
 _LOCK_TIMEOUT_S = 60.0
@@ -18,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 def delete(path: Path) -> None:
-    """Delete a hidden file or folder.
+    """Delete a hidden file or folder; of a link the link, not what it leads to.
 
     The driver and a rank may delete a folder and a folder in it at the same time; a path that is already gone
     is not an error.
     """
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-    if path.exists():
+    if os.path.lexists(path):
         logger.warning("%s could not be deleted; the next attempt deletes it", path)
 
 
@@ -48,7 +49,7 @@ def locked_file(path: Path) -> Iterator[None]:
     Raises UserError if the holder does not release it within a minute.
     """
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
-    with path.open("a") as file:
+    with open(path, "a", opener=no_links) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.own_files import check_inside, no_links
 from stages.durable_files import delete, locked, sync_folder, sync_tree
 from stages.stops import LeaseLost
 
@@ -47,14 +48,33 @@ class Parts:
         return (self.output / name).exists()
 
     def partial(self, name: str) -> Path:
-        """Return the path to which this attempt writes the part before it publishes it.
+        """Return the path to which this attempt writes the part before it publishes it, never a link.
 
         The parent folders exist. The path itself may be left over from an earlier try within the same
         attempt: open files with mode "w", and empty folders first.
         """
         target = self.output / name
+        self._check_inside(target.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
-        return target.parent / f".{target.name}.partial-{self.attempt}"
+        partial = target.parent / f".{target.name}.partial-{self.attempt}"
+        if partial.is_symlink():
+            partial.unlink()
+        return partial
+
+    def _check_inside(self, path: Path) -> None:
+        """Raise UserError if a link on the way to the path leads out of the storage."""
+        check_inside(path, self.folder.parents[1])
+
+    def below(self, pattern: str) -> list[Path]:
+        """Return the paths in the stage's folder that match a pattern, sorted, except those reached through a
+        link: they belong to others."""
+        folder = os.path.realpath(self.folder)
+        paths = sorted(self.folder.glob(pattern))
+        return [
+            path
+            for path in paths
+            if os.path.realpath(path.parent) == os.path.join(folder, path.parent.relative_to(self.folder))
+        ]
 
     def publish(self, name: str, *more: str, replace: bool = False) -> Path:
         """Sync the partial file or folder, rename it to its final name and return that path.
@@ -70,7 +90,8 @@ class Parts:
             self.check_lease()
             for part in names:
                 target = self.output / part
-                if target.exists() and not replace:
+                self._check_inside(target.parent)
+                if os.path.lexists(target) and not replace:
                     raise FileExistsError(
                         f"{target} is published already; call done({part!r}) before writing it again"
                     )
@@ -85,8 +106,10 @@ class Parts:
             self.check_lease()
             for name, new_name in new_names.items():
                 target = self.output / new_name
+                self._check_inside(target.parent)
+                self._check_inside((self.output / name).parent)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if target.exists():
+                if os.path.lexists(target):
                     raise FileExistsError(f"{target} is published already")
                 os.replace(self.output / name, target)
                 self._append_to_journal(published=new_name)
@@ -100,11 +123,12 @@ class Parts:
     def remove(self, name: str) -> None:
         """Delete a part or a folder of parts that nobody needs any more; do nothing if it does not exist."""
         path = self.output / name
-        if not path.exists():
+        if not os.path.lexists(path):
             return
         with locked(self.folder):
             self.check_lease()
-            if not path.exists():  # it was being uploaded, and the driver has deleted it in the meantime
+            self._check_inside(path.parent)
+            if not os.path.lexists(path):  # it was being uploaded, and the driver has deleted it since
                 return
             self._append_to_journal(removed=name)
             held = [part for part in self.held() if is_within(part, name)]
@@ -112,7 +136,7 @@ class Parts:
                 return
             # of a folder in which some parts are held, only the others are deleted
             paths = [path]
-            if held:
+            if held and not path.is_symlink():
                 paths = [child for child in path.iterdir() if f"{name}/{child.name}" not in held]
             hidden_paths = [self.hide(path) for path in paths]
         for hidden in hidden_paths:
@@ -132,8 +156,9 @@ class Parts:
 
     def _append_to_journal(self, **action: str) -> None:
         """Append what was done to a part; called while the folder is locked."""
+        self._check_inside(self.attempt_folder)
         self.attempt_folder.mkdir(parents=True, exist_ok=True)
-        with (self.attempt_folder / JOURNAL_FILE).open("a", encoding="utf-8") as file:
+        with open(self.attempt_folder / JOURNAL_FILE, "a", encoding="utf-8", opener=no_links) as file:
             file.write(json.dumps(action) + "\n")
 
     def write_json(self, name: str, value: object) -> Path:

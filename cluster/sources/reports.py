@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from cluster.own_files import no_links
 from cluster.sources.driver import driver_code
 from cluster.sources.in_worker import PACKAGES, REPORT_PREFIX
 from vico.errors import UserError
@@ -30,7 +31,7 @@ class WorkerReports:
         process = (report["host"], report["pid"])
         if process not in self._kept:
             self._kept.add(process)
-            with self._path.open("a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8", opener=no_links) as file:
                 file.write(json.dumps(report) + "\n")
 
 

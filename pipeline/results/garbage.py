@@ -4,24 +4,28 @@ A run is kept as long as its folder exists. It needs the folders of its stages a
 were made from, and its record if a later run moved that to superseded/.
 """
 
+import logging
 import os
 import re
-import shutil
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.own_files import check_inside
 from pipeline.results.records import RECORD_FILE, Record
 from pipeline.results.run_results import record_of
 from pipeline.results.runs import RUN_FILE, RunFile, Runs
 from pipeline.storage.leases import STALE_S, Leases
 from pipeline.storage.lookup import storage_of
 from pipeline.storage.output_files import partials
-from stages.durable_files import locked
+from stages.durable_files import delete, locked
+from stages.parts import Parts
 from vico.errors import UserError
 
+logger = logging.getLogger(__name__)
 TRASH = ".gc-"
 _STOP_IT = "nothing is removed while it works: stop it, or try again when it has ended"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -54,6 +58,7 @@ def collect_garbage(
     if not storage.is_dir():
         return []
     runs = Runs(storage)
+    check_inside(runs.folder, storage)
     leases = Leases(runs.storage, stale_s=stale_s)
     stale_tokens = leases.refuse_live_holders(_folders(storage), _STOP_IT)
     if dry_run:
@@ -61,16 +66,18 @@ def collect_garbage(
     with runs.locked():  # meanwhile no command looks for its run or creates it
         leases.refuse_new_holders(_folders(storage), stale_tokens, _STOP_IT)
         all_garbage = list(_all_garbage(storage, runs, drop))
-        trash = storage / f"{TRASH}{os.getpid()}"
+        trash = storage / f"{TRASH}{os.getpid()}-{secrets.token_hex(4)}"
+        trash.mkdir()
         for number, garbage in enumerate(all_garbage):
             _move(garbage, trash / str(number))
-    for folder in storage.glob(f"{TRASH}*"):
-        shutil.rmtree(folder)
+    for path in storage.glob(f"{TRASH}*"):
+        delete(path)
     return all_garbage
 
 
 def _folders(storage: Path) -> list[Path]:
-    return [*_run_folders(storage), *_stage_folders(storage)]
+    folders = [*_run_folders(storage), *_stage_folders(storage)]
+    return [folder for folder in folders if not folder.is_symlink()]
 
 
 def _move(garbage: Garbage, target: Path) -> None:
@@ -104,11 +111,15 @@ def _all_garbage(storage: Path, runs: Runs, drop: Iterable[str]) -> Iterator[Gar
         if folder not in needed:
             yield _garbage("stage", folder, "no run has this fingerprint")
             continue
+        if folder.is_symlink():
+            continue
         superseded = _unneeded_superseded(folder, needed_superseded.get(folder, set()))
         unneeded += superseded
         for path in superseded:
             yield _garbage("superseded", path, "replaced by a later result, and no run's record is in it")
-        for path in [*sorted(partials(folder / "output")), *sorted(folder.glob(".*.tmp"))]:
+        output = folder / "output"
+        half_written = [] if output.is_symlink() else sorted(partials(output))
+        for path in [*half_written, *sorted(folder.glob(".*.tmp"))]:
             yield _garbage("partial", path, "half-written by a process that is gone")
     for address, num_bytes in storage_of(storage).garbage(needed, unneeded).items():
         yield Garbage("object", address, "no stage names this part", num_bytes)
@@ -118,7 +129,7 @@ def _unneeded_superseded(folder: Path, needed: set[Path] | None) -> list[Path]:
     """Return the superseded results of a stage's folder that are not in `needed`; None means all are."""
     if needed is None:
         return []
-    return [path for path in sorted(folder.glob("superseded/*")) if path not in needed]
+    return [path for path in Parts(folder, 0).below("superseded/*") if path not in needed]
 
 
 def _needed_folders(storage: Path, kept: list[RunFile]) -> set[Path]:
@@ -163,11 +174,17 @@ def _run_folders(storage: Path) -> list[Path]:
 
 
 def _stage_folders(storage: Path) -> list[Path]:
-    """Return the folders that are named like a stage's; gc touches nothing else in the storage."""
+    """Return the folders, and links, that are named like a stage's; gc touches nothing else in the storage,
+    and nothing that it reaches through a link."""
+    links = [path for path in storage.glob("*") if path.is_symlink() and not path.name.startswith(TRASH)]
+    for link in links:
+        logger.warning("%s is a link to %s; what it leads to is left alone", link, os.path.realpath(link))
     return sorted(
         path
         for path in storage.glob("*/*")
-        if _FINGERPRINT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        if _FINGERPRINT.fullmatch(path.name)
+        and path.parent not in links
+        and (path.is_dir() or path.is_symlink())
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.own_files import check_inside
 from pipeline.identity.fingerprints import digest
 from pipeline.json_files import StoredModel
 from pipeline.results.records import Record
@@ -149,6 +150,7 @@ class Runs:
     def save(self, run: RunFile, lease: Lease | None = None) -> None:
         """Write run.json; with a lease, raise LeaseLost instead if another driver has taken over the run."""
         path = self.run_folder(run.run) / RUN_FILE
+        check_inside(path.parent, self.folder.parent)
         if lease is None:
             self.storage.write(path, run.content())
             return
@@ -157,6 +159,7 @@ class Runs:
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the lock under which a command looks for its run or creates it."""
+        check_inside(self.folder, self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.storage.locked_runs(self.folder)
 

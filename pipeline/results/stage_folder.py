@@ -5,10 +5,12 @@ inputs are those that it was made from.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.own_files import check_inside
 from pipeline.identity.file_digests import file_sha256s
 from pipeline.identity.fingerprints import stage_fingerprint
 from pipeline.json_files import OutputFile
@@ -144,6 +146,8 @@ class StageFolder:
             expected=sorted(expected),
         )
         with lease.writing():
+            for path in (self.output, parts.attempt_folder):
+                check_inside(path, self.path.parents[1])
             self.output.mkdir(exist_ok=True)
             parts.attempt_folder.mkdir(parents=True)
             self.storage.write(parts.attempt_folder / ATTEMPT_FILE, attempt_file.content())
@@ -154,7 +158,7 @@ class StageFolder:
         """Move attempts, output and record to superseded/<n>, in this order: half of them never counts as a
         result. Return the new folder, or None if there is nothing to move."""
         names = ("attempts", self.output.name, RECORD_FILE)
-        if not any((self.path / name).exists() for name in names):
+        if not any(os.path.lexists(self.path / name) for name in names):
             return None
         with lease.writing():
             return self.storage.supersede(self.path, names)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cluster.metric_lines import STEP_METRICS_FILE, MetricsWriter
+from cluster.own_files import LogFile
 from cluster.passwords import MaskingFormatter
 from cluster.site import Site
 from data_prep.records.config import RecordsConfig
@@ -82,7 +83,7 @@ class StageContext(Context):
 @contextmanager
 def logging_to(path: Path, *, of_stage: bool = False) -> Iterator[None]:
     """Also write INFO and higher to `path`. With `of_stage`, skip records of stages in other threads."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFile(path)
     if of_stage:
         stage_thread = threading.current_thread().name
         handler.addFilter(lambda record: _is_of_stage(stage_thread, record.threadName or ""))

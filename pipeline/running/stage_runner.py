@@ -21,7 +21,7 @@ from pipeline.identity.provenance import (
     run_environment,
 )
 from pipeline.identity.source_files import source_digests, sources_digest
-from pipeline.json_files import OutputFile
+from pipeline.json_files import OutputFile, write_bytes
 from pipeline.planning.reasons import code_changes, made_by_attempts
 from pipeline.planning.shard_contents import check_shards
 from pipeline.planning.stage_status import StageStatus, task_status
@@ -268,7 +268,7 @@ def _keep_patch(parts: Parts) -> None:
     """Keep how the checkout differs from its commit, if it does."""
     patch = git_patch()
     if patch is not None:
-        (parts.attempt_folder / PATCH_FILE).write_bytes(patch.encode())
+        write_bytes(parts.attempt_folder / PATCH_FILE, patch.encode())
 
 
 def _iso(moment: datetime) -> str:

@@ -114,8 +114,8 @@ class FolderStorage:
         return superseded
 
     def size(self, path: Path) -> int:
-        """Return the bytes of a file, or of all files below a folder."""
-        if not path.is_dir():
+        """Return the bytes of a file or link, or of all files below a folder."""
+        if path.is_symlink() or not path.is_dir():
             return path.lstat().st_size
         files = (os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
         return sum(os.lstat(file).st_size for file in files)
@@ -127,5 +127,4 @@ class FolderStorage:
 
     def remove(self, path: Path | str, trash: Path) -> None:
         """Hide a path, or an address of `garbage`, from everybody; `trash` is where it waits for deletion."""
-        trash.parent.mkdir(exist_ok=True)
         os.rename(path, trash)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cluster.own_files import check_inside
 from pipeline.storage.folder import Conflict, FolderStorage
 from pipeline.storage.lease import BEAT_S, Lease
 from pipeline.storage.lease_file import Holder, boot_id, pid_namespace, pid_started, read_lease
@@ -59,8 +60,10 @@ class Leases:
         Raises LeaseHeld if another driver is alive and still holds the lease after `wait_s` seconds. A
         holder that cannot be seen from here is watched: it is alive if its counter moves; if the counter
         does not move for `stale_s` seconds, the lease is taken over. `on_wait` is called once with the
-        holder before waiting.
+        holder before waiting. Raises UserError if the folder is reached through a link that leads out of the
+        storage.
         """
+        check_inside(folder, folder.parents[1])
         folder.mkdir(parents=True, exist_ok=True)
         watch, deadline, reported = _Watch(), time.monotonic() + wait_s, False
         while True:

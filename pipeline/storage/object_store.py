@@ -234,7 +234,7 @@ class ObjectStorage(FolderStorage):
         prefixes = (f"{key}/", f"{BYTES_PREFIX}{key}/")
         keys = [entry.key for prefix in prefixes for entry in self.bucket.listed(prefix)]
         self.bucket.delete(sorted(keys, key=lambda name: not name.endswith((PARTS_FILE, "run.json"))))
-        if path.exists():
+        if os.path.lexists(path):
             super().remove(path, trash)
 
 

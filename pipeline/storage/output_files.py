@@ -1,11 +1,11 @@
 """Published and partial files of a stage's output, and moving results to superseded/."""
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from stages.durable_files import sync_folder
+from cluster.own_files import check_inside
+from stages.durable_files import delete, sync_folder
 
 
 def is_partial(name: str) -> bool:
@@ -24,7 +24,7 @@ def partials(output: Path) -> Iterator[Path]:
 def remove_partials(output: Path) -> None:
     """Delete what earlier attempts left half-written."""
     for path in list(partials(output)):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        delete(path)
 
 
 def published(output: Path) -> Iterator[str]:
@@ -39,18 +39,20 @@ def published(output: Path) -> Iterator[str]:
 def move_to_superseded(folder: Path, superseded: Path, names: Iterable[str], damaged: Iterable[str]) -> None:
     """Move the `damaged` files of a stage's output, then the files and folders `names` of the stage."""
     for name in damaged:
+        check_inside((folder / "output" / name).parent, folder.parents[1])
         target = superseded / "output" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if (folder / "output" / name).exists():
+        if os.path.lexists(folder / "output" / name):
             os.rename(folder / "output" / name, target)
     for name in names:
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             os.rename(folder / name, superseded / name)
     sync_folder(folder)
 
 
 def new_superseded_folder(folder: Path) -> Path:
     """Create superseded/<n> with the next free number."""
+    check_inside(folder / "superseded", folder.parents[1])
     number = 1
     while True:
         superseded = folder / "superseded" / str(number)

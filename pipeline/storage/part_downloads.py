@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from cluster.own_files import check_inside
 from data_prep.records.identity import file_sha256
 from pipeline.json_files import OutputFile
 from pipeline.storage.folder import Sha256s
@@ -40,6 +41,7 @@ def download_files(
 
 def _download(copy: WorkingCopy, folder: Path, name: str, file: OutputFile) -> bool:
     target = folder / "output" / name
+    check_inside(target.parent, copy.folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Readers hold no lease: several commands may fetch the same file at the same time.
     partial = target.parent / f".{target.name}.partial-{secrets.token_hex(8)}"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.json_files import OutputFile
+from pipeline.json_files import OutputFile, write_bytes
 from pipeline.storage.folder import Conflict, Sha256s
 from pipeline.storage.output_files import published, remove_partials
 from pipeline.storage.part_downloads import download_files
@@ -94,7 +94,7 @@ class StoredParts:
         """Keep these parts in the output until `_release`, even if the stage removes them."""
         held = self._logs / HELD_FILE
         if batch:
-            held.write_text(json.dumps(batch))
+            write_bytes(held, json.dumps(batch).encode())
         else:
             held.unlink(missing_ok=True)
 

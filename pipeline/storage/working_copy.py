@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.metric_lines import METRIC_FILES
+from cluster.own_files import check_inside, is_inside
 from pipeline.json_files import json_bytes, write_bytes
 from pipeline.storage.bucket import Bucket, ConditionFailed, ListedObject
 from pipeline.storage.folder import Conflict
@@ -71,6 +72,7 @@ class WorkingCopy:
     ) -> None:
         """Read changed files. Folders in which a driver works in this copy are newer than the store: only
         that driver refreshes them."""
+        check_inside(folder, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             if self._is_of_another_driver(folder):
@@ -88,6 +90,7 @@ class WorkingCopy:
                 else:
                     self.etags[prefix + name] = etag
             for name in set(seen) - set(etags):
+                check_inside((folder / name).parent, self.folder)
                 (folder / name).unlink(missing_ok=True)
                 self.etags.pop(prefix + name, None)
                 del seen[name]
@@ -118,6 +121,7 @@ class WorkingCopy:
     def refresh_file(self, path: Path) -> None:
         """Read one file from the store; delete the copy if the store does not have it."""
         key = self.key(path)
+        check_inside(path.parent, self.folder)
         with self._locks[key]:
             stored = self.bucket.get(key)
             if stored is None:
@@ -132,6 +136,7 @@ class WorkingCopy:
     def write(self, path: Path, content: Any) -> None:
         """Write a JSON file to the store and to the copy; raise Conflict if the store has another version."""
         data, key = json_bytes(content), self.key(path)
+        check_inside(path.parent, self.folder)
         with self._locks[key]:
             try:
                 self.etags[key] = self.bucket.put(key, data, etag=self.etags.get(key))
@@ -145,7 +150,7 @@ def _remove_unshared_metrics(folder: Path, names: Container[str]) -> None:
     """Remove metrics that a driver killed on this machine did not upload: the driver that resumed without
     them has computed their steps again."""
     for path in folder.glob(f"attempts/*/{METRIC_FILES}"):
-        if path.relative_to(folder).as_posix() not in names:
+        if path.relative_to(folder).as_posix() not in names and is_inside(path.parent, folder):
             path.unlink()
 
 

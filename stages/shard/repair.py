@@ -82,7 +82,7 @@ def link_shards(context: Context, base: Path, shards: Sequence[ManifestShard]) -
             )
         partial_path.unlink(missing_ok=True)
         try:
-            os.link(source, partial_path)
+            os.link(os.path.realpath(source), partial_path)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise

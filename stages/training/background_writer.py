@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from stages.training.state_digests import FileDigest, HashingFile
+
 
 class StateReader(Protocol):
     """The part of DeepSpeed's own checkpoint engine that still loads."""
@@ -46,10 +48,24 @@ class BackgroundWriter:
         self._reader = reader
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writes: list[Future[None]] = []
+        self._digests: dict[str, FileDigest] = {}
 
     def save(self, state_dict: Any, path: str) -> None:
         """Copy the state and return; the file exists when `written` says so."""
-        self._writes.append(self._pool.submit(_write, host_copy(state_dict, {}), path))
+        self._writes.append(self._pool.submit(self._write, host_copy(state_dict, {}), path))
+
+    def _write(self, state: Any, path: str) -> None:
+        with open(path, "wb") as file:
+            hashing = HashingFile(file)
+            torch.save(state, hashing)  # type: ignore[arg-type]  # needs write and flush only
+            file.flush()
+            os.fsync(file.fileno())
+        self._digests[path] = hashing.digest()
+
+    def pop_digests(self) -> dict[str, FileDigest]:
+        """Return path -> digest of the files written since the last call."""
+        digests, self._digests = self._digests, {}
+        return digests
 
     def written(self) -> bool:
         """Return whether every file is on the disk; raise what its writing raised."""
@@ -87,10 +103,3 @@ class BackgroundWriter:
 
     def cleanup(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _write(state: Any, path: str) -> None:
-    with open(path, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())

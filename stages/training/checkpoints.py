@@ -1,7 +1,8 @@
 """Checkpoints of a training: written in the background and published when the files of all ranks are
 complete.
 
-When a checkpoint is written, the loss of one pack is stored with it; a resume must get the same loss.
+When a checkpoint is written, the digests of its files and the loss of one pack are stored with it; a resume
+must find the same files and get the same loss.
 """
 
 import json
@@ -10,13 +11,14 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from stages.durable_files import delete
 from stages.parts import Parts
+from stages.training.state_digests import FileDigest, UnsafeState, differences
 
 if TYPE_CHECKING:
     from stages.training.engine import Engine
@@ -38,7 +40,8 @@ _VISIBLE_S = 120.0
 
 
 class CheckpointDiffers(RuntimeError):
-    """A loaded checkpoint does not give the loss that was stored when it was written."""
+    """A checkpoint does not have the files, or does not give the loss, that were stored when it was
+    written."""
 
 
 class CheckpointMetadata(TypedDict):
@@ -55,6 +58,8 @@ class CheckpointMetadata(TypedDict):
     step: NotRequired[int]
     fingerprint: NotRequired[str]
     offload: NotRequired[str]
+    files: NotRequired[dict[str, FileDigest]]
+    """Name below `state` -> digest."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,39 @@ def read_metadata(checkpoint: Path) -> CheckpointMetadata:
     """Return the metadata of a checkpoint's folder."""
     metadata: CheckpointMetadata = json.loads((checkpoint / METADATA_FILE).read_text())
     return metadata
+
+
+def changes(
+    checkpoint: Path,
+    digests: Mapping[str, FileDigest] | None,
+    share: tuple[int, int] = (0, 1),
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[str]:
+    """Yield one line for each state file of this rank's share that is not the written one.
+
+    `share` is (rank, world size); `check` is called between files. Checkpoints of early versions have no
+    digests: rank 0 says so in the log.
+    """
+    if digests is not None:
+        yield from differences(checkpoint / STATE, digests, share, check)
+    elif share[0] == 0:
+        logger.warning("%s was written without digests, so changes of its files cannot be seen", checkpoint)
+
+
+def check_unchanged(checkpoint: Path, lines: Sequence[str], remedy: str) -> None:
+    """Raise CheckpointDiffers if there are lines."""
+    if lines:
+        more = f" (and {len(lines) - 1} more files)" if lines[1:] else ""
+        raise CheckpointDiffers(f"{checkpoint / STATE}: {lines[0]}{more}; {remedy}")
+
+
+def other_checkpoint(parts: Parts, folder: Path) -> str:
+    """Return the remedy for a checkpoint that cannot be used: what to remove, and what is used then."""
+    older = [path.name for _, path in checkpoints(parts) if path < folder]
+    return (
+        f"remove {folder} to resume from {older[-1] if older else 'the first step'}; an object store "
+        "restores it, so with one restart the stage with --force"
+    )
 
 
 def best_policies(parts: Parts) -> list[Path]:
@@ -108,14 +146,14 @@ def remove_checkpoints(parts: Parts) -> None:
     """Remove what only a resume needs, once the stage's result is published."""
     for name in (CHECKPOINTS, BEST):
         parts.remove(name)
-    for attempt in (parts.folder / "attempts").glob("*/universal"):
-        shutil.rmtree(attempt, ignore_errors=True)
+    for universal in parts.below("attempts/*/universal"):
+        delete(universal)
 
 
 def remove_half_deleted(parts: Parts) -> None:
     """Remove what a rank that died left half written or half deleted. Call it while no rank runs."""
     for name in (CHECKPOINTS, BEST):
-        for leftover in (parts.output / name).glob(".step-*.partial-*"):
+        for leftover in parts.below(f"output/{name}/.step-*.partial-*"):
             delete(leftover)
 
 
@@ -149,7 +187,7 @@ class Checkpoints:
         """Load the last complete checkpoint, if there is one, and return where training resumes.
 
         Rank 0 chooses the checkpoint. If another number of ranks wrote it, its universal form is loaded,
-        which the driver has made. Raises CheckpointDiffers if the loss is not the stored one.
+        which the driver has made. Raises CheckpointDiffers if the files or the loss are not the stored ones.
         """
         steps = self._engine.of_rank_0([step for step, _ in checkpoints(self._parts)])
         if not steps:
@@ -161,7 +199,7 @@ class Checkpoints:
         same_ranks = metadata["world_size"] == self._engine.world_size
         source = folder if same_ranks else universal_folder(self._parts, step)
         wait_until_visible(source)
-        self._engine.load_checkpoint(source, STATE, universal=not same_ranks)
+        self._load(folder, source, universal=not same_ranks)
         before, after = metadata["probe_loss"], self._probe(step)
         logger.info("resuming from step %d (%s): loss %.9g before, %.9g after", step, source, before, after)
         self._compare_losses(metadata, after, folder, source)
@@ -171,6 +209,22 @@ class Checkpoints:
             "resume_loss_change": abs(after - before) / max(abs(before), 1e-12),
         }
         return ResumePoint(step, metrics, metadata.get("kept", {}))
+
+    def _load(self, folder: Path, source: Path, *, universal: bool) -> None:
+        """Load the files in `source` if they are the written ones; each rank reads its share of them."""
+        digests = self._engine.of_rank_0(read_metadata(source).get("files"))
+        share = self._engine.rank, self._engine.world_size
+        lines = self._engine.of_all_ranks(list(changes(source, digests, share)))
+        remedy = (
+            f"remove {source}, and it is converted again"
+            if universal
+            else other_checkpoint(self._parts, folder)
+        )
+        check_unchanged(source, [line for of_rank in lines for line in of_rank], remedy)
+        try:
+            self._engine.load_checkpoint(source, STATE, universal=universal)
+        except UnsafeState as error:
+            raise CheckpointDiffers(f"{source}: {error}; {remedy}") from error
 
     def _compare_losses(self, metadata: CheckpointMetadata, after: float, folder: Path, source: Path) -> None:
         """Raise CheckpointDiffers if the loss after loading differs from the stored one by more than
@@ -182,8 +236,7 @@ class Checkpoints:
             raise CheckpointDiffers(
                 f"{source} gives a loss of {after:.9g} on a pack that had {before:.9g} when it was written "
                 f"(rounding is at most {tolerance} relative; written by {metadata.get('kernels', 'others')}, "
-                f"now {self._kernels}); remove {folder} to resume from the checkpoint before it; an object "
-                "store restores it, so with one restart the stage with --force"
+                f"now {self._kernels}); {other_checkpoint(self._parts, folder)}"
             )
 
     def begin(self, step: int, kept: Mapping[str, Any]) -> None:
@@ -224,7 +277,10 @@ class Checkpoints:
         if self._pending is None or not all_written:
             return
         (step, folder, metadata), self._pending = self._pending, None
+        metadata["files"] = self._engine.checkpoint_digests(folder, STATE)
         if self._engine.rank == 0:
+            for script in folder.glob("*.py"):  # DeepSpeed's: programs that others would run from storage
+                script.unlink()
             (folder / METADATA_FILE).write_text(json.dumps(metadata))
             self._before_publishing()
             self._parts.publish(f"{CHECKPOINTS}/step-{step:07d}")

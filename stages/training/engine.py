@@ -21,6 +21,8 @@ from torch import nn
 from stages.training.background_writer import BackgroundWriter
 from stages.training.engine_settings import EngineSettings
 from stages.training.parameter_groups import ParameterGroup
+from stages.training.safe_loading import weights_only
+from stages.training.state_digests import FileDigest
 from vico.objectives.phases import Phases
 
 logger = logging.getLogger(__name__)
@@ -146,6 +148,21 @@ class Engine:
         """Wait until this rank's files are on the disk."""
         self._writer.wait()
 
+    def checkpoint_digests(self, folder: Path, tag: str) -> dict[str, FileDigest]:
+        """Return name -> digest of the files that all ranks have written into `folder/tag`; all must call
+        it."""
+        own = {
+            Path(path).relative_to(folder / tag).as_posix(): digest
+            for path, digest in self._writer.pop_digests().items()
+        }
+        return {name: digest for digests in self.of_all_ranks(own) for name, digest in digests.items()}
+
+    def of_all_ranks(self, value: Value) -> list[Value]:
+        """Return every rank's value, by rank; all must call it."""
+        values = [value] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         torch.distributed.barrier()
@@ -159,13 +176,15 @@ class Engine:
     def load_checkpoint(self, folder: Path, tag: str, *, universal: bool) -> None:
         """Load a published checkpoint, or a `universal` one that any number of ranks can load.
 
-        Raises RuntimeError if DeepSpeed finds nothing to load.
+        Raises RuntimeError if DeepSpeed finds nothing to load, UnsafeState if a file holds more than tensors
+        and plain values.
         """
         config = self._engine._config  # the only switch for it is in the config of the start
         groups = self._engine.optimizer.param_groups
         own = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         config.load_universal_checkpoint = universal
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        with weights_only():
+            loaded, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         config.load_universal_checkpoint = False
         if loaded is None:
             raise RuntimeError(f"DeepSpeed could not load the checkpoint {folder}")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
+from cluster.own_files import no_links
 from cluster.train_settings import DivergenceSettings
 
 NOTICE_FILE = "stop-notice-{rank}.txt"
@@ -39,7 +40,7 @@ class StopNotice:
     """
 
     def __init__(self, folder: Path, rank: int):
-        self._file = (folder / NOTICE_FILE.format(rank=rank)).open("w")
+        self._file = open(folder / NOTICE_FILE.format(rank=rank), "w", opener=no_links)  # noqa: SIM115
         faulthandler.register(signal.SIGTERM, file=self._file, all_threads=True, chain=False)
 
     def given(self) -> bool:
@@ -88,7 +89,7 @@ def remove_notices(folder: Path) -> None:
 
 def write_notice(folder: Path, rank: int, text: str) -> None:
     """Give notice to a rank from outside its process. It has no effect before the rank has opened its own."""
-    with (folder / NOTICE_FILE.format(rank=rank)).open("a") as file:
+    with open(folder / NOTICE_FILE.format(rank=rank), "a", opener=no_links) as file:
         file.write(text)
 
 
@@ -101,7 +102,7 @@ class Watchdog:
     """
 
     def __init__(self, folder: Path, rank: int, timeout_s: float):
-        self._file = (folder / STACKS_FILE.format(rank=rank)).open("w")
+        self._file = open(folder / STACKS_FILE.format(rank=rank), "w", opener=no_links)  # noqa: SIM115
         self._rank, self._timeout_s = rank, timeout_s
 
     def step_done(self, step: int) -> None:

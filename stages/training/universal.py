@@ -3,6 +3,7 @@
 The driver converts before the ranks start: none of them waits, and no collective times out.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -20,14 +21,20 @@ from cluster.sources import in_worker
 from cluster.sources.driver import driver_code, python_path
 from cluster.sources.reports import accept_files
 from cluster.train_settings import MemorySettings
+from stages.durable_files import delete
 from stages.parts import Parts
 from stages.training.checkpoints import (
+    METADATA_FILE,
     STATE,
     CheckpointMetadata,
+    changes,
+    check_unchanged,
     checkpoints,
+    other_checkpoint,
     read_metadata,
     universal_folder,
 )
+from stages.training.state_digests import digests_below
 from vico.errors import UserError, last_line
 
 logger = logging.getLogger(__name__)
@@ -71,6 +78,8 @@ def convert_last_checkpoint(
             f"converts {folder.name} ({sum(num_bytes) / 1e9:.1f} GB) of {metadata['world_size']} ranks for "
             f"{num_workers}, then resumes"
         )
+        changed = list(changes(folder, metadata.get("files"), check=check))
+        check_unchanged(folder, changed, other_checkpoint(parts, folder))
         _convert(folder / STATE, target, metadata["zero_stage"], num_converters(max(num_bytes)), check)
     return target
 
@@ -100,9 +109,9 @@ def _check_fits(metadata: CheckpointMetadata, folder: Path, parts: Parts, memory
 
 def remove_conversions(parts: Parts, keep: Path | None = None) -> None:
     """Remove conversions of earlier checkpoints or attempts: each is as large as a checkpoint."""
-    for old in parts.folder.glob("attempts/*/universal/*"):
+    for old in parts.below("attempts/*/universal/*"):
         if old != keep:
-            shutil.rmtree(old, ignore_errors=True)
+            delete(old)
 
 
 def num_converters(largest_bytes: int) -> int:
@@ -127,6 +136,8 @@ def _convert(
         logger.warning("%s; trying again with one process, which needs the least memory", error)
         shutil.rmtree(partial / STATE, ignore_errors=True)
         _run_deepspeed(source, partial / STATE, zero_stage, 1, check)
+    digests = digests_below(partial / STATE, check)
+    (partial / METADATA_FILE).write_text(json.dumps({"files": digests}))
     os.replace(partial, target)
 
 
@@ -139,7 +150,7 @@ def _run_deepspeed(
     """
     attempt_folder = target.parents[2]  # of attempts/<n>/universal/.step-<s>.partial/<state>
     command = [sys.executable, "-P", in_worker.__file__, str(attempt_folder), driver_code()["digest"]]
-    command += ["deepspeed.checkpoint.ds_to_universal"]
+    command += ["stages.training.safe_loading"]
     command += ["--input_folder", str(source), "--output_folder", str(target)]
     command += [f"--num_{phase}_workers={num_processes}" for phase in ("extract", "merge")]
     if zero_stage < 3:

@@ -49,7 +49,7 @@ ORDERS = {
 DOORS = {
     "ray": ("cluster/",),
     "ray.train": ("stages/training/ranks/ray_trainer.py",),
-    "deepspeed": ("stages/training/engine.py",),
+    "deepspeed": ("stages/training/engine.py", "stages/training/safe_loading.py"),
     "mlflow": ("pipeline/tracking/", "pipeline/audit/mlflow.py"),
     "webdataset": ("data_prep/records/containers/tar_samples.py",),
     "fastapi": ("pipeline/serving/app.py",),

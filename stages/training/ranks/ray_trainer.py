@@ -22,6 +22,7 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from cluster.node_metrics import NodeSampler
+from cluster.own_files import LogFile
 from cluster.placement_groups import record_placement_group, release_placement_group
 from cluster.sources.by_value import pickled
 from cluster.sources.driver import driver_code
@@ -162,7 +163,7 @@ def _run_rank(loop: dict[str, Any]) -> None:
     """Run the job's function on this rank, with its log, stop notices and node metrics."""
     rank = ray.train.get_context().get_world_rank()
     folder = Path(loop["attempt_folder"])
-    handler = logging.FileHandler(folder / f"rank-{rank}.log")
+    handler = LogFile(folder / f"rank-{rank}.log")
     handler.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
