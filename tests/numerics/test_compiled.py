@@ -97,7 +97,10 @@ class AttentionCalls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("backend", [None, "aot_eager"], ids=["plain", "compiled"])
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param(None, id="plain"), pytest.param("aot_eager", id="compiled", marks=pytest.mark.slow)],
+)
 def test_recomputed_layers_give_equal_gradients_and_selective_ones_keep_attention(tmp_path, monkeypatch, backend):
     keep_rotary(monkeypatch)
     folder = make_tiny_model(tmp_path / "m")
@@ -107,13 +110,18 @@ def test_recomputed_layers_give_equal_gradients_and_selective_ones_keep_attentio
         task = task_of(folder, backend)
         recompute_layers(task.policy, checkpointing)
         results[checkpointing] = losses_and_gradients(task, prompt_format)
-        loss = task(next(packs(prompt_format)))[0]
         with AttentionCalls() as counted:
+            loss = task(next(packs(prompt_format)))[0]
+            in_forward = counted.number
             loss.backward()
-        calls[checkpointing] = counted.number
+        calls[checkpointing] = counted.number - in_forward
     for checkpointing in ("selective", "full"):
         assert results[checkpointing][:2] == results["none"][:2]
         for name, gradient in results["none"][2].items():
-            assert torch.equal(results[checkpointing][2][name], gradient), name
+            computed = results[checkpointing][2][name]
+            if backend is None:
+                assert torch.equal(computed, gradient), name
+            else:  # a compiled backward pass of other saved tensors rounds in another order
+                torch.testing.assert_close(computed, gradient, rtol=1e-5, atol=1e-7, msg=name)
     # two layers of each tower; the language model's attend to each of the two samples by themselves
     assert calls == {"none": 0, "selective": 0, "full": 2 + 2 * 2}
