@@ -34,7 +34,9 @@ def page(size: tuple[int, int], colour: str = "black") -> Image.Image:
     for line in range(2, 58):
         words = ["".join(rng.choices("aeiounrst", k=rng.randrange(2, 9))) for _ in range(14)]
         fill = colour if line == 57 else "black"
-        draw.text((size[0] // 12, line * line_height), " ".join(words), fill, font(SANS, line_height * 3 // 4))
+        draw.text(
+            (size[0] // 12, line * line_height), " ".join(words), fill, font(SANS, line_height * 3 // 4)
+        )
     return image
 
 
@@ -49,7 +51,9 @@ def float_tiles(data: bytes) -> np.ndarray:
     columns, rows = tile_grid(*image.size, TILING)
     size = TILING.tile_size
     resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
-    boxes = [(x * size, y * size, (x + 1) * size, (y + 1) * size) for y in range(rows) for x in range(columns)]
+    boxes = [
+        (x * size, y * size, (x + 1) * size, (y + 1) * size) for y in range(rows) for x in range(columns)
+    ]
     tiles = [resized.crop(box) for box in boxes]
     if len(tiles) > 1:
         tiles.append(image.resize((size, size), Image.Resampling.BICUBIC))
@@ -90,7 +94,9 @@ def main() -> None:
         data = jpeg(picture)
         if not np.array_equal(float_tiles(data), pixel_values(open_picture(data), TILING)):
             raise SystemExit(f"{name}: the pixels differ")
-        ways = {f"{name} {way}": partial(repeated, tiles, data, arguments.times) for way, tiles in WAYS.items()}
+        ways = {
+            f"{name} {way}": partial(repeated, tiles, data, arguments.times) for way, tiles in WAYS.items()
+        }
         measured = interleaved(ways, arguments.repetitions, "tiles")
         rows += measured
         ratios[f"{name}_vs_floats"] = ratio(measured, f"{name} bytes", f"{name} floats")

@@ -182,7 +182,9 @@ def packed_batch(
         for rates in (compressed, all_full)
     )
     return PackedBatch(
-        pixel_values=torch.zeros(1, 3, size, size, dtype=torch.uint8) if pixels is None else torch.from_numpy(pixels),
+        pixel_values=torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        if pixels is None
+        else torch.from_numpy(pixels),
         policy=packed_row(policy, settings),
         reference=packed_row(reference, settings),
         weights_A=torch.from_numpy(

@@ -101,7 +101,9 @@ class AttentionCalls(TorchDispatchMode):
     "backend",
     [pytest.param(None, id="plain"), pytest.param("aot_eager", id="compiled", marks=pytest.mark.slow)],
 )
-def test_recomputed_layers_give_equal_gradients_and_selective_ones_keep_attention(tmp_path, monkeypatch, backend):
+def test_recomputed_layers_give_equal_gradients_and_selective_ones_keep_attention(
+    tmp_path, monkeypatch, backend
+):
     keep_rotary(monkeypatch)
     folder = make_tiny_model(tmp_path / "m")
     prompt_format = load_prompt_format(folder)

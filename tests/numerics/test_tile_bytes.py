@@ -65,7 +65,9 @@ GRAY = coloured((310, 211)).convert("L")
 )
 def test_tiles_are_those_of_the_picture_in_rgb(image):
     expected = published_tiles(image)
-    assert [np.asarray(tile).tolist() for tile in image_tiles(image, TILING)] == [t.tolist() for t in expected]
+    assert [np.asarray(tile).tolist() for tile in image_tiles(image, TILING)] == [
+        t.tolist() for t in expected
+    ]
     assert np.array_equal(tile_pixels(image, TILING), np.stack(expected).transpose(0, 3, 1, 2))
 
 
@@ -74,9 +76,7 @@ def test_one_coloured_pixel_makes_a_coloured_picture(place):
     image = GRAY.convert("RGB")
     level = image.getpixel(place)[0]
     image.putpixel(place, (level, level, level ^ 255))
-    assert np.array_equal(
-        tile_pixels(image, TILING), np.stack(published_tiles(image)).transpose(0, 3, 1, 2)
-    )
+    assert np.array_equal(tile_pixels(image, TILING), np.stack(published_tiles(image)).transpose(0, 3, 1, 2))
 
 
 def test_a_gray_jpeg_and_its_rgb_twin_give_the_same_tiles():
