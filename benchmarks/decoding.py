@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vico.prompt import PromptFormat, load_prompt_format
-from vico.tiling import pixel_values
+from vico.tiling import tile_pixels
 
 
 @lru_cache(maxsize=1)
@@ -24,12 +24,12 @@ def num_decoded_tiles(jpg: bytes, text: bytes, model: str) -> int:
 
 
 def decoded_pixels(jpg: bytes, text: bytes, model: str) -> np.ndarray:
-    """Decode a sample from its bytes as the reader does and return its tiles, float32 [T, 3, S, S]."""
+    """Decode a sample from its bytes as the reader does and return its tiles, uint8 [T, 3, S, S]."""
     form = prompt_format(model)
     image = Image.open(io.BytesIO(jpg), formats=("JPEG", "PNG", "WEBP"))
     image.load()
     record = json.loads(text)
-    pixels = pixel_values(image, form.settings.tiling(record["max_tiles"]))
+    pixels = tile_pixels(image, form.settings.tiling(record["max_tiles"]))
     form.encode(record["conversations"], [len(pixels)])
     return pixels
 

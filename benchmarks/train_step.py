@@ -126,9 +126,9 @@ def random_pack(size: dict[str, Any], settings: ModelSettings) -> PackedBatch:
         text = random.integers(10, size["vocab_size"], 32 + 96)
         ids = np.concatenate([np.full(size["tiles"], IMAGE_TOKEN_ID), text]).astype(np.int64)
         answer = np.arange(len(ids)) >= len(ids) - 96
-        pixels = random.standard_normal((size["tiles"], 3, settings.tile_size, settings.tile_size))
+        pixels = random.integers(0, 256, (size["tiles"], 3, settings.tile_size, settings.tile_size), np.uint8)
         skeleton = Skeleton(ids, answer, size["tiles"])
-        samples.append(EncodedSample(str(number), number, skeleton, pixels.astype(np.float32)))
+        samples.append(EncodedSample(str(number), number, skeleton, pixels))
         rates.append(np.arange(size["tiles"]) % 2 == 0)
     return packed_batch(samples, rates, settings, "sample")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -22,8 +21,10 @@ class MemorySettings(SiteBlock):
     reference: Literal["replicated", "sharded", "cpu"] = "replicated"
     """Where the frozen reference model is kept: a copy on every rank, spread over the ranks, or spread and in
     host memory."""
-    activation_checkpointing: bool = False
-    """Recompute the activations of each layer in the backward pass instead of keeping them."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Which activations of a layer are recomputed in the backward pass instead of kept: `full` keeps only the
+    layer's input, `selective` also what its attention returns, the most expensive part to recompute. `none`
+    keeps all."""
     kl_chunk_rows: int = Field(256, ge=1)
     """Number of answer tokens whose logits are in memory at the same time when the loss is computed."""
 
@@ -103,25 +104,9 @@ class TrainSettings(SiteBlock):
     divergence: DivergenceSettings = DivergenceSettings()
     profiling: ProfilingSettings = ProfilingSettings()
     compile: bool = False
-    """Compile the layers with torch: faster on CUDA, but the first start takes some minutes longer. Not
-    possible with ZeRO-3, activation checkpointing or a sharded reference."""
+    """Compile the layers with torch: faster on CUDA, but the first start takes some minutes longer. With
+    `zero_stage: 3` or a sharded reference, the parameters of a layer are then gathered together."""
     data_threads: int = Field(2, ge=1)
     """Threads per rank that decode the images of the next step while the current one trains."""
     deepspeed: dict[str, Any] = Field({})
     """More of DeepSpeed's own settings, merged into ours. Keys that could change the result are refused."""
-
-    @model_validator(mode="after")
-    def layers_can_be_compiled(self) -> TrainSettings:
-        memory = self.memory
-        requirements = (
-            ("activation_checkpointing", memory.activation_checkpointing, False),
-            ("zero_stage", memory.zero_stage, 2 if memory.zero_stage == 3 else memory.zero_stage),
-            ("reference", memory.reference, "replicated"),
-        )
-        for field, value, required in requirements:
-            if self.compile and value != required:
-                raise ValueError(
-                    f"train.compile=true does not go with train.memory.{field}={json.dumps(value)}; set "
-                    f"train.compile: false, or train.memory.{field}: {json.dumps(required)}"
-                )
-        return self

@@ -21,7 +21,7 @@ LOSS_REDUCTIONS = ("sample", "token", "square")
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """One sample ready to pack: `pixels` float32 [T, 3, S, S], its skeleton, its row number in the index."""
+    """One sample ready to pack: `pixels` uint8 [T, 3, S, S], its skeleton, its row number in the index."""
 
     key: str
     row: int
@@ -65,7 +65,7 @@ class PackedRow:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A pack for one micro-step: `pixel_values` float32 [max(N, 1), 3, S, S] and both rows.
+    """A pack for one micro-step: `pixel_values` uint8 [max(N, 1), 3, S, S] and both rows.
 
     `weights_A` float32 weights the KL of each answer token, and `loss_weight` is what the pack adds to the
     denominator of the global batch. `sample_of_answer` int64 [A] is the number, within the pack, of the
@@ -182,7 +182,9 @@ def packed_batch(
         for rates in (compressed, all_full)
     )
     return PackedBatch(
-        pixel_values=torch.zeros(1, 3, size, size) if pixels is None else torch.from_numpy(pixels),
+        pixel_values=torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        if pixels is None
+        else torch.from_numpy(pixels),
         policy=packed_row(policy, settings),
         reference=packed_row(reference, settings),
         weights_A=torch.from_numpy(

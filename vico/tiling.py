@@ -14,6 +14,7 @@ from PIL import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_STRIP_ROWS = 64  # a strip fits into the cache
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,12 @@ def tile_boxes(width: int, height: int, tiling: Tiling) -> list[tuple[float, flo
 
 def image_tiles(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
     """Return the tiles as RGB pictures of `tile_size`, row by row; if there are several, a thumbnail last."""
-    image = image.convert("RGB")
+    return [tile.convert("RGB") for tile in _resized_tiles(image, tiling)]
+
+
+def _resized_tiles(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
+    """Return the tiles as RGB pictures, or as gray ones if all channels of the picture are equal."""
+    image = _one_channel(image)
     columns, rows = tile_grid(*image.size, tiling)
     size = tiling.tile_size
     resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
@@ -110,17 +116,40 @@ def image_tiles(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
     return tiles
 
 
+def _one_channel(image: Image.Image) -> Image.Image:
+    """Return the picture in RGB, or as one gray channel if red, green and blue are equal everywhere.
+
+    Scans and renderings of text mostly are. Pillow scales each channel by itself, so the pixels are the same
+    in a third of the time.
+    """
+    if image.mode == "L":
+        return image
+    image = image.convert("RGB")
+    for top in range(0, image.height, _STRIP_ROWS):  # most coloured pictures differ in the first strip
+        strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
+        red, green, blue = np.moveaxis(np.asarray(strip), -1, 0)
+        if not (np.array_equal(red, green) and np.array_equal(red, blue)):
+            return image
+    return image.getchannel(0)
+
+
+def tile_pixels(image: Image.Image, tiling: Tiling) -> np.ndarray:
+    """Return the tiles as uint8 [N, 3, S, S]. `vico/model/pixels.py` normalises them, on the device."""
+    tiles = _resized_tiles(image, tiling)
+    pixels_N3SS = np.empty((len(tiles), 3, tiling.tile_size, tiling.tile_size), np.uint8)
+    for pixels_3SS, tile in zip(pixels_N3SS, tiles, strict=True):
+        levels = np.asarray(tile)
+        pixels_3SS[...] = levels if levels.ndim == 2 else levels.transpose(2, 0, 1)
+    return pixels_N3SS
+
+
 def pixel_values(image: Image.Image, tiling: Tiling) -> np.ndarray:
     """Return the tiles as float32 [N, 3, S, S], scaled to 0..1 and normalised with ImageNet's constants."""
-    tiles = image_tiles(image, tiling)
-    # Transposed as bytes and normalised in place, tile by tile: the same operations in a third of the time.
     mean_311, std_311 = (
         np.asarray(values, np.float32)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
     )
-    pixels_N3SS = np.empty((len(tiles), 3, tiling.tile_size, tiling.tile_size), np.float32)
-    for pixels_3SS, tile in zip(pixels_N3SS, tiles, strict=True):
-        pixels_3SS[...] = np.ascontiguousarray(np.asarray(tile).transpose(2, 0, 1))
-        pixels_3SS /= np.float32(255)
-        pixels_3SS -= mean_311
-        pixels_3SS /= std_311
+    pixels_N3SS = tile_pixels(image, tiling).astype(np.float32)
+    pixels_N3SS /= np.float32(255)
+    pixels_N3SS -= mean_311
+    pixels_N3SS /= std_311
     return pixels_N3SS

@@ -23,7 +23,7 @@ from data_prep.shards.open_shards import OpenShards
 from vico.packing import EncodedSample
 from vico.picture_files import open_picture
 from vico.prompt import PromptFormat
-from vico.tiling import Tiling, pixel_values
+from vico.tiling import Tiling, tile_pixels
 
 _READ_COLUMNS = (
     "key",
@@ -75,14 +75,14 @@ class SampleReader:
         return self._decoded(index_row, self._members(index_row)[1])
 
     def sample(self, row: int) -> EncodedSample:
-        """Return the sample with its tiles, float32 [T, 3, S, S] (T = 0 for text only), and its skeleton.
+        """Return the sample with its tiles, uint8 [T, 3, S, S] (T = 0 for text only), and its skeleton.
 
         Raises ShardMismatch when shard, index and model disagree about its pictures, tiles or tokens.
         """
         index_row = self.index.row(row, _READ_COLUMNS)
         text, pictures = self._members(index_row)
         tiling = self.prompt_format.settings.tiling(index_row["max_tiles"])
-        tiles = [pixel_values(image, tiling) for image in self._decoded(index_row, pictures)]
+        tiles = [tile_pixels(image, tiling) for image in self._decoded(index_row, pictures)]
         tiles_per_image = tuple(len(image_tiles) for image_tiles in tiles)
         if list(tiles_per_image) != index_row["tiles"]:
             raise self._shards.mismatch(
@@ -180,4 +180,4 @@ def _span(index_row: dict[str, Any]) -> tuple[int, int]:
 
 
 def _no_tiles(tiling: Tiling) -> np.ndarray:
-    return np.zeros((0, 3, tiling.tile_size, tiling.tile_size), np.float32)
+    return np.zeros((0, 3, tiling.tile_size, tiling.tile_size), np.uint8)

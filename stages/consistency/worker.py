@@ -28,6 +28,7 @@ from vico.model.compiled import compile_layers
 from vico.model.connectors import start_from_full
 from vico.model.drop_path import add_drop_path
 from vico.model.internvl import VicoModel
+from vico.model.recomputed import recompute_layers
 from vico.objectives.consistency import ConsistencyTask
 
 
@@ -41,6 +42,7 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     if settings.train.compile:
         for model in (policy, reference):
             compile_layers(model)
+    recompute_layers(policy, memory.activation_checkpointing)
     task = ConsistencyTask(policy, reference, memory.kl_chunk_rows, **reference_placement(memory.reference))
     num_vision_layers = len(policy.base.model.vision_tower.encoder.layer)
     engine = Engine(
@@ -62,18 +64,11 @@ def start_policy(settings: ConsistencySettings, dtype: torch.dtype) -> VicoModel
         assert policy.compressed_connector is not None
         if config.connector_start == "full":
             start_from_full(policy.compressed_connector, policy.base.model.multi_modal_projector)
-    if settings.train.memory.activation_checkpointing:
-        checkpoint_activations(policy)
     tower = policy.base.model.vision_tower
     tower.requires_grad_(config.train_vision)
     if config.drop_path:
         add_drop_path(tower, config.drop_path)
     return policy
-
-
-def checkpoint_activations(policy: VicoModel) -> None:
-    """Make the layers of vision tower and language model recompute their activations in the backward pass."""
-    policy.base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 class ReferencePlacement(TypedDict, total=False):

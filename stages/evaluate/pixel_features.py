@@ -16,7 +16,6 @@ from data_prep.demo.records import drawn_record
 from data_prep.records.config import RecordsConfig
 from stages.inference import InferenceSettings, open_reader
 from vico.errors import UserError
-from vico.tiling import IMAGENET_MEAN, IMAGENET_STD
 
 # N tiles, S side of a tile in pixels
 JPEG_QUALITY = 75  # Pillow's default; the order of the tiles hardly depends on it
@@ -34,17 +33,14 @@ SCHEMA = pa.schema(
 
 
 def pixel_features(pixels_N3SS: np.ndarray) -> dict[str, np.ndarray]:
-    """Return FEATURES of normalised tiles (float32, as the vision tower sees them), float64 [N] each.
+    """Return FEATURES of tiles, uint8 [N, 3, S, S], float64 [N] each.
 
     They are the bytes of the tile as JPEG divided by its pixels, the mean squared gradient of its gray levels
     in both directions, and the standard deviation of its gray levels. Higher values mean more detail.
     """
-    shape = (3, 1, 1)
-    mean, std = (np.asarray(values, np.float32).reshape(shape) for values in (IMAGENET_MEAN, IMAGENET_STD))
     columns: dict[str, list[float]] = {name: [] for name in FEATURES}
     for tile_3SS in pixels_N3SS:
-        levels = np.clip(np.rint((tile_3SS * std + mean) * 255), 0, 255).astype(np.uint8)
-        image = Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
+        image = Image.fromarray(np.ascontiguousarray(tile_3SS.transpose(1, 2, 0)))
         data = io.BytesIO()
         image.save(data, "JPEG", quality=JPEG_QUALITY)
         gray_SS = np.asarray(image.convert("L"), np.float64)

@@ -131,7 +131,7 @@ class RouterPacks:
     def empty(self) -> LabelledTiles:
         """Return one tile of zeros without a label."""
         size = self.settings.tile_size
-        return LabelledTiles(torch.zeros(1, 3, size, size), torch.tensor([IGNORED]), 0.0)
+        return LabelledTiles(torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.tensor([IGNORED]), 0.0)
 
 
 def prepared(settings: RouterSettings) -> int:

@@ -23,6 +23,7 @@ from stages.training.engine_settings import EngineSettings
 from stages.training.parameter_groups import ParameterGroup
 from stages.training.safe_loading import weights_only
 from stages.training.state_digests import FileDigest
+from vico.model.compiled import compiled_layer_types
 from vico.objectives.phases import Phases
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,21 @@ def sharded_inference(module: nn.Module, offload: bool) -> nn.Module:
         "steps_per_print": 2**31,
         "zero_optimization": zero,
     }
+    _gather_as_wholes(module)
     engine, *_ = deepspeed.initialize(model=module, config=config)
     return engine
+
+
+def _gather_as_wholes(module: nn.Module) -> None:
+    """Make ZeRO-3 gather the parameters of some modules together, before it takes the module.
+
+    These are attention blocks of torch, which reads `out_proj.weight` without calling its module, and compiled
+    layers, into which the hooks of their parts would be compiled.
+    """
+    attention = {type(part) for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
+    wholes = attention | compiled_layer_types(module)
+    if wholes:
+        deepspeed.utils.set_z3_leaf_modules(module, list(wholes))
 
 
 def whole_parameter(parameter: nn.Parameter) -> AbstractContextManager[None]:
@@ -87,10 +101,7 @@ class Engine:
             betas=settings.betas,
         )
         if settings.zero_stage == 3:
-            # torch reads out_proj.weight without calling its module: gather an attention block as one
-            attention = {type(part) for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
-            if attention:
-                deepspeed.utils.set_z3_leaf_modules(module, list(attention))
+            _gather_as_wholes(module)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings.as_dict())
         self._writer = BackgroundWriter(self._engine.checkpoint_engine)
         self._engine.checkpoint_engine = self._writer

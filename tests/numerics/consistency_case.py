@@ -16,14 +16,16 @@ import torch
 from cluster.train_settings import MemorySettings, TrainSettings
 from stages.consistency.config import ConsistencyConfig
 from stages.consistency.learning_rates import consistency_rates
-from stages.consistency.worker import checkpoint_activations, reference_placement
+from stages.consistency.worker import reference_placement
 from stages.training.engine import Engine, init_distributed
 from stages.training.engine_settings import engine_settings
 from stages.training.optimizer import OptimizerConfig
 from stages.training.parameter_groups import parameter_groups
 from stages.training.step import Update, derived_seed, share_of_rank, train_step
 from vico.checkpoints import load_model
+from vico.model.compiled import compile_layers, compiled_layer_types
 from vico.model.internvl import VicoModel
+from vico.model.recomputed import recompute_layers
 from vico.objectives.consistency import ConsistencyTask
 from vico.packing import EncodedSample, PackedBatch, packed_batch
 from vico.prompt import PromptFormat, load_prompt_format
@@ -77,10 +79,17 @@ def sharp_model(model_folder: Path, dtype: torch.dtype) -> VicoModel:
 
 
 def consistency_task(
-    model_folder: Path, dtype: torch.dtype = torch.float32, reference: str = "replicated"
+    model_folder: Path,
+    dtype: torch.dtype = torch.float32,
+    reference: str = "replicated",
+    *,
+    compiled: bool = False,
 ) -> ConsistencyTask:
     """Return the task of a policy with a new connector and of the reference, without dropout."""
     policy, frozen = (sharp_model(model_folder, dtype) for _ in range(2))
+    if compiled:
+        for model in (policy, frozen):
+            compile_layers(model, "aot_eager")
     policy.add_compressed_connector(derived_seed(SEED, "compressed_connector"))
     placement = reference_placement(reference)
     return ConsistencyTask(policy, frozen, kl_chunk_rows=5, **placement)
@@ -141,26 +150,29 @@ def assert_in_effect(task: ConsistencyTask, engine: Engine, where: str, what: st
         assert engine._engine.zero_offload_param().device == "cpu"
     assert hasattr(task._reference[1], "ds_id") == (where == "reference")
     layers = task.policy.base.model.language_model.layers
-    assert all(layer.gradient_checkpointing == (where == "checkpointing") for layer in layers)
+    recomputes = where == "checkpointing" and not what.startswith("none")
+    assert all(("forward" in vars(layer)) == recomputes for layer in layers)
+    assert bool(compiled_layer_types(task)) == what.endswith("-compiled")
 
 
 def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant: str = "") -> dict | None:
     """Run the same training on this rank under DeepSpeed; return what rank 0 saw, None elsewhere.
 
-    `variant`: `offload-optimizer`, `offload-parameters`, `reference-sharded`, `reference-cpu` or
-    `checkpointing` (of activations).
+    `variant`: `offload-optimizer`, `offload-parameters`, `reference-sharded`, `reference-cpu`,
+    `reference-sharded-compiled`, or `checkpointing-none|selective|full`, which may end in `-compiled`.
     """
     init_distributed(timeout_s=1800)
     prompt_format = load_prompt_format(model_folder)
     where, _, what = variant.partition("-")
+    setting, compiled = what.removesuffix("-compiled"), what.endswith("-compiled")
     memory = MemorySettings(
         zero_stage=zero_stage,
-        offload=what if where == "offload" else "none",
-        reference=what if where == "reference" else "replicated",
+        offload=setting if where == "offload" else "none",
+        reference=setting if where == "reference" else "replicated",
     )
-    task = consistency_task(model_folder, getattr(torch, dtype), memory.reference)
-    if variant == "checkpointing":
-        checkpoint_activations(task.policy.train())  # transformers does it only in training mode
+    task = consistency_task(model_folder, getattr(torch, dtype), memory.reference, compiled=compiled)
+    if where == "checkpointing":
+        recompute_layers(task.policy.train(), setting)  # it does so only in training mode
         for part in task.policy.modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
-from cluster.train_settings import TrainSettings
 from tests.numerics.consistency_case import consistency_task, samples
 from tests.tiny_model import make_tiny_model
 from vico.model.compiled import compile_layers
 from vico.model.drop_path import add_drop_path
+from vico.model.recomputed import recompute_layers
 from vico.packing import packed_batch
 from vico.prompt import load_prompt_format
 
@@ -83,9 +84,46 @@ def test_results_equal_those_of_plain_layers_and_new_shapes_compile_nothing_new(
     assert counter.frame_count == num_compiled
 
 
+class AttentionCalls(TorchDispatchMode):
+    """Counts the calls of attention kernels, without those of their backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        self.number += "attention" in name and "backward" not in name
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize(
-    ("field", "value"), [("activation_checkpointing", True), ("zero_stage", 3), ("reference", "cpu")]
+    "backend",
+    [pytest.param(None, id="plain"), pytest.param("aot_eager", id="compiled", marks=pytest.mark.slow)],
 )
-def test_settings_that_compiled_layers_do_not_support_are_refused(field, value):
-    with pytest.raises(ValueError, match=f"train.compile=true does not go with train.memory.{field}"):
-        TrainSettings(compile=True, memory={field: value})
+def test_recomputed_layers_give_equal_gradients_and_selective_ones_keep_attention(
+    tmp_path, monkeypatch, backend
+):
+    keep_rotary(monkeypatch)
+    folder = make_tiny_model(tmp_path / "m")
+    prompt_format = load_prompt_format(folder)
+    calls, results = {}, {}
+    for checkpointing in ("none", "selective", "full"):
+        task = task_of(folder, backend)
+        recompute_layers(task.policy, checkpointing)
+        results[checkpointing] = losses_and_gradients(task, prompt_format)
+        with AttentionCalls() as counted:
+            loss = task(next(packs(prompt_format)))[0]
+            in_forward = counted.number
+            loss.backward()
+        calls[checkpointing] = counted.number - in_forward
+    for checkpointing in ("selective", "full"):
+        assert results[checkpointing][:2] == results["none"][:2]
+        for name, gradient in results["none"][2].items():
+            computed = results[checkpointing][2][name]
+            if backend is None:
+                assert torch.equal(computed, gradient), name
+            else:  # a compiled backward pass of other saved tensors rounds in another order
+                torch.testing.assert_close(computed, gradient, rtol=1e-5, atol=1e-7, msg=name)
+    # two layers of each tower; the language model's attend to each of the two samples by themselves
+    assert calls == {"none": 0, "selective": 0, "full": 2 + 2 * 2}

@@ -33,8 +33,14 @@ VARIANTS = [
     "mixed:2:float32:reference-sharded",
     "mixed:3:float32:reference-sharded",
     "mixed:3:float32:reference-cpu",
-    "mixed:2:float32:checkpointing",
-    "mixed:3:float32:checkpointing",
+    *(
+        f"mixed:{stage}:float32:checkpointing-{which}{compiled}"
+        for stage in STAGES
+        for which in ("none", "selective", "full")
+        for compiled in ("", "-compiled")
+        if which != "none" or compiled
+    ),
+    "mixed:2:float32:reference-sharded-compiled",
 ]
 SLOW = {
     world_size: [

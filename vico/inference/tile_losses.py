@@ -48,7 +48,7 @@ class EncodedTiles:
 
 @torch.no_grad()
 def encoded_tiles(model: VicoModel, pixels_N3SS: np.ndarray, batch_tiles: int) -> EncodedTiles:
-    """Run vision tower and connectors over float32 [N, 3, S, S], `batch_tiles` at a time."""
+    """Run vision tower and connectors over tiles uint8 [N, 3, S, S], `batch_tiles` at a time."""
     weight = model.lm_head.weight
     full = [weight.new_zeros(0, model.settings.tokens_full, model.language_width)]
     compressed = [weight.new_zeros(0, model.settings.tokens_compressed, model.language_width)]

@@ -22,9 +22,9 @@ def compile_layers(model: VicoModel, backend: str = "inductor") -> None:
     """Compile the model's layers at their next call, for any number of tiles and tokens.
 
     Parameters, their names and the state dict do not change. Results differ from those of the uncompiled
-    model by rounding; random draws (drop path) are the same. Activation checkpointing no longer applies to
-    compiled layers. Hooks inside a vision layer are compiled into it, so ZeRO-3 cannot gather its
-    parameters.
+    model by rounding; random draws (drop path) are the same. `vico/model/recomputed.py` applies to compiled
+    layers, too, if it comes afterwards. ZeRO-3 has to gather a layer's parameters as a whole
+    (`compiled_layer_types`): hooks of the parts would be compiled into the layer.
     """
     import torch._dynamo
     import torch._inductor.config  # takes seconds to import, so only when compiling
@@ -39,7 +39,9 @@ def compile_layers(model: VicoModel, backend: str = "inductor") -> None:
 
     for layer in model.base.model.vision_tower.encoder.layer:
         compile_forward(layer)
+        layer.is_compiled = True
     for layer in model.base.model.language_model.layers:
+        layer.is_compiled = True
         norms = (getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm"))
         for part in (layer.input_layernorm, layer.post_attention_layernorm, *norms, layer.mlp):
             if part is not None and not hasattr(part, "experts"):  # the data choose the experts
@@ -47,3 +49,8 @@ def compile_layers(model: VicoModel, backend: str = "inductor") -> None:
         code = sys.modules[type(layer.self_attn).__module__]
         if not hasattr(getattr(code, _ROTARY), "_torchdynamo_orig_callable"):
             setattr(code, _ROTARY, torch.compile(getattr(code, _ROTARY), dynamic=True, backend=backend))
+
+
+def compiled_layer_types(module: nn.Module) -> set[type[nn.Module]]:
+    """Return the types of the layers in `module` that `compile_layers` has compiled, or parts of which."""
+    return {type(part) for part in module.modules() if getattr(part, "is_compiled", False)}

@@ -11,6 +11,7 @@ from transformers import InternVLForConditionalGeneration, InternVLVisionConfig,
 
 from vico.losses import KLHead
 from vico.model.connectors import CompressedConnector, pixel_shuffle
+from vico.model.pixels import normalised
 from vico.model.router import Router
 from vico.model.segments import IMPLEMENTATION
 from vico.packing import PackedRow
@@ -62,7 +63,12 @@ class VicoModel(nn.Module):
         self.router = router.to(self.lm_head.weight).train(self.training)
 
     def vision_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the vision tokens [N, P, v] of float [N, 3, S, S], without the class token."""
+        """Return the vision tokens [N, P, v] of tiles [N, 3, S, S], without the class token.
+
+        Tiles are bytes as `vico.tiling.tile_pixels` returns them, or already normalised floats.
+        """
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = normalised(pixel_values)
         tower = self.base.model.vision_tower
         return tower(pixel_values=pixel_values.to(self.lm_head.weight.dtype)).last_hidden_state[:, 1:]
 

@@ -20,7 +20,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class LabelledTiles:
-    """Tiles of some samples: `pixel_values` float32 [N, 3, S, S] and `labels_N` int64.
+    """Tiles of some samples: `pixel_values` uint8 [N, 3, S, S] and `labels_N` int64.
 
     Labels are 0 (compress), 1 (keep) or -100 (none). `loss_weight` is the number of labelled tiles; without
     any tiles, N is 1 (a tile of zeros).

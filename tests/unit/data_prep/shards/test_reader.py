@@ -26,7 +26,7 @@ from data_prep.shards.reader import SampleReader
 from tests.integration.demo_pipeline import wait_until
 from vico.errors import UserError
 from vico.prompt import PromptFormat
-from vico.tiling import pixel_values
+from vico.tiling import tile_pixels
 
 NUM_ROWS = 24
 
@@ -41,7 +41,7 @@ def test_samples_have_the_tiles_of_the_original_pictures(folder, prompt_format):
         assert len(record["images"]) == len(names) == len(sample.tiles_per_image)
         tiling = prompt_format.settings.tiling(record["max_tiles"])
         originals = [Image.open(folder / "records" / "images" / name) for name in names]
-        expected = [pixel_values(image, tiling) for image in originals]
+        expected = [tile_pixels(image, tiling) for image in originals]
         assert sample.pixels.shape == (sum(sample.tiles_per_image), 3, 56, 56)
         if expected:
             assert np.array_equal(sample.pixels, np.concatenate(expected))

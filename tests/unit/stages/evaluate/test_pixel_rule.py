@@ -9,7 +9,7 @@ from data_prep.demo.records import drawn_record
 from data_prep.records.config import RecordsConfig
 from stages.evaluate.pixel_features import FEATURES, SCHEMA, pixel_features
 from stages.evaluate.pixel_rule import demo_sources, feature_aucs, pixel_rule_choice
-from vico.tiling import Tiling, pixel_values
+from vico.tiling import Tiling, tile_pixels
 
 
 def first_of_kind(kind: str) -> Image.Image:
@@ -23,7 +23,7 @@ def first_of_kind(kind: str) -> Image.Image:
 def test_a_plain_tile_has_less_detail_than_a_page_or_a_photograph():
     tiling = Tiling(112, 1)
     plain, prose, photo = (
-        pixel_features(pixel_values(first_of_kind(kind), tiling)) for kind in ("plain", "prose", "photograph")
+        pixel_features(tile_pixels(first_of_kind(kind), tiling)) for kind in ("plain", "prose", "photograph")
     )
     for name in FEATURES:
         assert plain[name][0] < prose[name][0] and plain[name][0] < photo[name][0], name
@@ -32,7 +32,7 @@ def test_a_plain_tile_has_less_detail_than_a_page_or_a_photograph():
 def test_measures_are_taken_from_the_pixels_the_model_sees():
     levels = np.zeros((8, 8, 3), np.uint8)
     levels[:, 4:] = 100  # one step of 100 gray levels in each of 8 rows of 7 differences
-    features = pixel_features(pixel_values(Image.fromarray(levels), Tiling(8, 1)))
+    features = pixel_features(tile_pixels(Image.fromarray(levels), Tiling(8, 1)))
     assert features["gradient_energy"] == pytest.approx([100**2 / 7])
     assert features["gray_deviation"] == pytest.approx([50.0])
     assert 100 < features["jpeg_bytes_a_pixel"][0] * 64 < 1000
