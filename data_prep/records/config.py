@@ -72,7 +72,10 @@ class RecordsConfig(BaseModel):
         if isinstance(value, list | tuple):
             value = {"format": "sources", "sources": value}
         if isinstance(value, dict) and isinstance(value.get("sources"), list):
-            value = {**value, "sources": tuple(value["sources"])}  # strict validation takes no list for a tuple
+            value = {
+                **value,
+                "sources": tuple(value["sources"]),
+            }  # strict validation takes no list for a tuple
         return value
 
     @field_validator("path", "root", mode="before")

@@ -3,7 +3,8 @@
 import json
 from typing import BinaryIO
 
-from vico.errors import UserError
+from data_prep.remote_files import Location, open_file
+from vico.errors import UserError, one_line
 
 _MAGIC = (
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself; run git lfs pull"),
@@ -17,6 +18,8 @@ _MAGIC = (
     (0, b"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it"),
     (0, b"PK\x03\x04", "a zip archive; unpack it"),
     (0, b"PAR1", "a parquet file; use format: parquet"),
+    (0, b"ARROW1", "an Arrow file; convert it to parquet"),
+    (0, b"\xff\xff\xff\xff", "an Arrow stream; convert it to parquet"),
     (257, b"ustar", "a tar; use format: webdataset"),
 )
 _PEEKED_BYTES = 1 << 20
@@ -36,6 +39,16 @@ def foreign_kind(head: bytes) -> str | None:
     return None
 
 
+def damaged_file(path: Location, own_kind: str, error: Exception) -> UserError:
+    """Return the error for a file that does not open as `own_kind` (`a tar`): another kind, or damage."""
+    with open_file(path) as file:
+        kind = foreign_kind(file.read(_PEEKED_BYTES))
+    if kind is not None and not kind.startswith((own_kind, "compressed")):
+        return UserError(f"{path} is {kind}")
+    own = own_kind.removeprefix("a ")
+    return UserError(f"{path} is not a complete {own} ({one_line(error)}); download or write it again")
+
+
 def check_rows_file(file: BinaryIO, name: str, *, may_be_list: bool) -> None:
     """Raise UserError when a file cannot hold rows of JSON, one per line or (`may_be_list`) in a list.
 
@@ -45,6 +58,8 @@ def check_rows_file(file: BinaryIO, name: str, *, may_be_list: bool) -> None:
     head = file.read(_PEEKED_BYTES)
     file.seek(start)
     kind = foreign_kind(head)
+    if kind is None and name.lower().endswith((".csv", ".tsv")):
+        kind = "a table as text; convert it to parquet or to JSON lines"
     if kind is not None:
         raise UserError(f"{name} is {kind}")
     text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").lstrip()

@@ -209,5 +209,7 @@ def _unopened(data: bytes, name: str, error: Exception) -> Rejected:
     if format_name is not None:
         return Rejected("picture_format", f"{shown(name)} is {format_name}, and not {_FORMAT_NAMES}")
     # Pillow's text about unknown bytes contains a memory address, which must not get into the ledger
-    problem = "not a picture" if isinstance(error, UnidentifiedImageError) else error
+    problem: object = error
+    if isinstance(error, UnidentifiedImageError):
+        problem = "its header is damaged" if media == "picture" else "not a picture" if data else "empty"
     return Rejected("undecodable_image", f"{shown(name)}: {problem}")

@@ -8,7 +8,7 @@ normal form stays as it is.
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.records.forms.embedded import Attachment, Embedded
+from data_prep.records.forms.embedded import Attachment, Embedded, type_name
 from data_prep.records.forms.named_pictures import PICTURE_FIELDS, listed_pictures, paths_beside_bytes
 from data_prep.records.forms.turns import TURN_FIELDS, Turns, turns_of_caption, turns_of_row
 from data_prep.records.forms.unread import refuse_unread
@@ -70,7 +70,9 @@ def _is_plain(row: dict[str, Any]) -> bool:
         return False
     names, turns = row.get("image"), row.get("conversations")
     if not (
-        names is None or isinstance(names, str) or (isinstance(names, list) and all(map(_is_text, names)))
+        names is None
+        or isinstance(names, str)
+        or (isinstance(names, list) and all(map(_is_text, names)) and "" not in names)
     ):
         return False
     return isinstance(turns, list) and all(
@@ -163,7 +165,7 @@ def _with_system(row: dict[str, Any], turns: list[Any]) -> list[Any]:
     messages = {name: row[name] for name in filled(row, _SYSTEM_FIELDS)}
     for name, message in messages.items():
         if not isinstance(message, str):
-            raise Rejected("broken_row", f"{name} is a {type(message).__name__}; it must be text")
+            raise Rejected("broken_row", f"{name} is {type_name(message)}; it must be text")
     has_own = bool(turns) and isinstance(turns[0], dict) and turns[0].get("from") == "system"
     texts = [*messages.values(), *([turns[0].get("value")] if has_own else [])]
     if any(text != texts[0] for text in texts):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.records.file_kinds import damaged_file
 from data_prep.records.forms.embedded import Attachment, Embedded, attachments, with_attachments
 from data_prep.records.forms.named_pictures import listed_pictures, paths_beside_bytes
 from data_prep.records.forms.turns import PAIR_FIELDS, TURN_FIELDS
@@ -19,7 +20,7 @@ from data_prep.records.raw_rows import DIGEST_BYTES, RawRow
 from data_prep.records.rejection import Rejected
 from data_prep.records.sets import RecordFile
 from data_prep.remote_files import Location, open_file
-from vico.errors import UserError, one_line
+from vico.errors import UserError
 
 _ROWS_PER_BATCH = 16  # pictures of several megabytes are normal
 _NUM_SHOWN_COLUMNS = 12
@@ -80,15 +81,11 @@ def _rows(path: Location, first: int) -> Iterator[_ParquetRow]:
                 for n in range(skipped, len(batch)):
                     yield _row(batch.slice(n, 1))
         except pa.ArrowException as error:
-            raise _damaged(path, error) from None
+            raise damaged_file(path, "a parquet file", error) from None
         except OSError as error:
             if error.errno is not None:  # from the file system; errors of Arrow have none
                 raise
-            raise _damaged(path, error) from None
-
-
-def _damaged(path: Location, error: Exception) -> UserError:
-    return UserError(f"{path} is not a complete parquet file ({one_line(error)}); download or write it again")
+            raise damaged_file(path, "a parquet file", error) from None
 
 
 def _row(batch: pa.RecordBatch) -> _ParquetRow:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, cast
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
 
+from data_prep.records.file_kinds import damaged_file
 from data_prep.records.raw_rows import DIGEST_BYTES
 from data_prep.remote_files import Location, open_file
 from vico.errors import UserError, one_line
@@ -34,7 +35,7 @@ _DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
 }
-_OTHER_MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip"}
+_OTHER_MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 _DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 logger = logging.getLogger(__name__)
 
@@ -188,12 +189,8 @@ def _opened_tar(path: Location) -> Iterator[BinaryIO]:
             with decompress(file) as uncompressed:
                 yield uncompressed
     except _DAMAGED as error:
-        raise _damaged(path, error) from None
+        raise damaged_file(path, "a tar", error) from None
     except OSError as error:
         if error.errno is not None:  # from the file system; errors of gzip and bz2 have none
             raise
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Location, error: Exception) -> UserError:
-    return UserError(f"{path} is not a complete tar ({one_line(error)}); download or write it again")
+        raise damaged_file(path, "a tar", error) from None

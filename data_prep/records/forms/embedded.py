@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.records.forms.values import has_content
-from data_prep.records.media.inline import is_base64
+from data_prep.records.media.inline import is_base64, is_data_uri
 from data_prep.records.media.kinds import Media, media_of_bytes
 from data_prep.records.rejection import Rejected, shown
 
@@ -85,7 +85,7 @@ class Embedded:
         medium = self.spellings.get(whole, self.spellings.get(f"*/{posixpath.basename(whole)}"))
         if medium is not None:
             return medium
-        if self.is_repaired or name.startswith("data:") or is_base64(name):
+        if self.is_repaired or _is_inline(name):
             return name
         those = ", ".join(map(str, self.pictures[:_NUM_SHOWN])) or "none"
         message = f"{shown(name)} is not a picture of {self.holder} (its pictures: {those})"
@@ -100,6 +100,11 @@ def with_attachments(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     attached: dict[bytes, Attachment] = {}
     return {name: _plain_value(value, name, name, attached) for name, value in fields.items()}
+
+
+def type_name(value: Any) -> str:
+    """Return the type of a value for a message, with its article."""
+    return "bytes" if isinstance(value, Attachment) else f"a {type(value).__name__}"
 
 
 def attachments(value: Any) -> Iterator[Attachment]:
@@ -130,8 +135,6 @@ def _plain_value(value: Any, name: str, where: str, attached: dict[bytes, Attach
 
 def _text_or_attachment(data: bytes, name: str, where: str, attached: dict[bytes, Attachment]) -> Any:
     """Return bytes as text where a writer stored text as binary."""
-    if not data:
-        return None
     media = media_of_bytes(data)
     if media is None:
         try:
@@ -144,4 +147,4 @@ def _text_or_attachment(data: bytes, name: str, where: str, attached: dict[bytes
 
 
 def _is_inline(text: str) -> bool:
-    return text.startswith("data:") or is_base64(text)
+    return is_data_uri(text) or is_base64(text)

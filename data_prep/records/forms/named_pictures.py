@@ -55,10 +55,10 @@ def picture_list(value: Any, field: str) -> list[str | Attachment]:
 
 
 def _one_picture(value: Any, field: str) -> list[str | Attachment]:
-    if isinstance(value, str | Attachment):
+    if isinstance(value, Attachment) or (isinstance(value, str) and value):
         return [value]
-    if value is None:
-        raise Rejected("missing_image", f"{field} has a null in the place of a picture")
+    if value is None or value == "":
+        raise Rejected("missing_image", f"{field} has a null or an empty text in the place of a picture")
     if not isinstance(value, dict):
         raise Rejected("broken_row", f"{field} is neither a path nor a list of paths")
     return [picture_name(value, field)]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from data_prep.records.forms.embedded import Attachment
+from data_prep.records.forms.embedded import Attachment, type_name
 from data_prep.records.forms.named_pictures import PICTURE_FIELDS, picture_list
 from data_prep.records.forms.parts import joined_parts
 from data_prep.records.forms.unread import refuse_unread_of_turn
@@ -202,5 +202,5 @@ def _pair_text(value: Any) -> str:
     """Return a question or an answer as text; answers such as a count may be numbers."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number and not isinstance(value, str):
-        raise Rejected("broken_row", f"a question or an answer is a {type(value).__name__}; it must be text")
+        raise Rejected("broken_row", f"a question or an answer is {type_name(value)}; it must be text")
     return as_text(value)

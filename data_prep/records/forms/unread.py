@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.records.forms.embedded import Attachment, attachments
 from data_prep.records.forms.values import has_content, json_value
-from data_prep.records.media.inline import is_base64
+from data_prep.records.media.inline import is_base64, is_data_uri
 from data_prep.records.media.kinds import Media, media_of_name
 from data_prep.records.rejection import Rejected, shown
 
@@ -127,7 +127,7 @@ class _ReadPictures:
 
 def _is_content(text: str) -> bool:
     """Return whether a text is a picture itself and not the name of one."""
-    return text.startswith("data:") or is_base64(text)
+    return is_data_uri(text) or is_base64(text)
 
 
 def _refuse_media(field: str, value: Any, pictures: _ReadPictures) -> None:
@@ -162,8 +162,8 @@ def _texts(value: Any) -> Iterator[str | Attachment]:
 
 
 def _media_of_text(field: str, text: str) -> Media | None:
-    if text.startswith("data:"):
-        return _MEDIA_OF_URI.get(text[5:10])
+    if is_data_uri(text):
+        return _MEDIA_OF_URI.get(text[5:10].lower())
     if len(text) > _LONGEST_NAME:
         return "picture" if is_base64(text) else None
     if "\n" in text or (" " in text and not any(word in field.lower() for word in _NAMES_OF_PICTURES)):

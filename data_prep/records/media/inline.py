@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 from data_prep.records.media.kinds import media_of_bytes
 from data_prep.records.rejection import Rejected, shown
@@ -21,12 +21,18 @@ def inline_picture(name: str) -> bytes | None:
 
     Raises Rejected when the text is cut or has other characters.
     """
-    if name.startswith("data:"):
+    if is_data_uri(name):
         head, comma, text = name.partition(",")
         if not comma:
             raise Rejected("undecodable_image", f"{shown(name)} is a data URI without data")
-        return _decoded(text, name) if head.endswith(";base64") else unquote_to_bytes(text)
+        is_encoded = head.lower().rstrip().endswith(";base64")
+        return _decoded(unquote(text), name) if is_encoded else unquote_to_bytes(text)
     return _decoded(name, name) if is_base64(name) else None
+
+
+def is_data_uri(text: str) -> bool:
+    """Return whether a text starts as a data URI; its scheme has no case."""
+    return text[:5].lower() == "data:"
 
 
 def is_base64(text: str) -> bool:

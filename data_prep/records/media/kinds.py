@@ -8,7 +8,8 @@ Media = Literal["picture", "audio", "video"]
 _ENDS: dict[Media, str] = {
     "picture": (
         "jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff avif heic heif svg svgz jp2 j2k jpf jpx jxl "
-        "psd ico cur icns xpm xbm ppm pgm pbm pnm tga pcx eps wmf emf exr hdr dds qoi xcf"
+        "psd ico cur icns sgi blp jxr wdp dcm fits xpm xbm ppm pgm pbm pnm tga "
+        "pcx eps wmf emf exr hdr dds qoi xcf"
     ),
     "audio": "wav mp3 flac ogg oga opus m4a aac wma aif aiff amr mid midi",
     "video": "mp4 m4v avi mov mkv webm mpg mpeg wmv flv 3gp ogv",
@@ -35,8 +36,12 @@ _PICTURE_MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"8BPS", "PSD"),
     (0, b"\0\0\1\0", "ICO"),
-    (0, b"\0\0\2\0", "CUR"),
     (0, b"icns", "ICNS"),
+    (0, b"\x01\xda", "SGI"),
+    (0, b"BLP1", "BLP"),
+    (0, b"BLP2", "BLP"),
+    (0, b"II\xbc", "JPEG XR"),
+    (0, b"Image type:", "IM"),
     (0, b"/* XPM", "XPM"),
     (0, b"! XPM", "XPM"),
     (0, b"gimp xcf", "XCF"),
@@ -54,12 +59,13 @@ _PICTURE_MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"II+\0", "BigTIFF"),
     (0, b"MM\0+", "BigTIFF"),
 )
-_NETPBM = re.compile(rb"P[1-7]\s")
+_NETPBM = re.compile(rb"P[1-6]\s+(#|\d)|P7\n")
 _XBM = re.compile(rb"\s*#define\s+\w+_width\s")
-_SVG = re.compile(rb"<(\w+:)?svg[\s>]", re.IGNORECASE)
+_MARGIN, _MARGIN_BYTES = b"\xef\xbb\xbf \t\r\n", 64  # byte order mark and white space before a text
+_SVG = re.compile(rb"<(\w+:)?svg[\s>/]", re.IGNORECASE)
 _AUDIO_MAGIC = ((8, b"WAVE"), (0, b"ID3"), (0, b"fLaC"), (0, b"OggS"), (8, b"AIFF"), (4, b"ftypM4A"))
 _VIDEO_MAGIC = ((4, b"ftyp"), (8, b"AVI "), (0, b"\x1aE\xdf\xa3"), (0, b"FLV\1"), (0, b"\0\0\1\xba"))
-_PEEKED_BYTES = 4096
+_PEEKED_BYTES = 64 << 10  # an SVG may start with long comments
 
 
 def name_end(name: str) -> str:
@@ -103,9 +109,8 @@ def unread_format(data: bytes, name: str, reads_avif: bool) -> str | None:
 
 def _text_picture(data: bytes) -> str | None:
     """Return the name of a format of pictures that is written as text."""
-    head = data[:_PEEKED_BYTES]
-    if _NETPBM.match(head):
+    if _NETPBM.match(data):
         return "Netpbm"
-    if _SVG.search(head):
+    if data[:_MARGIN_BYTES].lstrip(_MARGIN).startswith(b"<") and _SVG.search(data[:_PEEKED_BYTES]):
         return "SVG"
-    return "XBM" if _XBM.match(head) else None
+    return "XBM" if _XBM.match(data) else None

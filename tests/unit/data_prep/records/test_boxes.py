@@ -50,6 +50,8 @@ def test_boxes_are_scaled_by_their_own_picture(prompt_format, kind, box):
         ("<bbox>", {"bbox": [[1, 2, 3, 4], [1, 2, 3, 4]]}, "1 places <bbox> for 2"),
         ("<bbox><bbox>", {"bbox": [[1, 2, 3, 4]]}, "2 places <bbox> for 1"),
         ("<bbox>", {"ref": ["cup"]}, "0 places <ref-object> for 1"),
+        ("<bbox>", None, "1 places <bbox> for 0"),
+        ("<ref-object>", {}, "1 places <ref-object> for 0"),
         ("<bbox>", {"bbox": [[1, 2]]}, "only boxes are read"),
         ("<bbox>", {"bbox": [[1, 2, 3, 101]]}, "not inside 200 x 100"),
         ("<bbox>", {"bbox": [[3, 2, 1, 4]]}, "not inside"),

@@ -26,6 +26,8 @@ WRONG = {
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
     "an HTML page": b"<!DOCTYPE html>\n<html>404</html>",
     "a parquet file": b"PAR1" + bytes(20),
+    "an Arrow file": b"ARROW1\0\0" + bytes(20),
+    "an Arrow stream": b"\xff\xff\xff\xff" + bytes(20),
     "over several lines": json.dumps(row(), indent=2).encode() * 2,
     "over several lines ": json.dumps({"rows": [row()] * 20_000}, indent=2).encode(),
 }
@@ -39,6 +41,20 @@ def test_a_file_that_cannot_hold_rows_is_named_in_one_line(tmp_path, words, form
     with pytest.raises(UserError, match=words.strip()) as caught:
         record_blocks(record_sets(RecordsConfig(format=format, path=path)), 5)
     assert "a.jsonl" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", ["a Git LFS pointer", "an HTML page", "a zip archive", "an Arrow file"])
+@pytest.mark.parametrize("format, name", [("parquet", "a.parquet"), ("webdataset", "a.tar")])
+def test_a_file_that_is_no_tar_or_parquet_file_is_named_in_one_line(tmp_path, words, format, name):
+    (tmp_path / name).write_bytes(WRONG[words])
+    with pytest.raises(UserError, match=f"{name} is {words}"):
+        record_blocks(record_sets(RecordsConfig(format=format, path=tmp_path / name)), 5)
+
+
+def test_a_table_as_text_is_named_and_not_read_as_lines(tmp_path):
+    (tmp_path / "a.csv").write_text("image,question,answer\na.png,what?,this\n")
+    with pytest.raises(UserError, match=r"a\.csv is a table as text; convert it to parquet"):
+        record_blocks(record_sets(RecordsConfig(format="llava", path=tmp_path / "a.csv")), 5)
 
 
 def test_a_list_is_no_lines_of_internvl_and_a_meta_file_may_be_a_pointer(tmp_path):

@@ -6,6 +6,7 @@ import io
 import os
 import zlib
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -46,7 +47,14 @@ def test_pictures_in_the_row_itself_are_read(format):
     lines = "\n".join(text[n : n + 76] for n in range(0, len(text), 76))
     for name in (text, text.rstrip("="), lines, base64.urlsafe_b64encode(data).decode()):
         assert data_of(name) == data
-    assert data_of(f"data:image/x;base64,{text}") == data
+    for head in (
+        "data:image/x;base64",
+        "DATA:IMAGE/X;BASE64",
+        "data:;base64",
+        "data:image/x;charset=utf-8;base64",
+    ):
+        assert data_of(f"{head},{text}") == data
+    assert data_of(f"data:image/x;base64,{quote(text, safe='')}") == data
     assert data_of("data:image/svg+xml,%3Csvg/%3E") == b"<svg/>"
 
 
@@ -148,6 +156,22 @@ def test_more_formats_are_read_and_of_several_frames_the_first():
         assert caught.value.reason == "undecodable_image", format
 
 
+@pytest.mark.parametrize(
+    "data, reason, words",
+    [
+        (b"\0\0\0\x18ftypisom", "video", "is a video, not a picture"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "audio", "is audio, not a picture"),
+        (picture(1)[:12], "undecodable_image", "its header is damaged"),
+        (b"words", "undecodable_image", "not a picture"),
+        (b"", "undecodable_image", "empty"),
+    ],
+)
+def test_a_file_that_is_no_picture_says_what_it_is(data, reason, words):
+    with pytest.raises(Rejected, match=words) as caught:
+        check(data, "a.jpg")
+    assert caught.value.reason == reason
+
+
 OTHER_FORMATS = {
     "a.xpm": b'/* XPM */\nstatic char *a[] = {"1 1 1 1"};',
     "a.ico": b"\0\0\1\0\1\0" + bytes(40),
@@ -163,6 +187,11 @@ OTHER_FORMATS = {
     "a.eps": b"%!PS-Adobe-3.0 EPSF-3.0",
     "a.pdf": b"%PDF-1.7",
     "a.tga": bytes(40),
+    "b.tga": b"\0\0\2" + bytes(40),
+    "a.sgi": b"\x01\xda\0\1" + bytes(40),
+    "a.jxr": b"II\xbc\x01" + bytes(40),
+    "b.svg": b"<?xml version='1.0'?><!--" + b" " * 9000 + b"--><svg/>",
+    "c.png": b"<?xml version='1.0'?><!--" + b" " * 9000 + b"--><svg/>",
     "a.jxl": b"\xff\x0a" + bytes(40),
     "a.qoi": b"qoif" + bytes(40),
     "a.icns": b"icns" + bytes(40),

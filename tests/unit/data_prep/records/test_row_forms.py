@@ -1,5 +1,6 @@
 """Rows in the forms that people write: what is read, and what is refused because it would be left out."""
 
+import base64
 import json
 
 import pytest
@@ -105,6 +106,7 @@ def test_a_history_comes_before_the_question_and_pictures_before_all():
     assert [turn["value"] for turn in row["conversations"]] == ["<image>\none", "1", "two", "2"]
 
 
+PNG = base64.b64encode(picture(1)).decode()
 TRAINED = {"conversations": TURNS}
 REFUSED = {
     "other field": ({**TRAINED, "thumbnail": "x/a.JPG"}, "unread_field", "thumbnail"),
@@ -208,6 +210,25 @@ REFUSED = {
     ),
     "system that is no text": ({**TRAINED, "system": {"a": 1}}, "broken_row", "system is a dict"),
     "no turns": ({"id": 5}, "broken_row", "no field holds turns"),
+    "choices": ({"question": ASKED, "answer": "B", "choices": ["a", "b"]}, "unread_field", "choices"),
+    "context": ({"question": ASKED, "answer": "B", "context": "a text"}, "unread_field", "context"),
+    "input of a question": ({"question": ASKED, "answer": "B", "input": "x"}, "unread_field", "input"),
+    "numbered address": (
+        {"image": "a.png", "image_2": "https://x.org/b.png", "conversations": SHOWN},
+        "unread_field",
+        "image_2",
+    ),
+    "name beside base64": (
+        {"image": f"data:image/png;base64,{PNG}", "reference": "b.png", "conversations": SHOWN},
+        "unread_field",
+        "reference",
+    ),
+    "half a character in JSON text": (
+        {"conversations": json.dumps([TURNS[0], {"from": "gpt", "value": "\ud83d"}])},
+        "not_utf8",
+        "surrogate",
+    ),
+    "empty name": ({"image": [""], "conversations": SHOWN}, "missing_image", "empty text"),
 }
 
 
@@ -233,6 +254,7 @@ def test_what_is_not_read_rejects_the_row_and_names_the_field(form, prompt_forma
             "videos": {"path": None},
         },
         {"url": "https://x.org/a.png", "id": "a.png", "group": "b.png", "source": "c.png"},
+        {"image": f"data:image/png;base64,{PNG}", "file_name": "b.png"},
         {"file_name": "x/a.png", "caption": "a text about b.png", "embedding": [0.1] * 100},
         {"objects": {"ref": ["cup"], "bbox": [[1, 2, 3, 4]]}, "answer": "b.png", "weight": 1, "label": True},
     ],

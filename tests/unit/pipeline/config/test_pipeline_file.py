@@ -101,14 +101,9 @@ def test_overrides_are_read_as_yaml(load):
     assert (config.plain.size, config.seed, config.inputs.heldout.num_samples) == (3, 4, 3)
 
 
-@pytest.mark.parametrize(
-    "records",
-    [
-        "[{format: demo, num_samples: 3, weight: 2}, {format: llava, path: a.json}]",
-        "{format: sources, sources: [{format: demo, num_samples: 3, weight: 2}, {format: llava, path: a.json}]}",
-    ],
-)
-def test_records_may_be_a_list_of_sources(load, tmp_path, records):
+@pytest.mark.parametrize("form", ["{}", "{{format: sources, sources: {}}}"])
+def test_records_may_be_a_list_of_sources(load, form):
+    records = form.format("[{format: demo, num_samples: 3, weight: 2}, {format: llava, path: a.json}]")
     first, second = load("", f"inputs.heldout={records}").inputs.heldout.sources
     assert (first.num_samples, first.weight, second.format) == (3, 2.0, "llava")
 
