@@ -17,7 +17,12 @@ def project(tmp_path):
     meta = write_meta(tmp_path / "records", mine={})
     for n in range(6):
         (tmp_path / "records" / "images" / f"{n}.png").write_bytes(picture(n))
-    site = {"name": "test", "storage": str(tmp_path / "runs"), "tracking": {"enabled": False}}
+    site = {
+        "name": "test",
+        "storage": str(tmp_path / "runs"),
+        "tracking": {"enabled": False},
+        "resources": {"workers": 1},
+    }
     (tmp_path / "site.yaml").write_text(yaml.safe_dump(site))
     inputs = {"records": {"format": "internvl", "path": str(meta)}, "model": str(tmp_path / "model")}
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"inputs": inputs}))
