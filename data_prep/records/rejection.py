@@ -13,7 +13,7 @@ REASONS: dict[str, str] = {
         "A field that changes what is learned is not read: a picture in an unknown field or in an answer, "
         "tools, a preference, a weight other than 0 and 1, boxes without a place."
     ),
-    "no_answer": "The conversation has no gpt turn, or ends with a question.",
+    "no_answer": "The conversation has no gpt turn, ends with a question, or has no answer to learn.",
     "empty_answer": "An answer is empty or only white space.",
     "duplicate": "The same line appears earlier in the same set.",
     "missing_image": "A picture file does not exist.",
@@ -27,8 +27,8 @@ REASONS: dict[str, str] = {
     "control_token": "A text spells a control token of the tokenizer, such as </img>.",
     "over_budget": "Text and tiles take more tokens than shard.max_tokens.",
     "straddles_split": (
-        "One of its pictures is in another split, through a group, a held-out row or, for a repaired row, the "
-        "old shards."
+        "One of its pictures is in another split, through a group, a held-out row or, for a repaired row, "
+        "the old shards."
     ),
 }
 

@@ -122,7 +122,7 @@ def picture_sides(
     sides that nothing may change; they come first.
 
     `tables()` gives the index rows of each shard with the splits drawn; it is called twice. Memory: 8 bytes
-    per picture in the first pass, then 50 per shared picture.
+    per picture in the first pass, then 70 per shared picture.
     """
     shared, num_rows = _shared_pictures(tables, heldout, written)
     if not len(shared):

@@ -11,11 +11,16 @@ from pathlib import Path
 from pipeline.config.pipeline_file import PipelineConfig
 from pipeline.config.split_needs import SplitNeed, split_needs
 from stages.evaluate.config import EvaluateConfig
+from stages.outputs import LABELS_FILE, RATIOS_FILE
 from stages.shard.config import ShardConfig
 from vico.errors import UserError
 
 _MOST_ROWS_TO_TRY = 5000
 """Most samples for which other seeds of the split are tried; with more, an empty split has other reasons."""
+
+
+_LABELLED_BY = {"label": LABELS_FILE, "ratio": RATIOS_FILE}
+"""What decides which tiles the router has labels of; the first stage that is adopted."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class SplitCounts:
 
 def check_shards(config: PipelineConfig, stages: Collection[str], shard_folder: Path) -> None:
     """Raise UserError if one of the stages needs a sample with a picture and an answer in a split, and the
-    shards have none."""
+    shards have none, or if adopted labels or ratios are not of these shards."""
     needs = split_needs(config, stages)
     if not needs:
         return
@@ -42,6 +47,7 @@ def check_shards(config: PipelineConfig, stages: Collection[str], shard_folder: 
                 f"{need.purpose}, and the shards have none; {remedy}{_quarantined(shard_folder)}"
             )
     _check_choice_of_test_samples(config, stages, shard_folder)
+    _check_adopted_tiles(config, needs, shard_folder)
 
 
 def split_counts(shard_folder: Path) -> dict[str, SplitCounts]:
@@ -154,3 +160,27 @@ def _check_choice_of_test_samples(
             f"not started, because evaluate.max_samples={evaluate.max_samples} draws only test samples "
             "without pictures; raise it, or set it to 0 for all"
         )
+
+
+def _check_adopted_tiles(config: PipelineConfig, needs: Sequence[SplitNeed], shard_folder: Path) -> None:
+    """Raise UserError if the router takes its labels from an adopted result without tiles of these shards."""
+    adopted = next((stage for stage in _LABELLED_BY if stage in config.inputs.adopt), None)
+    router_needs = [need for need in needs if need.stage == "router"]
+    if adopted is None or not router_needs:
+        return
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from data_prep.shards.index import load_index
+
+    folder = config.inputs.adopt[adopted]
+    keys = pc.unique(pq.read_table(folder / _LABELLED_BY[adopted], columns=["key"])["key"])
+    index = load_index(shard_folder)
+    for need in router_needs:
+        here = index.table(["key"], need.split)["key"]
+        if not pc.any(pc.is_in(here, keys.cast(here.type))).as_py():
+            raise UserError(
+                f"not started, because router needs labels of {need.split} tiles {need.purpose}, and "
+                f"inputs.adopt.{adopted}={folder} has no tile of the {need.split} samples of these shards; "
+                "adopt a result that was made from them, with that split"
+            )

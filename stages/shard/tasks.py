@@ -97,8 +97,8 @@ def check_system_message(config: ShardConfig, tokenizer: Path) -> None:
         load_prompt_format(tokenizer).num_tokens([{"from": "system", "value": config.system_message}], [])
     except SpelledToken as error:
         raise UserError(
-            f"shard.system_message={config.system_message[:60]!r} spells {error.token}, which only the prompt "
-            "may write; leave it out"
+            f"shard.system_message={config.system_message[:60]!r} spells {error.token}, which only the "
+            "prompt may write; leave it out"
         ) from None
 
 

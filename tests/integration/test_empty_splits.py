@@ -17,7 +17,12 @@ def project(tmp_path):
     meta = write_meta(tmp_path / "records", mine={})
     for n in range(6):
         (tmp_path / "records" / "images" / f"{n}.png").write_bytes(picture(n))
-    site = {"name": "test", "storage": str(tmp_path / "runs"), "tracking": {"enabled": False}}
+    site = {
+        "name": "test",
+        "storage": str(tmp_path / "runs"),
+        "tracking": {"enabled": False},
+        "resources": {"workers": 1},
+    }
     (tmp_path / "site.yaml").write_text(yaml.safe_dump(site))
     inputs = {"records": {"format": "internvl", "path": str(meta)}, "model": str(tmp_path / "model")}
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"inputs": inputs}))
@@ -48,7 +53,7 @@ def test_a_run_on_rows_without_pictures_ends_after_sharding(project, tmp_path):
 
 def test_a_seed_that_the_message_names_lets_the_run_go_on(project, tmp_path):
     where = project([row(f"{n}.png", answer=str(n)) for n in range(6)])
-    code, _, err = finished(vico("run", *where, "--until", "router"))
+    code, _, err = finished(vico("run", *where))
     assert code == 2 and "set shard.split_seed: " in err and stages_begun(tmp_path) == ["shard"]
     seed = err.partition("set shard.split_seed: ")[2].partition(",")[0]
     steps = ("--set", "consistency.max_steps=1", "--set", "consistency.packs_per_step=1")

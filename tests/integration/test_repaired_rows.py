@@ -87,7 +87,7 @@ def test_repaired_rows_get_shards_of_their_own_and_the_old_ones_stay(tmp_path, m
         assert os.path.samefile(base / "output" / shard["name"], again / "output" / shard["name"])
     index = load_index(again / "output")
     keys = [index.row(n)["key"] for n in range(len(index))]
-    assert keys[:2] == ["bad-00000000", "bad-00000041"]
+    assert keys[:2] == ["bad-00000000", "bad-00000042"]
     assert keys[2:] == [f"bad-{line:08d}" for line in sorted(good)]
     reader = SampleReader(again / "output", load_prompt_format(model))
     assert [reader.sample(n).key for n in range(len(index))] == keys
@@ -142,6 +142,33 @@ def test_a_repaired_row_takes_the_side_of_the_old_rows_that_share_its_pictures(t
     splits = load_index(folder / "output").table(["split"])["split"].to_pylist()
     assert splits[:40] == load_index(base / "output").table(["split"])["split"].to_pylist()
     assert splits[40:80] == splits[:40] == splits[80:] and set(splits) == {"train", "calib", "test"}
+
+
+def test_a_repaired_row_that_connects_old_pictures_of_two_sides_stays_in_quarantine(tmp_path, model):
+    meta = write_meta(tmp_path / "records", mine={})
+    for n in range(32):
+        (tmp_path / "records" / "images" / f"{n}.png").write_bytes(picture(n))
+    old = [row(f"{n}.png", answer=str(n)) for n in range(30)]
+    write_lines(tmp_path / "records" / "mine.jsonl", [*old, *(row("a", answer=" ", id=n) for n in range(3))])
+    base, folder = tmp_path / "base", tmp_path / "again"
+    config = ShardConfig(calib_share=0.3, test_share=0.3)
+    run(config, context_of(base, model, internvl(meta)))
+    table = load_index(base / "output").table(["line", "split"]).to_pylist()
+    of_side = {side: [r["line"] for r in table if r["split"] == side] for side in ("train", "test")}
+    (train, other_train, *_), test = of_side["train"], of_side["test"][0]
+    connecting = [(train, test), (train, 30), (other_train, 31)]  # 30 and 31 are new
+    rows = [
+        {"source": "mine", "line": 30 + n, "row": row([f"{a}.png", f"{b}.png"], answer=str(n))}
+        for n, (a, b) in enumerate(connecting)
+    ]
+    repair(folder, base, model, meta, rows, config)
+    lines = (folder / "output" / "quarantine.jsonl").read_text().splitlines()
+    (left,) = map(json.loads, lines)
+    assert (left["line"], left["reason"]) == (30, "straddles_split")
+    assert "for a repaired row, the old shards" in left["message"]
+    after = load_index(folder / "output").table(["line", "split"]).to_pylist()
+    assert after[:30] == table
+    assert [(r["line"], r["split"]) for r in after[30:]] == [(31, "train"), (32, "train")]
 
 
 def test_a_killed_run_that_resumes_gives_the_bytes_of_an_undisturbed_run(tmp_path, model):

@@ -80,7 +80,7 @@ def test_every_bad_row_is_quarantined_with_its_reason_and_every_good_row_written
     assert [shard["samples"] for shard in written["shards"]] == [1, 0, 0, 0, 1]
     assert [shard["name"] for shard in written["shards"]] == [f"{n:05d}.tar" for n in range(5)]
     index = load_index(tmp_path / "shard" / "output")
-    assert [index.row(n)["key"] for n in range(len(index))] == ["bad-00000000", "bad-00000041"]
+    assert [index.row(n)["key"] for n in range(len(index))] == ["bad-00000000", "bad-00000042"]
     assert context.reported[-1] == (num_rows, num_rows, "rows") and context.num_checks > 0
 
 

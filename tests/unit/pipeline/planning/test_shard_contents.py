@@ -5,6 +5,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep.records.blocks import record_blocks
@@ -178,3 +180,25 @@ def test_stages_that_adopt_a_result_need_nothing(sharded, tmp_path):
     adopt = dict.fromkeys(("consistency", "ratio", "router", "evaluate"), tmp_path)
     adopting = config.model_copy(update={"inputs": config.inputs.model_copy(update={"adopt": adopt})})
     check_shards(adopting, STAGES, folder)
+
+
+@pytest.mark.parametrize(("stage", "file"), [("label", "labels.parquet"), ("ratio", "ratios.parquet")])
+def test_adopted_labels_must_have_tiles_of_the_shards(sharded, tmp_path, stage, file):
+    config, folder = sharded(pictures(12), "shard.calib_share=0.3", "shard.test_share=0.2")
+    index = pq.read_table(folder / INDEX_FILE, columns=["key", "split"]).to_pylist()
+    keys = {split: [row["key"] for row in index if row["split"] == split] for split in ("train", "calib")}
+    adopt = {stage: tmp_path / "elsewhere"}
+    config = config.model_copy(update={"inputs": config.inputs.model_copy(update={"adopt": adopt})})
+    (tmp_path / "elsewhere").mkdir()
+
+    def labelled(keys: list[str]) -> None:
+        pq.write_table(pa.table({"key": pa.array(keys, pa.string())}), tmp_path / "elsewhere" / file)
+
+    labelled(keys["train"] + keys["calib"])
+    check_shards(config, STAGES, folder)
+    for few, split in ((keys["train"], "calib"), (["other-000000"], "train")):
+        labelled(few)
+        line = refusal(config, folder)
+        assert f"router needs labels of {split} tiles" in line
+        assert f"inputs.adopt.{stage}={tmp_path / 'elsewhere'} has no tile of the {split} samples" in line
+        check_shards(config, STAGES[:-3], folder)

@@ -46,3 +46,13 @@ def test_turns_after_the_last_answer_are_left_out(prompt_format):
     turns = [human("<image> what?"), gpt("one"), human("<image> and this?")]
     question = last_question(turns, (3, 5), prompt_format)
     assert question.answer == "one" and question.text == "what?" and question.prompt.num_tiles == 3
+
+
+def test_only_an_answer_that_is_learned_is_asked_for(prompt_format):
+    shown = {**gpt("two"), "loss": False}
+    last = last_question([human("<image> what?"), gpt("one"), human("and?"), shown], (3,), prompt_format)
+    assert (last.text, last.answer) == ("what?", "one")
+    first = last_question([human("<image> what?"), shown, human("and?"), gpt("one")], (3,), prompt_format)
+    assert (first.text, first.answer) == ("and?", "one")
+    text = prompt_format.tokenizer.decode(first.prompt.ids)
+    assert "two<|im_end|>" in text, "the other answer is part of the history"
