@@ -99,12 +99,18 @@ def _model_at(location: list[str], root: type[BaseModel]) -> type[BaseModel] | N
     return model
 
 
-def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every key of a config class."""
+def _paths(
+    model: type[BaseModel], prefix: str = "", around: tuple[type[BaseModel], ...] = ()
+) -> Iterator[str]:
+    """Yield the dotted path of every key of a config class; `around` are the classes of the blocks around it.
+
+    A class inside itself, such as a source in a list of sources, is left out there.
+    """
     for name, field in model.model_fields.items():
         yield prefix + name
         for inner in _models(field.annotation):
-            yield from _paths(inner, f"{prefix}{name}.")
+            if inner not in (*around, model):
+                yield from _paths(inner, f"{prefix}{name}.", (*around, model))
 
 
 def _nearest(value: Any, allowed: str) -> str:
