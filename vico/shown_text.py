@@ -1,17 +1,17 @@
-"""Text from data, configs, file names and errors as it is shown: without characters that a reader obeys.
+"""Text from data, configs, file names and errors as it is shown: with nothing that a reader obeys.
 
-Such a text may hold terminal control sequences, marks that reverse the direction of the rest of a line, halves of
-surrogate pairs (file names that are not UTF-8), or Markdown. Where a text leaves this project for a terminal, a
-model card or MLflow, it passes a function of this module. Files with results keep texts as they are.
+Such a text may hold terminal control sequences, marks that reverse the direction of the rest of a line,
+halves of surrogate pairs (file names that are not UTF-8), or Markdown. When a text leaves this project for a
+terminal, a model card or MLflow, it passes a function of this module. Results keep texts as they are.
 """
 
 import json
 import re
 from typing import Any
 
-# Control characters C0, DEL and C1; soft hyphen; marks, embeddings, overrides and isolates of direction; separators
-# of lines; invisible operators; the byte order mark; interlinear marks; surrogates; tags. The joiners U+200C and
-# U+200D stay: scripts and emoji need them.
+# Control characters C0, DEL and C1; soft hyphen; marks, embeddings, overrides and isolates of direction;
+# separators of lines; invisible operators; the byte order mark; interlinear marks; surrogates; tags.
+# The joiners U+200C and U+200D stay: scripts and emoji need them.
 _UNSHOWN = (
     r"\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     r"\ud800-\udfff\U000e0000-\U000e007f"
@@ -38,13 +38,13 @@ def markdown(text: object) -> str:
 
 
 def markdown_code(text: object) -> str:
-    """Return `str(text)` as one line of code in Markdown, also in a table; a backtick becomes an apostrophe."""
+    """Return `str(text)` as one line of code in Markdown, also in a table; a backtick becomes `'`."""
     shown = printable(text).replace("`", "'").replace("|", "\\|")
     return f"`{shown}`"
 
 
 def json_line(value: Any) -> str:
-    """Return a value as JSON in one line. Characters that are not shown are JSON escapes, so it is exact."""
+    """Return a value as JSON in one line. Characters that are not shown are JSON escapes: it is exact."""
     return _IN_LINE.sub(_json_escape, json.dumps(value, ensure_ascii=False))
 
 

@@ -53,7 +53,7 @@ def init(
     from vico.settings import load_settings
 
     refuse_existing(out)
-    records: "Records" = {"format": "demo", "num_samples": 1600}
+    records: Records = {"format": "demo", "num_samples": 1600}
     max_tiles = ShardConfig().max_tiles
     if data is not None:
         folder = _model_of_rows(model)

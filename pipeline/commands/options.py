@@ -71,8 +71,9 @@ def site_of(site: str | None, storage: str | None) -> "Site":
 
         make_working_copy(loaded.storage, loaded.remote)
         storage_of(loaded.storage).refresh()
-    if loaded.storage.exists() and not loaded.storage.is_dir():
-        raise UserError(f"storage={loaded.storage} is a file; name a folder with --storage")
+    nearest = next((path for path in (loaded.storage, *loaded.storage.parents) if path.exists()), None)
+    if nearest is not None and not nearest.is_dir():
+        raise UserError(f"storage={loaded.storage}: {nearest} is a file; name a folder with --storage")
     return loaded
 
 

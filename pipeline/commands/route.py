@@ -20,7 +20,9 @@ from vico.tiling import tile_boxes, tile_grid
 if TYPE_CHECKING:
     from vico.model.internvl import VicoModel
 
-_PICTURE_NAME = re.compile(r".+\.(avif|bmp|gif|heic|jfif|jp2|jpe|jpeg|jpg|png|svg|tiff?|webp)", re.IGNORECASE)
+_PICTURE_NAME = re.compile(
+    r".+\.(avif|bmp|gif|heic|jfif|jp2|jpe|jpeg|jpg|png|svg|tiff?|webp)", re.IGNORECASE | re.DOTALL
+)
 """The files of a folder that are pictures; which of them can be read, `checked_picture` says."""
 
 

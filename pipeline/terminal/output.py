@@ -1,4 +1,4 @@
-"""Output of the commands: every text for people passes through `Terminal`, every answer for programs `print_json`.
+"""Output of the commands: every text for people passes `Terminal`, every answer for programs `print_json`.
 
 Nothing else writes to the terminal; a test looks for other writers. What libraries and tracebacks write goes
 through a `PlainStream`, which `main` puts in the place of the standard streams.
@@ -97,9 +97,9 @@ class Terminal:
 
 
 class PlainStream:
-    """A text stream that writes control characters as their escapes, for writers that are not ours.
+    """A text stream that escapes control characters, for writers that are not ours.
 
-    A carriage return before a text passes, and so do the movements of the cursor between progress bars of tqdm.
+    A carriage return before a text passes, and so does the movement of the cursor between bars of tqdm.
     """
 
     def __init__(self, stream: TextIO):

@@ -66,7 +66,7 @@ class DesiredRun:
     """Path of an artifact -> its text."""
 
     def __post_init__(self) -> None:
-        """Show texts from configs and errors without control characters, which MLflow refuses or passes on."""
+        """Escape control characters from configs and errors: MLflow refuses them or shows them raw."""
         for name in ("params", "tags"):
             shown = {printable_lines(key): printable_lines(text) for key, text in getattr(self, name).items()}
             object.__setattr__(self, name, shown)

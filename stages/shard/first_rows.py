@@ -117,7 +117,7 @@ def _is_list(path: Path) -> bool:
 
 
 def _has_lines(path: Path) -> bool:
-    """Return whether the first two lines are an object each: a meta file, too, may be an object in one line."""
+    """Return whether the first two lines are an object each: one object in one line may be a meta file."""
     with open(path, "rb") as file:
         lines = [line.strip() for line in islice(file, 2)]
     return len(lines) == 2 and all(line.startswith(b"{") and line.endswith(b"}") for line in lines)

@@ -271,3 +271,15 @@ def test_repaired_rows_of_an_adopted_stage_are_refused(load):
         "elsewhere; leave out inputs.repaired or inputs.adopt.drawing"
     ]
     assert load(head=head % "plain").inputs.repaired == (Path("/r.jsonl"),)
+
+
+def test_a_text_of_the_file_makes_no_line_of_its_own_in_the_message(load):
+    with pytest.raises(UserError) as refused:
+        load('"a\\nerror: forged\\e[2J": 1')
+    assert "unknown key a\\nerror: forged\\x1b[2J" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_an_experiment_is_a_name_without_control_characters(load):
+    with pytest.raises(UserError, match=r"experiment='a\\\\x1b\[2J' has control characters; leave them out"):
+        load('experiment: "a\\e[2J"')
+    assert load('experiment: "[/x]"').experiment == "[/x]"

@@ -36,7 +36,8 @@ def card(**data) -> str:
 def test_licences_and_origins_of_the_data_are_named_with_their_samples():
     text = card(licenses={"CC0": 1200, "": 60, "a|b\nc": 40}, origins={"": 1300})
     assert (
-        "| licences of the data | as stated by each record: CC0 (1,200), a/b c (40); 60 not stated |" in text
+        "| licences of the data | as stated by each record: CC0 (1,200), a\\|b c (40); 60 not stated |"
+        in text
     )
     assert "| origins of the data | not stated by records or sets |" in text
 
@@ -44,3 +45,18 @@ def test_licences_and_origins_of_the_data_are_named_with_their_samples():
 def test_the_thresholds_of_both_rules_are_listed():
     rows = [line for line in card().splitlines() if line.startswith("| **")]
     assert [row.split(" | ")[0] for row in rows] == ["| **ours**", "| **served**"]
+
+
+def test_texts_of_data_and_of_the_start_model_are_shown_as_they_are():
+    text = model_card(
+        CardSources(
+            StartModel("<b>\x1b[2J", "cd", "[free](http://a)"),
+            {"written": 1, "shards": [], "licenses": {"<script>\u202e": 1}},
+            METRICS,
+            ROUTER,
+            run="a`b\x1b",
+        )
+    )
+    assert r"| base model | \<b\>\\x1b\[2J, sha256" in text
+    assert r"| licence of the base model | \[free\](http://a) |" in text
+    assert r"\<script\>\\u202e (1)" in text and r"| run | `a'b\x1b` |" in text
