@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cluster.own_files import no_links
 from vico.bounded_text import bounded_json
+from vico.own_files import no_links
 
 logger = logging.getLogger(__name__)
 _MAX_LINE_BYTES = 2**20
