@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cluster.own_files import no_links
+from vico.bounded_text import bounded_json
+from vico.own_files import no_links
 
 logger = logging.getLogger(__name__)
+_MAX_LINE_BYTES = 2**20
 STEP_METRICS_FILE = "metrics.jsonl"
 """Metrics of a stage by step, in the folder of the attempt."""
 METRIC_FILES = "*.jsonl"
@@ -47,7 +49,7 @@ class MetricLine:
     def parse(cls, text: bytes) -> Self:
         """Return the content of a line; raise ValueError if the line is damaged."""
         try:
-            content = json.loads(text)
+            content = bounded_json(text, _MAX_LINE_BYTES)
             metrics = {str(name): float(value) for name, value in content["metrics"].items()}
             return cls(int(content["step"]), float(content["time"]), metrics)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -24,7 +24,7 @@ from ray.job_config import JobConfig
 
 from cluster.project import PROJECT_FOLDER
 from cluster.ray_start.address import refuse_no_cluster, refused_token
-from cluster.ray_start.local import start_limit, temporary_ray_folder
+from cluster.ray_start.local import RAY_FOLDER, start_limit, temporary_ray_folder
 from cluster.site import Site
 from cluster.sources.by_value import refuse_other_code
 from cluster.sources.driver import driver_code, is_installed, python_path
@@ -97,7 +97,7 @@ def join(address: str, site: Site) -> None:
 
 
 def start_local(folder: Path, site: Site) -> None:
-    """Start a Ray on this machine that keeps its sockets and logs in `folder`."""
+    """Start a Ray on this machine that keeps its sockets and logs in a folder of its own in `folder`."""
     try:
         site.check_local_ray()  # a site that is only for submitting may ask for more
     except ValueError as error:
@@ -115,7 +115,7 @@ def start_local(folder: Path, site: Site) -> None:
             num_cpus=site.ray.num_cpus,
             include_dashboard=site.ray.dashboard,
             dashboard_port=site.ray.dashboard_port,
-            _temp_dir=str(folder),
+            _temp_dir=str(folder / RAY_FOLDER),
         )
 
 

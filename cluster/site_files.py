@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from cluster.project import PROJECT_FOLDER
 from cluster.site import Site
 from cluster.site_blocks import SiteBlock
+from vico.bounded_text import BeyondLimits, refuse_yaml_bomb
 from vico.errors import UserError, one_line
 
 SITES_FOLDER = PROJECT_FOLDER / "sites"
@@ -63,10 +64,14 @@ def site_names() -> list[str]:
 def site_settings(path: Path) -> dict[str, Any]:
     """Return the content of a site file before it is checked; UserError if it is not a YAML mapping."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        refuse_yaml_bomb(text)
+        settings = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not readable ({error}); give a readable YAML file") from error
-    except yaml.YAMLError as error:
+    except BeyondLimits as error:
+        raise UserError(f"{path}: {error}; fix the YAML there") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date of month 13
         raise UserError(f"{path}: is not YAML ({one_line(error)}); fix that line") from error
     if settings is None:
         return {}

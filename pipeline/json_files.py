@@ -12,9 +12,12 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.durable_files import sync_folder
+from vico.bounded_text import bounded_json
 from vico.errors import UserError
 
 SCHEMA = 1
+_MAX_BYTES = 2**30
+"""Of one file; lists of parts of a million files have some 100 MB."""
 
 
 class OutputFile(BaseModel):
@@ -50,9 +53,11 @@ class StoredModel(BaseModel):
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is damaged (not UTF-8 text); {remedy}") from error
         try:
-            content = json.loads(text)
+            content = bounded_json(text, _MAX_BYTES)
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is damaged (not valid JSON at line {error.lineno}); {remedy}") from error
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); {remedy}") from error
         if not isinstance(content, dict):
             raise UserError(f"{path} is damaged (a {type(content).__name__} instead of an object); {remedy}")
         if content.get("schema") != SCHEMA:

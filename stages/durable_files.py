@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from cluster.own_files import no_links
 from vico.errors import UserError
+from vico.own_files import no_links, owner_and_mode, user_name
 
 _LOCK_TIMEOUT_S = 60.0
 logger = logging.getLogger(__name__)
@@ -46,10 +47,10 @@ def locked(folder: Path) -> Iterator[None]:
 def locked_file(path: Path) -> Iterator[None]:
     """Hold the lock of a file, which is created, between all processes that share it.
 
-    Raises UserError if the holder does not release it within a minute.
+    Raises UserError if the holder does not release it within a minute, or if it belongs to another user.
     """
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
-    with open(path, "a", opener=no_links) as file:
+    with _lockable(path) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,6 +66,18 @@ def locked_file(path: Path) -> Iterator[None]:
                     f"{path} cannot be locked ({error.strerror}); put --storage on a file system with flock"
                 ) from error
         yield
+
+
+def _lockable(path: Path) -> IO[str]:
+    try:
+        return open(path, "a", opener=no_links)
+    except PermissionError as error:
+        if not path.exists():
+            raise
+        raise UserError(
+            f"{path} is {owner_and_mode(path)}, and {user_name(os.geteuid())} may not write it; to share a "
+            "storage, all its users need one group, setgid folders and umask 002 (docs/storage.md)"
+        ) from error
 
 
 def sync_tree(path: Path) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.own_files import check_inside, no_links
 from stages.durable_files import delete, locked, sync_folder, sync_tree
 from stages.stops import LeaseLost
+from vico.own_files import check_inside, no_links
 
 LEASE_FILE = "lease.json"
 JOURNAL_FILE = "parts.journal"

@@ -1,13 +1,16 @@
 """The files of a model folder, read without torch or transformers: which must exist, and config.json."""
 
-import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
+from vico.bounded_text import bounded_json
 from vico.errors import UserError
 from vico.published_config import LANGUAGE_MODELS, hf_config, is_published
 from vico.special_tokens import IMAGE_TOKEN
 
+_WEIGHT_NAME = re.compile(r"[^/\\.][^/\\]*\.safetensors")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -17,6 +20,13 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
 )
+
+
+_MAX_CONFIG_BYTES = 16 * 2**20
+_MAX_BYTES = {
+    name: 2**28
+    for name in ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
+}
 
 
 def check_model_folder(path: str | Path) -> Path:
@@ -34,6 +44,7 @@ def check_weights_folder(path: str | Path) -> Path:
         raise UserError(f"inputs.model={folder} is not a folder; give the folder of an InternVL checkpoint")
     if not (folder / "config.json").is_file():
         raise UserError(f"inputs.model={folder} has no config.json; give an InternVL checkpoint's folder")
+    refuse_outside_links(folder)
     if not weight_files(folder):
         raise UserError(f"inputs.model={folder} has no model.safetensors (or index); copy the weights there")
     return folder
@@ -42,32 +53,85 @@ def check_weights_folder(path: str | Path) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a model folder, sorted by name; empty if there are none.
 
-    Raises UserError if the weights' index names a file that is missing.
+    Raises UserError if the weights' index names a file that is missing or not in the folder: its content
+    would not enter the model's fingerprint.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        names = _indexed_names(index)
         for name in names:
+            refuse_outside_link(folder / name)
             if not (folder / name).is_file():
                 raise UserError(
                     f"{folder / name} is named in {index.name} but missing; copy the weights again"
                 )
         return [folder / name for name in names]
     single = folder / "model.safetensors"
+    refuse_outside_link(single)
     return [single] if single.is_file() else []
 
 
+def _indexed_names(index: Path) -> list[str]:
+    names = read_json(index).get("weight_map")
+    names = list(names.values()) if isinstance(names, dict) else [names]
+    for name in names:
+        if not isinstance(name, str) or not _WEIGHT_NAME.fullmatch(name):
+            raise UserError(
+                f"{index}: weight_map names {str(name)[:60]!r}, which is not a *.safetensors file in this folder; "
+                "copy the weights into the folder and name them without a path"
+            )
+    return sorted(set(names))
+
+
+def refuse_outside_links(folder: Path) -> None:
+    """Raise UserError if a file in a model folder is a link out of it, except into the `blobs` of its own
+    Hugging Face cache."""
+    for path in folder.iterdir():
+        refuse_outside_link(path)
+
+
+def refuse_outside_link(path: Path) -> None:
+    """Raise UserError if `path`, in a model folder, is a link out of it, as `refuse_outside_links` says."""
+    if not path.is_symlink():
+        return
+    folder, target = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
+    blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else folder
+    if not (target.is_relative_to(folder) or target.is_relative_to(blobs)):
+        raise UserError(
+            f"{path} is a link to {target}, outside the model folder; copy the file into the folder"
+        )
+
+
 def tokenizer_files(path: str | Path) -> list[Path]:
-    """Return the files that decide how text becomes tokens, sorted by name."""
-    return sorted(Path(path) / name for name in _TOKENIZER_FILES if (Path(path) / name).is_file())
+    """Return the files that decide how text becomes tokens, sorted by name.
+
+    Raises UserError if one is a link out of the folder, is beyond the limits of a JSON file, or names other
+    files.
+    """
+    paths = sorted(Path(path) / name for name in _TOKENIZER_FILES if (Path(path) / name).is_file())
+    for file in paths:
+        refuse_outside_link(file)
+        if file.suffix == ".json" and "fast_tokenizer_files" in read_json(file):
+            raise UserError(
+                f"{file}: fast_tokenizer_files names other files than tokenizer.json; remove that entry"
+            )
+    return paths
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a model folder; raise UserError if it is not valid JSON."""
+    """Return the object in a JSON file of a model folder; raise UserError if it is not valid JSON, not an
+    object, or beyond the limits of size, depth and numbers."""
+    max_bytes = _MAX_BYTES.get(path.name, _MAX_CONFIG_BYTES)
+    remedy = "copy the model folder again"
+    if path.stat().st_size > max_bytes:
+        raise UserError(f"{path} has {path.stat().st_size} bytes, more than {max_bytes}; {remedy}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); copy the model folder again") from error
+        content = bounded_json(path.read_text(encoding="utf-8"), max_bytes)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} instead of an object; {remedy}")
+    return content
 
 
 def raw_config(folder: Path) -> dict[str, Any]:

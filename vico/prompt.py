@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vico.errors import UserError
-from vico.model_files import check_model_folder
+from vico.errors import UserError, one_line
+from vico.model_files import check_model_folder, tokenizer_files
 from vico.settings import ModelSettings, load_settings
 from vico.special_tokens import IMAGE_MARK, IMAGE_TOKEN, TURN_END
 from vico.turn_tokenizer import NO_ANSWER, ROLES, EncodedTurn, Turn, TurnTokenizer
@@ -159,7 +159,16 @@ def load_prompt_format(model_path: str | Path) -> PromptFormat:
     from transformers import AutoTokenizer
 
     settings = load_settings(check_model_folder(model_path))
-    tokenizer = AutoTokenizer.from_pretrained(str(model_path), trust_remote_code=False, local_files_only=True)
+    tokenizer_files(model_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(model_path), trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # of many kinds: transformers and its tokenizers check little
+        raise UserError(
+            f"inputs.model={model_path}: its tokenizer cannot be read ({one_line(error)}); copy the "
+            "tokenizer's files again"
+        ) from error
     return PromptFormat(tokenizer, settings, str(model_path))
 
 

@@ -18,11 +18,14 @@ import psutil
 from ray._private import services
 
 from vico.errors import UserError, one_line
+from vico.own_files import is_own_folder, no_links
 
 FOLDER_PREFIX = "vico-ray-"
 OWNER_FILE = "owner.lock"
 # The path of a socket has at most 107 bytes; Ray appends /session_<date>_<time>_<pid>/sockets/plasma_store.
-LONGEST_FOLDER = 107 - 66
+# In our folder Ray gets one of its own, which it opens to everybody: ours keeps others out.
+RAY_FOLDER = "r"
+LONGEST_FOLDER = 107 - 66 - len(f"/{RAY_FOLDER}")
 _WAITS_S = ("RAY_gcs_server_port_wait_time_s", "RAY_raylet_start_wait_time_s")
 _WAITS_MS = ("RAY_agent_register_timeout_ms",)
 """Ray's own limits for parts of a start, of 10 to 30 s each."""
@@ -31,13 +34,14 @@ _SHORTEST_WAIT_S = 30
 
 @contextmanager
 def temporary_ray_folder(parent: Path | None) -> Iterator[Path]:
-    """Create a folder in `parent` (None: the system's folder for temporary files) and remove it at the end.
+    """Create a folder in `parent` (None: the system's folder for temporary files) that only this user can
+    enter, and remove it at the end. Ray gets the folder RAY_FOLDER in it.
 
     Also removes the folders that killed sessions left in `parent`. Raises UserError when the path is too long
     for Ray's sockets or the folder cannot be created.
     """
     folder = _new_folder(parent)
-    with open(folder / f".{OWNER_FILE}", "w") as owner:
+    with open(folder / f".{OWNER_FILE}", "x", opener=no_links) as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
         os.rename(folder / f".{OWNER_FILE}", folder / OWNER_FILE)  # visible to others once locked
         remove_abandoned_folders(folder.parent)
@@ -67,14 +71,14 @@ def _new_folder(configured_parent: Path | None) -> Path:
 
 
 def remove_abandoned_folders(parent: Path) -> None:
-    """Remove the folders whose owner has died and so has lost its lock."""
-    for folder in parent.glob(f"{FOLDER_PREFIX}*"):
+    """Remove this user's folders whose owner has died and so has lost its lock."""
+    for folder in filter(is_own_folder, parent.glob(f"{FOLDER_PREFIX}*")):
         try:
-            with open(folder / OWNER_FILE) as owner:
+            with open(folder / OWNER_FILE, opener=no_links) as owner:
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue  # in use, just being created, or another user's
+        except (OSError, UserError):
+            continue  # in use, just being created, or not a folder of ours in spite of its name
 
 
 @contextmanager
@@ -185,7 +189,7 @@ def end_processes(folder: Path) -> None:
 def _kept_logs(folder: Path) -> Path:
     """Move the logs of a Ray out of its folder, which is removed, and return where they are."""
     kept = Path(tempfile.mkdtemp(prefix="vico-failed-ray-", dir=folder.parent))
-    for logs in folder.glob("session_*/logs"):
+    for logs in folder.glob(f"{RAY_FOLDER}/session_*/logs"):
         if not logs.parent.is_symlink():
             shutil.move(logs, kept / logs.parent.name)
     return kept

@@ -10,10 +10,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from cluster.own_files import no_links
 from cluster.sources.driver import driver_code
 from cluster.sources.in_worker import PACKAGES, REPORT_PREFIX
 from vico.errors import UserError
+from vico.own_files import no_links
 
 WORKERS_FILE = "workers.jsonl"
 """In an attempt's folder: the report of every process that worked on it."""

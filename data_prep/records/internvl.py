@@ -4,14 +4,15 @@
 tried in the meta file's folder, then in the working directory (where InternVL's scripts look).
 """
 
-import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.records.file_kinds import foreign_kind
 from data_prep.remote_files import Location, content, is_file, is_folder, is_remote, joined, name_of, parent
+from vico.bounded_text import bounded_json
 from vico.errors import UserError
 
 _FIELDS = (
@@ -25,6 +26,7 @@ _FIELDS = (
     "source",
 )
 _MAX_REPEAT = 10_000
+_MAX_META_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def read_meta(path: Location) -> list[MetaSet]:
             f"records path={path} cannot be read ({error}); give an InternVL meta JSON file"
         ) from None
     try:
-        meta = json.loads(text, object_pairs_hook=_unique)
+        meta = bounded_json(text, _MAX_META_BYTES, _unique)
     except ValueError as error:
         raise UserError(f"{path} is not a valid meta file ({error}); fix the JSON") from None
     if not isinstance(meta, dict) or not meta:
@@ -72,8 +74,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a dict of the pairs; json.loads would keep only the last value of a repeated name."""
     values = dict(pairs)
     if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
+        [(repeated, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the name {repeated!r} appears twice")
     return values
 

@@ -8,6 +8,7 @@ from data_prep.records.forms.embedded import Attachment, Embedded
 from data_prep.records.forms.values import as_text, decoded_json
 from data_prep.records.media.inline import inline_picture
 from data_prep.records.rejection import Rejected
+from vico.bounded_text import BeyondLimits, refuse_depth
 
 DIGEST_BYTES = 16
 
@@ -31,6 +32,10 @@ class RawRow:
 def parsed_row(content: bytes | dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a row. Raises Rejected when a line is not a JSON object in UTF-8."""
     if isinstance(content, dict):
+        try:
+            refuse_depth(content)
+        except BeyondLimits as error:
+            raise Rejected("broken_row", str(error)) from error
         return content
     try:
         text = content.decode("utf-8-sig")  # files from Windows may start with a byte order mark
@@ -40,7 +45,7 @@ def parsed_row(content: bytes | dict[str, Any]) -> dict[str, Any]:
         raise Rejected("not_json", "the line is empty")
     try:
         row = decoded_json(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Rejected("not_json", str(error)) from error
     if not isinstance(row, dict):
         raise Rejected("not_an_object", f"the line is a JSON {type(row).__name__}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from data_prep.remote_files import content, file_version, open_file
 from data_prep.shards.names import MANIFEST_FILE
 from vico.errors import UserError
+from vico.own_files import no_links
 
 FOLDER_VARIABLE, BYTES_VARIABLE = "VICO_SHARD_CACHE", "VICO_SHARD_CACHE_BYTES"
 _DEFAULT_BYTES = 100_000_000_000
@@ -170,7 +171,7 @@ def _removed_leftover(path: Path) -> bool:
     """Remove the partial download of a killed process; return whether this file was one."""
     if path.suffix != ".partial":
         return False
-    with open(path.with_suffix(".lock"), "a") as file:
+    with open(path.with_suffix(".lock"), "a", opener=no_links) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -192,6 +193,6 @@ def _copied_sha256(address: str, path: Path) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with open(path, "a") as file:
+    with open(path, "a", opener=no_links) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

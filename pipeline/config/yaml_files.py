@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from vico.bounded_text import refuse_yaml_bomb
 from vico.errors import UserError, one_line
 
 _FLOAT, _INT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
@@ -62,6 +63,7 @@ _Loader.add_constructor(_MAP, _unique_keys)
 def yaml_value(text: str, source: str) -> Any:
     """Return the value of a YAML text. Raises UserError that names `source`, line and fault."""
     try:
+        refuse_yaml_bomb(text)
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""

@@ -20,16 +20,19 @@ def model_files(folder: Path) -> list[Path]:
     """Return the files of a model folder that loaders read, sorted by name.
 
     These are files directly in the folder (links are followed), without hidden files, text about the model,
-    pictures and code.
+    pictures and code, and all weights that an index names.
     """
-    return sorted(
+    from vico.model_files import weight_files
+
+    read = {
         path
         for path in folder.iterdir()
         if path.is_file()
         and not path.name.startswith(".")
         and path.suffix.lower() not in _MODEL_SUFFIXES_UNREAD
         and path.stem.upper() not in _MODEL_NAMES_UNREAD
-    )
+    }
+    return sorted({*read, *weight_files(folder)})
 
 
 def model_fingerprint(folder: Path, cache: DigestCache) -> str:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.own_files import check_inside
 from pipeline.results.records import RECORD_FILE, Record
 from pipeline.results.run_results import record_of
 from pipeline.results.runs import RUN_FILE, RunFile, Runs
@@ -24,6 +23,7 @@ from pipeline.storage.output_files import partials
 from stages.durable_files import delete, locked
 from stages.parts import Parts
 from vico.errors import UserError
+from vico.own_files import check_inside
 
 logger = logging.getLogger(__name__)
 TRASH = ".gc-"

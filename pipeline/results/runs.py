@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.own_files import check_inside
 from pipeline.identity.fingerprints import digest
 from pipeline.json_files import StoredModel
 from pipeline.results.records import Record
@@ -17,6 +16,7 @@ from pipeline.storage.lease import Lease
 from pipeline.storage.lease_file import read_lease
 from pipeline.storage.lookup import storage_of
 from vico.errors import UserError
+from vico.own_files import check_inside
 
 State = Literal["pending", "running", "done", "failed", "interrupted", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "interrupted", "cancelled")

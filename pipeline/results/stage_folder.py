@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.own_files import check_inside
 from pipeline.identity.file_digests import file_sha256s
 from pipeline.identity.fingerprints import stage_fingerprint
 from pipeline.json_files import OutputFile
@@ -28,6 +27,7 @@ from pipeline.storage.lookup import storage_of
 from pipeline.storage.output_files import published
 from stages.parts import Parts
 from vico.errors import UserError
+from vico.own_files import check_inside
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 from cluster.metric_lines import STEP_METRICS_FILE, MetricsWriter
-from cluster.own_files import LogFile
 from cluster.passwords import MaskingFormatter
 from cluster.site import Site
 from data_prep.records.config import RecordsConfig
@@ -24,6 +23,7 @@ from pipeline.terminal.progress import Display
 from stages.context import Context
 from stages.parts import Parts
 from stages.stops import LeaseLost
+from vico.own_files import LogFile
 
 STAGE_THREAD = "stage "
 """Start of the name of every thread that runs a stage beside the one in the main thread."""

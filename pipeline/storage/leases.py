@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cluster.own_files import check_inside
 from pipeline.storage.folder import Conflict, FolderStorage
 from pipeline.storage.lease import BEAT_S, Lease
 from pipeline.storage.lease_file import Holder, boot_id, pid_namespace, pid_started, read_lease
 from stages.durable_files import locked
 from stages.parts import LEASE_FILE
+from vico.own_files import check_inside
 
 STALE_S = 30.0
 _POLL_S = 0.25

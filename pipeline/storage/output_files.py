@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cluster.own_files import check_inside
 from stages.durable_files import delete, sync_folder
+from vico.own_files import check_inside
 
 
 def is_partial(name: str) -> bool:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cluster.own_files import check_inside
 from data_prep.records.identity import file_sha256
 from pipeline.json_files import OutputFile
 from pipeline.storage.folder import Sha256s
 from pipeline.storage.parts_file import file_key
 from pipeline.storage.working_copy import THREADS, WorkingCopy
 from vico.errors import UserError
+from vico.own_files import check_inside
 
 
 def download_files(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster.metric_lines import METRIC_FILES
-from cluster.own_files import check_inside, is_inside
 from pipeline.json_files import json_bytes, write_bytes
 from pipeline.storage.bucket import Bucket, ConditionFailed, ListedObject
 from pipeline.storage.folder import Conflict
@@ -22,6 +21,7 @@ from pipeline.storage.lease_file import Holder, read_lease
 from stages.durable_files import locked
 from stages.parts import LEASE_FILE
 from vico.errors import UserError
+from vico.own_files import check_inside, is_inside
 
 PARTS_FILE = "parts.json"
 BYTES_PREFIX = "parts/"

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
-from cluster.own_files import no_links
 from cluster.train_settings import DivergenceSettings
+from vico.own_files import no_links
 
 NOTICE_FILE = "stop-notice-{rank}.txt"
 STACKS_FILE = "stacks-{rank}.txt"

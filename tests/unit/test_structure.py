@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 ARROWS = {
     "vico": set(),
     "data_prep": {"vico"},
-    "cluster": {"vico.errors"},  # the one error class that the command line shows without a traceback
+    # the one error class that the command line shows without a traceback, and files and texts of others
+    "cluster": {"vico.errors", "vico.bounded_text", "vico.own_files"},
     "stages": {"data_prep", "vico", "cluster"},
     "pipeline": {"stages", "data_prep", "vico", "cluster"},
 }

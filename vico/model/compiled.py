@@ -5,12 +5,15 @@ layers. All of them take only tensors, so that a pack of another shape causes no
 """
 
 import inspect
+import os
 import sys
+from pathlib import Path
 from types import MethodType
 
 from torch import nn
 
 from vico.model.internvl import VicoModel
+from vico.own_files import make_own_folder
 
 # Variants of one function: with and without gradients, in training or not, one tile or several. Beyond its
 # default limit of 8, torch runs the function uncompiled and only warns.
@@ -25,10 +28,16 @@ def compile_layers(model: VicoModel, backend: str = "inductor") -> None:
     model by rounding; random draws (drop path) are the same. `vico/model/recomputed.py` applies to compiled
     layers, too, if it comes afterwards. ZeRO-3 has to gather a layer's parameters as a whole
     (`compiled_layer_types`): hooks of the parts would be compiled into the layer.
+    Raises UserError if the folder for compiled code is somebody else's.
     """
     import torch._dynamo
     import torch._inductor.config  # takes seconds to import, so only when compiling
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        # torch runs what it finds there, and others can guess the name in the folder for temporary files
+        folder = Path(default_cache_dir())
+        make_own_folder(folder, "set TORCHINDUCTOR_CACHE_DIR to a folder of yours")
     torch._inductor.config.fallback_random = True  # draw from torch's generator, as uncompiled code does
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_VARIANTS)
 

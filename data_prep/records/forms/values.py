@@ -4,6 +4,7 @@ import json
 from typing import Any, NoReturn
 
 from data_prep.records.rejection import Rejected
+from vico.bounded_text import bounded_int, depth_checked, finite_float
 
 
 def has_content(value: Any) -> bool:
@@ -21,9 +22,9 @@ def has_content(value: Any) -> bool:
 
 
 def decoded_json(text: str) -> Any:
-    """Return the value of a JSON text. Raises ValueError or RecursionError when it is none, NaN included, and
+    """Return the value of a JSON text. Raises ValueError when it is none, NaN included, or beyond the limits, and
     Rejected when an escape in it spells half of a surrogate pair."""
-    value = _DECODER.decode(text)
+    value = depth_checked(text, lambda: _DECODER.decode(text))
     if "\\u" in text:  # valid UTF-8 has no half of a pair; only an escape can spell one
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -36,7 +37,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would create one for every row
+# json.loads would create one for every row
+_DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_int=bounded_int, parse_float=finite_float
+)
 
 
 def json_value(value: Any) -> Any:
@@ -45,7 +49,7 @@ def json_value(value: Any) -> Any:
         return value
     try:
         return decoded_json(value)
-    except (ValueError, RecursionError):
+    except ValueError:
         return value
 
 

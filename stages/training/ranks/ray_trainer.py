@@ -22,7 +22,6 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from cluster.node_metrics import NodeSampler
-from cluster.own_files import LogFile
 from cluster.placement_groups import record_placement_group, release_placement_group
 from cluster.sources.by_value import pickled
 from cluster.sources.driver import driver_code
@@ -32,6 +31,7 @@ from stages.context import Context
 from stages.stops import Interrupted
 from stages.training.faults import stop_notice, write_notice
 from stages.training.ranks.rank_failures import leave_failure
+from vico.own_files import LogFile
 
 logger = logging.getLogger(__name__)
 _NOTICE_POLL_S = 0.5

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.own_files import is_inside
 from pipeline.results.garbage import collect_garbage
 from pipeline.results.records import RECORD_FILE
 from pipeline.results.runs import Runs
@@ -17,6 +16,7 @@ from pipeline.storage.folder import FolderStorage
 from pipeline.storage.leases import Leases
 from stages.parts import Parts
 from vico.errors import UserError
+from vico.own_files import is_inside
 
 FINGERPRINT, OTHER_FINGERPRINT = "a" * 64, "b" * 64
 

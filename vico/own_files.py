@@ -4,8 +4,10 @@ through a link, and no open waits for a FIFO."""
 from __future__ import annotations
 
 import errno
+import grp
 import logging
 import os
+import pwd
 import stat
 from io import TextIOWrapper
 from pathlib import Path
@@ -40,6 +42,56 @@ class LogFile(logging.FileHandler):
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding=self.encoding, opener=no_links)
+
+
+def is_own_folder(path: Path) -> bool:
+    """Return whether a path is a folder, not a link, that belongs to the user of this process."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def make_own_folder(path: Path, remedy: str) -> None:
+    """Create a folder that only this user can use, or take the rights to write there from others.
+
+    Raises UserError if the path is a link, not a folder or somebody else's: its files could be theirs.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True)
+        return
+    except FileExistsError:
+        pass
+    if not is_own_folder(path):
+        raise UserError(
+            f"{path} is not a folder of {user_name(os.geteuid())} but {owner_and_mode(path)}; {remedy}"
+        )
+    if path.stat().st_mode & 0o022:
+        path.chmod(path.stat().st_mode & 0o7755)
+
+
+def owner_and_mode(path: Path) -> str:
+    """Return to whom a path belongs and its mode in words of `ls`, for messages."""
+    status = os.lstat(path)
+    owner, mode = user_name(status.st_uid), stat.filemode(status.st_mode)
+    return f"of {owner}, group {group_name(status.st_gid)}, with mode {mode}"
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number if it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def group_name(gid: int) -> str:
+    """Return the name of a group, or the number if it has none."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def is_inside(path: Path, root: Path) -> bool:
