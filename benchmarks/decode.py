@@ -2,9 +2,9 @@
 
     python -m benchmarks.decode --json
 
-`floats` is the published way: the picture in RGB, scaled, cut, normalised to float32 (also vico's way before
-tiles travelled as bytes). `bytes` is `vico.tiling.tile_pixels`. Both open the same files: pages of black text,
-which are gray, pages with a coloured line of text, and photographs.
+`floats` is the published way: the picture in RGB, scaled, cut, normalised to float32. `bytes` is
+`vico.tiling.tile_pixels`. Both open the same files: pages of black text, which are gray, a page with a
+coloured line of text, and photographs.
 """
 
 import argparse

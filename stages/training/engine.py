@@ -50,8 +50,8 @@ def sharded_inference(module: nn.Module, offload: bool) -> nn.Module:
 def _gather_as_wholes(module: nn.Module) -> None:
     """Make ZeRO-3 gather the parameters of some modules together, before it takes the module.
 
-    These are attention blocks of torch, which reads `out_proj.weight` without calling its module, and compiled
-    layers, into which the hooks of their parts would be compiled.
+    These are attention blocks of torch, which reads `out_proj.weight` without calling its module, and
+    compiled layers, into which the hooks of their parts would be compiled.
     """
     attention = {type(part) for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
     wholes = attention | compiled_layer_types(module)

@@ -22,7 +22,7 @@ _SITE_KEYS = frozenset(
     }
 )
 _KEYS_WITHOUT_EFFECT = {
-    "activation_checkpointing": "set train.memory.activation_checkpointing, which applies to the layers of the model",
+    "activation_checkpointing": "set train.memory.activation_checkpointing, which works on layers",
     "aio": "leave it out: nothing is offloaded to NVMe (train.memory.offload)",
 }
 _SITE_ZERO_KEYS = frozenset(

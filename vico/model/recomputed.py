@@ -1,4 +1,4 @@
-"""Activation checkpointing: layers that recompute their activations in the backward pass instead of keeping them.
+"""Activation checkpointing: layers recompute their activations in the backward pass instead of keeping them.
 
 It wraps what a layer computes, plain or compiled, so it goes together with `vico/model/compiled.py`: compile
 first, then checkpoint.
@@ -11,7 +11,12 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from vico.model.internvl import VicoModel
 
@@ -46,14 +51,14 @@ def recompute_layers(model: VicoModel, checkpointing: Checkpointing) -> None:
 
 
 def _recomputed(compute: Callable[..., Any], checkpointing: Checkpointing) -> Callable[..., Any]:
-    contexts = {}
+    contexts = noop_context_fn
     if checkpointing == "selective":
-        contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _kept)
+        contexts = partial(create_selective_checkpoint_contexts, _kept)
 
     def forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not (layer.training and torch.is_grad_enabled()):
             return compute(*args, **kwargs)
-        return checkpoint(partial(compute, **kwargs), *args, use_reentrant=False, **contexts)
+        return checkpoint(partial(compute, **kwargs), *args, use_reentrant=False, context_fn=contexts)
 
     return forward
 
