@@ -33,6 +33,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `vico --help`
     cli_runs.plan,
     cli_runs.status,
     cli_runs.logs,
+    cli_runs.cancel,
     cli_explain.audit,
     cli_explain.diff,
     cli_explain.reproduce,

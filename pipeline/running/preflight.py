@@ -30,6 +30,14 @@ def check_storage(storage: Path) -> None:
     storage_of(storage).check_writable()
 
 
+def check_kind(site: Site) -> None:
+    """Raise UserError for a site whose nodes exist only inside a job."""
+    if site.kind in ("kuberay", "slurm") and "RAY_ADDRESS" not in os.environ:
+        raise UserError(
+            f"--site {site.name} is of kind {site.kind}, where a run works inside a job; use `vico submit`"
+        )
+
+
 def check_free_space(storage: Path, opened: OpenPipeline) -> None:
     """Raise UserError if the storage has not even enough free space for small stages."""
     needed = _STAGE_BYTES * len(opened.stages_to_run)

@@ -1,18 +1,16 @@
-"""`vico submit`: enter a run as pending, and submit the command that works on it to a Ray Jobs server."""
+"""`vico submit` and `vico cancel`: enter a run as pending and send the command that works on it to the site."""
 
 import json
-import os
 import secrets
-import shlex
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cluster.jobs import JobServer, write_package
+from cluster.launchers.by_kind import launcher_of, launcher_of_submission
+from cluster.launchers.launcher import Job, Launcher
 from cluster.passwords import password_fields
 from cluster.site import Site
 from cluster.sources.driver import driver_code
@@ -21,11 +19,11 @@ from pipeline.identity.provenance import PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE,
 from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline
 from pipeline.results.runs import Runs, State
 from pipeline.running.held_run import forget_forced
-from pipeline.running.jobs import JOB_VARIABLE, KIND, job_status
+from pipeline.running.jobs import is_job, job_status
 from pipeline.running.preflight import check_storage
 from pipeline.running.run_choice import choose_run
 from pipeline.storage.leases import Leases
-from vico.errors import UserError
+from vico.errors import UserError, one_line
 
 CONFIG_FILE, SITE_FILE = "submitted/config.yaml", "submitted/site.yaml"
 
@@ -41,83 +39,74 @@ class Submitted:
     submission: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class JobText:
-    """What the server gets: a command, files packed beside the project's sources, and the environment."""
-
-    entrypoint: str
-    files: dict[str, str]
-    """Path in the package -> content."""
-    env_vars: dict[str, str]
-
-    def shown(self, site: Site) -> str:
-        """Return the text for `--print`."""
-        runtime_env = {"working_dir": "PACKAGE.zip", "env_vars": self.env_vars}
-        parts = [
-            f"# to {site.jobs.address or 'jobs.address, which is not set in this site'}",
-            yaml.safe_dump({"entrypoint": self.entrypoint, "runtime_env": runtime_env}, width=1000).rstrip(),
-            *(f"# PACKAGE.zip/{name}\n{text.rstrip()}" for name, text in self.files.items()),
-        ]
-        return "\n\n".join(parts)
-
-
-def job_text(request: RunRequest, opened: OpenPipeline) -> JobText:
+def job_of(request: RunRequest, opened: OpenPipeline, name: str, submission: Mapping[str, Any]) -> Job:
     """Return the job that runs what `vico run` would run here: paths are absolute, overrides applied."""
-    site = request.site.as_given()
-    site["ray"]["address"] = "auto"  # the job's own cluster, which Ray names in RAY_ADDRESS
     config = yaml.safe_dump(opened.pipeline.config.resolved(), sort_keys=False, allow_unicode=True)
-    files = {
-        CONFIG_FILE: config,
-        SITE_FILE: yaml.safe_dump(site, sort_keys=False, allow_unicode=True),
-        PACKAGED_GIT_FILE: json.dumps(git_state()),
-    }
+    site = yaml.safe_dump(request.site.in_job().as_given(), sort_keys=False, allow_unicode=True)
+    files = {CONFIG_FILE: config, SITE_FILE: site}
+    if request.site.jobs.code == "archive":
+        files |= code_files()
+    return Job(name, _arguments(request), files, submission)
+
+
+def code_files() -> dict[str, str]:
+    """Return the files that tell a job which commit its archive of sources comes from."""
     patch = git_patch()
-    if patch is not None:
-        files[PACKAGED_PATCH_FILE] = patch
-    return JobText(shlex.join(_command(request)), files, {"PYTHONUNBUFFERED": "1"})
+    files = {PACKAGED_GIT_FILE: json.dumps(git_state())}
+    return files if patch is None else {**files, PACKAGED_PATCH_FILE: patch}
 
 
-def _command(request: RunRequest) -> list[str]:
-    command = [request.site.jobs.python, "-m", "pipeline.cli", "run", CONFIG_FILE, "--site", SITE_FILE]
+def _arguments(request: RunRequest) -> tuple[str, ...]:
+    arguments = ["run", CONFIG_FILE, "--site", SITE_FILE]
     for stage in request.force:
-        command += ["--force", stage]
+        arguments += ["--force", stage]
     if request.strict_code:
-        command.append("--strict-code")
+        arguments.append("--strict-code")
     if request.until:
-        command += ["--until", request.until]
+        arguments += ["--until", request.until]
     if request.wait_s:
-        command += ["--wait", str(request.wait_s)]
-    return command
+        arguments += ["--wait", str(request.wait_s)]
+    return tuple(arguments)
+
+
+def printed_job(request: RunRequest, graph: Graph) -> str:
+    """Return the job of `vico submit --print`. Its name is that of a run which does not exist yet."""
+    opened = open_request(request, graph)
+    launcher = launcher_of(request.site)
+    return launcher.render(job_of(request, opened, "vico-run", {}))
 
 
 def open_request(request: RunRequest, graph: Graph) -> OpenPipeline:
     """Read and check the request as `vico run` does.
 
-    Raises UserError, also if the site has a password, because the job's package would keep it.
+    Raises UserError, also if the site has a password, because the job would keep it.
     """
-    fields = password_fields(request.site.model_dump(mode="json"))
-    if fields:
-        raise UserError(
-            f"{fields[0]} (site {request.site.name}) holds a password, which the job's package would keep; "
-            "take it out, and set MLFLOW_TRACKING_USERNAME and _PASSWORD in the cluster's environment"
-        )
+    refuse_passwords(request.site)
     opened = open_pipeline(request, graph)
     opened.check_can_run()
     return opened
 
 
-def submit(request: RunRequest, graph: Graph) -> Submitted:
-    """Enter the run as pending and send its job to the site's server.
+def refuse_passwords(site: Site) -> None:
+    """Raise UserError if the site has a password, because a job would keep it."""
+    fields = password_fields(site.model_dump(mode="json"))
+    if fields:
+        raise UserError(
+            f"{fields[0]} (site {site.name}) holds a password, which the job would keep; take it out, and set "
+            "MLFLOW_TRACKING_USERNAME and _PASSWORD in the cluster's environment (kind kuberay: kuberay.secrets)"
+        )
 
-    Raises UserError before anything is written, and LeaseHeld when a driver works on the run.
+
+def submit(request: RunRequest, graph: Graph) -> Submitted:
+    """Enter the run as pending and send its job to the site.
+
+    Raises UserError before anything is written, and LeaseHeld when a driver works on the run. However it ends
+    early, no job is left behind.
     """
     site = request.site
-    if site.jobs.address is None:
-        raise UserError(
-            f"jobs.address is not set in site {site.name}; give the Ray Jobs server's http://HOST:8265"
-        )
+    launcher = launcher_of(site)
     opened = open_request(request, graph)
-    server = JobServer(site.jobs.address)
+    launcher.check()
     check_storage(site.storage)
     runs = Runs(site.storage)
     while (run := choose_run(opened, site, runs)) is None:
@@ -126,38 +115,56 @@ def submit(request: RunRequest, graph: Graph) -> Submitted:
     address = site.storage_address
     if run.state == "done":
         return Submitted(run.run, "done", address, f"run {run.run} is done; there is nothing to submit")
-    if run.submission and job_status(run.submission).state in ("pending", "running"):
-        message = f"run {run.run} is with {run.submission['address']} already, job {run.submission['id']}"
+    if is_job(run.submission) and job_status(run.submission).state in ("pending", "running"):
+        message = (
+            f"run {run.run} is with its job {run.submission['id']} already; vico status {run.run} shows it"
+        )
         return Submitted(run.run, run.state, address, message, run.submission)
-    submission = {
-        "kind": KIND,
-        "address": site.jobs.address,
-        "id": f"vico-{run.run}-{secrets.token_hex(2)}",
-        "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
-        "code": driver_code()["digest"],
-    }
+    submission = new_submission(launcher, site, f"vico-{run.run}-{secrets.token_hex(2)}")
+    job = job_of(request, opened, submission["id"], submission)
     _enter(runs, run.run, submission, site_file=request.site_file)
     try:
-        package_bytes = _send(server, job_text(request, opened), submission)
-    except Exception as error:
-        _enter(runs, run.run, None, f"not submitted: {error}")
+        where = launcher.submit(job)
+    except BaseException as error:  # also Ctrl-C: the launcher has taken the job back
+        _enter(runs, run.run, None, f"not submitted: {one_line(error)}")
         raise
-    message = (
-        f"run {run.run}: submitted to {site.jobs.address} as job {submission['id']} "
-        f"({package_bytes / 1000:.0f} kB of sources); vico logs -f {run.run} --storage {address} follows it"
-    )
+    follow = f"vico logs -f {run.run} --storage {address}"
+    message = f"run {run.run}: submitted {where}, job {job.name}; {follow} follows it"
     return Submitted(run.run, "pending", address, message, submission)
 
 
-def _send(server: JobServer, text: JobText, submission: dict[str, Any]) -> int:
-    """Pack the project and submit the job; return the bytes of the package."""
-    with tempfile.TemporaryDirectory(prefix="vico-submit-") as folder:
-        package = Path(folder, "package.zip")
-        write_package(package, text.files)
-        env_vars = {**text.env_vars, JOB_VARIABLE: json.dumps(submission)}
-        runtime_env = {"working_dir": str(package), "env_vars": env_vars}
-        server.submit(text.entrypoint, runtime_env, submission["id"])
-        return os.path.getsize(package)
+def new_submission(launcher: Launcher, site: Site, name: str) -> dict[str, Any]:
+    """Return what is recorded about a job: how to reach it, and the digest of the code that it brings."""
+    return {
+        "kind": launcher.kind,
+        **launcher.place(),
+        "id": name,
+        "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": driver_code()["digest"] if site.jobs.code == "archive" else None,
+    }
+
+
+def cancel(runs: Runs, name: str) -> str:
+    """Stop the job of a run and wait until it is gone; return a line about it.
+
+    Raises UserError if the run was not submitted, or its scheduler does not answer.
+    """
+    run = runs.named(name)
+    submission = run.submission
+    if submission is None or not is_job(submission):
+        raise UserError(
+            f"RUN={run.run} was not submitted; stop its driver where it works (Ctrl-C, or SIGTERM to its process)"
+        )
+    status = job_status(submission)
+    if status.state == "unknown":
+        raise UserError(f"RUN={run.run}: its job cannot be cancelled: {status.message}")
+    was_active = launcher_of_submission(submission).cancel(submission["id"])
+    if not was_active:
+        return f"run {run.run}: its job {submission['id']} had ended ({status.state}); nothing to cancel"
+    run = runs.named(run.run)
+    if run.state == "pending":
+        _enter(runs, run.run, submission, "its job was cancelled before it started", state="cancelled")
+    return f"run {run.run}: its job {submission['id']} is cancelled; the same `vico submit` resumes the run"
 
 
 def _enter(
@@ -167,11 +174,12 @@ def _enter(
     error: str | None = None,
     *,
     site_file: str | None = None,
+    state: State = "failed",
 ) -> None:
     """Write the submission into run.json under the run's lease; raises LeaseHeld if a driver holds it."""
     with Leases(runs.storage).acquire(runs.run_folder(name), name) as lease:
         run = runs.named(name)
         forget_forced(run)
         run.submission, run.error, run.site_file = submission, error, site_file or run.site_file
-        run.state = "pending" if error is None else "failed"
+        run.state = "pending" if error is None else state
         runs.save(run, lease)
