@@ -61,8 +61,8 @@ def ray_session(site: Site) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or site.ray.address
     if not address and site.kind in ("kuberay", "slurm"):
         raise UserError(
-            f"site {site.name} is of kind {site.kind}: its nodes exist only inside a job; use `vico submit`, or "
-            "a site of kind local or ray"
+            f"site {site.name} is of kind {site.kind}: its nodes exist only inside a job; use `vico "
+            "submit`, or a site of kind local or ray"
         )
     driver_code()  # refused before Ray starts
     with ExitStack() as stack:

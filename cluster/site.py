@@ -10,12 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from cluster.launchers.kuberay_config import KubeRay
 from cluster.launchers.slurm_config import Slurm
 from cluster.passwords import without_passwords
-from cluster.site_blocks import (
+from cluster.settings.blocks import (
     Hook,
     Inference,
     Jobs,
@@ -27,7 +27,7 @@ from cluster.site_blocks import (
     SiteBlock,
     Tracking,
 )
-from cluster.site_rules import refuse_settings_without_effect, refuse_unfit_nodes
+from cluster.settings.rules import refuse_settings_without_effect, refuse_unfit_nodes
 from cluster.sqlite_uris import sqlite_uri
 from cluster.train_settings import TrainSettings
 
@@ -38,18 +38,18 @@ class Site(SiteBlock):
     name: str = "local"
     """Name of the site, recorded with every run on it."""
     kind: Kind = "local"
-    """Where runs work: `local`, a Ray of their own on this machine; `ray`, a running Ray cluster; `kuberay`, a
-    RayJob on Kubernetes; `slurm`, a batch job. Left out: `ray` with `ray.address` or `jobs.address`, else
-    `local`."""
+    """Where runs work: `local`, a Ray of their own on this machine; `ray`, a running Ray cluster;
+    `kuberay`, a RayJob on Kubernetes; `slurm`, a batch job. Left out: `ray` with `ray.address` or
+    `jobs.address`, else `local`."""
     storage: Path = Path("runs")
     """Folder that every node sees, in which all results are stored; or `s3://bucket/prefix`: results are then
     written to a working copy on this machine and copied there."""
     work: Path | None = None
     """Folder for the working copies of object stores; null: ~/.cache/vico. Only with an `s3://` storage."""
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = Field({})
     """Environment variables of driver and workers on every node, such as NCCL_SOCKET_IFNAME. No secrets: they
     are part of submitted jobs."""
-    nodes: list[NodeGroup] = []
+    nodes: list[NodeGroup] = Field([])
     """Groups of nodes that the cluster has, or that KubeRay and Slurm are asked for."""
     ray: RaySettings = RaySettings()
     resources: Resources = Resources()

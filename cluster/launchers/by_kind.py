@@ -21,7 +21,8 @@ RESTARTING_KINDS = (KubeRayJobs.kind, SlurmJobs.kind)
 
 
 def launcher_of(site: Site) -> Launcher:
-    """Return the launcher that submits to a site. Raises UserError if the site names no place to submit to."""
+    """Return the launcher that submits to a site. Raises UserError if the site names no place to submit
+    to."""
     if site.kind == "kuberay":
         return KubeRayJobs(site.kuberay.context, site.kuberay.namespace, site)
     if site.kind == "slurm":

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.site_blocks import SiteBlock
+from cluster.settings.blocks import SiteBlock
 
 
 class Volume(SiteBlock):
@@ -27,9 +27,9 @@ class Head(SiteBlock):
     """CPUs of the pod. Ray gives none of them to ranks, actors or tasks."""
     memory_gib: float = Field(16, gt=0)
     """Memory of the pod in GiB."""
-    selector: dict[str, str] = {}
+    selector: dict[str, str] = Field({})
     """Labels that its node must have (`nodeSelector`)."""
-    tolerations: list[dict[str, Any]] = []
+    tolerations: list[dict[str, Any]] = Field([])
     """Taints that the pod accepts, passed on as they are."""
 
 
@@ -44,16 +44,16 @@ class KubeRay(SiteBlock):
     """Image of all pods. It has Python, Ray and this project's dependencies; required."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """When a node pulls the image."""
-    image_pull_secrets: list[str] = []
+    image_pull_secrets: list[str] = Field([])
     """Names of secrets with which nodes pull the image."""
     ray_version: str | None = None
     """Version of Ray in the image; null: the one installed here."""
     service_account: str | None = None
     """Service account of the pods; null: the namespace's default."""
     head: Head = Head()
-    volumes: list[Volume] = []
+    volumes: list[Volume] = Field([])
     """Claims that every pod mounts."""
-    secrets: list[str] = []
+    secrets: list[str] = Field([])
     """Names of secrets whose keys become environment variables of every pod, such as AWS_SECRET_ACCESS_KEY.
     Only the names enter the manifest."""
     shared_memory_gib: float = Field(8, gt=0)
@@ -74,7 +74,7 @@ class KubeRay(SiteBlock):
     """Delete the cluster when the job has ended. Not together with `deletion_rules`."""
     ttl_after_finish_s: int = Field(0, ge=0)
     """Seconds that the cluster stays after the end."""
-    deletion_rules: list[dict[str, Any]] = []
+    deletion_rules: list[dict[str, Any]] = Field([])
     """`deletionStrategy.deletionRules`, passed on as they are; needs `shutdown_after_finish: false`."""
     queue: str | None = None
     """Local queue of Kueue. The job is created suspended, and Kueue starts it; null: no Kueue."""
@@ -82,9 +82,9 @@ class KubeRay(SiteBlock):
     """Controller of the job; null: the operator."""
     token_authentication: bool = True
     """Let KubeRay make a token without which nobody can submit to the cluster (Ray 2.52 or newer)."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field({})
     """More labels of the RayJob and its pods."""
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str] = Field({})
     """Annotations of the RayJob and its pods."""
 
     @model_validator(mode="after")
@@ -101,8 +101,8 @@ class KubeRay(SiteBlock):
             )
         if self.queue is not None and not self.shutdown_after_finish:
             raise ValueError(
-                f"kuberay.queue={self.queue} needs a job that can be suspended, and KubeRay suspends none with "
-                "kuberay.shutdown_after_finish=false; set it to true"
+                f"kuberay.queue={self.queue} needs a job that can be suspended, and KubeRay suspends none "
+                "with kuberay.shutdown_after_finish=false; set it to true"
             )
         if self.ttl_after_finish_s and not self.shutdown_after_finish:
             raise ValueError(

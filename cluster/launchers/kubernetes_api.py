@@ -26,8 +26,8 @@ def connected(context: str | None) -> tuple[Any, str]:
             config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
             raise UserError(
-                f"kuberay.context={context}: {one_line(error)}; set KUBECONFIG, or name one of `kubectl config "
-                "get-contexts`"
+                f"kuberay.context={context}: {one_line(error)}; set KUBECONFIG, or name one of `kubectl "
+                "config get-contexts`"
             ) from error
         with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace", encoding="utf-8") as file:
             namespace = file.read().strip()

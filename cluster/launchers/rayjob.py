@@ -17,8 +17,8 @@ import yaml
 
 from cluster.launchers.archive import write_package_to
 from cluster.launchers.launcher import Job
+from cluster.settings.blocks import NodeGroup
 from cluster.site import Site
-from cluster.site_blocks import NodeGroup
 from vico.errors import UserError
 
 MOUNT, PACKAGE = "/mnt/vico-job", "package.zip"
@@ -37,8 +37,8 @@ def config_map(job: Job, site: Site) -> dict[str, Any]:
     content = package.getvalue()
     if len(content) > _CONFIG_MAP_BYTES:
         raise UserError(
-            f"the job's package has {len(content)} bytes, and a ConfigMap at most {_CONFIG_MAP_BYTES}; install "
-            "vico in kuberay.image and set jobs.code: installed"
+            f"the job's package has {len(content)} bytes, and a ConfigMap at most {_CONFIG_MAP_BYTES}; "
+            "install vico in kuberay.image and set jobs.code: installed"
         )
     return {
         "apiVersion": "v1",

@@ -175,7 +175,10 @@ cd "$folder" || exit 1
 {setup}
 . ./job.env || exit 1
 {exports}
-python=$(command -v {python}) || {{ echo "$(hostname): there is no {python}; see jobs.python and slurm.setup"; exit 1; }}
+python=$(command -v {python}) || {{
+    echo "$(hostname): there is no {python}; correct jobs.python, or slurm.setup"
+    exit 1
+}}
 export PATH=$(dirname "$python"):$PATH  # symmetric-run calls `ray` by name
 export RAY_TMPDIR={node_folder}/vico-$VICO_JOB_ID
 mkdir -p "$RAY_TMPDIR" || exit 1

@@ -18,7 +18,8 @@ _STOPPED = (130, 143)
 
 
 def write_job_folder(folder: Path, job: Job, *, with_sources: bool) -> None:
-    """Write the files of a job, and the project's sources, into a new folder. Raises UserError if it cannot."""
+    """Write the files of a job, and the project's sources, into a new folder. Raises UserError if it
+    cannot."""
     try:
         folder.mkdir(parents=True)
         for name, content in package_files(job.files, with_sources=with_sources).items():

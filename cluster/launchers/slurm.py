@@ -80,8 +80,8 @@ class SlurmJobs:
             raise
         if answer.returncode:
             raise UserError(
-                f"site {self.site.name}: sbatch refuses the job ({one_line(answer.stderr)}); correct the slurm "
-                f"block of the site; the script is {script}"
+                f"site {self.site.name}: sbatch refuses the job ({one_line(answer.stderr)}); correct the "
+                f"slurm block of the site; the script is {script}"
             )
         return f"to Slurm as job {answer.stdout.strip()}"
 

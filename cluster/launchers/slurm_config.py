@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from cluster.site_blocks import SiteBlock
+from cluster.settings.blocks import SiteBlock
 
 
 class Slurm(SiteBlock):
@@ -22,9 +22,9 @@ class Slurm(SiteBlock):
     time_limit: str | None = Field(None, pattern=r"^(\d+-)?\d+(:\d{2}){0,2}$")
     """Longest duration of the job as Slurm writes it, such as 12:00:00 or 2-00:00:00; null: the partition's.
     A run that needs longer is requeued and resumes."""
-    options: list[str] = []
+    options: list[str] = Field([])
     """More options of sbatch, one per line, such as `--constraint=h100`."""
-    setup: list[str] = []
+    setup: list[str] = Field([])
     """Shell lines that prepare the environment on a node, such as `module load cuda` and `source
     /shared/venv/bin/activate`."""
     folder: Path | None = None
@@ -45,7 +45,7 @@ class Slurm(SiteBlock):
     """Network interface for Ray between nodes, such as ib0; null: the address of the node's name."""
     start_timeout_s: int = Field(300, ge=1)
     """Seconds that the first node waits for Ray on all nodes."""
-    start_on_node: list[str] = []
+    start_on_node: list[str] = Field([])
     """Command that runs another command on the node `{host}`, for sites where srun does not work, such as
     [ssh, -o, BatchMode=yes, "{host}"]; empty: srun."""
 
@@ -53,7 +53,8 @@ class Slurm(SiteBlock):
     def commands_have_a_place_for_the_host(self) -> Slurm:
         if self.start_on_node and not any("{host}" in word for word in self.start_on_node):
             raise ValueError(
-                f"slurm.start_on_node={self.start_on_node} names no node; write {{host}} in its place, such as "
+                f"slurm.start_on_node={self.start_on_node} names no node; write {{host}} in its place, such "
+                f"as "
                 '[ssh, "{host}"]'
             )
         for option in self.options:

@@ -1,4 +1,5 @@
-"""`vico submit` and `vico cancel`: enter a run as pending and send the command that works on it to the site."""
+"""`vico submit` and `vico cancel`: enter a run as pending and send the command that works on it to the
+site."""
 
 import json
 import secrets
@@ -92,8 +93,9 @@ def refuse_passwords(site: Site) -> None:
     fields = password_fields(site.model_dump(mode="json"))
     if fields:
         raise UserError(
-            f"{fields[0]} (site {site.name}) holds a password, which the job would keep; take it out, and set "
-            "MLFLOW_TRACKING_USERNAME and _PASSWORD in the cluster's environment (kind kuberay: kuberay.secrets)"
+            f"{fields[0]} (site {site.name}) holds a password, which the job would keep; take it out, and "
+            "set MLFLOW_TRACKING_USERNAME and _PASSWORD in the cluster's environment (kind kuberay: "
+            "kuberay.secrets)"
         )
 
 
@@ -115,7 +117,11 @@ def submit(request: RunRequest, graph: Graph) -> Submitted:
     address = site.storage_address
     if run.state == "done":
         return Submitted(run.run, "done", address, f"run {run.run} is done; there is nothing to submit")
-    if is_job(run.submission) and job_status(run.submission).state in ("pending", "running"):
+    if (
+        run.submission is not None
+        and is_job(run.submission)
+        and job_status(run.submission).state in ("pending", "running")
+    ):
         message = (
             f"run {run.run} is with its job {run.submission['id']} already; vico status {run.run} shows it"
         )
@@ -153,7 +159,8 @@ def cancel(runs: Runs, name: str) -> str:
     submission = run.submission
     if submission is None or not is_job(submission):
         raise UserError(
-            f"RUN={run.run} was not submitted; stop its driver where it works (Ctrl-C, or SIGTERM to its process)"
+            f"RUN={run.run} was not submitted; stop its driver where it works (Ctrl-C, or SIGTERM to "
+            f"its process)"
         )
     status = job_status(submission)
     if status.state == "unknown":

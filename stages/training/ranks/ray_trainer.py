@@ -22,7 +22,6 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from cluster.node_metrics import NodeSampler
-
 from cluster.placement_groups import record_placement_group, release_placement_group
 from cluster.process_environment import process_environment
 from cluster.sources.by_value import pickled

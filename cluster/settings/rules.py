@@ -1,4 +1,5 @@
-"""Rules about several blocks of a site file: settings that the kind of site ignores, and nodes that do not fit.
+"""Rules about several blocks of a site file: settings that the kind of site ignores, and nodes that do not
+fit.
 
 Each raises ValueError with field, value and remedy. Called by `cluster/site.py`.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.site_blocks import NodeGroup, Resources
+from cluster.settings.blocks import NodeGroup, Resources
 
 if TYPE_CHECKING:
     from cluster.site import Site
@@ -37,8 +38,8 @@ def refuse_settings_without_effect(site: Site) -> None:
     for group in site.nodes:
         if site.kind != "kuberay" and (group.selector or group.tolerations):
             raise ValueError(
-                f"nodes: selector and tolerations of group {group.name} have no effect with kind: {site.kind}; "
-                "leave them out"
+                f"nodes: selector and tolerations of group {group.name} have no effect with kind: "
+                f"{site.kind}; leave them out"
             )
 
 
@@ -51,8 +52,8 @@ def refuse_unfit_nodes(site: Site) -> None:
             raise ValueError(f"nodes: two groups are called {name}; give each its own name")
     if site.kind == "slurm" and len(site.nodes) != 1:
         raise ValueError(
-            f"nodes has {len(site.nodes)} groups; a Slurm job takes nodes of one size: give one group, and run "
-            "stages that need other nodes from a second site with the same storage (--until)"
+            f"nodes has {len(site.nodes)} groups; a Slurm job takes nodes of one size: give one group, and "
+            "run stages that need other nodes from a second site with the same storage (--until)"
         )
     if site.kind == "kuberay" and not site.nodes:
         raise ValueError("nodes is empty; list the worker groups of the RayJob")
@@ -64,7 +65,8 @@ def refuse_unfit_nodes(site: Site) -> None:
     for prefix, resources in (("", site.resources), *site.stage_resources()):
         if resources.nodes is not None and site.nodes and resources.nodes not in names:
             raise ValueError(
-                f"resources.{prefix}nodes={resources.nodes} is not a group in nodes; known: {', '.join(names)}"
+                f"resources.{prefix}nodes={resources.nodes} is not a group in nodes; known: "
+                f"{', '.join(names)}"
             )
         if site.nodes:
             _refuse_too_few(prefix, resources, site.nodes)
@@ -80,8 +82,8 @@ def _refuse_too_few(prefix: str, resources: Resources, nodes: list[NodeGroup]) -
     needs = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
     if not places:
         raise ValueError(
-            f"resources.{prefix}threads_per_worker={cpus} and gpus_per_worker={gpus:g}: a process needs {needs}, "
-            f"more than any node has ({_shown(groups)}); lower them, or list larger nodes"
+            f"resources.{prefix}threads_per_worker={cpus} and gpus_per_worker={gpus:g}: a process needs "
+            f"{needs}, more than any node has ({_shown(groups)}); lower them, or list larger nodes"
         )
     if resources.workers > places:
         raise ValueError(

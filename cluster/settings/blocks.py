@@ -1,5 +1,4 @@
-"""The smaller blocks of a site file; `cluster/site.py` puts them together, `train` is in a file of its
-own."""
+"""The smaller blocks of a site file; `train` and those of one kind of site are in files of their own."""
 
 from __future__ import annotations
 
