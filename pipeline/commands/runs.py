@@ -205,8 +205,8 @@ def logs(
             "--start-timeout",
             metavar="SECONDS",
             min=0,
-            help="With -f: stop following a job that still waits after this time, with the scheduler's
-            reason.", ),
+            help="With -f: give up after this time on a job that still waits, with the scheduler's reason.",
+        ),
     ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
