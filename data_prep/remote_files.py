@@ -115,9 +115,9 @@ def file_version(address: str) -> list[Any]:
 def matching_files(pattern: Location, suffixes: tuple[str, ...]) -> list[Location]:
     """Return the files that a path stands for, sorted by name.
 
-    A file stands for itself, a folder for its files that end in one of `suffixes`, and a path with `*`, `?` or
-    `[..]` in its last part for the files that match. Raises UserError when there are none, or when a folder has
-    compressed files beside, which would be left out.
+    A file stands for itself, a folder for its files that end in one of `suffixes`, and a path with `*`, `?`
+    or `[..]` in its last part for the files that match. Raises UserError when there are none, or when a folder
+    also has compressed files, which would be left out.
     """
     if any(character in name_of(pattern) for character in _GLOB_CHARACTERS):
         folder, wanted = (
@@ -136,8 +136,8 @@ def matching_files(pattern: Location, suffixes: tuple[str, ...]) -> list[Locatio
         for name in all_names:
             if name.lower().endswith(compressed) and name not in names:
                 raise UserError(
-                    f"records path={pattern}: {name} is compressed and would be left out; decompress it or move "
-                    f"it away, or give a pattern (*{suffixes[0]})"
+                    f"records path={pattern}: {name} is compressed and would be left out; decompress it or "
+                    f"move it away, or give a pattern (*{suffixes[0]})"
                 )
     if not names:
         raise UserError(f"records path={pattern} matches no file ({wanted} in {folder}); correct the path")

@@ -13,9 +13,9 @@ from types import MappingProxyType
 import numpy as np
 
 from data_prep.records.config import RecordsConfig
-from data_prep.records.raw_rows import RawRow, parsed_row, picture_data, picture_names
+from data_prep.records.raw_rows import RawRow, picture_data, picture_names
 from data_prep.records.rejection import Rejected
-from data_prep.records.row_forms import normal_row
+from data_prep.records.row_forms import normal_form
 from data_prep.records.sets import RecordFile, RecordSet
 from data_prep.records.text_rows import text_digests, text_rows
 from vico.errors import UserError
@@ -114,10 +114,13 @@ def estimated_bytes(blocks: Sequence[Block]) -> int:
 
 
 def _row_bytes(row: RawRow) -> int:
-    """Return the bytes of a row's tar members with padding; a malformed row counts its line only."""
-    total = 1024 + len(row.content)
+    """Return the bytes of a row's tar members with padding; a malformed row counts only its line, if any."""
+    total = 1024 + (len(row.content) if isinstance(row.content, bytes) else 0)
     try:
-        for name in picture_names(normal_row(parsed_row(row.content))):
+        normal = normal_form(row)
+        if not isinstance(row.content, bytes):
+            total += len(json.dumps(normal["conversations"]))
+        for name in picture_names(normal):
             total += 1024 + len(picture_data(row, name))
     except Rejected:
         return total  # the checks count malformed rows and rejected pictures; an estimate need not

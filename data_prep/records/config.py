@@ -20,7 +20,7 @@ _WITHOUT_PATH = ("demo", "sources")
 
 
 class RecordsConfig(BaseModel):
-    """The records: `{format: demo, num_samples: N, seed: S}`, a format and a path, or a list of such sources."""
+    """The records: `{format: demo, num_samples: N, seed: S}`, a format and a path, or a list of these."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -43,8 +43,8 @@ class RecordsConfig(BaseModel):
     elsewhere could name any file. Not for `demo` and `webdataset`.
     """
     mark_first: bool = False
-    """Whether a row with one picture and no `<image>` mark shows it before its first question; otherwise it is
-    rejected. `internvl` always does, as InternVL's own reader. Only for `llava`, `sharegpt`, `parquet` and
+    """Whether a row with one picture and no `<image>` mark shows it before its first question; otherwise it
+    is rejected. `internvl` always does, as InternVL's own reader. Only for `llava`, `sharegpt`, `parquet` and
     `webdataset`.
     """
     sources: tuple["RecordsConfig", ...] = ()
@@ -52,7 +52,7 @@ class RecordsConfig(BaseModel):
     name: str = Field(default="", max_length=64)
     """Put before the names of the source's sets, for sources whose files have equal names."""
     weight: float = Field(default=1.0, gt=0, le=10_000)
-    """How often an epoch has the source's rows, on top of a set's `repeat_time`: 2 twice, 0.5 half of them."""
+    """How often an epoch has the source's rows, on top of `repeat_time`: 2 is twice, 0.5 half of them."""
     license: str = ""
     """License of rows that state none, for the index and the model card; empty means unknown. An `internvl`
     meta file states it per set.
@@ -80,7 +80,8 @@ class RecordsConfig(BaseModel):
     def _fields_fit_the_format(self) -> Self:
         if self.path is not None and self.format in _WITHOUT_PATH:
             raise ValueError(
-                f"path={self.path} has no effect with format={self.format}; leave it out or use format=internvl"
+                f"path={self.path} has no effect with format={self.format}; leave it out, "
+                "or use format=internvl"
             )
         if self.path is None and self.format not in _WITHOUT_PATH:
             kind = "a meta JSON file" if self.format == "internvl" else "its files"

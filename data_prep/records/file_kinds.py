@@ -52,7 +52,8 @@ def check_rows_file(file: BinaryIO, name: str, *, may_be_list: bool) -> None:
         raise UserError(f"{name} is a JSON list; write one row per line, or use format: llava")
     if text.startswith("{") and _spans_lines(text, is_cut=len(head) == _PEEKED_BYTES):
         raise UserError(
-            f"{name} is a JSON object over several lines; write one row per line (jq -c . FILE), or a list of rows"
+            f"{name} is a JSON object over several lines; write one row per line (jq -c . FILE), "
+            "or a list of rows"
         )
 
 

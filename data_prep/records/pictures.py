@@ -15,7 +15,7 @@ from simplejpeg import decode_jpeg
 
 from data_prep.records.file_kinds import foreign_kind
 from data_prep.records.media.jpeg_headers import jpeg_header
-from data_prep.records.media.kinds import unread_format
+from data_prep.records.media.kinds import media_of_bytes, unread_format
 from data_prep.records.rejection import Rejected, shown
 from data_prep.remote_files import Location, content, joined
 from vico.picture_files import PICTURE_FORMATS, open_picture
@@ -201,6 +201,10 @@ def _unopened(data: bytes, name: str, error: Exception) -> Rejected:
     foreign = foreign_kind(data[:4096])
     if foreign is not None and not name.endswith(".svgz"):
         return Rejected("undecodable_image", f"{shown(name)} is {foreign}")
+    media = media_of_bytes(data)
+    if media in ("audio", "video"):
+        what = "audio" if media == "audio" else "a video"
+        return Rejected(media, f"{shown(name)} is {what}, not a picture")
     format_name = unread_format(data, name, "AVIF" in PICTURE_FORMATS)
     if format_name is not None:
         return Rejected("picture_format", f"{shown(name)} is {format_name}, and not {_FORMAT_NAMES}")

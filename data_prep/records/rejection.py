@@ -10,8 +10,8 @@ REASONS: dict[str, str] = {
     "video": "The row has a video; only pictures are supported.",
     "audio": "The row has a sound; only pictures are supported.",
     "unread_field": (
-        "A field that changes what is learned is not read: a picture in an unknown field or in an answer, tools, "
-        "a preference, a weight other than 0 and 1, boxes without a place."
+        "A field that changes what is learned is not read: a picture in an unknown field or in an answer, "
+        "tools, a preference, a weight other than 0 and 1, boxes without a place."
     ),
     "no_answer": "The conversation has no gpt turn, or ends with a question.",
     "empty_answer": "An answer is empty or only white space.",

@@ -19,7 +19,6 @@ from data_prep.records.blocks import Block, block_rows
 from data_prep.records.pictures import picture_in_root
 from data_prep.records.raw_rows import DIGEST_BYTES, RawRow
 from data_prep.records.rejection import LedgerRow, Rejected
-from data_prep.records.row_forms import internvl_line
 from data_prep.records.sets import RecordFile, RecordSet
 from vico.errors import UserError
 
@@ -171,11 +170,7 @@ def repair_block_rows(block: RepairBlock) -> Iterator[RawRow]:
         else _no_picture
     )
     for line, content in block.rows:
-        raw = (
-            next(originals)
-            if line in read_again
-            else RawRow(line, internvl_line(contents[line]), False, picture_bytes)
-        )
+        raw = next(originals) if line in read_again else RawRow(line, contents[line], False, picture_bytes)
         yield raw if content is None else replace(raw, is_duplicate=line in block.duplicates)
 
 

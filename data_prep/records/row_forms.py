@@ -1,23 +1,24 @@
-"""The normal form of a row: `conversations` of {from, value}, `image` as a list of names.
+"""The normal form of a row: `conversations` of {from, value}, `image` as a list of pictures.
 
-Rows of every format pass `normal_row`, which looks at values: it finds turns, speakers, pictures and the system
-message in the forms that people write, and rejects a row with something that is not read. A row in normal form
-stays as it is, so readers may apply it, too.
+Rows of every format pass `normal_row`, which looks at values: it finds turns, speakers, pictures and the
+system message in the forms that people write, and rejects a row with something that is not read. A row in
+normal form stays as it is.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from data_prep.records.forms.named_pictures import picture_list
-from data_prep.records.forms.turns import PICTURE_FIELDS, TURN_FIELDS, Turns, turns_of_row
+from data_prep.records.forms.embedded import Attachment, Embedded
+from data_prep.records.forms.named_pictures import PICTURE_FIELDS, listed_pictures, paths_beside_bytes
+from data_prep.records.forms.turns import TURN_FIELDS, Turns, turns_of_caption, turns_of_row
 from data_prep.records.forms.unread import refuse_unread
 from data_prep.records.forms.values import filled
+from data_prep.records.raw_rows import RawRow, parsed_row
 from data_prep.records.rejection import Rejected
 from vico.special_tokens import IMAGE_MARK
 
 _SYSTEM_FIELDS = ("system", "system_prompt", "system_message", "system_instruction")
 _REPLACED_FIELDS = frozenset((*PICTURE_FIELDS, *TURN_FIELDS, *_SYSTEM_FIELDS))
-# texts that an annotator asked and answered are no names of pictures, also beside turns
-_TEXT_FIELDS = frozenset(("question", "answer", "query", "response"))
 # fields of a row in InternVL's form; one with others is looked at value by value
 _PLAIN_FIELDS = frozenset(
     [
@@ -39,28 +40,29 @@ _PLAIN_TURN = frozenset(("from", "value"))
 _PLAIN_SPEAKERS = frozenset(("human", "gpt", "system"))
 
 
-def normal_row(row: dict[str, Any], *, mark_first: bool = False) -> dict[str, Any]:
+def normal_form(raw: RawRow, *, mark_first: bool = False) -> dict[str, Any]:
+    """Return the fields of a raw row in normal form. Raises Rejected as its reader and `normal_row` do."""
+    if raw.refused is not None:
+        raise Rejected(*raw.refused)
+    return normal_row(parsed_row(raw.content), embedded=raw.embedded, mark_first=mark_first)
+
+
+def normal_row(
+    row: dict[str, Any], *, embedded: Embedded | None = None, mark_first: bool = False
+) -> dict[str, Any]:
     """Return the row in normal form; fields that are not read are kept.
 
-    With `mark_first` a row with one picture and no mark gets its mark before the first question, as in
-    InternVL's reader. Raises Rejected for a row that holds something that is not read, or whose fields
-    contradict each other.
+    A row that names no pictures has those of `embedded`. With `mark_first` a row with one picture and no mark
+    gets its mark before the first question, as in InternVL's reader. Raises Rejected for a row that holds
+    something that is not read, or whose fields contradict each other.
     """
-    normal = row if _is_plain(row) else _converted(row)
+    normal = row if embedded is None and _is_plain(row) else _converted(row, embedded)
     names = normal.get("image") or []
     if mark_first and (isinstance(names, str) or len(names) == 1):
         turns = normal["conversations"]
         if not any(_marks(turn) for turn in turns):
             normal = {**normal, "conversations": _with_marks_first(turns, 1)}
     return normal
-
-
-def internvl_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return `normal_row`, or the row itself where that is rejected: the checks reject it again, and say why."""
-    try:
-        return normal_row(row)
-    except Rejected:
-        return row
 
 
 def _is_plain(row: dict[str, Any]) -> bool:
@@ -85,47 +87,47 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _converted(row: dict[str, Any]) -> dict[str, Any]:
-    listed = _listed_pictures(row)
+def _converted(row: dict[str, Any], embedded: Embedded | None) -> dict[str, Any]:
+    listed = listed_pictures(row)
     turns = turns_of_row(row)
+    if turns is None and embedded is not None and embedded.caption is not None:
+        turns = turns_of_caption(embedded.caption_text())
     if turns is None:
-        refuse_unread(row, _REPLACED_FIELDS | _TEXT_FIELDS, listed)
+        refuse_unread(row, _REPLACED_FIELDS, listed)
         raise Rejected(
             "broken_row",
             "no field holds turns: conversations, messages or texts, or a question and its answer",
         )
-    names = _pictures_in_order(listed, turns)
+    pictures, names = _pictures(row, listed, turns, embedded)
     replaced = _REPLACED_FIELDS.union(turns.fields)
-    refuse_unread(row, replaced | _TEXT_FIELDS, [*names, *_paths(row)])
+    refuse_unread(row, replaced, [*pictures, *names])
     conversations = turns.turns
-    if turns.marks_first and names and not turns.marks:
-        conversations = _with_marks_first(conversations, len(names))
+    if turns.marks_first and pictures and not turns.marks:
+        conversations = _with_marks_first(conversations, len(pictures))
     return {
         **{name: value for name, value in row.items() if name not in replaced},
         "conversations": _with_system(row, conversations),
-        "image": names,
+        "image": pictures,
     }
 
 
-def _listed_pictures(row: dict[str, Any]) -> list[str]:
-    """Return the names in `image` or `images`; both may be given if they agree."""
-    lists = {name: picture_list(row[name], name) for name in PICTURE_FIELDS if row.get(name) is not None}
-    lists = {name: names for name, names in lists.items() if names}
-    if len(lists) == 2 and lists["image"] != lists["images"]:
-        raise Rejected("broken_row", "image and images name different pictures; keep one of them")
-    return next(iter(lists.values()), [])
+def _pictures(
+    row: Mapping[str, Any], listed: list[str | Attachment], turns: Turns, embedded: Embedded | None
+) -> tuple[list[str | Attachment], list[str]]:
+    """Return the row's pictures in the order of the marks, and the other names that the row has for them."""
+    names = [path for path, _ in paths_beside_bytes({name: row.get(name) for name in PICTURE_FIELDS})]
+    if embedded is None:
+        return _pictures_in_order(listed, turns), names
+    has_names = listed or any(isinstance(mark, str | Attachment) for mark in turns.marks)
+    if has_names:
+        named = _pictures_in_order(listed, turns)
+        return embedded.named_pictures(named), [*names, *map(str, named)]
+    leaves_out = embedded.is_repaired and row.get("image", row.get("images")) == []
+    return _pictures_in_order([] if leaves_out else embedded.all_pictures(), turns), names
 
 
-def _paths(row: dict[str, Any]) -> list[str]:
-    """Return the paths that stand beside bytes in `{bytes, path}`."""
-    structs = [row.get(name) for name in PICTURE_FIELDS]
-    elements = [element for value in structs for element in (value if isinstance(value, list) else [value])]
-    paths = (element.get("path") for element in elements if isinstance(element, dict))
-    return [path for path in paths if isinstance(path, str)]
-
-
-def _pictures_in_order(listed: list[str], turns: Turns) -> list[str]:
-    """Return the names of the row's pictures in the order of the marks.
+def _pictures_in_order(listed: list[str | Attachment], turns: Turns) -> list[str | Attachment]:
+    """Return the row's pictures in the order of the marks.
 
     Parts of turns name all of them or none; their `index` is a place in the row's own list.
     """
@@ -136,7 +138,7 @@ def _pictures_in_order(listed: list[str], turns: Turns) -> list[str]:
         raise Rejected("image_count", "some marks of pictures name their picture and others do not")
     if any(isinstance(mark, int) and not 0 <= mark < len(listed) for mark in marks):
         raise Rejected("image_count", f"the index of a picture is not in images, which has {len(listed)}")
-    names = [listed[mark] if isinstance(mark, int) else str(mark) for mark in marks]
+    names = [listed[mark] if isinstance(mark, int) else mark for mark in marks if mark is not None]
     if listed and set(listed) != set(names):
         raise Rejected("broken_row", "image or images and the parts of turns name different pictures")
     return names
@@ -150,7 +152,8 @@ def _marks(turn: dict[str, Any]) -> int:
 def _with_marks_first(turns: list[Any], num_marks: int) -> list[Any]:
     for n, turn in enumerate(turns):
         if isinstance(turn, dict) and turn.get("from") == "human" and isinstance(turn["value"], str):
-            first = {**turn, "value": f"{IMAGE_MARK}\n" * num_marks + turn["value"]}
+            marks = "\n".join([IMAGE_MARK] * num_marks)
+            first = {**turn, "value": f"{marks}\n{turn['value']}" if turn["value"] else marks}
             return [*turns[:n], first, *turns[n + 1 :]]
     return turns
 

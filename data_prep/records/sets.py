@@ -47,8 +47,8 @@ class RecordSet:
     """One named set of records; `rows` are those of a file, or the demo's.
 
     `slug` is the name as it appears in keys. `repeat` and `max_tiles` (None: the stage's own) hold for every
-    row, `license` and `origin` for rows that state none. `mark_first`: one picture without a mark is shown before
-    the first question.
+    row, `license` and `origin` for rows that state none. `mark_first`: one picture without a mark is shown
+    before the first question.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _name(config: RecordsConfig, set_name: str, heldout: bool) -> str:
 
 
 def meta_sets(config: RecordsConfig) -> list[MetaSet]:
-    """Return the sets of one source in the form of an InternVL meta file; other formats have one set per file."""
+    """Return the sets of one source as those of an InternVL meta file; other formats have one set per file."""
     assert config.path is not None, "the config requires a path for every format but demo"
     if config.format == "internvl":
         return read_meta(as_location(config.path))

@@ -9,9 +9,9 @@ from typing import Any
 from data_prep.records.forms.boxes import with_objects
 from data_prep.records.forms.values import as_text
 from data_prep.records.pictures import Picture, checked_picture
-from data_prep.records.raw_rows import RawRow, parsed_row, picture_data, picture_names, record_id
+from data_prep.records.raw_rows import RawRow, picture_data, picture_names, record_id
 from data_prep.records.rejection import Rejected, shown
-from data_prep.records.row_forms import normal_row
+from data_prep.records.row_forms import normal_form
 from vico.prompt import PromptFormat, SpelledToken
 from vico.special_tokens import IMAGE_MARK
 from vico.tiling import num_tiles
@@ -53,8 +53,9 @@ class RowRules:
 
 @dataclass(frozen=True)
 class Sample:
-    """A checked row. An answer with `"loss": False` is not learned. `tiles` has the number of each picture's tiles, thumbnail included; a picture's grid has
-    at most `max_tiles`.
+    """A checked row. An answer with `"loss": False` is not learned.
+
+    `tiles` has the number of each picture's tiles, thumbnail included; its grid has at most `max_tiles`.
 
     `license` and `origin` (the collection it came from: the row's `origin` or `source`) are empty if the row
     states none.
@@ -76,9 +77,7 @@ class Sample:
 
 def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) -> Sample:
     """Return the sample of a raw row. Raises Rejected from the first check that fails, cheap checks first."""
-    if raw.refused is not None:
-        raise Rejected(*raw.refused)
-    row = normal_row(parsed_row(raw.content), mark_first=rules.mark_first)
+    row = normal_form(raw, mark_first=rules.mark_first)
     conversations = _conversations(row)
     names = picture_names(row)
     _check_answers(conversations)
@@ -88,7 +87,7 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
     if raw.is_duplicate:
         raise Rejected("duplicate", "the same line appears earlier in this set")
     pictures = [
-        checked_picture(picture_data(raw, name), name, max_pixels=rules.max_pixels, decode=rules.decode)
+        checked_picture(picture_data(raw, name), str(name), max_pixels=rules.max_pixels, decode=rules.decode)
         for name in names
     ]
     if row.get("objects"):
@@ -123,7 +122,7 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
 
 
 def _conversations(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the turns with only `from`, `value` and `loss`; they must go [system,] human, gpt, human, gpt, .."""
+    """Return the turns with only `from`, `value` and `loss`; they must go [system,] human, gpt, human, .."""
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise Rejected("broken_row", "conversations is not a list of turns")

@@ -1,12 +1,9 @@
-"""Rows of parquet files whose pictures are in the file (Hugging Face's `{bytes, path}`) or beside it.
+"""Rows of parquet files: columns are the fields of a row, and bytes in them its pictures.
 
-The conversation is in the column `conversations`, `messages` or `texts`, as a list or as JSON text, or in a
-column of questions and one of answers; pictures are in `image` or `images`.
+`data_prep/records/row_forms.py` decides what the fields mean, as for rows of text files.
 """
 
 import hashlib
-import json
-import math
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,20 +11,18 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.records.media.kinds import Media, media_of_bytes, media_of_name
+from data_prep.records.forms.embedded import Attachment, Embedded, attachments, with_attachments
+from data_prep.records.forms.named_pictures import listed_pictures, paths_beside_bytes
+from data_prep.records.forms.turns import PAIR_FIELDS, TURN_FIELDS
 from data_prep.records.pictures import picture_in_root
 from data_prep.records.raw_rows import DIGEST_BYTES, RawRow
 from data_prep.records.rejection import Rejected
-from data_prep.records.row_forms import internvl_row
 from data_prep.records.sets import RecordFile
 from data_prep.remote_files import Location, open_file
 from vico.errors import UserError, one_line
 
-_TEXT_COLUMNS = ("conversations", "messages", "texts")
-_PAIR_COLUMNS = (("question", "answer"), ("query", "response"))
-_PICTURE_COLUMNS = ("image", "images")
-_MEDIA_COLUMNS: dict[str, Media] = {"video": "video", "videos": "video", "audio": "audio", "audios": "audio"}
 _ROWS_PER_BATCH = 16  # pictures of several megabytes are normal
+_NUM_SHOWN_COLUMNS = 12
 
 
 class _ParquetRow(NamedTuple):
@@ -54,22 +49,17 @@ def parquet_rows(
 
     A row in `repaired` has the line given there instead of its own; if that names none, its own pictures.
     """
+    picture_bytes = partial(picture_in_root, source.root, follow_links=source.follow_links)
     for number, row in enumerate(_rows(source.path, first), start=first):
         if number == first + count:
             return
-        pictures: dict[str, bytes] = {}
-        content, refused = b"", None
-        try:
-            if number in repaired:
-                content = _repaired_line(row, json.loads(repaired[number]), pictures)
-            elif not row.is_utf8:
-                raise Rejected("not_utf8", "a text of the row is not UTF-8")
-            else:
-                content = _line(row.values, pictures)
-        except Rejected as rejected:
-            refused = (rejected.reason, rejected.message)
-        picture_bytes = partial(_picture, pictures, source)
-        yield RawRow(number, content, number in duplicates, picture_bytes, refused)
+        fields = with_attachments(row.values)
+        is_duplicate = number in duplicates
+        if number in repaired:
+            yield RawRow(number, repaired[number], is_duplicate, picture_bytes, embedded=_original(fields))
+        else:
+            refused = None if row.is_utf8 else ("not_utf8", "a text of the row is not UTF-8")
+            yield RawRow(number, fields, is_duplicate, picture_bytes, refused=refused)
 
 
 def _rows(path: Location, first: int) -> Iterator[_ParquetRow]:
@@ -115,128 +105,32 @@ def _row(batch: pa.RecordBatch) -> _ParquetRow:
 
 
 def _check_columns(path: Location, schema: pa.Schema) -> None:
-    pairs = [f"{question} and {answer}" for question, answer in _PAIR_COLUMNS]
-    has_pair = any({*pair} <= {*schema.names} for pair in _PAIR_COLUMNS)
-    if not has_pair and not any(name in schema.names for name in _TEXT_COLUMNS):
+    """Raise UserError when no column or pair of columns can hold turns."""
+    names = set(schema.names)
+    if names.isdisjoint(TURN_FIELDS) and not any(names.issuperset(pair) for pair in PAIR_FIELDS):
+        pairs = [f"{question} and {answer}" for question, answer in PAIR_FIELDS]
         raise UserError(
-            f"{path} has the columns {', '.join(schema.names[:12])} but none of "
-            f"{', '.join((*_TEXT_COLUMNS, *pairs))}; rename the column with the turns"
+            f"{path} has the columns {', '.join(schema.names[:_NUM_SHOWN_COLUMNS])} but none of "
+            f"{', '.join((*TURN_FIELDS, *pairs))}; rename the column with the turns"
         )
 
 
-def _line(values: dict[str, Any], pictures: dict[str, bytes]) -> bytes:
-    """Return the row as a line of InternVL; add its pictures to `pictures` by their names in the line."""
-    _refuse_unread_media(values)
-    fields = {name: _list_of_text(values[name]) for name in _TEXT_COLUMNS if values.get(name) is not None}
-    read = {*fields}
-    if not fields:
-        for question, answer in _PAIR_COLUMNS:
-            if values.get(question) is not None and values.get(answer) is not None:
-                fields["texts"] = [{"user": values[question], "assistant": values[answer]}]
-                read = {question, answer}
-                break
-    fields |= {name: value for name, value in values.items() if name not in read and _is_plain(value)}
-    fields["image"] = _names(values, pictures)
-    return json.dumps(internvl_row(fields), default=str).encode()
+def _original(fields: dict[str, Any]) -> Embedded:
+    """Return the media that a row holds, for the repaired row that replaces it: bytes in any column, and files
+    in `image` and `images`.
 
-
-def _repaired_line(row: _ParquetRow, repaired: dict[str, Any], pictures: dict[str, bytes]) -> bytes:
-    """Return the repaired row as a line. The pictures that it names are all that it has: by their number in
-    the original row, by their `path` there, or files in the root. Without names it has those of the original.
+    A repaired row names them by their number, those of `image` or `images` first, or by their `path`.
     """
-    original = _names(row.values, pictures)
-    if repaired.get("image") is None:
-        repaired = {name: value for name, value in repaired.items() if name != "image"}
-    if "image" not in repaired and not repaired.get("images") and "image" not in internvl_row(repaired):
-        _refuse_unread_media(row.values)
-        repaired["image"] = original
-    for image in _images(row.values):
-        if (
-            isinstance(image, dict)
-            and isinstance(image.get("path"), str)
-            and isinstance(image["bytes"], bytes)
-        ):
-            pictures.setdefault(image["path"], image["bytes"])
-    return json.dumps(internvl_row(repaired)).encode()
-
-
-def _list_of_text(value: Any) -> Any:
-    """Return the list that a text spells as JSON; other values unchanged, for the checks to judge."""
     try:
-        turns = json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        return value
-    return turns if isinstance(turns, list) else value
-
-
-def _images(values: dict[str, Any]) -> list[Any]:
-    value = values.get("image") if _has_content(values.get("image")) else values.get("images")
-    if value is None:
-        value = values.get("image")
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _names(values: dict[str, Any], pictures: dict[str, bytes]) -> list[str]:
-    return [_picture_name(number, image, pictures) for number, image in enumerate(_images(values))]
-
-
-def _refuse_unread_media(values: dict[str, Any]) -> None:
-    """Raise Rejected when a column that is not read holds pictures, audio or video."""
-    for name, value in values.items():
-        media = _media(value)
-        if name in _MEDIA_COLUMNS and _has_content(value):
-            media = _MEDIA_COLUMNS[name]
-        if media == "video" or media == "audio":
-            raise Rejected(media, f"the column {name} holds {media}")
-        is_read = name in _PICTURE_COLUMNS or isinstance(value, str)  # texts are in the line, for the checks
-        if media == "picture" and not is_read:
-            raise Rejected("unread_field", f"the column {name} holds a picture; rename it to image or images")
-    if all(_has_content(values.get(name)) for name in _PICTURE_COLUMNS):
-        raise Rejected("unread_field", "image and images both hold pictures; keep one of these columns")
-
-
-def _media(value: Any) -> Media | None:
-    """Return what bytes look like, or the `path` beside them, in a value or in what it contains."""
-    if isinstance(value, bytes):
-        return media_of_bytes(value)
-    if isinstance(value, list):
-        return next((media for media in map(_media, value) if media), None)
-    if not isinstance(value, dict):
-        return None
-    if _has_content(value.get("array")) and "sampling_rate" in value:
-        return "audio"
-    if isinstance(value.get("path"), str) and "bytes" in value and media_of_name(value["path"]):
-        return media_of_name(value["path"])
-    return next((media for media in map(_media, value.values()) if media), None)
-
-
-def _picture_name(number: int, image: Any, pictures: dict[str, bytes]) -> str:
-    """Return the name of a picture in its line; add bytes from the row to `pictures` under that name."""
-    data = image.get("bytes") if isinstance(image, dict) else image
-    if isinstance(data, bytes):
-        pictures[str(number)] = data
-        return str(number)
-    path = image.get("path") if isinstance(image, dict) else image
-    return path if isinstance(path, str) else f"picture {number}"
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _has_content(value: Any) -> bool:
-    """Return whether a value is more than nulls: some writers write a struct of nulls for a missing value."""
-    if isinstance(value, dict):
-        return any(map(_has_content, value.values()))
-    return any(map(_has_content, value)) if isinstance(value, list) else bool(value)
-
-
-def _picture(pictures: dict[str, bytes], source: RecordFile, name: str) -> bytes:
-    if name in pictures:
-        return pictures[name]
-    if name.startswith("picture "):
-        raise Rejected("missing_image", f"{name} has neither bytes nor a path")
-    return picture_in_root(source.root, name, follow_links=source.follow_links)
+        listed = listed_pictures(fields)
+    except Rejected:
+        listed = []
+    others = [attached for attached in attachments(fields) if attached.media is not None]
+    media: list[str | Attachment] = list(dict.fromkeys((*listed, *others)))
+    spellings = {str(n): medium for n, medium in enumerate(listed or media)}
+    for path, attached in paths_beside_bytes(fields):
+        spellings.setdefault(path.lower(), attached)
+    return Embedded(tuple(media), spellings, "the original row", is_repaired=True)
 
 
 def _add_to_digest(digest: "hashlib.blake2b", value: Any) -> None:

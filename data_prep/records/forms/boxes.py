@@ -1,8 +1,8 @@
-"""Objects of a row (ms-swift's `objects`) put in the place of `<ref-object>` and `<bbox>`, as InternVL writes them.
+"""Objects of a row (ms-swift's `objects`) in the place of `<ref-object>` and `<bbox>`, as InternVL writes them.
 
 A name becomes `<ref>cup</ref>`, a box `<box>[[x1, y1, x2, y2]]</box>` with whole numbers from 0 to 1000: a
-coordinate in pixels times 1000 divided by the picture's width or height, rounded to the nearest (a half to the even
-one).
+coordinate in pixels times 1000 divided by the picture's width or height, rounded to the nearest (a half to the
+even one).
 """
 
 import math
@@ -25,7 +25,7 @@ def with_objects(
 ) -> list[dict[str, Any]]:
     """Return the turns with names and boxes in their places; `sizes` are (width, height) of the pictures.
 
-    Without a place in any turn `objects` is only information. Raises Rejected when places and objects differ in
+    If no turn has a place, `objects` is only information. Raises Rejected when places and objects differ in
     number, or when a box is not inside its picture.
     """
     objects = json_value(objects)

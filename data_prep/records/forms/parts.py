@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from data_prep.records.forms.embedded import Attachment
 from data_prep.records.forms.named_pictures import picture_name
 from data_prep.records.forms.unread import media_of_part
 from data_prep.records.forms.values import has_content
@@ -12,14 +13,14 @@ _TEXT_TYPES, _PICTURE_TYPES = ("text", "input_text", "output_text"), ("image", "
 _TEXT_FIELDS, _NAME_FIELDS = ("text", "value", "content"), ("value", "content")
 
 
-def joined_parts(parts: list[Any], where: str) -> tuple[str, list[str | int | None]]:
+def joined_parts(parts: list[Any], where: str) -> tuple[str, list[Attachment | str | int | None]]:
     """Return the text of a turn's parts with a mark for each picture, and what each mark names.
 
     A picture's part names it, or has its place in the row's list as `index`, or neither (None). Raises
     Rejected for a part that is neither text nor a picture.
     """
     texts: list[str] = []
-    marks: list[str | int | None] = []
+    marks: list[Attachment | str | int | None] = []
     for part in parts:
         part_type = _type(part, where)
         if part_type == "text":
@@ -51,9 +52,9 @@ def _type(part: Any, where: str) -> str:
     raise Rejected("unread_field", f"{where}: a part of type {shown(str(part_type))} is not read")
 
 
-def _named(part: dict[str, Any], where: str) -> str | int | None:
+def _named(part: dict[str, Any], where: str) -> Attachment | str | int | None:
     value = _first(part, _NAME_FIELDS)
-    if isinstance(value, str) and value:
+    if isinstance(value, Attachment) or (isinstance(value, str) and value):
         return value
     fields = {name: value for name, value in part.items() if name not in ("type", "text", "index")}
     if any(map(has_content, fields.values())):

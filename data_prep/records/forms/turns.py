@@ -1,14 +1,15 @@
 """The turns of a row in any of the forms that people write, as InternVL's turns of {from, value}.
 
-A turn list is in `conversations`, `messages`, `conversation` or `texts`, possibly as JSON text; or there is one
-question with its answer. A turn may name its pictures itself, in parts of its content or in a field.
+A turn list is in `conversations`, `messages`, `conversation` or `texts`, possibly as JSON text; or there is
+one question with its answer. A turn may name its pictures itself, in parts of its content or in a field.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from data_prep.records.forms.named_pictures import picture_list
+from data_prep.records.forms.embedded import Attachment
+from data_prep.records.forms.named_pictures import PICTURE_FIELDS, picture_list
 from data_prep.records.forms.parts import joined_parts
 from data_prep.records.forms.unread import refuse_unread_of_turn
 from data_prep.records.forms.values import as_text, filled, has_content, json_value
@@ -25,7 +26,6 @@ PAIR_FIELDS = (
     ("prompt", "response"),
     ("question", "response"),
 )
-PICTURE_FIELDS = ("image", "images")
 _SPEAKERS = {
     **dict.fromkeys(("human", "user", "prompter"), "human"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "gpt"),
@@ -40,13 +40,13 @@ _LEARNED_FIELDS = ("loss", "weight", "train", "loss_scale")
 class Turns:
     """Turns of {from, value[, loss]} and the fields of the row that they come from.
 
-    `marks` has for each mark of a picture the name, or the place in the row's list, that the turn itself gives,
-    or None. `marks_first`: the form has no place for marks, so pictures come before the first question.
+    `marks` has for each mark of a picture the picture, or its place in the row's list, that the turn itself
+    gives, or None. `marks_first`: the form has no place for marks, so pictures go before the first question.
     """
 
     fields: tuple[str, ...] = ()
     turns: list[Any] = field(default_factory=list)
-    marks: list[str | int | None] = field(default_factory=list)
+    marks: list[Attachment | str | int | None] = field(default_factory=list)
     marks_first: bool = False
 
 
@@ -65,6 +65,11 @@ def turns_of_row(row: dict[str, Any]) -> Turns | None:
     return replace(first, fields=tuple(name for name, _ in given))
 
 
+def turns_of_caption(caption: str) -> Turns:
+    """Return the turns of a caption: a question of marks alone, answered by the caption."""
+    return _turns_of_pairs([("", caption)])
+
+
 def _turns_of_field(row: dict[str, Any], name: str) -> Turns:
     value = json_value(row[name])
     if isinstance(value, dict):
@@ -80,7 +85,7 @@ def _turns_of_field(row: dict[str, Any], name: str) -> Turns:
 
 
 def _transposed(lists: dict[str, Any]) -> Any:
-    """Return the list of turns of {"from": [..], "value": [..]}, as some libraries write a list of structs."""
+    """Return the turns of {"from": [..], "value": [..]}, as some libraries write a list of structs."""
     columns = {name: column for name, column in lists.items() if isinstance(column, list)}
     if not columns or len({len(column) for column in columns.values()}) > 1:
         return lists
@@ -96,7 +101,7 @@ def _add_turn(turns: Turns, turn: Any, number: int) -> None:
     if isinstance(speaker, str):
         speaker = _SPEAKERS.get(speaker.lower(), speaker)
     value = next((turn[name] for name in _VALUE_FIELDS if turn.get(name) is not None), None)
-    marks: list[str | int | None]
+    marks: list[Attachment | str | int | None]
     if isinstance(value, list):
         value, marks = joined_parts(value, f"turn {number}")
     else:

@@ -1,15 +1,15 @@
 """What a row holds and is not read: it would train as if it were not there, so the row is rejected."""
 
+import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from data_prep.records.forms.embedded import Attachment, attachments
 from data_prep.records.forms.values import has_content, json_value
 from data_prep.records.media.inline import is_base64
-from data_prep.records.media.kinds import Media, media_of_bytes, media_of_name
+from data_prep.records.media.kinds import Media, media_of_name
 from data_prep.records.rejection import Rejected, shown
 
-ATTACHED = "attached:"
-"""Names of bytes that a parquet row or a tar sample holds start with this (`attached_values`)."""
 _MEDIA_FIELDS: dict[str, Media] = {
     **dict.fromkeys(("video", "videos"), "video"),
     **dict.fromkeys(("audio", "audios", "sound", "speech"), "audio"),
@@ -28,18 +28,29 @@ _PREFERENCE_FIELDS = (
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "refusal")
 _TOOL_SPEAKERS = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
 _WEIGHT_FIELDS = ("loss", "loss_scale", "loss_weight", "sample_weight", "weight")
-# fields that name a row or its origin, whatever they look like
-_INFORMATION = frozenset(("id", "source", "origin", "license", "kind", "category", "group", "objects"))
+# fields whose texts name a row or its origin, or were asked and answered, whatever they look like
+_INFORMATION = frozenset(
+    "id source origin license kind category group objects question answer query response".split()
+)
 _NAMES_OF_PICTURES = ("image", "img", "picture", "photo", "path", "file")
+# fields for the name of a picture that the row holds as bytes or base64
+_FIELDS_OF_NAMES = frozenset(
+    (
+        "file file_name filename path file_path image_path image_file image_name img_path image_id name key url "
+        "image_url __key__ __url__"
+    ).split()
+)
+_NUMBERED = re.compile(r"(image|img|picture|photo)s?[_-]?\d", re.IGNORECASE)
+_MEDIA_OF_URI: dict[str, Media] = {"image": "picture", "audio": "audio", "video": "video"}
 _LONGEST_NAME = 1024
 
 
-def refuse_unread(row: dict[str, Any], read: Collection[str], names: Collection[str]) -> None:
-    """Raise Rejected when a field holds media, tools, a preference or a weight, or a picture that is not read.
+def refuse_unread(row: dict[str, Any], read: Collection[str], pictures: Collection[str | Attachment]) -> None:
+    """Raise Rejected when a field holds media, tools, a preference, a weight, or a picture that is not read.
 
-    `read` are the fields that were read, `names` the pictures that were found in them.
+    `read` are the fields that were read, `pictures` those in them, and other names of these.
     """
-    pictures = _ReadPictures(names)
+    read_pictures = _ReadPictures(pictures)
     for field, value in row.items():
         if field in _MEDIA_FIELDS and has_content(value):
             media = _MEDIA_FIELDS[field]
@@ -53,8 +64,10 @@ def refuse_unread(row: dict[str, Any], read: Collection[str], names: Collection[
             raise Rejected("unread_field", message)
         if field == "label" and value is False:
             raise Rejected("unread_field", "label=false marks an answer to avoid, which is not learned here")
-        if field not in read and field not in _INFORMATION and isinstance(value, str | list | dict):
-            _refuse_media(field, value, pictures)
+        if field in read or not isinstance(value, str | list | dict | Attachment):
+            continue
+        if field not in _INFORMATION or next(attachments(value), None) is not None:
+            _refuse_media(field, value, read_pictures)
 
 
 def refuse_unread_of_turn(turn: dict[str, Any], number: int) -> None:
@@ -90,48 +103,56 @@ class _ReadPictures:
     """The pictures of a row that are read, and which names in other fields may be theirs.
 
     A path or address elsewhere is only information if it may be the name of a read picture: it is the name of
-    one, or an address beside pictures, or one of the pictures has no name of its own.
+    one, or an address beside pictures, or the field is one for names and a picture has no name of its own.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
-        self.num_pictures = len(names)
-        named = [name for name in names if not _is_content(name)]
-        self.names = {name.rpartition("/")[2] for name in named}
-        self.num_nameless = len(names) - len(named)
+    def __init__(self, pictures: Collection[str | Attachment]) -> None:
+        self.pictures = pictures
+        self.names = {
+            str(name).rpartition("/")[2]
+            for name in pictures
+            if isinstance(name, Attachment) or not _is_content(name)
+        }
+        self.num_nameless = sum(isinstance(name, Attachment) or _is_content(name) for name in pictures)
 
-    def may_have_name(self, text: str) -> bool:
-        if _is_content(text):
-            return False
+    def may_have_name(self, field: str, text: str) -> bool:
+        if _is_content(text) or _NUMBERED.search(field):
+            return text in self.pictures
         name = text.rpartition("/")[2]
-        if name not in self.names and self.num_nameless:
+        if name not in self.names and self.num_nameless and field.lower() in _FIELDS_OF_NAMES:
             self.num_nameless -= 1
             self.names.add(name)
-        return name in self.names or (self.num_pictures > 0 and text.startswith(("http://", "https://")))
+        return name in self.names or (len(self.pictures) > 0 and text.startswith(("http://", "https://")))
 
 
 def _is_content(text: str) -> bool:
     """Return whether a text is a picture itself and not the name of one."""
-    return text.startswith((ATTACHED, "data:")) or is_base64(text)
+    return text.startswith("data:") or is_base64(text)
 
 
 def _refuse_media(field: str, value: Any, pictures: _ReadPictures) -> None:
     """Raise Rejected when a value that is not read holds a picture, audio or video."""
     for text in _texts(json_value(value)):
-        media = _media_of_text(field, text)
-        if media == "picture" and not pictures.may_have_name(text):
-            message = f"{field} looks like a picture ({shown(text)}) and is not read; name it in images"
-            raise Rejected("unread_field", message)
+        if isinstance(text, Attachment):
+            media, is_read = text.media, text in pictures.pictures
+            what = f"{text.name or field} holds"
+        else:
+            media = _media_of_text(field, text)
+            is_read = media == "picture" and pictures.may_have_name(field, text)
+            what = f"{field} ({shown(text)}) looks like"
+        if media == "picture" and not is_read:
+            raise Rejected("unread_field", f"{what} a picture that is not read; put it into image or images")
         if media in ("audio", "video"):
-            raise Rejected(media, f"{field} looks like {_WITH_ARTICLE[media]} ({shown(text)})")
+            raise Rejected(media, f"{what} {_WITH_ARTICLE[media]}")
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield all texts in a value; a struct of samples with their rate, as for sounds, gives a name of a sound."""
-    if isinstance(value, str):
+def _texts(value: Any) -> Iterator[str | Attachment]:
+    """Yield all texts and attachments in a value."""
+    if isinstance(value, str | Attachment):
         yield value
     elif isinstance(value, dict):
         if has_content(value.get("array")) and "sampling_rate" in value:
-            yield f"{ATTACHED}array.audio"
+            yield Attachment("", b"", "audio")
         for inner in value.values():
             yield from _texts(inner)
     elif isinstance(value, list):
@@ -141,30 +162,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _media_of_text(field: str, text: str) -> Media | None:
-    if text.startswith(ATTACHED):
-        kind = text.rpartition(".")[2]
-        return kind if kind in ("picture", "audio", "video") else None  # type: ignore[return-value]
     if text.startswith("data:"):
-        kind = text[5:10]
-        return "picture" if kind == "image" else kind if kind in ("audio", "video") else None  # type: ignore
+        return _MEDIA_OF_URI.get(text[5:10])
     if len(text) > _LONGEST_NAME:
         return "picture" if is_base64(text) else None
     if "\n" in text or (" " in text and not any(word in field.lower() for word in _NAMES_OF_PICTURES)):
         return None
     return media_of_name(text) or ("picture" if is_base64(text) else None)
-
-
-def attached_values(value: Any, attached: dict[str, bytes]) -> Any:
-    """Return a value with a name in the place of all bytes, which are added to `attached` under that name.
-
-    The name ends in what the bytes look like: `attached:0.picture`, or `attached:1.bytes` for unknown ones.
-    """
-    if isinstance(value, bytes):
-        name = f"{ATTACHED}{len(attached)}.{media_of_bytes(value) or 'bytes'}"
-        attached[name] = value
-        return name
-    if isinstance(value, dict):
-        return {field: attached_values(inner, attached) for field, inner in value.items()}
-    if isinstance(value, list):
-        return [attached_values(inner, attached) for inner in value]
-    return value

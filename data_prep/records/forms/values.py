@@ -1,7 +1,9 @@
 """Values of rows as people write them: JSON in a text, structs of nulls, numbers where a text is expected."""
 
 import json
-from typing import Any
+from typing import Any, NoReturn
+
+from data_prep.records.rejection import Rejected
 
 
 def has_content(value: Any) -> bool:
@@ -18,12 +20,31 @@ def has_content(value: Any) -> bool:
     return value is not None and value is not False
 
 
+def decoded_json(text: str) -> Any:
+    """Return the value of a JSON text. Raises ValueError or RecursionError when it is none, NaN included, and
+    Rejected when an escape in it spells half of a surrogate pair."""
+    value = _DECODER.decode(text)
+    if "\\u" in text:  # valid UTF-8 has no half of a pair; only an escape can spell one
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise Rejected("not_utf8", "the text contains half of a surrogate pair") from error
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would create one for every row
+
+
 def json_value(value: Any) -> Any:
     """Return the list or object that a text spells as JSON; anything else unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
-        return json.loads(value)
+        return decoded_json(value)
     except (ValueError, RecursionError):
         return value
 

@@ -11,6 +11,7 @@ from data_prep.records.rejection import Rejected, shown
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 _FEWEST_CHARACTERS = 64  # shorter texts are names
 _LONGEST_PATH = 4096
+_FEWEST_KINDS = 8  # 64 characters of base64 have more different ones, unless the data hardly change
 _HEAD_CHARACTERS = 64
 _URL_SAFE = str.maketrans("-_", "+/")
 
@@ -38,7 +39,8 @@ def is_base64(text: str) -> bool:
         starts_as_media = media_of_bytes(base64.b64decode(head, validate=True)) is not None
     except (binascii.Error, ValueError):
         return False
-    return starts_as_media or (len(text) > _LONGEST_PATH and _BASE64.fullmatch(text) is not None)
+    is_too_long = len(text) > _LONGEST_PATH and len(set(head)) > _FEWEST_KINDS
+    return starts_as_media or (is_too_long and _BASE64.fullmatch(text) is not None)
 
 
 def _decoded(text: str, name: str) -> bytes:

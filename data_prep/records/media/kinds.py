@@ -7,8 +7,8 @@ Media = Literal["picture", "audio", "video"]
 
 _ENDS: dict[Media, str] = {
     "picture": (
-        "jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff avif heic heif svg svgz jp2 j2k jpf jpx jxl psd ico "
-        "cur icns xpm xbm ppm pgm pbm pnm tga pcx eps wmf emf exr hdr dds qoi xcf"
+        "jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff avif heic heif svg svgz jp2 j2k jpf jpx jxl psd "
+        "ico cur icns xpm xbm ppm pgm pbm pnm tga pcx eps wmf emf exr hdr dds qoi xcf"
     ),
     "audio": "wav mp3 flac ogg oga opus m4a aac wma aif aiff amr mid midi",
     "video": "mp4 m4v avi mov mkv webm mpg mpeg wmv flv 3gp ogv",
@@ -87,7 +87,7 @@ def media_of_bytes(data: bytes) -> Media | None:
 
 
 def unread_format(data: bytes, name: str, reads_avif: bool) -> str | None:
-    """Return the name of a picture format that is not read, by the bytes and, if they say nothing, the name."""
+    """Return the name of a picture format that is not read, by the bytes or, if they say nothing, the name."""
     if data.startswith(b"ftypavi", 4) and not reads_avif:
         return "AVIF, which needs Pillow 11.3"
     for offset, magic, format_name in _PICTURE_MAGIC:

@@ -47,7 +47,7 @@ def test_a_list_is_no_lines_of_internvl_and_a_meta_file_may_be_a_pointer(tmp_pat
     with pytest.raises(UserError, match="a JSON list; write one row per line"):
         record_blocks(record_sets(config), 5)
     (tmp_path / "meta.json").write_bytes(WRONG["a Git LFS pointer"])
-    with pytest.raises(UserError, match="meta.json is a Git LFS pointer"):
+    with pytest.raises(UserError, match=r"meta.json is a Git LFS pointer"):
         record_sets(config)
 
 

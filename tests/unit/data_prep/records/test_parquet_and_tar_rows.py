@@ -128,7 +128,7 @@ def test_two_columns_of_pictures_reject_the_row_unless_one_is_empty(tmp_path, pr
     pq.write_table(pa.table(columns), tmp_path / "p.parquet")
     config = RecordsConfig(format="parquet", path=tmp_path)
     both, images, image = samples_by_line(config, prompt_format).values()
-    assert both == "unread_field"
+    assert both == "broken_row"
     assert [p.data for p in (*images.pictures, *image.pictures)] == [PICTURES["b.jpg"]] * 2
 
 

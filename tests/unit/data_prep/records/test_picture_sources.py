@@ -56,11 +56,13 @@ def test_pictures_in_the_row_itself_are_read(format):
         ("data:image/png;base64,iVBORw0KGgo*" + "x" * 50_000, "undecodable_image"),
         ("data:image/png;base64", "undecodable_image"),
         (base64.b64encode(picture(1)).decode()[:100] + "*" * 50_000, "undecodable_image"),
-        ("A" * 50_001, "undecodable_image"),
+        (base64.b64encode(bytes(range(256)) * 150).decode(), "undecodable_image"),
+        ("A" * 50_001, "missing_image"),
         ("folder/" * 20 + "a.png", "missing_image"),
         ("0123456789abcdef" * 4, "missing_image"),
         ("x" * 70_000 + ".png", "missing_image"),
     ],
+    ids=["damaged", "no data", "cut", "no picture", "repeats", "path", "hexadecimal", "long name"],
 )
 def test_a_name_that_is_neither_a_file_nor_a_picture_is_cut_in_the_message(tmp_path, name, reason):
     raw = RawRow(0, b"", False, lambda name: picture_in_root(tmp_path, name))

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from data_prep.records.forms.unread import attached_values
+from data_prep.records.forms.embedded import Attachment, attachments, with_attachments
 from data_prep.records.raw_rows import RawRow
 from data_prep.records.rejection import Rejected
-from data_prep.records.row_forms import internvl_row, normal_row
+from data_prep.records.row_forms import normal_row
 from data_prep.shards.checks import Sample, checked_sample
 from tests.record_files import picture
 from tests.record_samples import RULES
@@ -88,7 +88,7 @@ READ = {
 def test_every_form_of_a_row_gives_the_same_turns_and_pictures(form):
     row = normal_row(READ[form])
     assert (row["conversations"], row["image"]) == (SHOWN, ["a.png"])
-    assert normal_row(row) == row == internvl_row(READ[form])
+    assert normal_row(row) == row
 
 
 def test_pictures_of_parts_go_in_the_order_of_the_parts():
@@ -219,7 +219,6 @@ def test_what_is_not_read_rejects_the_row_and_names_the_field(form, prompt_forma
     assert (
         caught.value.reason == reason and "\n" not in caught.value.message and len(caught.value.message) < 300
     )
-    assert internvl_row(row) is row, "a reader leaves it to the checks"
 
 
 @pytest.mark.parametrize(
@@ -292,23 +291,68 @@ def test_a_mark_goes_before_the_first_question_of_one_picture_only():
     assert normal_row({"image": "a", "conversations": TURNS})["conversations"] == TURNS
 
 
-def test_bytes_of_a_row_get_names_that_say_what_they_look_like():
-    pictures: dict[str, bytes] = {}
+def test_bytes_of_a_row_are_pictures_sounds_or_text():
     values = {
         "image": {"bytes": picture(1), "path": "a.png"},
         "thumb": picture(2),
         "vector": b"\0\1",
         "n": [b"ID3x"],
+        "note": "größer".encode(),
+        "again": picture(1),
+        "rate": float("nan"),
     }
-    row = attached_values(values, pictures)
-    assert list(pictures.values()) == [picture(1), picture(2), b"\0\1", b"ID3x"]
-    assert normal_row({"image": row["image"], "vector": row["vector"], "conversations": SHOWN})["image"] == [
-        "attached:0.picture"
+    row = with_attachments(values)
+    named = {attached.name: attached for attached in attachments(row)}
+    assert [named[name].media for name in ("image.bytes", "thumb", "vector", "n[0]")] == [
+        "picture",
+        "picture",
+        None,
+        "audio",
     ]
-    with pytest.raises(Rejected, match="thumb looks like a picture"):
+    assert row["note"] == "größer" and row["rate"] is None and row["again"] is row["image"]["bytes"]
+    read = {name: row[name] for name in ("image", "again", "vector", "note", "rate")}
+    assert normal_row({**read, "conversations": SHOWN})["image"] == [named["image.bytes"]]
+    with pytest.raises(Rejected, match="thumb holds a picture that is not read"):
         normal_row({"image": row["image"], "thumb": row["thumb"], "conversations": SHOWN})
-    with pytest.raises(Rejected, match="n looks like audio"):
+    with pytest.raises(Rejected, match=r"n\[0\] holds audio"):
         normal_row({"n": row["n"], **TRAINED})
+    for place in ("answer", "group", "source", "id"):
+        with pytest.raises(Rejected, match="thumb holds a picture"):
+            normal_row({"image": row["image"], place: [row["thumb"]], "conversations": SHOWN})
+
+
+@pytest.mark.parametrize("form", READ)
+def test_bytes_may_be_wherever_a_picture_may_be_named(form, prompt_format):
+    """As in a parquet file: each name of a picture in the forms above is replaced by its bytes."""
+    data = picture(1)
+
+    def with_bytes(value: object) -> object:
+        if isinstance(value, dict):
+            if value == PICTURE:
+                return {"bytes": data, "path": "a.png"}
+            return {name: with_bytes(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [with_bytes(inner) for inner in value]
+        return data if value in ("a.png", '["a.png"]') else value
+
+    row = normal_row(with_attachments(with_bytes(READ[form])))
+    (attached,) = row["image"]
+    assert isinstance(attached, Attachment) and attached.data == data
+    assert row["conversations"] == SHOWN
+
+
+def test_bytes_in_the_place_of_a_text_reject_the_row(prompt_format):
+    unknown = with_attachments({"x": b"\xff\xfe\0"})["x"]
+    for row in (
+        {"conversations": [{"from": "human", "value": unknown}, TURNS[1]]},
+        {"question": unknown, "answer": ANSWERED},
+        {"conversations": unknown},
+        {**TRAINED, "system": unknown},
+        parts({"type": "text", "text": unknown}),
+    ):
+        with pytest.raises(Rejected) as caught:
+            checked_sample(RawRow(0, row, False, {}.__getitem__), RULES, prompt_format)
+        assert caught.value.reason == "broken_row"
 
 
 def test_information_in_other_forms_becomes_text(prompt_format):

@@ -13,6 +13,8 @@ import webdataset
 from data_prep.records.blocks import block_rows, record_blocks
 from data_prep.records.config import RecordsConfig
 from data_prep.records.containers.tar_samples import sample_digests, tar_samples
+from data_prep.records.rejection import Rejected
+from data_prep.records.row_forms import normal_form
 from data_prep.records.sets import record_sets
 from data_prep.shards.checks import Sample
 from tests.record_files import picture, row
@@ -77,10 +79,10 @@ def test_a_message_names_the_missing_picture_and_those_that_are_there(tmp_path):
     write_tar(tmp_path / "w.tar", {"s.json": marked("c.jpg"), "s.a.jpg": DATA["red"]})
     (block,) = record_blocks(record_sets(RecordsConfig(format="webdataset", path=tmp_path / "w.tar")), 9)
     (raw,) = block_rows(block)
-    assert raw.refused == (
-        "missing_image",
-        "c.jpg is not a picture of the sample s (its pictures: a.jpg)",
-    )
+    with pytest.raises(Rejected) as caught:
+        normal_form(raw)
+    message = "c.jpg is not a picture of the sample s (its pictures: s.a.jpg)"
+    assert (caught.value.reason, caught.value.message) == ("missing_image", message)
 
 
 @pytest.mark.parametrize(
