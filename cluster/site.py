@@ -27,7 +27,7 @@ from cluster.settings.blocks import (
     SiteBlock,
     Tracking,
 )
-from cluster.settings.rules import refuse_settings_without_effect, refuse_unfit_nodes
+from cluster.settings.rules import refuse_settings_without_effect, refuse_small_local_ray, refuse_unfit_nodes
 from cluster.sqlite_uris import sqlite_uri
 from cluster.train_settings import TrainSettings
 
@@ -115,28 +115,15 @@ class Site(SiteBlock):
 
     @model_validator(mode="after")
     def settings_fit_the_kind(self) -> Site:
-        refuse_settings_without_effect(self)
-        refuse_unfit_nodes(self)
+        refuse_settings_without_effect(self.kind, self)
+        refuse_unfit_nodes(self.kind, self.nodes, self.resources)
         if self.kind == "local":
             self.check_local_ray()
         return self
 
     def check_local_ray(self) -> None:
         """Raise ValueError if a Ray on this machine has too few CPUs and would wait for them forever."""
-        for stage, resources in (("", self.resources), *self.stage_resources()):
-            for name in ("workers", "actors", "tasks"):
-                count, threads = getattr(resources, name), resources.threads_per_worker
-                if count * threads > self.ray.num_cpus:
-                    raise ValueError(
-                        f"resources.{stage}{name}={count} with resources.threads_per_worker={threads} needs "
-                        f"{count * threads} CPUs, more than ray.num_cpus={self.ray.num_cpus}; "
-                        f"lower resources.{stage}{name} or raise ray.num_cpus"
-                    )
-
-    def stage_resources(self) -> list[tuple[str, Resources]]:
-        """Return the resources of each stage that has its own, after the beginning of their field names."""
-        stages = self.resources.stages
-        return [(f"stages.{stage}.", self.resources.of_stage(stage)) for stage in stages]
+        refuse_small_local_ray(self.ray.num_cpus, self.resources)
 
     def for_stage(self, stage: str) -> Site:
         """Return this site with the resources of one stage."""
@@ -147,7 +134,8 @@ class Site(SiteBlock):
         if self.kind == "local":
             return self
         ray = self.ray.model_copy(update={"address": "auto"})
-        own = {"jobs": Jobs(), "kuberay": KubeRay(), "slurm": Slurm()}
+        plain = [group.model_copy(update={"selector": {}, "tolerations": []}) for group in self.nodes]
+        own = {"nodes": plain, "jobs": Jobs(), "kuberay": KubeRay(), "slurm": Slurm()}
         return self.model_copy(update={"kind": "ray", "ray": ray, **own})
 
     @property

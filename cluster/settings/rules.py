@@ -6,12 +6,9 @@ Each raises ValueError with field, value and remedy. Called by `cluster/site.py`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pydantic import BaseModel
 
 from cluster.settings.blocks import NodeGroup, Resources
-
-if TYPE_CHECKING:
-    from cluster.site import Site
 
 _KINDS = {
     "jobs.address": ("ray",),
@@ -25,51 +22,64 @@ _KINDS = {
 """Field -> the kinds of site that read it."""
 
 
-def refuse_settings_without_effect(site: Site) -> None:
-    """Raise ValueError for a setting that is not at its default and that this kind of site never reads."""
+def refuse_settings_without_effect(kind: str, site: BaseModel) -> None:
+    """Raise ValueError for a setting that is not at its default and that a site of this kind never reads."""
     for field, kinds in _KINDS.items():
         value, default = _value(site, field), _value(type(site).model_construct(), field)
-        if site.kind in kinds or value == default:
+        if kind in kinds or value == default:
             continue
-        shown = "" if hasattr(value, "model_dump") else f"={value}"
+        shown = "" if isinstance(value, BaseModel) else f"={value}"
         raise ValueError(
-            f"{field}{shown} has no effect with kind: {site.kind}; set kind: {kinds[0]}, or leave {field} out"
+            f"{field}{shown} has no effect with kind: {kind}; set kind: {kinds[0]}, or leave {field} out"
         )
-    for group in site.nodes:
-        if site.kind != "kuberay" and (group.selector or group.tolerations):
+
+
+def refuse_unfit_nodes(kind: str, nodes: list[NodeGroup], resources: Resources) -> None:
+    """Raise ValueError if the groups of nodes are not what this kind of site needs, if a process fits on none
+    of them, or if all together are too few for the ranks of a training."""
+    names = [group.name for group in nodes]
+    for group in nodes:
+        if names.count(group.name) > 1:
+            raise ValueError(f"nodes: two groups are called {group.name}; give each its own name")
+        if kind == "kuberay" and group.memory_gib is None:
+            raise ValueError(f"nodes: group {group.name} has no memory_gib; give the memory of its pods in GiB")
+        if kind != "kuberay" and (group.selector or group.tolerations):
             raise ValueError(
-                f"nodes: selector and tolerations of group {group.name} have no effect with kind: "
-                f"{site.kind}; leave them out"
+                f"nodes: selector and tolerations of group {group.name} have no effect with kind: {kind}; "
+                "leave them out"
             )
-
-
-def refuse_unfit_nodes(site: Site) -> None:
-    """Raise ValueError if a process cannot run on any of the nodes that the site lists, or all together are
-    too few for the ranks of a training."""
-    names = [group.name for group in site.nodes]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"nodes: two groups are called {name}; give each its own name")
-    if site.kind == "slurm" and len(site.nodes) != 1:
+    if kind == "slurm" and len(nodes) != 1:
         raise ValueError(
-            f"nodes has {len(site.nodes)} groups; a Slurm job takes nodes of one size: give one group, and "
+            f"nodes has {len(nodes)} groups; a Slurm job takes nodes of one size: give one group, and "
             "run stages that need other nodes from a second site with the same storage (--until)"
         )
-    if site.kind == "kuberay" and not site.nodes:
+    if kind == "kuberay" and not nodes:
         raise ValueError("nodes is empty; list the worker groups of the RayJob")
-    for group in site.nodes:
-        if site.kind == "kuberay" and group.memory_gib is None:
+    for prefix, own in (("", resources), *own_resources(resources)):
+        if own.nodes is not None and nodes and own.nodes not in names:
             raise ValueError(
-                f"nodes: group {group.name} has no memory_gib; give the memory of its pods in GiB"
+                f"resources.{prefix}nodes={own.nodes} is not a group in nodes; known: {', '.join(names)}"
             )
-    for prefix, resources in (("", site.resources), *site.stage_resources()):
-        if resources.nodes is not None and site.nodes and resources.nodes not in names:
-            raise ValueError(
-                f"resources.{prefix}nodes={resources.nodes} is not a group in nodes; known: "
-                f"{', '.join(names)}"
-            )
-        if site.nodes:
-            _refuse_too_few(prefix, resources, site.nodes)
+        if nodes:
+            _refuse_too_few(prefix, own, nodes)
+
+
+def refuse_small_local_ray(num_cpus: int, resources: Resources) -> None:
+    """Raise ValueError if a Ray on this machine has too few CPUs and would wait for them forever."""
+    for prefix, own in (("", resources), *own_resources(resources)):
+        for name in ("workers", "actors", "tasks"):
+            count, threads = getattr(own, name), own.threads_per_worker
+            if count * threads > num_cpus:
+                raise ValueError(
+                    f"resources.{prefix}{name}={count} with resources.threads_per_worker={threads} needs "
+                    f"{count * threads} CPUs, more than ray.num_cpus={num_cpus}; "
+                    f"lower resources.{prefix}{name} or raise ray.num_cpus"
+                )
+
+
+def own_resources(resources: Resources) -> list[tuple[str, Resources]]:
+    """Return the resources of each stage that has its own, after the beginning of their field names."""
+    return [(f"stages.{stage}.", resources.of_stage(stage)) for stage in resources.stages]
 
 
 def _refuse_too_few(prefix: str, resources: Resources, nodes: list[NodeGroup]) -> None:
@@ -96,7 +106,7 @@ def _shown(groups: list[NodeGroup]) -> str:
     return ", ".join(f"{g.name}: {g.count} x {g.cpus} CPUs, {g.gpus} GPUs" for g in groups)
 
 
-def _value(site: Site, field: str) -> object:
+def _value(site: BaseModel, field: str) -> object:
     value: object = site
     for name in field.split("."):
         value = getattr(value, name)

@@ -36,9 +36,23 @@ def field_names(content: dict[str, Any]) -> dict[str, Any]:
     return {name: field_names(value) if isinstance(value, dict) else None for name, value in content.items()}
 
 
-def test_the_local_site_file_shows_every_field():
-    written = yaml.safe_load((SITES_FOLDER / "local.yaml").read_text())
-    assert field_names(written) == field_names(Site().model_dump(mode="json"))
+def test_the_site_files_show_every_field():
+    """Blocks of one kind are in the file of that kind."""
+    fields = field_names(Site().model_dump(mode="json"))
+    own_blocks = {kind: fields.pop(kind) for kind in ("kuberay", "slurm")}
+    assert field_names(yaml.safe_load((SITES_FOLDER / "local.yaml").read_text())) == fields
+    for kind, block in own_blocks.items():
+        written = yaml.safe_load((SITES_FOLDER / f"{kind}.yaml").read_text())
+        assert set(written[kind]) == set(block)
+
+
+@pytest.mark.parametrize("path", sorted(SITES_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_site_is_valid_and_is_what_its_job_reads(path):
+    site = load_site(path)
+    assert site.name == path.stem
+    in_job = Site.model_validate(site.in_job().as_given())
+    assert in_job.resources == site.resources
+    assert in_job.kind == ("local" if site.kind == "local" else "ray")
 
 
 def test_storage_is_absolute_and_overridable(site_file, tmp_path):
