@@ -108,7 +108,7 @@ def _keeper(name: str, folder: Path, private: Sequence[str]) -> tuple[subprocess
         f"hostname {name}",
         "ip link set lo up",
         f"touch {ready}",
-        "exec sleep infinity",
+        "exec bash -c 'while :; do sleep 1000 & wait $!; done'",  # bash reaps the orphans of the host
     ]
     keeper = subprocess.Popen(
         ["unshare", *_NAMESPACES, "--fork", "--kill-child", "sh", "-c", "\n".join(script)]

@@ -242,7 +242,7 @@ class KubeRayJobs:
 def _pod_problems(pods: list[Any]) -> list[str]:
     """Return why pods do not run, each reason once."""
     problems = []
-    for pod in pods:
+    for pod in (pod for pod in pods if pod.status is not None):
         for condition in pod.status.conditions or ():
             if condition.type == "PodScheduled" and condition.status == "False":
                 problems.append(f"{condition.reason}: {condition.message}")

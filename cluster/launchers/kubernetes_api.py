@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import yaml
@@ -15,10 +16,10 @@ def connected(context: str | None) -> tuple[Any, str]:
         from kubernetes import client, config
     except ImportError as error:
         raise UserError("kind: kuberay needs the package kubernetes; pip install 'vico[kuberay]'") from error
-    configuration = client.Configuration()
+    configuration, file = client.Configuration(), os.environ.get("KUBECONFIG")
     try:
-        config.load_kube_config(context=context, client_configuration=configuration)
-        contexts, active = config.list_kube_config_contexts()
+        config.load_kube_config(file, context=context, client_configuration=configuration)
+        contexts, active = config.list_kube_config_contexts(file)
         chosen = next((entry for entry in contexts if entry["name"] == context), active)
         namespace = chosen["context"].get("namespace", "default")
     except config.ConfigException as error:

@@ -130,13 +130,13 @@ fi
 [ -n "$head" ] || {{ echo "this node has no IPv4 address${{interface:+ on $interface}}"; exit 1; }}
 
 # Node.sh reads this. The token keeps other users of the network out of this Ray.
-umask 077
 token=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n')
-cat > job.env <<END
+(umask 077; cat > job.env <<END
 export VICO_HEAD=$head:$((20000 + SLURM_JOB_ID % 12000)) VICO_NODES=$SLURM_JOB_NUM_NODES
 export VICO_JOB_ID=$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$token
 END
+)
 rm -f {marker} {pid_file}
 echo "$(date '+%F %T') job $SLURM_JOB_ID, start ${{SLURM_RESTART_COUNT:-0}}: head $head, nodes" $hosts
 
