@@ -1,7 +1,7 @@
 """Hosts on one machine: each has its own network, process numbers and host name. Needs root and iproute2.
 
-A host's programs see the files of this machine and only their own processes. So `ray stop` on a host ends only
-the Ray of that host.
+A host's programs see the files of this machine and only their own processes. So `ray stop` on a host ends
+only the Ray of that host.
 """
 
 import os
@@ -81,9 +81,7 @@ def hosts(
             keepers.append(keeper)
             made[name] = Host(name, f"10.77.0.{number}", pid)
             ends = [f"end{number}", "netns", str(switch[1])]
-            _in_network(
-                pid, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", *ends
-            )
+            _in_network(pid, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", *ends)
             _in_network(pid, "ip", "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
             _in_network(pid, "ip", "link", "set", "eth0", "up")
             _in_network(switch[1], "ip", "link", "set", f"end{number}", "master", "bridge0", "up")

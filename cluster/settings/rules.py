@@ -42,7 +42,9 @@ def refuse_unfit_nodes(kind: str, nodes: list[NodeGroup], resources: Resources) 
         if names.count(group.name) > 1:
             raise ValueError(f"nodes: two groups are called {group.name}; give each its own name")
         if kind == "kuberay" and group.memory_gib is None:
-            raise ValueError(f"nodes: group {group.name} has no memory_gib; give the memory of its pods in GiB")
+            raise ValueError(
+                f"nodes: group {group.name} has no memory_gib; give the memory of its pods in GiB"
+            )
         if kind != "kuberay" and (group.selector or group.tolerations):
             raise ValueError(
                 f"nodes: selector and tolerations of group {group.name} have no effect with kind: {kind}; "

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from cluster.site import Site
+from cluster.site_checks.report import CheckResult
 from pipeline.audit.findings import Findings
 from pipeline.planning.estimates import StageEstimate
 from pipeline.planning.plan import PlannedStage
@@ -126,6 +127,15 @@ def findings_table(findings: Findings) -> Table:
     """Return one row per problem, for `vico audit`."""
     rows = ((problem.stage, problem.kind, problem.message, problem.path) for problem in findings.problems)
     return text_table(("stage", "problem", "what", "where"), rows)
+
+
+def checks_table(results: Iterable[CheckResult]) -> Table:
+    """Return one row per check of a site, for `vico site check`."""
+    rows = [
+        (result.check, result.state, f"{result.detail}; {result.remedy}" if result.remedy else result.detail)
+        for result in results
+    ]
+    return text_table(("check", "state", "what"), rows)
 
 
 def differences_table(differences: Mapping[str, Any]) -> Table:

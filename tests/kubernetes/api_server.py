@@ -1,8 +1,8 @@
-"""A Kubernetes API over HTTP with as much as RayJobs need: rayjobs of KubeRay, config maps, pods and their logs.
+"""A Kubernetes API over HTTP with as much as RayJobs need: RayJobs, config maps, pods and their logs.
 
-RayJobs are checked against KubeRay's schema (rayjob_schema.json), unknown fields included when the client asks
-for a strict check, as the real API server does. Objects are deleted with their owner. No operator runs here:
-tests play it with the official client.
+RayJobs are checked against KubeRay's schema (rayjob_schema.json), unknown fields included when the client
+asks for a strict check, as the real API server does. Objects are deleted with their owner. No operator runs
+here: tests play it with the official client.
 """
 
 import json
@@ -102,7 +102,9 @@ class Cluster:
     def create(self, namespace: str, plural: str, manifest: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         version, kind = _KINDS[plural]
         if (manifest.get("apiVersion"), manifest.get("kind")) != (version, kind):
-            raise Refused(400, "BadRequest", f"{manifest.get('kind')} in version {manifest.get('apiVersion')}")
+            raise Refused(
+                400, "BadRequest", f"{manifest.get('kind')} in version {manifest.get('apiVersion')}"
+            )
         name = manifest["metadata"]["name"]
         if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", name):
             raise Refused(422, "Invalid", f'{kind} "{name}" is invalid: metadata.name')
@@ -207,7 +209,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif name:
             self._send(200, self.cluster.read(namespace, plural, name))
         elif query.get("watch") in ("true", "True", "1"):
-            self._watch(plural, int(query.get("resourceVersion") or 0), float(query.get("timeoutSeconds", 600)))
+            self._watch(
+                plural, int(query.get("resourceVersion") or 0), float(query.get("timeoutSeconds", 600))
+            )
         else:
             items = self.cluster.list(namespace, plural, query.get("labelSelector", ""))
             metadata = {"resourceVersion": str(len(self.cluster.events))}
@@ -223,7 +227,8 @@ class _Handler(BaseHTTPRequestHandler):
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with self.cluster.changed:
-                self.cluster.changed.wait_for(lambda: len(self.cluster.events) > seen, timeout=0.5)
+                if len(self.cluster.events) == seen:
+                    self.cluster.changed.wait(timeout=0.5)
                 news = self.cluster.events[seen:]
             seen += len(news)
             for where, event, item in news:

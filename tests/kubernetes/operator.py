@@ -38,7 +38,12 @@ class Operator:
         """Create a pod of a job, owned by it, as KubeRay makes it from a template; return its name."""
         metadata = job["metadata"]
         name = f"{metadata['name']}-{suffix}"
-        owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": metadata["name"], "uid": metadata["uid"]}
+        owner = {
+            "apiVersion": "ray.io/v1",
+            "kind": "RayJob",
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        }
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
