@@ -20,6 +20,7 @@ from cluster.settings.blocks import (
     Inference,
     Jobs,
     Kind,
+    Metrics,
     NodeGroup,
     RaySettings,
     Resources,
@@ -56,6 +57,7 @@ class Site(SiteBlock):
     train: TrainSettings = TrainSettings()
     inference: Inference = Inference()
     tracking: Tracking = Tracking()
+    metrics: Metrics = Metrics()
     jobs: Jobs = Jobs()
     kuberay: KubeRay = KubeRay()
     slurm: Slurm = Slurm()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vico.errors import UserError, one_line
+
+_NAMESPACE_OF_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def connected(context: str | None) -> tuple[Any, str]:
@@ -30,8 +33,7 @@ def connected(context: str | None) -> tuple[Any, str]:
                 f"kuberay.context={context}: {one_line(error)}; set KUBECONFIG, or name one of `kubectl "
                 "config get-contexts`"
             ) from error
-        with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace", encoding="utf-8") as file:
-            namespace = file.read().strip()
+        namespace = _NAMESPACE_OF_POD.read_text(encoding="utf-8").strip()
     configuration.retries = 1
     return client.ApiClient(configuration), namespace
 

@@ -179,6 +179,15 @@ class DriverResources(SiteBlock):
     """Other Ray resources, such as `vico_cpu: 0.001` to run on a node of the group `cpu`."""
 
 
+class Metrics(SiteBlock):
+    """Prometheus metrics of a run, served by its driver."""
+
+    port: int | None = Field(None, ge=1, le=65535)
+    """Port on the driver's machine that answers GET /metrics; null: none."""
+    host: str = "0.0.0.0"
+    """Address to listen on; 127.0.0.1 keeps other machines out."""
+
+
 class Jobs(SiteBlock):
     """How `vico submit` sends a run to the site, whatever its kind."""
 

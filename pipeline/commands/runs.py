@@ -84,8 +84,8 @@ def submit(
     """
     from pipeline.config.graph import pipeline_graph
     from pipeline.planning.request import RunRequest
-    from pipeline.running.submit import printed_job
-    from pipeline.running.submit import submit as submit_run
+    from pipeline.submission.submit import printed_job
+    from pipeline.submission.submit import submit as submit_run
     from pipeline.storage.leases import LeaseHeld
 
     graph = pipeline_graph()
@@ -234,6 +234,6 @@ def cancel(run: RunArgument, site: SiteOption = None, storage: StorageOption = N
     The driver publishes a checkpoint if it can; nothing of the job is left running. Results stay.
     """
     from pipeline.results.runs import Runs
-    from pipeline.running.submit import cancel as cancel_run
+    from pipeline.submission.submit import cancel as cancel_run
 
     typer.echo(cancel_run(Runs(site_of(site, storage).storage), run))

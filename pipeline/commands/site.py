@@ -36,7 +36,7 @@ def check(
         results = check_site(opened_site)
         typer.echo(log_line(results))
         return
-    from pipeline.running.site_check import site_results
+    from pipeline.submission.site_check import site_results
 
     with answer_stream(as_json) as (stream, answer):
         results = site_results(

@@ -14,15 +14,14 @@ from typing import Any
 import yaml
 
 SCHEMA = Path(__file__).with_name("rayjob_schema.json")
-POD = (
-    "containers.name containers.image containers.imagePullPolicy containers.command containers.args "
-    "containers.env.name containers.env.value containers.envFrom.secretRef containers.ports.containerPort "
-    "containers.ports.name containers.ports.protocol containers.resources.limits containers.resources.requests "
-    "containers.volumeMounts.name containers.volumeMounts.mountPath containers.volumeMounts.readOnly "
-    "volumes.name volumes.emptyDir volumes.configMap.name volumes.persistentVolumeClaim nodeSelector "
-    "tolerations serviceAccountName imagePullSecrets restartPolicy"
-).split()
-
+_CONTAINER = (
+    "name image imagePullPolicy command args env.name env.value envFrom.secretRef ports.containerPort ports.name "
+    "ports.protocol resources.limits resources.requests volumeMounts.name volumeMounts.mountPath "
+    "volumeMounts.readOnly"
+)
+_POD = "nodeSelector tolerations serviceAccountName imagePullSecrets restartPolicy volumes.name volumes.emptyDir "
+_VOLUMES = "volumes.configMap.name volumes.persistentVolumeClaim"
+POD = [*(f"containers.{path}" for path in _CONTAINER.split(" ")), *f"{_POD}{_VOLUMES}".split(" ")]
 UNUSED = (
     "autoscalerOptions",
     "gcsFaultToleranceOptions",

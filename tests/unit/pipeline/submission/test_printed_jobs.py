@@ -1,6 +1,6 @@
 """`vico submit --print` of every kind of site, compared with texts in tests/data/submit.
 
-After a wanted change: python -m tests.unit.pipeline.running.test_printed_jobs
+After a wanted change: python -m tests.unit.pipeline.submission.test_printed_jobs
 """
 
 import importlib.metadata
@@ -17,7 +17,7 @@ import yaml
 from cluster.site_files import SITES_FOLDER, load_site
 from pipeline.config.graph import pipeline_graph
 from pipeline.planning.request import RunRequest, open_pipeline
-from pipeline.running.submit import printed_job
+from pipeline.submission.submit import printed_job
 from tests.tiny_model import make_tiny_model
 
 GOLDEN = Path(__file__).parents[3] / "data" / "submit"
@@ -42,7 +42,9 @@ def printed(kind: str, folder: Path) -> str:
     """Return the text of --print without what differs between machines, commits and versions, and without
     the config and the site, which have tests of their own."""
     text = printed_job(request_for(kind, folder), pipeline_graph())
-    text = re.sub(r"(?ms)\n\n# \S*git\.patch\n.*?(?=\n\n# |\Z)", "", text).replace(", submitted/git.patch", "")
+    text = re.sub(r"(?ms)\n\n# \S*git\.patch\n.*?(?=\n\n# |\Z)", "", text).replace(
+        ", submitted/git.patch", ""
+    )
     text = re.sub(r"(?ms)^# (\S*submitted/\S*)\n.*?(?=\n\n# |\Z)", r"# \1\n...", text)
     for value, name in (
         (str(folder.resolve()), "/FOLDER"),

@@ -14,7 +14,7 @@ from cluster.launchers.launcher import Job, JobStatus, Launcher
 from cluster.site import Site
 from cluster.site_checks.report import CheckResult, failed, passed, results_in_log
 from pipeline.running.preflight import check_storage
-from pipeline.running.submit import SITE_FILE, code_files, new_submission, refuse_passwords
+from pipeline.submission.submit import SITE_FILE, code_files, new_submission, refuse_passwords
 from vico.errors import UserError, last_line
 
 _POLL_S = 2.0
