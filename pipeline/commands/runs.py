@@ -84,9 +84,9 @@ def submit(
     """
     from pipeline.config.graph import pipeline_graph
     from pipeline.planning.request import RunRequest
+    from pipeline.storage.leases import LeaseHeld
     from pipeline.submission.submit import printed_job
     from pipeline.submission.submit import submit as submit_run
-    from pipeline.storage.leases import LeaseHeld
 
     graph = pipeline_graph()
     request = RunRequest(

@@ -72,6 +72,6 @@ def _refuse_metrics_port_in_use(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise UserError(
-                f"metrics.port={port} on metrics.host={host} cannot be used ({error.strerror}); choose another "
-                "port, or null for no metrics"
+                f"metrics.port={port} on metrics.host={host} cannot be used ({error.strerror}); choose "
+                "another port, or null for no metrics"
             ) from error

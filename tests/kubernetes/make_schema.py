@@ -15,13 +15,15 @@ import yaml
 
 SCHEMA = Path(__file__).with_name("rayjob_schema.json")
 _CONTAINER = (
-    "name image imagePullPolicy command args env.name env.value envFrom.secretRef ports.containerPort ports.name "
-    "ports.protocol resources.limits resources.requests volumeMounts.name volumeMounts.mountPath "
-    "volumeMounts.readOnly"
+    "name image imagePullPolicy command args env.name env.value envFrom.secretRef ports.containerPort "
+    "ports.name ports.protocol resources.limits resources.requests volumeMounts.name "
+    "volumeMounts.mountPath volumeMounts.readOnly"
 )
-_POD = "nodeSelector tolerations serviceAccountName imagePullSecrets restartPolicy volumes.name volumes.emptyDir "
-_VOLUMES = "volumes.configMap.name volumes.persistentVolumeClaim"
-POD = [*(f"containers.{path}" for path in _CONTAINER.split(" ")), *f"{_POD}{_VOLUMES}".split(" ")]
+_POD = (
+    "nodeSelector tolerations serviceAccountName imagePullSecrets restartPolicy volumes.name "
+    "volumes.emptyDir volumes.configMap.name volumes.persistentVolumeClaim"
+)
+POD = [*(f"containers.{path}" for path in _CONTAINER.split(" ")), *_POD.split(" ")]
 UNUSED = (
     "autoscalerOptions",
     "gcsFaultToleranceOptions",

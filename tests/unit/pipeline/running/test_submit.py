@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline.results.runs import RunFile, StageEntry
 from cluster.launchers.launcher import JOB_VARIABLE
+from pipeline.results.runs import RunFile, StageEntry
 from pipeline.running.jobs import JobWatch, current_submission, job_status, with_job_state
 from tests.ports import free_port
 
