@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.hosts import Host
-from tests.integration.demo_pipeline import ROOT, answer, finished, vico, wait_until, write_pipeline
+from tests.integration.demo_pipeline import ROOT, answer, finished, model_files, vico, wait_until, write_pipeline
 from tests.slurm_cluster import needs_slurm, slurm_cluster
 
 pytestmark = [pytest.mark.slow, *needs_slurm]
@@ -139,10 +139,8 @@ def test_a_requeued_run_ends_with_the_weights_of_an_undisturbed_one(project, tmp
         "run", project.config, "--site", tmp_path / "site.yaml", "--storage", tmp_path / "alone", *until
     )
     assert alone["state"] == "done"
-    weights = [
-        next((tmp_path / storage / "consistency").glob("*/output/model/*.safetensors")).read_bytes()
-        for storage in ("runs", "alone")
-    ]
+    weights = [model_files(tmp_path / storage) for storage in ("runs", "alone")]
+    assert weights[0]
     assert weights[0] == weights[1]
     assert project.slurm("squeue", "-h") == ""
 
@@ -184,7 +182,8 @@ def test_a_job_without_srun_is_cancelled_with_a_checkpoint(project, cluster):
     for node in ("n1", "n2"):
         left = cluster[node].run("ps", "-e", "-o", "comm=").stdout.split()
         assert not {"raylet", "gcs_server"} & set(left), left
-    assert project.vico("logs", "--job", run, *project.site)[1].strip() == log.strip()
+    code, out, _ = project.vico("logs", "--job", run, *project.site)
+    assert code == 0 and "the ranks end their step and publish a checkpoint" in out
 
 
 def ssh_config(folder: Path, cluster: dict[str, Host]) -> Path:
