@@ -89,7 +89,9 @@ class Build:
                 if Path(name).is_dir():
                     mounts.append(f"mkdir -p {inside} && mount --bind {name} {inside}")
                 elif Path(name).exists():
-                    mounts.append(f"mkdir -p {inside.parent} && touch {inside} && mount --bind {name} {inside}")
+                    mounts.append(
+                        f"mkdir -p {inside.parent} && touch {inside} && mount --bind {name} {inside}"
+                    )
         kept = {name: value for name, value in os.environ.items() if _KEPT_VARIABLES.fullmatch(name)}
         # A copy: the package ca-certificates writes its own bundle.
         shutil.copy(_CERTIFICATES, self.root / "tmp" / "certificates.crt")

@@ -15,7 +15,15 @@ import pytest
 import yaml
 
 from tests.hosts import Host
-from tests.integration.demo_pipeline import ROOT, answer, finished, model_files, vico, wait_until, write_pipeline
+from tests.integration.demo_pipeline import (
+    ROOT,
+    answer,
+    finished,
+    model_files,
+    vico,
+    wait_until,
+    write_pipeline,
+)
 from tests.slurm_cluster import needs_slurm, slurm_cluster
 
 pytestmark = [pytest.mark.slow, *needs_slurm]
