@@ -88,7 +88,7 @@ def nodes(tmp_path_factory) -> Iterator[RayNodes]:
     }
     try:
         with hosts(
-            names, tmp_path_factory.mktemp("hosts"), private=dict.fromkeys(names, [PRIVATE])
+            names, tmp_path_factory.mktemp("hosts"), private={name: [PRIVATE] for name in names}
         ) as machines:
             ray_nodes = RayNodes(machines, environment)
             ray_nodes.start_node("head", "--head", "--port=6379", "--dashboard-host=0.0.0.0")
