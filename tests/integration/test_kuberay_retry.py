@@ -7,10 +7,8 @@ import base64
 import json
 import os
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,30 +42,21 @@ def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture
-def ray_folder() -> Iterator[Path]:
-    """A folder with a short path for Ray's sockets."""
-    folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 class RayCluster:
     """What KubeRay starts for a RayJob: a head and a worker, by the manifest, and `ray job submit`."""
 
-    def __init__(self, job: dict[str, Any], package: Path, head: Host, worker: Host, folder: Path):
+    def __init__(self, job: dict[str, Any], package: Path, head: Host, worker: Host):
         self.job, self.head, self.worker = job, head, worker
         spec = job["spec"]["rayClusterSpec"]
         self.environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "RAY_TMPDIR": str(folder / head.name),
+            "RAY_TMPDIR": str(Path(MOUNT).parent),  # each host's own, as in pods
             "RAY_AUTH_MODE": spec["authOptions"]["mode"],
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
         self.environment.pop("RAY_ADDRESS", None)
         self.environment.pop("PYTHONPATH", None)
-        (folder / head.name).mkdir()
         for host in (head, worker):
             host.run("mkdir", "-p", MOUNT, check=True)
             host.run("cp", package, f"{MOUNT}/{PACKAGE}", check=True)
@@ -95,7 +84,7 @@ class RayCluster:
             host.kill()
 
 
-def test_the_second_cluster_continues_the_run_of_the_first(tmp_path, cluster, machines, ray_folder):
+def test_the_second_cluster_continues_the_run_of_the_first(tmp_path, cluster, machines):
     config = write_pipeline(tmp_path)
     pipeline = yaml.safe_load(config.read_text())
     pipeline["consistency"] |= {"epochs": 30, "max_steps": 30}
@@ -120,7 +109,7 @@ def test_the_second_cluster_continues_the_run_of_the_first(tmp_path, cluster, ma
     package.write_bytes(base64.b64decode(files.binary_data[PACKAGE]))
     following = vico("logs", "-f", run, *on_site)
 
-    first = RayCluster(job, package, machines["head1"], machines["work1"], ray_folder)
+    first = RayCluster(job, package, machines["head1"], machines["work1"])
     operator.set_status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
     submitter = first.submit()
     checkpoints = tmp_path / "runs" / "consistency"
@@ -139,7 +128,7 @@ def test_the_second_cluster_continues_the_run_of_the_first(tmp_path, cluster, ma
     status = answer("status", run, *on_site)
     assert status["state"] == "pending" and "Retrying; 1 of 2 attempts failed" in status["error"]
 
-    second = RayCluster(job, package, machines["head2"], machines["work2"], ray_folder)
+    second = RayCluster(job, package, machines["head2"], machines["work2"])
     operator.set_status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
     out, _ = second.submit().communicate(timeout=600)
     operator.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED", succeeded=1)

@@ -6,10 +6,8 @@ The checks of a site are each made to fail once.
 import json
 import os
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,29 +72,24 @@ class RayNodes:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory) -> Iterator[RayNodes]:
-    folder = Path(tempfile.mkdtemp(prefix="rn-", dir="/tmp"))
     names = (*NODES, "client")
     environment = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "VICO"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_TMPDIR": str(folder),
+        "RAY_TMPDIR": str(PRIVATE),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "2000",
         "RAY_health_check_failure_threshold": "3",
     }
-    try:
-        with hosts(
-            names, tmp_path_factory.mktemp("hosts"), private={name: [PRIVATE] for name in names}
-        ) as machines:
-            ray_nodes = RayNodes(machines, environment)
-            ray_nodes.start_node("head", "--head", "--port=6379", "--dashboard-host=0.0.0.0")
-            for name in NODES[1:]:
-                ray_nodes.start_node(name, f"--address={ray_nodes.address}", '--resources={"vico_w": 1}')
-            yield ray_nodes
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    private = {name: [PRIVATE] for name in names}
+    with hosts(names, tmp_path_factory.mktemp("hosts"), private=private) as machines:
+        ray_nodes = RayNodes(machines, environment)
+        ray_nodes.start_node("head", "--head", "--port=6379", "--dashboard-host=0.0.0.0")
+        for name in NODES[1:]:
+            ray_nodes.start_node(name, f"--address={ray_nodes.address}", '--resources={"vico_w": 1}')
+        yield ray_nodes
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_without_a_signal_nothing_is_received():
 
 
 def test_in_a_job_only_the_first_signal_counts():
-    """A scheduler signals all processes of a job, and its program passes the signal on: twice to the driver."""
+    """A scheduler signals all processes of a job, and one passes it on: the driver gets it twice."""
     with StopSignals(only_first=True) as signals:
         with pytest.raises(Interrupted, match="SIGTERM"):
             os.kill(os.getpid(), signal.SIGTERM)
