@@ -37,6 +37,13 @@ def test_a_background_run_is_followed_cancelled_and_resumed(arguments, tmp_path)
     assert code == 0 and "nothing to cancel" in out
     assert "shard: done" in finished(vico("logs", "--job", run, *site))[1]
 
+    job = tmp_path / "runs" / "jobs" / again["submission"]["id"]
+    assert job.is_dir()
+    answer("gc", *site)
+    assert job.is_dir(), "its run is kept"
+    answer("gc", *site, "--drop", run)
+    assert not job.exists()
+
 
 def test_a_run_that_was_not_submitted_cannot_be_cancelled(arguments, tmp_path):
     run = answer("run", *arguments, "--until", "shard")["run"]
