@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 
+from cluster.process_environment import session_environment
 from cluster.project import PROJECT_FOLDER
 from cluster.ray_start.address import refuse_no_cluster, refused_token
 from cluster.ray_start.local import RAY_FOLDER, start_limit, temporary_ray_folder
@@ -58,6 +59,11 @@ def ray_session(site: Site) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("the outermost ray_session must be entered in the main thread")
     address = os.environ.get("RAY_ADDRESS") or site.ray.address
+    if not address and site.kind in ("kuberay", "slurm"):
+        raise UserError(
+            f"site {site.name} is of kind {site.kind}: its nodes exist only inside a job; use `vico "
+            "submit`, or a site of kind local or ray"
+        )
     driver_code()  # refused before Ray starts
     with ExitStack() as stack:
         if address and address != "local":
@@ -85,7 +91,7 @@ def join(address: str, site: Site) -> None:
             f"`ray start --address={address}` makes it a part, without {source} a local Ray is used"
         ) from error
     available = ray.cluster_resources().get("CPU", 0)
-    needed = site.resources.workers * site.resources.threads_per_worker
+    needed = max(resources.workers * resources.threads_per_worker for resources in site.resources.every)
     if available < needed:
         logger.warning(
             "the cluster at %s has %d CPUs, resources.workers=%d needs %d: training waits until it grows",
@@ -143,14 +149,12 @@ def init(site: Site, address: str, **options: Any) -> None:
 def worker_environment(site: Site, *, local: bool) -> dict[str, str]:
     """Return the environment variables that every worker process gets."""
     environment = {
-        "OMP_NUM_THREADS": str(site.resources.threads_per_worker),
+        **session_environment(site.resources),
+        **site.environment,
         "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR")
         or str(Path(sys.prefix, "torch_extensions")),
         "MLFLOW_RUN_ID": "",  # MLflow would write into that run, whatever parent run it is given
     }
-    if not site.resources.gpus_per_worker:
-        environment["DS_ACCELERATOR"] = "cpu"
-        environment["CUDA_VISIBLE_DEVICES"] = ""  # torch would use GPUs that are not reserved
     if local:
         # DeepSpeed calls ninja, which is beside python; on PATH it is only in an activated environment.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -10,10 +10,25 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
+from cluster.launchers.kuberay_config import KubeRay
+from cluster.launchers.slurm_config import Slurm
 from cluster.passwords import without_passwords
-from cluster.site_blocks import Hook, Inference, Jobs, RaySettings, Resources, Retries, SiteBlock, Tracking
+from cluster.settings.blocks import (
+    Hook,
+    Inference,
+    Jobs,
+    Kind,
+    Metrics,
+    NodeGroup,
+    RaySettings,
+    Resources,
+    Retries,
+    SiteBlock,
+    Tracking,
+)
+from cluster.settings.rules import refuse_settings_without_effect, refuse_small_local_ray, refuse_unfit_nodes
 from cluster.sqlite_uris import sqlite_uri
 from cluster.train_settings import TrainSettings
 
@@ -23,17 +38,29 @@ class Site(SiteBlock):
 
     name: str = "local"
     """Name of the site, recorded with every run on it."""
+    kind: Kind = "local"
+    """Where runs work: `local`, a Ray of their own on this machine; `ray`, a running Ray cluster;
+    `kuberay`, a RayJob on Kubernetes; `slurm`, a batch job. Left out: `ray` with `ray.address` or
+    `jobs.address`, else `local`."""
     storage: Path = Path("runs")
     """Folder that every node sees, in which all results are stored; or `s3://bucket/prefix`: results are then
     written to a working copy on this machine and copied there."""
     work: Path | None = None
     """Folder for the working copies of object stores; null: ~/.cache/vico. Only with an `s3://` storage."""
+    environment: dict[str, str] = Field({})
+    """Environment variables of driver and workers on every node, such as NCCL_SOCKET_IFNAME. No secrets: they
+    are part of submitted jobs."""
+    nodes: list[NodeGroup] = Field([])
+    """Groups of nodes that the cluster has, or that KubeRay and Slurm are asked for."""
     ray: RaySettings = RaySettings()
     resources: Resources = Resources()
     train: TrainSettings = TrainSettings()
     inference: Inference = Inference()
     tracking: Tracking = Tracking()
+    metrics: Metrics = Metrics()
     jobs: Jobs = Jobs()
+    kuberay: KubeRay = KubeRay()
+    slurm: Slurm = Slurm()
     retries: Retries = Retries()
     hook: Hook = Hook()
 
@@ -63,6 +90,16 @@ class Site(SiteBlock):
         site._remote = address
         return site
 
+    @model_validator(mode="before")
+    @classmethod
+    def kind_by_address(cls, settings: Any) -> Any:
+        """Give a file without `kind` the kind `ray` if it has the address of a cluster or a jobs server."""
+        if isinstance(settings, dict) and settings.get("kind") is None:
+            blocks = (settings.get("ray"), settings.get("jobs"))
+            addresses = [block.get("address") for block in blocks if isinstance(block, dict)]
+            settings = {**settings, "kind": "ray" if any(addresses) else "local"}
+        return settings
+
     @property
     def remote(self) -> str | None:
         """Return the address of the object store; None if `storage` is a folder."""
@@ -79,21 +116,29 @@ class Site(SiteBlock):
         return {**content, "storage": self.remote} if self.remote else content
 
     @model_validator(mode="after")
-    def local_ray_is_large_enough(self) -> Site:
-        if self.ray.address is None and self.jobs.address is None:
+    def settings_fit_the_kind(self) -> Site:
+        refuse_settings_without_effect(self.kind, self)
+        refuse_unfit_nodes(self.kind, self.nodes, self.resources)
+        if self.kind == "local":
             self.check_local_ray()
         return self
 
     def check_local_ray(self) -> None:
         """Raise ValueError if a Ray on this machine has too few CPUs and would wait for them forever."""
-        for name in ("workers", "actors", "tasks"):
-            count, threads = getattr(self.resources, name), self.resources.threads_per_worker
-            if count * threads > self.ray.num_cpus:
-                raise ValueError(
-                    f"resources.{name}={count} with resources.threads_per_worker={threads} needs "
-                    f"{count * threads} CPUs, more than ray.num_cpus={self.ray.num_cpus}; "
-                    f"lower resources.{name} or raise ray.num_cpus"
-                )
+        refuse_small_local_ray(self.ray.num_cpus, self.resources)
+
+    def for_stage(self, stage: str) -> Site:
+        """Return this site with the resources of one stage."""
+        return self.model_copy(update={"resources": self.resources.of_stage(stage)})
+
+    def in_job(self) -> Site:
+        """Return the site as the driver of a submitted job reads it: it joins the cluster that it runs in."""
+        if self.kind == "local":
+            return self
+        ray = self.ray.model_copy(update={"address": "auto"})
+        plain = [group.model_copy(update={"selector": {}, "tolerations": []}) for group in self.nodes]
+        own = {"nodes": plain, "jobs": Jobs(), "kuberay": KubeRay(), "slurm": Slurm()}
+        return self.model_copy(update={"kind": "ray", "ray": ray, **own})
 
     @property
     def tracking_uri(self) -> str:

@@ -12,8 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.project import PROJECT_FOLDER
+from cluster.settings.blocks import SiteBlock
 from cluster.site import Site
-from cluster.site_blocks import SiteBlock
 from vico.bounded_text import BeyondLimits, refuse_yaml_bomb
 from vico.errors import UserError, one_line
 

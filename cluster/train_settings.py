@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.site_blocks import SiteBlock
+from cluster.settings.blocks import SiteBlock
 
 
 class MemorySettings(SiteBlock):

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 
+from cluster.process_environment import process_environment
 from cluster.site import Site
 from cluster.sources import in_worker
 from cluster.sources.by_value import pickled
@@ -46,10 +47,14 @@ class TaskWorkers(Generic[Item, Result]):
     """One Ray task per item, at most `limit` at a time."""
 
     def __init__(self, function: Callable[[Item], Result], site: Site, limit: int) -> None:
+        resources = site.resources
         # Deaths are counted by the caller and not by Ray, so that each one is logged with its item.
-        self._task: Any = ray.remote(num_cpus=site.resources.threads_per_worker, max_retries=0)(
-            in_worker.call_task
-        )
+        self._task: Any = ray.remote(
+            num_cpus=resources.threads_per_worker,
+            resources=resources.placement,
+            runtime_env={"env_vars": process_environment(resources)},
+            max_retries=0,
+        )(in_worker.call_task)
         self._function = ray.put(pickled(function))
         self._limit = limit
 
@@ -81,7 +86,11 @@ class ActorWorkers(Generic[Item]):
     ) -> None:
         resources = site.resources
         self._actor_class: Any = ray.remote(
-            num_cpus=resources.threads_per_worker, num_gpus=resources.gpus_per_worker, max_restarts=0
+            num_cpus=resources.threads_per_worker,
+            num_gpus=resources.gpus_per_worker,
+            resources=resources.placement,
+            runtime_env={"env_vars": process_environment(resources)},
+            max_restarts=0,
         )(in_worker.Actor)
         self._factory_and_args, self._method = ray.put(pickled((factory, factory_args))), method
         self._limit = resources.actors

@@ -15,6 +15,7 @@ from pipeline.commands import data as cli_data
 from pipeline.commands import explain as cli_explain
 from pipeline.commands import model as cli_model
 from pipeline.commands import runs as cli_runs
+from pipeline.commands import site as cli_site
 from pipeline.terminal.output import filter_standard_streams, print_errors
 from stages.stops import Interrupted
 from vico.errors import Unreachable, UserError, one_line
@@ -33,6 +34,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `vico --help`
     cli_runs.plan,
     cli_runs.status,
     cli_runs.logs,
+    cli_runs.cancel,
     cli_explain.audit,
     cli_explain.diff,
     cli_explain.reproduce,
@@ -63,6 +65,16 @@ data_app = typer.Typer(
 for command in DATA_COMMANDS:
     data_app.command()(command)
 app.add_typer(data_app, name="data")
+site_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check sites.")
+site_app.command()(cli_site.check)
+
+
+@site_app.callback()
+def _sites() -> None:
+    """Check sites."""
+
+
+app.add_typer(site_app, name="site")
 
 
 def main() -> None:

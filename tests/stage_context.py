@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.settings.blocks import RaySettings, Resources
 from cluster.site import Site
-from cluster.site_blocks import RaySettings, Resources
 from data_prep.records.config import RecordsConfig
 from data_prep.records.repairs import Repairs
 from stages.context import Context

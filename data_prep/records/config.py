@@ -83,6 +83,12 @@ class RecordsConfig(BaseModel):
     def _text(cls, value: Any) -> Any:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
 
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        # The validator above makes this block Python instead of JSON, where a strict check takes no list.
+        return tuple(value) if isinstance(value, list) else value
+
     @model_validator(mode="after")
     def _fields_fit_the_format(self) -> Self:
         if self.path is not None and self.format in _WITHOUT_PATH:

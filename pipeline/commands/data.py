@@ -156,7 +156,7 @@ def check(
         sets += record_sets(inputs.heldout, heldout=True)
         check_slugs(sets)
     with answer_stream(as_json) as (stream, answer):
-        report = check_records(shard_config, sets, inputs.model_folder, opened_site)
+        report = check_records(shard_config, sets, inputs.model_folder, opened_site.for_stage("shard"))
         if as_json:
             print_json(answer, report)
         else:

@@ -21,7 +21,7 @@ from pipeline.commands.options import (
     site_of,
 )
 from pipeline.terminal.output import print_errors, print_json, terminal
-from vico.errors import one_line
+from vico.errors import UserError, one_line
 
 
 def run(
@@ -77,15 +77,15 @@ def submit(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Submit a run to the site's Ray Jobs server.
+    """Submit a run as a job to the site's scheduler.
 
-    `vico status` and `vico logs -f` follow it.
+    `vico status`, `vico logs -f` and `vico cancel` follow and stop it.
     """
     from pipeline.config.graph import pipeline_graph
     from pipeline.planning.request import RunRequest
-    from pipeline.running.submit import job_text, open_request
-    from pipeline.running.submit import submit as submit_run
     from pipeline.storage.leases import LeaseHeld
+    from pipeline.submission.submit import printed_job
+    from pipeline.submission.submit import submit as submit_run
 
     graph = pipeline_graph()
     request = RunRequest(
@@ -99,7 +99,7 @@ def submit(
         site_file=site_file(site),
     )
     if only_print:
-        terminal().lines(job_text(request, open_request(request, graph)).shown(request.site))
+        terminal().lines(printed_job(request, graph))
         return
     try:
         submitted = submit_run(request, graph)
@@ -195,12 +195,44 @@ def logs(
         str | None,
         typer.Option("--stage", help="Show the logs of this stage's driver and ranks instead."),
     ] = None,
+    job: Annotated[
+        bool, typer.Option("--job", help="Show what the run's job printed, by its scheduler, instead.")
+    ] = False,
+    start_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--start-timeout",
+            metavar="SECONDS",
+            min=0,
+            help="With -f: give up after this time on a job that still waits, with the scheduler's reason.",
+        ),
+    ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Print the log of a run."""
-    from pipeline.explain.logs import log_lines
+    from pipeline.explain.logs import job_log, log_lines
     from pipeline.results.runs import Runs
 
-    for line in log_lines(Runs(site_of(site, storage).storage), run, stage=stage, follow=follow):
+    runs = Runs(site_of(site, storage).storage)
+    if job and (follow or stage is not None):
+        raise UserError("--job shows the job's output so far; leave out --follow and --stage")
+    if start_timeout is not None and not follow:
+        raise UserError(f"--start-timeout={start_timeout:g} has no effect without --follow")
+    if job:
+        terminal().lines(job_log(runs, run).rstrip("\n"))
+        return
+    lines = log_lines(runs, run, stage=stage, follow=follow, start_timeout_s=start_timeout)
+    for line in lines:
         terminal().lines(line)
+
+
+def cancel(run: RunArgument, site: SiteOption = None, storage: StorageOption = None) -> None:
+    """Stop the job of a submitted run.
+
+    The driver publishes a checkpoint if it can; nothing of the job is left running. Results stay.
+    """
+    from pipeline.results.runs import Runs
+    from pipeline.submission.submit import cancel as cancel_run
+
+    terminal().lines(cancel_run(Runs(site_of(site, storage).storage), run))

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cluster.site import Site
+from cluster.site_checks.report import CheckResult
 from pipeline.audit.findings import Findings
 from pipeline.planning.estimates import StageEstimate
 from pipeline.planning.plan import PlannedStage
@@ -113,6 +114,15 @@ def findings_table(findings: Findings) -> TextTable:
     """Return one row per problem, for `vico audit`."""
     rows = ((problem.stage, problem.kind, problem.message, problem.path) for problem in findings.problems)
     return text_table(("stage", "problem", "what", "where"), rows)
+
+
+def checks_table(results: Iterable[CheckResult]) -> TextTable:
+    """Return one row per check of a site, for `vico site check`."""
+    rows = [
+        (result.check, result.state, f"{result.detail}; {result.remedy}" if result.remedy else result.detail)
+        for result in results
+    ]
+    return text_table(("check", "state", "what"), rows)
 
 
 def differences_table(differences: Mapping[str, Any]) -> TextTable:

@@ -4,8 +4,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.results.runs import ENDED, RunFile, Runs
-from pipeline.running.jobs import JobWatch
+from cluster.launchers.by_kind import launcher_of_submission
+from pipeline.results.runs import RunFile, Runs
+from pipeline.running.jobs import JobWatch, is_job
 from vico.errors import UserError
 
 _POLL_S = 0.3
@@ -36,12 +37,28 @@ class Tail:
         return self.prefix + line.decode("utf-8", errors="replace")
 
 
-def log_lines(runs: Runs, name: str, *, stage: str | None, follow: bool) -> Iterator[str]:
+def job_log(runs: Runs, name: str) -> str:
+    """Return what the job of a run printed, by its scheduler. Raises UserError if it was not submitted."""
+    run = runs.named(name)
+    if run.submission is None or not is_job(run.submission):
+        raise UserError(f"--job: run {run.run} was not submitted; leave --job out for the run's own log")
+    return launcher_of_submission(run.submission).logs(run.submission["id"])
+
+
+def log_lines(
+    runs: Runs,
+    name: str,
+    *,
+    stage: str | None,
+    follow: bool,
+    start_timeout_s: float | None = None,
+) -> Iterator[str]:
     """Yield the log of a run; with `stage`, the logs of its driver and ranks in that stage.
 
-    With `follow`, wait for new lines until the run ends, or the job that it was submitted as.
+    With `follow`, wait for new lines until the run ends, or the job that it was submitted as. While the job
+    waits, yield the scheduler's reason whenever it changes; end if it still waits after `start_timeout_s`.
     """
-    run, watch = runs.named(name), JobWatch()
+    run, watch = runs.named(name), JobWatch(start_timeout_s=start_timeout_s)
     if stage is not None and stage not in run.stages:
         raise UserError(
             f"--stage={stage!r} is not a stage of run {run.run}; its stages are {', '.join(run.stages)}"
@@ -49,15 +66,14 @@ def log_lines(runs: Runs, name: str, *, stage: str | None, follow: bool) -> Iter
     tails: dict[Path, Tail] = {}
     while True:
         # Checked before reading, so that the last lines are not missed.
-        job_end = watch.end(run) if follow else None
-        ended = not follow or run.state in ENDED or job_end is not None
+        line, ended = watch.look(run) if follow else (None, True)
         runs.storage.refresh(_folder(runs, run, stage))
         for path, prefix in _log_files(runs, run, stage):
             tail = tails.setdefault(path, Tail(path, prefix))
             yield from tail.lines(to_end=ended)
+        if line is not None:
+            yield line
         if ended:
-            if job_end is not None:
-                yield job_end
             return
         time.sleep(_POLL_S)
         runs.storage.refresh(runs.run_folder(run.run))

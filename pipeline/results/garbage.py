@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.launchers.shared_folder import MARKER
 from pipeline.results.records import RECORD_FILE, Record
 from pipeline.results.run_results import record_of
 from pipeline.results.runs import RUN_FILE, RunFile, Runs
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 TRASH = ".gc-"
 _STOP_IT = "nothing is removed while it works: stop it, or try again when it has ended"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-Kind = Literal["run", "stage", "superseded", "partial", "object", "trash"]
+Kind = Literal["run", "stage", "superseded", "partial", "job", "object", "trash"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,9 @@ def _all_garbage(storage: Path, runs: Runs, drop: Iterable[str]) -> Iterator[Gar
         half_written = [] if output.is_symlink() else sorted(partials(output))
         for path in [*half_written, *sorted(folder.glob(".*.tmp"))]:
             yield _garbage("partial", path, "half-written by a process that is gone")
+    for folder in sorted(storage.glob("jobs/vico-*")):
+        if not _is_needed_job(folder, kept):
+            yield _garbage("job", folder, "its run is gone, or it was a check of the site")
     for address, num_bytes in storage_of(storage).garbage(needed, unneeded).items():
         yield Garbage("object", address, "no stage names this part", num_bytes)
 
@@ -167,6 +171,12 @@ def _needed_superseded(storage: Path, kept: list[RunFile]) -> dict[Path, set[Pat
             if superseded is not None and record is not None and record.is_superseded:
                 superseded.add(record.folder)
     return needed
+
+
+def _is_needed_job(folder: Path, kept: list[RunFile]) -> bool:
+    """Return whether a job belongs to a run, or is a check of the site that has not ended."""
+    is_check = folder.name.startswith("vico-check-") and not (folder / MARKER).exists()
+    return is_check or any(folder.name.startswith(f"vico-{run.run}-") for run in kept)
 
 
 def _run_folders(storage: Path) -> list[Path]:

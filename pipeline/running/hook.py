@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Mapping
 
 from cluster.passwords import without_passwords
-from cluster.site_blocks import Hook
+from cluster.settings.blocks import Hook
 from vico.errors import last_line
 
 logger = logging.getLogger(__name__)

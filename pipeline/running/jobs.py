@@ -1,19 +1,16 @@
-"""A run that was submitted as a job: its submission in run.json, and its state by the job server."""
+"""A run that was submitted as a job: its submission in run.json, and its state by its scheduler."""
 
 import json
 import os
 import time
 from typing import Any
 
-from cluster.jobs import JobServer, JobStatus
+from cluster.launchers.by_kind import KINDS, RESTARTING_KINDS, launcher_of_submission
+from cluster.launchers.launcher import JOB_VARIABLE, JobStatus
 from cluster.project import PROJECT_FOLDER
 from cluster.sources.driver import driver_code
-from pipeline.results.runs import RunFile, State
+from pipeline.results.runs import ENDED, RunFile, State
 from vico.errors import UserError
-
-KIND = "ray-jobs"
-JOB_VARIABLE = "VICO_JOB"
-"""In the environment of a job: its submission, as JSON."""
 
 
 def in_job() -> bool:
@@ -27,8 +24,12 @@ def current_submission(submission: dict[str, Any] | None) -> dict[str, Any] | No
     """
     if in_job():
         return json.loads(os.environ[JOB_VARIABLE])
-    is_job = submission is not None and submission.get("kind") == KIND
-    return None if is_job else submission
+    return None if is_job(submission) else submission
+
+
+def is_job(submission: dict[str, Any] | None) -> bool:
+    """Return whether a submission is a job that a launcher of this version can reach."""
+    return submission is not None and submission.get("kind") in KINDS
 
 
 def refuse_other_code() -> None:
@@ -36,7 +37,7 @@ def refuse_other_code() -> None:
     was submitted."""
     code = driver_code()
     submission = current_submission(None) or {}
-    if submission.get("code", code["digest"]) != code["digest"]:
+    if submission.get("code") not in (None, code["digest"]):
         raise UserError(
             f"job {submission['id']} imports its code from {PROJECT_FOLDER}, and that is not what was "
             "submitted; take other copies of vico off the cluster's PYTHONPATH, then submit again"
@@ -44,25 +45,46 @@ def refuse_other_code() -> None:
 
 
 def job_status(submission: dict[str, Any]) -> JobStatus:
-    """Return the status of a submission's job by its server; `unknown` if the server does not answer."""
+    """Return the status of a submission's job by its scheduler; `unknown` if that does not answer."""
     try:
-        return JobServer(submission["address"]).status(submission["id"])
+        return launcher_of_submission(submission).status(submission["id"])
     except UserError as error:
         return JobStatus("unknown", str(error))
+
+
+def may_go_on(run: RunFile) -> bool:
+    """Return whether a job may still write to the run: it waits or works, or its scheduler starts it again
+    after a failure."""
+    if run.submission is None or not is_job(run.submission):
+        return False
+    if run.state in ("pending", "running"):
+        return True
+    return run.state in ("failed", "interrupted") and run.submission["kind"] in RESTARTING_KINDS
 
 
 def with_job_state(run: RunFile) -> RunFile:
     """Return the run in its true state, also if its job ended without writing the end into run.json.
 
-    The job may have died before the driver started, or on a host that this one cannot look into. The server
-    is asked only if that is possible. If it does not answer, the run's `error` says so.
+    The job may have died before the driver started, or on a host that this one cannot look into, or wait for
+    another start. The scheduler is asked only if that is possible. If it does not answer, or says why the job
+    waits, the run's `error` says so.
     """
-    if run.state not in ("pending", "running") or not run.submission or run.submission.get("kind") != KIND:
+    if run.submission is None or not may_go_on(run):
         return run
-    job = job_status(run.submission)
+    return _by_job(run, job_status(run.submission))
+
+
+def _by_job(run: RunFile, job: JobStatus) -> RunFile:
+    """Return the run with the state of its job."""
+    assert run.submission is not None
+    is_over = run.state in ENDED
     if job.state == "unknown":
-        return run.model_copy(update={"error": job.message})
-    if job.state in ("pending", "running"):
+        return run if is_over else run.model_copy(update={"error": job.message})
+    if job.state == "running":
+        return run.model_copy(update={"state": "pending", "error": _after(run, job)}) if is_over else run
+    if job.state == "pending":
+        return run.model_copy(update={"state": "pending", "error": _after(run, job) or run.error})
+    if is_over:
         return run
     job_end: State = "cancelled" if job.state == "cancelled" else "failed"
     stages = {
@@ -75,28 +97,45 @@ def with_job_state(run: RunFile) -> RunFile:
     return run.model_copy(update={"state": state, "error": error, "stages": stages})
 
 
+def _after(run: RunFile, job: JobStatus) -> str | None:
+    """Return why a job waits, with what ended its last start."""
+    past = f"after: {run.error}" if run.state in ENDED and run.error else ""
+    return "; ".join(text for text in (job.message, past) if text) or None
+
+
 class JobWatch:
-    """For following a run: asks every few seconds whether its job will write no more."""
+    """For following a run: asks every few seconds why its job waits, and whether it will write no more."""
 
-    def __init__(self, every_s: float = 3.0, patience_s: float = 60.0):
-        self.every_s, self.patience_s = every_s, patience_s
-        self._asked_s = self._answered_s = time.monotonic()
+    def __init__(self, every_s: float = 3.0, patience_s: float = 60.0, start_timeout_s: float | None = None):
+        self.every_s, self.patience_s, self.start_timeout_s = every_s, patience_s, start_timeout_s
+        self._began_s = self._asked_s = self._answered_s = time.monotonic()
+        self._shown = ""
 
-    def end(self, run: RunFile) -> str | None:
-        """Return the last line to show if no more will come, else None.
+    def look(self, run: RunFile) -> tuple[str | None, bool]:
+        """Return (a line to show if there is one, whether no more will come).
 
-        A pending run whose server does not answer ends after `patience_s`. A running one does not end: its
-        driver writes to the storage without the server.
+        A pending run whose scheduler does not answer ends after `patience_s`, and one whose job still waits
+        after `start_timeout_s`. A running one does not end: its driver writes to the storage without the
+        scheduler.
         """
+        if not may_go_on(run):
+            return None, run.state in ENDED
         now = time.monotonic()
         if now - self._asked_s < self.every_s:
-            return None
-        current = with_job_state(run)
-        self._asked_s = time.monotonic()
-        if current is run:
-            self._answered_s = self._asked_s
-            return None
-        is_patient = run.state == "running" or now - self._answered_s < self.patience_s
-        if current.state == run.state and is_patient:
-            return None
-        return f"run {run.run}: {current.state}: {current.error}"
+            return None, False
+        assert run.submission is not None
+        job, self._asked_s = job_status(run.submission), time.monotonic()
+        current = _by_job(run, job)
+        line = f"run {run.run}: {current.state}: {current.error}"
+        if job.state == "unknown":
+            is_patient = run.state == "running" or now - self._answered_s < self.patience_s
+            return (None, run.state in ENDED) if is_patient else (line, True)
+        self._answered_s = self._asked_s
+        if job.state in ("done", "failed", "cancelled"):
+            return (None, True) if run.state in ENDED else (line, True)
+        if job.state == "running":
+            return None, False
+        if self.start_timeout_s is not None and now - self._began_s > self.start_timeout_s:
+            return f"{line}; it did not start within {self.start_timeout_s:g} s and keeps waiting", True
+        is_news, self._shown = line != self._shown, line
+        return (line, False) if is_news else (None, False)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 from cluster.site import Site
@@ -30,6 +31,14 @@ def check_storage(storage: Path) -> None:
     storage_of(storage).check_writable()
 
 
+def check_kind(site: Site) -> None:
+    """Raise UserError for a site whose nodes exist only inside a job."""
+    if site.kind in ("kuberay", "slurm") and "RAY_ADDRESS" not in os.environ:
+        raise UserError(
+            f"--site {site.name} is of kind {site.kind}, where a run works inside a job; use `vico submit`"
+        )
+
+
 def check_free_space(storage: Path, opened: OpenPipeline) -> None:
     """Raise UserError if the storage has not even enough free space for small stages."""
     needed = _STAGE_BYTES * len(opened.stages_to_run)
@@ -42,7 +51,10 @@ def check_free_space(storage: Path, opened: OpenPipeline) -> None:
 
 
 def check_ports(site: Site, opened: OpenPipeline) -> None:
-    """Raise UserError if the dashboard port of a local Ray is in use. Imports Ray if a stage needs it."""
+    """Raise UserError if the port of the metrics, or of a local Ray's dashboard, is in use. Imports Ray if a
+    stage needs it."""
+    if site.metrics.port is not None and opened.stages_to_run:
+        _refuse_metrics_port_in_use(site.metrics.host, site.metrics.port)
     needs_ray = any(
         task.spec.needs_ray for task in opened.pipeline.tasks if task.name in opened.stages_to_run
     )
@@ -51,3 +63,15 @@ def check_ports(site: Site, opened: OpenPipeline) -> None:
         from cluster.ray_session import refuse_port_in_use
 
         refuse_port_in_use("ray.dashboard_port", site.ray.dashboard_port)
+
+
+def _refuse_metrics_port_in_use(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"metrics.port={port} on metrics.host={host} cannot be used ({error.strerror}); choose "
+                "another port, or null for no metrics"
+            ) from error

@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Iterator
 
-from cluster.site_blocks import Retries
+from cluster.settings.blocks import Retries
 from vico.errors import Unreachable, UserError
 
 MEMORY, WORKER, IO, ERROR = "memory", "worker", "io", "error"

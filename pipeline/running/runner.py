@@ -9,8 +9,8 @@ from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline
 from pipeline.results.runs import RunFile, Runs
 from pipeline.running.driver import Driver
 from pipeline.running.held_run import HeldRun
-from pipeline.running.jobs import refuse_other_code
-from pipeline.running.preflight import check_free_space, check_ports, check_storage
+from pipeline.running.jobs import in_job, refuse_other_code
+from pipeline.running.preflight import check_free_space, check_kind, check_ports, check_storage
 from pipeline.running.run_choice import choose_run
 from pipeline.running.run_command import RunCommand, RunResult
 from pipeline.running.services import send_missing
@@ -25,10 +25,11 @@ def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResu
     """Run or resume the pipeline. Raises UserError before anything is started; after that, every end is a
     RunResult."""
     refuse_other_code()
-    with StopSignals() as signals:
+    with StopSignals(only_first=in_job()) as signals:
         while True:
             opened = open_pipeline(request, graph)
             opened.check_can_run()
+            check_kind(request.site)
             check_storage(request.site.storage)
             if not opened.is_done:
                 check_free_space(request.site.storage, opened)

@@ -32,7 +32,7 @@ class Services(AbstractContextManager["Services"]):
         self._model_folder = command.opened.pipeline.config.inputs.model_folder
         self._signals, self._display = command.signals, command.display
         self._closing, self._starting = ExitStack(), threading.Lock()
-        self._has_ray = False
+        self._has_ray = self._has_metrics = False
         self.tracker: TrackingThread | None = None
         """None before the first stage starts, and if the site has no tracking."""
 
@@ -44,6 +44,8 @@ class Services(AbstractContextManager["Services"]):
         with self._starting:
             if self.tracker is None and self._site.tracking.enabled:
                 self.tracker = self._started_tracker()
+            if self._site.metrics.port is not None and not self._has_metrics:
+                self._serve_metrics(self._site.metrics.port)
         if task.spec.needs_ray and not self._has_ray:
             self._start_ray()
         if threading.current_thread() is threading.main_thread():
@@ -66,6 +68,14 @@ class Services(AbstractContextManager["Services"]):
         missing = tracker.finish()
         if missing:
             self._display.line(missing)
+
+    def _serve_metrics(self, port: int) -> None:
+        from pipeline.running.prometheus import serve_metrics
+
+        self._closing.enter_context(
+            serve_metrics(self._site, self._run_folder, self._site.metrics.host, port)
+        )
+        self._has_metrics = True
 
     def _start_ray(self) -> None:
         from cluster.ray_session import ray_session

@@ -17,9 +17,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
-    """Raises Interrupted at the first signal; a second signal ends the process as usual."""
+    """Raises Interrupted at the first signal; a second signal ends the process as usual.
 
-    def __init__(self) -> None:
+    With `only_first` more signals are ignored: schedulers send the same stop to several processes of a job,
+    which pass it on, and kill a job that does not end.
+    """
+
+    def __init__(self, *, only_first: bool = False) -> None:
+        self._only_first = only_first
         self.on_stop: Callable[[], None] | None = None
         """Called once, in another thread, as soon as a signal has come."""
         self._received: int | None = None
@@ -69,7 +74,11 @@ class StopSignals:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._note(number)
-        self._restore()
+        if self._only_first:
+            for other in self._handlers_before:
+                signal.signal(other, _ignore)
+        else:
+            self._restore()
         raise Interrupted(signal.Signals(number).name)
 
     def _restore(self) -> None:
@@ -90,3 +99,7 @@ class StopSignals:
             if self.on_stop is not None and not has_called:
                 has_called = True
                 self.on_stop()
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing. Unlike SIG_IGN this is not inherited by programs that are started."""

@@ -175,7 +175,7 @@ class StageRunner:
             stage=attempt.name,
             parts=attempt.parts,
             inputs=self.inputs.files(attempt.task),
-            site=self.site,
+            site=self.site.for_stage(attempt.name),
             leases=(self.held.lease, attempt.lease),
             signals=self.signals,
             display=self.display,
@@ -221,7 +221,7 @@ class StageRunner:
             started=_iso(attempt.started),
             ended=_iso(datetime.now(UTC)),
             site=self.site.name,
-            facts=run_environment(self.site)
+            facts=run_environment(self.site.for_stage(task.name))
             | {CODE: code_of_attempt(attempt.parts.attempt_folder)}
             | made_by_attempts(attempt.folder, sources, package_versions()),
             mlflow_run_id=self.services.stage_run_id(task.name),

@@ -141,7 +141,7 @@ def desired_stage_run(run: RunFile, name: str, site: Site) -> DesiredRun | None:
         params=flattened_text(run.config.get(name, {})),
         tags={
             **_entry_tags(run, name, site),
-            **(_record_tags(record) if record else _driver_tags(run, site)),
+            **(_record_tags(record) if record else _driver_tags(run, site.for_stage(name))),
             **{f"vico.input.{source}": value for source, value in inputs.items()},
         },
         attempts=folder.path / "attempts" if is_own else None,

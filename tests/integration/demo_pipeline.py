@@ -105,3 +105,9 @@ def wait_until(
         if process is not None:
             assert process.poll() is None, f"ended with {process.returncode}"
         time.sleep(0.05)
+
+
+def model_files(storage: Path) -> dict[str, bytes]:
+    """Return the weights of the consistency stage in a storage, by path in its output."""
+    (output,) = (storage / "consistency").glob("*/output")
+    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.safetensors")}

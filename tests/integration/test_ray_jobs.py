@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.integration.demo_pipeline import finished, vico, write_pipeline
+from tests.integration.demo_pipeline import finished, vico, wait_until, write_pipeline
 from tests.ports import free_port
 
 
@@ -76,7 +77,11 @@ class Project:
         """Set fields of `jobs` in the site file; return the arguments of `vico submit`."""
         path = self.folder / "site.yaml"
         site = yaml.safe_load(path.read_text())
+        kind = jobs.pop("kind", None)
         site["jobs"] = {"python": sys.executable, **jobs}
+        site.pop("kind", None)
+        if kind is not None:
+            site["kind"] = kind
         path.write_text(yaml.safe_dump(site))
         return [str(self.folder / "pipeline.yaml"), *self.site, "--until", "shard"]
 
@@ -132,9 +137,10 @@ def test_a_job_that_never_started_is_submitted_again_and_followed_to_the_end(ser
 
 
 def test_without_a_server_the_error_is_one_line_and_nothing_is_written(project):
+    port = free_port()
     for jobs, message in (
-        ({"address": f"http://127.0.0.1:{free_port()}"}, "no Ray Jobs server answers there"),
-        ({}, "jobs.address is not set in site test"),
+        ({"address": f"http://127.0.0.1:{port}"}, "no Ray Jobs server answers there"),
+        ({"kind": "ray"}, "jobs.address is not set in site test"),
     ):
         code, _, err = finished(vico("submit", *project.run_arguments(**jobs)))
         assert (code, err.count("\n")) == (2, 1)
@@ -146,7 +152,46 @@ def test_without_a_server_the_error_is_one_line_and_nothing_is_written(project):
 def test_print_shows_the_job_without_submitting_it(project):
     code, out, err = finished(vico("submit", *project.run_arguments(address="http://127.0.0.1:1"), "--print"))
     assert code == 0, err
-    assert f"entrypoint: {sys.executable} -m pipeline.cli run submitted/config.yaml --site" in out
+    assert f"entrypoint: {sys.executable} -m cluster.launchers.driver_process --restarts=2" in out
+    assert f"-- {sys.executable} -m pipeline.cli run submitted/config.yaml --site" in out
     assert f"storage: {project.storage}" in out
     assert "samples_per_shard: 32" in out
     assert not project.storage.exists()
+
+
+def test_a_driver_that_is_killed_starts_again_in_its_job(server, project):
+    """Ray Jobs has no retries: without ours, the kernel's out-of-memory killer would end the job."""
+    code, out, err = finished(vico("submit", *project.run_arguments(address=server), "--json"))
+    assert code == 0, err
+    run = json.loads(out)["run"]
+    run_file = project.storage / "runs" / run / "run.json"
+    wait_until(lambda: json.loads(run_file.read_text())["attempts"], 200)
+    os.kill(json.loads(run_file.read_text())["attempts"][-1]["pid"], signal.SIGKILL)
+    code, followed, err = finished(vico("logs", "-f", run, *project.site), timeout_s=300)
+    assert followed.rstrip().endswith(f"run {run}: done"), followed + err
+    assert (
+        "the driver died of SIGKILL; starts again" in finished(vico("logs", "--job", run, *project.site))[1]
+    )
+    assert len(json.loads(run_file.read_text())["attempts"]) == 2
+
+
+def test_a_cancelled_job_leaves_nothing_and_the_same_command_resumes_the_run(server, project):
+    arguments = project.run_arguments(address=server)
+    code, out, err = finished(vico("submit", *arguments, "--json"))
+    assert code == 0, err
+    run = json.loads(out)["run"]
+    run_file = project.storage / "runs" / run / "run.json"
+    wait_until(lambda: json.loads(run_file.read_text())["attempts"], 200)
+    driver = json.loads(run_file.read_text())["attempts"][-1]["pid"]
+    code, out, err = finished(vico("cancel", run, *project.site))
+    assert code == 0 and "is cancelled" in out, err
+    wait_until(lambda: not psutil.pid_exists(driver), 60)
+    wait_until(
+        lambda: (
+            json.loads(finished(vico("status", run, *project.site, "--json"))[1])["state"] == "interrupted"
+        ),
+        60,
+    )
+    code, out, err = finished(vico("submit", *arguments, "--json"))
+    assert json.loads(out)["run"] == run
+    assert finished(vico("logs", "-f", run, *project.site))[1].rstrip().endswith(f"run {run}: done")

@@ -28,7 +28,7 @@ ORDERS = {
     "pipeline": (
         ("cli",),
         ("commands",),
-        ("explain",),
+        ("explain", "submission"),
         ("audit", "running"),
         ("planning", "tracking"),
         ("results",),
@@ -52,6 +52,8 @@ DOORS = {
     "ray.train": ("stages/training/ranks/ray_trainer.py",),
     "deepspeed": ("stages/training/engine.py", "stages/training/safe_loading.py"),
     "mlflow": ("pipeline/tracking/", "pipeline/audit/mlflow.py"),
+    "kubernetes": ("cluster/launchers/",),
+    "prometheus_client": ("pipeline/running/prometheus.py",),
     "webdataset": ("data_prep/records/containers/tar_samples.py",),
     "fastapi": ("pipeline/serving/app.py",),
     "starlette": ("pipeline/serving/app.py",),

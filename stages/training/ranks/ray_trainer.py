@@ -23,6 +23,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from cluster.node_metrics import NodeSampler
 from cluster.placement_groups import record_placement_group, release_placement_group
+from cluster.process_environment import process_environment
 from cluster.sources.by_value import pickled
 from cluster.sources.driver import driver_code
 from cluster.sources.in_worker import leave_report, run_rank
@@ -136,6 +137,7 @@ def _trainer(job: Job, context: Context, *, name: str) -> TorchTrainer:
         run_config=RunConfig(
             name=name,
             storage_path=str(folder),
+            worker_runtime_env={"env_vars": process_environment(site.resources)},
             # Ray would retry a bug like a death, and retry forever after a preemption or without resources
             failure_config=FailureConfig(
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=0

@@ -36,9 +36,23 @@ def field_names(content: dict[str, Any]) -> dict[str, Any]:
     return {name: field_names(value) if isinstance(value, dict) else None for name, value in content.items()}
 
 
-def test_the_local_site_file_shows_every_field():
-    written = yaml.safe_load((SITES_FOLDER / "local.yaml").read_text())
-    assert field_names(written) == field_names(Site().model_dump(mode="json"))
+def test_the_site_files_show_every_field():
+    """Blocks of one kind are in the file of that kind."""
+    fields = field_names(Site().model_dump(mode="json"))
+    own_blocks = {kind: fields.pop(kind) for kind in ("kuberay", "slurm")}
+    assert field_names(yaml.safe_load((SITES_FOLDER / "local.yaml").read_text())) == fields
+    for kind, block in own_blocks.items():
+        written = yaml.safe_load((SITES_FOLDER / f"{kind}.yaml").read_text())
+        assert set(written[kind]) == set(block)
+
+
+@pytest.mark.parametrize("path", sorted(SITES_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_site_is_valid_and_is_what_its_job_reads(path):
+    site = load_site(path)
+    assert site.name == path.stem
+    in_job = Site.model_validate(site.in_job().as_given())
+    assert in_job.resources == site.resources
+    assert in_job.kind == ("local" if site.kind == "local" else "ray")
 
 
 def test_storage_is_absolute_and_overridable(site_file, tmp_path):
@@ -155,3 +169,69 @@ def test_a_storage_that_cannot_work_is_refused_in_one_line(tmp_path, text, messa
     with pytest.raises(UserError) as error:
         load_site(str(path))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+GROUP = "nodes: [{name: gpu, count: 2, cpus: 8, gpus: 4, memory_gib: 64}]"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "kind: local\nray: {address: auto}",
+            "ray.address=auto has no effect with kind: local; set kind: ray",
+        ),
+        (
+            "kind: slurm\njobs: {address: 'http://h:1'}",
+            "jobs.address=http://h:1 has no effect with kind: slurm",
+        ),
+        ("slurm: {partition: gpu}", "slurm has no effect with kind: local; set kind: slurm"),
+        ("kuberay: {image: i}", "kuberay has no effect with kind: local; set kind: kuberay"),
+        ("kind: slurm", "nodes has 0 groups; a Slurm job takes nodes of one size"),
+        ("kind: kuberay", "nodes is empty; list the worker groups"),
+        ("kind: kuberay\nnodes: [{name: a, cpus: 4}]", "group a has no memory_gib"),
+        (
+            f"kind: slurm\n{GROUP}\nresources: {{gpus_per_worker: 8}}",
+            "needs 1 CPUs and 8 GPUs, more than any",
+        ),
+        (f"kind: slurm\n{GROUP}\nresources: {{workers: 9, gpus_per_worker: 1}}", "which take 8; lower it"),
+        (
+            f"kind: slurm\n{GROUP}\nresources: {{stages: {{ratio: {{threads_per_worker: 9}}}}}}",
+            "resources.stages.ratio.threads_per_worker=9",
+        ),
+        (
+            f"kind: slurm\n{GROUP}\nresources: {{nodes: cpu}}",
+            "resources.nodes=cpu is not a group in nodes; known",
+        ),
+        ("kind: slurm\nslurm: {start_on_node: [ssh]}\n" + GROUP, "names no node; write {host} in its place"),
+        (
+            "kind: slurm\nslurm: {options: [constraint=x]}\n" + GROUP,
+            "'constraint=x' is not an option of sbatch",
+        ),
+        ("kind: slurm\nslurm: {time_limit: 12 hours}\n" + GROUP, "slurm.time_limit='12 hours'"),
+        ("kind: laptop", "kind='laptop'"),
+        ("jobs: {driver: {cpus: 1}}", "jobs.driver has no effect with kind: local; set kind: ray"),
+    ],
+)
+def test_settings_that_a_kind_ignores_and_nodes_that_do_not_fit_are_refused(site_file, text, message):
+    with pytest.raises(UserError) as error:
+        site_file(text)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_without_kind_has_the_one_of_its_addresses(site_file):
+    assert site_file("storage: a").kind == "local"
+    assert site_file("ray: {address: auto}").kind == "ray"
+    assert site_file("jobs: {address: 'http://host:8265'}").kind == "ray"
+
+
+def test_a_stage_has_its_own_resources(site_file):
+    site = site_file(
+        f"kind: slurm\n{GROUP}\nresources:\n  workers: 8\n  gpus_per_worker: 1\n  nodes: gpu\n"
+        "  stages: {shard: {tasks: 16, gpus_per_worker: 0}, ratio: {actors: 16, gpus_per_worker: 0.5}}"
+    )
+    assert site.for_stage("shard").resources.per_process == {"CPU": 1, "vico_gpu": 0.001}
+    assert site.for_stage("shard").resources.tasks == 16
+    assert site.for_stage("ratio").resources.per_process == {"CPU": 1, "GPU": 0.5, "vico_gpu": 0.001}
+    assert site.for_stage("router").resources.per_process == {"CPU": 1, "GPU": 1, "vico_gpu": 0.001}

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from cluster.site_blocks import Retries
+from cluster.settings.blocks import Retries
 from pipeline.running.retries import RetriesLeft, failure_kind
 from vico.errors import UserError
 

@@ -69,3 +69,15 @@ def test_without_a_signal_nothing_is_received():
     with StopSignals() as signals:
         assert signals.received() is None
         signals.check()
+
+
+def test_in_a_job_only_the_first_signal_counts():
+    """A scheduler signals all processes of a job, and one passes it on: the driver gets it twice."""
+    with StopSignals(only_first=True) as signals:
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        assert signals.received() is signal.SIGTERM

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from cluster.launchers.launcher import JOB_VARIABLE
 from pipeline.results.runs import RunFile, StageEntry
-from pipeline.running.jobs import JOB_VARIABLE, JobWatch, current_submission, job_status, with_job_state
+from pipeline.running.jobs import JobWatch, current_submission, job_status, with_job_state
 from tests.ports import free_port
 
 
@@ -41,14 +42,15 @@ def test_the_server_is_not_asked_about_runs_that_do_not_need_it(run):
 
 
 def test_following_a_pending_run_ends_when_its_server_stays_away(run):
-    assert JobWatch(every_s=0, patience_s=60).end(run) is None
-    line = JobWatch(every_s=0, patience_s=0).end(run)
-    assert line is not None and line.startswith("run r1: pending: jobs.address=http://127.0.0.1:")
+    assert JobWatch(every_s=0, patience_s=60).look(run) == (None, False)
+    line, is_over = JobWatch(every_s=0, patience_s=0).look(run)
+    assert is_over and line is not None and line.startswith("run r1: pending: jobs.address=http://127.0.0.1:")
 
 
 def test_following_a_running_run_continues_without_its_server(run):
     """Its driver writes to the storage, whether or not the server answers."""
-    assert JobWatch(every_s=0, patience_s=0).end(run.model_copy(update={"state": "running"})) is None
+    running = run.model_copy(update={"state": "running"})
+    assert JobWatch(every_s=0, patience_s=0).look(running) == (None, False)
 
 
 def test_a_job_enters_its_own_submission_and_other_commands_none(run, monkeypatch):

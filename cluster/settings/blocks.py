@@ -1,11 +1,16 @@
-"""The smaller blocks of a site file; `cluster/site.py` puts them together, `train` is in a file of its
-own."""
+"""The smaller blocks of a site file; `train` and those of one kind of site are in files of their own."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Kind = Literal["local", "ray", "kuberay", "slurm"]
+GROUP_RESOURCE = "vico_"
+"""Ray resource `vico_NAME` marks the nodes of group NAME; each node has 1 of it."""
+_GROUP_SHARE = 0.001  # a node of a group takes up to 1000 processes
 
 
 class SiteBlock(BaseModel):
@@ -42,6 +47,47 @@ class RaySettings(SiteBlock):
         return self
 
 
+class NodeGroup(SiteBlock):
+    """Nodes of one kind: those of the cluster, or those to ask KubeRay or Slurm for."""
+
+    name: str = Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+    """Name of the group, to which `resources.nodes` refers."""
+    count: int = Field(1, ge=1)
+    """Number of nodes."""
+    cpus: int = Field(ge=1)
+    """CPUs per node."""
+    gpus: int = Field(0, ge=0)
+    """GPUs per node."""
+    memory_gib: float | None = Field(None, gt=0)
+    """Host memory per node in GiB; null: what the scheduler gives. KubeRay needs it."""
+    selector: dict[str, str] = {}
+    """KubeRay: labels that a node must have (`nodeSelector`)."""
+    tolerations: list[dict[str, Any]] = []
+    """KubeRay: taints that the pods accept, passed on as they are."""
+
+    @property
+    def resource(self) -> str:
+        """Return the Ray resource that marks the nodes of this group."""
+        return GROUP_RESOURCE + self.name
+
+
+class StageResources(SiteBlock):
+    """What one stage uses instead of the values in `resources`; null: the value there."""
+
+    workers: int | None = Field(None, ge=1)
+    """Number of ranks of a training."""
+    actors: int | None = Field(None, ge=1)
+    """Number of copies of a model in stages that only run it."""
+    tasks: int | None = Field(None, ge=1)
+    """Number of shards that are written or read at the same time."""
+    threads_per_worker: int | None = Field(None, ge=1)
+    """CPUs and threads per worker, actor or task."""
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """GPUs per worker, actor or task."""
+    nodes: str | None = None
+    """Group of nodes that the stage's processes run on."""
+
+
 class Resources(SiteBlock):
     """How many processes work at the same time, and what each of them takes."""
 
@@ -56,6 +102,11 @@ class Resources(SiteBlock):
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs per worker, actor or task: 1 puts ranks and models on GPUs, 0 on CPUs whatever the nodes have.
     Stages that only run a model also accept a share of a GPU, such as 0.5."""
+    nodes: str | None = None
+    """Name of the group in `nodes` that processes run on, by its Ray resource `vico_NAME`; null: any node."""
+    stages: dict[str, StageResources] = {}
+    """Stage -> what it uses instead: CPU nodes to write shards, many small actors for losses, GPU nodes to
+    train."""
     max_retries: int = Field(2, ge=0)
     """Number of retries of an item after the process that worked on it died."""
 
@@ -65,7 +116,28 @@ class Resources(SiteBlock):
         reserved: dict[str, float] = {"CPU": self.threads_per_worker}
         if self.gpus_per_worker:
             reserved["GPU"] = self.gpus_per_worker
-        return reserved
+        return {**reserved, **self.placement}
+
+    @property
+    def placement(self) -> dict[str, float]:
+        """Return the Ray resource that keeps a process on the nodes of its group."""
+        return {GROUP_RESOURCE + self.nodes: _GROUP_SHARE} if self.nodes else {}
+
+    @property
+    def any_gpus(self) -> bool:
+        """Return whether any stage uses GPUs."""
+        return any(resources.gpus_per_worker > 0 for resources in self.every)
+
+    @property
+    def every(self) -> list[Resources]:
+        """Return the resources of stages without a block of their own, then those of the others."""
+        return [self, *(self.of_stage(stage) for stage in self.stages)]
+
+    def of_stage(self, stage: str) -> Resources:
+        """Return the resources of one stage."""
+        own = self.stages.get(stage)
+        changed = {} if own is None else own.model_dump(exclude_none=True)
+        return self.model_copy(update={**changed, "stages": {}}) if changed else self
 
 
 class Inference(SiteBlock):
@@ -96,13 +168,42 @@ class Tracking(SiteBlock):
     rest."""
 
 
+class DriverResources(SiteBlock):
+    """What Ray reserves for the driver of a submitted run. Nothing: the driver runs on the head node."""
+
+    cpus: float = Field(0, ge=0)
+    """CPUs of the driver."""
+    memory_gib: float = Field(0, ge=0)
+    """Memory of the driver in GiB; kind `ray` only."""
+    custom: dict[str, float] = {}
+    """Other Ray resources, such as `vico_cpu: 0.001` to run on a node of the group `cpu`."""
+
+
+class Metrics(SiteBlock):
+    """Prometheus metrics of a run, served by its driver."""
+
+    port: int | None = Field(None, ge=1, le=65535)
+    """Port on the driver's machine that answers GET /metrics; null: none."""
+    host: str = "0.0.0.0"
+    """Address to listen on; 127.0.0.1 keeps other machines out."""
+
+
 class Jobs(SiteBlock):
-    """The Ray Jobs server to which `vico submit` sends a run."""
+    """How `vico submit` sends a run to the site, whatever its kind."""
 
     address: str | None = None
-    """Address of the Ray Jobs server, such as http://HOST:8265; null: no `vico submit`."""
+    """Kind `ray`: address of the Ray Jobs server, such as http://HOST:8265; null: no `vico submit`."""
     python: str = "python"
     """The interpreter on the cluster in which this project's dependencies are installed."""
+    code: Literal["archive", "installed"] = "archive"
+    """Where the job's code comes from: `archive` sends the sources of this machine, whose digest every record
+    has; `installed` uses the vico that is installed there, as a wheel or in an image."""
+    restarts: int = Field(2, ge=0)
+    """Number of times that a job starts its driver again after the driver's process died (out of memory,
+    SIGKILL, crash). A driver that ends by itself, even with an error, is not started again: see `retries`."""
+    restart_pause_s: float = Field(10, ge=0)
+    """Seconds before a dead driver starts again."""
+    driver: DriverResources = DriverResources()
 
 
 class Retries(SiteBlock):

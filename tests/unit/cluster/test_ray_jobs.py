@@ -7,7 +7,9 @@ import zipfile
 
 import pytest
 
-from cluster.jobs import ADDRESS_VARIABLE, PACKAGES, JobServer, pinned_address, write_package
+from cluster.launchers.archive import write_package
+from cluster.launchers.ray_jobs import ADDRESS_VARIABLE, RayJobs, pinned_address
+from cluster.sources.in_worker import PACKAGES
 from tests.ports import free_port
 from vico.errors import UserError
 
@@ -41,13 +43,13 @@ def test_a_wrong_address_is_refused(address):
     with pytest.raises(
         UserError, match="is not the address of a Ray Jobs server; write it as http://HOST:8265"
     ):
-        JobServer(address)
+        RayJobs(address).check()
 
 
 def test_a_server_that_does_not_answer_is_named():
     port = free_port()
     with pytest.raises(UserError) as error:
-        JobServer(f"http://127.0.0.1:{port}")
+        RayJobs(f"http://127.0.0.1:{port}").check()
     assert str(error.value).startswith(
         f"jobs.address=http://127.0.0.1:{port}: no Ray Jobs server answers there"
     )

@@ -1,0 +1,1 @@
+"""Sending work to a site: `vico submit`, `vico cancel` and `vico site check`."""

@@ -1,0 +1,255 @@
+"""RayJobs through the official client: submit, status with reasons, logs, cancel, and every refusal."""
+
+import base64
+import io
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.launchers.by_kind import launcher_of, launcher_of_submission
+from cluster.launchers.kuberay import KubeRayJobs
+from cluster.launchers.launcher import Job
+from cluster.launchers.rayjob import MOUNT, ray_job
+from cluster.site import Site
+from cluster.site_files import SITES_FOLDER, load_site
+from tests.kubernetes.api_server import FORBIDDEN, Cluster, check_ray_job, kubernetes_cluster
+from tests.kubernetes.operator import Operator
+from vico.errors import UserError
+
+JOB = Job("vico-20260101-000000-abcd-0000", ("run", "c.yaml"), {"c.yaml": "seed: 0\n"}, {"id": "x"})
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
+    with kubernetes_cluster(tmp_path) as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        yield cluster
+
+
+@pytest.fixture
+def operator(cluster, tmp_path) -> Operator:
+    return Operator(tmp_path / "kubeconfig")
+
+
+@pytest.fixture
+def site(tmp_path) -> Callable[..., Site]:
+    """Return a function that makes a site with these settings of its `kuberay` block."""
+
+    def make(**kuberay: Any) -> Site:
+        settings = yaml.safe_load((SITES_FOLDER / "kuberay.yaml").read_text())
+        settings["storage"] = str(tmp_path / "runs")
+        settings["kuberay"] |= kuberay
+        return Site.model_validate(settings)
+
+    return make
+
+
+def test_a_job_is_submitted_followed_and_cancelled(cluster, operator, site):
+    jobs = launcher_of(site())
+    jobs.check()
+    assert jobs.submit(JOB) == f"as RayJob vico/{JOB.name}"
+    submission = {"kind": "kuberay", **jobs.place(), "id": JOB.name}
+    assert submission["namespace"] == "vico"
+    later = launcher_of_submission(submission)
+    assert later.status(JOB.name) == ("pending", "KubeRay's operator has not seen it yet")
+
+    job = operator.job(JOB.name)
+    operator.set_status(JOB.name, jobDeploymentStatus="Initializing")
+    worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][1]["template"]
+    pod = operator.make_pod(job, "worker-1", worker)
+    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    operator.set_pod_status(pod, conditions=[condition])
+    assert later.status(JOB.name) == ("pending", f"Initializing; Unschedulable: {message}")
+
+    waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
+    container = {"name": "ray-worker", "image": "i", "imageID": "", "ready": False, "restartCount": 0}
+    operator.set_pod_status(
+        pod, conditions=[], containerStatuses=[{**container, "state": {"waiting": waiting}}]
+    )
+    assert later.status(JOB.name).message == "Initializing; ImagePullBackOff: Back-off pulling image"
+
+    operator.set_status(JOB.name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    assert later.status(JOB.name).state == "running"
+    submitter = operator.make_pod(job, "abcde", worker, **{"job-name": JOB.name})
+    cluster.logs[submitter] = "Job submitted"
+    assert later.logs(JOB.name) == "Job submitted"
+
+    operator.set_status(JOB.name, jobDeploymentStatus="Retrying", failed=1)
+    assert later.status(JOB.name).message.startswith("Retrying; 1 of 3 attempts failed")
+    assert later.cancel(JOB.name) is True
+    assert [cluster.list("vico", plural) for plural in ("rayjobs", "configmaps", "pods")] == [[], [], []]
+    status = later.status(JOB.name)
+    assert (status.state, status.message) == ("unknown", f"there is no RayJob vico/{JOB.name} any more")
+    assert later.cancel(JOB.name) is False
+
+
+@pytest.mark.parametrize(
+    "status, expected",
+    [
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, ("done", "")),
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, ("cancelled", "")),
+        (
+            {"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded", "message": "took too long"},
+            ("failed", "DeadlineExceeded: took too long"),
+        ),
+        (
+            {"jobDeploymentStatus": "Failed", "jobStatus": "SUCCEEDED", "reason": "SubmissionFailed"},
+            ("failed", "SubmissionFailed"),
+        ),
+        ({"jobDeploymentStatus": "ValidationFailed", "message": "bad"}, ("failed", "bad")),
+    ],
+)
+def test_ends_of_a_job_have_kuberays_reason(cluster, operator, site, status, expected):
+    jobs = launcher_of(site())
+    jobs.submit(JOB)
+    operator.set_status(JOB.name, **status)
+    assert jobs.status(JOB.name) == expected
+
+
+def test_a_job_for_kueue_is_suspended_and_says_for_which_queue(cluster, operator, site):
+    jobs = launcher_of(site(queue="training"))
+    jobs.submit(JOB)
+    job = operator.job(JOB.name)
+    assert job["spec"]["suspend"] is True
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    operator.set_status(JOB.name, jobDeploymentStatus="Suspended")
+    assert jobs.status(JOB.name).message == "Suspended; suspended, waits for Kueue's queue training"
+
+
+def test_the_package_is_mounted_where_the_runtime_environment_looks(cluster, site):
+    launcher_of(site()).submit(JOB)
+    job = cluster.read("vico", "rayjobs", JOB.name)
+    runtime_env = yaml.safe_load(job["spec"]["runtimeEnvYAML"])
+    assert runtime_env["working_dir"] == f"file://{MOUNT}/package.zip"
+    files = cluster.read("vico", "configmaps", JOB.name)
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(files["binaryData"]["package.zip"]))) as archive:
+        assert {"pipeline/cli.py", "c.yaml"} <= set(archive.namelist())
+    for group in (
+        job["spec"]["rayClusterSpec"]["headGroupSpec"],
+        *job["spec"]["rayClusterSpec"]["workerGroupSpecs"],
+    ):
+        spec = group["template"]["spec"]
+        assert {"name": "job", "configMap": {"name": JOB.name}} in spec["volumes"]
+        (container,) = spec["containers"]
+        assert {"name": "job", "mountPath": MOUNT, "readOnly": True} in container["volumeMounts"]
+        assert {"name": "shared-memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
+        assert container["envFrom"] == [{"secretRef": {"name": "s3-credentials"}}]
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert files["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+
+
+@pytest.mark.parametrize(
+    "kuberay",
+    [
+        {},
+        {"submission_mode": "SidecarMode", "queue": "q", "managed_by": "kueue.x-k8s.io/multikueue"},
+        {
+            "submission_mode": "HTTPMode",
+            "shutdown_after_finish": False,
+            "deletion_rules": [
+                {"policy": "DeleteCluster", "condition": {"jobStatus": "FAILED", "ttlSeconds": 60}}
+            ],
+        },
+        {
+            "active_deadline_s": 60,
+            "pre_running_deadline_s": 30,
+            "ttl_after_finish_s": 10,
+            "service_account": "vico",
+            "image_pull_secrets": ["registry"],
+            "labels": {"team": "vision"},
+            "annotations": {"note": "x"},
+            "volumes": [{"claim": "data", "path": "/data", "read_only": True}],
+            "head": {"cpus": 2, "memory_gib": 1.5, "tolerations": [{"key": "head", "operator": "Exists"}]},
+            "token_authentication": False,
+        },
+    ],
+)
+def test_every_manifest_is_valid_by_kuberays_schema(site, kuberay):
+    manifest = ray_job(JOB, site(**kuberay))
+    check_ray_job(manifest, strict=True)
+    spec = manifest["spec"]
+    assert ("submitterConfig" in spec) == (spec["submissionMode"] == "K8sJobMode")
+    assert spec["backoffLimit"] == 2
+
+
+@pytest.mark.parametrize(
+    "kuberay, message",
+    [
+        (
+            {"tolerations_of_head": []},
+            "kuberay.tolerations_of_head",
+        ),
+        ({"deletion_rules": [{"policy": "DeleteSelf"}]}, "exclude each other"),
+        ({"queue": "q", "shutdown_after_finish": False}, "KubeRay suspends none"),
+        ({"submission_mode": "SidecarMode", "submitter_backoff_limit": 3}, "has no effect with"),
+        ({"submission_mode": "InteractiveMode"}, "kuberay.submission_mode"),
+    ],
+)
+def test_settings_that_kuberay_would_refuse_are_refused_in_the_site(tmp_path, kuberay, message):
+    settings = yaml.safe_load((SITES_FOLDER / "kuberay.yaml").read_text())
+    settings["kuberay"] |= kuberay
+    path = tmp_path / "site.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        load_site(path)
+
+
+def test_an_invalid_manifest_is_refused_by_the_server_and_leaves_nothing(cluster, site):
+    tolerations = [{"key": "gpu", "operater": "Exists"}]
+    jobs = launcher_of(site(head={"tolerations": tolerations}))
+    with pytest.raises(
+        UserError, match=r'refuses the manifest \(.*unknown field .*operater".*correct the kub'
+    ):
+        jobs.submit(JOB)
+    assert cluster.events == []
+
+
+@pytest.mark.parametrize(
+    "context, namespace, message",
+    [
+        ("gone", None, "does not answer"),
+        ("stranger", None, "refuses our credentials"),
+        (None, FORBIDDEN, f"not allowed in namespace {FORBIDDEN}"),
+        ("nowhere", None, "kuberay.context=nowhere"),
+    ],
+)
+def test_a_cluster_that_refuses_us_is_named_before_anything_is_submitted(
+    cluster, site, context, namespace, message
+):
+    with pytest.raises(UserError, match=message) as error:
+        launcher_of(site(context=context, namespace=namespace)).check()
+    assert "\n" not in str(error.value)
+    assert cluster.events == []
+
+
+def test_without_a_kubeconfig_the_remedy_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="set KUBECONFIG"):
+        KubeRayJobs(None, None).check()
+
+
+def test_an_interrupted_submission_leaves_nothing(cluster, site, monkeypatch):
+    """Ctrl-C between the config map and the RayJob."""
+    jobs = launcher_of(site())
+    monkeypatch.setattr(KubeRayJobs, "_own", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        jobs.submit(JOB)
+    assert [cluster.list("vico", plural) for plural in ("rayjobs", "configmaps")] == [[], []]
+
+
+def test_a_site_without_an_image_is_refused(site):
+    with pytest.raises(UserError, match=r"kuberay\.image is not set in site kuberay"):
+        launcher_of(site(image=None)).render(JOB)
+
+
+def test_the_manifest_file_can_be_read_by_kubectl(site):
+    """The text of --print starts with a YAML document."""
+    text = launcher_of(site()).render(JOB).split("\n\n# ConfigMap")[0]
+    assert yaml.safe_load(text)["kind"] == "RayJob"
+    assert Path(MOUNT).is_absolute()

@@ -1,0 +1,85 @@
+"""Checks of a site that need no cluster: MLflow, clocks, and results in the log of a job."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cluster.site import Site
+from cluster.site_checks import in_node
+from cluster.site_checks.nodes import _clocks
+from cluster.site_checks.report import failed, log_line, passed, results_in_log
+from cluster.site_checks.run import check_mlflow
+from tests.ports import free_port
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[int], str]]:
+    """Return a function that starts a web server which always answers with this status."""
+    servers = []
+
+    def start(status: int) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(status if self.path == "/health" else 404)
+                self.end_headers()
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for each in servers:
+        each.shutdown()
+        each.server_close()
+
+
+@pytest.mark.parametrize("status, state", [(200, "ok"), (401, "ok"), (500, "failed"), (404, "failed")])
+def test_mlflow_must_answer(server, status, state):
+    result = check_mlflow(Site(tracking={"uri": server(status)}))
+    assert result.state == state
+    assert ("wants a login" in result.detail) == (status == 401)
+
+
+def test_mlflow_that_is_away_is_named_without_its_password():
+    port = free_port()
+    result = check_mlflow(Site(tracking={"uri": f"http://me:secret@127.0.0.1:{port}"}))
+    assert result.state == "failed" and f"http://127.0.0.1:{port} does not answer" in result.detail
+    assert "secret" not in result.detail and result.remedy
+
+
+def test_a_database_or_no_tracking_needs_no_answer():
+    assert check_mlflow(Site()).state == "ok"
+    assert check_mlflow(Site(tracking={"enabled": False})).state == "skipped"
+
+
+class ShiftedNode:
+    """A node whose clock is off. A real one is not possible here: all hosts of a test share the clock."""
+
+    def __init__(self, address: str, offset_s: float):
+        self.address, self.offset_s = address, offset_s
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> float:
+        assert function is in_node.now
+        return time.time() + self.offset_s
+
+
+@pytest.mark.parametrize("offset, state", [(0.0, "ok"), (0.5, "ok"), (30.0, "failed"), (-30.0, "failed")])
+def test_a_clock_that_is_off_is_named(offset, state):
+    result = _clocks([ShiftedNode("10.0.0.1", 0.0), ShiftedNode("10.0.0.2", offset)])
+    assert result.state == state
+    if state == "failed":
+        assert result.detail == f"the clock of 10.0.0.2 is off by {offset:+.1f} s"
+
+
+def test_results_go_through_the_log_of_a_job():
+    results = [passed("cluster", "answers"), failed("storage", "läuft über", "fix it")]
+    log = f"job 1 starts\n{log_line(results)}\nRay stops\n"
+    assert results_in_log(log) == results
+    assert results_in_log("job 1 starts\n") is None
