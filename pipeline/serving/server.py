@@ -3,11 +3,14 @@
 The address is bound before the model is opened, so that a port in use is reported at once.
 """
 
+import asyncio
 import ipaddress
 import logging
+import math
 import socket
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -17,24 +20,33 @@ import uvicorn
 from pipeline.serving.answer import ServedModel
 from pipeline.serving.app import Server
 from pipeline.serving.engine import Engine
+from pipeline.serving.http.access import OPEN, Access
+from pipeline.serving.http.connections import LimitedConnection, OpenConnections
+from pipeline.serving.http.metrics import Metrics
 from pipeline.serving.limits import Limits
+from pipeline.serving.memory import memory_bound
 from pipeline.serving.routing import Thresholds
 from vico.checkpoints.hub import model_folder
 from vico.errors import UserError
 from vico.model_files import check_model_folder, model_config, stored_threshold
 
-_GRACE_S = 5
-"""How long running answers may take to end after a signal."""
+_GRACE_S = 3
+"""How long clients may take to receive the end of their answers, after the last of them ended."""
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """The address of the server, and the device and dtype of the model. Port 0: a free port."""
+    """The address of the server, and the device and dtype of the model. Port 0: a free port.
+
+    `proxies` are addresses whose X-Forwarded-For names the client.
+    """
 
     host: str
     port: int
     device: str
     dtype: str
+    access: Access = OPEN
+    proxies: tuple[str, ...] = ()
 
 
 def serve(
@@ -51,26 +63,45 @@ def serve(
     listener = _listener(settings)
     with listener:
         model = model_folder(name_or_folder)
-        engine = Engine(_served_model(model, settings, limits, threshold))
+        metrics = Metrics()
+        served = _served_model(model, settings, limits, threshold)
+        engine = Engine(served, metrics.step)
         is_folder = Path(name_or_folder).is_dir()
         name = model.resolve().name if is_folder else name_or_folder
-        config = uvicorn.Config(
-            Server(engine, name).app(),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=_GRACE_S,
-            lifespan="off",
-        )
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        typer.echo(f"serving {name} at http://{shown}:{port}/v1")
-        if not ipaddress.ip_address(host).is_loopback:
-            typer.echo("warning: no key is required; whoever reaches this address can use it", err=True)
+        config = _uvicorn_config(Server(engine, name, metrics, settings.access), settings, limits)
+        _announce(name, listener, settings, memory_bound(served))
         try:
             _Stoppable(config, engine).run(sockets=[listener])
         finally:
             engine.stop()
             engine.join()
+
+
+def _uvicorn_config(server: Server, settings: ServerSettings, limits: Limits) -> uvicorn.Config:
+    connections = OpenConnections(limits, settings.proxies)
+    return uvicorn.Config(
+        server.app(),
+        http=partial(LimitedConnection, connections),  # type: ignore[arg-type]  # it is called like a class
+        ws="none",
+        # uvicorn's own messages are about broken clients; the gate logs faults of the server
+        log_level="critical",
+        access_log=False,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=list(settings.proxies),
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(limits.drain_s) + _GRACE_S,
+        lifespan="off",
+    )
+
+
+def _announce(name: str, listener: socket.socket, settings: ServerSettings, memory: int) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"serving {name} at http://{shown}:{port}/v1")
+    typer.echo(f"answering takes at most {memory // 2**20} MiB of memory beside the model")
+    if not ipaddress.ip_address(host).is_loopback and not settings.access.keys:
+        warning = "warning: no key is required; whoever reaches this address can use it; give --api-key-file"
+        typer.echo(warning, err=True)
 
 
 class _Stoppable(uvicorn.Server):
@@ -79,11 +110,23 @@ class _Stoppable(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: Engine):
         super().__init__(config)
         self._engine = engine
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
+        """Let running answers end within `limits.drain_s`; at the second signal, end them at once."""
+        is_second = self.should_exit
         self.should_exit = True
-        self._engine.stop()
+        if self._loop is not None:  # not here: the thread may hold a lock that the engine needs
+            self._loop.call_soon_threadsafe(self._engine.stop if is_second else self._drain)
+
+    def _drain(self) -> None:
+        self._engine.drain()
+        assert self._loop is not None
+        self._loop.call_later(self._engine.limits.drain_s, self._engine.stop)
 
 
 def _check_limits(limits: Limits) -> None:
@@ -91,6 +134,16 @@ def _check_limits(limits: Limits) -> None:
         raise UserError(
             f"--max-request-megapixels={limits.request_pixels // 10**6} is below "
             f"--max-megapixels={limits.picture_pixels // 10**6} of one picture; raise it or lower the other"
+        )
+    if limits.held_bytes < limits.body_bytes:
+        raise UserError(
+            f"--max-held-mb={limits.held_bytes // 2**20} is below --max-body-mb={limits.body_bytes // 2**20} "
+            "of one request; raise it or lower the other"
+        )
+    if limits.per_client > limits.waiting:
+        raise UserError(
+            f"--max-requests-per-client={limits.per_client} is above --max-requests={limits.waiting} of all "
+            "clients; raise the latter or lower the former"
         )
 
 
@@ -128,6 +181,11 @@ def _served_model(
     if limits.total_tokens > own_limit:
         raise UserError(f"--max-total-tokens={limits.total_tokens} is above the model's own {own_limit}")
     limits = replace(limits, total_tokens=limits.total_tokens or own_limit)
+    if limits.decoded_tokens < limits.total_tokens:
+        raise UserError(
+            f"--cache-tokens={limits.cache_tokens} is below the {limits.total_tokens} tokens that one "
+            "request may have (--max-total-tokens); raise it or lower the other"
+        )
     routed = load_model(model, getattr(torch, settings.dtype), settings.device)
     if routed.router is None and threshold is not None:
         raise UserError(f"--threshold={threshold}: {model} has no router; leave it out")

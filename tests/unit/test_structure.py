@@ -51,9 +51,10 @@ DOORS = {
     "deepspeed": ("stages/training/engine.py",),
     "mlflow": ("pipeline/tracking/", "pipeline/audit/mlflow.py"),
     "webdataset": ("data_prep/records/containers/tar_samples.py",),
-    "fastapi": ("pipeline/serving/app.py",),
-    "starlette": ("pipeline/serving/app.py",),
-    "uvicorn": ("pipeline/serving/server.py",),
+    "fastapi": ("pipeline/serving/app.py", "pipeline/serving/http/"),
+    "starlette": ("pipeline/serving/app.py", "pipeline/serving/http/"),
+    "uvicorn": ("pipeline/serving/server.py", "pipeline/serving/http/"),
+    "prometheus_client": ("pipeline/serving/http/metrics.py",),
 }
 LIBRARIES = frozenset(door.partition(".")[0] for door in DOORS)
 

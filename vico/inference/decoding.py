@@ -22,26 +22,40 @@ CHUNK_TOKENS = 512
 
 @dataclass(eq=False)
 class Row:
-    """One prompt in the decoder: its embeddings [L, D], until they are read, and its newest token."""
+    """One prompt in the decoder: its embeddings [L, D], until they are read, and its newest token.
 
-    embeds_LD: torch.Tensor
+    A row without embeddings only holds room, for a prompt that is still being prepared.
+    """
+
     cache: RowCache
-    sampler: Sampler
+    embeds_LD: torch.Tensor | None = None
+    sampler: Sampler = field(default_factory=lambda: Sampler(GREEDY))
     newest: int | None = None
-    num_new_tokens: int = 0
+
+    def start(self, embeds_LD: torch.Tensor, max_new_tokens: int, sampling: Sampling = GREEDY) -> None:
+        """Give the row its prompt; the next steps read it and then give its tokens.
+
+        Room that prompt and answer do not need is given back. Raises ValueError if they need more.
+        """
+        num_tokens = len(embeds_LD) + max_new_tokens
+        if num_tokens > self.cache.capacity:
+            raise ValueError(f"{num_tokens} tokens do not fit in a row of {self.cache.capacity}")
+        self.cache.capacity = num_tokens
+        self.embeds_LD, self.sampler = embeds_LD, Sampler(sampling)
 
     @property
     def num_unread(self) -> int:
         """The number of prompt tokens that no step has read."""
-        return max(len(self.embeds_LD) - self.cache.num_cached, 0) if self.newest is None else 0
+        return 0 if self.embeds_LD is None else len(self.embeds_LD) - self.cache.num_cached
 
 
 @dataclass
 class Decoder:
-    """Decodes up to `max_rows` prompts at once, whose prompts and answers have at most `cache_tokens` together.
+    """Decodes up to `max_rows` prompts at once, whose prompts and answers have at most `cache_tokens`
+    together.
 
-    Every row has room for its whole answer from the start, so no answer is ever interrupted for want of memory.
-    Answers do not depend on the other rows, except for rounding.
+    Every row has room for its whole answer from the start, so no answer is ever interrupted for want of
+    memory. Answers do not depend on the other rows, except for rounding.
     """
 
     model: VicoModel
@@ -60,9 +74,9 @@ class Decoder:
         """Return whether another row of so many tokens, prompt and answer together, can be added now."""
         return len(self.rows) < self.max_rows and self.num_reserved + num_tokens <= self.cache_tokens
 
-    def add(self, embeds_LD: torch.Tensor, max_new_tokens: int, sampling: Sampling = GREEDY) -> Row:
-        """Add a prompt; the next steps read it and then give its tokens."""
-        row = Row(embeds_LD, RowCache(len(embeds_LD) + max_new_tokens), Sampler(sampling))
+    def reserve(self, num_tokens: int) -> Row:
+        """Add a row with room for so many tokens; `Row.start` gives it a prompt."""
+        row = Row(RowCache(num_tokens))
         self.rows.append(row)
         return row
 
@@ -99,8 +113,7 @@ class Decoder:
         tokens = chosen_tokens([row.sampler for row in rows], logits_BV)
         for row, token in zip(rows, tokens, strict=True):
             row.newest = token.id
-            row.num_new_tokens += 1
-            row.embeds_LD = row.embeds_LD[:0]  # the cache holds what is needed of the prompt
+            row.embeds_LD = None  # the cache holds what is needed of the prompt
         return list(zip(rows, tokens, strict=True))
 
     def _pieces(self) -> Iterator[tuple[Row, torch.Tensor]]:
@@ -108,11 +121,13 @@ class Decoder:
         answering = [row for row in self.rows if row.newest is not None]
         if answering:
             newest = torch.tensor([row.newest for row in answering], device=self.model.lm_head.weight.device)
-            yield from zip(answering, self.model.base.model.get_input_embeddings()(newest).split(1), strict=True)
+            yield from zip(
+                answering, self.model.base.model.get_input_embeddings()(newest).split(1), strict=True
+            )
         room = self.chunk_tokens
         for row in self.rows:
             num_tokens = min(row.num_unread, room)
-            if num_tokens:
+            if row.embeds_LD is not None and num_tokens:
                 start = row.cache.num_cached
                 room -= num_tokens
                 yield row, row.embeds_LD[start : start + num_tokens]

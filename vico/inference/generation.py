@@ -50,7 +50,9 @@ def greedy_answers(
         while waiting and _fits(decoder, tiles, prompts[waiting[0]], max_new_tokens):
             number = waiting.popleft()
             [embeds_LD] = tiles.embeddings([prompts[number]])
-            numbers[decoder.add(embeds_LD, max_new_tokens)] = number
+            row = decoder.reserve(len(embeds_LD) + max_new_tokens)
+            row.start(embeds_LD, max_new_tokens)
+            numbers[row] = number
         for row, token in decoder.step():
             answer, is_end = ids[numbers[row]], token.id == end_of_turn_id
             if not is_end:

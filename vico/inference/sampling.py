@@ -30,8 +30,8 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True)
 class Token:
-    """A chosen token. `logprob` and `top` (id, log-probability), by the model's own distribution at temperature
-    1, are given only if they were asked for."""
+    """A chosen token. `logprob` and `top` (id, log-probability), by the model's own distribution at
+    temperature 1, are given only if they were asked for."""
 
     id: int
     logprob: float | None = None

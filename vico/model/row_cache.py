@@ -3,8 +3,8 @@
 The tokens of all prompts lie end to end in one packed row. Each prompt has a cache of its own, so it attends
 to exactly the keys that it would attend to alone: there is no padding.
 
-Shapes: L tokens of the packed row, T new tokens of one prompt, P tokens of it that are cached already, H query
-heads, K key and value heads, d width of a head.
+Shapes: L tokens of the packed row, T new tokens of one prompt, P tokens of it that are cached already, H
+query heads, K key and value heads, d width of a head.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 class RowCache:
     """Keys and values of one prompt in every layer, with room for `capacity` tokens.
 
-    `num_cached` tokens are cached; `num_new` further ones are in the current step. Both are set by the decoder.
+    `num_cached` tokens are cached; `num_new` further ones are in the current step. Both are set by the
+    decoder.
     """
 
     capacity: int
@@ -54,10 +55,11 @@ def cached_attention(
     The new tokens of the prompts lie end to end, `num_new` of each; their keys and values enter the caches.
     """
     lengths = [cache.num_new for cache in caches]
-    parts = zip(*(part.split(lengths, dim=1) for part in (query_HLd, key_KLd, value_KLd)), caches, strict=True)
-    attended = [
-        _attended(query, *cache.extended(layer, key, value), scaling) for query, key, value, cache in parts
-    ]
+    queries, new_keys, new_values = (part.split(lengths, dim=1) for part in (query_HLd, key_KLd, value_KLd))
+    attended = []
+    for query, new_key, new_value, cache in zip(queries, new_keys, new_values, caches, strict=True):
+        keys, values = cache.extended(layer, new_key, new_value)
+        attended.append(_attended(query, keys, values, scaling))
     return torch.cat(attended, dim=1).transpose(0, 1).unsqueeze(0).contiguous()
 
 

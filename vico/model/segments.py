@@ -42,9 +42,9 @@ def segment_attention(
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention within each segment, [1, L, H, d], and None for the attention weights.
 
-    `segment_lengths` sum to L. With `row_caches`, one per segment, its tokens continue a cached prompt. Without
-    both, this is the SDPA of transformers. Raises ValueError for features of a language model that packed rows
-    do not support.
+    `segment_lengths` sum to L. With `row_caches`, one per segment, its tokens continue a cached prompt.
+    Without both, this is the SDPA of transformers. Raises ValueError for features of a language model that
+    packed rows do not support.
     """
     if segment_lengths is None and row_caches is None:
         return sdpa_attention_forward(module, query_BHLd, key_BKLd, value_BKLd, attention_mask, **kwargs)
@@ -52,8 +52,8 @@ def segment_attention(
         if kwargs.get(feature) is not None:
             raise ValueError(f"this language model's {feature} is not supported in packed rows")
     if row_caches is not None:
-        parts = query_BHLd[0], key_BKLd[0], value_BKLd[0]
-        return cached_attention(_layer(module), *parts, row_caches, kwargs.get("scaling")), None
+        row = query_BHLd[0], key_BKLd[0], value_BKLd[0]
+        return cached_attention(_layer(module), *row, row_caches, kwargs.get("scaling")), None
     assert segment_lengths is not None
     dropout, scaling = kwargs.get("dropout", 0.0), kwargs.get("scaling")
     if query_BHLd.is_cuda and query_BHLd.dtype in (torch.bfloat16, torch.float16):
