@@ -24,6 +24,7 @@ class GrowingText:
         self._text = ""
         self._num_given = 0
         self._logprobs: list[tuple[int, Mapping[str, Any]]] = []
+        self._is_over = False
         self.num_tokens = 0
         self.is_stopped = False
         """Whether the text reached a stop text, which it does not contain."""
@@ -34,7 +35,8 @@ class GrowingText:
         if is_end:
             return ""
         if token.logprob is not None:
-            self._logprobs.append((len(self._text), self._scores(token)))
+            start = len(self._text.rstrip(_INCOMPLETE))
+            self._logprobs.append((start, self._scores(token)))
         self._ids.append(token.id)
         self._text = str(self._tokenizer.decode(self._ids, skip_special_tokens=False))
         cuts = [place for stop in self._stop if (place := self._text.find(stop, self._searched(stop))) >= 0]
@@ -44,15 +46,15 @@ class GrowingText:
         return "" if self._text.endswith(_INCOMPLETE) else self._given_up_to(self._num_settled())
 
     def rest(self) -> str:
-        """Return the text that is still held back."""
+        """Return the text that is still held back, at the end of the answer."""
+        self._is_over = True
         return self._given_up_to(len(self._text))
 
     def logprobs(self) -> tuple[Mapping[str, Any], ...]:
         """Return the entries of the tokens whose text was given since the last call."""
-        given = [entry for start, entry in self._logprobs if start < self._num_given]
-        if self.is_stopped:
-            self._logprobs = []
-        self._logprobs = self._logprobs[len(given) :]
+        has_text = self._is_over and not self.is_stopped  # then tokens without text are given too
+        given = [entry for start, entry in self._logprobs if has_text or start < self._num_given]
+        self._logprobs = [] if self._is_over else self._logprobs[len(given) :]
         return tuple(given)
 
     def _searched(self, stop: str) -> int:
