@@ -58,7 +58,7 @@ class Server:
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], **CHAT_ROUTE)
         app.add_exception_handler(RequestError, _refusal)
         app.add_exception_handler(HTTPException, _refusal)
-        app.openapi = lambda: document(app, bool(self.access.keys))  # type: ignore[method-assign]
+        app.openapi = lambda: document(app, self.name, bool(self.access.keys))  # type: ignore[method-assign]
         return Gate(app, self.access, self.metrics)
 
     async def health(self) -> JSONResponse:

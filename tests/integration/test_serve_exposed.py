@@ -3,9 +3,12 @@
 import base64
 import http.client
 import json
+import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -341,6 +344,21 @@ def test_the_document_describes_every_path(server):
     assert set(document["paths"]) == {"/health", "/metrics", "/v1/models", "/v1/models/{name}", CHAT}
     request = document["components"]["schemas"]["ChatRequest"]
     assert {"model", "messages", "temperature", "vico"} <= set(request["properties"])
+
+
+@pytest.mark.slow
+def test_schemathesis_gets_no_fault_out_of_the_server(server, tmp_path):
+    """Requests by the server's own document, valid and invalid; every answer must be as the document says."""
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
+    checks += "response_schema_conformance,unsupported_method,ignored_auth"
+    command = [Path(sys.executable).with_name("schemathesis"), "run", f"{server.url[:-3]}/openapi.json"]
+    command += ["-H", f"Authorization: Bearer {KEYS[0]}", "--checks", checks, "--seed", "1"]
+    command += ["--max-examples", os.environ.get("VICO_FUZZ_EXAMPLES", "100"), "--request-timeout", "60"]
+    command += ["--generation-database", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=1200)
+    print(done.stdout[-600:])
+    assert done.returncode == 0, done.stdout[:4000]
+    is_well(server)
 
 
 @pytest.mark.slow

@@ -14,6 +14,9 @@ from vico.errors import UserError
 RETRY_AFTER_S = 2
 """When a client that was refused for want of room should try again."""
 
+OPEN_PATHS = ("/health",)
+"""Paths that need no key, since load balancers have none."""
+
 
 @dataclass(frozen=True)
 class Access:

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from pipeline.serving.http.access import OPEN_PATHS
 from pipeline.serving.request_body import ChatRequest
 
 _REF = "#/components/schemas/"
@@ -82,7 +83,7 @@ CHAT_ROUTE: dict[str, Any] = {
             "description": "The answer; with `stream`, its chunks as server-sent events.",
             "content": {
                 "application/json": {"schema": {"$ref": f"{_REF}Completion"}},
-                "text/event-stream": {"schema": _TEXT},
+                "text/event-stream": {},  # chunks in the form of OpenAI, and their end
             },
         },
         **_responses((*_ALWAYS, 413, 415)),
@@ -96,13 +97,14 @@ CHAT_ROUTE: dict[str, Any] = {
 }
 
 
-def document(app: FastAPI, has_keys: bool) -> dict[str, Any]:
+def document(app: FastAPI, name: str, has_keys: bool) -> dict[str, Any]:
     """Return the document of all routes, with the schemas of request, answer and error."""
     if app.openapi_schema is None:
         content = get_openapi(title=app.title, version=app.version, routes=app.routes)
         schemas = ChatRequest.model_json_schema(ref_template=_REF + "{model}")
         parts = schemas.pop("$defs", {})
         components = content.setdefault("components", {})
+        schemas["properties"]["model"] = {"const": name}
         components["schemas"] = {**parts, "ChatRequest": schemas, **_schemas()}
         if has_keys:
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -110,5 +112,9 @@ def document(app: FastAPI, has_keys: bool) -> dict[str, Any]:
         for path in content["paths"].values():  # FastAPI's own validation error never comes from this server
             for operation in path.values():
                 operation["responses"].pop("422", None)
+                for parameter in operation.get("parameters", ()):  # there is only that of the model's name
+                    parameter["schema"] = {"const": name}
+        for open_path in OPEN_PATHS:
+            content["paths"][open_path]["get"]["security"] = []
         app.openapi_schema = content
     return app.openapi_schema

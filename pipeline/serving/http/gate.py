@@ -7,16 +7,12 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.serving.http.access import Access
+from pipeline.serving.http.access import OPEN_PATHS, Access
 from pipeline.serving.http.bodies import ClientLeft, Refusal
 from pipeline.serving.http.metrics import Metrics
 from pipeline.serving.limits import RequestError, stopping_error
 
 logger = logging.getLogger(__name__)
-
-OPEN_PATHS = ("/health",)
-"""Paths that need no key, since load balancers have none."""
-
 
 class Gate:
     """An ASGI application that lets only allowed requests through to another."""
