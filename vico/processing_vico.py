@@ -30,9 +30,9 @@ CHAT_TEMPLATE = (
 class VicoProcessor(ProcessorMixin):
     """Turns texts with `<IMG_CONTEXT>` per picture, and the pictures, into ids and tiles.
 
-    Every picture becomes its tiles, each with as many image tokens as the full rate has; the model drops those
-    that the routing does not need. `image_settings` has `tile_size`, `tokens_full`, `min_tiles`, `max_tiles` and
-    `use_thumbnail`.
+    Every picture becomes its tiles, each with as many image tokens as the full rate has; the model drops
+    those that the routing does not need. `image_settings` has `tile_size`, `tokens_full`, `min_tiles`,
+    `max_tiles` and `use_thumbnail`.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class VicoProcessor(ProcessorMixin):
         max_tiles: int | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Return `input_ids` and `attention_mask`, left-padded int64 [B, L], and `pixel_values` float32 [N, 3, S, S].
+        """Return `input_ids` and `attention_mask`, left-padded int64 [B, L], and `pixel_values` float32 [N,
+        3, S, S].
 
         `images` is one picture, a list, or a list of lists, in the order of the texts. `max_tiles` lowers the
         number of tiles of a picture. Raises ValueError if pictures and places differ in number.

@@ -1,5 +1,6 @@
 """Commands that use a trained model."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -161,6 +162,21 @@ def serve(
             "--drain", min=0, help="Time for running answers to end after SIGINT or SIGTERM, in seconds."
         ),
     ] = 10,
+    engine: Annotated[
+        Literal["builtin", "vllm"],
+        typer.Option("--engine", help="What runs the language model; vllm needs an environment with vLLM."),
+    ] = "builtin",
+    engine_python: Annotated[
+        str, typer.Option("--engine-python", help="Python of the environment with vLLM; default: this one.")
+    ] = sys.executable,
+    engine_folder: Annotated[
+        Path | None,
+        typer.Option("--engine-folder", help="Folder for the language model alone; default: MODEL.language."),
+    ] = None,
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option("--engine-arg", help="Argument of `vllm serve`, as --name=value; repeatable."),
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -194,8 +210,9 @@ def serve(
     """
     from pipeline.serving.http.access import Access, api_keys, host_name
     from pipeline.serving.limits import Limits
-    from pipeline.serving.server import ServerSettings
+    from pipeline.serving.server import ServerSettings, VllmOptions
     from pipeline.serving.server import serve as serve_model
+    from pipeline.serving.vllm.process import engine_arguments
 
     limits = Limits(
         body_bytes=max_body_mb * 2**20,
@@ -216,5 +233,8 @@ def serve(
         drain_s=drain,
     )
     access = Access(api_keys(api_key, api_key_file), tuple(map(host_name, allowed_host or ())))
-    settings = ServerSettings(host, port, device, dtype, access, tuple(trusted_proxy or ()))
+    vllm = None
+    if engine == "vllm":
+        vllm = VllmOptions(engine_python, engine_arguments(engine_arg or ()), engine_folder)
+    settings = ServerSettings(host, port, device, dtype, access, tuple(trusted_proxy or ()), vllm)
     serve_model(model, settings, limits, threshold)

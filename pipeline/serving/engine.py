@@ -18,7 +18,7 @@ from pipeline.serving.growing_text import GrowingText
 from pipeline.serving.job import Event, Job
 from pipeline.serving.limits import RequestError, stopping_error
 from pipeline.serving.picture_work import PictureWork
-from pipeline.serving.running import Running
+from pipeline.serving.running import AnswerDecoder, Running
 from vico.inference.decoding import Decoder
 
 logger = logging.getLogger(__name__)
@@ -30,14 +30,20 @@ _IDLE_S = 0.5
 class Engine:
     """Answers jobs, in a thread of its own, at most `limits.batch` at once, the clients in turn."""
 
-    def __init__(self, served: ServedModel, on_step: Callable[[float, int], object] = lambda *_: None):
-        self.served, self.limits = served, served.limits
+    def __init__(
+        self,
+        served: ServedModel,
+        on_step: Callable[[float, int], object] = lambda *_: None,
+        decoder: AnswerDecoder | None = None,
+        is_ready: Callable[[], bool] = lambda: True,
+    ):
+        self.served, self.limits, self._is_ready = served, served.limits, is_ready
         self._on_step = on_step
         self._lock = threading.Lock()
         self._waiting = FairQueue()
         self._running: list[Running] = []
         self._wake, self._draining, self._stopping = (threading.Event() for _ in range(3))
-        self.decoder = Decoder(served.model, self.limits.decoded_tokens, self.limits.batch)
+        self.decoder = decoder or Decoder(served.model, self.limits.decoded_tokens, self.limits.batch)
         self.pictures = PictureWork(served.model, self.limits.picture_cache_bytes, self._wake.set)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -51,7 +57,11 @@ class Engine:
         job.emit(Event(error=stopping_error()))
 
     def alive(self) -> bool:
-        return self._thread.is_alive() and not self._draining.is_set()
+        return self._thread.is_alive() and not self._draining.is_set() and self._is_ready()
+
+    def wake(self) -> None:
+        """Look for work now, from any thread."""
+        self._wake.set()
 
     @property
     def num_waiting(self) -> int:
@@ -142,6 +152,11 @@ class Engine:
         running_of = {running.row: running for running in self._running}
         for row, token in tokens:
             running = running_of[row]
+            if running.job.is_over:  # a decoder may give several tokens of a row, also beyond its end
+                continue
+            if isinstance(token, RequestError):
+                self._fail([running], token)
+                continue
             try:
                 if running.add(token, self.served.prompts.end_of_turn_id):
                     self._end(running)

@@ -1,14 +1,29 @@
 """A job that the engine works on: its pictures, its row in the decoder, the events of its answer."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from pipeline.serving.answer import RoutedPrompt
 from pipeline.serving.growing_text import GrowingText
 from pipeline.serving.job import Event, Job
-from vico.inference.decoding import Row
+from pipeline.serving.limits import RequestError
 from vico.inference.picture_encoding import EncodedPicture
 from vico.inference.sampling import Token
+
+
+class AnswerDecoder(Protocol):
+    """What the engine asks of a decoder: `vico.inference.decoding.Decoder`, or one whose steps vLLM computes.
+
+    The rows are its own. `step` may give a row an error in place of a token.
+    """
+
+    @property
+    def num_reserved(self) -> int: ...
+    def fits(self, num_tokens: int) -> bool: ...
+    def reserve(self, num_tokens: int) -> Any: ...
+    def remove(self, row: Any) -> None: ...
+    def step(self) -> Sequence[tuple[Any, Token | RequestError]]: ...
 
 
 @dataclass(eq=False)
@@ -16,7 +31,7 @@ class Running:
     """A job with a row in the decoder. `pictures` has None for those that are not encoded yet."""
 
     job: Job
-    row: Row
+    row: Any
     text: GrowingText
     pictures: list[EncodedPicture | None] = field(default_factory=list)
     prompt: RoutedPrompt | None = None

@@ -26,12 +26,24 @@ from pipeline.serving.http.metrics import Metrics
 from pipeline.serving.limits import Limits
 from pipeline.serving.memory import memory_bound
 from pipeline.serving.routing import Thresholds
+from pipeline.serving.vllm.decoder import VllmDecoder
+from pipeline.serving.vllm.process import VllmProcess, VllmSettings
 from vico.checkpoints.hub import model_folder
 from vico.errors import UserError
 from vico.model_files import check_model_folder, model_config, stored_threshold
 
 _GRACE_S = 3
 """How long clients may take to receive the end of their answers, after the last of them ended."""
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """The Python of vLLM's environment, further arguments of `vllm serve`, and the folder of the language
+    model (None: beside the model, with the ending `.language`)."""
+
+    python: str
+    arguments: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,8 @@ class ServerSettings:
     dtype: str
     access: Access = OPEN
     proxies: tuple[str, ...] = ()
+    vllm: VllmOptions | None = None
+    """None: the built-in engine."""
 
 
 def serve(
@@ -65,7 +79,7 @@ def serve(
         model = model_folder(name_or_folder)
         metrics = Metrics()
         served = _served_model(model, settings, limits, threshold)
-        engine = Engine(served, metrics.step)
+        engine, decoder = _engine(served, model, settings, metrics)
         is_folder = Path(name_or_folder).is_dir()
         name = model.resolve().name if is_folder else name_or_folder
         config = _uvicorn_config(Server(engine, name, metrics, settings.access), settings, limits)
@@ -75,6 +89,32 @@ def serve(
         finally:
             engine.stop()
             engine.join()
+            if decoder is not None:
+                decoder.close()
+
+
+def _engine(
+    served: ServedModel, model: Path, settings: ServerSettings, metrics: Metrics
+) -> tuple[Engine, VllmDecoder | None]:
+    """Return the engine, and the decoder to close after it if vLLM computes its steps."""
+    options, limits = settings.vllm, served.limits
+    if options is None:
+        return Engine(served, metrics.step), None
+    from vico.checkpoints.language_model import language_model_folder
+
+    beside = model.absolute().with_name(f"{model.name}.language")
+    folder = language_model_folder(model, options.folder or beside)
+    process = VllmProcess(
+        VllmSettings(
+            options.python, folder, settings.dtype, limits.total_tokens, limits.batch, options.arguments
+        )
+    )
+    served.model.drop_language_layers()
+    end_of_turn_id = served.prompts.end_of_turn_id
+    decoder = VllmDecoder(process, limits.decoded_tokens, limits.batch, end_of_turn_id)
+    engine = Engine(served, metrics.step, decoder, lambda: process.is_ready)
+    decoder.wake = engine.wake
+    return engine, decoder
 
 
 def _uvicorn_config(server: Server, settings: ServerSettings, limits: Limits) -> uvicorn.Config:

@@ -1,4 +1,4 @@
-"""`vico serve` decodes requests together: the answers of one by one, OpenAI's sampling, fair order, cancelling."""
+"""`vico serve` decodes requests together: answers of one by one, OpenAI's sampling, fair order."""
 
 import queue
 import threading
@@ -138,7 +138,9 @@ def served(tmp_path_factory) -> ServedModel:
 class Asked:
     """A job of an engine in this process, with its events."""
 
-    def __init__(self, engine: Engine, max_tokens: int, client: str = "", order: list[str] | None = None, **image: int):
+    def __init__(
+        self, engine: Engine, max_tokens: int, client: str = "", order: list[str] | None = None, **image: int
+    ):
         self.events: queue.Queue[Event] = queue.Queue()
         self.order = [] if order is None else order
         self.client = client
@@ -170,7 +172,9 @@ def test_the_same_picture_is_encoded_once(engine, served, monkeypatch):
     encoded: list[int] = []
     features = served.model.vision_features
     monkeypatch.setattr(
-        type(served.model), "vision_features", lambda self, pixels: encoded.append(len(pixels)) or features(pixels)
+        type(served.model),
+        "vision_features",
+        lambda self, pixels: encoded.append(len(pixels)) or features(pixels),
     )
     texts = ["".join(text_of(Asked(engine, 9))) for _ in range(3)]
     assert len(set(texts)) == 1 and len(encoded) == 1 and encoded[0] > 1
@@ -230,11 +234,13 @@ class Panic(BaseException):
 def test_a_tokenizer_that_panics_fails_one_request_only(engine, served, monkeypatch):
     tokenizer = type(served.prompts.tokenizer)
     with monkeypatch.context() as broken:
-        broken.setattr(tokenizer, "decode", lambda *_, **__: (_ for _ in ()).throw(Panic("index out of range")))
+        broken.setattr(
+            tokenizer, "decode", lambda *_, **__: (_ for _ in ()).throw(Panic("index out of range"))
+        )
         assert Asked(engine, 3).last().error.status == 500
     with monkeypatch.context() as broken:
         broken.setattr(served.prompts, "_texts_ids", lambda texts: (_ for _ in ()).throw(Panic("a panic")))
-        with pytest.raises(RequestError, match="cannot be tokenised .a panic") as caught:
+        with pytest.raises(RequestError, match="a panic") as caught:
             Asked(engine, 3)
         assert caught.value.status == 400
     assert Asked(engine, 3).last().error is None
@@ -242,7 +248,9 @@ def test_a_tokenizer_that_panics_fails_one_request_only(engine, served, monkeypa
 
 def test_a_step_that_fails_ends_its_answers_and_not_the_engine(engine, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(Decoder, "step", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+        broken.setattr(
+            Decoder, "step", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory"))
+        )
         error = Asked(engine, 3).last().error
         assert error.status == 500 and "OutOfMemoryError" in str(error)
     assert Asked(engine, 3).last().error is None

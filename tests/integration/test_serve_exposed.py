@@ -87,7 +87,14 @@ def test_a_key_is_required_but_for_health(server):
         assert get(root + path)[0] == 401
     for key in KEYS:
         assert asked(server, b"", "/v1/models", Authorization=f"bearer {key}")[0] == 200
-    for given in ("Bearer wrong", "Bearer first-key2", "Bearer", "first-key", "Basic first-key", "Bearer \xff"):
+    for given in (
+        "Bearer wrong",
+        "Bearer first-key2",
+        "Bearer",
+        "first-key",
+        "Basic first-key",
+        "Bearer \xff",
+    ):
         status, message = refused(server, body_of(user("x")), Authorization=given)
         assert status == 401 and "Authorization: Bearer KEY" in message
 
@@ -105,7 +112,7 @@ def test_a_key_file_without_a_proper_key_is_an_error(tmp_path, text):
     (tmp_path / "keys").write_text(text)
     with pytest.raises(UserError, match="key"):
         api_keys(None, tmp_path / "keys")
-    with pytest.raises(UserError, match="--api-key-file=.*nothing"):
+    with pytest.raises(UserError, match=r"--api-key-file=.*nothing"):
         api_keys(None, tmp_path / "nothing")
 
 
@@ -128,7 +135,11 @@ SURROGATE = b"\\ud800"
         body_of(user("x")).replace(b": 1}", b": " + b"1" * 5000 + b"}"),
         b"[" * 100_000,
         b'{"a":' * 10_000,
-        body_of(user({"type": "image_url", "image_url": {"url": "data:image/png;base64,\u00e9\u00e9\u00e9\u00e9"}})),
+        body_of(
+            user(
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,\u00e9\u00e9\u00e9\u00e9"}}
+            )
+        ),
         body_of(user({"type": "image_url", "image_url": {"url": "data:image/\u20ac;base64,AAAA"}})),
         body_of(user({"type": "image_url", "image_url": {"url": "data:;base64,"}})),
         body_of(user("x"), seed=2**70),
@@ -250,7 +261,11 @@ def test_a_declared_length_above_the_limit_is_not_waited_for(server):
 
 
 def test_what_is_not_http_is_refused_in_the_usual_form(server):
-    for sent in (b"\x16\x03\x01\x02\x00\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"G" * 70_000):
+    for sent in (
+        b"\x16\x03\x01\x02\x00\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"G" * 70_000,
+    ):
         with half_sent(server, sent, 1, "127.0.0.1") as [connection]:
             received = connection.recv(65536)
             assert received.startswith(b"HTTP/1.1 4") and b'"error"' in received, sent[:40]
@@ -349,7 +364,9 @@ def test_the_document_describes_every_path(server):
 @pytest.mark.slow
 def test_schemathesis_gets_no_fault_out_of_the_server(server, tmp_path):
     """Requests by the server's own document, valid and invalid; every answer must be as the document says."""
-    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
+    checks = (
+        "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
+    )
     checks += "response_schema_conformance,unsupported_method,ignored_auth"
     command = [Path(sys.executable).with_name("schemathesis"), "run", f"{server.url[:-3]}/openapi.json"]
     command += ["-H", f"Authorization: Bearer {KEYS[0]}", "--checks", checks, "--seed", "1"]
@@ -409,7 +426,7 @@ def test_limits_that_contradict_each_other_are_errors():
 
 
 def test_the_peak_of_memory_stays_below_what_the_server_says():
-    """Large pictures, long texts and whole places of bodies at once; the model is small, so all of it counts."""
+    """Large pictures, long texts and places full of bodies at once. The model is small."""
     options = ["--max-body-mb", "8", "--max-held-mb", "64", "--max-megapixels", "20", "--max-requests", "32"]
     server = Served(SMALL, *options, "--picture-cache-mb", "16", "--max-requests-per-client", "32")
     server.started()
@@ -422,7 +439,9 @@ def test_the_peak_of_memory_stays_below_what_the_server_says():
     before = memory("VmRSS")
     large = Image.effect_noise((4400, 4400), 30)
     contents = [
-        body_of(user({"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 7_900_000}})),
+        body_of(
+            user({"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 7_900_000}})
+        ),
         body_of(user(image_part(large.resize((2400, 2400)), format="JPEG"), "what")),
         body_of(user(image_part(Image.new("RGB", (4400, 4400))), "what")),
         body_of(user("a" * 30_000)),

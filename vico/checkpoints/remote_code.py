@@ -8,7 +8,13 @@ from typing import Any
 import vico
 from vico.settings import ModelSettings
 
-_CODE = ("model/modeling_vico.py", "model/connectors.py", "model/router.py", "processing_vico.py", "tiling.py")
+_CODE = (
+    "model/modeling_vico.py",
+    "model/connectors.py",
+    "model/router.py",
+    "processing_vico.py",
+    "tiling.py",
+)
 _MODEL = {"AutoModelForImageTextToText": "modeling_vico.VicoForConditionalGeneration"}
 _PROCESSOR = {"AutoProcessor": "processing_vico.VicoProcessor"}
 

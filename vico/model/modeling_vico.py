@@ -1,10 +1,10 @@
 """ViCO's model for plain transformers: an exported folder opens with it, given `trust_remote_code=True`.
 
-`vico export --layout hf` copies this file, `connectors.py` and `router.py` into the folder. So it imports only
-torch, transformers and these two, and computes what `vico/model/internvl.py` computes.
+`vico export --layout hf` copies this file, `connectors.py` and `router.py` into the folder. So it imports
+only torch, transformers and these two, and computes what `vico/model/internvl.py` computes.
 
-Shapes: B rows, L tokens of the padded rows, N tiles, S tile side in pixels, F tokens of a tile at the full rate,
-C at the compressed rate, D language width.
+Shapes: B rows, L tokens of the padded rows, N tiles, S tile side in pixels, F tokens of a tile at the full
+rate, C at the compressed rate, D language width.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
-from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .connectors import CompressedConnector, pixel_shuffle
 from .router import Router
@@ -45,8 +45,9 @@ class VicoOutput(ModelOutput):
 class VicoForConditionalGeneration(InternVLForConditionalGeneration):
     """InternVL with a compressed connector and a router.
 
-    A tile whose P(compress) reaches `threshold` gets a quarter of its tokens. Ids hold the image token as often as
-    the full rate needs (`VicoProcessor` writes them so); those that a compressed tile does not need are dropped.
+    A tile whose P(compress) reaches `threshold` gets a quarter of its tokens. Ids hold the image token as
+    often as the full rate needs (`VicoProcessor` writes them so); those that a compressed tile does not need
+    are dropped.
     """
 
     def __init__(self, config: InternVLConfig):
@@ -54,8 +55,10 @@ class VicoForConditionalGeneration(InternVLForConditionalGeneration):
         settings = config.vico
         self.threshold = float(settings["absolute_threshold"])
         self.shuffle = round(1 / config.downsample_ratio)
-        vision_width = config.vision_config.hidden_size
-        self.compressed_connector = CompressedConnector(vision_width, config.text_config.hidden_size)
+        vision: Any = config.vision_config
+        text: Any = config.text_config
+        vision_width = vision.hidden_size
+        self.compressed_connector = CompressedConnector(vision_width, text.hidden_size)
         self.router = Router(vision_width)
         self.post_init()
 
@@ -84,8 +87,9 @@ class VicoForConditionalGeneration(InternVLForConditionalGeneration):
             tokens_NFD[compressed_N, :num_compressed] = self.compressed_connector(shuffled)
         is_image_BL = input_ids == self.config.image_token_id
         if int(is_image_BL.sum()) != len(tokens_NFD) * num_full:
+            num_places = int(is_image_BL.sum())
             raise ValueError(
-                f"the ids have {int(is_image_BL.sum())} image tokens, {len(tokens_NFD)} tiles need {num_full} each"
+                f"the ids have {num_places} image tokens; {len(tokens_NFD)} tiles need {num_full} each"
             )
         embeds_BLD = self.get_input_embeddings()(input_ids).to(dtype)
         embeds_BLD[is_image_BL] = tokens_NFD.flatten(0, 1)
@@ -102,7 +106,7 @@ class VicoForConditionalGeneration(InternVLForConditionalGeneration):
             mask[b, longest - len(row_LD) :] = 1
         return RoutedInputs(padded, mask, compressed_N, probability_N)
 
-    def forward(  # type: ignore[override]  # with pixels it returns the routed rows
+    def forward(
         self,
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -119,7 +123,9 @@ class VicoForConditionalGeneration(InternVLForConditionalGeneration):
         routed = self.routed_inputs(input_ids, pixel_values, attention_mask, threshold)
         mask = routed.attention_mask
         assert mask is not None
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("position_ids", "return_dict")}
+        kwargs = {
+            name: value for name, value in kwargs.items() if name not in ("position_ids", "return_dict")
+        }
         outputs = super().forward(
             inputs_embeds=routed.inputs_embeds,
             attention_mask=mask,
@@ -146,11 +152,12 @@ class VicoForConditionalGeneration(InternVLForConditionalGeneration):
 
         Lengths (`max_length`) count routed tokens; `max_new_tokens` is the clearer limit.
         """
+        plain: Any = super()  # `generate` is declared for a `self` that no model class is
         if pixel_values is None:
-            return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            return plain.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         assert input_ids is not None, "pixels need the ids of their prompts"
         routed = self.routed_inputs(input_ids, pixel_values, attention_mask, threshold)
-        generated = super().generate(
+        generated: Any = plain.generate(
             inputs_embeds=routed.inputs_embeds, attention_mask=routed.attention_mask, **kwargs
         )
         if torch.is_tensor(generated):

@@ -14,6 +14,7 @@ from pipeline.serving.limits import RequestError, stopping_error
 
 logger = logging.getLogger(__name__)
 
+
 class Gate:
     """An ASGI application that lets only allowed requests through to another."""
 

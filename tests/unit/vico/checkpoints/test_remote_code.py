@@ -1,4 +1,4 @@
-"""An exported folder in plain transformers, in a process without this project, compared with our own model."""
+"""An exported folder in plain transformers, in a process without this project, and our own model."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from vico.settings import load_settings
 from vico.tiling import pixel_values
 
 QUESTIONS = (("what is written here", (190, 130)), ("is it", None), ("system what", (60, 200)))
-SCRIPT = '''
+SCRIPT = """
 import json, sys, torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -47,7 +47,7 @@ with torch.no_grad():
 ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
 torch.save({"logits": outputs.logits, "mask": outputs.attention_mask, "compressed": outputs.compressed,
     "full": full.logits, "ids": ids[:, inputs["input_ids"].shape[1]:]}, f"{out}/outputs.pt")
-'''
+"""
 
 
 def pictures() -> list[Image.Image | None]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.vico.inference.test_generation import MAX_NEW_TOKENS, case, expected  # noqa: F401 fixtures
+from tests.unit.vico.inference.conftest import MAX_NEW_TOKENS
 from vico.inference.decoding import Decoder, Row
-from vico.inference.sampling import Sampler, Sampling, chosen_tokens
+from vico.inference.sampling import GREEDY, Sampler, Sampling, chosen_tokens
 
 
 def embeddings(case) -> list[torch.Tensor]:
@@ -14,14 +14,14 @@ def embeddings(case) -> list[torch.Tensor]:
     return [tiles.embeddings([prompt])[0] for prompt in prompts]
 
 
-def started(decoder: Decoder, embeds_LD: torch.Tensor, sampling: Sampling = Sampling()) -> Row:
+def started(decoder: Decoder, embeds_LD: torch.Tensor, sampling: Sampling = GREEDY) -> Row:
     row = decoder.reserve(len(embeds_LD) + MAX_NEW_TOKENS)
     row.start(embeds_LD, MAX_NEW_TOKENS, sampling)
     return row
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 512])
-def test_rows_that_come_and_go_get_the_tokens_that_they_get_alone(case, expected, chunk_tokens):  # noqa: F811
+def test_rows_that_come_and_go_get_the_tokens_that_they_get_alone(case, expected, chunk_tokens):
     """A new prompt starts every third step, is read in pieces, and each third one is dropped midway."""
     decoder = Decoder(case[0].model, 10_000, 100, chunk_tokens)
     waiting = list(enumerate(embeddings(case)))
@@ -49,7 +49,7 @@ def test_rows_that_come_and_go_get_the_tokens_that_they_get_alone(case, expected
         assert answer == expected[number][: len(answer)]
 
 
-def test_a_long_prompt_does_not_hold_up_the_answers_beside_it(case):  # noqa: F811
+def test_a_long_prompt_does_not_hold_up_the_answers_beside_it(case):
     long, short = sorted(embeddings(case), key=len)[::-7][:2]
     decoder = Decoder(case[0].model, 10_000, 100, chunk_tokens=8)
     first = started(decoder, short)
@@ -62,7 +62,7 @@ def test_a_long_prompt_does_not_hold_up_the_answers_beside_it(case):  # noqa: F8
     assert second.num_unread == len(long) - 3 * 8
 
 
-def test_a_row_that_only_holds_room_is_left_alone(case):  # noqa: F811
+def test_a_row_that_only_holds_room_is_left_alone(case):
     [embeds_LD, *_] = embeddings(case)
     decoder = Decoder(case[0].model, cache_tokens=200, max_rows=2)
     row = decoder.reserve(150)
@@ -76,7 +76,7 @@ def test_a_row_that_only_holds_room_is_left_alone(case):  # noqa: F811
     assert not decoder.fits(1), "rows are limited too"
 
 
-def test_a_seed_gives_the_same_answer_beside_any_others(case):  # noqa: F811
+def test_a_seed_gives_the_same_answer_beside_any_others(case):
     prompts = embeddings(case)
     sampling = Sampling(temperature=1.5, top_p=0.9, seed=11)
 
