@@ -76,6 +76,12 @@ def serve(
         Literal["float32", "bfloat16"], typer.Option("--dtype", help="Type of weights and computation.")
     ] = "float32",
     threshold: ThresholdOption = None,
+    rule: Annotated[
+        Literal["absolute", "published", "full"] | None,
+        typer.Option(
+            "--rule", help="Routing of requests that name no rule; default: absolute if there is a router."
+        ),
+    ] = None,
     max_body_mb: Annotated[
         int, typer.Option("--max-body-mb", min=1, help="Largest size of a request, in MiB.")
     ] = 32,
@@ -237,4 +243,4 @@ def serve(
     if engine == "vllm":
         vllm = VllmOptions(engine_python, engine_arguments(engine_arg or ()), engine_folder)
     settings = ServerSettings(host, port, device, dtype, access, tuple(trusted_proxy or ()), vllm)
-    serve_model(model, settings, limits, threshold)
+    serve_model(model, settings, limits, threshold, rule)

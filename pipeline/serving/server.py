@@ -64,7 +64,11 @@ class ServerSettings:
 
 
 def serve(
-    name_or_folder: str, settings: ServerSettings, limits: Limits, threshold: float | None = None
+    name_or_folder: str,
+    settings: ServerSettings,
+    limits: Limits,
+    threshold: float | None = None,
+    rule: str | None = None,
 ) -> None:
     """Serve a model folder or Hub id until a signal comes. `limits.total_tokens` 0 means the model's own
     limit.
@@ -79,6 +83,7 @@ def serve(
         model = model_folder(name_or_folder)
         metrics = Metrics()
         served = _served_model(model, settings, limits, threshold)
+        served = replace(served, thresholds=replace(served.thresholds, rule=_rule(served, rule)))
         engine, decoder = _engine(served, model, settings, metrics)
         is_folder = Path(name_or_folder).is_dir()
         name = model.resolve().name if is_folder else name_or_folder
@@ -202,6 +207,12 @@ def _listener(settings: ServerSettings) -> socket.socket:
             "give another --host or --port (0 takes a free port)"
         ) from error
     return listener
+
+
+def _rule(served: ServedModel, rule: str | None) -> str | None:
+    if rule not in (None, "full") and served.model.router is None:
+        raise UserError(f"--rule={rule}: this model has no router; leave it out, or give --rule full")
+    return rule
 
 
 def _served_model(

@@ -63,8 +63,17 @@ class VllmProcess:
 
     def _started(self) -> "subprocess.Popen[bytes]":
         settings = self.settings
-        command = [settings.python, "-m", "vllm.entrypoints.cli.main", "serve", str(settings.folder)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", MODEL_NAME]
+        command = [settings.python, "-m", "vllm.entrypoints.openai.api_server"]
+        command += [
+            "--model",
+            str(settings.folder),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--served-model-name",
+            MODEL_NAME,
+        ]
         command += ["--enable-prompt-embeds", "--generation-config", "vllm", "--dtype", settings.dtype]
         command += ["--max-model-len", str(settings.total_tokens), "--max-num-seqs", str(settings.batch)]
         command += ["--max-logprobs", "20", *settings.arguments]
