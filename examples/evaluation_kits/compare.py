@@ -2,9 +2,10 @@
 
     python examples/evaluation_kits/compare.py results/full results/routed
 
-Both runs need `--log_samples`. For every task and metric that both have, a row gives the means of both runs,
-the difference of the second to the first and its 95 % interval: the questions are drawn again with replacement
-10,000 times, in pairs, since both runs answered the same ones. Questions that only one run has are counted.
+Both runs need `--log_samples`. For every task and metric that both have, a row gives the means of both
+runs, the difference of the second to the first and its 95 % interval: the questions are drawn again with
+replacement 10,000 times, in pairs, since both runs answered the same ones. Questions that only one run has
+are counted.
 """
 
 import argparse

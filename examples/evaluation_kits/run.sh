@@ -9,20 +9,24 @@ set -euo pipefail
 model=$1 out=$2 tasks=$3
 here=$(dirname "$(realpath "$0")")
 mkdir -p "$out"
-for rule in full absolute; do
-  mkfifo "$out/$rule.started"
+first="" number=0
+for rule in ${RULES:-full absolute}; do
+  number=$((number + 1))
+  run="$out/$number-$rule"
+  mkfifo "$out/started"
   # shellcheck disable=SC2086
-  vico serve "$model" --port 0 --rule "$rule" --max-requests 128 ${SERVE_OPTIONS:-} > "$out/$rule.started" &
+  vico serve "$model" --port 0 --rule "$rule" --max-requests 128 ${SERVE_OPTIONS:-} > "$out/started" &
   server=$!
-  trap 'kill $server 2> /dev/null || true; rm -f "$out"/*.started' EXIT
-  exec 3< "$out/$rule.started"
+  trap 'kill $server 2> /dev/null || true; rm -f "$out/started"' EXIT
+  exec 3< "$out/started"
   read -r _ name _ url <&3
   # shellcheck disable=SC2086
   OPENAI_API_KEY=none ${LMMS_EVAL:-lmms-eval} eval --model openai --tasks "$tasks" --log_samples \
     --model_args "model=$name,base_url=$url,timeout=600,num_concurrent=${CONCURRENT:-16}" \
-    --output_path "$out/$rule" ${LMMS_OPTIONS:-}
+    --output_path "$run" ${LMMS_OPTIONS:-}
   kill $server
   wait $server
-  rm "$out/$rule.started"
+  rm "$out/started"
+  if [ -n "$first" ]; then ${PYTHON:-python3} "$here/compare.py" "$first" "$run"; fi
+  first=${first:-$run}
 done
-${PYTHON:-python3} "$here/compare.py" "$out/full" "$out/absolute"

@@ -15,8 +15,10 @@ from vico.settings import ModelSettings
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The thresholds of P(compress), `absolute` None for a model without a router; and the rule of requests that
-    name none (None: the absolute one if there is a router)."""
+    """The thresholds of P(compress), `absolute` None for a model without a router.
+
+    `rule` is that of requests that name none; None: the absolute one if there is a router.
+    """
 
     absolute: float | None = None
     relative: float = 0.0
