@@ -27,6 +27,7 @@ from pipeline.serving.http.gate import Gate
 from pipeline.serving.http.metrics import CONTENT_TYPE, Metrics
 from pipeline.serving.job import Event, Job
 from pipeline.serving.limits import RequestError
+from pipeline.serving.memory import NUM_READERS
 
 
 class Server:
@@ -37,7 +38,7 @@ class Server:
         self.access = access or Access()
         self.places = Places(engine.limits)
         self.started = int(time.time())
-        self._readers = ThreadPoolExecutor(2, thread_name_prefix="reader")
+        self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="reader")
         metrics.gauge("vico_open_requests", "Whole requests in the server.", lambda: self.places.num_open)
         metrics.gauge(
             "vico_held_bytes", "Bytes of bodies in the server.", lambda: float(self.places.held_bytes)
@@ -94,7 +95,8 @@ class Server:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation about pictures, in one piece or as server-sent events."""
-        client = f"{request.headers.get('authorization', '')} {request.client.host if request.client else ''}"
+        address = request.client.host if request.client else ""
+        client = self.access.client(address, request.headers.get("authorization", ""))
         with ExitStack() as held:
             held.enter_context(self.places.of_client(client))
             self.places.check_room()
@@ -144,23 +146,27 @@ class _Answer:
             while (await self._request.receive())["type"] != "http.disconnect":
                 pass
             has_left = True
-            self.job.cancelled.set()
+            self.cancel()
             task.cancel()
 
         watching = asyncio.create_task(watch())
         try:
             yield
         except asyncio.CancelledError:
-            self.job.cancelled.set()
+            self.cancel()
             if has_left:
                 task.uncancel()
                 raise ClientLeft from None
             raise
         except BaseException:
-            self.job.cancelled.set()
+            self.cancel()
             raise
         finally:
             watching.cancel()
+
+    def cancel(self) -> None:
+        """Let the engine forget the job."""
+        self._server.engine.cancel(self.job)
 
     async def first(self) -> Event:
         """Return the first event."""

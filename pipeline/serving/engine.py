@@ -56,6 +56,13 @@ class Engine:
                 return
         job.emit(Event(error=stopping_error()))
 
+    def cancel(self, job: Job) -> None:
+        """Forget a job that nobody waits for: one that waits at once, a running one at the next step."""
+        job.cancelled.set()
+        with self._lock:
+            self._waiting.remove(job)
+        self._wake.set()
+
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._draining.is_set() and self._is_ready()
 

@@ -19,6 +19,14 @@ class FairQueue:
     def put(self, job: Job) -> None:
         self._clients.setdefault(job.client, deque()).append(job)
 
+    def remove(self, job: Job) -> None:
+        """Remove a job, if it is there."""
+        jobs = self._clients.get(job.client)
+        if jobs is not None and job in jobs:
+            jobs.remove(job)
+            if not jobs:
+                del self._clients[job.client]
+
     def first(self) -> Job | None:
         """Return the job whose turn it is; drop those before it that are over."""
         while self._clients:

@@ -201,8 +201,9 @@ def test_clients_take_turns(engine):
 def test_a_cancelled_job_frees_its_row_and_its_place(engine):
     running, waiting, last = (Asked(engine, 1000) for _ in range(3))
     running.events.get(timeout=60)
-    waiting.job.cancelled.set()
-    running.job.cancelled.set()
+    engine.cancel(waiting.job)
+    assert engine.num_waiting == 1, "forgotten at once, with its pictures"
+    engine.cancel(running.job)
     assert last.last().usage["completion_tokens"] == 1000
     assert waiting.events.empty(), "it never got a row"
     eventually(lambda: engine.num_running == engine.num_waiting == engine.decoder.num_reserved == 0)

@@ -20,7 +20,7 @@ import openai
 import pytest
 from PIL import Image
 
-from pipeline.serving.http.access import api_keys
+from pipeline.serving.http.access import Access, api_keys
 from pipeline.serving.server import ServerSettings, serve
 from tests.integration.test_serve import LIMITS, SMALL, eventually
 from tests.served import Served, encoded, get, image_part, picture, user
@@ -105,6 +105,12 @@ def test_a_name_that_is_not_allowed_is_refused(server):
     for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "vico.example.evil"):
         status, message = refused(server, b"", path="/health", Host=host)
         assert status == 421 and "--allowed-host" in message
+
+
+def test_a_client_without_a_key_cannot_pass_for_several():
+    assert Access().client("10.0.0.1", "Bearer a") == Access().client("10.0.0.1", "Bearer b")
+    keyed = Access((b"a", b"b"))
+    assert keyed.client("10.0.0.1", "Bearer a") != keyed.client("10.0.0.1", "Bearer b")
 
 
 @pytest.mark.parametrize("text", ["", "a b\n", "\xe9\n"])

@@ -25,13 +25,19 @@ class Access:
     keys: tuple[bytes, ...] = ()
     hosts: tuple[str, ...] = ()
 
+    def client(self, address: str, authorization: str) -> str:
+        """Return who asks: the address, and the key where keys are checked."""
+        return f"{authorization} {address}" if self.keys else address
+
     def check_host(self, host: str | None) -> None:
-        """Raise RequestError unless the Host header is an IP address, localhost or an allowed name.
+        """Raise RequestError unless the Host header is missing, an IP address, localhost or an allowed name.
 
         A web page can point a name of its own at this server (DNS rebinding) and would then be let in by the
         browser; it cannot do so with an address.
         """
-        name = host_name(host or "")
+        if host is None:  # HTTP/1.0, as of some load balancers; browsers always send it
+            return
+        name = host_name(host)
         if name in ("localhost", *self.hosts) or _is_address(name):
             return
         shown = name[:60]
