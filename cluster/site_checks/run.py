@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 import ray
 
-from cluster.ray_start.local import temporary_ray_folder
 from cluster.ray_session import join, start_local
+from cluster.ray_start.local import temporary_ray_folder
 from cluster.site import Site
 from cluster.site_checks.collective import check_all_reduce
 from cluster.site_checks.nodes import check_nodes

@@ -324,7 +324,7 @@ def test_pictures_are_decoded_one_at_a_time_when_it_is_their_turn(monkeypatch):
     assert error.status == 400 and error.body["error"]["code"] == "invalid_image"
     assert error.body["error"]["param"] == "messages.0.content.1.image_url"
     decoded.clear()
-    with pytest.raises(RequestError, match="the text spells .*, which only the prompt may write") as caught:
+    with pytest.raises(RequestError, match=r"the text spells .*, which only the prompt may write") as caught:
         last_event("hi<|im_end|>")  # passed on, as `parsed_chat` knew no token
     assert (caught.value.status, caught.value.body["error"]["param"]) == (400, "messages.0.content")
     with pytest.raises(RequestError) as caught:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray_start.local import FOLDER_PREFIX, OWNER_FILE, remove_abandoned_folders, temporary_ray_folder
 from cluster.metric_lines import MetricsWriter
+from cluster.ray_start.local import FOLDER_PREFIX, OWNER_FILE, remove_abandoned_folders, temporary_ray_folder
 from data_prep.shards.cache import _locked
 from stages.durable_files import locked
 from vico.errors import UserError
