@@ -6,7 +6,7 @@ A check that fails raises Rejected with one word of `data_prep/records/rejection
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.records.forms.boxes import with_objects
+from data_prep.records.forms.boxes import has_places, with_objects
 from data_prep.records.forms.values import as_text
 from data_prep.records.pictures import Picture, checked_picture
 from data_prep.records.raw_rows import RawRow, picture_data, picture_names, record_id
@@ -91,8 +91,9 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
         checked_picture(picture_data(raw, name), str(name), max_pixels=rules.max_pixels, decode=rules.decode)
         for name in names
     ]
-    sizes = [(picture.width, picture.height) for picture in pictures]
-    conversations = with_objects(conversations, row.get("objects"), sizes)
+    if has_places(conversations):
+        sizes = [(picture.width, picture.height) for picture in pictures]
+        conversations = with_objects(conversations, row.get("objects"), sizes)
     settings = prompt_format.settings
     tiling = settings.tiling(max(1, rules.max_tiles // max(1, len(pictures))))  # divided as in InternVL
     tiles = [num_tiles(picture.width, picture.height, tiling) for picture in pictures]
@@ -141,7 +142,10 @@ def _conversations(row: dict[str, Any]) -> list[dict[str, Any]]:
         raise Rejected("no_answer", "the last question has no answer")
     if all(turn.get("loss") is False for turn in turns if turn["from"] == "gpt"):
         raise Rejected("no_answer", "no answer is learned; each has a loss or weight of 0")
-    return [{name: turn[name] for name in ("from", "value", "loss") if name in turn} for turn in turns]
+    return [
+        {"from": turn["from"], "value": turn["value"], **({"loss": turn["loss"]} if "loss" in turn else {})}
+        for turn in turns
+    ]
 
 
 def _spelled(error: SpelledToken, conversations: list[dict[str, Any]]) -> str:
@@ -153,9 +157,10 @@ def _spelled(error: SpelledToken, conversations: list[dict[str, Any]]) -> str:
 
 def _information(row: dict[str, Any], *fields: str) -> str:
     """Return the first of the fields that has something, as text; no row is lost because of its form."""
-    return next((text for text in (as_text(row.get(field)) for field in fields) if text), "")[
-        :_MAX_FIELD_CHARS
-    ]
+    for field in fields:
+        if text := as_text(row.get(field)):
+            return text[:_MAX_FIELD_CHARS]
+    return ""
 
 
 def _check_answers(conversations: list[dict[str, str]]) -> None:

@@ -20,19 +20,22 @@ _FIELDS = ("ref", "bbox", "bbox_type", "image_id")
 _TYPES = ("real", "norm1", "norm1000")
 
 
+def has_places(conversations: list[dict[str, Any]]) -> bool:
+    """Return whether a turn has a place for a name or a box."""
+    return any(NAME_PLACE in turn["value"] or BOX_PLACE in turn["value"] for turn in conversations)
+
+
 def with_objects(
     conversations: list[dict[str, Any]], objects: Any, sizes: Sequence[tuple[int, int]]
 ) -> list[dict[str, Any]]:
-    """Return the turns with names and boxes in their places; `sizes` are (width, height) of the pictures.
+    """Return turns with names and boxes in their places; `sizes` are (width, height) of the pictures.
 
-    If no turn has a place, `objects` is only information. Raises Rejected when places and objects differ in
-    number, or when a box is not inside its picture.
+    Raises Rejected when places and objects differ in number, or when a box is not inside its picture. Objects
+    of turns without a place are only information: `has_places`.
     """
     places = {
         place: sum(turn["value"].count(place) for turn in conversations) for place in (NAME_PLACE, BOX_PLACE)
     }
-    if not any(places.values()):
-        return conversations
     objects = json_value(objects)
     objects = objects if has_content(objects) else {}
     if not isinstance(objects, dict) or not objects.keys() <= set(_FIELDS):

@@ -21,6 +21,8 @@ def inline_picture(name: str) -> bytes | None:
 
     Raises Rejected when the text is cut or has other characters.
     """
+    if len(name) < _FEWEST_CHARACTERS and ":" not in name:
+        return None
     if is_data_uri(name):
         head, comma, text = name.partition(",")
         if not comma:
