@@ -105,7 +105,7 @@ def refuse_yaml_bomb(text: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes and any(anchor == event.anchor for anchor, _ in open_blocks):
                 raise BeyondLimits(f"line {_line(event)}: *{event.anchor} is within what it stands for")
-            total += sizes.get(event.anchor, 1)
+            total += sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.ScalarEvent):
             total += 1
             if event.anchor:

@@ -22,8 +22,8 @@ def has_content(value: Any) -> bool:
 
 
 def decoded_json(text: str) -> Any:
-    """Return the value of a JSON text. Raises ValueError when it is none, NaN included, or beyond the limits, and
-    Rejected when an escape in it spells half of a surrogate pair."""
+    """Return the value of a JSON text. Raises ValueError when it is none, NaN included, or beyond the limits,
+    and Rejected when an escape in it spells half of a surrogate pair."""
     value = depth_checked(text, lambda: _DECODER.decode(text))
     if "\\u" in text:  # valid UTF-8 has no half of a pair; only an escape can spell one
         try:
@@ -38,9 +38,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 # json.loads would create one for every row
-_DECODER = json.JSONDecoder(
-    parse_constant=_refuse_constant, parse_int=bounded_int, parse_float=finite_float
-)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=bounded_int, parse_float=finite_float)
 
 
 def json_value(value: Any) -> Any:
