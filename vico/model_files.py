@@ -23,8 +23,9 @@ _TOKENIZER_FILES = (
 
 
 _MAX_CONFIG_BYTES = 16 * 2**20
-_LARGE_FILES = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
-_MAX_BYTES = dict.fromkeys(_LARGE_FILES, 2**28)
+_MAX_BYTES = dict.fromkeys(
+    ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json"), 2**28
+)
 
 
 def check_model_folder(path: str | Path) -> Path:
@@ -76,7 +77,7 @@ def _indexed_names(index: Path) -> list[str]:
         if not isinstance(name, str) or not _WEIGHT_NAME.fullmatch(name):
             raise UserError(
                 f"{index}: weight_map names {str(name)[:60]!r}, which is not a *.safetensors file in this "
-                "folder; copy the weights into it and name them without a path"
+                "folder; copy the weights into the folder and name them without a path"
             )
     return sorted(set(names))
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -103,6 +104,9 @@ def test_ray_ends_when_its_driver_is_killed(short_folder):
     process.wait()
     others = [child for child in children if child not in agents]
     assert len(others) >= 4, "GCS, raylet and workers"
+    [folder] = short_folder.glob("vico-ray-*")
+    assert (folder / "r").is_dir() and list(folder.glob("r/session_*/sockets/*"))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700, "no other user reaches the sockets and logs in it"
     # A worker that was just starting asks the dead cluster until Ray gives up (26 s measured, 60 s at most).
     _, alive = psutil.wait_procs(others, timeout=90)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []

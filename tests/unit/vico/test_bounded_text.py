@@ -1,9 +1,10 @@
 """Texts that would fill the memory, take minutes or end in a traceback are refused in one line."""
 
 import json
-import time
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -47,25 +48,29 @@ YAML_BOMBS = {
     "long": "a: [" + "x, " * 400_000 + "]",
     "values": "a: [" + "x," * 60_000 + "]",
 }
-SECONDS = 20.0
-"""Far above what they take here, far below what the bombs took."""
+HANG_S = 120
 
 
-def in_time(action: Callable[[], object]) -> None:
-    started = time.monotonic()
-    action()
-    assert time.monotonic() - started < SECONDS
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """End a test that a bomb keeps busy."""
+
+    def hangs(number: int, frame: object) -> NoReturn:
+        raise TimeoutError(f"still busy after {HANG_S} s")
+
+    signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(HANG_S)
+    yield
+    signal.alarm(0)
 
 
 def refused(action: Callable[[], object], *names: str) -> None:
-    """Assert a UserError of one short line that names these, in time."""
-    started = time.monotonic()
+    """Assert a UserError of one short line that names these."""
     with pytest.raises(UserError) as error:
         action()
     text = str(error.value)
     assert "\n" not in text and len(text) < 600 + sum(map(len, names)), text[:2000]
     assert all(name in text for name in names), text
-    assert time.monotonic() - started < SECONDS
 
 
 @pytest.mark.parametrize("bomb", YAML_BOMBS)
@@ -123,7 +128,6 @@ def test_a_meta_file_with_a_repeated_name_among_many(tmp_path):
 
 @pytest.mark.parametrize("bomb", JSON_BOMBS)
 def test_bombs_in_a_row(bomb):
-    started = time.monotonic()
     with pytest.raises(Rejected, match=r"nested more than|digits|too large|Expecting"):
         parsed_row(f'{{"id": {JSON_BOMBS[bomb]}}}'.encode())
     deep: list[object] = []
@@ -131,7 +135,6 @@ def test_bombs_in_a_row(bomb):
         deep = [deep]
     with pytest.raises(Rejected, match="nested more than"):
         parsed_row({"id": deep})
-    assert time.monotonic() - started < SECONDS
 
 
 def test_deep_but_readable_values_are_read():
