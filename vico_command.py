@@ -20,7 +20,8 @@ def main() -> None:
     if (os.path.realpath(folder), file) != (os.path.join(_FOLDER, "pipeline"), "__init__.py"):
         sys.stderr.write(
             f"error: pipeline comes from {place}, and vico_command from {_FOLDER}; all parts of vico must "
-            "come from one folder: take the other one off PYTHONPATH, or start vico from its own installation\n"
+            "come from one folder: take the other one off PYTHONPATH, or start vico from its own "
+            "installation\n"
         )
         sys.exit(2)
     from pipeline.cli import main as run_command_line

@@ -144,8 +144,9 @@ def worker_environment(site: Site, *, local: bool) -> dict[str, str]:
     """Return the environment variables that every worker process gets."""
     environment = {
         "OMP_NUM_THREADS": str(site.resources.threads_per_worker),
-        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR")
-        or str(Path(sys.prefix, "torch_extensions")),
+        "TORCH_EXTENSIONS_DIR": os.path.abspath(
+            os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix, "torch_extensions")
+        ),
         "MLFLOW_RUN_ID": "",  # MLflow would write into that run, whatever parent run it is given
     }
     if not site.resources.gpus_per_worker:

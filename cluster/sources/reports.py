@@ -14,8 +14,8 @@ from cluster.sources.driver import driver_code
 from cluster.sources.in_worker import PACKAGES, REPORT_PREFIX
 from vico.errors import UserError
 
-WORKERS_FILE = "workers.jsonl"
-"""In an attempt's folder: the report of every process that worked on it."""
+WORKERS_FILE = "workers.ndjson"
+"""In an attempt's folder: the report of every process that worked on it. `*.jsonl` are metrics."""
 
 
 class WorkerReports:
