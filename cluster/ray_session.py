@@ -151,8 +151,9 @@ def worker_environment(site: Site, *, local: bool) -> dict[str, str]:
     environment = {
         **session_environment(site.resources),
         **site.environment,
-        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR")
-        or str(Path(sys.prefix, "torch_extensions")),
+        "TORCH_EXTENSIONS_DIR": os.path.abspath(
+            os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix, "torch_extensions")
+        ),
         "MLFLOW_RUN_ID": "",  # MLflow would write into that run, whatever parent run it is given
     }
     if local:

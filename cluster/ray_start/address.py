@@ -29,7 +29,7 @@ def refuse_no_cluster(source: str, address: str) -> None:
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED and address != "auto":
             raise refused_token(source, address) from error
-        reason = _reason(error.code())
+        reason = _reason(error.code(), error.details() or "")
         if reason:
             raise UserError(
                 f"{source}={address}: no Ray cluster answers there ({reason}); give HOST:PORT of `ray start "
@@ -58,9 +58,11 @@ def _refuse_malformed(source: str, address: str) -> None:
         )
 
 
-def _reason(code: grpc.StatusCode) -> str:
+def _reason(code: grpc.StatusCode, details: str) -> str:
     """Return why an answer is not that of a GCS; "" if it is one that only wants a token: for `auto`,
     `ray.init` finds it."""
+    if "DNS resolution failed" in details:
+        return "the name of the host does not resolve"
     if code == grpc.StatusCode.UNAUTHENTICATED:
         return ""
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:

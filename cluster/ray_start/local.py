@@ -6,6 +6,7 @@ import fcntl
 import math
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -30,6 +31,8 @@ _WAITS_S = ("RAY_gcs_server_port_wait_time_s", "RAY_raylet_start_wait_time_s")
 _WAITS_MS = ("RAY_agent_register_timeout_ms",)
 """Ray's own limits for parts of a start, of 10 to 30 s each."""
 _SHORTEST_WAIT_S = 30
+_CHECK_S = 1.0
+_GRACE_S = 5.0
 
 
 @contextmanager
@@ -83,43 +86,35 @@ def remove_abandoned_folders(parent: Path) -> None:
 
 @contextmanager
 def start_limit(folder: Path, timeout_s: float) -> Iterator[None]:
-    """Give the processes of the Ray in `folder`, which the body starts, `timeout_s` to start.
+    """Give each process of the Ray in `folder`, which the body starts, `timeout_s` to start.
 
-    Then they are killed. Raises UserError after this or any other failure: what was waited for, for how long,
-    and where the logs are.
+    Raises UserError after this or any other failure: what was waited for, for how long, and where the logs
+    are. The processes are then killed.
     """
-    started = time.monotonic()
     watch = _Watch(folder, timeout_s)
     try:
         with watch, _patient_ray(timeout_s):
             yield
-        if watch.missing is not None:
-            raise TimeoutError("the processes were ended in the moment in which they were ready")
     except UserError:
         raise
     except Exception as error:
-        waited = time.monotonic() - started
+        line = watch.late_line() if watch.waited_s >= timeout_s else watch.failed_line(one_line(error))
         end_processes(folder)
-        logs = _kept_logs(folder)
-        if watch.missing is None:
-            raise UserError(
-                f"a local Ray did not start: {one_line(error)}; its logs are in {logs}"
-            ) from error
-        raise UserError(
-            f"a local Ray did not start: {watch.missing} was not ready after {waited:.0f} s; raise "
-            f"ray.start_timeout_s={timeout_s:g} in the site if the machine is slow; its logs are in {logs}"
-        ) from error
+        raise UserError(line) from error
 
 
 class _Watch:
-    """A thread that ends the processes of a start that takes too long: what waits for them then fails."""
+    """A thread that ends this process if a start hangs in Ray's own code.
+
+    Ray waits for its processes within the limits of `_patient_ray` and raises. But its calls to a GCS server
+    that has stopped or ended do not return, and after a minute they end this process without a line.
+    """
 
     def __init__(self, folder: Path, timeout_s: float):
-        self.missing: str | None = None
-        """The process that was waited for; None as long as the time is not over."""
         self._folder, self._timeout_s = folder, timeout_s
+        self._started_s = time.monotonic()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._end_if_late, name="ray-start", daemon=True)
+        self._thread = threading.Thread(target=self._end_if_it_hangs, name="ray-start", daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -128,18 +123,53 @@ class _Watch:
         self._ended.set()
         self._thread.join()
 
-    def _end_if_late(self) -> None:
-        if not self._ended.wait(self._timeout_s):
-            names = [process.name() for process in ray_processes(self._folder)]
-            self.missing = "its raylet" if "raylet" in names else "its GCS server"
-            end_processes(self._folder)
+    @property
+    def waited_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def late_line(self) -> str:
+        """Return which process was late, as `failed_line` does."""
+        missing = "its raylet" if "raylet" in self._names() else "its GCS server"
+        return self.failed_line(
+            f"{missing} was not ready after {self.waited_s:.0f} s; raise "
+            f"ray.start_timeout_s={self._timeout_s:g} in the site if the machine is slow"
+        )
+
+    def failed_line(self, reason: str) -> str:
+        """Return why the start failed and where the logs are. Moves them out of the folder."""
+        return f"a local Ray did not start: {reason}; its logs are in {_kept_logs(self._folder)}"
+
+    def _names(self) -> set[str]:
+        return {process.name() for process in ray_processes(self._folder)}
+
+    def _end_if_it_hangs(self) -> None:
+        had_server = False
+        while not self._ended.wait(_CHECK_S):
+            has_server = "gcs_server" in self._names()
+            if had_server and not has_server:
+                if not self._ended.wait(_GRACE_S):
+                    self._end(self.failed_line("its GCS server has ended"))
+            elif self.waited_s > 2 * self._timeout_s + _GRACE_S:
+                self._end(self.late_line())
+            had_server = has_server
+
+    def _end(self, line: str) -> None:
+        sys.stderr.write(f"error: {line}\n")
+        sys.stderr.flush()
+        end_processes(self._folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(2)
 
 
 @contextmanager
 def _patient_ray(timeout_s: float) -> Iterator[None]:
-    """Raise Ray's own limits to `timeout_s` where they are shorter; the watch ends what takes longer."""
-    wait_s = max(math.ceil(timeout_s), _SHORTEST_WAIT_S)
-    limits = {**dict.fromkeys(_WAITS_S, str(wait_s)), **dict.fromkeys(_WAITS_MS, str(1000 * wait_s))}
+    """Set the limits of Ray itself to `timeout_s`."""
+    wait_s, agent_wait_s = math.ceil(timeout_s), max(math.ceil(timeout_s), _SHORTEST_WAIT_S)
+    limits = {
+        **dict.fromkeys(_WAITS_S, str(wait_s)),
+        # without its agents a raylet ends, also after the start
+        **dict.fromkeys(_WAITS_MS, str(1000 * agent_wait_s)),
+    }
     before = {name: os.environ.get(name) for name in limits}
     get_node, deadline = services.get_node, time.monotonic() + timeout_s
 

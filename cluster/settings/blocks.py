@@ -30,7 +30,7 @@ class RaySettings(SiteBlock):
     """Folder in which a local Ray gets a new folder for its sockets and logs; null: the system's temporary
     folder."""
     start_timeout_s: float = Field(120, gt=0)
-    """Seconds that the processes of a local Ray may take to start; busy machines and slow disks need more."""
+    """Seconds that each process of a local Ray may take to start; busy machines and slow disks need more."""
     # Measured: without the dashboard a local Ray starts 2 s sooner and takes 870 MB less memory.
     dashboard: bool = False
     """Start Ray's dashboard with a local Ray. It costs 2 s at the start and 870 MB of memory."""

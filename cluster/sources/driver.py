@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import site
 import sysconfig
 from functools import cache
 from pathlib import Path
@@ -45,4 +46,5 @@ def python_path() -> str:
 
 def is_installed() -> bool:
     """Return whether the project was installed as a wheel rather than run from a checkout."""
-    return PROJECT_FOLDER in (Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib")))
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    return PROJECT_FOLDER in [Path(folder).resolve() for folder in (*folders, site.getusersitepackages())]

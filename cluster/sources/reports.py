@@ -15,8 +15,8 @@ from cluster.sources.in_worker import PACKAGES, REPORT_PREFIX
 from vico.errors import UserError
 from vico.own_files import no_links
 
-WORKERS_FILE = "workers.jsonl"
-"""In an attempt's folder: the report of every process that worked on it."""
+WORKERS_FILE = "workers.ndjson"
+"""In an attempt's folder: the report of every process that worked on it. `*.jsonl` are metrics."""
 
 
 class WorkerReports:

@@ -276,6 +276,43 @@ def test_a_start_that_takes_too_long_is_one_line_and_keeps_the_logs(short_folder
     assert list(kept.glob("session_*/gcs_server.*"))
 
 
+@pytest.mark.parametrize(
+    "act, reason",
+    [("suspend", "its raylet was not ready after "), ("kill", "its GCS server has ended; its logs are in ")],
+)
+def test_a_server_that_is_lost_during_the_start_is_one_line(short_folder, act, reason):
+    """It has answered before: Ray's own calls then wait for a minute and end the process."""
+    code = f"""
+        import os, threading, psutil, ray
+        from cluster.ray_session import ray_session
+        from cluster.site import Site
+
+        def lose_server():
+            while True:
+                programs = dict()
+                for process in psutil.Process().children(recursive=True):
+                    try:
+                        programs[os.path.basename(process.exe())] = process
+                    except psutil.Error:
+                        continue
+                if "raylet" in programs:
+                    programs["gcs_server"].{act}()
+                    return
+
+        threading.Thread(target=lose_server, daemon=True).start()
+        settings = {{"temp_dir": {str(short_folder)!r}, "start_timeout_s": 5}}
+        with ray_session(Site.model_validate({{"ray": settings}})):
+            print("started")
+    """
+    process = driver(code)
+    output, _ = process.communicate(timeout=180)
+    (line,) = [line for line in output.splitlines() if "a local Ray did not start: " in line]
+    assert line.split("a local Ray did not start: ")[1].startswith(reason), output
+    (kept,) = short_folder.iterdir()
+    assert line.endswith(str(kept))
+    assert list(kept.glob("session_*/gcs_server.*"))
+
+
 def test_a_start_that_takes_longer_than_rays_own_limit_succeeds(short_folder):
     """The raylet is stopped for 35 s; Ray alone gives up after 30."""
     code = f"""

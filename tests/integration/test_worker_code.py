@@ -86,10 +86,11 @@ def assert_workers_ran_the_drivers_code(storage: Path, stage: str, place: Path, 
     code = json.loads(record.read_text())["facts"]["code"]
     assert list(code["workers"]) == [code["driver"]]
     assert code["workers"][code["driver"]] >= kinds
-    reports = [json.loads(line) for line in (record.parent / "attempts/1/workers.jsonl").open()]
+    reports = [json.loads(line) for line in (record.parent / "attempts/1/workers.ndjson").open()]
     assert {report["digest"] for report in reports} == {code["driver"]}
     folders = {package["folder"] for report in reports for package in report["packages"].values()}
     assert folders == {str(place)}
+    assert "is damaged" not in next(storage.glob("runs/*/driver.log")).read_text()
 
 
 def test_a_wheel_started_inside_another_checkout_runs_its_own_code(installed, other_checkout, tmp_path):
