@@ -121,13 +121,13 @@ def test_a_value_without_a_stable_form_is_refused(value):
 # Of each stage at its defaults, with seed 0 and the names of inputs in place of their digests. CODE_VERSION
 # and INPUTS change them.
 STAGES = {
-    "shard": "153540cef93c8ca6",
-    "consistency": "6f0db624d0894172",
-    "ratio": "cf1352a9e9203352",
-    "label": "297168ea6b476f93",
-    "router": "44cff83a7fd6de5e",
-    "evaluate": "057f57067b59b304",
-    "export": "9b69431a407b4dbb",
+    "shard": "14d8c65a3bdc65ad",
+    "consistency": "d47353ab25f1bd8e",
+    "ratio": "6339dd9a98c14a6f",
+    "label": "a9d4e14f775bac4f",
+    "router": "3c5f995de316fb49",
+    "evaluate": "94c7daf3fb9b8fa8",
+    "export": "86f338713e0689a1",
 }
 
 
