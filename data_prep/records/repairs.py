@@ -19,7 +19,7 @@ from data_prep.records.blocks import Block, block_rows
 from data_prep.records.pictures import picture_in_root
 from data_prep.records.raw_rows import DIGEST_BYTES, RawRow
 from data_prep.records.rejection import LedgerRow, Rejected
-internvl_line = lambda content: content  # TEMPORARY
+from data_prep.records.row_forms import internvl_line
 from data_prep.records.sets import RecordFile, RecordSet
 from vico.errors import UserError
 
