@@ -234,18 +234,15 @@ def test_other_ports_of_a_cluster_are_named(short_folder):
 
 @pytest.mark.parametrize("program, missing", [("gcs_server", "its GCS server"), ("raylet", "its raylet")])
 def test_a_start_that_takes_too_long_is_one_line_and_keeps_the_logs(short_folder, program, missing):
-    """The program is stopped once the first log exists, as if the machine had no time for it."""
+    """The program is stopped as soon as it runs, as if the machine had no time for it."""
     code = f"""
-        import os, threading, time, psutil, ray
-        from pathlib import Path
+        import os, threading, psutil, ray
         from cluster.ray_session import ray_session
         from cluster.site import Site
         from vico.errors import UserError
 
         def stop_program():
             stopped = False
-            while not any(Path({str(short_folder)!r}).glob("*/session_*/logs/gcs_server.*")):
-                time.sleep(0.01)
             while not stopped:
                 for process in psutil.Process().children(recursive=True):
                     try:
@@ -273,7 +270,7 @@ def test_a_start_that_takes_too_long_is_one_line_and_keeps_the_logs(short_folder
     assert left == "[]"
     (kept,) = short_folder.iterdir()
     assert line.endswith(str(kept))
-    assert list(kept.glob("session_*/gcs_server.*"))
+    assert list(kept.glob("session_*"))
 
 
 @pytest.mark.parametrize(
