@@ -182,7 +182,7 @@ python=$(command -v {python}) || {{
 export PATH=$(dirname "$python"):$PATH  # symmetric-run calls `ray` by name
 export RAY_TMPDIR={node_folder}/vico-$VICO_JOB_ID
 mkdir -p "$RAY_TMPDIR" || exit 1
-export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT={timeout}
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT={timeout} RAY_raylet_start_wait_time_s={timeout}
 ray symmetric-run --address "$VICO_HEAD" --min-nodes "$VICO_NODES" \\
     {start} \\
     -- env RAY_ADDRESS="$VICO_HEAD" {driver}

@@ -51,6 +51,7 @@ class RayCluster:
         self.environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_raylet_start_wait_time_s": "180",  # busy machines
             "RAY_TMPDIR": str(Path(MOUNT).parent),  # each host's own, as in pods
             "RAY_AUTH_MODE": spec["authOptions"]["mode"],
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
