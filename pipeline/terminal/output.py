@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PLAIN_WIDTH = 240
 """Columns if the output is not a terminal, so that no line of a table breaks."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _CURSOR_OF_BARS = re.compile(r"[\r\n]*(\x1b\[A)*")
 Cell: TypeAlias = object | tuple[str, ...]
 """A cell of a table: a value, or a tuple with one text per line."""
@@ -100,6 +101,7 @@ class PlainStream:
     """A text stream that escapes control characters, for writers that are not ours.
 
     A carriage return before a text passes, and so does the movement of the cursor between bars of tqdm.
+    Colours, in which Ray writes, are left out.
     """
 
     def __init__(self, stream: TextIO):
@@ -111,7 +113,7 @@ class PlainStream:
             self.unfiltered.write(text)
         else:
             rest = text.removeprefix("\r")
-            self.unfiltered.write(text[: len(text) - len(rest)] + printable_lines(rest))
+            self.unfiltered.write(text[: len(text) - len(rest)] + printable_lines(_COLOURS.sub("", rest)))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

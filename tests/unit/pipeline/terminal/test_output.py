@@ -70,8 +70,9 @@ def test_what_others_write_to_the_standard_streams_is_filtered(monkeypatch):
     assert isinstance(sys.stdout, PlainStream) and sys.stdout.unfiltered is out
     print(TEXT)
     print("\r 10%|#", end="")
+    print("\x1b[33m(raylet)\x1b[0m", end="")
     print("\x1b[A", end="")
-    assert out.getvalue() == f"{SHOWN}\n\r 10%|#\x1b[A"
+    assert out.getvalue() == f"{SHOWN}\n\r 10%|#(raylet)\x1b[A"
     logger = logging.getLogger("test of the terminal")
     logger.addHandler(handler := TerminalHandler())
     try:
