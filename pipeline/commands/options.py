@@ -73,7 +73,8 @@ def site_of(site: str | None, storage: str | None) -> "Site":
         storage_of(loaded.storage).refresh()
     nearest = next((path for path in (loaded.storage, *loaded.storage.parents) if path.exists()), None)
     if nearest is not None and not nearest.is_dir():
-        raise UserError(f"storage={loaded.storage}: {nearest} is a file; name a folder with --storage")
+        what = "is a file" if nearest == loaded.storage else f"is below {nearest}, which is a file"
+        raise UserError(f"storage={loaded.storage} {what}; name a folder with --storage")
     return loaded
 
 

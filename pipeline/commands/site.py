@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.options import JsonOption, StorageOption, answer_stream, site_of
-from pipeline.terminal.output import Terminal, print_json, terminal
+from pipeline.terminal.output import Terminal, error_terminal, print_json, terminal
 
 
 def check(
@@ -44,7 +44,7 @@ def check(
             opened_site,
             with_job=not no_job,
             timeout_s=timeout,
-            say=Terminal(stream if as_json else sys.stderr).line,
+            say=(Terminal(stream) if as_json else error_terminal()).line,
         )
         if as_json:
             print_json(answer, [result.as_json() for result in results])

@@ -129,4 +129,5 @@ def test_a_job_with_a_password_in_a_url_is_refused(project):
     site(project, tracking={"uri": "http://me:secret@mlflow"}, jobs={"address": "http://ray:8265"})
     project.vico("submit", "pipeline.yaml", "--print", code=2)
     assert "tracking.uri (site tiny) holds a password" in project.errors
-    assert "secret" not in project.errors + project.last_output
+    assert "me:" not in project.errors + project.last_output
+    assert "secret@" not in project.errors + project.last_output

@@ -68,11 +68,13 @@ def test_tile_size_and_limits_change_the_tokenizers_fingerprint(model, cache):
     assert len(seen) == 3
 
 
-def test_links_are_followed(model, cache, tmp_path):
-    linked = tmp_path / "snapshot"
-    linked.mkdir()
+def test_links_of_a_hub_cache_are_followed(model, cache, tmp_path):
+    blobs, linked = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "main"
+    blobs.mkdir(parents=True)
+    linked.mkdir(parents=True)
     for path in model_files(model):
-        (linked / path.name).symlink_to(path)
+        (blobs / f"blob-{path.name}").write_bytes(path.read_bytes())
+        (linked / path.name).symlink_to(f"../../blobs/blob-{path.name}")
     assert model_fingerprint(linked, cache) == model_fingerprint(model, cache)
 
 

@@ -18,6 +18,8 @@ from tests.ports import free_port
 
 MONITORING = Path(__file__).parents[4] / "monitoring"
 
+LABELS = ("stage", "state", "node", "metric")  # the text of a scrape has them in another order
+
 
 @pytest.fixture
 def samples(tmp_path) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -48,7 +50,7 @@ def samples(tmp_path) -> dict[tuple[str, tuple[str, ...]], float]:
     ):
         families = list(text_string_to_metric_families(answer.read().decode()))
     return {
-        (sample.name, tuple(value for name, value in sample.labels.items() if name != "run")): sample.value
+        (sample.name, tuple(sample.labels[name] for name in LABELS if name in sample.labels)): sample.value
         for family in families
         for sample in family.samples
     }

@@ -75,6 +75,7 @@ def test_what_others_write_to_the_standard_streams_is_filtered(monkeypatch):
     assert out.getvalue() == f"{SHOWN}\n\r 10%|#(raylet)\x1b[A"
     logger = logging.getLogger("test of the terminal")
     logger.addHandler(handler := TerminalHandler())
+    monkeypatch.setattr(logger, "propagate", False)  # pytest cannot send half of a pair between processes
     try:
         raise ValueError(TEXT)
     except ValueError:
