@@ -232,6 +232,7 @@ def test_other_ports_of_a_cluster_are_named(short_folder):
     assert accepted == "the cluster itself answers"
 
 
+@pytest.mark.slow  # waits up to a minute for Ray's own limits
 @pytest.mark.parametrize("program, missing", [("gcs_server", "its GCS server"), ("raylet", "its raylet")])
 def test_a_start_that_takes_too_long_is_one_line_and_keeps_the_logs(short_folder, program, missing):
     """The program is stopped as soon as it runs, as if the machine had no time for it."""

@@ -280,7 +280,7 @@ def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, 
     assert files(tmp_path / "shard") == {}
 
 
-def test_a_full_disk_in_a_task_is_one_line(tmp_path, model):
+def test_a_full_disk_in_a_task_is_one_line(tmp_path, model, monkeypatch):
     from data_prep.records.blocks import record_blocks
     from data_prep.records.sets import record_sets
     from stages.shard.tasks import ShardTask, shard_settings, write_part
@@ -288,7 +288,13 @@ def test_a_full_disk_in_a_task_is_one_line(tmp_path, model):
     meta = write_good_records(tmp_path / "records")
     (block,) = record_blocks(record_sets(internvl(meta)), 1000)
     context = context_of(tmp_path / "shard", model, internvl(meta))
-    os.symlink("/dev/full", context.parts.partial("sidecars/00000.tar"))
+
+
+    def write_on_a_full_disk(path, *_, **__):  # a link to /dev/full would be removed, not followed
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"tar")
+
+    monkeypatch.setattr("stages.shard.tasks.write_shard", write_on_a_full_disk)
     with pytest.raises(UserError, match=r"storage=.* is full \(No space left on device\)"):
         settings = shard_settings(ShardConfig(), block.record_set, heldout=False)
         write_part(ShardTask(block, settings, model, context.parts))
