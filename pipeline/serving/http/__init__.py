@@ -1,1 +1,0 @@
-"""Who may ask how much over HTTP: connections, keys, hosts, bodies; metrics and the OpenAPI document."""
