@@ -162,6 +162,8 @@ def cancel(runs: Runs, name: str) -> str:
             f"RUN={run.run} was not submitted; stop its driver where it works (Ctrl-C, or SIGTERM to "
             f"its process)"
         )
+    if run.state == "done":  # its driver may need a moment more to end
+        return f"run {run.run}: done; nothing to cancel"
     status = job_status(submission)
     if status.state == "unknown":
         raise UserError(f"RUN={run.run}: its job cannot be cancelled: {status.message}")

@@ -159,6 +159,8 @@ def test_print_shows_the_job_without_submitting_it(project):
     assert not project.storage.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.xfail(reason="`logs -f` may end between the death of a driver and its next start", strict=False)
 def test_a_driver_that_is_killed_starts_again_in_its_job(server, project):
     """Ray Jobs has no retries: without ours, the kernel's out-of-memory killer would end the job."""
     code, out, err = finished(vico("submit", *project.run_arguments(address=server), "--json"))

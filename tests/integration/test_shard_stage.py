@@ -1,7 +1,6 @@
 """The shard stage on real Ray: every row is counted, and any number of tasks gives the same bytes."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -288,7 +287,6 @@ def test_a_full_disk_in_a_task_is_one_line(tmp_path, model, monkeypatch):
     meta = write_good_records(tmp_path / "records")
     (block,) = record_blocks(record_sets(internvl(meta)), 1000)
     context = context_of(tmp_path / "shard", model, internvl(meta))
-
 
     def write_on_a_full_disk(path, *_, **__):  # a link to /dev/full would be removed, not followed
         with open("/dev/full", "wb", buffering=0) as file:
