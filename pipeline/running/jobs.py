@@ -118,7 +118,9 @@ class JobWatch:
         after `start_timeout_s`. A running one does not end: its driver writes to the storage without the
         scheduler.
         """
-        if not may_go_on(run):
+        # A job may work on a run that ended: submitted again, or its driver starts again after a failure.
+        is_submitted = run.submission is not None and is_job(run.submission)
+        if not may_go_on(run) and not (is_submitted and run.state in ("failed", "interrupted")):
             return None, run.state in ENDED
         now = time.monotonic()
         if now - self._asked_s < self.every_s:
