@@ -201,10 +201,10 @@ def test_settings_that_kuberay_would_refuse_are_refused_in_the_site(tmp_path, ku
 
 
 def test_an_invalid_manifest_is_refused_by_the_server_and_leaves_nothing(cluster, site):
-    tolerations = [{"key": "gpu", "operater": "Exists"}]
+    tolerations = [{"key": "gpu", "operators": "Exists"}]
     jobs = launcher_of(site(head={"tolerations": tolerations}))
     with pytest.raises(
-        UserError, match=r'refuses the manifest \(.*unknown field .*operater".*correct the kub'
+        UserError, match=r'refuses the manifest \(.*unknown field .*operators".*correct the kub'
     ):
         jobs.submit(JOB)
     assert cluster.events == []
