@@ -127,7 +127,7 @@ STAGES = {
     "label": "a9d4e14f775bac4f",
     "router": "3c5f995de316fb49",
     "evaluate": "94c7daf3fb9b8fa8",
-    "export": "86f338713e0689a1",
+    "export": "a54c0344fcb674cd",
 }
 
 
