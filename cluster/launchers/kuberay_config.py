@@ -37,7 +37,7 @@ class KubeRay(SiteBlock):
     """How `vico submit` makes a RayJob (`ray.io/v1`). Its worker groups are those in `nodes`."""
 
     namespace: str | None = None
-    """Namespace of the job; null: that of the kubeconfig's context, or the pod's own."""
+    """Namespace of the job; null: the namespace of the kubeconfig's context, or of the pod that submits."""
     context: str | None = None
     """Context of the kubeconfig; null: the current one."""
     image: str | None = None

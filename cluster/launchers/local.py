@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,32 +18,21 @@ from cluster.launchers.shared_folder import (
     DRIVER_LOG,
     MARKER,
     PID_FILE,
+    FolderJobs,
     end_of_job,
     last_lines,
     write_job_folder,
 )
-from cluster.site import Site
 from vico.errors import UserError
 
 _HOST_FILE = "host.json"
 _KILL_AFTER_S = 600.0
 
 
-class LocalJobs:
+class LocalJobs(FolderJobs):
     """Background processes of this machine; their files are in `folder`, one folder per job."""
 
     kind: ClassVar[str] = "local"
-
-    def __init__(self, folder: str | Path, site: Site | None = None) -> None:
-        self.folder, self._site = Path(folder), site
-
-    @property
-    def site(self) -> Site:
-        assert self._site is not None, "a launcher without a site submits nothing"
-        return self._site
-
-    def place(self) -> dict[str, Any]:
-        return {"folder": str(self.folder)}
 
     def check(self) -> None:
         """There is nothing to reach."""
@@ -98,12 +88,13 @@ class LocalJobs:
             raise UserError(f"RUN: {status.message}")
         if status.state != "running" or facts is None:
             return False
-        os.kill(facts["pid"], signal.SIGTERM)
         deadline = time.monotonic() + _KILL_AFTER_S
-        while _started(facts["pid"]) == facts["started"]:
-            if time.monotonic() > deadline:
-                os.killpg(facts["pid"], signal.SIGKILL)
-            time.sleep(0.1)
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(facts["pid"], signal.SIGTERM)
+            while _started(facts["pid"]) == facts["started"]:
+                if time.monotonic() > deadline:
+                    os.killpg(facts["pid"], signal.SIGKILL)
+                time.sleep(0.1)
         return True
 
     def _command(self, job: Job) -> list[str]:

@@ -2,7 +2,8 @@
 
 Rules of KubeRay 1.7 that are easy to miss: the name has at most 47 characters; `backoffLimit` makes a whole
 new cluster, `submitterConfig.backoffLimit` only a new submitter pod; SidecarMode takes no `submitterConfig`;
-only a job with `shutdownAfterJobFinishes` can be suspended; `rayVersion` must be that of the image.
+only a job with `shutdownAfterJobFinishes` can be suspended; `rayVersion` must be the version of Ray that the
+image has.
 """
 
 from __future__ import annotations

@@ -7,14 +7,32 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from cluster.launchers.archive import package_files
 from cluster.launchers.launcher import Job, JobStatus
+from cluster.site import Site
 from vico.errors import UserError, last_line
 
 DRIVER_LOG, MARKER, PID_FILE = "job.log", "ended.json", "driver.pid"
 _SHOWN_BYTES = 100_000
 _STOPPED = (130, 143)
+
+
+class FolderJobs:
+    """What launchers with job folders share: the jobs' files are in `folder`, one folder per job."""
+
+    def __init__(self, folder: str | Path, site: Site | None = None) -> None:
+        self.folder, self._site = Path(folder), site
+
+    @property
+    def site(self) -> Site:
+        assert self._site is not None, "a launcher without a site submits nothing"
+        return self._site
+
+    def place(self) -> dict[str, Any]:
+        """Return what a later command needs to reach the jobs, for run.json."""
+        return {"folder": str(self.folder)}
 
 
 def write_job_folder(folder: Path, job: Job, *, with_sources: bool) -> None:

@@ -7,13 +7,11 @@ import shlex
 import shutil
 import subprocess
 import time
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from cluster.launchers.launcher import Job, JobState, JobStatus
 from cluster.launchers.sbatch import BATCH_SCRIPT, NODE_SCRIPT, batch_script, node_script
-from cluster.launchers.shared_folder import DRIVER_LOG, end_of_job, last_lines, write_job_folder
-from cluster.site import Site
+from cluster.launchers.shared_folder import DRIVER_LOG, FolderJobs, end_of_job, last_lines, write_job_folder
 from vico.errors import UserError, one_line
 
 _ANSWER_TIMEOUT_S = 60
@@ -23,24 +21,13 @@ _WORKING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZ
 _NO_REASON = ("", "None")
 
 
-class SlurmJobs:
+class SlurmJobs(FolderJobs):
     """The Slurm whose commands are on PATH. Files of jobs are in `folder`, which all nodes see.
 
     A job is found by its name, which is unique, so that it can be reached before and after it has a number.
     """
 
     kind: ClassVar[str] = "slurm"
-
-    def __init__(self, folder: str | Path, site: Site | None = None) -> None:
-        self.folder, self._site = Path(folder), site
-
-    @property
-    def site(self) -> Site:
-        assert self._site is not None, "a launcher without a site submits nothing"
-        return self._site
-
-    def place(self) -> dict[str, Any]:
-        return {"folder": str(self.folder)}
 
     def check(self) -> None:
         """Raise UserError if a command of Slurm is missing, or its controller does not answer."""

@@ -11,7 +11,7 @@ from cluster.settings.blocks import SiteBlock
 
 
 class Slurm(SiteBlock):
-    """How `vico submit` asks Slurm for nodes. Their number and size is that of the group in `nodes`."""
+    """How `vico submit` asks Slurm for nodes. The group in `nodes` says how many and how large."""
 
     partition: str | None = None
     """Partition (`--partition`); null: Slurm's default."""

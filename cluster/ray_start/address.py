@@ -16,7 +16,7 @@ _ANSWER_TIMEOUT_S = 15.0
 def refuse_no_cluster(source: str, address: str) -> None:
     """Raise UserError unless a cluster's GCS, the address that `ray start --head` names, answers there.
 
-    `source` is the setting that the address comes from. `auto` passes if there is no cluster to ask: then
+    `source` is the setting that gives the address. `auto` passes if there is no cluster to ask: then
     `ray.init` says so.
     """
     _refuse_malformed(source, address)
@@ -33,7 +33,7 @@ def refuse_no_cluster(source: str, address: str) -> None:
         if reason:
             raise UserError(
                 f"{source}={address}: no Ray cluster answers there ({reason}); give HOST:PORT of `ray start "
-                "--head` (usually port 6379, not that of the dashboard or a client server), or unset "
+                "--head` (usually port 6379, not the port of the dashboard or of a client server), or unset "
                 f"{source} to use a local Ray"
             ) from error
     finally:

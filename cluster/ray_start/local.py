@@ -81,7 +81,7 @@ def remove_abandoned_folders(parent: Path) -> None:
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
         except (OSError, UserError):
-            continue  # in use, just being created, or not a folder of ours in spite of its name
+            continue  # in use, just being created, or not our folder in spite of its name
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def now() -> float:
 def write_file(path: str, content: str) -> str:
     """Write a file into a folder that must exist; return why it cannot be written, "" if it can."""
     if not os.path.isdir(os.path.dirname(os.path.dirname(path))):
-        return "there is no such folder"
+        return "the folder does not exist"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:

@@ -103,7 +103,7 @@ class PictureSides:
         return table.set_column(column, table.schema.field(column), pa.array(splits, pa.string()))
 
     def moved(self, table: pa.Table) -> dict[int, str]:
-        """Return line -> split of the rows whose split is not that of the table."""
+        """Return line -> new split of the rows whose split differs from the table."""
         settled = self.settled(table)
         if settled is table:
             return {}
@@ -117,9 +117,9 @@ def picture_sides(
 ) -> PictureSides:
     """Return the sides of the pictures that rows of several pictures share with other rows.
 
-    Connected rows take the side of the smallest picture among those that are alone in a row, so that such
-    rows keep the side of their picture; if there is none, that of the smallest picture of all. `written` are
-    sides that nothing may change; they come first.
+    Connected rows take the side of one picture: the smallest among those that are alone in a row, so that
+    such rows keep the side of their picture, otherwise the smallest of all. Nothing changes the sides in
+    `written`, which come first.
 
     `tables()` gives the index rows of each shard with the splits drawn; it is called twice. Memory: 8 bytes
     per picture in the first pass, then 70 per shared picture.

@@ -3,6 +3,7 @@ site."""
 
 import json
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from cluster.sources.driver import driver_code
 from pipeline.config.graph import Graph
 from pipeline.identity.provenance import PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE, git_patch, git_state
 from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline
-from pipeline.results.runs import Runs, State
+from pipeline.results.runs import RunFile, Runs, State
 from pipeline.running.held_run import forget_forced
 from pipeline.running.jobs import is_job, job_status
 from pipeline.running.preflight import check_storage
@@ -27,6 +28,8 @@ from pipeline.storage.leases import Leases
 from vico.errors import UserError, one_line
 
 CONFIG_FILE, SITE_FILE = "submitted/config.yaml", "submitted/site.yaml"
+_END_TIMEOUT_S = 660.0
+"""Longer than any launcher gives the ranks to publish a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -168,12 +171,26 @@ def cancel(runs: Runs, name: str) -> str:
     if status.state == "unknown":
         raise UserError(f"RUN={run.run}: its job cannot be cancelled: {status.message}")
     was_active = launcher_of_submission(submission).cancel(submission["id"])
+    _wait_until_ended(run, submission)
     if not was_active:
         return f"run {run.run}: its job {submission['id']} had ended ({status.state}); nothing to cancel"
     run = runs.named(run.run)
     if run.state == "pending":
         _enter(runs, run.run, submission, "its job was cancelled before it started", state="cancelled")
     return f"run {run.run}: its job {submission['id']} is cancelled; the same `vico submit` resumes the run"
+
+
+def _wait_until_ended(run: RunFile, submission: dict[str, Any]) -> None:
+    """Wait until the scheduler says that a cancelled job has ended: until then, `submit` would leave the run
+    with it. Raises UserError after `_END_TIMEOUT_S`."""
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    while job_status(submission).state in ("pending", "running"):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"RUN={run.run}: its job {submission['id']} was told to stop and has not ended after "
+                f"{_END_TIMEOUT_S:g} s; see vico logs --job {run.run}, and cancel it again"
+            )
+        time.sleep(0.5)
 
 
 def _enter(

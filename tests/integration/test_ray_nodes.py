@@ -157,7 +157,11 @@ def test_a_sound_site_passes_all_checks_in_a_job(nodes, site):
             "resources",
             "resources.workers=7 need 7 CPUs, the nodes have 6",
         ),
-        ({"storage": str(PRIVATE / "runs")}, "storage", "cannot write to /mnt/runs: there is no such folder"),
+        (
+            {"storage": str(PRIVATE / "runs")},
+            "storage",
+            "cannot write to /mnt/runs: the folder does not exist",
+        ),
         (
             {"tracking": {"uri": "http://10.77.0.2:9"}},
             "mlflow",

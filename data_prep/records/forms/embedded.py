@@ -68,7 +68,7 @@ class Embedded:
         return meant
 
     def caption_text(self) -> str:
-        """Return the caption of pictures. Raises Rejected when it is not UTF-8, or there is no picture."""
+        """Return the caption of pictures. Raises Rejected if it is not UTF-8 or has no picture."""
         assert self.caption is not None, "the caller looks whether there is a caption"
         if not self.pictures:
             raise Rejected("broken_row", f"{self.holder} has a caption but no picture")

@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.records.forms.embedded import Attachment, type_name
 from data_prep.records.forms.named_pictures import PICTURE_FIELDS, picture_list
 from data_prep.records.forms.parts import joined_parts
-from data_prep.records.forms.unread import refuse_unread_of_turn
+from data_prep.records.forms.unread import LEARNED_FIELDS, refuse_unread_of_turn
 from data_prep.records.forms.values import as_text, filled, has_content, json_value
 from data_prep.records.rejection import Rejected, shown
 from vico.special_tokens import IMAGE_MARK
@@ -35,7 +35,6 @@ _SPEAKERS = {
 }
 _SPEAKER_FIELDS, _VALUE_FIELDS = ("from", "role", "speaker"), ("value", "content", "text")
 _ASKED, _ANSWERED = ("user", "human", "question", "query"), ("assistant", "gpt", "answer", "response")
-_LEARNED_FIELDS = ("loss", "weight", "train", "loss_scale")
 
 
 @dataclass
@@ -127,7 +126,7 @@ def _learned(turn: dict[str, Any], speaker: Any, number: int) -> dict[str, bool]
 
     Raises Rejected for a value other than true, false, 1 and 0, and when two fields disagree.
     """
-    given = {name: turn[name] for name in _LEARNED_FIELDS if turn.get(name) is not None}
+    given = {name: turn[name] for name in LEARNED_FIELDS if turn.get(name) is not None}
     for name, value in given.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             message = f"turn {number} has {name}={shown(str(value))}; only true, false, 1 and 0 are read"

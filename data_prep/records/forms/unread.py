@@ -26,8 +26,13 @@ _PREFERENCE_FIELDS = (
     "kto_label",
 )
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "refusal")
+LEARNED_FIELDS = ("loss", "weight", "train", "loss_scale")
+"""Fields of a turn that say whether it is learned."""
 _TOOL_SPEAKERS = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
-_WEIGHT_FIELDS = ("loss", "loss_scale", "loss_weight", "sample_weight", "weight")
+# a weight or mask by any name; of a turn, `forms/turns.py` reads some
+_WEIGHT = re.compile(
+    r"(sample_)?weight|loss.*|train_on.*|mask|mask_history|(label|labels|answer|token|attention)_mask"
+)
 # fields whose texts are no names of pictures that are left out, whatever they look like
 _INFORMATION = frozenset(("id", "source", "origin", "license", "kind", "category", "group", "objects"))
 _ASKED_OR_ANSWERED = frozenset(("question", "answer", "query", "response"))
@@ -40,6 +45,8 @@ _FIELDS_OF_NAMES = frozenset(
     ]
 )
 _NUMBERED = re.compile(r"(image|img|picture|photo)s?[_-]?\d", re.IGNORECASE)
+_PICTURE_WORD = re.compile(r"image|img|picture|photo", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 _MEDIA_OF_URI: dict[str, Media] = {"image": "picture", "audio": "audio", "video": "video"}
 _LONGEST_NAME = 1024
 
@@ -51,14 +58,17 @@ def refuse_unread(row: dict[str, Any], read: Collection[str], pictures: Collecti
     """
     read_pictures = _ReadPictures(pictures)
     for field, value in row.items():
-        if field in _MEDIA_FIELDS and has_content(value):
-            media = _MEDIA_FIELDS[field]
+        name = field.lower()
+        if name != field and name in read and has_content(value):
+            raise Rejected("unread_field", f"{shown(field)} is not read; rename it to {name}")
+        if name in _MEDIA_FIELDS and has_content(value):
+            media = _MEDIA_FIELDS[name]
             raise Rejected(media, f"the row has {_WITH_ARTICLE[media]} in {field}")
-        if field in _TOOL_FIELDS and has_content(value):
+        if name in _TOOL_FIELDS and has_content(value):
             raise Rejected("unread_field", f"{field} is not read; rows with tools are not supported")
-        if field in _PREFERENCE_FIELDS and has_content(value):
+        if name in _PREFERENCE_FIELDS and has_content(value):
             raise Rejected("unread_field", f"{field} is one side of a preference, which is not learned here")
-        if field in _WEIGHT_FIELDS and value not in (None, 1, "", []):
+        if _WEIGHT.fullmatch(name) and value not in (None, 1, "", []):
             message = f"{field}={shown(str(value))} of a row is not read; use repeat_time, or remove it"
             raise Rejected("unread_field", message)
         if field == "label" and value is False:
@@ -78,6 +88,10 @@ def refuse_unread_of_turn(turn: dict[str, Any], number: int) -> None:
     for field, value in turn.items():
         if field in ("from", "role", "speaker", "value", "content", "text", "image", "images"):
             continue
+        if value is not None and field not in LEARNED_FIELDS and _WEIGHT.fullmatch(field.lower()):
+            names = ", ".join(LEARNED_FIELDS)
+            message = f"turn {number} has {shown(field)}, which is not read; use {names}"
+            raise Rejected("unread_field", message)
         if field in _MEDIA_FIELDS and has_content(value):
             raise Rejected(_MEDIA_FIELDS[field], f"turn {number} has a {field}")
         if field in (*_TOOL_FIELDS, *_THOUGHT_FIELDS) and has_content(value):
@@ -168,4 +182,6 @@ def _media_of_text(field: str, text: str) -> Media | None:
         return "picture" if is_base64(text) else None
     if "\n" in text or (" " in text and not any(word in field.lower() for word in _NAMES_OF_PICTURES)):
         return None
+    if _ADDRESS.match(text) and _PICTURE_WORD.search(field):
+        return media_of_name(text) or "picture"
     return media_of_name(text) or ("picture" if is_base64(text) else None)

@@ -123,6 +123,22 @@ REFUSED = {
     "list elsewhere": ({**TRAINED, "photos": ["my photo.heic"]}, "unread_field", "photos"),
     "data URI elsewhere": ({**TRAINED, "shot": "data:image/png;base64,iVBO"}, "unread_field", "shot"),
     "address elsewhere": ({**TRAINED, "link": "https://x.org/a.png?w=3"}, "unread_field", "link"),
+    "address without an ending": (
+        {**TRAINED, "image_url": "https://x.org/get?id=3"},
+        "unread_field",
+        "image_url",
+    ),
+    "other spelling": ({**TRAINED, "System": "Be kind."}, "unread_field", "rename it to system"),
+    "mask of a turn": (
+        {"conversations": [TURNS[0], {**TURNS[1], "loss_mask": 0}]},
+        "unread_field",
+        "loss_mask",
+    ),
+    "mark of audio": (
+        {"conversations": [{**TURNS[0], "value": "Listen.\n<audio>"}, TURNS[1]]},
+        "audio",
+        "turn 0 has the mark <audio>",
+    ),
     "field of a turn": (
         {"conversations": [{**TURNS[0], "photo": "a.png"}, TURNS[1]]},
         "unread_field",
@@ -255,6 +271,7 @@ def test_what_is_not_read_rejects_the_row_and_names_the_field(form, prompt_forma
         },
         {"url": "https://x.org/a.png", "id": "a.png", "group": "b.png", "source": "c.png"},
         {"image": f"data:image/png;base64,{PNG}", "file_name": "b.png"},
+        {"question_id": 3, "item_weight": "3 kg", "homepage": "https://x.org/get?id=3", "Rating": 2},
         {"file_name": "x/a.png", "caption": "a text about b.png", "embedding": [0.1] * 100},
         {"objects": {"ref": ["cup"], "bbox": [[1, 2, 3, 4]]}, "answer": "b.png", "weight": 1, "label": True},
     ],
