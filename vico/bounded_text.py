@@ -45,8 +45,10 @@ def depth_checked(text: str | bytes, decode: Callable[[], Any]) -> Any:
         value = decode()
     except RecursionError:
         raise _too_deep() from None
-    brackets = ("[", "{") if isinstance(text, str) else (b"[", b"{")
-    if sum(map(text.count, brackets)) > MAX_DEPTH:  # type: ignore[arg-type]  # str or bytes, both alike
+    opened = (
+        text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")
+    )
+    if opened > MAX_DEPTH:
         refuse_depth(value)
     return value
 

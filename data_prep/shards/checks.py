@@ -35,6 +35,7 @@ _READ_FIELDS = (
 )
 # fields that we write to KEY.json ourselves, or compute from the pictures
 _REPLACED_FIELDS = ("source", "line", "images", "repeat", "max_tiles", "width", "height", "length")
+_SKIPPED_FIELDS = frozenset((*_READ_FIELDS, *_REPLACED_FIELDS))
 _MAX_FIELD_CHARS = 200
 
 
@@ -129,10 +130,12 @@ def _conversations(row: dict[str, Any]) -> list[dict[str, Any]]:
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise Rejected("broken_row", "conversations is not a list of turns")
+    speakers = []
     for turn in turns:
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(k), str) for k in ("from", "value")):
+        is_turn = isinstance(turn, dict) and isinstance(turn.get("from"), str)
+        if not is_turn or not isinstance(turn.get("value"), str):
             raise Rejected("broken_row", 'a turn is not {"from": text, "value": text}')
-    speakers = [turn["from"] for turn in turns]
+        speakers.append(turn["from"])
     if "gpt" not in speakers:
         raise Rejected("no_answer", "the conversation has no gpt turn")
     spoken = speakers[1:] if speakers[0] == "system" else speakers
@@ -188,11 +191,12 @@ def _check_marks(conversations: list[dict[str, str]], num_pictures: int) -> None
 
 def _small_fields(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row's short plain fields that nothing here reads, such as a score; KEY.json keeps them."""
-    skipped = (*_READ_FIELDS, *_REPLACED_FIELDS)
+    if row.keys() <= _SKIPPED_FIELDS:
+        return {}
     return {
         name: value
         for name, value in row.items()
-        if name not in skipped
+        if name not in _SKIPPED_FIELDS
         and isinstance(value, str | int | float)
         and len(str(value)) <= _MAX_FIELD_CHARS
     }
