@@ -2,11 +2,11 @@
 
     python -m benchmarks.hostile_load --requests 10000
 
-It starts a server of the demo model and sends it, from several connections, broken bodies, broken pictures,
-long texts, many values, large pictures, clients that leave, and questions. Meanwhile a probe of another
-address asks for `/health` and for short answers. The last line is JSON: responses by status, the longest waits
-of the probe, and the peak of the server's memory beside what it announced. It ends with code 1 if a status
-is 5xx, or the peak is above.
+It starts a server of the demo model and sends it, from several connections, broken bodies, broken
+pictures, long texts, many values, large pictures, clients that leave, and questions. Meanwhile a probe of
+another address asks for `/health` and for short answers. The last line is JSON: responses by status, the
+longest waits of the probe, and the peak of the server's memory beside what it announced. It ends with code 1
+if a status is 5xx, or the peak is above.
 """
 
 import argparse

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -26,7 +26,7 @@ from pipeline.serving.http.document import CHAT_ROUTE, JSON_ROUTE, METRICS_ROUTE
 from pipeline.serving.http.gate import Gate
 from pipeline.serving.http.metrics import CONTENT_TYPE, Metrics
 from pipeline.serving.job import Event, Job
-from pipeline.serving.limits import RequestError
+from pipeline.serving.limits import RequestError, server_error
 from pipeline.serving.memory import NUM_READERS
 
 
@@ -59,6 +59,8 @@ class Server:
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], **CHAT_ROUTE)
         app.add_exception_handler(RequestError, _refusal)
         app.add_exception_handler(HTTPException, _refusal)
+        app.add_exception_handler(ClientLeft, _nobody)
+        app.add_exception_handler(Exception, _fault)
         app.openapi = lambda: document(app, self.name, bool(self.access.keys))  # type: ignore[method-assign]
         return Gate(app, self.access, self.metrics)
 
@@ -199,7 +201,7 @@ class _EventStream(Response):
         self._idle_timeout_s = idle_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._held:
+        with self._held, suppress(ClientLeft):  # the connection ends, as its response is not complete
             async with self._answer.watched():
                 start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                 await send(start)
@@ -216,6 +218,16 @@ class _EventStream(Response):
             await asyncio.wait_for(send(message), self._idle_timeout_s)
         except TimeoutError as error:
             raise ClientLeft from error
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    """Return what no client reads; its status is counted."""
+    return Response(status_code=499)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """Return the error of a fault of the server, which the gate logs."""
+    return Refusal(server_error(error))
 
 
 async def _refusal(request: Request, error: Exception) -> Response:

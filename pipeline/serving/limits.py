@@ -77,6 +77,11 @@ class RequestError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def server_error(error: BaseException) -> RequestError:
+    """Return the error that a client gets for a fault of the server."""
+    return RequestError(f"the server failed ({type(error).__name__}); see its log", status=500)
+
+
 def stopping_error() -> RequestError:
     """Return the error of a request that the server no longer answers."""
     return RequestError("the server is stopping", status=503, code="stopping", retry_after_s=10)

@@ -8,9 +8,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.serving.http.access import OPEN_PATHS, Access
-from pipeline.serving.http.bodies import ClientLeft, Refusal
+from pipeline.serving.http.bodies import Refusal
 from pipeline.serving.http.metrics import Metrics
-from pipeline.serving.limits import RequestError, stopping_error
+from pipeline.serving.limits import RequestError, server_error, stopping_error
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,6 @@ class Gate:
         try:
             self._check(scope)
             await self._app(scope, receive, counted)
-        except ClientLeft:  # nobody reads a response, and the connection ends
-            self._metrics.responses.labels("499").inc()
         except (Exception, asyncio.CancelledError) as error:
             if not isinstance(error, RequestError | asyncio.CancelledError):
                 logger.exception("a request failed")
@@ -54,4 +52,4 @@ def _request_error(error: BaseException) -> RequestError:
         return error
     if isinstance(error, asyncio.CancelledError):  # the server did not wait any longer
         return stopping_error()
-    return RequestError(f"the server failed ({type(error).__name__}); see its log", status=500)
+    return server_error(error)
