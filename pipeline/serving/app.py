@@ -6,9 +6,9 @@ The event loop only moves bytes: two threads parse and tokenise, the engine's th
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,10 +21,11 @@ from pipeline.serving.chat_response import ChatResponse
 from pipeline.serving.conversation import Chat, parsed_chat
 from pipeline.serving.engine import Engine
 from pipeline.serving.http.access import Access, Places, header
-from pipeline.serving.http.bodies import ClientLeft, Refusal, read_body
+from pipeline.serving.http.bodies import Refusal, read_body
 from pipeline.serving.http.document import CHAT_ROUTE, JSON_ROUTE, METRICS_ROUTE, document
 from pipeline.serving.http.gate import Gate
 from pipeline.serving.http.metrics import CONTENT_TYPE, Metrics
+from pipeline.serving.http.presence import ClientLeft, Presence, presence
 from pipeline.serving.job import Event, Job
 from pipeline.serving.limits import RequestError, server_error
 from pipeline.serving.memory import NUM_READERS
@@ -106,8 +107,9 @@ class Server:
                 raise RequestError("the content type must be application/json", status=415)
             chat, prompt = await self._chat(request, held)
             response = ChatResponse(chat, self.name)
-            job = Job(chat, prompt, response.send, client)
-            answer = _Answer(self, request, response, job)
+            watched = held.enter_context(presence(request))
+            answer = _Answer(self, watched, response, Job(chat, prompt, response.send, client))
+            held.enter_context(answer.submitted())
             # A refusal by the engine comes as the first event, in time for an HTTP status.
             first = await answer.first()
             if not chat.request.stream:
@@ -115,7 +117,11 @@ class Server:
             return _EventStream(answer, first, held.pop_all(), self.engine.limits.idle_timeout_s)
 
     async def _chat(self, request: Request, held: ExitStack) -> tuple[Chat, Prompt]:
-        """Return the checked request. Its body is freed before the answer is computed."""
+        """Return the checked request. Its body is freed before the answer is computed.
+
+        If the client leaves while a thread parses the body, its places are held until the thread is done with
+        it, since its memory is.
+        """
         body = await read_body(request, held.enter_context(self.places.memory()))
         held.enter_context(self.places.open_request())
         loop, served = asyncio.get_running_loop(), self.engine.served
@@ -129,60 +135,41 @@ class Server:
 
 
 class _Answer:
-    """One submitted job, which is cancelled as soon as its client disconnects."""
+    """One job of the engine, submitted and read while its client is connected."""
 
-    def __init__(self, server: Server, request: Request, response: ChatResponse, job: Job):
+    def __init__(self, server: Server, client: Presence, response: ChatResponse, job: Job):
         self.response, self.job = response, job
-        self._server, self._request = server, request
+        self._server, self._client = server, client
         self._started = time.perf_counter()
-        server.engine.submit(job)
 
-    @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """Raise ClientLeft in this block once the client disconnects; cancel the job if the block fails."""
-        task, has_left = asyncio.current_task(), False
-        assert task is not None
-
-        async def watch() -> None:
-            nonlocal has_left
-            while (await self._request.receive())["type"] != "http.disconnect":
-                pass
-            has_left = True
-            self.cancel()
-            task.cancel()
-
-        watching = asyncio.create_task(watch())
+    @contextmanager
+    def submitted(self) -> Iterator[None]:
+        """Let the engine compute the answer until the end of the block."""
+        self._server.engine.submit(self.job)
         try:
             yield
-        except asyncio.CancelledError:
-            self.cancel()
-            if has_left:
-                task.uncancel()
-                raise ClientLeft from None
-            raise
-        except BaseException:
-            self.cancel()
-            raise
         finally:
-            watching.cancel()
+            self._server.engine.cancel(self.job)  # changes nothing for a job that has ended
 
-    def cancel(self) -> None:
-        """Let the engine forget the job."""
-        self._server.engine.cancel(self.job)
+    async def event(self) -> Event:
+        """Return the next event. Raises ClientLeft, and the error that the event carries."""
+        return await self._client.unless_left(self.response.event())
 
     async def first(self) -> Event:
         """Return the first event."""
-        async with self.watched():
-            event = await self.response.event()
+        event = await self.event()
         self._server.metrics.first_token_s.observe(time.perf_counter() - self._started)
         return event
 
     async def whole(self, first: Event) -> dict[str, Any]:
         """Return the whole answer in one piece."""
-        async with self.watched():
-            completion, last = await self.response.completion(first)
+        completion, last = await self.response.completion(first, self.event)
         self.count(last)
         return completion
+
+    def chunks(self, first: Event) -> AsyncIterator[tuple[dict[str, Any], Event]]:
+        """Yield the chunks of the answer, each with the event that it is of."""
+        return self.response.chunks(first, self.event)
 
     def count(self, event: Event) -> None:
         """Count the last event of an answer."""
@@ -192,7 +179,7 @@ class _Answer:
 
 
 class _EventStream(Response):
-    """An answer as server-sent events. It holds the places of the request until its end."""
+    """An answer as server-sent events. It holds what the request holds until its end."""
 
     def __init__(self, answer: _Answer, first: Event, held: ExitStack, idle_timeout_s: float):
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -202,20 +189,18 @@ class _EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._held, suppress(ClientLeft):  # the connection ends, as its response is not complete
-            async with self._answer.watched():
-                start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-                await send(start)
-                async for chunk, event in self._answer.response.chunks(self._first):
-                    await self._send(send, f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n", True)
-                    self._answer.count(event)
-                await self._send(send, "data: [DONE]\n\n", True)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for chunk, event in self._answer.chunks(self._first):
+                await self._send(send, f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n", True)
+                self._answer.count(event)
+            await self._send(send, "data: [DONE]\n\n", True)
             await self._send(send, "", False)
 
     async def _send(self, send: Send, text: str, more: bool) -> None:
         """Send a piece; raise ClientLeft if the client takes none for too long."""
         try:
-            message = {"type": "http.response.body", "body": text.encode(), "more_body": more}
-            await asyncio.wait_for(send(message), self._idle_timeout_s)
+            async with asyncio.timeout(self._idle_timeout_s):
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
         except TimeoutError as error:
             raise ClientLeft from error
 

@@ -3,12 +3,15 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from pipeline.serving.conversation import Chat
 from pipeline.serving.job import Event
 from pipeline.serving.limits import RequestError
+
+NextEvent = Callable[[], Awaitable[Event]]
+"""Returns the next event of an answer, or raises the error that it carries."""
 
 
 class ChatResponse:
@@ -31,11 +34,11 @@ class ChatResponse:
             raise event.error
         return event
 
-    async def completion(self, event: Event) -> tuple[dict[str, Any], Event]:
+    async def completion(self, event: Event, following: NextEvent) -> tuple[dict[str, Any], Event]:
         """Return the whole answer, which begins with `event`, and the last event."""
         text, entries = event.text, [*event.logprobs]
         while event.finish_reason is None:
-            event = await self.event()
+            event = await following()
             text += event.text
             entries += event.logprobs
         message = {"role": "assistant", "content": text, "refusal": None}
@@ -48,7 +51,7 @@ class ChatResponse:
         completion = {"object": "chat.completion", **self._head, "choices": [choice], "usage": event.usage}
         return {**completion, **self._report(event)}, event
 
-    async def chunks(self, event: Event) -> AsyncIterator[tuple[dict[str, Any], Event]]:
+    async def chunks(self, event: Event, following: NextEvent) -> AsyncIterator[tuple[dict[str, Any], Event]]:
         """Yield the chunks of the answer, which begins with `event`, each with the event that it is of."""
         options = self.chat.request.stream_options
         yield self._chunk({"role": "assistant", "content": ""}), Event()
@@ -58,7 +61,7 @@ class ChatResponse:
             if event.finish_reason is not None:
                 break
             try:
-                event = await self.event()
+                event = await following()
             except RequestError as error:  # too late for a status: clients raise the error in the chunk
                 yield error.body, Event(error=error)
                 return

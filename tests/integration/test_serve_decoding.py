@@ -240,7 +240,11 @@ def test_a_tokenizer_that_panics_fails_one_request_only(engine, served, monkeypa
         )
         assert Asked(engine, 3).last().error.status == 500
     with monkeypatch.context() as broken:
-        broken.setattr(served.prompts._turn_tokenizer, "encoded", lambda *_, **__: (_ for _ in ()).throw(Panic("a panic")))
+        broken.setattr(
+            served.prompts._turn_tokenizer,
+            "encoded",
+            lambda *_, **__: (_ for _ in ()).throw(Panic("a panic")),
+        )
         with pytest.raises(RequestError, match="a panic") as caught:
             Asked(engine, 3)
         assert caught.value.status == 400

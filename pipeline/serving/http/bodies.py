@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from pipeline.serving.http.access import HeldMemory
+from pipeline.serving.http.presence import ClientLeft
 from pipeline.serving.limits import Limits, RequestError
 
 _LINGER_S, _LINGER_BYTES = 2.0, 64 * 2**20
@@ -16,10 +17,6 @@ _LINGER_S, _LINGER_BYTES = 2.0, 64 * 2**20
 connection."""
 _BODY_READ = "vico.body_read"
 """The key of the ASGI scope that says that the whole body was read."""
-
-
-class ClientLeft(Exception):
-    """The client disconnected, so nobody waits for an answer."""
 
 
 async def read_body(request: Request, memory: HeldMemory) -> bytearray:
@@ -36,7 +33,8 @@ async def read_body(request: Request, memory: HeldMemory) -> bytearray:
     try:
         async with asyncio.timeout(limits.body_timeout_s):
             while True:
-                message = await asyncio.wait_for(request.receive(), limits.idle_timeout_s)
+                async with asyncio.timeout(limits.idle_timeout_s):
+                    message = await request.receive()
                 if message["type"] == "http.disconnect":
                     raise ClientLeft
                 piece = message.get("body", b"")

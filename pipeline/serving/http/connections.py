@@ -15,6 +15,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from pipeline.serving.limits import Limits, RequestError
 
 _MAX_CONNECTIONS = 512
+_MAX_AHEAD_BYTES = 64 * 1024
+"""What a client may send beyond a request before its answer is complete."""
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 503: b"Service Unavailable"}
 
 
@@ -78,6 +80,7 @@ class LimitedConnection(H11Protocol):
         if self.transport.is_closing():
             return
         super().data_received(data)
+        self._keep_reading()
         self._watch_head()
 
     def on_response_complete(self) -> None:
@@ -100,6 +103,18 @@ class LimitedConnection(H11Protocol):
         elif not is_awaited and self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _keep_reading(self) -> None:
+        """Read on while a request is answered, also if the client has sent more than that request.
+
+        uvicorn then stops reading, and would not see that the client leaves.
+        """
+        if self.conn.their_state is not h11.DONE or self.transport.is_closing():
+            return
+        if len(self.conn.trailing_data[0]) > _MAX_AHEAD_BYTES:
+            self.transport.abort()
+        else:
+            self.flow.resume_reading()
 
     def _head_is_late(self) -> None:
         message = f"no whole request head within {self._limits.header_timeout_s:g} s"
