@@ -293,6 +293,7 @@ def test_bodies_have_a_common_limit_of_memory(server):
                     except OSError:
                         continue
         assert b"HTTP/1.1 429" in answers and b"requests hold" in answers
+    eventually(lambda: figures(server)["vico_held_bytes"] == 0)  # once their sent bytes are read
 
 
 def broken_pictures() -> Iterator[bytes]:
