@@ -66,14 +66,10 @@ class Server:
         return Gate(app, self.access, self.metrics)
 
     async def health(self) -> JSONResponse:
-        """Answer 200 while the engine works, 503 while it stops."""
-        alive = self.engine.alive()
-        content = {
-            "status": "ok" if alive else "stopping",
-            "model": self.name,
-            "requests": self.places.num_open,
-        }
-        return JSONResponse(content, 200 if alive else 503)
+        """Answer 200 while the engine works, 503 while it stops or starts again."""
+        status = self.engine.status
+        content = {"status": status, "model": self.name, "requests": self.places.num_open}
+        return JSONResponse(content, 200 if status == "ok" else 503)
 
     async def figures(self) -> Response:
         """Return the server's figures for Prometheus."""

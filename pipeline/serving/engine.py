@@ -63,8 +63,12 @@ class Engine:
             self._waiting.remove(job)
         self._wake.set()
 
-    def alive(self) -> bool:
-        return self._thread.is_alive() and not self._draining.is_set() and self._is_ready()
+    @property
+    def status(self) -> str:
+        """`ok`, `stopping`, or `starting` while the language model's process is not ready (again)."""
+        if self._draining.is_set() or not self._thread.is_alive():
+            return "stopping"
+        return "ok" if self._is_ready() else "starting"
 
     def wake(self) -> None:
         """Look for work now, from any thread."""

@@ -92,6 +92,7 @@ class Expected:
     """An answer as the library itself gives it; `compressed` is one decision per tile."""
 
     text: str
+    num_new: int
     num_prompt: int
     num_visual: int
     compressed: list[bool]
@@ -118,7 +119,8 @@ def expected_answer(
     settings = model.settings
     visual = int(np.where(compressed, settings.tokens_compressed, settings.tokens_full).sum())
     text = prompts.tokenizer.decode(answer.ids, skip_special_tokens=False)
-    return Expected(text, skeleton.num_text_tokens + visual, visual, compressed.tolist())
+    num_new = len(answer.ids) + (not answer.truncated)
+    return Expected(text, num_new, skeleton.num_text_tokens + visual, visual, compressed.tolist())
 
 
 def test_the_plain_model_answers_about_demo_pictures(plain):

@@ -1,4 +1,4 @@
-"""Clients that leave `vico serve`, at every point of a request and in every way, free their places at once."""
+"""Clients that leave `vico serve`, at any point of a request and in any way, free their places at once."""
 
 import http.client
 import json

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.launchers.driver_process import die_with_parent
 from vico.errors import UserError, last_line
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,13 @@ class VllmProcess:
         try:
             with open(self.log, "ab") as log:
                 return subprocess.Popen(
-                    command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd="/"
+                    command,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,
+                    cwd="/",
+                    preexec_fn=die_with_parent,
                 )
         except OSError as error:
             raise UserError(
