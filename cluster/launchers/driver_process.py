@@ -67,10 +67,10 @@ class DriverProcess:
             self._child.send_signal(signal.SIGTERM)
 
 
-def die_with_parent() -> None:
-    """In a child, before its program starts: ask for SIGKILL when the thread that started it ends or is killed,
-    so that no child works on alone."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """In a child, before its program starts: ask for a signal when the thread that started it ends or is
+    killed, so that no child works on alone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _say(text: str) -> None:

@@ -113,8 +113,7 @@ class VllmDecoder:
         except RequestError as error:
             self._put(row, error)
         except Exception as error:
-            reason = f"vLLM did not finish the answer ({type(error).__name__}); try again"
-            self._put(row, RequestError(reason, status=503, code="engine_failed", retry_after_s=10))
+            self._put(row, _failed(type(error).__name__))
 
     def _put(self, row: VllmRow, token: Token | RequestError) -> None:
         self._tokens.put((row, token))
@@ -136,8 +135,10 @@ class VllmDecoder:
             connection.request("POST", "/v1/completions", body, headers)
             response = connection.getresponse()
             if response.status != 200:
-                reason = response.read(2000).decode(errors="replace")
-                raise RequestError(f"vLLM refused the prompt: {reason[:300]}", status=500)
+                reason = response.read(2000).decode(errors="replace")[:300]
+                if response.status >= 500:
+                    raise _failed(reason)
+                raise RequestError(f"vLLM refused the prompt: {reason}", status=500)
             num_tokens, finish_reason, last_id = 0, None, None
             for choice in _choices(response):
                 for token in _tokens(choice, sampling):
@@ -171,6 +172,12 @@ class VllmDecoder:
         return json.dumps(fields).encode()
 
 
+def _failed(reason: str) -> RequestError:
+    """Return the error of an answer that vLLM began or should have begun; it is started again if it died."""
+    message = f"vLLM did not finish the answer ({reason}); try again"
+    return RequestError(message, status=503, code="engine_failed", retry_after_s=10)
+
+
 def _choices(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
     """Yield the choice of each event of a stream; raise RequestError for an error in it."""
     for line in response:
@@ -179,7 +186,7 @@ def _choices(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
             continue
         event = json.loads(text.removeprefix("data:"))
         if "error" in event:
-            raise RequestError(f"vLLM failed: {str(event['error'])[:300]}", status=500)
+            raise _failed(str(event["error"])[:300])
         yield from event.get("choices", ())
 
 

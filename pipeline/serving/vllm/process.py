@@ -3,6 +3,7 @@
 import http.client
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.launchers.driver_process import die_with_parent
-from vico.errors import UserError, last_line
+from vico.errors import UserError, last_line, one_line
 
 logger = logging.getLogger(__name__)
 
 MODEL_NAME = "language"
+_LOG_BYTES = 2**20
+"""How much of the end of vLLM's log is searched for the reason of its end."""
 _POLL_S, _END_S, _LONGEST_PAUSE_S = 0.5, 20.0, 60.0
 
 
@@ -44,13 +47,12 @@ class VllmProcess:
         self.key = secrets.token_urlsafe(24)
         self.port = _free_port()
         self.log = settings.folder.with_name(f"{settings.folder.name}.log")
-        self.generation = 0
+        self.generation = self._log_start = 0
         self._is_ready, self._is_stopping = threading.Event(), threading.Event()
         self._process = self._started()
         self._await_ready()
         if not self._is_ready.is_set():
-            reason = last_line(self.log.read_text(errors="replace"))
-            raise UserError(f"--engine vllm: vLLM ended at its start ({reason}); see {self.log}")
+            raise UserError(f"--engine vllm: vLLM ended at its start ({self._reason()}); see {self.log}")
         threading.Thread(target=self._watch, name="vllm", daemon=True).start()
 
     @property
@@ -86,6 +88,7 @@ class VllmProcess:
         environment.pop("PYTHONPATH", None)  # it is another environment
         try:
             with open(self.log, "ab") as log:
+                self._log_start = log.tell()
                 return subprocess.Popen(
                     command,
                     stdout=log,
@@ -93,7 +96,7 @@ class VllmProcess:
                     env=environment,
                     start_new_session=True,
                     cwd="/",
-                    preexec_fn=die_with_parent,
+                    preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # so it can end its own children
                 )
         except OSError as error:
             raise UserError(
@@ -127,13 +130,22 @@ class VllmProcess:
             if self._is_stopping.is_set():
                 return
             self._end()
-            reason = last_line(self.log.read_text(errors="replace"))
+            reason = self._reason()
             logger.error("vLLM ended with code %s (%s); it starts again; see %s", code, reason, self.log)
             pause = 1.0 if time.monotonic() - started > _LONGEST_PAUSE_S else min(2 * pause, _LONGEST_PAUSE_S)
             if self._is_stopping.wait(pause):
                 return
             self._process = self._started()
             self._await_ready()
+
+    def _reason(self) -> str:
+        """Return why the process ended, from what it wrote: its last error that names a cause."""
+        with open(self.log, "rb") as log:
+            log.seek(max(self._log_start, self.log.stat().st_size - _LOG_BYTES))
+            text = log.read().decode(errors="replace")
+        errors = re.findall(r"\b\w+(?:Error|Exception): .+", text)
+        causes = [error for error in errors if "above" not in error]
+        return one_line((causes or errors)[-1]) if errors else last_line(text)
 
     def _end(self) -> None:
         """End the session: vLLM's engine is a child of its own, which may outlive the server."""
