@@ -127,7 +127,7 @@ STAGES = {
     "label": "a9d4e14f775bac4f",
     "router": "3c5f995de316fb49",
     "evaluate": "a47c7127d576f72a",
-    "export": "a54c0344fcb674cd",
+    "export": "6b6d123680dbd20d",
 }
 
 
