@@ -52,7 +52,7 @@ class DriverProcess:
                 return 128 - code
 
     def _run(self) -> int:
-        self._child = subprocess.Popen(self.command, preexec_fn=_die_with_parent)
+        self._child = subprocess.Popen(self.command, preexec_fn=die_with_parent)
         return self._child.wait()
 
     def _wait(self) -> None:
@@ -67,9 +67,10 @@ class DriverProcess:
             self._child.send_signal(signal.SIGTERM)
 
 
-def _die_with_parent() -> None:
-    """In the child: get SIGKILL when this program is killed, so that no driver works without a job."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """In a child, before its program starts: ask for a signal when the thread that started it ends or is
+    killed, so that no child works on alone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _say(text: str) -> None:

@@ -1,5 +1,6 @@
 """Commands that use a trained model."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -76,6 +77,12 @@ def serve(
         Literal["float32", "bfloat16"], typer.Option("--dtype", help="Type of weights and computation.")
     ] = "float32",
     threshold: ThresholdOption = None,
+    rule: Annotated[
+        Literal["absolute", "published", "full"] | None,
+        typer.Option(
+            "--rule", help="Routing of requests that name no rule; default: absolute if there is a router."
+        ),
+    ] = None,
     max_body_mb: Annotated[
         int, typer.Option("--max-body-mb", min=1, help="Largest size of a request, in MiB.")
     ] = 32,
@@ -109,17 +116,110 @@ def serve(
         typer.Option(
             "--max-requests",
             min=1,
-            help="Largest number of requests in the server, which answers one at a time.",
+            help="Largest number of requests in the server, waiting or answered.",
         ),
-    ] = 32,
+    ] = 64,
+    max_requests_per_client: Annotated[
+        int,
+        typer.Option(
+            "--max-requests-per-client",
+            min=0,
+            help="Largest number of requests of one client (key and address); 0: 3/4 of --max-requests.",
+        ),
+    ] = 0,
+    max_held_mb: Annotated[
+        int,
+        typer.Option("--max-held-mb", min=1, help="Largest size of all requests in the server, in MiB."),
+    ] = 256,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, help="Largest number of answers computed at once.")
+    ] = 16,
+    cache_tokens: Annotated[
+        int,
+        typer.Option(
+            "--cache-tokens",
+            min=0,
+            help="Tokens of all answers computed at once, with their prompts; 0: 32768, or "
+            "--max-total-tokens if that is more.",
+        ),
+    ] = 0,
+    picture_cache_mb: Annotated[
+        int,
+        typer.Option("--picture-cache-mb", min=0, help="Encoded pictures kept for later requests, in MiB."),
+    ] = 256,
+    header_timeout: Annotated[
+        float,
+        typer.Option("--header-timeout", min=0.1, help="Time for the head of a request, in seconds."),
+    ] = 10,
+    body_timeout: Annotated[
+        float, typer.Option("--body-timeout", min=0.1, help="Time for the body of a request, in seconds.")
+    ] = 60,
+    idle_timeout: Annotated[
+        float,
+        typer.Option(
+            "--idle-timeout",
+            min=0.1,
+            help="Time in which a client must send some of its request or take some of its answer, "
+            "in seconds.",
+        ),
+    ] = 10,
+    drain: Annotated[
+        float,
+        typer.Option(
+            "--drain", min=0, help="Time for running answers to end after SIGINT or SIGTERM, in seconds."
+        ),
+    ] = 10,
+    engine: Annotated[
+        Literal["builtin", "vllm"],
+        typer.Option("--engine", help="What runs the language model; vllm needs an environment with vLLM."),
+    ] = "builtin",
+    engine_python: Annotated[
+        str, typer.Option("--engine-python", help="Python of the environment with vLLM; default: this one.")
+    ] = sys.executable,
+    engine_folder: Annotated[
+        Path | None,
+        typer.Option("--engine-folder", help="Folder for the language model alone; default: MODEL.language."),
+    ] = None,
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option("--engine-arg", help="Argument of `vllm serve`, as --name=value; repeatable."),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            envvar="VICO_API_KEY",
+            help="Key that clients must give. Other users of this machine see it; better use the variable "
+            "or --api-key-file.",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", help="File of keys, one per line; each is accepted.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            help="Name by which clients may call the server, beside localhost and IP addresses; repeatable.",
+        ),
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trusted-proxy",
+            help="Address of a proxy whose X-Forwarded-For names the client; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model over HTTP.
 
     The server answers OpenAI-style chat requests about pictures until it is stopped.
     """
+    from pipeline.serving.http.access import Access, api_keys, host_name
     from pipeline.serving.limits import Limits
-    from pipeline.serving.server import ServerSettings
+    from pipeline.serving.server import ServerSettings, VllmOptions
     from pipeline.serving.server import serve as serve_model
+    from pipeline.serving.vllm.process import engine_arguments
 
     limits = Limits(
         body_bytes=max_body_mb * 2**20,
@@ -129,5 +229,19 @@ def serve(
         new_tokens=max_new_tokens,
         total_tokens=max_total_tokens,
         waiting=max_requests,
+        per_client=max_requests_per_client,
+        held_bytes=max_held_mb * 2**20,
+        header_timeout_s=header_timeout,
+        body_timeout_s=body_timeout,
+        idle_timeout_s=idle_timeout,
+        batch=max_batch,
+        cache_tokens=cache_tokens,
+        picture_cache_bytes=picture_cache_mb * 2**20,
+        drain_s=drain,
     )
-    serve_model(model, ServerSettings(host, port, device, dtype), limits, threshold)
+    access = Access(api_keys(api_key, api_key_file), tuple(map(host_name, allowed_host or ())))
+    vllm = None
+    if engine == "vllm":
+        vllm = VllmOptions(engine_python, engine_arguments(engine_arg or ()), engine_folder)
+    settings = ServerSettings(host, port, device, dtype, access, tuple(trusted_proxy or ()), vllm)
+    serve_model(model, settings, limits, threshold, rule)

@@ -1,27 +1,47 @@
-"""Computes the answer to one conversation: prompt, visual tokens, routing, greedy decoding.
+"""What an answer depends on besides the decoder: the prompt of a conversation, and the routing of its tiles.
 
-Shapes: N tiles, P vision tokens per tile, v their width, S pixels per side.
+Shapes: L tokens of a prompt, D language width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pipeline.serving.conversation import Chat
-from pipeline.serving.growing_text import GrowingText
-from pipeline.serving.job import Event
 from pipeline.serving.limits import Limits, RequestError
 from pipeline.serving.routing import RoutedTiles, Thresholds, routed_tiles
-from vico.inference.generation import streamed_answer
-from vico.inference.tile_losses import EncodedTiles, num_tokens
+from vico.errors import one_line
+from vico.inference.picture_encoding import EncodedPicture, as_encoded_tiles, joined_pictures, no_pictures
+from vico.inference.tile_losses import num_tokens
 from vico.model.internvl import VicoModel
 from vico.packing import TiledSequence
 from vico.prompt import PromptFormat, Skeleton
-from vico.tiling import Tiling, num_tiles, pixel_values
+from vico.tiling import Tiling, num_tiles
 from vico.turn_tokenizer import SpelledToken
 
-_BATCH_TILES = 16
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as ids, with the tiling of each picture and its number of tiles.
+
+    `most_tokens` are those of the prompt if no tile is compressed, and of the longest answer.
+    """
+
+    skeleton: Skeleton
+    tilings: tuple[Tiling, ...]
+    num_tiles: tuple[int, ...]
+    most_tokens: int
+
+
+@dataclass(frozen=True)
+class RoutedPrompt:
+    """A prompt as the decoder takes it: embeddings [L, D], with the counts and the report of its routing."""
+
+    embeds_LD: torch.Tensor
+    max_new_tokens: int
+    num_visual_tokens: int
+    routed: RoutedTiles
 
 
 @dataclass(frozen=True)
@@ -33,105 +53,55 @@ class ServedModel:
     limits: Limits
     thresholds: Thresholds
 
-    @torch.no_grad()
-    def answer(self, chat: Chat, send: Callable[[Event], object], check: Callable[[], None]) -> None:
-        """Send the events of the answer, token by token.
+    def prompt(self, chat: Chat) -> Prompt:
+        """Return the prompt of a conversation. No picture is decoded.
 
-        `check` is called often and raises if the answer is no longer wanted. Raises RequestError if the
-        conversation cannot be answered.
+        Raises RequestError if the conversation cannot be answered.
         """
-        check()
-        tilings = [self.model.settings.tiling(picture.max_tiles) for picture in chat.pictures]
-        skeleton, counts = self._skeleton(chat, tilings)
-        tiles, p_compress_N = self._encoded(chat, tilings, check)
-        routed = routed_tiles(chat.request.vico, p_compress_N, counts, self.thresholds, self.model.settings)
-        prompt = TiledSequence(skeleton, routed.compressed_N, 0)
-        self._generate(chat, tiles, prompt, routed, send, check)
-
-    def _generate(
-        self,
-        chat: Chat,
-        tiles: EncodedTiles,
-        prompt: TiledSequence,
-        routed: RoutedTiles,
-        send: Callable[[Event], object],
-        check: Callable[[], None],
-    ) -> None:
-        num_prompt = num_tokens(prompt, self.model.settings)
-        room = self.limits.total_tokens - num_prompt
-        max_new_tokens = chat.max_new_tokens or max(min(self.limits.new_tokens, room), 1)
-        if max_new_tokens > room:
-            raise _too_long(f"{num_prompt} prompt tokens and max_tokens={max_new_tokens}", self.limits)
-        end_of_turn_id = self.prompts.end_of_turn_id
-        text = GrowingText(self.prompts.tokenizer)
-        finish_reason = "length"
-
-        def on_token(token_id: int) -> bool:
-            nonlocal finish_reason
-            check()
-            is_end = token_id == end_of_turn_id
-            finish_reason = "stop" if is_end else "length"
-            new_text = text.add(None if is_end else token_id)
-            if new_text:
-                send(Event(new_text))
-            return False
-
-        streamed_answer(
-            tiles, prompt, end_of_turn_id=end_of_turn_id, max_new_tokens=max_new_tokens, on_token=on_token
-        )
-        usage = {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": text.num_tokens,
-            "total_tokens": num_prompt + text.num_tokens,
-            "prompt_tokens_details": {"image_tokens": num_prompt - prompt.skeleton.num_text_tokens},
-        }
-        send(Event(text.rest(), finish_reason, usage, routed.report))
-
-    def _skeleton(self, chat: Chat, tilings: Sequence[Tiling]) -> tuple[Skeleton, list[int]]:
-        """Return the prompt's skeleton and the number of tiles of each picture, by the sizes of the
-        pictures."""
-        settings = self.model.settings
-        counts = [
+        settings, limits = self.model.settings, self.limits
+        tilings = tuple(settings.tiling(picture.max_tiles) for picture in chat.pictures)
+        counts = tuple(
             num_tiles(picture.width, picture.height, tiling)
             for picture, tiling in zip(chat.pictures, tilings, strict=True)
-        ]
+        )
+        skeleton = self._skeleton(chat, counts)
+        fewest = settings.tokens_compressed if self.model.router is not None else settings.tokens_full
+        least = skeleton.num_text_tokens + sum(counts) * fewest
+        if least >= limits.total_tokens:
+            raise _too_long(f"at least {least} prompt tokens", limits)
+        most = skeleton.num_text_tokens + sum(counts) * settings.tokens_full
+        most += chat.max_new_tokens or limits.new_tokens
+        return Prompt(skeleton, tilings, counts, min(most, limits.total_tokens))
+
+    def _skeleton(self, chat: Chat, counts: Sequence[int]) -> Skeleton:
         try:
-            skeleton = self.prompts.encode(chat.turns, counts, add_generation_prompt=True)
+            return self.prompts.encode(chat.turns, counts, add_generation_prompt=True)
         except SpelledToken as error:  # in a form that `parsed_chat` does not search for
             message = f"the text spells {error.token}, which only the prompt may write; leave it out"
             raise RequestError(message, f"messages.{error.turn}.content") from error
-        fewest = settings.tokens_compressed if self.model.router is not None else settings.tokens_full
-        least = skeleton.num_text_tokens + sum(counts) * fewest
-        if least >= self.limits.total_tokens:  # before any picture is decoded
-            raise _too_long(f"at least {least} prompt tokens", self.limits)
-        return skeleton, counts
+        except BaseException as error:  # a tokenizer written in Rust panics with a BaseException
+            message = f"the text cannot be tokenised ({one_line(error)})"
+            raise RequestError(message, "messages", code="invalid_text") from error
 
-    def _encoded(
-        self, chat: Chat, tilings: Sequence[Tiling], check: Callable[[], None]
-    ) -> tuple[EncodedTiles, torch.Tensor | None]:
-        """Return the visual tokens of all tiles, and P(compress) float32 [N] if there is a router.
+    def routed_prompt(self, chat: Chat, prompt: Prompt, pictures: Sequence[EncodedPicture]) -> RoutedPrompt:
+        """Route the tiles of the encoded pictures, and return the prompt with their tokens.
 
-        Pictures are decoded one at a time.
+        Raises RequestError if the prompt is then too long, or asks for a rule that the model does not have.
         """
-        model, weight = self.model, self.model.lm_head.weight
-        router = model.router if model.compressed_connector is not None else None
-        full = [weight.new_zeros(0, model.settings.tokens_full, model.language_width)]
-        compressed = [weight.new_zeros(0, model.settings.tokens_compressed, model.language_width)]
-        p_compress = [torch.zeros(0)]
-        for picture, tiling in zip(chat.pictures, tilings, strict=True):
-            check()
-            pixels_N3SS = pixel_values(picture.decoded(), tiling)
-            for start in range(0, len(pixels_N3SS), _BATCH_TILES):
-                check()
-                batch = torch.from_numpy(pixels_N3SS[start : start + _BATCH_TILES]).to(weight.device)
-                features_NPv = model.vision_features(batch)
-                full.append(model.full_tokens(features_NPv))
-                if router is not None:
-                    compressed.append(model.compressed_tokens(features_NPv))
-                    p_compress.append(router.compress_probability(features_NPv).cpu())
-        if router is None:
-            return EncodedTiles(model, torch.cat(full), None), None
-        return EncodedTiles(model, torch.cat(full), torch.cat(compressed)), torch.cat(p_compress)
+        settings, limits = self.model.settings, self.limits
+        encoded = joined_pictures(pictures) if pictures else no_pictures(self.model)
+        routed = routed_tiles(
+            chat.request.vico, encoded.p_compress_N, prompt.num_tiles, self.thresholds, settings
+        )
+        sequence = TiledSequence(prompt.skeleton, routed.compressed_N, 0)
+        num_prompt = num_tokens(sequence, settings)
+        room = limits.total_tokens - num_prompt
+        max_new_tokens = chat.max_new_tokens or max(min(limits.new_tokens, room), 1)
+        if max_new_tokens > room:
+            raise _too_long(f"{num_prompt} prompt tokens and max_tokens={max_new_tokens}", limits)
+        [embeds_LD] = as_encoded_tiles(self.model, encoded).embeddings([sequence])
+        num_visual = num_prompt - prompt.skeleton.num_text_tokens
+        return RoutedPrompt(embeds_LD, max_new_tokens, num_visual, routed)
 
 
 def _too_long(lengths: str, limits: Limits) -> RequestError:

@@ -3,80 +3,84 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from pipeline.serving.conversation import Chat
-from pipeline.serving.engine import Engine
-from pipeline.serving.job import Event, Job
+from pipeline.serving.job import Event
 from pipeline.serving.limits import RequestError
 
-_DISCONNECT_POLL_S = 0.5
-"""How often a waiting answer checks that its client is still connected."""
-IsDisconnected = Callable[[], Awaitable[bool]]
+NextEvent = Callable[[], Awaitable[Event]]
+"""Returns the next event of an answer, or raises the error that it carries."""
 
 
 class ChatResponse:
-    """One submitted job. Create it in the event loop."""
+    """The events of one job. Create it in the event loop; `send` may be called from any thread."""
 
-    def __init__(self, engine: Engine, chat: Chat, model_name: str):
+    def __init__(self, chat: Chat, model_name: str):
         self.chat = chat
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        self.job = Job(chat, lambda event: loop.call_soon_threadsafe(self._events.put_nowait, event))
+        self._loop = asyncio.get_running_loop()
         created = int(time.time())
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": created, "model": model_name}
-        engine.submit(self.job)
 
-    async def event(self, is_disconnected: IsDisconnected | None = None) -> Event:
-        """Return the next event; raise the error that it carries. Cancel the job if the client
-        disconnects."""
-        while True:
-            try:
-                event = await asyncio.wait_for(self._events.get(), _DISCONNECT_POLL_S)
-            except TimeoutError:
-                if is_disconnected is not None and await is_disconnected():
-                    self.job.cancelled.set()
-                continue
-            except asyncio.CancelledError:
-                self.job.cancelled.set()
-                raise
-            if event.error is not None:
-                raise event.error
-            return event
+    def send(self, event: Event) -> None:
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def completion(self, event: Event, is_disconnected: IsDisconnected) -> dict[str, Any]:
-        """Return the whole answer, which begins with `event`."""
-        text = event.text
+    async def event(self) -> Event:
+        """Return the next event; raise the error that it carries."""
+        event = await self._events.get()
+        if event.error is not None:
+            raise event.error
+        return event
+
+    async def completion(self, event: Event, following: NextEvent) -> tuple[dict[str, Any], Event]:
+        """Return the whole answer, which begins with `event`, and the last event."""
+        text, entries = event.text, [*event.logprobs]
         while event.finish_reason is None:
-            event = await self.event(is_disconnected)
+            event = await following()
             text += event.text
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": event.finish_reason, "logprobs": None}
+            entries += event.logprobs
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {
+            "index": 0,
+            "message": message,
+            "finish_reason": event.finish_reason,
+            "logprobs": self._logprobs(entries),
+        }
         completion = {"object": "chat.completion", **self._head, "choices": [choice], "usage": event.usage}
-        return {**completion, **self._report(event)}
+        return {**completion, **self._report(event)}, event
 
-    async def chunks(self, event: Event) -> AsyncIterator[dict[str, Any]]:
-        """Yield the chunks of the answer, which begins with `event`."""
+    async def chunks(self, event: Event, following: NextEvent) -> AsyncIterator[tuple[dict[str, Any], Event]]:
+        """Yield the chunks of the answer, which begins with `event`, each with the event that it is of."""
         options = self.chat.request.stream_options
-        yield self._chunk({"role": "assistant", "content": ""})
+        yield self._chunk({"role": "assistant", "content": ""}), Event()
         while True:
-            if event.text:
-                yield self._chunk({"content": event.text})
+            if event.text or event.logprobs:
+                yield self._chunk({"content": event.text}, entries=event.logprobs), Event()
             if event.finish_reason is not None:
                 break
             try:
-                event = await self.event()
+                event = await following()
             except RequestError as error:  # too late for a status: clients raise the error in the chunk
-                yield error.body
+                yield error.body, Event(error=error)
                 return
-        yield {**self._chunk({}, event.finish_reason), **self._report(event)}
+        yield {**self._chunk({}, event.finish_reason), **self._report(event)}, event
         if options is not None and options.include_usage:
-            yield {**self._chunk({}), "choices": [], "usage": event.usage}
+            yield {**self._chunk({}), "choices": [], "usage": event.usage}, Event()
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+    def _chunk(
+        self,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        entries: Iterable[Mapping[str, Any]] = (),
+    ) -> dict[str, Any]:
+        logprobs = self._logprobs(list(entries)) if "content" in delta and "role" not in delta else None
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
         return {"object": "chat.completion.chunk", **self._head, "choices": [choice]}
+
+    def _logprobs(self, entries: list[Mapping[str, Any]]) -> dict[str, Any] | None:
+        return {"content": entries, "refusal": None} if self.chat.request.logprobs else None
 
     def _report(self, event: Event) -> dict[str, Any]:
         return {"vico": event.routing} if self.chat.request.vico.report else {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pipeline.serving.limits import Limits, RequestError
 from pipeline.serving.pictures import Picture, check_pixels, picture_of_url
 from pipeline.serving.request_body import ChatRequest, ImagePart, Message, TextPart, parsed_request
+from vico.inference.sampling import GREEDY, Sampling
 from vico.special_tokens import IMAGE_MARK
 from vico.turn_tokenizer import Turn
 
@@ -27,14 +28,16 @@ class Chat:
     turns: tuple[Turn, ...]
     pictures: tuple[Picture, ...]
     max_new_tokens: int | None
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
 
 
-def parsed_chat(body: bytes, limits: Limits, control_tokens: Sequence[str]) -> Chat:
+def parsed_chat(body: bytes | bytearray, limits: Limits, control_tokens: Sequence[str]) -> Chat:
     """Return the conversation in a request's body; raise RequestError if something is wrong with it.
 
     No text may spell one of `control_tokens`: with it a client could end its own turn.
     """
-    request = parsed_request(body)
+    request = parsed_request(body, limits)
     if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise RequestError("max_tokens and max_completion_tokens are both given; give one", "max_tokens")
     if request.stream_options is not None and not request.stream:
@@ -43,6 +46,8 @@ def parsed_chat(body: bytes, limits: Limits, control_tokens: Sequence[str]) -> C
     if max_new_tokens is not None and max_new_tokens > limits.new_tokens:
         message = f"max_tokens={max_new_tokens} is above this server's limit of {limits.new_tokens}"
         raise RequestError(message, "max_tokens")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise RequestError("top_logprobs is given without logprobs: true", "top_logprobs")
     parser = _TurnParser(limits, control_tokens)
     turns = tuple(
         {"from": _SPEAKERS[message.role], "value": parser.text(message, f"messages.{number}")}
@@ -51,7 +56,17 @@ def parsed_chat(body: bytes, limits: Limits, control_tokens: Sequence[str]) -> C
     if request.messages[-1].role != "user":
         raise RequestError("the last message must be the user's", "messages")
     without_messages = request.model_copy(update={"messages": []})
-    return Chat(without_messages, turns, tuple(parser.pictures), max_new_tokens)
+    pictures, stop = tuple(parser.pictures), tuple(request.stop or ())
+    return Chat(without_messages, turns, pictures, max_new_tokens, _sampling(request), stop)
+
+
+def _sampling(request: ChatRequest) -> Sampling:
+    return Sampling(
+        temperature=request.temperature or 0.0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=request.seed,
+        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+    )
 
 
 @dataclass
@@ -61,9 +76,11 @@ class _TurnParser:
     limits: Limits
     control_tokens: Sequence[str]
     pictures: list[Picture] = field(default_factory=list)
+    num_text_bytes: int = 0
 
     def text(self, message: Message, param: str) -> str:
         """Return the text of a message, with a mark for each picture."""
+        self._check_length(message, param)
         if isinstance(message.content, str):
             return self._checked(message.content, f"{param}.content")
         value = ""
@@ -78,6 +95,23 @@ class _TurnParser:
             value += f"{IMAGE_MARK}\n"
         num_pictures = sum(isinstance(part, ImagePart) for part in message.content)
         return self._checked(value, f"{param}.content", num_pictures)  # two parts may spell a mark together
+
+    def _check_length(self, message: Message, param: str) -> None:
+        """Raise RequestError if the texts are too long to be worth tokenising, which takes time and
+        memory."""
+        content = message.content
+        texts = (
+            [content]
+            if isinstance(content, str)
+            else [part.text for part in content if isinstance(part, TextPart)]
+        )
+        self.num_text_bytes += sum(len(text.encode()) for text in texts)
+        if self.num_text_bytes > self.limits.text_bytes:
+            error = (
+                f"the texts have at least {self.num_text_bytes} bytes, above the {self.limits.text_bytes} "
+                f"bytes that this server reads for its limit of {self.limits.total_tokens} tokens"
+            )
+            raise RequestError(error, param, code="context_length_exceeded")
 
     def _add_picture(self, part: ImagePart, param: str) -> None:
         if len(self.pictures) >= self.limits.pictures:

@@ -1,7 +1,7 @@
 """The pictures of a request: read from data URLs, checked by their headers, decoded later."""
 
 import base64
-import binascii
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,8 @@ class Picture:
     height: int
     max_tiles: int | None
     param: str
+    digest: bytes
+    """SHA-256 of the content."""
 
     def decoded(self) -> Image.Image:
         """Return the picture as RGB; raise RequestError if only its header is valid."""
@@ -35,7 +37,8 @@ class Picture:
             _picture_errors(self.param),
             open_picture(self.content, PICTURE_FORMATS) as image,
         ):
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def picture_of_url(image_url: ImageUrl, param: str, limits: Limits) -> Picture:
@@ -48,7 +51,9 @@ def picture_of_url(image_url: ImageUrl, param: str, limits: Limits) -> Picture:
             f"a picture of {width} x {height} is above this server's limit of {limits.picture_pixels} pixels"
         )
         raise RequestError(message, param, code="image_too_large")
-    return Picture(content, width, height, image_url.max_dynamic_patch, param)
+    return Picture(
+        content, width, height, image_url.max_dynamic_patch, param, hashlib.sha256(content).digest()
+    )
 
 
 def check_pixels(pictures: Sequence[Picture], param: str, limits: Limits) -> None:
@@ -64,14 +69,14 @@ def check_pixels(pictures: Sequence[Picture], param: str, limits: Limits) -> Non
 
 def _content(url: str, param: str) -> bytes:
     head, comma, data = url.partition(",")
-    if not head.startswith("data:"):
+    if head[:5].lower() != "data:":
         message = "only data URLs (data:image/png;base64,...) are accepted; this server fetches nothing"
         raise RequestError(message, param)
-    if not comma or not head.endswith(";base64"):
+    if not comma or not head.lower().endswith(";base64"):
         raise RequestError("the data URL must be base64: data:image/png;base64,...", param)
     try:
         return base64.b64decode(data, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error is one; characters beyond ASCII give a plain one
         raise RequestError(f"the data URL is not valid base64 ({error})", param) from error
 
 

@@ -15,10 +15,14 @@ from vico.settings import ModelSettings
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The model's own thresholds of P(compress); `absolute` is None for a model without a router."""
+    """The thresholds of P(compress), `absolute` None for a model without a router.
+
+    `rule` is that of requests that name none; None: the absolute one if there is a router.
+    """
 
     absolute: float | None = None
     relative: float = 0.0
+    rule: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def routed_tiles(
     `p_compress_N` is None without a router; `counts` are the tiles per picture. Raises RequestError if the
     request asks for a rule that needs a router and there is none.
     """
-    rule = routing.rule or ("full" if p_compress_N is None else "absolute")
+    rule = routing.rule or thresholds.rule or ("full" if p_compress_N is None else "absolute")
     threshold = thresholds.absolute if routing.threshold is None else routing.threshold
     if rule == "full":
         threshold, compressed_N = None, np.zeros(sum(counts), bool)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from stages.evaluate.scores import PointScores
 
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 INPUTS = ("records", "heldout", "shard", "model", "consistency", "ratio", "router")
 NEEDS_RAY = True
 Config = EvaluateConfig

@@ -14,7 +14,7 @@ from stages.export.model_card import CARD_FILE, CardSources, model_card
 from stages.export.start_model import start_model
 from stages.outputs import METRICS_FILE, MODEL_FOLDER, POLICY_FOLDER, ROUTER_FILE
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 INPUTS = ("shard", "model", "consistency", "router", "evaluate")
 NEEDS_RAY = False
 Config = ExportConfig

@@ -9,11 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ import torch
 from PIL import Image
 
 from data_prep.demo.records import demo_record
-from pipeline.serving import answer as serve_answer
+from pipeline.serving import picture_work
 from pipeline.serving.answer import ServedModel
 from pipeline.serving.conversation import parsed_chat
 from pipeline.serving.engine import Engine
@@ -33,6 +31,7 @@ from pipeline.serving.job import Event, Job
 from pipeline.serving.limits import Limits, RequestError
 from pipeline.serving.routing import Thresholds
 from pipeline.serving.server import ServerSettings, serve
+from tests.served import Served, encoded, get, image_part, picture, user
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
@@ -57,35 +56,6 @@ LIMITS = Limits(
 
 
 CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-
-
-class Served:
-    """A running server: its process, its address and a client."""
-
-    def __init__(self, model: Path, *options: str):
-        command = [sys.executable, "-m", "pipeline.cli", "serve", str(model), "--port", "0", *options]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
-        )
-        self.name = model.name
-
-    def started(self) -> "Served":
-        line = self.process.stdout.readline()
-        assert line.startswith(f"serving {self.name} at http://127.0.0.1:"), (
-            line,
-            self.process.stderr.read(),
-        )
-        self.url = line.split()[-1]
-        self.client = openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=120)
-        return self
-
-    def ask(self, messages: list[dict[str, Any]], **options: Any) -> Any:
-        return self.client.chat.completions.create(model=self.name, messages=messages, **options)
-
-    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, errors
 
 
 @pytest.fixture(scope="module")
@@ -117,35 +87,12 @@ def routed(servers):
     return servers[1]
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (190, 130)) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
-def encoded(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def data_url(image: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(encoded(image)).decode()
-
-
-def image_part(image: Image.Image, **options: Any) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": data_url(image), **options}}
-
-
-def user(*parts: str | dict[str, Any]) -> dict[str, Any]:
-    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
-    return {"role": "user", "content": content}
-
-
 @dataclass(frozen=True)
 class Expected:
     """An answer as the library itself gives it; `compressed` is one decision per tile."""
 
     text: str
+    num_new: int
     num_prompt: int
     num_visual: int
     compressed: list[bool]
@@ -172,7 +119,8 @@ def expected_answer(
     settings = model.settings
     visual = int(np.where(compressed, settings.tokens_compressed, settings.tokens_full).sum())
     text = prompts.tokenizer.decode(answer.ids, skip_special_tokens=False)
-    return Expected(text, skeleton.num_text_tokens + visual, visual, compressed.tolist())
+    num_new = len(answer.ids) + (not answer.truncated)
+    return Expected(text, num_new, skeleton.num_text_tokens + visual, visual, compressed.tolist())
 
 
 def test_the_plain_model_answers_about_demo_pictures(plain):
@@ -358,13 +306,15 @@ def test_pictures_are_decoded_one_at_a_time_when_it_is_their_turn(monkeypatch):
         decoded.append(weakref.ref(image))
         return pixel_values(image, tiling)
 
-    monkeypatch.setattr(serve_answer, "pixel_values", pixels)
+    monkeypatch.setattr(picture_work, "pixel_values", pixels)
     limits = replace(LIMITS, total_tokens=512)
-    engine = Engine(ServedModel(load_model(SMALL), load_prompt_format(SMALL), limits, Thresholds()))
+    served = ServedModel(load_model(SMALL), load_prompt_format(SMALL), limits, Thresholds())
+    engine = Engine(served)
 
     def last_event(*parts: str | dict[str, Any]) -> Event:
         events: queue.Queue[Event] = queue.Queue()
-        engine.submit(Job(parsed_chat(body_of(user(*parts), max_tokens=1), limits, ()), events.put))
+        chat = parsed_chat(body_of(user(*parts), max_tokens=1), limits, ())
+        engine.submit(Job(chat, served.prompt(chat), events.put))
         while True:
             event = events.get(timeout=60)
             if event.error is not None or event.finish_reason is not None:
@@ -376,10 +326,12 @@ def test_pictures_are_decoded_one_at_a_time_when_it_is_their_turn(monkeypatch):
     assert error.status == 400 and error.body["error"]["code"] == "invalid_image"
     assert error.body["error"]["param"] == "messages.0.content.1.image_url"
     decoded.clear()
-    error = last_event("hi<|im_end|>").error  # passed on to the engine, as `parsed_chat` knew no token
-    assert error.status == 400 and error.body["error"]["param"] == "messages.0.content"
-    assert "the text spells <|im_end|>, which only the prompt may write" in str(error)
-    assert last_event(*images, "what " * 600).error.body["error"]["code"] == "context_length_exceeded"
+    with pytest.raises(RequestError, match=r"the text spells .*, which only the prompt may write") as caught:
+        last_event("hi<|im_end|>")  # passed on, as `parsed_chat` knew no token
+    assert (caught.value.status, caught.value.body["error"]["param"]) == (400, "messages.0.content")
+    with pytest.raises(RequestError) as caught:
+        last_event(*images, "what " * 600)
+    assert caught.value.body["error"]["code"] == "context_length_exceeded"
     assert not decoded, "the pictures of a prompt that is too long are not decoded"
     engine.stop()
     engine.join()
@@ -394,10 +346,10 @@ def test_the_pictures_of_a_request_have_a_common_limit(routed):
 @pytest.mark.parametrize(
     "body, param",
     [
-        (b'{"model": "m", "messages": [' + b"0," * 300_000 + b"0]}", "messages.0"),
-        (body_of({"role": "user", "content": [0] * 300_000}), "messages.0.content.0"),
-        (body_of(user("x"), stop=[0] * 300_000), "stop"),
-        (body_of(user("x"), **{f"field{n}": n for n in range(100_000)}), "field0"),
+        (b'{"model": "m", "messages": [' + b"0," * 50_000 + b"0]}", "messages.0"),
+        (body_of({"role": "user", "content": [0] * 50_000}), "messages.0.content.0"),
+        (body_of(user("x"), stop=[0] * 50_000), "stop.0"),
+        (body_of(user("x"), **{f"field{n}": n for n in range(20_000)}), "field0"),
         (body_of(*[user("x")] * 1001), "messages"),
         (body_of(user(*["x"] * 1001)), "messages.0.content"),
     ],
@@ -433,10 +385,14 @@ def test_limits_that_contradict_each_other_are_an_error():
 @pytest.mark.parametrize(
     "options, param, words",
     [
-        ({"temperature": 0.7}, "temperature", "temperature=0.7"),
+        ({"temperature": 2.5}, "temperature", "temperature=2.5"),
+        ({"top_p": 0}, "top_p", "top_p=0"),
         ({"n": 2}, "n", "n=2"),
-        ({"stop": ["a"]}, "stop", "stop"),
-        ({"logprobs": True}, "logprobs", "logprobs=True"),
+        ({"stop": ["a"] * 5}, "stop", "at most 4"),
+        ({"stop": ""}, "stop.0", "at least 1 character"),
+        ({"top_logprobs": 3}, "top_logprobs", "without logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs=21"),
+        ({"presence_penalty": 1}, "presence_penalty", "presence_penalty=1"),
         ({"tools": []}, "tools", "tools: is not supported"),
         ({"max_tokens": MAX_NEW_TOKENS + 1}, "max_tokens", f"limit of {MAX_NEW_TOKENS}"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
@@ -463,14 +419,6 @@ def test_a_model_without_router_has_no_rule(plain):
     assert (status, param) == (400, "vico.rule") and "no router" in message
 
 
-def get(url: str, **options: Any) -> tuple[int, dict[str, Any]]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, **options), timeout=30) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
 def test_models_health_and_other_requests(routed):
     assert [model.id for model in routed.client.models.list()] == ["routed"]
     assert routed.client.models.retrieve("routed").owned_by == "vico"
@@ -484,31 +432,40 @@ def test_models_health_and_other_requests(routed):
     assert status == 400 and "not valid JSON" in body["error"]["message"]
 
 
-def test_the_server_keeps_answering_and_drops_a_client_that_disconnects(routed):
-    """During a long answer other requests are accepted; closing the stream frees the engine."""
-    long = [user(image_part(picture(1)), "what")]
-    streams = [routed.ask(long, max_tokens=MAX_NEW_TOKENS, stream=True)]
-    next(iter(streams[0]))
-    root = routed.url.removesuffix("/v1")
-    assert get(f"{root}/health")[1]["requests"] == 1, "answered during the stream, not after it"
-    waiting = threading.Thread(target=lambda: routed.ask(long, max_tokens=1))
-    waiting.start()
+def eventually(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while get(f"{root}/health")[1]["requests"] < 2:
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert refusal(routed, long)[0] == 429
-    streams[0].close()
-    waiting.join(60)
-    assert not waiting.is_alive()
-    assert get(f"{root}/health")[1]["requests"] == 0
+
+
+def test_the_server_keeps_answering_and_drops_a_client_that_disconnects(routed):
+    """Two long answers run at once, a third is refused; clients that leave free their places."""
+    long = [user(image_part(picture(1)), "what")]
+    root = routed.url.removesuffix("/v1")
+    streams = [routed.ask(long, max_tokens=MAX_NEW_TOKENS, stream=True) for _ in range(2)]
+    for stream in streams:
+        next(iter(stream))
+    assert get(f"{root}/health")[1]["requests"] == 2, "answered during the streams, not after them"
+    with pytest.raises(openai.RateLimitError) as caught:
+        routed.ask(long)
+    assert int(caught.value.response.headers["Retry-After"]) > 0
+    for stream in streams:
+        stream.close()
+    eventually(lambda: get(f"{root}/health")[1]["requests"] == 0)
+    with pytest.raises(openai.APITimeoutError):  # an answer in one piece
+        routed.client.with_options(timeout=0.05).chat.completions.create(
+            model=routed.name, messages=long, max_tokens=MAX_NEW_TOKENS
+        )
+    eventually(lambda: get(f"{root}/health")[1]["requests"] == 0)
+    assert routed.ask(long, max_tokens=1).usage.completion_tokens == 1
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("terminal_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_running_answer(routed, number):
-    server = Served(Path(routed.process.args[4])).started()
+    server = Served(Path(routed.process.args[4]), "--drain", "0").started()
     stream = iter(server.ask([user(image_part(picture(1)), "what")], max_tokens=1000, stream=True))
     next(stream)
     server.process.send_signal(number)

@@ -53,11 +53,11 @@ DOORS = {
     "deepspeed": ("stages/training/engine.py", "stages/training/safe_loading.py"),
     "mlflow": ("pipeline/tracking/", "pipeline/audit/mlflow.py"),
     "kubernetes": ("cluster/launchers/",),
-    "prometheus_client": ("pipeline/running/prometheus.py",),
+    "prometheus_client": ("pipeline/running/prometheus.py", "pipeline/serving/http/metrics.py"),
     "webdataset": ("data_prep/records/containers/tar_samples.py",),
-    "fastapi": ("pipeline/serving/app.py",),
-    "starlette": ("pipeline/serving/app.py",),
-    "uvicorn": ("pipeline/serving/server.py",),
+    "fastapi": ("pipeline/serving/app.py", "pipeline/serving/http/"),
+    "starlette": ("pipeline/serving/app.py", "pipeline/serving/http/"),
+    "uvicorn": ("pipeline/serving/server.py", "pipeline/serving/http/"),
     "rich": ("pipeline/terminal/",),
 }
 LIBRARIES = frozenset(door.partition(".")[0] for door in DOORS)

@@ -13,6 +13,7 @@ from typing import Any
 
 from vico.checkpoints.expected_tensors import EMBEDDING, HEAD, OWN_PARTS, OWN_PREFIXES, checked_tensors
 from vico.checkpoints.layouts import parts_by_published_name
+from vico.checkpoints.remote_code import write_remote_code
 from vico.checkpoints.tensor_files import SHARD_BYTES, StoredTensor, stored_tensors, write_tensor_files
 from vico.errors import UserError
 from vico.model_files import model_config, raw_config
@@ -36,7 +37,8 @@ def write_hf_folder(
     """Write Hugging Face's layout, with connector and router if the source has them.
 
     `router_file` holds a router (keys `router.*`) trained for the source. Plain transformers opens the
-    folder at the full rate. The threshold is stored in config.json under `vico`.
+    folder at the full rate; with our Python files, which a folder with a threshold gets, it routes. The
+    threshold is stored in config.json under `vico`.
     """
     tensors = checked_tensors(source, router_file)
     config = model_config(source)
@@ -46,7 +48,10 @@ def write_hf_folder(
     config["vico"] = {**config.get("vico", {}), **own, **threshold}
     write_tensor_files(folder, {name: (tensor,) for name, tensor in tensors.items()}, shard_bytes)
     copy_files(source, folder, TEXT_SUFFIXES)
-    _write_image_processor(folder, load_settings(source))
+    settings = load_settings(source)
+    _write_image_processor(folder, settings)
+    if all(own.values()) and "absolute_threshold" in config["vico"]:
+        write_remote_code(folder, config, settings)
     write_config(folder, config)
 
 

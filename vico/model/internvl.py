@@ -62,6 +62,10 @@ class VicoModel(nn.Module):
             router = Router(self.vision_width)
         self.router = router.to(self.lm_head.weight).train(self.training)
 
+    def drop_language_layers(self) -> None:
+        """Free the layers of the language model, for a process that only makes input embeddings."""
+        self.base.model.language_model.layers = nn.ModuleList()
+
     def vision_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the vision tokens [N, P, v] of tiles [N, 3, S, S], without the class token.
 

@@ -23,11 +23,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from vico.errors import UserError
+from vico.model.row_cache import RowCache, cached_attention
 
 IMPLEMENTATION = "vico_segments"
 
 
-# seven parameters: transformers calls every attention function with this signature
+# eight parameters: transformers calls every attention function with this signature
 def segment_attention(
     module: nn.Module,
     query_BHLd: torch.Tensor,
@@ -36,18 +37,24 @@ def segment_attention(
     attention_mask: torch.Tensor | None,
     *,
     segment_lengths: Sequence[int] | None = None,
+    row_caches: Sequence[RowCache] | None = None,
     **kwargs: Any,  # transformers passes dropout, scaling and features of the model by keyword
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention within each segment, [1, L, H, d], and None for the attention weights.
 
-    `segment_lengths` sum to L. Without them, this is the SDPA of transformers. Raises ValueError for features
-    of a language model that packed training does not support.
+    `segment_lengths` sum to L. With `row_caches`, one per segment, its tokens continue a cached prompt.
+    Without both, this is the SDPA of transformers. Raises ValueError for features of a language model that
+    packed rows do not support.
     """
-    if segment_lengths is None:
+    if segment_lengths is None and row_caches is None:
         return sdpa_attention_forward(module, query_BHLd, key_BKLd, value_BKLd, attention_mask, **kwargs)
     for feature in ("sliding_window", "softcap", "s_aux"):
         if kwargs.get(feature) is not None:
-            raise ValueError(f"this language model's {feature} is not supported in packed training")
+            raise ValueError(f"this language model's {feature} is not supported in packed rows")
+    if row_caches is not None:
+        row = query_BHLd[0], key_BKLd[0], value_BKLd[0]
+        return cached_attention(_layer(module), *row, row_caches, kwargs.get("scaling")), None
+    assert segment_lengths is not None
     dropout, scaling = kwargs.get("dropout", 0.0), kwargs.get("scaling")
     if query_BHLd.is_cuda and query_BHLd.dtype in (torch.bfloat16, torch.float16):
         attended = _varlen(query_BHLd, key_BKLd, value_BKLd, segment_lengths, dropout, scaling)
@@ -63,6 +70,12 @@ def segment_attention(
         )
     ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _layer(module: nn.Module) -> int:
+    layer = module.layer_idx  # every attention module of transformers has its number
+    assert isinstance(layer, int)
+    return layer
 
 
 class _Segments(NamedTuple):

@@ -126,8 +126,8 @@ STAGES = {
     "ratio": "6339dd9a98c14a6f",
     "label": "a9d4e14f775bac4f",
     "router": "3c5f995de316fb49",
-    "evaluate": "94c7daf3fb9b8fa8",
-    "export": "a54c0344fcb674cd",
+    "evaluate": "a47c7127d576f72a",
+    "export": "6b6d123680dbd20d",
 }
 
 

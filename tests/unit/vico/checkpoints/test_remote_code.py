@@ -1,0 +1,142 @@
+"""An exported folder in plain transformers, in a process without this project, and our own model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import InternVLForConditionalGeneration
+
+from tests.tiny_model import make_tiny_model
+from vico.checkpoints import load_model
+from vico.checkpoints.save import save_model
+from vico.checkpoints.write import write_hf_folder
+from vico.inference.generation import greedy_answers
+from vico.inference.routing import absolute_rule, calibrated_threshold
+from vico.inference.tile_losses import encoded_tiles
+from vico.model_files import stored_threshold
+from vico.packing import TiledSequence
+from vico.prompt import load_prompt_format
+from vico.settings import load_settings
+from vico.tiling import pixel_values
+
+QUESTIONS = (("what is written here", (190, 130)), ("is it", None), ("system what", (60, 200)))
+SCRIPT = """
+import json, sys, torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+folder, out = sys.argv[1:]
+assert "vico" not in sys.modules
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+conversations = []
+for n, (question, size) in enumerate(json.load(open(f"{out}/questions.json"))):
+    picture = [] if size is None else [{"type": "image", "image": Image.open(f"{out}/{n}.png")}]
+    conversations.append([{"role": "user", "content": [*picture, {"type": "text", "text": question}]}])
+inputs = processor.apply_chat_template(
+    conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+with torch.no_grad():
+    outputs = model(**inputs)
+    full = model(**inputs, threshold=2.0)
+ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+torch.save({"logits": outputs.logits, "mask": outputs.attention_mask, "compressed": outputs.compressed,
+    "full": full.logits, "ids": ids[:, inputs["input_ids"].shape[1]:]}, f"{out}/outputs.pt")
+"""
+
+
+def pictures() -> list[Image.Image | None]:
+    random = np.random.default_rng(5)
+    return [
+        None if size is None else Image.fromarray(random.integers(0, 255, (size[1], size[0], 3), np.uint8))
+        for _, size in QUESTIONS
+    ]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """A model with connector, router and threshold as it is saved, and as it is exported."""
+    root = tmp_path_factory.mktemp("models")
+    model = load_model(make_tiny_model(root / "base"))
+    model.add_compressed_connector(1)
+    model.add_router(2)
+    pixels = np.concatenate([pixel_values(image, model.settings.tiling()) for image in pictures() if image])
+    with torch.no_grad():  # between those of the tiles, so that decisions differ
+        probability = model.router.compress_probability(model.vision_features(torch.from_numpy(pixels)))
+    threshold = calibrated_threshold(probability.numpy(), 0.5)
+    save_model(model.state_dict(), root / "base", root / "saved", {"absolute_threshold": threshold})
+    (root / "exported").mkdir()
+    write_hf_folder(root / "saved", root / "exported")
+    return root / "saved", root / "exported"
+
+
+def test_plain_transformers_routes_a_batch_as_we_do(folders, tmp_path):
+    saved, exported = folders
+    images = pictures()
+    for n, image in enumerate(images):
+        if image is not None:
+            image.save(tmp_path / f"{n}.png")
+    (tmp_path / "questions.json").write_text(json.dumps(QUESTIONS))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-P", str(tmp_path / "script.py"), str(exported), str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    theirs = torch.load(tmp_path / "outputs.pt")
+
+    model, form = load_model(saved), load_prompt_format(saved)
+    pixels = [pixel_values(image, model.settings.tiling()) for image in images if image is not None]
+    tiles = encoded_tiles(model, np.concatenate(pixels), 64)
+    with torch.no_grad():
+        probability = model.router.compress_probability(
+            model.vision_features(torch.from_numpy(np.concatenate(pixels)))
+        )
+    compressed = absolute_rule(probability, stored_threshold(saved)).numpy()
+    assert 0 < compressed.sum() < len(compressed)
+    assert theirs["compressed"].numpy().tolist() == compressed.tolist()
+    for rates, logits, mask in (
+        (compressed, theirs["logits"], theirs["mask"]),
+        (np.zeros_like(compressed), theirs["full"], None),
+    ):
+        first, prompts, counts = 0, [], iter(map(len, pixels))
+        for (question, _), image in zip(QUESTIONS, images, strict=True):
+            count = 0 if image is None else next(counts)
+            value = question if image is None else f"<image>\n{question}"
+            turns = [{"from": "human", "value": value}]
+            skeleton = form.encode(turns, [count] if count else [], add_generation_prompt=True)
+            prompts.append(TiledSequence(skeleton, rates[first : first + count], first))
+            first += count
+        for b, embeds_LD in enumerate(tiles.embeddings(prompts)):
+            with torch.no_grad():
+                ours = model.base(inputs_embeds=embeds_LD[None], use_cache=False).logits[0]
+            assert mask is None or int(mask[b].sum()) == len(ours)
+            torch.testing.assert_close(logits[b, -len(ours) :], ours, atol=2e-4, rtol=1e-4)
+        if mask is not None:
+            answers = greedy_answers(
+                tiles, prompts, end_of_turn_id=form.end_of_turn_id, max_new_tokens=8, batch_tokens=9999
+            )
+            for answer, ids in zip(answers, theirs["ids"], strict=True):
+                assert ids[: len(answer.ids)].tolist() == answer.ids.tolist()
+
+
+def test_without_our_code_the_folder_is_the_full_rate_model(folders):
+    saved, exported = folders
+    assert load_settings(exported) == load_settings(saved)
+    plain = InternVLForConditionalGeneration.from_pretrained(exported)
+    ours = load_model(exported)
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, ours.base.get_parameter(name)), name
+
+
+def test_a_model_without_router_gets_no_code(tmp_path):
+    make_tiny_model(tmp_path / "base")
+    (tmp_path / "out").mkdir()
+    write_hf_folder(tmp_path / "base", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.py"))
+    assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
