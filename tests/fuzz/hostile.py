@@ -21,7 +21,7 @@ _TEXTS = (
     "", " ", "\0", "\ud800", "..", "../outside/secret.png", "/etc/passwd", "/proc/self/environ", "/dev/zero",
     "images", "good.png", "file://../outside/secret.png", "data:image/png;base64,AAAA", "<image>", "<|im_end|>",
     "<IMG_CONTEXT>", "human", "gpt", "system", "\x1b[2J", "a" * 5000, "%s%n", "http://127.0.0.1:9/x",
-    "s3://bucket/x", "\u202e", "1e5", "nan", "{{", "${HOME}", "-1", "~", "~root", "é\u0301",
+    "gopher://x", "\u202e", "1e5", "nan", "{{", "${HOME}", "-1", "~", "~root", "é\u0301",
 )  # fmt: skip
 _NUMBERS = (0, -1, 1, 2**31 - 1, 2**31, -(2**31) - 1, 2**63, 2**64, -(2**63) - 1, 10**30, 10**60, 0.5, -0.0, 1e308)
 
