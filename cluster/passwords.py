@@ -20,11 +20,18 @@ _USER_INFO = re.compile(
     )""",
     re.VERBOSE,
 )
-_WORDS = "token|password|passwd|passphrase|pwd|secret|signature|sig|credentials?|api[-_]?key|(?:access|private|secret)[-_]?key"
-_QUERY = re.compile(
-    rf"""(?P<start>[?&;](?:[\w.-]*[-_.])?(?:{_WORDS})(?:[-_.][\w.-]*)?=)(?!\*\*\*)[^&;\s'"#<>|]+""", re.IGNORECASE
+_WORDS = (
+    "token|password|passwd|passphrase|pwd|secret|signature|sig|credentials?|api[-_]?key|"
+    "(?:access|private|secret)[-_]?key"
 )
-_HEADER = re.compile(r"(?P<start>\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+_QUERY = re.compile(
+    rf"""(?P<start>[?&;](?:[\w.-]*[-_.])?(?:{_WORDS})(?:[-_.][\w.-]*)?=)(?!\*\*\*)[^&;\s'"#<>|]+""",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(
+    r"""(?P<start>\bauthorization['"]?\s*[:=]\s*['"]?(?:\w+\s+)?|\bbearer\s+(?=\S*\d))(?!\*\*\*)[\w.~+/=-]{8,}""",
+    re.IGNORECASE,
+)
 _SECRET_NAME = re.compile(rf"(?:.*[-_])?(?:{_WORDS})", re.IGNORECASE)
 _MIN_CHARACTERS = 8
 """Of the value of a variable that is masked; shorter ones are part of ordinary words."""
