@@ -27,6 +27,7 @@ from vico.errors import UserError
 from vico.prompt import PromptFormat, load_prompt_format
 
 RULES = RowRules(max_tiles=12, max_pixels=4_000_000, max_tokens=4096, decode=True)
+_PICTURE = picture(1)
 _TURNS = [{"role": "user", "content": "<image>what?"}, {"role": "assistant", "content": "this"}]
 ROWS: list[dict[str, Any]] = [
     row("good.png"),
@@ -132,7 +133,7 @@ _TYPES = st.sampled_from([tarfile.REGTYPE] * 6 + [tarfile.SYMTYPE, tarfile.LNKTY
 def _hostile_tars(draw: st.DrawFn) -> bytes:
     """Draw a tar of members with hostile names, types, links, sizes and pax headers."""
     data = io.BytesIO()
-    contents = [json.dumps(row("1.png")).encode(), picture(1), b"", b"caption", b"30 size=99999999\n", b"99 path=../x\n"]
+    contents = [json.dumps(row("1.png")).encode(), _PICTURE, b"", b"caption", b"30 size=99999999\n", b"99 path=../x\n"]
     format = draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
     with tarfile.open(fileobj=data, mode="w", format=format, errors="surrogateescape") as tar:
         for _ in range(draw(st.integers(0, 6))):
@@ -170,7 +171,7 @@ def _hostile_tables(draw: st.DrawFn) -> bytes:
     num_rows = draw(st.integers(0, 3))
     kinds = st.one_of(
         st.lists(st.text(max_size=10), min_size=num_rows, max_size=num_rows),
-        st.lists(st.binary(max_size=40) | st.just(picture(1)), min_size=num_rows, max_size=num_rows),
+        st.lists(st.binary(max_size=40) | st.just(_PICTURE), min_size=num_rows, max_size=num_rows),
         st.lists(st.integers(-(2**63), 2**63 - 1), min_size=num_rows, max_size=num_rows),
         st.lists(st.floats(), min_size=num_rows, max_size=num_rows),
         st.lists(st.dates() | st.none(), min_size=num_rows, max_size=num_rows),
