@@ -1,8 +1,8 @@
-"""Find and remove secrets in texts that are stored or shown: passwords and tokens in URLs, authorization headers,
-and the values of environment variables that are secrets by their names.
+"""Find and remove secrets in texts that are stored or shown: passwords and tokens in URLs, authorization
+headers, and the values of environment variables that are secrets by their names.
 
-Secrets are read from the environment or from files by the libraries that need them; no setting of this project
-takes one.
+Secrets are read from the environment or from files by the libraries that need them; no setting of this
+project takes one.
 """
 
 import logging
@@ -39,8 +39,8 @@ _MASK = "***"
 
 
 def without_passwords(text: str) -> str:
-    """Return the text without secrets: user and password of a URL are removed, tokens in its query, those after
-    `Bearer` and values of variables such as HF_TOKEN become `***`.
+    """Return the text without secrets: user and password of a URL are removed, tokens in its query, those
+    after `Bearer` and values of variables such as HF_TOKEN become `***`.
 
     `http://me:secret@host/?token=secret` becomes `http://host/?token=***`.
     """

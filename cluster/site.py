@@ -121,8 +121,8 @@ class Site(SiteBlock):
         secrets = sorted(name for name, value in environment.items() if value and is_secret_name(name))
         if secrets:
             raise ValueError(
-                f"{secrets[0]} is a secret by its name, and jobs and Ray keep what is here; take it out, and set it "
-                "in the environment of the command and of the nodes (kind kuberay: kuberay.secrets)"
+                f"{secrets[0]} is a secret by its name, and jobs and Ray keep what is here; take it out, and "
+                "set it in the environment of the command and of the nodes (kind kuberay: kuberay.secrets)"
             )
         return environment
 

@@ -13,16 +13,30 @@ from packaging.requirements import Requirement
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 _BY_CLASSIFIER = {
-    "Academic Free License (AFL)": "AFL-2.1", "Apache Software License": "Apache-2.0", "BSD License": "BSD-3-Clause",
-    "ISC License (ISCL)": "ISC", "MIT License": "MIT", "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
-    "Python Software Foundation License": "PSF-2.0", "The Unlicense (Unlicense)": "Unlicense",
-}  # fmt: skip
+    "Academic Free License (AFL)": "AFL-2.1",
+    "Apache Software License": "Apache-2.0",
+    "BSD License": "BSD-3-Clause",
+    "ISC License (ISCL)": "ISC",
+    "MIT License": "MIT",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "Python Software Foundation License": "PSF-2.0",
+    "The Unlicense (Unlicense)": "Unlicense",
+}
 _BY_TEXT = {
-    "3-clause bsd license": "BSD-3-Clause", "apache 2.0": "Apache-2.0", "apache license 2.0": "Apache-2.0",
-    "apache license, version 2.0": "Apache-2.0", "apache-2.0": "Apache-2.0", "apache 2": "Apache-2.0",
-    "apache 2.0 license": "Apache-2.0", "bsd": "BSD-3-Clause", "bsd-3-clause": "BSD-3-Clause", "mit": "MIT",
-    "mit license": "MIT", "3-clause bsd": "BSD-3-Clause", "bsd 3-clause": "BSD-3-Clause",
-}  # fmt: skip
+    "3-clause bsd license": "BSD-3-Clause",
+    "apache 2.0": "Apache-2.0",
+    "apache license 2.0": "Apache-2.0",
+    "apache license, version 2.0": "Apache-2.0",
+    "apache-2.0": "Apache-2.0",
+    "apache 2": "Apache-2.0",
+    "apache 2.0 license": "Apache-2.0",
+    "bsd": "BSD-3-Clause",
+    "bsd-3-clause": "BSD-3-Clause",
+    "mit": "MIT",
+    "mit license": "MIT",
+    "3-clause bsd": "BSD-3-Clause",
+    "bsd 3-clause": "BSD-3-Clause",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,9 @@ def licences(installed: Distribution) -> tuple[str, ...]:
         return tuple(sorted({word for word in words if word not in ("AND", "OR", "WITH")}))
     if text.lower() in _BY_TEXT:
         return (_BY_TEXT[text.lower()],)
-    names = (line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or () if line.startswith("License"))
+    names = (
+        line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or () if line.startswith("License")
+    )
     return tuple(sorted({_BY_CLASSIFIER.get(name, name) for name in names if name != "OSI Approved"}))
 
 

@@ -15,8 +15,8 @@ from vico.own_files import is_inside
 def package_files(files: Mapping[str, str], *, with_sources: bool) -> dict[str, bytes]:
     """Return the content of a job's package by path: `files`, after the project's sources if wanted.
 
-    Sources are modules alone. What else is beside them, such as `.env` or a key, stays here, and so does what a link
-    leads to from elsewhere.
+    Sources are modules alone. What else is beside them, such as `.env` or a key, stays here, and so does what
+    a link leads to from elsewhere.
     """
     sources = {
         source.relative_to(PROJECT_FOLDER).as_posix(): source.read_bytes()

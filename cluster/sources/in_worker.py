@@ -99,7 +99,8 @@ class Actor:
 
 
 def leave_no_core() -> None:
-    """Write no core file if this process, or one that it starts, dies: the environment in it holds secrets."""
+    """Write no core file if this process, or one that it starts, dies: the environment in it holds
+    secrets."""
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 

@@ -25,7 +25,8 @@ class Problem:
 
 @dataclass
 class Findings:
-    """All that an audit finds, and the `facts` that it read. `noted` (text -> stages) is worth knowing, but nothing recorded is wrong."""
+    """All that an audit finds, and the `facts` that it read. `noted` (text -> stages) is worth knowing, but
+    nothing recorded is wrong."""
 
     problems: list[Problem] = field(default_factory=list)
     noted: dict[str, list[str]] = field(default_factory=dict)

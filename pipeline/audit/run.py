@@ -42,8 +42,8 @@ def audit_run(site: Site, name: str) -> Findings:
 def audit_with_seal(site: Site, name: str, seal: Path | None, against: Path | None) -> Findings:
     """Audit a run; write its seal to `seal` if it has no problems, or compare it with the seal `against`.
 
-    Raises UserError for a seal in the storage, one that exists or is not of this run, and to seal a run that is
-    not done.
+    Raises UserError for a seal in the storage, one that exists or is not of this run, and to seal a run that
+    is not done.
     """
     run = Runs(site.storage).named(name)
     if seal is not None:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from cluster.site import Site
 from data_prep.packs.pack import Pack
-from data_prep.shards.index import ShardIndex, load_index
 from data_prep.records.sets import slug_of
+from data_prep.shards.index import ShardIndex, load_index
 from data_prep.shards.names import QUARANTINE_FILE, sample_key
 from pipeline.config.inputs import Inputs
 from pipeline.identity.file_digests import DigestCache

@@ -1,7 +1,7 @@
 """Seals: the digests and values of a run in one file, kept elsewhere, by which any later change is found.
 
-An audit compares a run with its own records. Somebody who rewrites output, record and MLflow alike is not found
-by it, since nothing is signed. A seal is compared with the run instead of its records.
+An audit compares a run with its own records. Somebody who rewrites output, record and MLflow alike is not
+found by it, since nothing is signed. A seal is compared with the run instead of its records.
 """
 
 import hashlib
@@ -95,7 +95,7 @@ def read_seal(path: Path, run: RunFile) -> Seal:
     body = {name: value for name, value in content.items() if name != "digest"}
     if sha256_of(body) != content.get("digest") or _canonical(content) != data:
         raise UserError(
-            f"{option} is damaged or was edited (its digest does not fit its content); give a copy of the seal"
+            f"{option} is damaged or was edited (its digest does not fit its content); give a copy of it"
         )
     if content["run"] != run.run:
         raise UserError(f"{option} is of run {content['run']}, not of {run.run}; give the seal of this run")
@@ -124,7 +124,9 @@ def _compare_files(stage: str, sealed: Mapping[str, Any], now: Mapping[str, Any]
         elif file is None:
             findings.problem(stage, "seal_removed", name, "was removed after the run was sealed")
         else:
-            message = f"was changed: sealed was sha256 {was['sha256'][:12]} ({was['bytes']} bytes), now it is "
+            message = (
+                f"was changed: sealed was sha256 {was['sha256'][:12]} ({was['bytes']} bytes), now it is "
+            )
             findings.problem(
                 stage, "seal_changed", name, f"{message}{file['sha256'][:12]} ({file['bytes']} bytes)"
             )

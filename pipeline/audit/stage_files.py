@@ -43,8 +43,8 @@ def audit_links(folder: StageFolder, findings: Findings) -> None:
     for path in (*ways, *_below(output), *_below(attempts)):
         if path.is_symlink():
             message = (
-                f"is a link to {os.readlink(path)}, and what is there is not part of the store; move it here, "
-                "or make the whole storage a link"
+                f"is a link to {os.readlink(path)}, and what is there is not part of the store; move it "
+                "here, or make the whole storage a link"
             )
             findings.problem(folder.stage, "link", path, message)
         elif path.exists() and (kind := _KINDS.get(stat.S_IFMT(path.lstat().st_mode))):
@@ -63,5 +63,9 @@ def _attempt_files(folder: StageFolder) -> Iterator[Path]:
     attempts = folder.path / "attempts"
     for path in _below(attempts):
         is_uploaded = path.parent.parent == attempts
-        if path.is_file() and not path.is_symlink() and (is_uploaded or not folder.storage.conditional_writes):
+        if (
+            path.is_file()
+            and not path.is_symlink()
+            and (is_uploaded or not folder.storage.conditional_writes)
+        ):
             yield path

@@ -45,7 +45,9 @@ def audit(
     ] = None,
     seal: Annotated[
         Path | None,
-        typer.Option("--seal", metavar="FILE", help="If there are no problems, write the run's seal to FILE."),
+        typer.Option(
+            "--seal", metavar="FILE", help="If there are no problems, write the run's seal to FILE."
+        ),
     ] = None,
     against: Annotated[
         Path | None,
@@ -58,7 +60,8 @@ def audit(
     """Check that a run still matches its records.
 
     The check covers files, digests, inputs, metrics and MLflow. Exit code 1: there are problems. Nothing in a
-    store is signed: only a seal that is kept elsewhere shows that output, record and MLflow were rewritten alike.
+    store is signed: only a seal that is kept elsewhere shows that output, record and MLflow were rewritten
+    alike.
     """
     if run is None and not reap:
         raise UserError("RUN is missing; name a run (or `latest`), or give --reap")
@@ -89,7 +92,11 @@ def _show_audit(site: "Site", run: str, seal: Path | None, against: Path | None,
     from pipeline.audit.report import log_report
     from pipeline.audit.run import audit_run, audit_with_seal
 
-    findings = audit_run(site, run) if seal is None and against is None else audit_with_seal(site, run, seal, against)
+    findings = (
+        audit_run(site, run)
+        if seal is None and against is None
+        else audit_with_seal(site, run, seal, against)
+    )
     unlogged = log_report(site, run, findings, datetime.now(UTC).isoformat(timespec="seconds"))
     if unlogged:
         findings.note("pipeline", unlogged)

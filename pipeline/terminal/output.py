@@ -40,8 +40,8 @@ class TextTable:
 
 
 class Terminal:
-    """Writes to one stream. Texts may come from anywhere: they are obeyed by nobody, and shown as they are except
-    for secrets, which `cluster/passwords.py` takes out."""
+    """Writes to one stream. Texts may come from anywhere: they are obeyed by nobody, and shown as they are
+    except for secrets, which `cluster/passwords.py` takes out."""
 
     def __init__(self, stream: TextIO):
         self._stream = unfiltered(stream)

@@ -1,4 +1,5 @@
-"""Give hostile files to every reader: `python -m tests.fuzz [--minutes 30] [--seed 1] [--only NAME] [--report FILE]`.
+"""Give hostile files to every reader: `python -m tests.fuzz [--minutes 30] [--seed 1] [--only NAME] [--report
+FILE]`.
 
 Each reader gets its share of the time in a process of its own. Exit code 1 if there was a fault.
 """
@@ -24,15 +25,25 @@ def fuzz(name: str, folder: Path, seed: int, seconds: float) -> dict[str, Any]:
     """Fuzz one reader in a process whose home, working folder and temporary folder are watched."""
     secret = outside(folder)
     project = Path(__file__).parents[2]
-    environment = {**os.environ, "HOME": str(secret / "home"), "TMPDIR": str(secret / "tmp"),
-                   "PYTHONPATH": str(project), "HF_HUB_OFFLINE": "1",
-                   "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"), "MPLCONFIGDIR": str(folder)}  # fmt: skip
+    environment = {
+        **os.environ,
+        "HOME": str(secret / "home"),
+        "TMPDIR": str(secret / "tmp"),
+        "PYTHONPATH": str(project),
+        "HF_HUB_OFFLINE": "1",
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
+        "MPLCONFIGDIR": str(folder),
+    }
     command = [sys.executable, "-m", "tests.fuzz.one_target", name, str(folder), str(seed), str(seconds)]
     try:
         done = subprocess.run(
-            command, cwd=secret / "cwd", env=environment, capture_output=True, text=True,
+            command,
+            cwd=secret / "cwd",
+            env=environment,
+            capture_output=True,
+            text=True,
             timeout=_START_S + seconds + _HANG_S,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return _died(name, folder, seed, f"hangs for over {_HANG_S} s")
     if done.returncode:

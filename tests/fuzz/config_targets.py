@@ -29,20 +29,51 @@ _IDENTITY = {"stage": "shard", "config": {}, "inputs": {}}
 _FINGERPRINT = stage_fingerprint("shard", _IDENTITY)
 _OUTPUTS = {"a.tar": OutputFile(bytes=1, sha256="0")}
 _RECORD = {
-    "schema": 1, "stage": "shard", "fingerprint": _FINGERPRINT, "identity": _IDENTITY,
-    "attempt": 1, "run": "r", "git": {}, "source_digest": "", "sources": {"a": "b"}, "packages": {}, "inputs": {},
-    "outputs": {"a.tar": {"bytes": 1, "sha256": "0"}}, "output_digest": outputs_digest(_OUTPUTS), "counts": {}, "seconds": 1.0,
-    "started": "", "ended": "", "site": "", "facts": {},
-}  # fmt: skip
+    "schema": 1,
+    "stage": "shard",
+    "fingerprint": _FINGERPRINT,
+    "identity": _IDENTITY,
+    "attempt": 1,
+    "run": "r",
+    "git": {},
+    "source_digest": "",
+    "sources": {"a": "b"},
+    "packages": {},
+    "inputs": {},
+    "outputs": {"a.tar": {"bytes": 1, "sha256": "0"}},
+    "output_digest": outputs_digest(_OUTPUTS),
+    "counts": {},
+    "seconds": 1.0,
+    "started": "",
+    "ended": "",
+    "site": "",
+    "facts": {},
+}
 _RUN = {
-    "schema": 1, "run": "r", "created": "2026-01-01", "pipeline": "", "experiment": "vico", "config": {}, "site": "",
-    "state": "running", "stages": {"shard": {"fingerprint": _FINGERPRINT, "state": "running"}},
+    "schema": 1,
+    "run": "r",
+    "created": "2026-01-01",
+    "pipeline": "",
+    "experiment": "vico",
+    "config": {},
+    "site": "",
+    "state": "running",
+    "stages": {"shard": {"fingerprint": _FINGERPRINT, "state": "running"}},
     "attempts": [{"started": "", "host": "h", "pid": 1}],
-}  # fmt: skip
+}
 _LEASE = {
-    "schema": 1, "run": "r", "attempt": 1, "token": "t", "host": "h", "boot_id": "b", "pid_namespace": "n", "pid": 1,
-    "pid_started": "1", "since": "", "counter": 1,
-}  # fmt: skip
+    "schema": 1,
+    "run": "r",
+    "attempt": 1,
+    "token": "t",
+    "host": "h",
+    "boot_id": "b",
+    "pid_namespace": "n",
+    "pid": 1,
+    "pid_started": "1",
+    "since": "",
+    "counter": 1,
+}
 _FILES = {
     "record.json": _RECORD,
     "run.json": _RUN,
@@ -123,4 +154,3 @@ def _stored(folder: Path, case: tuple[str, bytes]) -> None:
         assert record is not None
         StageFolder(store, "shard", _FINGERPRINT).refuse_edited(record)
         StageFolder(store, "shard", _FINGERPRINT).damage(record)
-

@@ -12,23 +12,101 @@ from hypothesis import strategies as st
 MAX_BYTES = 1 << 20
 _MAX_PLACE_DEPTH = 20
 _WORDS = (
-    b"\x00", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xff\xff\xff\x7f",
-    b"\n", b"\r\n", b"{", b"}", b"[", b"]", b'"', b"\\", b"\\ud800", b"../", b"/", b"PAR1", b"ustar\x00",
-    b"\x1f\x8b", b"\xff\xd8", b"IHDR", b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"1e999", b"NaN",
-    b"<image>", b"\xef\xbb\xbf", b"\x1b]0;x\x07", b"0" * 50,
-)  # fmt: skip
+    b"\x00",
+    b"\xff",
+    b"\x7f",
+    b"\x80",
+    b"\xff\xff\xff\xff",
+    b"\x00\x00\x00\x80",
+    b"\xff\xff\xff\x7f",
+    b"\n",
+    b"\r\n",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b'"',
+    b"\\",
+    b"\\ud800",
+    b"../",
+    b"/",
+    b"PAR1",
+    b"ustar\x00",
+    b"\x1f\x8b",
+    b"\xff\xd8",
+    b"IHDR",
+    b"&a ",
+    b"*a",
+    b"<<: ",
+    b"!!python/object:os.system ",
+    b"1e999",
+    b"NaN",
+    b"<image>",
+    b"\xef\xbb\xbf",
+    b"\x1b]0;x\x07",
+    b"0" * 50,
+)
 _TEXTS = (
-    "", " ", "\0", "\ud800", "..", "../outside/secret.png", "/etc/passwd", "/proc/self/environ", "/dev/zero",
-    "images", "good.png", "file://../outside/secret.png", "data:image/png;base64,AAAA", "<image>", "<|im_end|>",
-    "<IMG_CONTEXT>", "human", "gpt", "system", "\x1b[2J", "a" * 5000, "%s%n", "http://127.0.0.1:9/x",
-    "gopher://x", "\u202e", "1e5", "nan", "{{", "${HOME}", "-1", "~", "~root", "é\u0301",
-)  # fmt: skip
-_NUMBERS = (0, -1, 1, 2**31 - 1, 2**31, -(2**31) - 1, 2**63, 2**64, -(2**63) - 1, 10**30, 10**60, 0.5, -0.0, 1e308)
+    "",
+    " ",
+    "\0",
+    "\ud800",
+    "..",
+    "../outside/secret.png",
+    "/etc/passwd",
+    "/proc/self/environ",
+    "/dev/zero",
+    "images",
+    "good.png",
+    "file://../outside/secret.png",
+    "data:image/png;base64,AAAA",
+    "<image>",
+    "<|im_end|>",
+    "<IMG_CONTEXT>",
+    "human",
+    "gpt",
+    "system",
+    "\x1b[2J",
+    "a" * 5000,
+    "%s%n",
+    "http://127.0.0.1:9/x",
+    "gopher://x",
+    "\u202e",
+    "1e5",
+    "nan",
+    "{{",
+    "${HOME}",
+    "-1",
+    "~",
+    "~root",
+    "é\u0301",
+)
+_NUMBERS = (
+    0,
+    -1,
+    1,
+    2**31 - 1,
+    2**31,
+    -(2**31) - 1,
+    2**63,
+    2**64,
+    -(2**63) - 1,
+    10**30,
+    10**60,
+    0.5,
+    -0.0,
+    1e308,
+)
 
 scalars = st.one_of(
-    st.none(), st.booleans(), st.sampled_from(_NUMBERS), st.sampled_from(_TEXTS), st.integers(), st.floats(),
+    st.none(),
+    st.booleans(),
+    st.sampled_from(_NUMBERS),
+    st.sampled_from(_TEXTS),
+    st.integers(),
+    st.floats(),
     st.text(max_size=20),
-)  # fmt: skip
+)
 
 
 def _nested(depth: int, kind: str) -> Any:
@@ -52,7 +130,9 @@ def bytes_of(draw: st.DrawFn, seeds: Sequence[bytes]) -> bytes:
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(0, 8))):
         at = draw(st.integers(0, len(data)))
-        kind = draw(st.sampled_from(["set", "flip", "word", "over", "cut", "double", "splice", "number", "drop"]))
+        kind = draw(
+            st.sampled_from(["set", "flip", "word", "over", "cut", "double", "splice", "number", "drop"])
+        )
         length = draw(st.integers(1, 64) | st.integers(1, max(1, len(data))))
         if kind == "set" and at < len(data):
             data[at] = draw(st.integers(0, 255))
@@ -75,7 +155,9 @@ def bytes_of(draw: st.DrawFn, seeds: Sequence[bytes]) -> bytes:
             data[at : at + length] = other[begin : begin + length]
         elif kind == "number":
             size = draw(st.sampled_from([2, 4, 8]))
-            number = draw(st.sampled_from([0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1]))
+            number = draw(
+                st.sampled_from([0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1])
+            )
             order = draw(st.sampled_from(["little", "big"]))
             data[at : at + size] = (number % 2 ** (8 * size)).to_bytes(size, order)  # type: ignore[arg-type]
     return bytes(data[:MAX_BYTES])

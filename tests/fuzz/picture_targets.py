@@ -22,7 +22,9 @@ _MAX_PIXELS = 4_000_000
 
 def targets(folder: Path) -> list[Target]:
     """Return the target of pictures."""
-    seeds = [picture(1, (60, 40), format) for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "ICO", "PPM")]
+    seeds = [
+        picture(1, (60, 40), format) for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "ICO", "PPM")
+    ]
     seeds += [_saved("JPEG", "CMYK"), _saved("PNG", "P"), _saved("PNG", "I;16"), _saved("TIFF", "RGBA")]
     seeds += [_saved("GIF", "P", save_all=True, append_images=[Image.new("P", (9, 9))]), _saved("JPEG", "L")]
     seeds += [_saved("JPEG", "RGB", progressive=True), _saved("TIFF", "L", compression="tiff_lzw")]

@@ -34,14 +34,24 @@ ROWS: list[dict[str, Any]] = [
     row(["good.png", "other.jpg"], group="a", id=1, license="x", source="y"),
     row(answer="text only", system="be short"),
     {"messages": _TURNS, "images": ["good.png"]},
-    {"messages": [{"role": "user", "content": [{"type": "image", "image": "good.png"},
-                                               {"type": "text", "text": "what?"}]}, _TURNS[1]]},
+    {
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": "good.png"}, {"type": "text", "text": "what?"}],
+            },
+            _TURNS[1],
+        ]
+    },
     {"query": "<image>what?", "response": "this", "history": [["a", "b"]], "images": [{"url": "good.png"}]},
     {"texts": [{"user": "hello", "assistant": "you"}], "image": None},
     {"instruction": "say", "input": "it", "output": "it", "weight": 1},
-    {"messages": [{"role": "user", "content": "<image>find <ref-object> at <bbox>"}, _TURNS[1]],
-     "images": ["good.png"], "objects": {"ref": ["a"], "bbox": [[1, 2, 30, 40]], "bbox_type": "real"}},
-]  # fmt: skip
+    {
+        "messages": [{"role": "user", "content": "<image>find <ref-object> at <bbox>"}, _TURNS[1]],
+        "images": ["good.png"],
+        "objects": {"ref": ["a"], "bbox": [[1, 2, 30, 40]], "bbox_type": "real"},
+    },
+]
 
 
 def targets(folder: Path) -> list[Target]:
@@ -52,17 +62,26 @@ def targets(folder: Path) -> list[Target]:
     prompt_format = load_prompt_format(make_tiny_model(folder / "model"))
     lines = b"".join(json.dumps(one).encode() + b"\n" for one in ROWS)
     files = [lines, json.dumps(ROWS).encode(), json.dumps(ROWS, indent=1).encode()]
-    meta = {"a": {"root": "images", "annotation": "a.jsonl", "repeat_time": 2, "max_dynamic_patch": 6},
-            "b": {"root": "images", "annotation": "a.jsonl", "license": "x", "data_augment": False}}  # fmt: skip
+    meta = {
+        "a": {"root": "images", "annotation": "a.jsonl", "repeat_time": 2, "max_dynamic_patch": 6},
+        "b": {"root": "images", "annotation": "a.jsonl", "license": "x", "data_augment": False},
+    }
     tars, parquets = _tars(), _parquet_files()
     return [
         Target("row", json_of(ROWS), partial(_row, images, prompt_format), (Rejected,)),
         Target("lines", bytes_of(files), partial(_text, images, prompt_format)),
         Target("meta", json_of([meta]), partial(_meta, lines)),
-        Target("tar", st.one_of(bytes_of(tars), _hostile_tars()), partial(_container, "webdataset", "a.tar", prompt_format)),
-        Target("parquet", st.one_of(bytes_of(parquets), _hostile_tables()),
-               partial(_container, "parquet", "a.parquet", prompt_format)),
-    ]  # fmt: skip
+        Target(
+            "tar",
+            st.one_of(bytes_of(tars), _hostile_tars()),
+            partial(_container, "webdataset", "a.tar", prompt_format),
+        ),
+        Target(
+            "parquet",
+            st.one_of(bytes_of(parquets), _hostile_tables()),
+            partial(_container, "parquet", "a.parquet", prompt_format),
+        ),
+    ]
 
 
 def _row(images: Path, prompt_format: PromptFormat, folder: Path, data: bytes) -> None:
@@ -106,9 +125,12 @@ def _container(format: Any, name: str, prompt_format: PromptFormat, folder: Path
 
 def _tars() -> list[bytes]:
     members = {
-        "a/1.json": json.dumps(row("1.png")).encode(), "a/1.png": picture(1), "a/2.txt": b"a caption",
-        "a/2.jpg": picture(2, format="JPEG"), "3.json": json.dumps(row()).encode(),
-    }  # fmt: skip
+        "a/1.json": json.dumps(row("1.png")).encode(),
+        "a/1.png": picture(1),
+        "a/2.txt": b"a caption",
+        "a/2.jpg": picture(2, format="JPEG"),
+        "3.json": json.dumps(row()).encode(),
+    }
     tars = []
     for format in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         data = io.BytesIO()
@@ -122,18 +144,58 @@ def _tars() -> list[bytes]:
 
 
 _NAMES = st.sampled_from(
-    ["1.json", "1.png", "2.txt", "2.jpg", "../1.json", "/etc/1.json", "a/../../1.png", "1.json\x1b[2J", "1", ".1.json",
-     "1..json", "x" * 90 + ".json", "1.0.png", "1.1.png", "1.PNG", "__meta__/1.json", "\udcff.json"]
-)  # fmt: skip
-_TYPES = st.sampled_from([tarfile.REGTYPE] * 6 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE,
-                          tarfile.FIFOTYPE, tarfile.DIRTYPE, b"S", b"L", b"K", b"x", b"g", b"V", b"M"])  # fmt: skip
+    [
+        "1.json",
+        "1.png",
+        "2.txt",
+        "2.jpg",
+        "../1.json",
+        "/etc/1.json",
+        "a/../../1.png",
+        "1.json\x1b[2J",
+        "1",
+        ".1.json",
+        "1..json",
+        "x" * 90 + ".json",
+        "1.0.png",
+        "1.1.png",
+        "1.PNG",
+        "__meta__/1.json",
+        "\udcff.json",
+    ]
+)
+_TYPES = st.sampled_from(
+    [tarfile.REGTYPE] * 6
+    + [
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.DIRTYPE,
+        b"S",
+        b"L",
+        b"K",
+        b"x",
+        b"g",
+        b"V",
+        b"M",
+    ]
+)
 
 
 @st.composite
 def _hostile_tars(draw: st.DrawFn) -> bytes:
     """Draw a tar of members with hostile names, types, links, sizes and pax headers."""
     data = io.BytesIO()
-    contents = [json.dumps(row("1.png")).encode(), _PICTURE, b"", b"caption", b"30 size=99999999\n", b"99 path=../x\n"]
+    contents = [
+        json.dumps(row("1.png")).encode(),
+        _PICTURE,
+        b"",
+        b"caption",
+        b"30 size=99999999\n",
+        b"99 path=../x\n",
+    ]
     format = draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
     with tarfile.open(fileobj=data, mode="w", format=format, errors="surrogateescape") as tar:
         for _ in range(draw(st.integers(0, 6))):
@@ -160,14 +222,33 @@ def _parquet_files() -> list[bytes]:
     turns = [row("x")["conversations"], row()["conversations"], row("x")["conversations"]]
     table = pa.table({"conversations": turns, "image": [good, None, good], "id": [1, 2, 3]})
     nested = pa.table({"messages": [_TURNS] * 3, "images": [[{"bytes": good, "path": "a.png"}]] * 3})
-    return [_written(table), _written(nested, compression="zstd", row_group_size=2), _written(table, compression="gzip")]
+    return [
+        _written(table),
+        _written(nested, compression="zstd", row_group_size=2),
+        _written(table, compression="gzip"),
+    ]
 
 
 @st.composite
 def _hostile_tables(draw: st.DrawFn) -> bytes:
     """Draw a parquet file of columns with the names that are read and any values and types."""
-    names = st.sampled_from(["conversations", "messages", "texts", "image", "images", "question", "answer", "id",
-                             "system", "objects", "source", "\x1b[2J", ""])  # fmt: skip
+    names = st.sampled_from(
+        [
+            "conversations",
+            "messages",
+            "texts",
+            "image",
+            "images",
+            "question",
+            "answer",
+            "id",
+            "system",
+            "objects",
+            "source",
+            "\x1b[2J",
+            "",
+        ]
+    )
     num_rows = draw(st.integers(0, 3))
     kinds = st.one_of(
         st.lists(st.text(max_size=10), min_size=num_rows, max_size=num_rows),

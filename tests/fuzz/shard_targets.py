@@ -34,12 +34,20 @@ def targets(folder: Path) -> list[Target]:
         st.tuples(st.just("00000.tar"), bytes_of([(shards / "00000.tar").read_bytes()])),
     )
     texts = {name: json.loads((model / name).read_text()) for name in ("config.json", "tokenizer.json")}
-    weights = bytes_of([(model / "model.safetensors").read_bytes()[:4096], (model / "model.safetensors").read_bytes()])
-    index_json = {"weight_map": {"a": "model.safetensors", "b": "../outside/secret.png"}, "metadata": {"total_size": 1}}
+    weights = bytes_of(
+        [(model / "model.safetensors").read_bytes()[:4096], (model / "model.safetensors").read_bytes()]
+    )
+    index_json = {
+        "weight_map": {"a": "model.safetensors", "b": "../outside/secret.png"},
+        "metadata": {"total_size": 1},
+    }
     model_cases = st.one_of(
         st.tuples(st.just("config.json"), json_of([texts["config.json"]])),
         st.tuples(st.just("tokenizer.json"), json_of([texts["tokenizer.json"]])),
-        st.tuples(st.just("tokenizer_config.json"), json_of([{"model_max_length": 10**30, "eos_token": "<|im_end|>"}])),
+        st.tuples(
+            st.just("tokenizer_config.json"),
+            json_of([{"model_max_length": 10**30, "eos_token": "<|im_end|>"}]),
+        ),
         st.tuples(st.just("model.safetensors"), weights),
         st.tuples(st.just("model.safetensors.index.json"), json_of([index_json])),
     )
@@ -75,7 +83,9 @@ def _model(good: Path, folder: Path, case: tuple[str, bytes]) -> None:
     tokenizer_files(folder)
     checked_tensors(folder)
     if "safetensors" not in name:
-        load_prompt_format(folder).encode([{"from": "human", "value": "é a"}, {"from": "gpt", "value": "b"}], ())
+        load_prompt_format(folder).encode(
+            [{"from": "human", "value": "é a"}, {"from": "gpt", "value": "b"}], ()
+        )
 
 
 @st.composite

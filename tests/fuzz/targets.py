@@ -37,4 +37,3 @@ def targets(folder: Path) -> dict[str, Target]:
         for target in module.targets(folder)
     ]
     return {target.name: target for target in built}
-

@@ -18,11 +18,35 @@ _CHANGED = 0x00000FCE  # written, moved, created, deleted, other permissions or 
 _EVENT = struct.Struct("iIII")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = frozenset(
-    ["os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.chown",
-     "os.truncate", "os.utime", "shutil.rmtree", "shutil.move"]
-)  # fmt: skip
-_PROCESSES = frozenset(["os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system",
-                        "subprocess.Popen", "socket.connect", "socket.sendto", "socket.getaddrinfo"])  # fmt: skip
+    [
+        "os.rename",
+        "os.remove",
+        "os.mkdir",
+        "os.rmdir",
+        "os.link",
+        "os.symlink",
+        "os.chmod",
+        "os.chown",
+        "os.truncate",
+        "os.utime",
+        "shutil.rmtree",
+        "shutil.move",
+    ]
+)
+_PROCESSES = frozenset(
+    [
+        "os.exec",
+        "os.fork",
+        "os.forkpty",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.system",
+        "subprocess.Popen",
+        "socket.connect",
+        "socket.sendto",
+        "socket.getaddrinfo",
+    ]
+)
 
 
 class KernelWatch:
@@ -84,11 +108,15 @@ class PythonWatch:
             return
         if event == "open":
             path, mode, flags = arguments
-            writes = isinstance(flags, int) and flags & _WRITES or (isinstance(mode, str) and mode[:1] in "wax")
+            writes = (isinstance(flags, int) and flags & _WRITES) or (
+                isinstance(mode, str) and mode[:1] in "wax"
+            )
             if writes and not self._may_write(path):
                 self.events.append(f"{event} {path!r}")
         elif event in _CHANGES:
-            if not all(self._may_write(path) for path in arguments[: 2 if event in ("os.rename", "os.link") else 1]):
+            if not all(
+                self._may_write(path) for path in arguments[: 2 if event in ("os.rename", "os.link") else 1]
+            ):
                 self.events.append(f"{event} {arguments!r}")
         elif event in _PROCESSES:
             self.events.append(f"{event} {arguments!r}")

@@ -1,5 +1,5 @@
-"""Secrets planted in the environment, in site files, in errors of libraries and beside the sources are in no file
-of a store, of MLflow or of a job, and on no terminal."""
+"""Secrets planted in the environment, in site files, in errors of libraries and beside the sources are in no
+file of a store, of MLflow or of a job, and on no terminal."""
 
 import json
 import os
@@ -17,8 +17,16 @@ from cluster.sources.in_worker import PACKAGES
 from tests.integration.demo_pipeline import ROOT, answer, finished, vico, wait_until, write_pipeline
 from tests.integration.tiny_pipeline.project import TRACKED, TinyProject
 
-VARIABLES = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "DB_PASSWORD",
-             "MLFLOW_TRACKING_TOKEN", "OPENAI_API_KEY", "SSH_PRIVATE_KEY")  # fmt: skip
+VARIABLES = (
+    "HF_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "DB_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "OPENAI_API_KEY",
+    "SSH_PRIVATE_KEY",
+)
 
 
 def planted() -> dict[str, str]:
@@ -43,11 +51,19 @@ def files_with(folders: list[Path], marks: list[str]) -> list[tuple[str, str]]:
 def test_what_a_library_quotes_in_an_error_a_log_line_and_on_standard_error(tmp_path):
     project = TinyProject(tmp_path / "project")
     (project.folder / "site.yaml").write_text(TRACKED)
-    environment, in_urls = planted(), {name: secrets.token_hex(12) for name in ("user", "query", "signed", "header")}
+    environment, in_urls = (
+        planted(),
+        {name: secrets.token_hex(12) for name in ("user", "query", "signed", "header")},
+    )
     message = " ".join(
-        [*environment.values(), f"https://me:{in_urls['user']}@host/x", f"https://host/x?token={in_urls['query']}&b=1",
-         f"s3://b/k?X-Amz-Signature={in_urls['signed']}", f"Authorization: Bearer {in_urls['header']}"]
-    )  # fmt: skip
+        [
+            *environment.values(),
+            f"https://me:{in_urls['user']}@host/x",
+            f"https://host/x?token={in_urls['query']}&b=1",
+            f"s3://b/k?X-Amz-Signature={in_urls['signed']}",
+            f"Authorization: Bearer {in_urls['header']}",
+        ]
+    )
     shown = ""
 
     def command(name: str, *arguments: str, code: int = 0, **more: str) -> str:
@@ -59,7 +75,13 @@ def test_what_a_library_quotes_in_an_error_a_log_line_and_on_standard_error(tmp_
     command("run", code=1, TINY_FAIL="square:1", TINY_MESSAGE=message)
     first = project.runs()[0]
     assert "***" in shown, "the message itself was shown"
-    for arguments in (("status",), ("status", first), ("status", first, "--json"), ("logs", first), ("plan",)):
+    for arguments in (
+        ("status",),
+        ("status", first),
+        ("status", first, "--json"),
+        ("logs", first),
+        ("plan",),
+    ):
         command(*arguments)
     command("run")
     command("run", "--set", "seed=8")
@@ -81,8 +103,15 @@ def checkout(tmp_path: Path) -> tuple[Path, list[str]]:
     for name in ("pyproject.toml", "constraints.txt", "vico_command.py"):
         shutil.copy(ROOT / name, folder / name)
     marks = [secrets.token_hex(12) for _ in range(8)]
-    names = (".env", ".netrc", "stages/.env", "stages/id_rsa", "vico/secrets.json", "cluster/.aws/credentials",
-             "pipeline/.hidden.py")  # fmt: skip
+    names = (
+        ".env",
+        ".netrc",
+        "stages/.env",
+        "stages/id_rsa",
+        "vico/secrets.json",
+        "cluster/.aws/credentials",
+        "pipeline/.hidden.py",
+    )
     for name, mark in zip(names, marks, strict=False):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(f"password={mark}\n")
@@ -90,7 +119,10 @@ def checkout(tmp_path: Path) -> tuple[Path, list[str]]:
     (folder / "stages" / "linked.py").symlink_to(tmp_path / "elsewhere.py")
     git = ["git", "-C", str(folder), "-c", "user.name=me", "-c", "user.email=me@host"]
     subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "add", "vico_command.py", "constraints.txt", *(f"{name}/*.py" for name in PACKAGES)], check=True)
+    subprocess.run(
+        [*git, "add", "vico_command.py", "constraints.txt", *(f"{name}/*.py" for name in PACKAGES)],
+        check=True,
+    )
     subprocess.run([*git, "reset", "-q", "--", "stages/linked.py", "pipeline/.hidden.py"], check=True)
     subprocess.run([*git, "commit", "-qm", "all"], check=True)
     token = secrets.token_hex(12)
@@ -112,7 +144,9 @@ def test_a_job_with_archived_sources(checkout, tmp_path):
     submitted = answer("submit", pipeline, "--site", site, "--until", "shard", **options)
     run_file = tmp_path / "runs" / "runs" / submitted["run"] / "run.json"
     wait_until(lambda: json.loads(run_file.read_text())["state"] in ("done", "failed"), 300)
-    assert json.loads(run_file.read_text())["state"] == "done", finished(vico("logs", "latest", "--site", site))
+    assert json.loads(run_file.read_text())["state"] == "done", finished(
+        vico("logs", "latest", "--site", site)
+    )
     packages = [path for path in (tmp_path / "runs" / "jobs").rglob("*") if path.name == "settings.py"]
     assert packages or list((tmp_path / "runs" / "jobs").rglob("*.zip")), "the sources came along"
     assert files_with([tmp_path / "runs"], [*marks, *environment.values()]) == []
@@ -132,7 +166,10 @@ def test_secrets_in_a_site_file_are_refused_and_not_repeated(tmp_path):
         code, out, err = finished(vico("submit", pipeline, "--site", site, "--print"))
         assert code == 2 and err.count("\n") == 1, out + err
         assert field in err and mark not in out + err
-    for override in (f"inputs.model=https://host/x?access_token={mark}", f"inputs.model=https://me:{mark}@host/x"):
+    for override in (
+        f"inputs.model=https://host/x?access_token={mark}",
+        f"inputs.model=https://me:{mark}@host/x",
+    ):
         code, out, err = finished(vico("plan", pipeline, "--set", override, "--storage", tmp_path / "store"))
         assert code == 2 and "inputs.model" in err and mark not in out + err
 
@@ -150,7 +187,10 @@ print(resource.getrlimit(resource.RLIMIT_CORE)[0])
 def test_workers_leave_no_core_files_with_their_environment(before, limit):
     done = subprocess.run(
         [sys.executable, "-c", CRASH.format(before=before)],
-        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     if limit is not None:
         assert done.stdout.strip() == limit

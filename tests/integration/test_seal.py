@@ -18,7 +18,8 @@ from tests.integration.tiny_pipeline.project import TRACKED, TinyProject
 
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory):
-    """A project with a run that was killed once and resumed, and its seal in a folder outside of the store."""
+    """A project with a run that was killed once and resumed, and its seal in a folder outside of the
+    store."""
     project = TinyProject(tmp_path_factory.mktemp("sealed"))
     (project.folder / "site.yaml").write_text(TRACKED)
     project.vico("run", code=-9, TINY_KILL="square:2")

@@ -1,4 +1,5 @@
-"""Every dependency has a pin and a licence that is allowed, and its packages are listed and audited by tools."""
+"""Every dependency has a pin and a licence that is allowed, and its packages are listed and audited by
+tools."""
 
 import json
 import shutil
@@ -15,11 +16,29 @@ from tests.supply import named_packages, needed_packages, normal
 
 ROOT = Path(__file__).parents[2]
 ALLOWED = frozenset(
-    ["0BSD", "AFL-2.1", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "ISC",
-     "LLVM-exception", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Python-2.0", "Unlicense", "Zlib"]
-)  # fmt: skip
-"""They permit use and redistribution beside code under Apache-2.0. MPL-2.0 asks for the source of its own files
-only."""
+    [
+        "0BSD",
+        "AFL-2.1",
+        "Apache-2.0",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "BSL-1.0",
+        "CC0-1.0",
+        "CNRI-Python",
+        "ISC",
+        "LLVM-exception",
+        "MIT",
+        "MIT-0",
+        "MIT-CMU",
+        "MPL-2.0",
+        "PSF-2.0",
+        "Python-2.0",
+        "Unlicense",
+        "Zlib",
+    ]
+)
+"""They permit use and redistribution beside code under Apache-2.0. MPL-2.0 asks for the source of its own
+files only."""
 TOOLS_ONLY = {"codespell": "GPL-2.0-only"}
 """Programs that `make lint` starts and that nothing imports or ships."""
 WITHOUT_METADATA = {"deepspeed": "Apache-2.0", "huey": "MIT", "skops": "MIT"}
@@ -37,14 +56,18 @@ def test_every_dependency_has_a_pin_and_is_installed_with_it():
         if not package.name.startswith(NOT_PINNED) and package.version != pins.get(package.name)
     ]
     assert wrong == []
-    too_new = [r.name for r in named_packages() if not r.specifier.contains(pins[normal(r.name)], prereleases=True)]
+    too_new = [
+        r.name for r in named_packages() if not r.specifier.contains(pins[normal(r.name)], prereleases=True)
+    ]
     assert too_new == [], "pyproject.toml excludes the pinned version"
 
 
 def test_every_licence_is_allowed():
     packages = [package for package in needed_packages() if not package.name.startswith(NOT_PINNED)]
     assert len(packages) > 150
-    unclear = [package.name for package in packages if not package.licences and package.name not in WITHOUT_METADATA]
+    unclear = [
+        package.name for package in packages if not package.licences and package.name not in WITHOUT_METADATA
+    ]
     assert unclear == []
     refused = {
         package.name: licence
@@ -54,8 +77,12 @@ def test_every_licence_is_allowed():
     }
     assert refused == {}
     for name, licence in TOOLS_ONLY.items():
-        code = [path for folder in ("vico", "data_prep", "cluster", "stages", "pipeline") for path in
-                (ROOT / folder).rglob("*.py") if f"import {name}" in path.read_text()]  # fmt: skip
+        code = [
+            path
+            for folder in ("vico", "data_prep", "cluster", "stages", "pipeline")
+            for path in (ROOT / folder).rglob("*.py")
+            if f"import {name}" in path.read_text()
+        ]
         assert code == [], f"{licence}: {name} is a program of the checks"
 
 
@@ -69,9 +96,19 @@ class Advisories(BaseHTTPRequestHandler):
         answer: dict[str, object] = {}
         if (normal(query["package"]["name"]), query["version"]) == (self.package, self.version):
             affected = {"package": query["package"], "versions": [self.version], "ranges": []}
-            answer = {"vulns": [{"id": "PLANTED-1", "summary": "planted", "details": "planted", "aliases": [],
-                                 "modified": "2026-01-01T00:00:00Z", "published": "2026-01-01T00:00:00Z",
-                                 "affected": [affected]}]}  # fmt: skip
+            answer = {
+                "vulns": [
+                    {
+                        "id": "PLANTED-1",
+                        "summary": "planted",
+                        "details": "planted",
+                        "aliases": [],
+                        "modified": "2026-01-01T00:00:00Z",
+                        "published": "2026-01-01T00:00:00Z",
+                        "affected": [affected],
+                    }
+                ]
+            }
         data = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))

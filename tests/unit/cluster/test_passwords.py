@@ -27,7 +27,10 @@ from cluster.passwords import MaskingFormatter, password_fields, without_passwor
         ("a path /x/y@z and me@mail.org", "a path /x/y@z and me@mail.org"),
         ("sqlite:////runs/mlflow.db", "sqlite:////runs/mlflow.db"),
         ("https://host/x?a=1&token=se.cret-1&b=2 again", "https://host/x?a=1&token=***&b=2 again"),
-        ("'s3://b/k?X-Amz-Credential=AKIA/x&X-Amz-Signature=12ab'", "'s3://b/k?X-Amz-Credential=***&X-Amz-Signature=***'"),
+        (
+            "'s3://b/k?X-Amz-Credential=AKIA/x&X-Amz-Signature=12ab'",
+            "'s3://b/k?X-Amz-Credential=***&X-Amz-Signature=***'",
+        ),
         ("blob?sv=2024&sig=a%2Bb%3D#top", "blob?sv=2024&sig=***#top"),
         ("{'Authorization': 'Bearer hf_abcDEF123456'}", "{'Authorization': 'Bearer ***'}"),
         ("authorization: Basic bWU6c2VjcmV0", "authorization: Basic ***"),
@@ -56,7 +59,9 @@ def test_values_of_secret_variables_are_masked_wherever_they_are(monkeypatch):
 
 
 def test_urls_with_tokens_are_fields_with_passwords():
-    assert password_fields({"a": "https://h/?token=x", "b": "a text?token=x", "c": "https://h/?page=2"}) == ["a"]
+    assert password_fields({"a": "https://h/?token=x", "b": "a text?token=x", "c": "https://h/?page=2"}) == [
+        "a"
+    ]
 
 
 def test_tracebacks_in_logs_have_no_password():
