@@ -25,6 +25,8 @@ from vico.own_files import is_inside, no_links
 SEAL_SCHEMA = 1
 _KIND = "seal of a vico run"
 _MAX_BYTES = 2**30
+_KINDS = {"records": "seal_record", "run": "seal_run", "inputs": "seal_input", "mlflow": "seal_mlflow"}
+"""Part of the facts -> kind of the problem if a value in it differs."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def check_unwritten(path: Path) -> None:
 def write_seal(path: Path, run: RunFile, facts: Facts, moment: str) -> Seal:
     """Write a new seal of a run and return it."""
     content = _facts_json(facts)
-    body = {"kind": _KIND, "schema": SEAL_SCHEMA, "run": run.run, "sealed": moment, "facts": content}
+    body: dict[str, Any] = {"kind": _KIND, "schema": SEAL_SCHEMA, "run": run.run, "sealed": moment, "facts": content}
     body["trees"] = _trees(content["files"])
     seal = Seal(run.run, moment, content, body["trees"], sha256_of(body))
     try:
@@ -108,10 +110,10 @@ def compare_with_seal(seal: Seal, facts: Facts, findings: Findings) -> None:
     for name in sorted({*seal.trees, *_trees(now["files"])}):
         if seal.trees.get(name) != _trees(now["files"]).get(name):
             _compare_files(name, seal.facts["files"], now["files"], findings)
-    for part, kind in (("records", "record"), ("run", "run"), ("inputs", "input"), ("mlflow", "mlflow")):
+    for part, kind in _KINDS.items():
         for stage, name, was, value in _differing(part, seal.facts[part], now[part]):
             message = f"sealed was {_shown(was)}, now it is {_shown(value)}"
-            findings.problem(stage, f"seal_{kind}", name, message)
+            findings.problem(stage, kind, name, message)
 
 
 def _compare_files(stage: str, sealed: Mapping[str, Any], now: Mapping[str, Any], findings: Findings) -> None:
