@@ -18,6 +18,7 @@ from tests.record_tars import write_shard_folder
 from vico.checkpoints.expected_tensors import checked_tensors
 from vico.model_files import check_model_folder, check_weights_folder, model_config, tokenizer_files
 from vico.prompt import PromptFormat, load_prompt_format
+from vico.published_config import published_config
 
 _ROWS = 4
 
@@ -34,6 +35,11 @@ def targets(folder: Path) -> list[Target]:
         st.tuples(st.just("00000.tar"), bytes_of([(shards / "00000.tar").read_bytes()])),
     )
     texts = {name: json.loads((model / name).read_text()) for name in ("config.json", "tokenizer.json")}
+    published = published_config(
+        texts["config.json"],
+        {"min_dynamic_patch": 1, "max_dynamic_patch": 12, "use_thumbnail": True},
+        "float32",
+    )
     weights = bytes_of(
         [(model / "model.safetensors").read_bytes()[:4096], (model / "model.safetensors").read_bytes()]
     )
@@ -42,7 +48,7 @@ def targets(folder: Path) -> list[Target]:
         "metadata": {"total_size": 1},
     }
     model_cases = st.one_of(
-        st.tuples(st.just("config.json"), json_of([texts["config.json"]])),
+        st.tuples(st.just("config.json"), json_of([texts["config.json"], published])),
         st.tuples(st.just("tokenizer.json"), json_of([texts["tokenizer.json"]])),
         st.tuples(
             st.just("tokenizer_config.json"),

@@ -102,7 +102,7 @@ def checkout(tmp_path: Path) -> tuple[Path, list[str]]:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "golden"))
     for name in ("pyproject.toml", "constraints.txt", "vico_command.py"):
         shutil.copy(ROOT / name, folder / name)
-    marks = [secrets.token_hex(12) for _ in range(8)]
+    marks = [secrets.token_hex(12) for _ in range(7)]
     names = (
         ".env",
         ".netrc",
@@ -115,15 +115,13 @@ def checkout(tmp_path: Path) -> tuple[Path, list[str]]:
     for name, mark in zip(names, marks, strict=False):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(f"password={mark}\n")
-    (tmp_path / "elsewhere.py").write_text(f"KEY = {marks[7]!r}\n")
-    (folder / "stages" / "linked.py").symlink_to(tmp_path / "elsewhere.py")
     git = ["git", "-C", str(folder), "-c", "user.name=me", "-c", "user.email=me@host"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run(
         [*git, "add", "vico_command.py", "constraints.txt", *(f"{name}/*.py" for name in PACKAGES)],
         check=True,
     )
-    subprocess.run([*git, "reset", "-q", "--", "stages/linked.py", "pipeline/.hidden.py"], check=True)
+    subprocess.run([*git, "reset", "-q", "--", "pipeline/.hidden.py"], check=True)
     subprocess.run([*git, "commit", "-qm", "all"], check=True)
     token = secrets.token_hex(12)
     subprocess.run([*git, "remote", "add", "origin", f"https://me:{token}@host/x.git"], check=True)
@@ -150,6 +148,18 @@ def test_a_job_with_archived_sources(checkout, tmp_path):
     packages = [path for path in (tmp_path / "runs" / "jobs").rglob("*") if path.name == "settings.py"]
     assert packages or list((tmp_path / "runs" / "jobs").rglob("*.zip")), "the sources came along"
     assert files_with([tmp_path / "runs"], [*marks, *environment.values()]) == []
+
+
+def test_a_module_that_is_a_link_out_of_the_checkout_is_not_taken_along(checkout, tmp_path):
+    folder, _ = checkout
+    (tmp_path / "key.py").write_text("KEY = 'a secret'\n")
+    (folder / "stages" / "linked.py").symlink_to(tmp_path / "key.py")
+    pipeline = write_pipeline(tmp_path)
+    site = tmp_path / "site.yaml"
+    site.write_text(yaml.safe_dump({**yaml.safe_load(site.read_text()), "jobs": {"code": "archive"}}))
+    options = {"extra_environment": {"PYTHONPATH": str(folder)}, "cwd": tmp_path}
+    code, out, err = finished(vico("submit", pipeline, "--site", site, **options))
+    assert code == 2 and "stages/linked.py is a link to" in err and err.count("\n") == 1, out + err
 
 
 def test_secrets_in_a_site_file_are_refused_and_not_repeated(tmp_path):
