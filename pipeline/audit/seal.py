@@ -61,8 +61,8 @@ def check_unwritten(path: Path) -> None:
 def write_seal(path: Path, run: RunFile, facts: Facts, moment: str) -> Seal:
     """Write a new seal of a run and return it."""
     content = _facts_json(facts)
-    body: dict[str, Any] = {"kind": _KIND, "schema": SEAL_SCHEMA, "run": run.run, "sealed": moment, "facts": content}
-    body["trees"] = _trees(content["files"])
+    body: dict[str, Any] = {"kind": _KIND, "schema": SEAL_SCHEMA, "run": run.run, "sealed": moment}
+    body |= {"facts": content, "trees": _trees(content["files"])}
     seal = Seal(run.run, moment, content, body["trees"], sha256_of(body))
     try:
         with open(path, "xb", opener=no_links) as file:
