@@ -22,7 +22,11 @@ export OMP_NUM_THREADS := 1
 # Tests of CPU code see no CUDA device where there is one: torch would take it.
 test test-slow drill: export CUDA_VISIBLE_DEVICES :=
 
-.PHONY: help venv quickstart test test-slow test-cuda drill lint docs clean
+# Where `make sbom` writes, and which service `make advisories` asks.
+SBOM ?= build/sbom.json
+ADVISORIES ?= https://api.osv.dev/v1/query
+
+.PHONY: help venv quickstart test test-slow test-cuda drill fuzz lint sbom advisories docs clean
 
 help:
 	@echo "make quickstart   set up, then every stage of configs/quickstart.yaml on this machine"
@@ -31,6 +35,9 @@ help:
 	@echo "make test-cuda    set up, then the tests that need a CUDA device"
 	@echo "make drill        set up, then 20 trainings with kills on a 3-node Ray cluster; keeps the report"
 	@echo "make lint         set up, then ruff, mypy, codespell and whether generated docs are up to date"
+	@echo "make sbom         set up, then write a CycloneDX list of all packages and licences to $(SBOM)"
+	@echo "make advisories   set up, then look for published advisories about the pinned packages (network)"
+	@echo "make fuzz         set up, then 30 minutes of hostile files for every reader; keeps the result"
 	@echo "make docs         set up, then write docs/settings.md from the configs"
 	@echo "make venv         set up only: environment and DeepSpeed extensions in $(VENV)"
 	@echo "make clean        remove caches and build leftovers; $(VENV) and runs stay"
@@ -84,6 +91,21 @@ lint: venv
 	$(bin)/codespell
 	$(bin)/python docs/make_settings.py --check
 	$(bin)/mypy
+
+# Of this environment, with a CUDA build of torch its CUDA packages too. Needs no network.
+sbom: venv
+	@mkdir -p $(dir $(SBOM))
+	$(bin)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --of JSON -o $(SBOM) $(bin)/python
+
+# Sends names and versions of constraints.txt to the service. ADVISORIES names a mirror.
+advisories: venv
+	$(bin)/pip-audit --requirement constraints.txt --no-deps --disable-pip --vulnerability-service osv \
+	  --osv-url $(ADVISORIES) --progress-spinner off
+
+fuzz: venv
+	mkdir -p docs/measurements
+	$(bin)/python -m tests.fuzz --minutes 30 \
+	  --report "docs/measurements/fuzz-$$(date -u +%Y-%m-%d)-$$(git rev-parse --short HEAD).jsonl"
 
 docs: venv
 	$(bin)/python docs/make_settings.py

@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_validator, model_validator
 
 from cluster.launchers.kuberay_config import KubeRay
 from cluster.launchers.slurm_config import Slurm
-from cluster.passwords import without_passwords
+from cluster.passwords import is_secret_name, without_passwords
 from cluster.settings.blocks import (
     Hook,
     Inference,
@@ -49,7 +49,7 @@ class Site(SiteBlock):
     """Folder for the working copies of object stores; null: ~/.cache/vico. Only with an `s3://` storage."""
     environment: dict[str, str] = Field({})
     """Environment variables of driver and workers on every node, such as NCCL_SOCKET_IFNAME. No secrets: they
-    are part of submitted jobs."""
+    are part of submitted jobs. A name such as HF_TOKEN or DB_PASSWORD is refused."""
     nodes: list[NodeGroup] = Field([])
     """Groups of nodes that the cluster has, or that KubeRay and Slurm are asked for."""
     ray: RaySettings = RaySettings()
@@ -114,6 +114,17 @@ class Site(SiteBlock):
         """Return the settings in the form of a site file."""
         content = self.model_dump(mode="json")
         return {**content, "storage": self.remote} if self.remote else content
+
+    @field_validator("environment")
+    @classmethod
+    def environment_has_no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
+        secrets = sorted(name for name, value in environment.items() if value and is_secret_name(name))
+        if secrets:
+            raise ValueError(
+                f"{secrets[0]} is a secret by its name, and jobs and Ray keep what is here; take it out, and "
+                "set it in the environment of the command and of the nodes (kind kuberay: kuberay.secrets)"
+            )
+        return environment
 
     @model_validator(mode="after")
     def settings_fit_the_kind(self) -> Site:

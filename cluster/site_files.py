@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -99,9 +99,7 @@ def _known_name(location: tuple[str, ...]) -> str:
     """Return what a user may have meant by an unknown field: the same name in a block below, a similar name
     in the same block, or else all names of that block."""
     *parents, name = location
-    block: type[SiteBlock] = Site
-    for parent in parents:
-        block = _blocks(block)[parent]
+    block = _block_at(parents)
     for path in _field_paths(block):
         if path[-1] == name:
             return f"did you mean {'.'.join((*parents, *path))}?"
@@ -111,6 +109,24 @@ def _known_name(location: tuple[str, ...]) -> str:
     inner = _blocks(block).get(similar[0])
     fields = f" (with {', '.join(inner.model_fields)})" if inner and parents else ""
     return f"did you mean {similar[0]}{fields}?"
+
+
+def _block_at(parents: Sequence[str]) -> type[SiteBlock]:
+    """Return the block in which a field is, by the names above it; an entry of a list or of a block of names
+    (`nodes.0`, `resources.stages.shard`) has a name more."""
+    block: type[SiteBlock] = Site
+    names = iter(parents)
+    for name in names:
+        kind = block.model_fields[name].annotation
+        inner = [
+            part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, SiteBlock)
+        ]
+        if not inner:
+            break
+        block = inner[0]
+        if get_origin(kind) in (list, dict):
+            next(names, None)
+    return block
 
 
 def _blocks(block: type[SiteBlock]) -> dict[str, type[SiteBlock]]:

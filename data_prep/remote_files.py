@@ -5,6 +5,7 @@ every body is checked. When the time for retries is over, Unreachable is raised 
 location is a Path, a remote one is a string.
 """
 
+import errno
 import fnmatch
 import io
 import os
@@ -67,7 +68,7 @@ def name_of(location: Location) -> str:
 
 def is_file(location: Location) -> bool:
     if isinstance(location, Path):
-        return location.is_file()
+        return _is(location, Path.is_file)
     try:
         return _info(location)["type"] == "file"
     except FileNotFoundError:
@@ -77,11 +78,21 @@ def is_file(location: Location) -> bool:
 def is_folder(location: Location) -> bool:
     """Return whether the folder exists; in an object store it does when its prefix has objects."""
     if isinstance(location, Path):
-        return location.is_dir()
+        return _is(location, Path.is_dir)
     try:
         return _info(location)["type"] == "directory"
     except FileNotFoundError:
         return False
+
+
+def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Return what `Path.is_file` or `is_dir` says; False for a name that no file can have."""
+    try:
+        return kind(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def open_file(location: Location) -> BinaryIO:

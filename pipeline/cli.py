@@ -11,6 +11,7 @@ import typer
 import pipeline.one_place  # noqa: F401
 
 # isort: split
+from cluster.sources.in_worker import leave_no_core
 from pipeline.commands import data as cli_data
 from pipeline.commands import explain as cli_explain
 from pipeline.commands import model as cli_model
@@ -85,6 +86,7 @@ def main() -> None:
     # Logs and Python's warnings, such as Pillow's of large pictures, go to files of the run. Without a
     # handler, logging would print them to the terminal.
     logging.getLogger().addHandler(logging.NullHandler())
+    leave_no_core()
     logging.captureWarnings(True)
     filter_standard_streams()
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vico.bounded_text import bounded_json
-from vico.errors import UserError
+from vico.errors import UserError, one_line
 from vico.published_config import LANGUAGE_MODELS, hf_config, is_published
 from vico.special_tokens import IMAGE_TOKEN
 
@@ -145,6 +145,16 @@ def model_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     config = read_json(path)
+    try:
+        return _hf_form(config, folder, path)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{path}, or the tokenizer beside it, lacks a field or has it in another form "
+            f"({type(error).__name__}: {one_line(error)}); copy the model folder again"
+        ) from error
+
+
+def _hf_form(config: dict[str, Any], folder: Path, path: Path) -> dict[str, Any]:
     if is_published(config):
         return hf_config(config, _image_token_id(folder), str(path))
     if config.get("model_type") != "internvl":
@@ -160,6 +170,8 @@ def model_config(folder: Path) -> dict[str, Any]:
         )
     # transformers 4 took this from the text config; transformers 5 takes a missing key for True
     config.setdefault("tie_word_embeddings", bool(text.get("tie_word_embeddings", False)))
+    if not isinstance(config.get("vico", {}), dict):
+        raise TypeError("vico is not an object")
     return config
 
 

@@ -9,17 +9,34 @@ from typing import IO
 
 from cluster.project import PROJECT_FOLDER
 from cluster.sources.in_worker import PACKAGES
+from vico.errors import UserError
+from vico.own_files import is_inside
 
 
 def package_files(files: Mapping[str, str], *, with_sources: bool) -> dict[str, bytes]:
-    """Return the content of a job's package by path: `files`, after the project's sources if wanted."""
+    """Return the content of a job's package by path: `files`, after the project's sources if wanted.
+
+    Sources are modules alone: what else is beside them, such as `.env` or a key, stays here. Raises UserError
+    for a module that is a link out of the checkout.
+    """
     sources = {
         source.relative_to(PROJECT_FOLDER).as_posix(): source.read_bytes()
         for package in (PACKAGES if with_sources else ())
-        for source in sorted((PROJECT_FOLDER / package).rglob("*"))
-        if source.is_file() and "__pycache__" not in source.parts
+        for source in sorted((PROJECT_FOLDER / package).rglob("*.py"))
+        if _is_module(source)
     }
     return sources | {name: text.encode() for name, text in files.items()}
+
+
+def _is_module(path: Path) -> bool:
+    names = path.relative_to(PROJECT_FOLDER).with_suffix("").parts
+    if not (path.is_file() and all(map(str.isidentifier, names))):
+        return False
+    if not is_inside(path, PROJECT_FOLDER):
+        raise UserError(
+            f"{path} is a link to {path.resolve()}, which no job takes along; copy the file there"
+        )
+    return True
 
 
 def write_package(path: Path, files: Mapping[str, str], *, with_sources: bool = True) -> None:

@@ -13,6 +13,7 @@ from cluster.launchers.archive import package_files
 from cluster.launchers.launcher import Job, JobStatus
 from cluster.site import Site
 from vico.errors import UserError, last_line
+from vico.own_files import check_inside
 
 DRIVER_LOG, MARKER, PID_FILE = "job.log", "ended.json", "driver.pid"
 _SHOWN_BYTES = 100_000
@@ -36,8 +37,9 @@ class FolderJobs:
 
 
 def write_job_folder(folder: Path, job: Job, *, with_sources: bool) -> None:
-    """Write the files of a job, and the project's sources, into a new folder. Raises UserError if it
-    cannot."""
+    """Write the files of a job, and the project's sources, into a new folder. Raises UserError if it cannot,
+    or if a link leads out of the storage on the way to it."""
+    check_inside(folder, folder.parents[1])
     try:
         folder.mkdir(parents=True)
         for name, content in package_files(job.files, with_sources=with_sources).items():

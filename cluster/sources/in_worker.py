@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import pickle
+import resource
 import runpy
 import socket
 import sys
@@ -97,6 +98,13 @@ class Actor:
         return report, getattr(self._object, method)(pickle.loads(item))
 
 
+def leave_no_core() -> None:
+    """Write no core file if this process, or one that it starts, dies: the environment in it holds
+    secrets."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+
+
 def run_rank(settings: dict[str, Any]) -> None:
     """Leave a report in `folder` and call the pickled (function, argument) of `call`.
 
@@ -109,6 +117,7 @@ def run_rank(settings: dict[str, Any]) -> None:
 
 def leave_report(folder: Path, expected: str) -> None:
     """Write this process's report into `folder`; raise RuntimeError if this is not the expected code."""
+    leave_no_core()
     report = code_here()
     path = folder / f"{REPORT_PREFIX}{report['host']}-{report['pid']}.json"
     partial = path.with_name(f".{path.name}.partial")
@@ -121,6 +130,7 @@ def leave_report(folder: Path, expected: str) -> None:
 def _report() -> dict[str, Any]:
     """Return this process's report, made once."""
     if os.getpid() not in _REPORTS:
+        leave_no_core()
         _REPORTS[os.getpid()] = code_here()
     return _REPORTS[os.getpid()]
 

@@ -79,8 +79,16 @@ def accept_files(folder: Path) -> None:
 
 def code_of_attempt(folder: Path) -> dict[str, Any]:
     """Return the digest of this process's code, and of the workers' codes with the number of processes."""
+    return {"driver": driver_code()["digest"], "workers": worker_digests(folder)}
+
+
+def worker_digests(folder: Path) -> dict[str, int]:
+    """Return digest of the code -> number of the attempt's worker processes that imported it.
+
+    Raises ValueError, KeyError or TypeError if the reports are damaged.
+    """
     path = folder / WORKERS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     reports = (json.loads(line) for line in lines)
     processes = {(report["host"], report["pid"]): report["digest"] for report in reports}
-    return {"driver": driver_code()["digest"], "workers": dict(Counter(processes.values()))}
+    return dict(Counter(processes.values()))

@@ -115,7 +115,7 @@ def _existing(where: str, meta_path: Location, field: str, value: Any) -> Locati
         raise UserError(f"{where} has {field}={value!r}; it must be a path")
     beside_meta, here = joined(parent(meta_path), value), joined(Path.cwd(), value)
     for candidate in dict.fromkeys((beside_meta, here)):
-        if candidate.exists() if isinstance(candidate, Path) else is_file(candidate) or is_folder(candidate):
+        if is_file(candidate) or is_folder(candidate):
             return candidate
         if is_remote(candidate):
             raise UserError(f"{where} has {field}={value}: {candidate} does not exist; correct the path")

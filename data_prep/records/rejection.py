@@ -51,6 +51,7 @@ class Rejected(Exception):
 
     def __init__(self, reason: str, message: str) -> None:
         assert reason in REASONS, reason
+        message = message.encode("utf-8", "backslashreplace").decode()  # names in a tar may be of any bytes
         super().__init__(reason, message)
         self.reason, self.message = reason, message
 

@@ -88,11 +88,11 @@ def demo_sets(config: RecordsConfig, *, heldout: bool = False) -> dict[str, Reco
 def _source_sets(config: RecordsConfig, heldout: bool) -> list[RecordSet]:
     if config.format == "demo":
         name = _name(config, "demo", heldout)
-        return [RecordSet(name, _slug(name), config, config.weight, heldout=heldout)]
+        return [RecordSet(name, slug_of(name), config, config.weight, heldout=heldout)]
     return [
         RecordSet(
             name=_name(config, meta_set.name, heldout),
-            slug=_slug(_name(config, meta_set.name, heldout)),
+            slug=slug_of(_name(config, meta_set.name, heldout)),
             rows=RecordFile(config.format, meta_set.annotation, meta_set.root, config.follow_links),
             repeat=meta_set.repeat_time * config.weight,
             max_tiles=meta_set.max_dynamic_patch,
@@ -147,8 +147,14 @@ def _shard_paths(path: str) -> list[Location]:
 
 
 def _set_name(file: Location) -> str:
-    """Return the file's name without its last extension, and without `.tar` before `.gz` and its like."""
-    return PurePosixPath(name_of(file)).stem.removesuffix(".tar")
+    """Return the file's name without its last extension, and without `.tar` before `.gz` and its like.
+
+    Raises UserError for a name that is not UTF-8: it would be in every sample and in the index.
+    """
+    name = PurePosixPath(name_of(file)).stem.removesuffix(".tar")
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise UserError(f"the name of {file} is not UTF-8; rename the file")
+    return name
 
 
 def check_slugs(sets: list[RecordSet]) -> None:
@@ -164,6 +170,6 @@ def check_slugs(sets: list[RecordSet]) -> None:
         names[slug] = name
 
 
-def _slug(name: str) -> str:
+def slug_of(name: str) -> str:
     """Return the name with only letters, digits, `_` and `-`: a dot ends a key, a slash makes a folder."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:_SLUG_LENGTH]

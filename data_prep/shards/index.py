@@ -7,7 +7,8 @@ are read by row group, so that a large index is never in memory as a whole.
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from data_prep.remote_files import Location, as_location
 from data_prep.shards.names import INDEX_FILE
-from vico.errors import UserError
+from vico.errors import UserError, one_line
 
 INDEX_SCHEMA = 2
 _META_KEY = b"vico.schema"
@@ -122,13 +123,18 @@ class ShardIndex:
         self.folder, self.path = folder, _index_path(folder)
         if not self.path.is_file():
             raise UserError(f"{self.path} does not exist; run the shard stage to its end")
-        self._file = pq.ParquetFile(self.path)
-        schema = (self._file.schema_arrow.metadata or {}).get(_META_KEY, b"?").decode()
+        with self._reading():
+            self._file = pq.ParquetFile(self.path)
+            columns = self._file.schema_arrow
+        schema = (columns.metadata or {}).get(_META_KEY, b"?").decode("utf-8", "replace")
         if schema != str(INDEX_SCHEMA):
             raise UserError(
                 f"{self.path} has schema {schema}, this version reads {INDEX_SCHEMA}; "
                 "run the shard stage again"
             )
+        for name, kind in _COLUMNS:
+            if name not in columns.names or columns.field(name).type != kind:
+                raise self._damaged(f"its column {name} is missing or not {kind}")
         metadata = self._file.metadata
         sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
         self._group_starts = [0, *accumulate(sizes)]
@@ -140,6 +146,19 @@ class ShardIndex:
 
     def __reduce__(self) -> tuple[type["ShardIndex"], tuple[Location]]:
         return ShardIndex, (self.folder,)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn errors of Arrow about the content of the file into UserError."""
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # from the file system; errors of Arrow have none
+            raise self._damaged(one_line(error)) from error
+
+    def _damaged(self, problem: str) -> UserError:
+        return UserError(f"{self.path} is damaged ({problem}); copy it again, or run with --force shard")
 
     def row(self, row: int, columns: Collection[str] = SCHEMA.names) -> dict[str, Any]:
         """Return the named columns of one row as plain Python values. Raises IndexError past the end."""
@@ -153,7 +172,7 @@ class ShardIndex:
     def table(self, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
         """Return the named columns (None: all) and `row`, the row number; of all samples or of one split."""
         names = [name for name, _ in _COLUMNS] if columns is None else list(columns)
-        with self._lock:
+        with self._lock, self._reading():
             table = self._file.read(list({*names, "split"}))
         selected = table.select(names).append_column("row", pa.array(np.arange(len(table))))
         return selected if split is None else selected.filter(pc.equal(table["split"], split))
@@ -179,7 +198,8 @@ class ShardIndex:
         with self._lock:
             columns = self._groups.pop(group, None)
             if columns is None:
-                table = self._file.read_row_group(group)
+                with self._reading():
+                    table = self._file.read_row_group(group)
                 columns = {name: _values(table[name].combine_chunks()) for name in table.column_names}
             self._groups[group] = columns
             if len(self._groups) > _CACHED_ROW_GROUPS:
@@ -207,7 +227,7 @@ def _values(array: pa.Array) -> Callable[[int], Any]:
 def load_index(folder: Path | str) -> ShardIndex:
     """Return the index of a shard stage's output folder, local or remote.
 
-    Raises UserError when it is missing or has another schema.
+    Raises UserError when it is missing, damaged or has another schema.
     """
     return ShardIndex(as_location(str(folder)))
 

@@ -39,9 +39,13 @@ class OpenShards:
     def read(self, index_row: dict[str, Any], offset: int, num_bytes: int) -> bytes:
         """Return bytes of a sample's shard. Raises ShardMismatch when the shard is missing or too short."""
         shard = self.file(index_row)  # a name of its own keeps it open until the bytes are read
-        data = os.pread(shard.descriptor, num_bytes, offset)
+        if offset < 0 or num_bytes < 0:
+            raise self.mismatch(index_row, f"the index has {num_bytes} bytes at byte {offset}")
+        missing = offset + num_bytes - os.fstat(shard.descriptor).st_size
+        data = b"" if missing > 0 else os.pread(shard.descriptor, num_bytes, offset)
         if len(data) != num_bytes:
-            raise self.mismatch(index_row, f"it ends {num_bytes - len(data)} bytes before the sample does")
+            missing = max(missing, num_bytes - len(data))
+            raise self.mismatch(index_row, f"it ends {missing} bytes before the sample does")
         return data
 
     def file(self, index_row: dict[str, Any]) -> OpenFile:

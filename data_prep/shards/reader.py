@@ -81,6 +81,8 @@ class SampleReader:
         """
         index_row = self.index.row(row, _READ_COLUMNS)
         text, pictures = self._members(index_row)
+        if index_row["max_tiles"] < 1:
+            raise self._shards.mismatch(index_row, f"the index has max_tiles={index_row['max_tiles']}")
         tiling = self.prompt_format.settings.tiling(index_row["max_tiles"])
         tiles = [tile_pixels(image, tiling) for image in self._decoded(index_row, pictures)]
         tiles_per_image = tuple(len(image_tiles) for image_tiles in tiles)
@@ -119,7 +121,7 @@ class SampleReader:
             return
         for row in rows:
             index_row = self.index.row(row, _SPAN_COLUMNS)
-            start, num_bytes = _span(index_row)
+            start, num_bytes = self._span(index_row)
             shard = self._shards.file(index_row)
             os.posix_fadvise(shard.descriptor, start, num_bytes, os.POSIX_FADV_WILLNEED)
 
@@ -150,7 +152,9 @@ class SampleReader:
         When the digest of a picture differs, the file is opened and read again: a network file system may
         return a wrong page once.
         """
-        start, total = _span(index_row)
+        start, total = self._span(index_row)
+        if len(index_row["image_sha256"]) != len(index_row["image_bytes"]):
+            raise self._shards.mismatch(index_row, "the index has pictures without a digest")
         spans = [
             (offset - start, offset - start + num_bytes)
             for offset, num_bytes in zip(index_row["image_offsets"], index_row["image_bytes"], strict=True)
@@ -170,13 +174,15 @@ class SampleReader:
             index_row, f"picture {wrong} differs from the one that was written ({_READ_ATTEMPTS} reads)"
         )
 
+    def _span(self, index_row: dict[str, Any]) -> tuple[int, int]:
+        """Return (offset, bytes) of a sample in its shard: its members follow each other, the record first.
 
-def _span(index_row: dict[str, Any]) -> tuple[int, int]:
-    """Return (offset, bytes) of a sample in its shard: its members follow each other, the record first."""
-    start = index_row["json_offset"]
-    if not index_row["image_bytes"]:
-        return start, index_row["json_bytes"]
-    return start, index_row["image_offsets"][-1] + index_row["image_bytes"][-1] - start
+        Raises ShardMismatch when the index contradicts itself.
+        """
+        start, offsets, sizes = index_row["json_offset"], index_row["image_offsets"], index_row["image_bytes"]
+        if len(offsets) != len(sizes):
+            raise self._shards.mismatch(index_row, "the index has pictures without a place")
+        return start, index_row["json_bytes"] if not sizes else offsets[-1] + sizes[-1] - start
 
 
 def _no_tiles(tiling: Tiling) -> np.ndarray:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.audit.facts import Facts
 from pipeline.storage.lookup import storage_of
 
 CHECKED = ("stages", "files", "bytes", "inputs", "metrics", "mlflow_runs", "mlflow_metrics")
@@ -24,11 +25,13 @@ class Problem:
 
 @dataclass
 class Findings:
-    """All that an audit finds. `noted` (text -> stages) is worth knowing, but nothing recorded is wrong."""
+    """All that an audit finds, and the `facts` that it read. `noted` (text -> stages) is worth knowing, but
+    nothing recorded is wrong."""
 
     problems: list[Problem] = field(default_factory=list)
     noted: dict[str, list[str]] = field(default_factory=dict)
     checked: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(CHECKED, 0)))
+    facts: Facts = field(default_factory=Facts)
 
     def problem(self, stage: str, kind: str, path: Path | str, message: str) -> None:
         address = storage_of(path).address(path) if isinstance(path, Path) else path

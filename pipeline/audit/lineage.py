@@ -126,6 +126,7 @@ class _LineageAudit:
             for stage in next(iter(readers.values())):
                 self.findings.problem(stage, "input_missing", path, f"{name}: {error}")
             return
+        self.findings.facts.inputs[name] = str(now)
         for digest, stages in readers.items():
             for stage in stages if digest != now else []:
                 message = f"{name}: sha256 {digest[:12]} was read, {str(now)[:12]} is there now"

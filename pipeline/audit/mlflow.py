@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.site import Site
 from cluster.sqlite_uris import sqlite_path
 from pipeline.audit.findings import Findings
+from pipeline.audit.seal import sha256_of
 from pipeline.results.attempt_metrics import first_values
 from pipeline.results.run_results import record_of
 from pipeline.results.runs import ENDED, PIPELINE, RunFile, Runs
@@ -165,6 +166,8 @@ class _Comparison:
     desired: DesiredRun
     shown: Run
     findings: Findings
+    _metrics: dict[str, str] = field(default_factory=dict)
+    """Metric -> number of points and digest of their steps and values."""
 
     def compare(self) -> None:
         status = self.shown.info.status
@@ -175,6 +178,14 @@ class _Comparison:
         self._compare_datasets()
         for key, wanted in wanted_metrics(self.desired).items():
             self._compare_metric(key, wanted)
+        self.findings.facts.mlflow[self.desired.name] = {
+            "id": self.shown.info.run_id,
+            "status": status,
+            "params": dict(self.shown.data.params),
+            "tags": {name: self.shown.data.tags.get(name) for name in self._tags()},
+            "datasets": sorted(f"{name} {digest}" for name, digest in self._datasets()),
+            "metrics": self._metrics,
+        }
 
     def _problem(self, kind: str, message: str) -> None:
         path = f"mlflow:{self.shown.info.run_id}"
@@ -200,17 +211,22 @@ class _Comparison:
                 self._problem(kind, f"{word} {name} is {shown[name]!r}, recorded is {value!r}")
 
     def _compare_datasets(self) -> None:
-        inputs = self.shown.inputs.dataset_inputs if self.shown.inputs else []
-        shown = {(logged.dataset.name, logged.dataset.digest) for logged in inputs}
+        shown = self._datasets()
         for wanted in self.desired.datasets:
             if (wanted.name, wanted.digest[:DIGEST_LENGTH]) not in shown:
                 self._problem("mlflow_datasets", f"data set {wanted.name} {wanted.digest[:12]} is missing")
+
+    def _datasets(self) -> set[tuple[str, str]]:
+        inputs = self.shown.inputs.dataset_inputs if self.shown.inputs else []
+        return {(logged.dataset.name, logged.dataset.digest) for logged in inputs}
 
     def _compare_metric(self, key: str, wanted: Mapping[int, float]) -> None:
         """Check that every step is there once, with the value that was written first."""
         history = self.client.get_metric_history(self.shown.info.run_id, key)
         shown = {point.step: point.value for point in history}
         self.findings.checked["mlflow_metrics"] += len(history)
+        points = sorted((point.step, repr(point.value)) for point in history)
+        self._metrics[key] = f"{len(points)} points, sha256 {sha256_of(points)}"
         missing = sorted(set(wanted) - set(shown))
         if missing:
             message = f"metric {key} has {len(shown)} steps of {len(wanted)}; step {missing[0]} is missing"

@@ -4,14 +4,18 @@ The audit reads all of it and changes nothing. If MLflow lacks something, it mak
 run`.
 """
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from cluster.site import Site
 from pipeline.audit.findings import Findings
 from pipeline.audit.lineage import audit_lineage
+from pipeline.audit.seal import check_place, check_unwritten, compare_with_seal, read_seal, write_seal
 from pipeline.audit.stage import audit_stage
 from pipeline.results.runs import PIPELINE, RUN_FILE, RunFile, Runs, pipeline_digest
 from pipeline.results.stage_folder import StageFolder
+from vico.errors import UserError
 
 
 def audit_run(site: Site, name: str) -> Findings:
@@ -23,6 +27,7 @@ def audit_run(site: Site, name: str) -> Findings:
         runs.storage.refresh(path, full=True)
     run = runs.named(run.run)
     findings = Findings()
+    findings.facts.run = _identity(run)
     _audit_run_file(run, runs.run_folder(run.run) / RUN_FILE, findings)
     records = {}
     for stage in run.stages:
@@ -32,6 +37,46 @@ def audit_run(site: Site, name: str) -> Findings:
     audit_lineage(run, records, site.storage, findings)
     _audit_mlflow(run, site, findings)
     return findings
+
+
+def audit_with_seal(site: Site, name: str, seal: Path | None, against: Path | None) -> Findings:
+    """Audit a run; write its seal to `seal` if it has no problems, or compare it with the seal `against`.
+
+    Raises UserError for a seal in the storage, one that exists or is not of this run, and to seal a run that
+    is not done.
+    """
+    run = Runs(site.storage).named(name)
+    if seal is not None:
+        check_place(seal, site, "--seal")
+        check_unwritten(seal)
+        unfinished = [stage for stage, entry in run.stages.items() if entry.state != "done"]
+        if unfinished:
+            raise UserError(f"--seal: {', '.join(unfinished)} of run {run.run} is not done; finish the run")
+    if against is not None:
+        check_place(against, site, "--against")
+        sealed = read_seal(against, run)
+        findings = audit_run(site, name)
+        compare_with_seal(sealed, findings.facts, findings)
+        findings.note(PIPELINE, f"compared with the seal of {sealed.sealed}, digest {sealed.digest}")
+        return findings
+    findings = audit_run(site, name)
+    if seal is not None and findings.problems:
+        findings.note(PIPELINE, f"no seal was written to {seal}: the run has problems")
+    elif seal is not None:
+        written = write_seal(seal, run, findings.facts, datetime.now(UTC).isoformat(timespec="seconds"))
+        findings.note(PIPELINE, f"sealed in {seal}, digest {written.digest}; keep both out of this storage")
+    return findings
+
+
+def _identity(run: RunFile) -> dict[str, Any]:
+    """Return what a later command on the finished run leaves as it is."""
+    content = run.content()
+    stages = {
+        name: {key: entry[key] for key in ("fingerprint", "state", "attempt", "mlflow_run_id")}
+        for name, entry in content["stages"].items()
+    }
+    names = ("run", "created", "pipeline", "experiment", "config", "state", "mlflow_run_id")
+    return {**{name: content[name] for name in names}, "stages": stages}
 
 
 def _audit_run_file(run: RunFile, path: Path, findings: Findings) -> None:

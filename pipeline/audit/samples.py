@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from cluster.site import Site
 from data_prep.packs.pack import Pack
+from data_prep.records.sets import slug_of
 from data_prep.shards.index import ShardIndex, load_index
-from data_prep.shards.names import QUARANTINE_FILE
+from data_prep.shards.names import QUARANTINE_FILE, sample_key
 from pipeline.config.inputs import Inputs
 from pipeline.identity.file_digests import DigestCache
 from pipeline.results.run_results import record_of
@@ -98,11 +99,12 @@ class RunSamples:
         return {"run": self.run.run, "step": number, "stages": stages}
 
     def _why_missing(self, key: str) -> str:
-        """Return why the sample is in no shard, by the quarantine ledger if it is there."""
+        """Return why the sample is in no shard. The quarantine has its row by source and line, which make its
+        key."""
         ledger = self.output("shard") / QUARANTINE_FILE
         for line in ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else ():
             row = json.loads(line)
-            if key in (row.get("key"), f"{row.get('source')}-{row.get('line')}"):
+            if key in (sample_key(slug_of(row["source"]), row["line"]), f"{row['source']}-{row['line']}"):
                 return f"quarantined: {row['reason']} ({row['message']})"
         return f"no shard of run {self.run.run} has it; the keys are in {self.index.path}"
 

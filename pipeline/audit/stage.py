@@ -1,13 +1,16 @@
 """One stage of a run in the store: its record and every byte of its output. Called by the audit."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.audit.findings import Findings
 from pipeline.audit.stage_code import audit_code
+from pipeline.audit.stage_files import audit_links, read_files
 from pipeline.audit.stage_metrics import audit_metrics
 from pipeline.identity.source_files import sources_digest
+from pipeline.json_files import OutputFile
 from pipeline.results.records import AttemptFile, Record, record_digest
 from pipeline.results.run_results import record_of
 from pipeline.results.runs import RunFile
@@ -18,14 +21,16 @@ from vico.errors import UserError
 def audit_stage(run: RunFile, stage: str, storage: Path, findings: Findings) -> Record | None:
     """Check the stage's folder; return its record if it can be read and is the one of this run."""
     folder = StageFolder(storage, stage, run.stages[stage].fingerprint)
+    audit_links(folder, findings)
     audit_metrics(folder, findings)
+    outputs = read_files(folder, findings)
     record = _readable_record(run, folder, findings)
     if record is None:
         return None
     findings.checked["stages"] += 1
     audit = _RecordAudit(run, folder, record, findings)
     audit.audit_record()
-    audit.audit_outputs()
+    audit.audit_outputs(outputs)
     audit_code(folder, record, findings)
     return record if audit.is_of_run() else None
 
@@ -57,6 +62,7 @@ class _RecordAudit:
         """Compare the record with its own digests and with the file of the attempt that made it."""
         path, record = self.folder.record_path, self.record
         content = json.loads(path.read_text(encoding="utf-8"))
+        self.findings.facts.records[record.stage] = content
         if record.record_digest is None:
             self._note("the record has no digest of itself (written by an older vico)")
         elif record_digest(content) != record.record_digest:
@@ -75,23 +81,23 @@ class _RecordAudit:
         elif (attempt.inputs, attempt.run) != (record.inputs, record.run):
             self._problem("attempt", attempt_path, "names other inputs or another run than the record")
 
-    def audit_outputs(self) -> None:
-        """Read every output in full, and look for files that are not recorded."""
-        storage, outputs = self.folder.storage, self.record.outputs
-        sizes, damage = storage.sizes(self.folder.path), self.folder.damage(self.record)
-        for name in damage.missing:
-            self._output_problem("output_missing", name, "is recorded but missing")
-        for name in damage.resized:
-            message = f"has {sizes[name]} bytes, {outputs[name].bytes} are recorded"
-            self._output_problem("output_size", name, message)
-        names = [name for name in outputs if name not in (*damage.missing, *damage.resized)]
-        for name, sha256 in zip(names, storage.sha256s(self.folder.path, names), strict=True):
+    def audit_outputs(self, outputs: Mapping[str, OutputFile]) -> None:
+        """Compare the files that were read (`outputs`, by name) with those that are recorded."""
+        for name, recorded in self.record.outputs.items():
+            file = outputs.get(name)
+            if file is None:
+                self._output_problem("output_missing", name, "is recorded but missing")
+                continue
+            if file.bytes != recorded.bytes:
+                message = f"has {file.bytes} bytes, {recorded.bytes} are recorded"
+                self._output_problem("output_size", name, message)
+                continue
             self.findings.checked["files"] += 1
-            self.findings.checked["bytes"] += outputs[name].bytes
-            if sha256 != outputs[name].sha256:
-                message = f"sha256 {sha256[:12]} is not the recorded {outputs[name].sha256[:12]}"
+            self.findings.checked["bytes"] += file.bytes
+            if file.sha256 != recorded.sha256:
+                message = f"sha256 {file.sha256[:12]} is not the recorded {recorded.sha256[:12]}"
                 self._output_problem("output_content", name, message)
-        for name in sorted(set(sizes) - set(outputs)):
+        for name in sorted(set(outputs) - set(self.record.outputs)):
             self._output_problem("output_unrecorded", name, "exists but is not recorded")
 
     def is_of_run(self) -> bool:

@@ -1,12 +1,20 @@
 """Code and packages that made a stage's result: a loss is a problem, a later change is a note."""
 
 import hashlib
+from pathlib import Path
 
+from cluster.sources.reports import WORKERS_FILE, worker_digests
 from pipeline.audit.findings import Findings
 from pipeline.identity.provenance import PATCH_FILE, git_state, has_commit, locked_versions, package_versions
-from pipeline.planning.reasons import mixed_code
-from pipeline.results.records import Record
+from pipeline.planning.reasons import (
+    CODES_OF_ATTEMPTS,
+    PACKAGES_OF_ATTEMPTS,
+    made_by_attempts,
+    mixed_code,
+)
+from pipeline.results.records import ATTEMPT_FILE, CODE, Record
 from pipeline.results.stage_folder import StageFolder
+from vico.errors import UserError, one_line
 
 _MOST_SHOWN = 5
 
@@ -16,6 +24,7 @@ def audit_code(folder: StageFolder, record: Record, findings: Findings) -> None:
     _audit_commit(record, findings)
     if record.git.get("dirty"):
         _audit_patch(folder, record, findings)
+    _audit_attempts(folder, record, findings)
     mixed = mixed_code(record)
     if mixed:
         findings.note(record.stage, mixed)
@@ -36,6 +45,42 @@ def audit_code(folder: StageFolder, record: Record, findings: Findings) -> None:
     ]
     if changed:
         findings.note(record.stage, f"packages differ from those recorded: {_shown(changed)}")
+
+
+def _audit_attempts(folder: StageFolder, record: Record, findings: Findings) -> None:
+    """Compare what the record says of code and packages with what every attempt wrote when it began, and with
+    what its workers reported."""
+    if CODE not in record.facts:
+        return  # of an older vico, whose attempts did not record all of it
+    try:
+        made = made_by_attempts(folder, record.sources, record.packages)
+    except UserError:
+        return  # a damaged attempt.json is reported with the record
+    for fact, word in ((CODES_OF_ATTEMPTS, "code"), (PACKAGES_OF_ATTEMPTS, "packages")):
+        recorded, attempts = record.facts.get(fact, {}), made.get(fact, {})
+        for number in sorted({*recorded, *attempts}, key=int):
+            if recorded.get(number) != attempts.get(number):
+                path = folder.path / "attempts" / number / ATTEMPT_FILE
+                message = f"the {word} of attempt {number} are others than the record says"
+                findings.problem(record.stage, "attempt", path, message)
+    for path in sorted(folder.path.glob(f"attempts/*/{WORKERS_FILE}")):
+        _audit_workers(path, record, findings)
+
+
+def _audit_workers(path: Path, record: Record, findings: Findings) -> None:
+    """Check that the workers of an attempt imported the code that the record names."""
+    number = path.parent.name
+    try:
+        digests = worker_digests(path.parent)
+    except (ValueError, KeyError, TypeError) as error:
+        findings.problem(record.stage, "attempt", path, f"is damaged ({one_line(error)})")
+        return
+    if number == str(record.attempt) and digests != record.facts[CODE]["workers"]:
+        message = f"the code of the workers of attempt {number} is other than the record says"
+        findings.problem(record.stage, "attempt", path, message)
+    others = set(digests) - {record.facts[CODE]["driver"]}
+    if others:
+        findings.note(record.stage, f"workers of attempt {number} imported other code than the last driver")
 
 
 def _audit_commit(record: Record, findings: Findings) -> None:

@@ -43,19 +43,29 @@ def audit(
         int | None,
         typer.Option("--step", metavar="N", help="Only show the samples of training step N, from 1."),
     ] = None,
+    seal: Annotated[
+        Path | None,
+        typer.Option(
+            "--seal", metavar="FILE", help="If there are no problems, write the run's seal to FILE."
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="FILE", help="Also find what changed since the seal was written."),
+    ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check that a run still matches its records.
 
-    The check covers files, digests, inputs, metrics and MLflow. Exit code 1: there are problems.
+    The check covers files, digests, inputs, metrics and MLflow. Exit code 1: there are problems. Nothing in a
+    store is signed: only a seal that is kept elsewhere shows that output, record and MLflow were rewritten
+    alike.
     """
-    from pipeline.audit.report import log_report
-    from pipeline.audit.run import audit_run
-
     if run is None and not reap:
         raise UserError("RUN is missing; name a run (or `latest`), or give --reap")
+    _check_seal_options(run, seal, against, is_question=sample is not None or step is not None)
     opened_site = site_of(site, storage)
     if reap and not _reaped(opened_site):
         sys.exit(1)
@@ -64,8 +74,30 @@ def audit(
     if sample is not None or step is not None:
         _show_samples(opened_site, run, sample, step, as_json)
         return
-    findings = audit_run(opened_site, run)
-    unlogged = log_report(opened_site, run, findings, datetime.now(UTC).isoformat(timespec="seconds"))
+    _show_audit(opened_site, run, seal, against, as_json)
+
+
+def _check_seal_options(run: str | None, seal: Path | None, against: Path | None, is_question: bool) -> None:
+    if seal is None and against is None:
+        return
+    option = "--seal" if against is None else "--against"
+    if seal is not None and against is not None:
+        raise UserError("--seal writes a seal and --against compares with one; give one of them")
+    if run is None or is_question:
+        raise UserError(f"{option} belongs to the audit of a run; give RUN, and no --sample or --step")
+
+
+def _show_audit(site: "Site", run: str, seal: Path | None, against: Path | None, as_json: bool) -> None:
+    """Audit the run, write its seal or compare with one, print the findings and end the process."""
+    from pipeline.audit.report import log_report
+    from pipeline.audit.run import audit_run, audit_with_seal
+
+    findings = (
+        audit_run(site, run)
+        if seal is None and against is None
+        else audit_with_seal(site, run, seal, against)
+    )
+    unlogged = log_report(site, run, findings, datetime.now(UTC).isoformat(timespec="seconds"))
     if unlogged:
         findings.note("pipeline", unlogged)
     if as_json:

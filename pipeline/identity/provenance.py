@@ -12,6 +12,7 @@ from functools import cache
 from hashlib import sha256
 from typing import Any
 
+from cluster.passwords import without_passwords
 from cluster.project import PROJECT_FOLDER
 from cluster.site import Site
 from vico.errors import one_line
@@ -129,7 +130,8 @@ def _git(*arguments: str) -> str:
     except OSError as error:
         raise _GitFailed(one_line(error)) from error
     if process.returncode:
-        message = one_line(process.stderr.decode("utf-8", "replace"), max_chars=_GIT_MESSAGE_CHARS)
+        errors = without_passwords(process.stderr.decode("utf-8", "replace"))
+        message = one_line(errors, max_chars=_GIT_MESSAGE_CHARS)
         raise _GitFailed(message or f"`git {arguments[0]}` ended with code {process.returncode}")
     try:
         return process.stdout.decode("utf-8")

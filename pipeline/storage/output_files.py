@@ -28,12 +28,16 @@ def remove_partials(output: Path) -> None:
 
 
 def published(output: Path) -> Iterator[str]:
-    """Yield the names of the published files of an output, folders within it included."""
+    """Yield the names of the published files of an output, folders within it included.
+
+    A link to a file is one; a link to a folder or to nothing, a FIFO or a device is not.
+    """
     for parent, folders, files in os.walk(output):
         folders[:] = [name for name in folders if not is_partial(name)]
         for name in files:
-            if not is_partial(name):
-                yield os.path.relpath(os.path.join(parent, name), output)
+            path = os.path.join(parent, name)
+            if not is_partial(name) and os.path.isfile(path):
+                yield os.path.relpath(path, output)
 
 
 def move_to_superseded(folder: Path, superseded: Path, names: Iterable[str], damaged: Iterable[str]) -> None:

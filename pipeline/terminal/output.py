@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
+from cluster.passwords import without_passwords
 from vico.shown_text import json_line, printable, printable_lines
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class TextTable:
 
 
 class Terminal:
-    """Writes to one stream. Texts may come from anywhere: they are shown as they are and obeyed by nobody."""
+    """Writes to one stream. Texts may come from anywhere: they are obeyed by nobody, and shown as they are
+    except for secrets, which `cluster/passwords.py` takes out."""
 
     def __init__(self, stream: TextIO):
         self._stream = unfiltered(stream)
@@ -47,15 +49,15 @@ class Terminal:
 
     def line(self, text: object) -> None:
         """Write one line; a line feed in it is shown as `\\n`."""
-        self._write(printable(text))
+        self._write(printable(without_passwords(str(text))))
 
     def lines(self, text: str) -> None:
         """Write a text of several lines."""
-        self._write(printable_lines(text))
+        self._write(printable_lines(without_passwords(text)))
 
     def wrapped(self, text: str) -> None:
         """Write one line; on a terminal it wraps, and its rest is indented below its beginning."""
-        line = printable(text)
+        line = printable(without_passwords(text))
         if self.is_terminal and line:
             indent = " " * (len(line) - len(line.lstrip()) + 4)
             line = "\n".join(_wrapped(line, get_terminal_size().columns, indent))
@@ -85,7 +87,8 @@ class Terminal:
         from rich.text import Text
 
         lines: Sequence[object] = cell if isinstance(cell, tuple) else (cell,)
-        return Text(self._encodable("\n".join(map(printable, lines))))
+        shown = (printable(without_passwords(str(line))) for line in lines)
+        return Text(self._encodable("\n".join(shown)))
 
     def _write(self, text: str) -> None:
         self._stream.write(f"{self._encodable(text)}\n")
@@ -113,7 +116,8 @@ class PlainStream:
             self.unfiltered.write(text)
         else:
             rest = text.removeprefix("\r")
-            self.unfiltered.write(text[: len(text) - len(rest)] + printable_lines(_COLOURS.sub("", rest)))
+            shown = printable_lines(without_passwords(_COLOURS.sub("", rest)))
+            self.unfiltered.write(text[: len(text) - len(rest)] + shown)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -170,11 +174,11 @@ def print_errors(message: str) -> None:
 
 
 def print_json(stream: TextIO, value: Any) -> None:
-    """Write a value as one line of JSON."""
-    inner, text = unfiltered(stream), json_line(value)
+    """Write a value as one line of JSON, without secrets."""
+    inner, text = unfiltered(stream), without_passwords(json_line(value))
     try:
         text.encode(getattr(inner, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
-        text = json.dumps(value)
+        text = without_passwords(json.dumps(value))
     inner.write(text + "\n")
     inner.flush()

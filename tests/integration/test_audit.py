@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
 
 import mlflow
@@ -352,3 +353,62 @@ def test_reap_needs_mlflow_and_audit_a_run(project):
 def running(client):
     (experiment,) = client.search_experiments(filter_string="name = 'vico'")
     return client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
+
+
+@pytest.mark.parametrize("target", ["a folder", "a file", "nothing"])
+def test_a_link_inside_an_output(project, tmp_path, target):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("x")
+    leads_to = {"a folder": elsewhere, "a file": elsewhere / "file", "nothing": elsewhere / "absent"}[target]
+    (project.stage("draw") / "output" / "extra").symlink_to(leads_to)
+    unrecorded = [("draw", "output_unrecorded", "output/extra")] if target == "a file" else []
+    assert problems(project) == [("draw", "link", "output/extra"), *unrecorded]
+
+
+def test_links_in_the_place_of_a_stages_own_files_and_folders(project, tmp_path):
+    """Their bytes are the recorded ones now, but can change without any change in the store."""
+    file, folder = project.stage("square") / "output" / "part-2.txt", project.stage("total") / "attempts"
+    shutil.move(file, tmp_path / "part")
+    file.symlink_to(tmp_path / "part")
+    shutil.move(folder, tmp_path / "attempts")
+    folder.symlink_to(tmp_path / "attempts")
+    assert problems(project) == [("square", "link", "output/part-2.txt"), ("total", "link", "attempts")]
+    stage = project.stage("draw")
+    shutil.move(stage, tmp_path / "draw")
+    stage.symlink_to(tmp_path / "draw")
+    assert problems(project)[0] == ("draw", "link", str(stage))
+
+
+def test_a_fifo_in_an_output_is_reported_and_does_not_hang_the_audit(project):
+    part = project.stage("draw") / "output" / "part-1.txt"
+    part.unlink()
+    os.mkfifo(part)
+    assert problems(project) == [
+        ("draw", "link", "output/part-1.txt"),
+        ("draw", "output_missing", "output/part-1.txt"),
+    ]
+
+
+@pytest.mark.parametrize("field", ["packages", "sources"])
+def test_code_and_packages_of_an_earlier_attempt_edited_afterwards(project, field):
+    """Attempt 1 was killed; its parts are in the result of attempt 2."""
+    path = project.stage("square") / "attempts" / "1" / "attempt.json"
+    assert project.record("square")["attempt"] == 2
+    edit(path, lambda attempt: attempt[field].update({next(iter(attempt[field])): "0"}))
+    assert ("square", "attempt", "attempts/1/attempt.json") in problems(project)
+    assert {(stage, kind) for stage, kind, _ in problems(project)} == {("square", "attempt")}
+
+
+def test_what_the_record_says_of_earlier_attempts_is_compared_with_them(project):
+    facts = project.record("square")["facts"]
+    project.edit_record("square", facts={**facts, "packages_of_attempts": {"1": {"torch": "9.9"}}})
+    assert problems(project) == [("square", "attempt", "attempts/1/attempt.json")]
+
+
+def test_reports_of_workers_that_were_added_or_damaged(project):
+    path = project.stage("square") / "attempts" / "2" / "workers.ndjson"
+    path.write_text(json.dumps({"host": "h", "pid": 1, "digest": "0" * 64}) + "\n")
+    assert problems(project) == [("square", "attempt", "attempts/2/workers.ndjson")]
+    path.write_text("{")
+    assert problems(project) == [("square", "attempt", "attempts/2/workers.ndjson")]

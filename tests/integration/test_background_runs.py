@@ -67,3 +67,13 @@ def test_a_process_that_vanished_is_reported(arguments, tmp_path):
     time.sleep(0.1)
     status = answer("status", submitted["run"], *arguments[1:])
     assert status["state"] == "interrupted"
+
+
+def test_no_job_is_written_through_a_link(arguments, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "jobs").symlink_to(tmp_path / "elsewhere")
+    code, _, err = finished(vico("submit", *arguments, "--until", "shard"))
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "jobs is a link to" in err
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from data_prep.shards.names import sample_key
 from tests.integration.demo_pipeline import answer, finished, vico
 from tests.record_files import picture, row, write_good_records, write_hostile_records, write_lines
 from tests.record_samples import write_tar
@@ -57,6 +58,10 @@ def test_check_and_build_account_for_every_row_of_a_hostile_set(project):
     for name in ("read", "written", "quarantined", "reasons", "splits"):
         built = {k: v for k, v in manifest[name].items() if v} if name == "splits" else manifest[name]
         assert built == report[name], "the check reports what the build does"
+    last = rows[-1]
+    for key in (sample_key("bad", last["line"]), f"bad-{last['line']}"):
+        code, out, err = finished(vico("audit", "latest", "--sample", key, *where[1:]))
+        assert code == 2 and f"quarantined: {last['reason']} (" in err, out + err
 
 
 def test_repaired_rows_are_built_beside_the_old_shards_and_a_pipeline_uses_them(project, tmp_path):

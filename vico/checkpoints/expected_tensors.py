@@ -15,7 +15,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, Inter
 
 from vico.checkpoints.layouts import tensors_in_our_layout
 from vico.checkpoints.tensor_files import StoredTensor, stored_tensors, tensors_of_file
-from vico.errors import UserError
+from vico.errors import UserError, one_line
 from vico.model.connectors import CompressedConnector
 from vico.model.router import Router
 from vico.model_files import model_config, raw_config
@@ -96,7 +96,13 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any
                 f"{folder}: config.json promises a {part.replace('_', ' ')}, but the weights hold none of "
                 "its tensors; copy the whole folder again, or take the promise out of config.json"
             )
-    expected = expected_shapes(config, present)
+    try:
+        expected = expected_shapes(config, present)
+    except Exception as error:  # transformers raises anything for a config that contradicts itself
+        raise UserError(
+            f"{folder}: config.json describes no model that can be built ({one_line(error)}); copy the model "
+            "folder again"
+        ) from error
     if config.get("tie_word_embeddings") and HEAD not in shapes:
         del expected[HEAD]
     names_by_fault = {

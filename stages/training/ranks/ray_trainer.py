@@ -22,6 +22,7 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from cluster.node_metrics import NodeSampler
+from cluster.passwords import MaskingFormatter
 from cluster.placement_groups import record_placement_group, release_placement_group
 from cluster.process_environment import process_environment
 from cluster.sources.by_value import pickled
@@ -166,7 +167,7 @@ def _run_rank(loop: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     folder = Path(loop["attempt_folder"])
     handler = LogFile(folder / f"rank-{rank}.log")
-    handler.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(MaskingFormatter(f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -2,8 +2,10 @@
 them."""
 
 import errno
+import logging
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -29,6 +31,10 @@ def write_part(context: Context, number: int, text: str) -> None:
     fails = os.environ.get("TINY_FAIL") == place and not _failed_before()
     if fails and "TINY_ERROR" in os.environ:
         raise OSError(getattr(errno, os.environ["TINY_ERROR"]), "planted")
+    if fails and "TINY_MESSAGE" in os.environ:  # as a library that quotes what it was given
+        logging.getLogger("library").warning(os.environ["TINY_MESSAGE"])
+        sys.stderr.write(os.environ["TINY_MESSAGE"])
+        raise RuntimeError(os.environ["TINY_MESSAGE"])
     if fails:
         raise RuntimeError(f"planted in {place}\nand its last line")
     context.parts.partial(name).write_text(text)

@@ -26,6 +26,17 @@ from cluster.passwords import MaskingFormatter, password_fields, without_passwor
         ("s3://bucket:x,s3://me@y", "s3://bucket:x,s3://y"),
         ("a path /x/y@z and me@mail.org", "a path /x/y@z and me@mail.org"),
         ("sqlite:////runs/mlflow.db", "sqlite:////runs/mlflow.db"),
+        ("https://host/x?a=1&token=se.cret-1&b=2 again", "https://host/x?a=1&token=***&b=2 again"),
+        (
+            "'s3://b/k?X-Amz-Credential=AKIA/x&X-Amz-Signature=12ab'",
+            "'s3://b/k?X-Amz-Credential=***&X-Amz-Signature=***'",
+        ),
+        ("blob?sv=2024&sig=a%2Bb%3D#top", "blob?sv=2024&sig=***#top"),
+        ("{'Authorization': 'Bearer hf_abcDEF123456'}", "{'Authorization': 'Bearer ***'}"),
+        ("authorization: Basic bWU6c2VjcmV0", "authorization: Basic ***"),
+        ("got Bearer eyJhbGciOi.x.y1, not valid", "got Bearer ***, not valid"),
+        ("basic functionality; the bearer of bad news", "basic functionality; the bearer of bad news"),
+        ("?max_tokens=5&tokens_full=256&signal=9", "?max_tokens=5&tokens_full=256&signal=9"),
     ],
 )
 def test_only_user_and_password_are_removed(text, masked):
@@ -36,6 +47,21 @@ def test_the_fields_with_passwords_are_named():
     content = {"a": {"b": ["x", "s3://me:secret@bucket"]}, "c": "http://host", "d": 5, "e": "http://me@host"}
     content |= {"f": "postgresql://mlflow:a/b@db/x", "g": "http://host:5000/me@x", "h": "s3://bucket/a@b:c"}
     assert password_fields(content) == ["a.b.1", "f"]
+
+
+def test_values_of_secret_variables_are_masked_wherever_they_are(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    monkeypatch.setenv("MY_DB_PASSWORD", "hf_planted-and-longer")
+    monkeypatch.setenv("SHORT_TOKEN", "step")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false-false")
+    text = "a hf_planted-and-longer b hf_planted, step false-false"
+    assert without_passwords(text) == "a *** b ***, step false-false"
+
+
+def test_urls_with_tokens_are_fields_with_passwords():
+    assert password_fields({"a": "https://h/?token=x", "b": "a text?token=x", "c": "https://h/?page=2"}) == [
+        "a"
+    ]
 
 
 def test_tracebacks_in_logs_have_no_password():

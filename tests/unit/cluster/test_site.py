@@ -81,6 +81,16 @@ def test_tracking_uri_defaults_to_sqlite_in_the_storage_folder(site_file, tmp_pa
     ("text", "message"),
     [
         ("resorces: {}", "resorces is not a field of a site; did you mean resources?"),
+        (
+            "resources: {stages: {shard: {task: 1}}}",
+            "stages.shard.task is not a field of a site; did you mean tasks?",
+        ),
+        (
+            "nodes: [{name: a, count: 1, cpus: 2, gpu: 1}]",
+            "nodes.0.gpu is not a field of a site; did you mean gpus?",
+        ),
+        ("environment: {HF_TOKEN: x}", "HF_TOKEN is a secret by its name"),
+        ("environment: {MY_DB_PASSWORD: x}", "MY_DB_PASSWORD is a secret by its name"),
         ("resources: {worker: 1}", "resources.worker is not a field of a site; did you mean workers?"),
         ("resources: {x: 1}", "known here: workers, actors"),
         ("resources: {workers: two}", "resources.workers='two': input should be a valid integer"),
