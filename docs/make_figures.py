@@ -1,4 +1,4 @@
-"""Results that README and docs quote: run what they come from, keep its metrics, and write tables, sentences and
+"""Results that README and docs quote: run them, keep their metrics, write tables, sentences and
 pictures (`make figures`).
 
 A page quotes a run in a block: a comment with the run, its commit and its command, and the text with names of
