@@ -55,6 +55,10 @@ StrictOption = Annotated[
         "--strict-code", help="Also run stages again whose source files or imported packages have changed."
     ),
 ]
+AcceptOption = Annotated[
+    bool,
+    typer.Option("--accept", help="Make the model the candidate even if it does not pass quality_gate."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.options import (
+    AcceptOption,
     ConfigArgument,
     ForceOption,
     JsonOption,
@@ -32,6 +33,7 @@ def run(
     force: ForceOption = None,
     until: UntilOption = None,
     strict_code: StrictOption = False,
+    accept: AcceptOption = False,
     wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,6 +53,7 @@ def run(
         force=tuple(force or ()),
         until=until,
         wait_s=wait,
+        accept=accept,
         strict_code=strict_code,
         site_file=site_file(site),
     )
@@ -71,6 +74,7 @@ def submit(
     force: ForceOption = None,
     until: UntilOption = None,
     strict_code: StrictOption = False,
+    accept: AcceptOption = False,
     wait: WaitOption = 0.0,
     only_print: Annotated[
         bool, typer.Option("--print", help="Show the job; submit and write nothing.")
@@ -95,6 +99,7 @@ def submit(
         force=tuple(force or ()),
         until=until,
         wait_s=wait,
+        accept=accept,
         strict_code=strict_code,
         site_file=site_file(site),
     )

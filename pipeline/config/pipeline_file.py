@@ -13,6 +13,7 @@ from pipeline.config.dotted_keys import apply_override
 from pipeline.config.errors import error_lines
 from pipeline.config.graph import Graph
 from pipeline.config.inputs import Inputs, check_inputs, with_absolute_paths
+from pipeline.config.quality_gate import QualityGate
 from pipeline.config.yaml_files import yaml_mapping
 from stages.stage_config import StageConfig
 from vico.errors import UserError
@@ -27,6 +28,9 @@ class PipelineConfig(BaseModel):
     """The seed of every stage that draws random numbers and has no `seed` of its own in its block."""
     experiment: str = Field("vico", min_length=1)
     """The MLflow experiment of new runs, and a name for people. It does not enter any fingerprint."""
+    quality_gate: QualityGate = QualityGate()
+    """What the model must reach to become the candidate in MLflow's registry. It does not enter any
+    fingerprint."""
     inputs: Inputs
     """What the pipeline reads: records and the model to start from."""
 

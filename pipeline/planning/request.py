@@ -33,6 +33,8 @@ class RunRequest:
     """How long to wait for another driver that holds the run or a stage."""
     site_file: str | None = None
     """Absolute path of the file that `site` was read from; None: there is none."""
+    accept: bool = False
+    """Whether the model becomes the candidate even if it does not pass the quality gate."""
     strict_code: bool = False
     """Whether to run stages again whose source files have changed."""
 

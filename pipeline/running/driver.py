@@ -8,6 +8,8 @@ import logging
 from cluster.passwords import without_passwords
 from pipeline.identity.provenance import git_state
 from pipeline.planning.tasks import StageTask
+from pipeline.results.latest import link_results
+from pipeline.results.run_summary import summary_lines
 from pipeline.results.runs import State
 from pipeline.running.held_run import HeldRun
 from pipeline.running.hook import call_hook
@@ -44,6 +46,8 @@ class Driver:
             except LeaseLost as lost:
                 result = RunResult(self.held.name, "interrupted", self.address, 1, str(lost))
             self.display.line(f"run {self.held.name}: {result.state}")
+            if result.state == "done":
+                self._show_results()
         if self._services.tracker is None and result.state == "done":
             send_missing(self.site, self.held.folder, self.display)  # a kill came after the last stage
         self._enter_tracking_ids()
@@ -60,6 +64,12 @@ class Driver:
         except StageFailed as failed:
             return self._ended_early(failed.task, failed.error)
         return self._end("done", 0, "")
+
+    def _show_results(self) -> None:
+        """Link the results to short paths and show the summary of the run."""
+        link_results(self.held.run, self.site.storage)
+        for line in summary_lines(self.held.run, self.site.storage, self.address):
+            self.display.line(line)
 
     def _begin(self) -> None:
         """Enter this command into run.json and show whether it starts or resumes the run."""

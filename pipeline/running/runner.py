@@ -7,6 +7,8 @@ from cluster.site import Site
 from pipeline.config.graph import Graph
 from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline
 from pipeline.progress import Display
+from pipeline.results.latest import link_results
+from pipeline.results.run_summary import summary_lines
 from pipeline.results.runs import RunFile, Runs
 from pipeline.running.driver import Driver
 from pipeline.running.held_run import HeldRun
@@ -19,6 +21,7 @@ from pipeline.running.signals import StopSignals
 from pipeline.running.stage_context import logging_to
 from pipeline.storage.leases import LeaseHeld, Leases
 from pipeline.storage.lookup import storage_of
+from pipeline.tracking.sent import mark_incomplete
 
 
 def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResult:
@@ -48,7 +51,8 @@ def _work_on_run(command: RunCommand) -> RunResult | None:
     chosen = choose_run(opened, site, runs)
     if chosen is None:
         return None
-    if chosen.state == "done" and all(entry.reused for entry in chosen.stages.values()):
+    accepts = command.request.accept and not chosen.accepted
+    if chosen.state == "done" and all(entry.reused for entry in chosen.stages.values()) and not accepts:
         return _already_done(chosen, site, opened, display)
     folder = runs.run_folder(chosen.run)
     try:
@@ -69,6 +73,9 @@ def _work_on_run(command: RunCommand) -> RunResult | None:
             return None
         if run.state == "done":
             _enter_reused(run, opened, site)
+            if command.request.accept and not run.accepted:
+                run.accepted = True
+                mark_incomplete(folder, site)
             runs.save(run, lease)
             return _already_done(run, site, opened, display)
         with runs.storage.sharing(folder, folder), logging_to(folder / "driver.log"):
@@ -89,5 +96,8 @@ def _already_done(run: RunFile, site: Site, opened: OpenPipeline, display: Displ
     for stage in opened.planned:
         display.line(f"{stage.stage}: reused, {'; '.join(stage.reasons)}")
     display.line(f"run {run.run}: done")
+    link_results(run, site.storage)
+    for line in summary_lines(run, site.storage, site.storage_address):
+        display.line(line)
     send_missing(site, Runs(site.storage).run_folder(run.run), display)
     return RunResult(run.run, "done", site.storage_address)

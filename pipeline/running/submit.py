@@ -83,6 +83,8 @@ def _command(request: RunRequest) -> list[str]:
         command += ["--force", stage]
     if request.strict_code:
         command.append("--strict-code")
+    if request.accept:
+        command.append("--accept")
     if request.until:
         command += ["--until", request.until]
     if request.wait_s:
