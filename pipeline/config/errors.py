@@ -97,12 +97,15 @@ def _model_at(location: list[str], root: type[BaseModel]) -> type[BaseModel] | N
     return model
 
 
-def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every key of a config class."""
+def _paths(
+    model: type[BaseModel], prefix: str = "", above: tuple[type[BaseModel], ...] = ()
+) -> Iterator[str]:
+    """Yield the dotted path of every key of a config class; a block in a block of its own class once."""
     for name, field in model.model_fields.items():
         yield prefix + name
         for inner in _models(field.annotation):
-            yield from _paths(inner, f"{prefix}{name}.")
+            if inner not in above:
+                yield from _paths(inner, f"{prefix}{name}.", (*above, model, inner))
 
 
 def _nearest(value: Any, allowed: str) -> str:

@@ -57,15 +57,13 @@ class Quality:
         faults = []
         if self.num_questions < gate.min_questions:
             faults.append(
-                f"the model is measured on {self.num_questions} test questions, fewer than "
-                f"quality_gate.min_questions={gate.min_questions}"
+                f"measured on {self.num_questions} test questions; quality_gate.min_questions is "
+                f"{gate.min_questions}"
             )
         if self.kept is None:
-            faults.append("the quality of the model is not defined: the start model has a similarity of 0")
+            faults.append("quality not defined: the start model has a similarity of 0")
         elif self.kept < gate.min_kept:
-            faults.append(
-                f"the model keeps {self.kept:.3f} of the quality, less than quality_gate.min_kept={gate.min_kept}"
-            )
+            faults.append(f"keeps {self.kept:.3f} of the quality; quality_gate.min_kept is {gate.min_kept:g}")
         return faults
 
 

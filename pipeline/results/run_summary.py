@@ -63,6 +63,6 @@ def _gate_lines(quality: Quality, run: RunFile) -> Iterator[str]:
     for fault in faults:
         yield f"warning:  {fault}"
     if run.accepted:
-        yield "          it was accepted with --accept"
+        yield "          accepted with --accept: it is the candidate in MLflow"
     else:
-        yield "          it does not become the candidate in MLflow; `vico run ... --accept` makes it that"
+        yield "          so it is not the candidate in MLflow; `vico run ... --accept` makes it that"

@@ -184,8 +184,8 @@ def test_a_run_ends_with_its_model_its_quality_and_what_to_do_next(pipeline, out
     assert model.samefile(outputs["export"] / "model") and load_model(model).router is not None
     num_questions = read_json(outputs["evaluate"] / "metrics.json")["num_samples"]
     (warning,) = [line for line in lines if "min_questions" in line]
-    assert f"measured on {num_questions} test questions, fewer than" in warning
-    assert any(line.startswith("router:   ") and "every control" in line for line in lines)
+    assert f"measured on {num_questions} test questions;" in warning
+    assert "router:   not compared with any control" in lines  # the random model answers nothing right
     (exported,) = [line for line in lines if "vico export" in line]
     assert f"vico export {run['run']} OUT --layout flash --storage {run['storage']}" in exported
 
@@ -200,7 +200,7 @@ def test_a_model_below_the_gate_is_no_candidate_until_it_is_accepted(pipeline):
     for _ in range(2):
         code, out, err = finished(vico("run", config, "--site", site, "--accept"))
         assert code == 0, err[-3000:]
-        assert "it was accepted with --accept" in out
+        assert "accepted with --accept" in out
         version = client.get_model_version_by_alias("test", "candidate")
         assert version.tags["vico.run"] == run["run"]
     assert len(client.search_model_versions("name = 'test'")) == 1

@@ -100,11 +100,11 @@ def test_the_quality_is_that_of_the_calibrated_point():
     "fields, gate, fault",
     [
         ({}, {}, None),
-        ({"num_samples": 99}, {}, "measured on 99 test questions, fewer than quality_gate.min_questions=100"),
+        ({"num_samples": 99}, {}, "measured on 99 test questions; quality_gate.min_questions is 100"),
         ({"num_samples": 99}, {"min_questions": 99}, None),
-        ({"quality_kept": 0.8999}, {}, "keeps 0.900 of the quality, less than quality_gate.min_kept=0.9"),
+        ({"quality_kept": 0.8999}, {}, "keeps 0.900 of the quality; quality_gate.min_kept is 0.9"),
         ({"quality_kept": 0.5}, {"min_kept": 0.5}, None),
-        ({"quality_kept": None}, {"min_kept": 0}, "quality of the model is not defined"),
+        ({"quality_kept": None}, {"min_kept": 0}, "quality not defined"),
     ],
 )
 def test_the_gate_asks_for_questions_and_quality(fields, gate, fault):
@@ -159,9 +159,9 @@ def test_a_router_that_is_not_above_a_control_is_not_said_to_be(tmp_path):
 def test_a_warning_says_that_the_model_is_no_candidate_or_was_accepted(tmp_path):
     run = finished_run(tmp_path, changed(num_samples=7), quality_gate={"min_questions": 8, "min_kept": 0.99})
     text = "\n".join(summary_lines(run, tmp_path, str(tmp_path)))
-    assert "warning:  the model is measured on 7 test questions" in text
-    assert "warning:  the model keeps 0.989 of the quality" in text
-    assert "does not become the candidate" in text
+    assert "warning:  measured on 7 test questions" in text
+    assert "warning:  keeps 0.989 of the quality" in text
+    assert "not the candidate" in text
     run.accepted = True
     assert "accepted with --accept" in "\n".join(summary_lines(run, tmp_path, str(tmp_path)))
 
