@@ -89,6 +89,9 @@ class Tracking(SiteBlock):
     artifacts: str | None = None
     """Folder or URI for artifacts; null: with an sqlite database `mlartifacts` in the storage folder (with an
     object store: beside the database), otherwise the server's own."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard to runs/<run>/tensorboard in the storage: `tensorboard --logdir
+    STORAGE/runs` shows them."""
     interval_s: float = Field(2.0, gt=0)
     """Seconds between two transfers of metrics to MLflow."""
     finish_timeout_s: float = Field(60.0, gt=0)

@@ -56,7 +56,8 @@ def route(
 
     A tile is compressed if P(compress) >= `threshold` (None: the model's own). A folder stands for the
     pictures in it. One picture at a time is in memory. Raises UserError, before anything is routed, for a
-    device that is not here, a model without a router, pictures that the shard stage would refuse, and an `out` that is not writable.
+    device that is not here, a model without a router, pictures that the shard stage would refuse, and an
+    `out` that is not writable.
     """
     from pipeline.commands.drawings import drawings
     from vico.inference.routed_picture import routed_picture

@@ -132,7 +132,8 @@ def plan(
 
     For each stage that would run it also shows time, storage and memory, if they are known. Writes nothing.
     """
-    from pipeline.commands.tables import console, plan_table
+    from pipeline.commands.run_tables import plan_table
+    from pipeline.commands.tables import console
     from pipeline.config.graph import pipeline_graph
     from pipeline.planning.estimates import stage_estimates
     from pipeline.planning.request import RunRequest, open_pipeline
@@ -164,14 +165,25 @@ def status(
     ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Draw the run again every two seconds until it ends.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List all runs, newest first, or show the stages of one run."""
-    from pipeline.commands.tables import console, run_details, run_summary, runs_table, stages_table
+    from pipeline.commands.run_tables import runs_table
+    from pipeline.commands.tables import console, run_details, run_summary
+    from pipeline.commands.watch import refuse_watch, run_view
+    from pipeline.commands.watch import watch as watch_run
     from pipeline.results.runs import Runs
     from pipeline.running.jobs import with_job_state
 
+    if watch:
+        refuse_watch(run, as_json=as_json)
     opened_site = site_of(site, storage)
+    if watch and run is not None:
+        watch_run(run, opened_site)
+        return
     runs = Runs(opened_site.storage)
     if run is None:
         current = [with_job_state(run_file) for run_file in runs.all()]
@@ -186,9 +198,7 @@ def status(
     if as_json:
         print_json(sys.stdout, run_details(shown, opened_site))
         return
-    error = f" ({shown.error})" if shown.error else ""
-    console().print(f"run {shown.run}: {shown.state}{error}", markup=False)
-    console().print(stages_table(shown, opened_site))
+    console().print(run_view(shown, opened_site))
 
 
 def logs(

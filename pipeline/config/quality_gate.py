@@ -1,4 +1,4 @@
-"""The quality that a pipeline asks of its model: a top-level block of the pipeline file, in no fingerprint."""
+"""The block `quality_gate` of the pipeline file: what its model must reach. It enters no fingerprint."""
 
 from pydantic import BaseModel, ConfigDict, Field
 

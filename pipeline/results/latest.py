@@ -1,4 +1,4 @@
-"""Short paths to what a run made: `<storage>/runs/<run>/model`, and `<storage>/latest/model` of the newest."""
+"""Short paths to results: `<storage>/runs/<run>/model` of a run, `<storage>/latest/model` of the newest."""
 
 import logging
 import os

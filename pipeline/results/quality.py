@@ -1,4 +1,4 @@
-"""What a run measured of its model, by the metrics of its evaluate stage, and whether that passes its gate."""
+"""What a run measured of its model, by its evaluate stage, and whether that passes the quality gate."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The last lines of `vico run`: the model, its quality, whether the router beat its controls, what to do next."""
+"""The last lines of `vico run`: model, quality, whether the router beat its controls, what to do next."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -122,7 +122,8 @@ def enter_config(run: RunFile, config: PipelineConfig, *, is_tracked: bool) -> s
     """Give a resumed run the config of this command, which has the same fingerprints: paths may be different.
     Return a line for the user if a part of the config has no effect.
 
-    If MLflow knows the run, only `inputs` and `quality_gate` change: MLflow writes experiment and params once.
+    If MLflow knows the run, only `inputs` and `quality_gate` change: MLflow writes experiment and params
+    once.
     """
     resolved = config.resolved()
     if not is_tracked:

@@ -53,7 +53,7 @@ def _work_on_run(command: RunCommand) -> RunResult | None:
         return None
     accepts = command.request.accept and not chosen.accepted
     if chosen.state == "done" and all(entry.reused for entry in chosen.stages.values()) and not accepts:
-        return _already_done(chosen, site, opened, display)
+        return _already_done(chosen, command)
     folder = runs.run_folder(chosen.run)
     try:
         lease = Leases(runs.storage).acquire(
@@ -77,7 +77,7 @@ def _work_on_run(command: RunCommand) -> RunResult | None:
                 run.accepted = True
                 mark_incomplete(folder, site)
             runs.save(run, lease)
-            return _already_done(run, site, opened, display)
+            return _already_done(run, command)
         with runs.storage.sharing(folder, folder), logging_to(folder / "driver.log"):
             return Driver(command, HeldRun(runs, run, lease)).work()
 
@@ -91,11 +91,13 @@ def _enter_reused(run: RunFile, opened: OpenPipeline, site: Site) -> None:
         run.stages[task.name].mark_reused(record)
 
 
-def _already_done(run: RunFile, site: Site, opened: OpenPipeline, display: Display) -> RunResult:
+def _already_done(run: RunFile, command: RunCommand) -> RunResult:
     """Return the result of a command that found everything done, after sending MLflow what it still lacks."""
-    for stage in opened.planned:
+    site, display = command.site, command.display
+    for stage in command.opened.planned:
         display.line(f"{stage.stage}: reused, {'; '.join(stage.reasons)}")
-    display.line(f"run {run.run}: done")
+    until = command.request.until
+    display.line(f"run {run.run}: done" + ("" if until is None else f" until {until}"))
     link_results(run, site.storage)
     for line in summary_lines(run, site.storage, site.storage_address):
         display.line(line)

@@ -32,7 +32,7 @@ class Services(AbstractContextManager["Services"]):
         self._model_folder = command.opened.pipeline.config.inputs.model_folder
         self._signals, self._display = command.signals, command.display
         self._closing, self._starting = ExitStack(), threading.Lock()
-        self._has_ray = False
+        self._has_ray = self._has_events = False
         self.tracker: TrackingThread | None = None
         """None before the first stage starts, and if the site has no tracking."""
 
@@ -44,6 +44,8 @@ class Services(AbstractContextManager["Services"]):
         with self._starting:
             if self.tracker is None and self._site.tracking.enabled:
                 self.tracker = self._started_tracker()
+            if not self._has_events and self._site.tracking.tensorboard:
+                self._start_events()
         if task.spec.needs_ray and not self._has_ray:
             self._start_ray()
         if threading.current_thread() is threading.main_thread():
@@ -60,6 +62,14 @@ class Services(AbstractContextManager["Services"]):
         tracker.start()
         self._closing.callback(self._finish_tracking, tracker)
         return tracker
+
+    def _start_events(self) -> None:
+        from pipeline.tracking.tensorboard import TensorBoardThread
+
+        events = TensorBoardThread(self._site.storage, self._run_folder)
+        events.start()
+        self._closing.callback(events.finish)
+        self._has_events = True
 
     def _finish_tracking(self, tracker: "TrackingThread") -> None:
         """Send the rest to MLflow and show what it still lacks, which does not fail the run."""

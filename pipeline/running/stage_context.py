@@ -14,7 +14,8 @@ from cluster.passwords import MaskingFormatter
 from cluster.site import Site
 from data_prep.records.config import RecordsConfig
 from data_prep.records.repairs import Repairs
-from pipeline.progress import Display
+from pipeline.progress import Display, Progress
+from pipeline.results.progress_file import ProgressWriter
 from pipeline.running.signals import StopSignals
 from pipeline.running.stage_inputs import InputFiles
 from pipeline.storage.folder import FolderStorage
@@ -45,6 +46,10 @@ class StageContext(Context):
     def _storage(self) -> FolderStorage:
         return storage_of(self.parts.folder)
 
+    @cached_property
+    def _progress_file(self) -> ProgressWriter:
+        return ProgressWriter(self.parts.attempt_folder)
+
     @property
     def records(self) -> RecordsConfig:
         return self.inputs.records
@@ -65,8 +70,10 @@ class StageContext(Context):
         with self._writing, MetricsWriter(self.parts.attempt_folder / STEP_METRICS_FILE) as writer:
             writer.append(int(step), values)
 
-    def progress(self, done: int, total: int, unit: str) -> None:
-        self.display.progress(self.stage, done, total, unit)
+    def progress(self, done: int, total: int, unit: str, figures: Mapping[str, float] | None = None) -> None:
+        self.display.progress(self.stage, Progress(done, total, unit, figures or {}))
+        with self._writing:
+            self._progress_file.report(done, total, unit, figures or {})
 
     def note(self, text: str) -> None:
         self.display.line(f"{self.stage}: {text}")

@@ -1,6 +1,6 @@
 """Computes the answer to one conversation: prompt, visual tokens, routing, greedy decoding.
 
-Shapes: N tiles.
+Shapes: N tiles, P vision tokens per tile, v their width, S pixels per side.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +13,14 @@ from pipeline.serving.growing_text import GrowingText
 from pipeline.serving.job import Event
 from pipeline.serving.limits import Limits, RequestError
 from pipeline.serving.routing import RoutedTiles, Thresholds, routed_tiles
-from vico.inference.encoded_pictures import encoded_pictures
 from vico.inference.generation import streamed_answer
 from vico.inference.tile_losses import EncodedTiles, num_tokens
 from vico.model.internvl import VicoModel
 from vico.packing import TiledSequence
 from vico.prompt import PromptFormat, Skeleton, SpelledToken
-from vico.tiling import Tiling, num_tiles
+from vico.tiling import Tiling, num_tiles, pixel_values
+
+_BATCH_TILES = 16
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,25 @@ class ServedModel:
 
         Pictures are decoded one at a time.
         """
-        pictures = zip((picture.decoded for picture in chat.pictures), tilings, strict=True)
-        return encoded_pictures(self.model, pictures, check)
+        model, weight = self.model, self.model.lm_head.weight
+        router = model.router if model.compressed_connector is not None else None
+        full = [weight.new_zeros(0, model.settings.tokens_full, model.language_width)]
+        compressed = [weight.new_zeros(0, model.settings.tokens_compressed, model.language_width)]
+        p_compress = [torch.zeros(0)]
+        for picture, tiling in zip(chat.pictures, tilings, strict=True):
+            check()
+            pixels_N3SS = pixel_values(picture.decoded(), tiling)
+            for start in range(0, len(pixels_N3SS), _BATCH_TILES):
+                check()
+                batch = torch.from_numpy(pixels_N3SS[start : start + _BATCH_TILES]).to(weight.device)
+                features_NPv = model.vision_features(batch)
+                full.append(model.full_tokens(features_NPv))
+                if router is not None:
+                    compressed.append(model.compressed_tokens(features_NPv))
+                    p_compress.append(router.compress_probability(features_NPv).cpu())
+        if router is None:
+            return EncodedTiles(model, torch.cat(full), None), None
+        return EncodedTiles(model, torch.cat(full), torch.cat(compressed)), torch.cat(p_compress)
 
 
 def _too_long(lengths: str, limits: Limits) -> RequestError:

@@ -20,9 +20,8 @@ from pipeline.serving.engine import Engine
 from pipeline.serving.limits import Limits
 from pipeline.serving.routing import Thresholds
 from vico.checkpoints.hub import model_folder
-from vico.devices import usable_device
 from vico.errors import UserError
-from vico.model_files import check_model_folder, model_config, stored_threshold, total_tokens_limit
+from vico.model_files import check_model_folder, model_config, stored_threshold
 
 _GRACE_S = 5
 """How long running answers may take to end after a signal."""
@@ -120,11 +119,12 @@ def _served_model(
     from vico.checkpoints import load_model
     from vico.prompt import load_prompt_format
 
-    usable_device(settings.device, "--device")
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device={settings.device}: torch sees no CUDA device here; give --device cpu")
     check_model_folder(model)
     config = model_config(model)
     prompts = load_prompt_format(model)
-    own_limit = total_tokens_limit(model)
+    own_limit = int(config["text_config"].get("max_position_embeddings", 32768))
     if limits.total_tokens > own_limit:
         raise UserError(f"--max-total-tokens={limits.total_tokens} is above the model's own {own_limit}")
     limits = replace(limits, total_tokens=limits.total_tokens or own_limit)

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 from data_prep.demo.records import demo_record
+from pipeline.serving import answer as serve_answer
 from pipeline.serving.answer import ServedModel
 from pipeline.serving.conversation import parsed_chat
 from pipeline.serving.engine import Engine
@@ -36,7 +37,6 @@ from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
 from vico.errors import UserError
-from vico.inference import encoded_pictures as pictures_module
 from vico.inference.generation import greedy_answers
 from vico.inference.tile_losses import encoded_tiles
 from vico.packing import TiledSequence
@@ -323,7 +323,7 @@ def test_pictures_are_decoded_one_at_a_time_when_it_is_their_turn(monkeypatch):
         decoded.append(weakref.ref(image))
         return pixel_values(image, tiling)
 
-    monkeypatch.setattr(pictures_module, "pixel_values", pixels)
+    monkeypatch.setattr(serve_answer, "pixel_values", pixels)
     limits = replace(LIMITS, total_tokens=512)
     engine = Engine(ServedModel(load_model(SMALL), load_prompt_format(SMALL), limits, Thresholds()))
 

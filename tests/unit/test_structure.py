@@ -54,6 +54,7 @@ DOORS = {
     "fastapi": ("pipeline/serving/app.py",),
     "starlette": ("pipeline/serving/app.py",),
     "uvicorn": ("pipeline/serving/server.py",),
+    "tensorboardX": ("pipeline/tracking/tensorboard.py",),
 }
 LIBRARIES = frozenset(door.partition(".")[0] for door in DOORS)
 

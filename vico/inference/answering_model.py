@@ -109,7 +109,7 @@ class AnsweringModel:
         skeleton = self.prompts.encode(
             self._turns(question, len(images), system_message), list(map(len, boxes)), True
         )
-        tiles, p_compress_N = encoded_pictures(self.model, [(image.copy, tiling) for image in images])
+        tiles, p_compress_N = encoded_pictures(self.model, [(image, tiling) for image in images])
         limit = self.threshold if threshold is None else threshold
         compressed_N = np.zeros(skeleton.num_tiles, bool)
         if p_compress_N is not None and limit is not None:
@@ -143,8 +143,8 @@ class AnsweringModel:
         marks = question.count(IMAGE_MARK)
         if marks not in (0, num_pictures):
             raise UserError(
-                f"question has {marks} {IMAGE_MARK} marks for {num_pictures} pictures; write one for each, or "
-                "none to put the pictures first"
+                f"question has {marks} {IMAGE_MARK} marks for {num_pictures} pictures; write one for each, "
+                "or none to put the pictures first"
             )
         value = question if marks else f"{IMAGE_MARK}\n" * num_pictures + question
         turns: list[Turn] = [] if system_message is None else [{"from": "system", "value": system_message}]

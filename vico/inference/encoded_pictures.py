@@ -1,9 +1,9 @@
-"""Pictures as visual tokens at both rates, and the router's probabilities; for `vico serve` and `vico.load`.
+"""Pictures as visual tokens at both rates, with the router's probabilities, for `vico.load`.
 
 Shapes: N tiles, P vision tokens per tile, v their width, S pixels per side.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from PIL import Image
@@ -18,24 +18,20 @@ _BATCH_TILES = 16
 @torch.no_grad()
 def encoded_pictures(
     model: VicoModel,
-    pictures: Iterable[tuple[Callable[[], Image.Image], Tiling]],
-    check: Callable[[], None] = lambda: None,
+    pictures: Iterable[tuple[Image.Image, Tiling]],
 ) -> tuple[EncodedTiles, torch.Tensor | None]:
     """Return the visual tokens of all tiles, and P(compress) float32 [N] on the CPU if there is a router.
 
-    Each picture is a function that decodes it, called when it is its turn, so that one is in memory at a
-    time. `check` is called before every picture and batch of tiles; it raises to end the work.
+    The tiles of one picture at a time are in memory.
     """
     weight = model.lm_head.weight
     router = model.router if model.compressed_connector is not None else None
     full = [weight.new_zeros(0, model.settings.tokens_full, model.language_width)]
     compressed = [weight.new_zeros(0, model.settings.tokens_compressed, model.language_width)]
     p_compress = [torch.zeros(0)]
-    for decoded, tiling in pictures:
-        check()
-        pixels_N3SS = pixel_values(decoded(), tiling)
+    for picture, tiling in pictures:
+        pixels_N3SS = pixel_values(picture, tiling)
         for start in range(0, len(pixels_N3SS), _BATCH_TILES):
-            check()
             batch = torch.from_numpy(pixels_N3SS[start : start + _BATCH_TILES]).to(weight.device)
             features_NPv = model.vision_features(batch)
             full.append(model.full_tokens(features_NPv))
