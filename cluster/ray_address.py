@@ -27,15 +27,13 @@ def refuse_no_cluster(source: str, address: str) -> None:
     try:
         NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=_ANSWER_TIMEOUT_S)
     except grpc.RpcError as error:
-        if error.code() == grpc.StatusCode.UNAUTHENTICATED and address != "auto":
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:  # `ray.init` would warn once a second for 20 s
             raise refused_token(source, address) from error
-        reason = _reason(error.code())
-        if reason:
-            raise UserError(
-                f"{source}={address}: no Ray cluster answers there ({reason}); give HOST:PORT of `ray start "
-                "--head` (usually port 6379, not that of the dashboard or a client server), or unset "
-                f"{source} to use a local Ray"
-            ) from error
+        raise UserError(
+            f"{source}={address}: no Ray cluster answers there ({_reason(error.code())}); give HOST:PORT of "
+            "`ray start --head` (usually port 6379, not that of the dashboard or a client server), or unset "
+            f"{source} to use a local Ray"
+        ) from error
     finally:
         channel.close()
 
@@ -59,10 +57,7 @@ def _refuse_malformed(source: str, address: str) -> None:
 
 
 def _reason(code: grpc.StatusCode) -> str:
-    """Return why an answer is not that of a GCS; "" if it is one that only wants a token: for `auto`,
-    `ray.init` finds it."""
-    if code == grpc.StatusCode.UNAUTHENTICATED:
-        return ""
+    """Return why an answer is not that of a GCS."""
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer within {_ANSWER_TIMEOUT_S:g} s"
     if code == grpc.StatusCode.UNAVAILABLE:

@@ -117,14 +117,16 @@ class Display(AbstractContextManager["Display"]):
         self, stage: str, progress: "_StageProgress", new: Progress, left_s: float | None
     ) -> None:
         assert self._bars is not None
-        shown = {
-            "counts": new.counts(),
-            "left": "" if left_s is None else f"{timedelta(seconds=round(left_s))} left",
-            "figures": figures_text(new.figures, " "),
-        }
         if progress.bar is None:
-            progress.bar = self._bars.add_task(stage, completed=new.done, total=new.total, **shown)
-        self._bars.update(progress.bar, completed=new.done, total=new.total, **shown)
+            progress.bar = self._bars.add_task(stage, counts="", left="", figures="")
+        self._bars.update(
+            progress.bar,
+            completed=new.done,
+            total=new.total,
+            counts=new.counts(),
+            left="" if left_s is None else f"{timedelta(seconds=round(left_s))} left",
+            figures=figures_text(new.figures, " "),
+        )
 
     def stage_ended(self, stage: str, text: str) -> None:
         """Remove the stage's bar and show one line."""

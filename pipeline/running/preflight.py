@@ -1,4 +1,4 @@
-"""Checks before a run starts anything: a writable storage with free space, and free ports."""
+"""Checks before a run starts anything: a writable storage with free space, free ports, and GPUs."""
 
 import os
 import shutil
@@ -43,11 +43,40 @@ def check_free_space(storage: Path, opened: OpenPipeline) -> None:
 
 def check_ports(site: Site, opened: OpenPipeline) -> None:
     """Raise UserError if the dashboard port of a local Ray is in use. Imports Ray if a stage needs it."""
-    needs_ray = any(
-        task.spec.needs_ray for task in opened.pipeline.tasks if task.name in opened.stages_to_run
-    )
     starts_ray = site.ray.address is None and "RAY_ADDRESS" not in os.environ
-    if needs_ray and starts_ray and site.ray.dashboard_port is not None:
+    if _needs_ray(opened) and starts_ray and site.ray.dashboard_port is not None:
         from cluster.ray_session import refuse_port_in_use
 
         refuse_port_in_use("ray.dashboard_port", site.ray.dashboard_port)
+
+
+def check_gpus(site: Site, opened: OpenPipeline) -> None:
+    """Raise UserError if a local Ray would have fewer GPUs than the site asks for: it would wait for them."""
+    if site.ray.address is not None or "RAY_ADDRESS" in os.environ or not _needs_ray(opened):
+        return
+    resources, here = site.resources, num_local_gpus()
+    for field in ("workers", "actors"):
+        needed = getattr(resources, field) * resources.gpus_per_worker
+        if here is not None and needed > here:
+            raise UserError(
+                f"resources.gpus_per_worker={resources.gpus_per_worker:g} with resources.{field}="
+                f"{getattr(resources, field)} takes {needed:g} GPUs, and this machine has {here}; set "
+                "resources.gpus_per_worker: 0 to run on CPUs, or give a site whose machines have them"
+            )
+
+
+def num_local_gpus(devices: Path = Path("/dev")) -> int | None:
+    """Return the number of NVIDIA GPUs that a process here may use; None if that cannot be told."""
+    num_devices = sum(path.name.removeprefix("nvidia").isdigit() for path in devices.glob("nvidia*"))
+    if not num_devices and (devices / "dxg").exists():  # WSL shows GPUs as another device
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return num_devices
+    named = [name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    # An instance of a split GPU (MIG) is named here, and several of them are one device.
+    return len(named) if any(name.startswith("MIG") for name in named) else min(len(named), num_devices)
+
+
+def _needs_ray(opened: OpenPipeline) -> bool:
+    return any(task.spec.needs_ray for task in opened.pipeline.tasks if task.name in opened.stages_to_run)

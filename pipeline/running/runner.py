@@ -13,7 +13,7 @@ from pipeline.results.runs import RunFile, Runs
 from pipeline.running.driver import Driver
 from pipeline.running.held_run import HeldRun
 from pipeline.running.jobs import refuse_other_code
-from pipeline.running.preflight import check_free_space, check_ports, check_storage
+from pipeline.running.preflight import check_free_space, check_gpus, check_ports, check_storage
 from pipeline.running.run_choice import choose_run
 from pipeline.running.run_command import RunCommand, RunResult
 from pipeline.running.services import send_missing
@@ -36,6 +36,7 @@ def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResu
             if not opened.is_done:
                 check_free_space(request.site.storage, opened)
                 check_ports(request.site, opened)
+                check_gpus(request.site, opened)
             opened.cache.save()
             result = _work_on_run(RunCommand(request, opened, signals, display))
             if result is not None:

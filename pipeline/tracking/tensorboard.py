@@ -1,8 +1,8 @@
 """Event files for TensorBoard, written beside a run: `tracking.tensorboard: true`.
 
-A thread of the driver follows the metric files, as tracking does, and writes `runs/<run>/tensorboard/<stage>`;
-`tensorboard --logdir <storage>/runs` shows all runs. Metric files decide: each command writes the events of
-its unfinished stages from the start, so a resumed training shows every step once.
+A thread of the driver follows the metric files, as tracking does, and writes
+`runs/<run>/tensorboard/<stage>`; `tensorboard --logdir <storage>/runs` shows all runs. Metric files decide:
+each command writes the events of its run from the start, so a resumed training shows every step once.
 """
 
 from __future__ import annotations
@@ -85,14 +85,11 @@ class TensorBoardThread:
             events.close()
 
     def _write(self, run: RunFile) -> None:
-        """Write the events of every stage that an attempt of this command worked on."""
+        """Write the events of every stage that this run has made or is making."""
         for name, entry in run.stages.items():
-            if entry.state == "pending" or entry.reused:
+            if entry.attempt == 0 or (entry.reused and entry.reused_from != run.run):
                 continue
             if name not in self._stages:
-                folder = self._run_folder / FOLDER / name
-                if entry.state == "done" and folder.is_dir():
-                    continue  # an earlier command has written it
                 attempts = self._storage / name / entry.fingerprint / "attempts"
-                self._stages[name] = StageEvents(folder, attempts)
+                self._stages[name] = StageEvents(self._run_folder / FOLDER / name, attempts)
             self._stages[name].write_new()
