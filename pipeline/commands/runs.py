@@ -146,7 +146,7 @@ def plan(
         until=until,
         strict_code=strict_code,
     )
-    opened = open_pipeline(request, pipeline_graph())
+    opened = open_pipeline(request, pipeline_graph(), lambda text: typer.echo(text, err=True))
     estimates = stage_estimates(opened, request.site)
     if as_json:
         expected = {stage: estimate.as_json() for stage, estimate in estimates.items()}

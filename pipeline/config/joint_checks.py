@@ -2,27 +2,34 @@
 
 from cluster.site import Site
 from pipeline.config.pipeline_file import PipelineConfig
-from vico.errors import UserError
+from vico.errors import Faults, UserError
 
 
 def check_together(config: PipelineConfig, site: Site) -> None:
     """Raise UserError if a training would have more ranks than packs per step, or if the oracle control of
     the evaluation lacks the ratio of a test tile."""
-    _check_ranks_have_packs(config, site)
-    _check_oracle_has_ratios(config)
+    faults = Faults()
+    for check in (lambda: _check_ranks_have_packs(config, site), lambda: _check_oracle_has_ratios(config)):
+        with faults.collected():
+            check()
+    faults.raise_all()
 
 
 def _check_ranks_have_packs(config: PipelineConfig, site: Site) -> None:
     """Every rank of a training needs at least one pack per step; with none it would have nothing to do."""
     num_ranks = site.resources.workers
-    for name, block in config:
-        packs_per_step = getattr(block, "packs_per_step", None)
-        if packs_per_step is not None and num_ranks > packs_per_step:
-            raise UserError(
-                f"resources.workers={num_ranks} (site {site.name}) is more than "
-                f"{name}.packs_per_step={packs_per_step}; "
-                f"lower resources.workers or raise {name}.packs_per_step"
-            )
+    packs = {
+        f"{name}.packs_per_step": block.packs_per_step
+        for name, block in config
+        if getattr(block, "packs_per_step", num_ranks) < num_ranks
+    }
+    if packs:
+        fields = " and ".join(f"{field}={value}" for field, value in packs.items())
+        raise UserError(
+            f"resources.workers={num_ranks} (site {site.name}) is more than {fields}: every rank needs a pack "
+            f"per step; set resources.workers to {min(packs.values())} or less, or {' and '.join(packs)} to "
+            f"{num_ranks} or more"
+        )
 
 
 def _check_oracle_has_ratios(config: PipelineConfig) -> None:

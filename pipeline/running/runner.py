@@ -30,7 +30,7 @@ def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResu
     refuse_other_code()
     with StopSignals() as signals:
         while True:
-            opened = open_pipeline(request, graph)
+            opened = open_pipeline(request, graph, display.line)
             opened.check_can_run()
             check_storage(request.site.storage)
             if not opened.is_done:

@@ -14,6 +14,7 @@ from pipeline.config.graph import Graph, StageSpec, pipeline_graph
 from pipeline.config.joint_checks import check_together
 from pipeline.config.pipeline_file import load_config
 from stages.stage_config import StageConfig
+from pipeline.planning.request import RunRequest, open_pipeline
 from vico.errors import UserError
 
 HEAD = "inputs: {records: {format: demo, num_samples: 4}, model: m}\n"
@@ -209,8 +210,52 @@ def test_paths_are_relative_to_the_working_directory(load, monkeypatch, tmp_path
 def test_more_ranks_than_packs_per_step_are_refused(load):
     site = Site.model_validate({"resources": {"workers": 2}})
     check_together(load(), site)
-    with pytest.raises(UserError, match=r"workers=2 .* is more than drawing.packs_per_step=1; lower"):
+    with pytest.raises(UserError, match=r"workers=2 .* is more than drawing.packs_per_step=1: every"):
         check_together(load("drawing: {packs_per_step: 1}"), site)
+
+
+def test_too_many_ranks_are_one_message_with_both_numbers_that_work(tmp_path):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(HEAD)
+    site = Site.model_validate({"resources": {"workers": 16}, "ray": {"address": "auto"}})
+    config = load_config(path, pipeline_graph(), ["consistency.packs_per_step=8", "router.packs_per_step=4"])
+    with pytest.raises(UserError) as raised:
+        check_together(config, site)
+    (line,) = str(raised.value).splitlines()
+    assert (
+        "resources.workers=16 (site local) is more than consistency.packs_per_step=8 and router.pac" in line
+    )
+    assert "set resources.workers to 4 or less" in line
+    assert "consistency.packs_per_step and router.packs_per_step to 16 or more" in line
+
+
+def test_faults_of_all_kinds_in_a_file_are_reported_together(tmp_path):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(
+        f"""
+inputs:
+  records: {{format: internvl, path: {tmp_path}/gone.json}}
+  model: {tmp_path}/no-model
+shard: {{max_tile: 6, test_share: 0}}
+consistency: {{packs_per_step: 1, epochs: many}}
+ratio: {{splits: [train, test]}}
+"""
+    )
+    site = Site.model_validate({"storage": str(tmp_path / "runs"), "resources": {"workers": 2}})
+    with pytest.raises(UserError) as raised:
+        open_pipeline(RunRequest(path, site), pipeline_graph())
+    lines = str(raised.value).splitlines()
+    for words in (
+        "unknown key shard.max_tile; did you mean shard.max_tiles?",
+        "consistency.epochs='many' is not a number",
+        "resources.workers=2 (site local) is more than consistency.packs_per_step=1",
+        "shard.test_share=0",
+        "ratio.splits=train,test",
+        "gone.json",
+        "no-model is not a folder",
+    ):
+        assert sum(words in line for line in lines) == 1, (words, lines)
+    assert len(lines) == 7
 
 
 @pytest.mark.parametrize("stage", ["consistency", "router"])
@@ -220,7 +265,7 @@ def test_both_trainings_have_a_number_of_packs_per_step_to_compare_with(stage, t
     path.write_text(HEAD)
     site = Site.model_validate({"resources": {"workers": 2}})
     check_together(load_config(path, graph), site)
-    with pytest.raises(UserError, match=rf"workers=2 .* is more than {stage}.packs_per_step=1; lower"):
+    with pytest.raises(UserError, match=rf"workers=2 .* is more than {stage}.packs_per_step=1: every"):
         check_together(load_config(path, graph, [f"{stage}.packs_per_step=1"]), site)
 
 
