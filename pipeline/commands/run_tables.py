@@ -98,7 +98,7 @@ def plan_table(planned: Sequence[PlannedStage], estimates: Mapping[str, StageEst
     rows = []
     for stage in planned:
         action = "refused" if stage.refused else stage.action
-        expected = [f"takes about {estimates[stage.stage]}"] if stage.stage in estimates else []
+        expected = estimates[stage.stage].lines() if stage.stage in estimates else []
         reasons = "\n".join([*stage.reasons, *expected])
         rows.append([stage.stage, action, stage.fingerprint[:_FINGERPRINT_CHARS], reasons])
     return text_table(("stage", "action", "fingerprint", "why"), rows)

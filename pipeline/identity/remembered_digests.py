@@ -5,7 +5,6 @@ a cache of its own, so large files are also remembered in the user's cache folde
 """
 
 import hashlib
-import json
 import logging
 import os
 import time

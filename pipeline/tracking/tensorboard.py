@@ -41,11 +41,11 @@ class StageEvents:
     def write_new(self) -> None:
         """Write what was added to the metric files since the last call."""
         while lines := self._metrics.unread(_VALUES_AT_ONCE):
-            for line in lines:
-                for name, value in line.content.metrics.items() if line.content else ():
-                    if (name, line.content.step) not in self._written:
-                        self._written.add((name, line.content.step))
-                        self._writer.add_scalar(name, value, line.content.step, line.content.time_s)
+            for line in (line.content for line in lines if line.content is not None):
+                for name, value in line.metrics.items():
+                    if (name, line.step) not in self._written:
+                        self._written.add((name, line.step))
+                        self._writer.add_scalar(name, value, line.step, line.time_s)
             self._metrics.take(lines)
         self._writer.flush()
 
