@@ -31,7 +31,7 @@ help:
 	@echo "make test-cuda    set up, then the tests that need a CUDA device"
 	@echo "make drill        set up, then 20 trainings with kills on a 3-node Ray cluster; keeps the report"
 	@echo "make lint         set up, then ruff, mypy, codespell and whether generated docs are up to date"
-	@echo "make docs         set up, then write docs/settings.md from the configs"
+	@echo "make docs         set up, then write docs/settings.md and docs/models.md from the code"
 	@echo "make figures      set up, run what README and docs quote, and write their tables and pictures"
 	@echo "make venv         set up only: environment and DeepSpeed extensions in $(VENV)"
 	@echo "make clean        remove caches and build leftovers; $(VENV) and runs stay"
@@ -84,10 +84,12 @@ lint: venv
 	$(bin)/ruff format --check .
 	$(bin)/codespell
 	$(bin)/python docs/make_settings.py --check
+	$(bin)/python docs/make_models.py --check
 	$(bin)/mypy
 
 docs: venv
 	$(bin)/python docs/make_settings.py
+	$(bin)/python docs/make_models.py
 
 # The stages' records name the commit, so the results of uncommitted changes are refused.
 figures: venv

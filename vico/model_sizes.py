@@ -51,7 +51,8 @@ def model_sizes(config: Mapping[str, Any]) -> ModelSizes:
     patches = (size // patch) ** 2
     shuffle = round(1 / config.get("downsample_ratio", 0.5))
     heads = text["num_attention_heads"]
-    head = text.get("head_dim") or h // heads
+    # transformers' default for Qwen3; the others divide the width
+    head = text.get("head_dim") or (128 if text.get("model_type") == "qwen3" else h // heads)
     keys = text.get("num_key_value_heads", heads) * head
     tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
     experts = text.get("num_experts") or text.get("num_local_experts") or 0

@@ -13,6 +13,8 @@ _OPTIMIZER_BYTES = 12
 """A float32 master copy and two float32 moments per trained parameter, whatever the dtype of the weights."""
 _BUCKET_ELEMENTS = 5 * 10**8
 """DeepSpeed's default size of the buckets in which gradients are reduced."""
+_LIVE_ELEMENTS = 10**9
+"""DeepSpeed's default limit of the parameters that ZeRO-3 has gathered at the same time."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def rank_memory(sizes: ModelSizes, shape: TrainingShape) -> RankMemory:
         vision_activations=vision,
         language_activations=language,
         loss=loss_bytes(sizes, shape),
-        buffers=2 * b * min(_BUCKET_ELEMENTS, trained),
+        buffers=2 * b * min(_BUCKET_ELEMENTS, trained)
+        + (b * min(_LIVE_ELEMENTS, sizes.policy) if zero == 3 and ranks > 1 else 0),
         host=on_host + (reference // ranks if shape.reference == "cpu" else 0),
     )
 
@@ -95,7 +98,8 @@ def saved_vision_bytes(sizes: ModelSizes, shape: TrainingShape) -> int:
     if not shape.train_vision:
         return 0
     layer = 10 * sizes.vision_width + 2 * sizes.vision_mlp
-    kept = sizes.vision_layers * sizes.vision_width + layer if shape.checkpointing else sizes.vision_layers * layer
+    whole, inputs = sizes.vision_layers * layer, sizes.vision_layers * sizes.vision_width
+    kept = inputs + layer if shape.checkpointing else whole
     return shape.weight_bytes * shape.tiles * sizes.tokens_per_tile * kept
 
 

@@ -26,9 +26,9 @@ def _check_ranks_have_packs(config: PipelineConfig, site: Site) -> None:
     if packs:
         fields = " and ".join(f"{field}={value}" for field, value in packs.items())
         raise UserError(
-            f"resources.workers={num_ranks} (site {site.name}) is more than {fields}: every rank needs a pack "
-            f"per step; set resources.workers to {min(packs.values())} or less, or {' and '.join(packs)} to "
-            f"{num_ranks} or more"
+            f"resources.workers={num_ranks} (site {site.name}) is more than {fields}: every rank needs a "
+            f"pack per step; set resources.workers to {min(packs.values())} or less, or "
+            f"{' and '.join(packs)} to {num_ranks} or more"
         )
 
 

@@ -1,5 +1,5 @@
-"""Estimates of the time, storage and memory that a stage takes: from its latest record, and of a training also
-from the sizes of its model. For `vico plan`; a hint, never a limit.
+"""Estimates of the time, storage and memory that a stage takes: from its latest record, and of a training
+also from the sizes of its model. For `vico plan`; a hint, never a limit.
 """
 
 from dataclasses import asdict, dataclass, replace

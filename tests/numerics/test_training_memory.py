@@ -94,7 +94,8 @@ def test_a_layer_keeps_what_the_model_of_memory_says(tmp_path, widths, dtype, ch
     )
     sizes = [model_sizes(model_config(tmp_path / str(layers))) for layers in (1, 3)]
     expected_vision, expected_language = (
-        saved(sizes[1], shape) - saved(sizes[0], shape) for saved in (saved_vision_bytes, saved_language_bytes)
+        saved(sizes[1], shape) - saved(sizes[0], shape)
+        for saved in (saved_vision_bytes, saved_language_bytes)
     )
     assert many[0] - few[0] == pytest.approx(expected_vision, rel=0.02)
     assert many[1] - few[1] == pytest.approx(expected_language, rel=0.02)

@@ -13,8 +13,8 @@ from cluster.site import Site
 from pipeline.config.graph import Graph, StageSpec, pipeline_graph
 from pipeline.config.joint_checks import check_together
 from pipeline.config.pipeline_file import load_config
-from stages.stage_config import StageConfig
 from pipeline.planning.request import RunRequest, open_pipeline
+from stages.stage_config import StageConfig
 from vico.errors import UserError
 
 HEAD = "inputs: {records: {format: demo, num_samples: 4}, model: m}\n"

@@ -22,7 +22,6 @@ from vico.packing import TiledSequence
 from vico.prompt import load_prompt_format
 from vico.tiling import pixel_values
 
-
 ROOT = Path(__file__).parents[4]
 
 
