@@ -79,7 +79,7 @@ def _draw_curves(axes: Axes, stage: str, panel: Panel, curves: Mapping[str, Curv
         return
     for number, (name, (steps, values)) in enumerate(curves.items()):
         colour, label = f"C{number}", name.replace("_", " ")
-        if len(steps) < _LONG_CURVE:
+        if len(steps) < _LONG_CURVE or name == "learning_rate":
             is_short = len(steps) < _SHORT_CURVE
             marker = "o" if is_short else None
             axes.plot(steps, values, color=colour, label=label, marker=marker, markersize=3.5, linewidth=1.4)
