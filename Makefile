@@ -22,7 +22,7 @@ export OMP_NUM_THREADS := 1
 # Tests of CPU code see no CUDA device where there is one: torch would take it.
 test test-slow drill: export CUDA_VISIBLE_DEVICES :=
 
-.PHONY: help venv quickstart test test-slow test-cuda drill lint docs clean
+.PHONY: help venv quickstart test test-slow test-cuda drill lint docs figures clean
 
 help:
 	@echo "make quickstart   set up, then every stage of configs/quickstart.yaml on this machine"
@@ -31,7 +31,8 @@ help:
 	@echo "make test-cuda    set up, then the tests that need a CUDA device"
 	@echo "make drill        set up, then 20 trainings with kills on a 3-node Ray cluster; keeps the report"
 	@echo "make lint         set up, then ruff, mypy, codespell and whether generated docs are up to date"
-	@echo "make docs         set up, then write docs/settings.md from the configs"
+	@echo "make docs         set up, then write docs/settings.md and docs/models.md from the code"
+	@echo "make figures      set up, run what README and docs quote, and write their tables and pictures"
 	@echo "make venv         set up only: environment and DeepSpeed extensions in $(VENV)"
 	@echo "make clean        remove caches and build leftovers; $(VENV) and runs stay"
 
@@ -83,10 +84,16 @@ lint: venv
 	$(bin)/ruff format --check .
 	$(bin)/codespell
 	$(bin)/python docs/make_settings.py --check
+	$(bin)/python docs/make_models.py --check
 	$(bin)/mypy
 
 docs: venv
 	$(bin)/python docs/make_settings.py
+	$(bin)/python docs/make_models.py
+
+# The stages' records name the commit, so the results of uncommitted changes are refused.
+figures: venv
+	$(bin)/python docs/make_figures.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

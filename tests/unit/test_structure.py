@@ -59,6 +59,7 @@ DOORS = {
     "starlette": ("pipeline/serving/app.py",),
     "uvicorn": ("pipeline/serving/server.py",),
     "rich": ("pipeline/terminal/",),
+    "tensorboardX": ("pipeline/tracking/tensorboard.py",),
 }
 LIBRARIES = frozenset(door.partition(".")[0] for door in DOORS)
 
