@@ -14,18 +14,19 @@ from collections.abc import Iterable, Sequence
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
-from pipeline.terminal.tables import Cell, TextTable, rendered, wrapped_lines
 from vico.shown_text import json_line, printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from pipeline.terminal.tables import Cell, TextTable
+
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _CURSOR_OF_BARS = re.compile(r"[\r\n]*(\x1b\[A)*")
 _ANY_WIDTH = 10_000
 """Columns for rich if the output is not a terminal, so that no line of a table breaks."""
-View: TypeAlias = Sequence[str | TextTable]
+View: TypeAlias = "Sequence[str | TextTable]"
 """Lines and tables, one below the other."""
 
 
@@ -46,6 +47,8 @@ class Terminal:
 
     def wrapped(self, text: str) -> None:
         """Write one line; on a terminal it wraps, and its rest is indented below its beginning."""
+        from pipeline.terminal.tables import wrapped_lines
+
         line = printable(text)
         if self.is_terminal and line:
             line = "\n".join(wrapped_lines(line, get_terminal_size().columns))
@@ -61,6 +64,8 @@ class Terminal:
         """Write a table: on a terminal long cells wrap between words; none is cut."""
         from rich.console import Console
 
+        from pipeline.terminal.tables import rendered
+
         width = get_terminal_size().columns if self.is_terminal else None
         Console(file=self._stream, width=width or _ANY_WIDTH).print(
             rendered(table, width, self._shown), soft_wrap=True
@@ -69,14 +74,16 @@ class Terminal:
     def view(self, view: View) -> None:
         """Write lines and tables one below the other, as `wrapped` and `table` do."""
         for part in view:
-            if isinstance(part, TextTable):
-                self.table(part)
-            else:
+            if isinstance(part, str):
                 self.wrapped(part)
+            else:
+                self.table(part)
 
     def drawn(self, part: str | TextTable, width: int) -> Table | Text:
         """Return a line or table for rich, which reads no markup and no names of emoji in it."""
         from rich.text import Text
+
+        from pipeline.terminal.tables import rendered
 
         return Text(self._shown(part)) if isinstance(part, str) else rendered(part, width, self._shown)
 
