@@ -3,18 +3,15 @@
 `vico.load(folder)` opens a model for questions about pictures.
 """
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vico.inference.answering_model import load as load
+import importlib
+from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    # On first use, not at import: opening a model imports torch, and the command line must not wait for it.
+    # On first use, not at import: opening a model imports torch, and the command line must not wait for it. An
+    # import statement would make every stage that imports anything of `vico` depend on that file.
     if name == "load":
-        from vico.inference.answering_model import load
-
-        return load
+        return importlib.import_module("vico.inference.answering_model").load
     if name == "__version__":
         from importlib.metadata import version
 

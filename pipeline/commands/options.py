@@ -87,9 +87,10 @@ def site_of(site: str | None, storage: str | None) -> "Site":
 
         make_working_copy(loaded.storage, loaded.remote)
         storage_of(loaded.storage).refresh()
-    for path in (loaded.storage, *loaded.storage.parents):
-        if path.exists() and not path.is_dir():
-            raise UserError(f"storage={loaded.storage}: {path} is a file; name a folder with --storage")
+    nearest = next((path for path in (loaded.storage, *loaded.storage.parents) if path.exists()), None)
+    if nearest is not None and not nearest.is_dir():
+        what = "is a file" if nearest == loaded.storage else f"is below {nearest}, which is a file"
+        raise UserError(f"storage={loaded.storage} {what}; name a folder with --storage")
     return loaded
 
 
