@@ -26,7 +26,7 @@ test test-slow drill: export CUDA_VISIBLE_DEVICES :=
 SBOM ?= build/sbom.json
 ADVISORIES ?= https://api.osv.dev/v1/query
 
-.PHONY: help venv quickstart test test-slow test-cuda drill fuzz lint sbom advisories docs clean
+.PHONY: help venv quickstart test test-slow test-cuda drill fuzz lint sbom advisories docs figures clean
 
 help:
 	@echo "make quickstart   set up, then every stage of configs/quickstart.yaml on this machine"
@@ -38,7 +38,8 @@ help:
 	@echo "make sbom         set up, then write a CycloneDX list of all packages and licences to $(SBOM)"
 	@echo "make advisories   set up, then look for published advisories about the pinned packages (network)"
 	@echo "make fuzz         set up, then 30 minutes of hostile files for every reader; keeps the result"
-	@echo "make docs         set up, then write docs/settings.md from the configs"
+	@echo "make docs         set up, then write docs/settings.md and docs/models.md from the code"
+	@echo "make figures      set up, run what README and docs quote, and write their tables and pictures"
 	@echo "make venv         set up only: environment and DeepSpeed extensions in $(VENV)"
 	@echo "make clean        remove caches and build leftovers; $(VENV) and runs stay"
 
@@ -90,6 +91,7 @@ lint: venv
 	$(bin)/ruff format --check .
 	$(bin)/codespell
 	$(bin)/python docs/make_settings.py --check
+	$(bin)/python docs/make_models.py --check
 	$(bin)/mypy
 
 # Of this environment, with a CUDA build of torch its CUDA packages too. Needs no network.
@@ -109,6 +111,11 @@ fuzz: venv
 
 docs: venv
 	$(bin)/python docs/make_settings.py
+	$(bin)/python docs/make_models.py
+
+# The stages' records name the commit, so the results of uncommitted changes are refused.
+figures: venv
+	$(bin)/python docs/make_figures.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

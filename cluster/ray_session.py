@@ -80,8 +80,8 @@ def ray_session(site: Site) -> Iterator[None]:
 def join(address: str, site: Site) -> None:
     """Connect to the cluster at `address`; warn when it has fewer CPUs than `resources.workers` needs."""
     source = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "ray.address"
-    refuse_no_cluster(source, address)
     try:
+        refuse_no_cluster(source, address)
         init(site, address)
     except AuthenticationError as error:
         raise refused_token(source, address) from error

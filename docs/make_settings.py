@@ -32,9 +32,9 @@ is an error that names the nearest known one.
 """
 PIPELINE = """## Pipeline file
 
-Everything here except `experiment` decides the results: it enters the fingerprints of the stages that
-read it. A stage that draws random numbers has its own `seed`; if the file leaves it out, the stage uses
-the pipeline's.
+Everything here except `experiment` and `quality_gate` decides the results: it enters the fingerprints
+of the stages that read it. A stage that draws random numbers has its own `seed`; if the file leaves it
+out, the stage uses the pipeline's.
 """
 SITE = """## Site file
 

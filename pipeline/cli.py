@@ -5,10 +5,12 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 import pipeline.one_place  # noqa: F401
+import vico
 
 # isort: split
 from cluster.sources.in_worker import leave_no_core
@@ -17,13 +19,12 @@ from pipeline.commands import explain as cli_explain
 from pipeline.commands import model as cli_model
 from pipeline.commands import runs as cli_runs
 from pipeline.commands import site as cli_site
-from pipeline.terminal.output import filter_standard_streams, print_errors
+from pipeline.terminal.output import filter_standard_streams, print_errors, terminal
 from stages.stops import Interrupted
 from vico.errors import Unreachable, UserError, one_line
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Train InternVL-style models to spend few visual tokens on simple tiles and many on rich ones.",
@@ -56,6 +57,25 @@ _FAULTS_OF_PATHS = (
     errno.EROFS,
 )
 """Errors of the file system that say something about a path that was given, not about the program."""
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        terminal().line(f"vico {vico.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    # no docstring: the help of `app` describes the whole
+    pass
+
+
 for command in COMMANDS:
     app.command()(command)
 data_app = typer.Typer(

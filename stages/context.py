@@ -41,8 +41,11 @@ class Context(Protocol):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append the metrics of a step to the attempt's metrics.jsonl."""
 
-    def progress(self, done: int, total: int, unit: str) -> None:
-        """Report how far the stage is; cheap enough to call for every part."""
+    def progress(self, done: int, total: int, unit: str, figures: Mapping[str, float] | None = None) -> None:
+        """Report how far the stage is; cheap enough to call for every part.
+
+        `figures` are shown beside it: `loss`, `learning_rate`, `tokens_per_second` of a training.
+        """
 
     def note(self, text: str) -> None:
         """Show one line to whoever follows the run, and log it."""

@@ -42,7 +42,7 @@ class StageContext(Context):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.metrics.update(metrics)
 
-    def progress(self, done: int, total: int, unit: str) -> None:
+    def progress(self, done: int, total: int, unit: str, figures: Mapping[str, float] | None = None) -> None:
         self.reported.append((done, total, unit))
 
     def note(self, text: str) -> None:

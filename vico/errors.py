@@ -1,11 +1,38 @@
 """The errors that the command line prints as one line, without a traceback; and any message as one line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _LINE_CHARS = 300
 _LAST_LINE_CHARS = 500
 
 
 class UserError(Exception):
     """A fault that the user can fix (exit code 2). The message is one line: field or path, value, remedy."""
+
+
+class Faults:
+    """Collects the UserErrors of checks that do not need each other, so that a user sees all of them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        """Add the lines of a message that are not there yet."""
+        self.lines += [line for line in message.splitlines() if line not in self.lines]
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Note a UserError of the body instead of raising it."""
+        try:
+            yield
+        except UserError as error:
+            self.note(str(error))
+
+    def raise_all(self) -> None:
+        """Raise a UserError with one line per fault, if there are any."""
+        if self.lines:
+            raise UserError("\n".join(self.lines))
 
 
 class Unreachable(Exception):

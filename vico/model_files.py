@@ -195,3 +195,8 @@ def stored_threshold(folder: Path) -> float:
             "--threshold, or a folder that the export stage wrote"
         )
     return float(threshold)
+
+
+def total_tokens_limit(folder: Path) -> int:
+    """Return how many tokens a model takes in prompt and answer together, by its config.json."""
+    return int(model_config(folder)["text_config"].get("max_position_embeddings", 32768))

@@ -27,15 +27,14 @@ def refuse_no_cluster(source: str, address: str) -> None:
     try:
         NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=_ANSWER_TIMEOUT_S)
     except grpc.RpcError as error:
-        if error.code() == grpc.StatusCode.UNAUTHENTICATED and address != "auto":
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:  # `ray.init` would warn once a second for 20 s
             raise refused_token(source, address) from error
         reason = _reason(error.code(), error.details() or "")
-        if reason:
-            raise UserError(
-                f"{source}={address}: no Ray cluster answers there ({reason}); give HOST:PORT of `ray start "
-                "--head` (usually port 6379, not the port of the dashboard or of a client server), or unset "
-                f"{source} to use a local Ray"
-            ) from error
+        raise UserError(
+            f"{source}={address}: no Ray cluster answers there ({reason}); give HOST:PORT of `ray start "
+            "--head` (usually port 6379, not the port of the dashboard or of a client server), or unset "
+            f"{source} to use a local Ray"
+        ) from error
     finally:
         channel.close()
 
@@ -59,12 +58,9 @@ def _refuse_malformed(source: str, address: str) -> None:
 
 
 def _reason(code: grpc.StatusCode, details: str) -> str:
-    """Return why an answer is not that of a GCS; "" if it is one that only wants a token: for `auto`,
-    `ray.init` finds it."""
+    """Return why an answer is not that of a GCS."""
     if "DNS resolution failed" in details:
         return "the name of the host does not resolve"
-    if code == grpc.StatusCode.UNAUTHENTICATED:
-        return ""
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer within {_ANSWER_TIMEOUT_S:g} s"
     if code == grpc.StatusCode.UNAVAILABLE:

@@ -139,6 +139,12 @@ class Resources(SiteBlock):
         changed = {} if own is None else own.model_dump(exclude_none=True)
         return self.model_copy(update={**changed, "stages": {}}) if changed else self
 
+    def field_of(self, stage: str, name: str) -> str:
+        """Return the path of the field in the site file that gives a stage its value of `name`."""
+        own = self.stages.get(stage)
+        is_own = own is not None and getattr(own, name) is not None
+        return f"resources.stages.{stage}.{name}" if is_own else f"resources.{name}"
+
 
 class Inference(SiteBlock):
     """How much a model processes at the same time in stages that only run it."""
@@ -161,6 +167,9 @@ class Tracking(SiteBlock):
     artifacts: str | None = None
     """Folder or URI for artifacts; null: with an sqlite database `mlartifacts` in the storage folder (with an
     object store: beside the database), otherwise the server's own."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard to runs/<run>/tensorboard in the storage: `tensorboard --logdir
+    STORAGE/runs` shows them."""
     interval_s: float = Field(2.0, gt=0)
     """Seconds between two transfers of metrics to MLflow."""
     finish_timeout_s: float = Field(60.0, gt=0)

@@ -29,7 +29,8 @@ Readers = dict[str, list[str]]
 class UncachedDigests(DigestCache):
     """Reads every file in full: an audit does not trust modification times."""
 
-    def _load(self) -> dict[str, list[Any]]:
+    @staticmethod
+    def _load(path: Path) -> dict[str, list[Any]]:
         return {}
 
 

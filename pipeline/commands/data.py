@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from stages.shard.config import ShardConfig
     from stages.shard.first_rows import CheckedFile
 
+DEMO_MODEL = "models/small-internvl"
+
 
 def init(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="The pipeline file to write.")] = Path(
@@ -41,27 +44,37 @@ def init(
     ] = None,
     model: Annotated[
         str, typer.Option("--model", help="Folder or Hub id of the model to start from.")
-    ] = "models/small-internvl",
+    ] = DEMO_MODEL,
 ) -> None:
     """Write a commented pipeline file.
+
+    For a model of a published size it has budgets that suit the model.
 
     With --data also check the first rows of the folder, name their format, and write an InternVL meta file if
     they need one.
     """
+    from pipeline.commands.model_advice import model_advice
     from pipeline.commands.project_template import pipeline_text, refuse_existing, write_new
     from stages.shard.config import ShardConfig
+    from vico.model_files import weight_files
     from vico.settings import load_settings
 
     refuse_existing(out)
+    consistency: Mapping[str, object] = {}
+    if model != DEMO_MODEL or Path(model).is_dir():
+        advice = model_advice(model)
+        for line in advice.lines():
+            terminal().line(line)
+        consistency = advice.consistency()
     records: Records = {"format": "demo", "num_samples": 1600}
     max_tiles = ShardConfig().max_tiles
     if data is not None:
         folder = _model_of_rows(model)
         max_tiles = min(max_tiles, load_settings(folder).max_tiles)
         records = _records_of_folder(data, ShardConfig(max_tiles=max_tiles), folder)
-    elif Path(model).is_dir():
+    elif Path(model).is_dir() and weight_files(Path(model)):
         max_tiles = min(max_tiles, load_settings(model).max_tiles)
-    write_new(out, pipeline_text(str(out), records, model, max_tiles))
+    write_new(out, pipeline_text(str(out), records, model, max_tiles, consistency))
     terminal().line(f"wrote {out}; next: vico data check {out}")
 
 

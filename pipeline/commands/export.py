@@ -33,14 +33,14 @@ def export(storage: Path, run_name: str, out: Path, layout: Layout) -> None:
     Raises UserError if the run is not done, if its results or its start model are gone, and if `out` exists
     or is not writable.
     """
-    from vico.checkpoints.write import write_hf_folder, write_published_folder
-
     run = Runs(storage).named(run_name)
     results = stage_results(run, storage)
     base = base_folder(run)
     router, shards = _json(results["router"], METRICS_FILE), _json(results["shard"], MANIFEST_FILE)
     threshold = router["absolute_threshold"]
     with new_folder(out) as folder:
+        from vico.checkpoints.write import write_hf_folder, write_published_folder  # imports torch
+
         source = results["export"].output / MODEL_FOLDER
         if layout == "flash":
             write_published_folder(source, folder, base=base, absolute_threshold=threshold)

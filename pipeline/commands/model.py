@@ -19,7 +19,13 @@ ThresholdOption = Annotated[
     ),
 ]
 
+DeviceOption = Annotated[str, typer.Option("--device", help="Device of the model: cpu, cuda or cuda:N.")]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16"], typer.Option("--dtype", help="Type of weights and computation.")
+]
 
+
+# Long because every option is declared here; the body only passes them on.
 def route(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a model with a router.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files, or folders of them.")],
@@ -32,12 +38,15 @@ def route(
         ),
     ] = None,
     threshold: ThresholdOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Show how many tokens each tile of a picture gets."""
+    from pipeline.commands.route import Placement
     from pipeline.commands.route import route as route_images
 
-    route_images(model, images, out, threshold, as_json)
+    route_images(model, images, out, threshold, as_json, Placement(device, dtype))
 
 
 def export(
@@ -70,12 +79,8 @@ def serve(
         int,
         typer.Option("--port", min=0, max=65535, help="Port that the server listens on; 0: any free port."),
     ] = 8000,
-    device: Annotated[
-        str, typer.Option("--device", help="Device of the model: cpu, cuda or cuda:N.")
-    ] = "cpu",
-    dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option("--dtype", help="Type of weights and computation.")
-    ] = "float32",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     threshold: ThresholdOption = None,
     rule: Annotated[
         Literal["absolute", "published", "full"] | None,

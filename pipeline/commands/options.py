@@ -15,8 +15,20 @@ if TYPE_CHECKING:
     from cluster.site import Site
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The pipeline file (YAML).")]
+
+
+def run_ids(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the runs that a shell may complete to: those of the storage that was named, or of ./runs."""
+    storage = Path(context.params.get("storage") or "runs")
+    ids = sorted((path.parent.name for path in storage.glob("runs/*/run.json")), reverse=True)
+    return [name for name in ["latest", *ids] if name.startswith(incomplete)]
+
+
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="The run's id, a unique prefix of it, or `latest`.")
+    str,
+    typer.Argument(
+        metavar="RUN", help="The run's id, a unique prefix of it, or `latest`.", autocompletion=run_ids
+    ),
 ]
 SiteOption = Annotated[
     str | None, typer.Option("--site", help="Site file, or the name of one in sites/; default: local.")
@@ -53,6 +65,10 @@ StrictOption = Annotated[
     typer.Option(
         "--strict-code", help="Also run stages again whose source files or imported packages have changed."
     ),
+]
+AcceptOption = Annotated[
+    bool,
+    typer.Option("--accept", help="Make the model the candidate even if it does not pass quality_gate."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

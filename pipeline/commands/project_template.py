@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 import yaml
@@ -34,7 +35,7 @@ shard:
 consistency:
   epochs: 1
   packs_per_step: 8     # at least resources.workers of the site
-  optimizer: {{learning_rate: 2.0e-5}}  # on CUDA add dtype: bfloat16, here and in the other stages
+{budget}  optimizer: {{learning_rate: 2.0e-5{dtype}}}{dtype_comment}
 
 router:
   epochs: 1
@@ -42,14 +43,30 @@ router:
 """
 
 
-def pipeline_text(name: str, records: Records, model: str, max_tiles: int) -> str:
-    """Return the text of a pipeline file with comments; `name` is its path."""
+_HALF_ON_CUDA = "  # on CUDA add dtype: bfloat16, here and in the other stages"
+_HALF_EVERYWHERE = "\n\nratio: {dtype: bfloat16}\nevaluate: {dtype: bfloat16}"
+
+
+def pipeline_text(
+    name: str,
+    records: Records,
+    model: str,
+    max_tiles: int,
+    consistency: Mapping[str, object] = MappingProxyType({}),
+) -> str:
+    """Return the text of a pipeline file with comments; `name` is its path.
+
+    `consistency` are the budgets that suit a model of a published size, which trains in bfloat16 on GPUs.
+    """
     return _PIPELINE.format(
         name=name,
         experiment=_yaml_line("experiment", Path(name).stem),
         records=_yaml_line("records", records),
         model=_yaml_line("model", model),
         max_tiles=f"max_tiles: {max_tiles}",
+        budget="".join(f"  {_yaml_line(key, value)}\n" for key, value in consistency.items()),
+        dtype=", dtype: bfloat16" if consistency else "",
+        dtype_comment=_HALF_EVERYWHERE if consistency else _HALF_ON_CUDA,
     )
 
 

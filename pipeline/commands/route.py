@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
 from pipeline.commands.tables import text_table
-from pipeline.terminal.output import TextTable, print_json, terminal
+from pipeline.terminal.output import print_json, terminal
+from pipeline.terminal.tables import TextTable
+from vico.devices import usable_device
 from vico.errors import UserError, one_line
 from vico.model_files import stored_threshold
 from vico.settings import ModelSettings, load_settings
@@ -24,6 +26,14 @@ _PICTURE_NAME = re.compile(
     r".+\.(avif|bmp|gif|heic|jfif|jp2|jpe|jpeg|jpg|png|svg|tiff?|webp)", re.IGNORECASE | re.DOTALL
 )
 """The files of a folder that are pictures; which of them can be read, `checked_picture` says."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The device of the model and the type of its weights, as options of a command gave them."""
+
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -42,23 +52,26 @@ def route(
     out: Path | None = None,
     threshold: float | None = None,
     as_json: bool = False,
+    placement: Placement = Placement(),
 ) -> None:
     """Print the tiles of each picture with their tokens; with `out` also draw the pictures there.
 
     A tile is compressed if P(compress) >= `threshold` (None: the model's own). A folder stands for the
     pictures in it. One picture at a time is in memory. Raises UserError, before anything is routed, for a
-    model without a router, pictures that the shard stage would refuse, and an `out` that is not writable.
+    device that is not here, a model without a router, pictures that the shard stage would refuse, and an
+    `out` that is not writable.
     """
     from pipeline.commands.drawings import drawings
     from vico.inference.routed_picture import routed_picture
 
+    usable_device(placement.device, "--device")
     settings = load_settings(model)
     threshold = stored_threshold(model) if threshold is None else threshold
     paths = picture_files(images)
     check_pictures(paths)
     drawn = None if out is None else drawings(out, paths)
     objects = []
-    for picture in _routed(model, paths, threshold):
+    for picture in _routed(model, paths, threshold, placement):
         if drawn is not None:
             decisions = picture.compressed
             drawing = routed_picture(picture.image, settings.tiling(), settings, decisions, drawn.long_side)
@@ -136,7 +149,9 @@ def picture_bytes(path: Path) -> bytes:
         ) from error
 
 
-def _routed(model: Path, paths: Sequence[Path], threshold: float) -> Iterator[RoutedImage]:
+def _routed(
+    model: Path, paths: Sequence[Path], threshold: float, placement: Placement
+) -> Iterator[RoutedImage]:
     """Yield the pictures with their decisions, one at a time."""
     import torch
 
@@ -144,7 +159,7 @@ def _routed(model: Path, paths: Sequence[Path], threshold: float) -> Iterator[Ro
     from vico.inference.routing import absolute_rule
     from vico.tiling import pixel_values
 
-    routed_model: VicoModel = load_model(model)
+    routed_model: VicoModel = load_model(model, getattr(torch, placement.dtype), placement.device)
     if routed_model.router is None:
         raise UserError(f"MODEL={model} has no router; give the folder that the export stage wrote")
     tiling = routed_model.settings.tiling()
@@ -152,8 +167,10 @@ def _routed(model: Path, paths: Sequence[Path], threshold: float) -> Iterator[Ro
         with Image.open(BytesIO(picture_bytes(path))) as opened:
             image = opened.convert("RGB")
         with torch.no_grad():
-            features = routed_model.vision_features(torch.from_numpy(pixel_values(image, tiling)))
-            p_compress = routed_model.router.compress_probability(features)
+            features = routed_model.vision_features(
+                torch.from_numpy(pixel_values(image, tiling)).to(placement.device)
+            )
+            p_compress = routed_model.router.compress_probability(features).cpu()
         compressed = absolute_rule(p_compress, threshold)
         yield RoutedImage(path, image, tuple(p_compress.tolist()), tuple(compressed.tolist()))
 

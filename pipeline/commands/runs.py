@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.options import (
+    AcceptOption,
     ConfigArgument,
     ForceOption,
     JsonOption,
@@ -20,8 +21,8 @@ from pipeline.commands.options import (
     site_file,
     site_of,
 )
-from pipeline.terminal.output import print_errors, print_json, terminal
-from vico.errors import UserError, one_line
+from pipeline.terminal.output import error_terminal, print_errors, print_json, terminal
+from vico.errors import UserError
 
 
 def run(
@@ -32,6 +33,7 @@ def run(
     force: ForceOption = None,
     until: UntilOption = None,
     strict_code: StrictOption = False,
+    accept: AcceptOption = False,
     wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,6 +53,7 @@ def run(
         force=tuple(force or ()),
         until=until,
         wait_s=wait,
+        accept=accept,
         strict_code=strict_code,
         site_file=site_file(site),
     )
@@ -71,6 +74,7 @@ def submit(
     force: ForceOption = None,
     until: UntilOption = None,
     strict_code: StrictOption = False,
+    accept: AcceptOption = False,
     wait: WaitOption = 0.0,
     only_print: Annotated[
         bool, typer.Option("--print", help="Show the job; submit and write nothing.")
@@ -95,6 +99,7 @@ def submit(
         force=tuple(force or ()),
         until=until,
         wait_s=wait,
+        accept=accept,
         strict_code=strict_code,
         site_file=site_file(site),
     )
@@ -127,7 +132,7 @@ def plan(
 
     For each stage that would run it also shows time, storage and memory, if they are known. Writes nothing.
     """
-    from pipeline.commands.tables import plan_table
+    from pipeline.commands.run_tables import plan_table
     from pipeline.config.graph import pipeline_graph
     from pipeline.planning.estimates import stage_estimates
     from pipeline.planning.request import RunRequest, open_pipeline
@@ -140,7 +145,7 @@ def plan(
         until=until,
         strict_code=strict_code,
     )
-    opened = open_pipeline(request, pipeline_graph())
+    opened = open_pipeline(request, pipeline_graph(), error_terminal().line)
     estimates = stage_estimates(opened, request.site)
     if as_json:
         expected = {stage: estimate.as_json() for stage, estimate in estimates.items()}
@@ -159,21 +164,32 @@ def status(
     ] = None,
     site: SiteOption = None,
     storage: StorageOption = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Draw the run again every two seconds until it ends.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List all runs, newest first, or show the stages of one run."""
-    from pipeline.commands.tables import run_details, run_summary, runs_table, stages_table
+    from pipeline.commands.run_tables import run_view, runs_view
+    from pipeline.commands.tables import run_details, run_summary
+    from pipeline.commands.watch import refuse_watch
+    from pipeline.commands.watch import watch as watch_run
     from pipeline.results.runs import Runs
     from pipeline.running.jobs import with_job_state
 
+    if watch:
+        refuse_watch(run, as_json=as_json)
     opened_site = site_of(site, storage)
+    if watch and run is not None:
+        watch_run(run, opened_site)
+        return
     runs = Runs(opened_site.storage)
     if run is None:
         current = [with_job_state(run_file) for run_file in runs.all()]
         if as_json:
             print_json(sys.stdout, [run_summary(run_file) for run_file in current])
         elif current:
-            terminal().table(runs_table(current))
+            terminal().view(runs_view(current))
         else:
             terminal().line(f"no runs in {opened_site.storage_address}")
         return
@@ -181,9 +197,7 @@ def status(
     if as_json:
         print_json(sys.stdout, run_details(shown, opened_site))
         return
-    error = f" ({one_line(shown.error, max_chars=None)})" if shown.error else ""
-    terminal().line(f"run {shown.run}: {shown.state}{error}")
-    terminal().table(stages_table(shown, opened_site))
+    terminal().view(run_view(shown, opened_site))
 
 
 def logs(

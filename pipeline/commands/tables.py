@@ -6,12 +6,9 @@ from typing import Any
 from cluster.site import Site
 from cluster.site_checks.report import CheckResult
 from pipeline.audit.findings import Findings
-from pipeline.planning.estimates import StageEstimate
-from pipeline.planning.plan import PlannedStage
 from pipeline.results.garbage import Garbage
 from pipeline.results.runs import PIPELINE, RunFile
-from pipeline.terminal.output import Cell, TextTable
-from pipeline.terminal.progress import duration
+from pipeline.terminal.tables import Cell, TextTable
 from pipeline.tracking.sent import SentState
 
 
@@ -69,45 +66,6 @@ def run_details(run: RunFile, site: Site) -> dict[str, Any]:
         "attempts": [attempt.model_dump(mode="json") for attempt in run.attempts],
         "error": run.error,
     }
-
-
-def runs_table(runs: list[RunFile]) -> TextTable:
-    """Return one row per run, for `vico status`."""
-    rows = []
-    for run in runs:
-        done = sum(entry.state == "done" for entry in run.stages.values())
-        counts = f"{done}/{len(run.stages)} done"
-        rows.append(
-            (run.run, run.state, run.experiment, counts, run.site, tuple((run.error or "").split("\n")))
-        )
-    return text_table(("run", "state", "experiment", "stages", "site", "error"), rows)
-
-
-def stages_table(run: RunFile, site: Site) -> TextTable:
-    """Return one row per stage of a run, for `vico status RUN`."""
-    rows = [
-        (
-            name,
-            "reused" if entry.reused else entry.state,
-            entry.attempt or "-",
-            "-" if entry.seconds is None else duration(entry.seconds),
-            entry.reused_from or "-",
-            f"{site.remote or site.storage.name}/{name}/{entry.fingerprint[:12]}…/output",
-        )
-        for name, entry in run.stages.items()
-    ]
-    return text_table(("stage", "state", "attempt", "time", "from", "output"), rows)
-
-
-def plan_table(planned: list[PlannedStage], estimates: Mapping[str, StageEstimate]) -> TextTable:
-    """Return one row per stage, for `vico plan`."""
-    rows = []
-    for stage in planned:
-        action = "refused" if stage.refused else stage.action
-        row = [stage.stage, action, stage.fingerprint[:12], tuple(stage.reasons)]
-        rows.append([*row, *([str(estimates.get(stage.stage, ""))] if estimates else [])])
-    names = ["stage", "action", "fingerprint", "why", *(["takes about"] if estimates else [])]
-    return text_table(names, rows)
 
 
 def findings_table(findings: Findings) -> TextTable:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from data_prep.records.config import RecordsConfig
 from pipeline.config.graph import Graph
 from vico.checkpoints.hub import model_folder, pinned_hub_id
-from vico.errors import UserError
+from vico.errors import Faults
 
 
 class Inputs(BaseModel):
@@ -39,15 +39,18 @@ class Inputs(BaseModel):
 def check_inputs(inputs: Inputs, graph: Graph) -> None:
     """Raise UserError if an adopted stage does not exist, or would have to read repaired rows: it does not
     run, so they would have no effect."""
+    faults = Faults()
     for stage in inputs.adopt:
-        graph.check_name(stage, "inputs.adopt")
+        with faults.collected():
+            graph.check_name(stage, "inputs.adopt")
     for spec in graph.stages:
         if inputs.repaired and spec.name in inputs.adopt and "repaired" in spec.inputs:
-            raise UserError(
+            faults.note(
                 f"inputs.repaired={', '.join(map(str, inputs.repaired))} has no effect while "
                 f"inputs.adopt.{spec.name}={inputs.adopt[spec.name]} takes its result from elsewhere; "
                 f"leave out inputs.repaired or inputs.adopt.{spec.name}"
             )
+    faults.raise_all()
 
 
 def with_absolute_paths(inputs: Inputs) -> Inputs:

@@ -3,41 +3,54 @@
 from cluster.site import Site
 from pipeline.config.pipeline_file import PipelineConfig
 from stages.stage_config import StageConfig
-from vico.errors import UserError
+from vico.errors import Faults, UserError
 
 
 def check_together(config: PipelineConfig, site: Site) -> None:
     """Raise UserError if a training would have more ranks than packs per step, if the site has resources for
     a stage that does not exist, or if the oracle control of the evaluation lacks the ratio of a test tile."""
-    _check_stages_exist(config, site)
-    _check_ranks_have_packs(config, site)
-    _check_oracle_has_ratios(config)
+    faults = Faults()
+    for check in (_check_stages_exist, _check_ranks_have_packs):
+        with faults.collected():
+            check(config, site)
+    with faults.collected():
+        _check_oracle_has_ratios(config)
+    faults.raise_all()
 
 
 def _check_ranks_have_packs(config: PipelineConfig, site: Site) -> None:
     """Every rank of a training needs at least one pack per step; with none it would have nothing to do."""
+    ranks: dict[str, int] = {}
+    packs: dict[str, dict[str, int]] = {}
     for name, block in config:
         packs_per_step = getattr(block, "packs_per_step", None)
         num_ranks = site.resources.of_stage(name).workers
         if packs_per_step is not None and num_ranks > packs_per_step:
-            own = site.resources.stages.get(name)
-            has_own = own is not None and own.workers is not None
-            field = f"resources.stages.{name}.workers" if has_own else "resources.workers"
-            raise UserError(
-                f"{field}={num_ranks} (site {site.name}) is more than "
-                f"{name}.packs_per_step={packs_per_step}; "
-                f"lower {field} or raise {name}.packs_per_step"
-            )
+            field = site.resources.field_of(name, "workers")
+            ranks[field] = num_ranks
+            packs.setdefault(field, {})[f"{name}.packs_per_step"] = packs_per_step
+    faults = Faults()
+    for field, num_ranks in ranks.items():
+        too_few = packs[field]
+        shown = " and ".join(f"{name}={value}" for name, value in too_few.items())
+        faults.note(
+            f"{field}={num_ranks} (site {site.name}) is more than {shown}: every rank needs a pack per step; "
+            f"set {field} to {min(too_few.values())} or less, or {' and '.join(too_few)} to {num_ranks} or "
+            "more"
+        )
+    faults.raise_all()
 
 
 def _check_stages_exist(config: PipelineConfig, site: Site) -> None:
     """Resources of a stage that does not exist would never take effect."""
     stages = [name for name, block in config if isinstance(block, StageConfig)]
-    for name in site.resources.stages:
-        if name not in stages:
-            raise UserError(
-                f"resources.stages.{name} (site {site.name}) is not a stage; known: {', '.join(stages)}"
-            )
+    unknown = [name for name in site.resources.stages if name not in stages]
+    if unknown:
+        fields = ", ".join(f"resources.stages.{name}" for name in unknown)
+        raise UserError(
+            f"{fields} (site {site.name}) {'is' if len(unknown) == 1 else 'are'} not a stage; known: "
+            f"{', '.join(stages)}"
+        )
 
 
 def _check_oracle_has_ratios(config: PipelineConfig) -> None:

@@ -13,9 +13,10 @@ from pipeline.config.dotted_keys import apply_override
 from pipeline.config.errors import error_lines
 from pipeline.config.graph import Graph
 from pipeline.config.inputs import Inputs, check_inputs, with_absolute_paths
+from pipeline.config.quality_gate import QualityGate
 from pipeline.config.yaml_files import yaml_mapping
 from stages.stage_config import StageConfig
-from vico.errors import UserError
+from vico.errors import Faults, UserError
 from vico.shown_text import printable
 
 
@@ -28,6 +29,9 @@ class PipelineConfig(BaseModel):
     """The seed of every stage that draws random numbers and has no `seed` of its own in its block."""
     experiment: str = Field("vico", min_length=1)
     """The MLflow experiment of new runs, and a name for people. It does not enter any fingerprint."""
+    quality_gate: QualityGate = QualityGate()
+    """What the model must reach to become the candidate in MLflow's registry. It does not enter any
+    fingerprint."""
     inputs: Inputs
     """What the pipeline reads: records and the model to start from."""
 
@@ -67,21 +71,58 @@ def load_config(path: Path, graph: Graph, overrides: Sequence[str] = ()) -> Pipe
 
     Raises UserError with one line per fault: dotted path, value, remedy.
     """
+    faults = Faults()
+    config = config_with_faults(path, graph, overrides, faults)
+    faults.raise_all()
+    return config
+
+
+def config_with_faults(path: Path, graph: Graph, overrides: Sequence[str], faults: Faults) -> PipelineConfig:
+    """Return the config of `load_config` without the keys at fault, which are noted in `faults`.
+
+    So that the checks of later steps find their faults too. Raises UserError if nothing is left to check.
+    """
     content = yaml_mapping(path, "config")
     for override in overrides:
-        apply_override(content, override)
+        with faults.collected():
+            apply_override(content, override)
     _refuse_passwords(content)
     _fill_in_seeds(content, graph)
     form = config_class(graph)
     try:
-        # By way of JSON, since only there a strict check takes lists for tuples and text for paths.
-        config = form.model_validate_json(json.dumps(content, default=str), strict=True)
+        config = _checked(form, content)
     except ValidationError as error:
-        raise UserError(error_lines(error, form)) from error
+        faults.note(error_lines(error, form))
+        for details in error.errors():
+            _leave_out(content, details["loc"])
+        try:
+            config = _checked(form, content)
+        except ValidationError:
+            faults.raise_all()
+            raise
     except ValueError as error:
         raise UserError(f"{path}: {error}; fix the YAML there") from error
-    check_inputs(config.inputs, graph)
+    with faults.collected():
+        check_inputs(config.inputs, graph)
     return config.model_copy(update={"inputs": with_absolute_paths(config.inputs)})
+
+
+def _checked(form: type[PipelineConfig], content: dict[str, Any]) -> PipelineConfig:
+    # By way of JSON, since only there a strict check takes lists for tuples and text for paths.
+    return form.model_validate_json(json.dumps(content, default=str), strict=True)
+
+
+def _leave_out(content: dict[str, Any], location: Sequence[int | str]) -> None:
+    """Delete the key at this path; of a fault inside a list, the whole list."""
+    block = content
+    for position, key in enumerate(location):
+        is_last = position + 1 == len(location) or isinstance(location[position + 1], int)
+        if not isinstance(block, dict) or key not in block:
+            return
+        if is_last or not isinstance(block[key], dict):
+            del block[key]
+            return
+        block = block[key]
 
 
 def _refuse_passwords(content: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config.pipeline_file import PipelineConfig
-from vico.errors import UserError
+from vico.errors import Faults, UserError
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,14 @@ def split_needs(config: PipelineConfig, stages: Collection[str]) -> list[SplitNe
 
 def check_split_needs(config: PipelineConfig, stages: Collection[str]) -> None:
     """Raise UserError if the config itself leaves a split empty that one of these stages needs."""
+    faults = Faults()
     if "shard" in stages and "shard" not in config.inputs.adopt:
         for need in split_needs(config, stages):
-            _check_share(config, need)
-    _check_calib_has_labels(config, stages)
+            with faults.collected():
+                _check_share(config, need)
+    with faults.collected():
+        _check_calib_has_labels(config, stages)
+    faults.raise_all()
 
 
 def _check_share(config: PipelineConfig, need: SplitNeed) -> None:

@@ -34,7 +34,7 @@ class DigestCache:
 
     def __init__(self, storage: Path):
         self.path = storage / "digests.json"
-        self._cached = self._load()
+        self._cached = self._load(self.path)
         self._changed = False
 
     def sha256(self, path: Location) -> str:
@@ -44,25 +44,34 @@ class DigestCache:
         real = os.path.realpath(path)
         status = os.stat(real)
         version = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        cached = self._cached.get(real)
-        if cached is not None and cached[:-1] == version:
-            return cached[-1]
-        sha256 = file_sha256(Path(real))
+        known = self._known(real, version)
+        if known is not None:
+            return known
+        sha256 = self._read(Path(real))
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _RACY_NS:
-            self._cached[real] = [*version, sha256]
-            self._changed = True
+            self._keep(real, version, sha256)
         return sha256
+
+    def _known(self, key: str, version: list[Any]) -> str | None:
+        cached = self._cached.get(key)
+        return cached[-1] if cached is not None and cached[:-1] == version else None
+
+    def _keep(self, key: str, version: list[Any], sha256: str) -> None:
+        self._cached[key] = [*version, sha256]
+        self._changed = True
+
+    def _read(self, path: Path) -> str:
+        return file_sha256(path)
 
     def _remote_sha256(self, address: str) -> str:
         version = [*remote_files.file_version(address), "remote", ""][:4]
-        cached = self._cached.get(address)
-        if cached is not None and cached[:-1] == version:
-            return cached[-1]
+        known = self._known(address, version)
+        if known is not None:
+            return known
         sha256 = file_sha256(address)
         names_version = len(remote_files.file_version(address)) == 2
         if names_version:  # else the server may change the file without a trace
-            self._cached[address] = [*version, sha256]
-            self._changed = True
+            self._keep(address, version, sha256)
         return sha256
 
     def sha256s(self, paths: Iterable[Path]) -> list[str]:
@@ -81,10 +90,11 @@ class DigestCache:
             write_json(self.path, {"schema": SCHEMA, "files": files})
             self._changed = False
 
-    def _load(self) -> dict[str, list[Any]]:
+    @staticmethod
+    def _load(path: Path) -> dict[str, list[Any]]:
         """Return the cached values by path; nothing if the cache file cannot be read."""
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
             if content["schema"] == SCHEMA:
                 return {path: values for path, values in content["files"].items() if len(values) == 5}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):

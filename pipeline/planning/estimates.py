@@ -1,19 +1,19 @@
-"""Estimates of the time, storage and memory that a stage takes: from its latest record, or from the size of a
-training that never ran. For `vico plan`; a hint, never a limit.
+"""Estimates of the time, storage and memory that a stage takes: from its latest record, and of a training
+also from the sizes of its model. For `vico plan`; a hint, never a limit.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cluster.site import Site
 from pipeline.planning.request import OpenPipeline
+from pipeline.planning.training_estimate import TrainingEstimate, size, training_estimate
 from pipeline.results.attempt_metrics import metrics_of_attempts
 from pipeline.results.records import Record
 from pipeline.results.stage_folder import records_of
 from pipeline.storage.lookup import storage_of
 from pipeline.terminal.progress import duration
 from stages.consistency.config import ConsistencyConfig
-from vico.errors import UserError
 
 _MEMORY = "system_memory_usage_megabytes"
 
@@ -24,20 +24,27 @@ class StageEstimate:
 
     seconds: float | None
     storage_bytes: int | None
-    """Size of the output; before a first run, of checkpoints and model folders together."""
+    """Size of the output."""
     memory_bytes: int | None
-    """Largest use of a node, all of its programs together; before a first run, weights,
-    reference and optimizer on all ranks together, without activations."""
+    """Largest use of a node, all of its programs together."""
     source: str
     """Where the numbers come from."""
+    training: TrainingEstimate | None = None
+    """Of the consistency stage: memory per rank, host memory and checkpoints, from config and site."""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "training": self.training.as_json() if self.training else None}
+
+    def lines(self) -> list[str]:
+        """Return what `vico plan` shows: what was measured in an earlier run, then what was computed."""
+        is_measured = (self.seconds, self.storage_bytes, self.memory_bytes) != (None, None, None)
+        measured = [f"takes about {self}"] if is_measured else []
+        return measured + (self.training.lines() if self.training else [])
 
     def __str__(self) -> str:
         words = [] if self.seconds is None else [duration(self.seconds)]
-        words += [] if self.storage_bytes is None else [f"{_shown(self.storage_bytes)} stored"]
-        words += [] if self.memory_bytes is None else [f"{_shown(self.memory_bytes)} memory"]
+        words += [] if self.storage_bytes is None else [f"{size(self.storage_bytes)} stored"]
+        words += [] if self.memory_bytes is None else [f"{size(self.memory_bytes)} memory"]
         return f"{', '.join(words)} ({self.source})"
 
 
@@ -48,8 +55,9 @@ def stage_estimates(opened: OpenPipeline, site: Site) -> dict[str, StageEstimate
         if task.name not in opened.stages_to_run or task.adopted_from is not None:
             continue
         records = records_of(site.storage, task.name)
-        estimate = _from_record(records[-1], site) if records else _from_size(task.name, opened, site)
-        if estimate is not None:
+        estimate = _from_record(records[-1], site) if records else StageEstimate(None, None, None, "")
+        estimate = replace(estimate, training=_training(task.name, opened, site))
+        if estimate.lines():
             estimates[task.name] = estimate
     return estimates
 
@@ -67,27 +75,16 @@ def _from_record(record: Record, site: Site) -> StageEstimate:
     )
 
 
-def _from_size(stage: str, opened: OpenPipeline, site: Site) -> StageEstimate | None:
-    """Return an estimate for the consistency stage, which trains all weights; else None."""
+def _training(stage: str, opened: OpenPipeline, site: Site) -> TrainingEstimate | None:
+    """Return the estimate of the consistency stage, which trains all weights; None for another stage."""
     if stage != "consistency":
         return None
-    from stages.consistency.disk import most_checkpoints, most_policies, training_bytes
+    from stages.consistency.disk import most_checkpoints
+    from vico.memory.model_sizes import model_sizes
+    from vico.model_files import model_config
 
     config = next(task.config for task in opened.pipeline.tasks if task.name == stage)
     assert isinstance(config, ConsistencyConfig)
-    try:
-        needed = training_bytes(config, opened.pipeline.config.inputs.model_folder)
-    except UserError:
-        return None  # the stage names the weight file that is damaged
-    kept = site.train.checkpoints.keep
-    num_checkpoints = most_checkpoints(kept, remote=site.remote is not None)
-    return StageEstimate(
-        seconds=None,
-        storage_bytes=needed.checkpoint * num_checkpoints + needed.model * most_policies(config),
-        memory_bytes=needed.checkpoint + needed.model,
-        source=f"at most, from inputs.model and train.checkpoints.keep={kept}",
-    )
-
-
-def _shown(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
+    sizes = model_sizes(model_config(opened.pipeline.config.inputs.model_folder))
+    num_checkpoints = most_checkpoints(site.train.checkpoints.keep, remote=site.remote is not None)
+    return training_estimate(config, sizes, site, num_checkpoints)

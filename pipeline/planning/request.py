@@ -2,19 +2,20 @@
 submit.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.site import Site
 from pipeline.config.graph import Graph
 from pipeline.config.joint_checks import check_together
-from pipeline.config.pipeline_file import load_config
+from pipeline.config.pipeline_file import config_with_faults
 from pipeline.config.split_needs import check_split_needs
-from pipeline.identity.file_digests import DigestCache
+from pipeline.identity.remembered_digests import InputDigests
 from pipeline.planning.plan import PlannedStage, plan
 from pipeline.planning.tasks import Pipeline, resolve
 from pipeline.results.runs import Runs
-from vico.errors import UserError
+from vico.errors import Faults, UserError
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class RunRequest:
     """How long to wait for another driver that holds the run or a stage."""
     site_file: str | None = None
     """Absolute path of the file that `site` was read from; None: there is none."""
+    accept: bool = False
+    """Whether the model becomes the candidate even if it does not pass the quality gate."""
     strict_code: bool = False
     """Whether to run stages again whose source files have changed."""
 
@@ -45,7 +48,7 @@ class OpenPipeline:
     planned: list[PlannedStage]
     forced: frozenset[str]
     """Stages to run in any case: those of --force and all that depend on them."""
-    cache: DigestCache
+    cache: InputDigests
     newest_done: str | None
     """The newest run of this pipeline, if it was done before the stages were planned."""
 
@@ -64,18 +67,28 @@ class OpenPipeline:
             raise UserError("\n".join(refusals))
 
 
-def open_pipeline(request: RunRequest, graph: Graph) -> OpenPipeline:
-    """Read and check the config and plan its stages; writes nothing. Raises UserError."""
-    config = load_config(request.config, graph, request.overrides)
-    check_together(config, request.site)
+def open_pipeline(
+    request: RunRequest, graph: Graph, notify: Callable[[str], None] = lambda text: None
+) -> OpenPipeline:
+    """Read and check the config and plan its stages; writes nothing to the storage. Raises UserError.
+
+    `notify` gets lines about inputs that take long to read.
+    """
+    faults = Faults()
+    config = config_with_faults(request.config, graph, request.overrides, faults)
+    with faults.collected():
+        check_together(config, request.site)
     requested = graph.until(request.until)
-    check_split_needs(config, requested.names)
+    with faults.collected():
+        check_split_needs(config, requested.names)
     for name in request.force:
-        requested.check_name(name, "--force")
-    cache = DigestCache(request.site.storage)
-    pipeline = resolve(requested, config, cache)
+        with faults.collected():
+            requested.check_name(name, "--force")
+    cache = InputDigests(request.site.storage, notify)
+    pipeline = resolve(requested, config, cache, faults)
     newest_done = newest_done_run(Runs(request.site.storage), pipeline)
     forced = frozenset(requested.dependents(request.force))
+    cache.remember()
     planned = plan(pipeline, request.site.storage, forced, strict_code=request.strict_code)
     return OpenPipeline(pipeline, planned, forced, cache, newest_done)
 

@@ -11,10 +11,12 @@ from pipeline.config.pipeline_file import PipelineConfig
 from pipeline.identity.file_digests import DigestCache
 from pipeline.identity.fingerprints import stage_fingerprint, stage_identity
 from pipeline.identity.input_digests import source_fingerprint
+from pipeline.identity.remembered_digests import UnreadInputs
 from pipeline.results.runs import pipeline_digest
 from pipeline.results.stage_folder import StageFolder
 from stages.adopted import AdoptedConfig, adopted_files, files_digest
 from stages.stage_config import StageConfig
+from vico.errors import Faults
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,15 @@ class Pipeline:
         return pipeline_digest(self.fingerprints)
 
 
-def resolve(graph: Graph, config: PipelineConfig, cache: DigestCache) -> Pipeline:
+def resolve(
+    graph: Graph, config: PipelineConfig, cache: DigestCache, faults: Faults | None = None
+) -> Pipeline:
     """Return the pipeline with every stage's fingerprint. Reads input files whose digests are not cached.
 
-    Raises UserError for inputs that are missing or malformed.
+    Raises UserError for inputs that are missing or malformed, all together and with the earlier `faults`.
     """
-    sources = _source_fingerprints(graph, config, cache)
+    faults = faults or Faults()
+    sources = _source_fingerprints(graph, config, cache, faults)
     fingerprints = dict(sources)
     tasks = []
     for spec in graph.stages:
@@ -85,10 +90,14 @@ def _adopting_task(stage: str, folder: Path, cache: DigestCache) -> StageTask:
     return StageTask(StageSpec(stage, "stages.adopted"), AdoptedConfig(digest=digest), {}, folder)
 
 
-def _source_fingerprints(graph: Graph, config: PipelineConfig, cache: DigestCache) -> dict[str, str]:
-    """Return source -> fingerprint, without the sources that the pipeline file leaves out."""
-    needed = graph.sources()
-    fingerprints = {
-        name: source_fingerprint(name, config.inputs, cache) for name in SOURCES if name in needed
-    }
+def _source_fingerprints(
+    graph: Graph, config: PipelineConfig, cache: DigestCache, faults: Faults
+) -> dict[str, str]:
+    """Return source -> fingerprint, without those that the pipeline file leaves out; raise `faults`."""
+    needed = [name for name in SOURCES if name in graph.sources()]
+    for name in needed:  # all are checked before the first is read, which may take minutes
+        with faults.collected():
+            source_fingerprint(name, config.inputs, UnreadInputs(cache.path.parent))
+    faults.raise_all()
+    fingerprints = {name: source_fingerprint(name, config.inputs, cache) for name in needed}
     return {name: value for name, value in fingerprints.items() if value is not None}

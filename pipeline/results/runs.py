@@ -81,6 +81,8 @@ class RunFile(StoredModel):
     stages: dict[str, StageEntry]
     mlflow_run_id: str | None = None
     submission: dict[str, Any] | None = None
+    accepted: bool = False
+    """--accept was given: the model may become the candidate without passing the quality gate."""
     attempts: list[RunAttempt] = Field(default_factory=list)
 
 

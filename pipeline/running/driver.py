@@ -8,6 +8,8 @@ import logging
 from cluster.passwords import without_passwords
 from pipeline.identity.provenance import git_state
 from pipeline.planning.tasks import StageTask
+from pipeline.results.latest import link_results
+from pipeline.results.run_summary import summary_lines
 from pipeline.results.runs import State
 from pipeline.running.held_run import HeldRun
 from pipeline.running.hook import call_hook
@@ -43,7 +45,9 @@ class Driver:
                 result = self._run_stages()
             except LeaseLost as lost:
                 result = RunResult(self.held.name, "interrupted", self.address, 1, str(lost))
-            self.display.line(f"run {self.held.name}: {result.state}")
+            self.display.line(f"run {self.held.name}: {result.state}{self._until(result)}")
+            if result.state == "done":
+                self._show_results()
         if self._services.tracker is None and result.state == "done":
             send_missing(self.site, self.held.folder, self.display)  # a kill came after the last stage
         self._enter_tracking_ids()
@@ -61,6 +65,19 @@ class Driver:
             return self._ended_early(failed.task, failed.error)
         return self._end("done", 0, "")
 
+    def _until(self, result: RunResult) -> str:
+        """Return words about the stages that --until left out of a run that is done."""
+        until = self.command.request.until
+        if until is None or result.state != "done":
+            return ""
+        return f" until {until}; without --until the same command runs the later stages"
+
+    def _show_results(self) -> None:
+        """Link the results to short paths and show the summary of the run."""
+        link_results(self.held.run, self.site.storage)
+        for line in summary_lines(self.held.run, self.site.storage, self.address):
+            self.display.line(line)
+
     def _begin(self) -> None:
         """Enter this command into run.json and show whether it starts or resumes the run."""
         run, config = self.held.run, self.command.opened.pipeline.config
@@ -69,9 +86,7 @@ class Driver:
         self.display.line(f"run {run.run}: {verb} in {self.address}")
         git_error = git_state().get("error")
         if git_error:
-            line = f"run {run.run}: commit and patch of the code are not recorded: {git_error}"
-            self.display.line(line)
-            logger.warning("%s", line)
+            logger.warning("run %s: commit and patch of the code are not recorded: %s", run.run, git_error)
         if ignored:
             self.display.line(ignored)
         requested = self.command.opened.forced
@@ -98,7 +113,6 @@ class Driver:
                     f"(retries.{kind}: {self._retries.left(kind)} more)"
                 )
                 logger.warning("%s", message, exc_info=error)
-                self.display.line(message)
                 self.command.signals.wait(self._retries.pause_s)
 
     def _ended_early(self, task: StageTask, error: BaseException) -> RunResult:
@@ -176,6 +190,4 @@ class Driver:
             "message": result.message,
             "exit_code": result.exit_code,
         }
-        fault = call_hook(self.site.hook, ending)
-        if fault:
-            self.display.line(fault)
+        call_hook(self.site.hook, ending)

@@ -49,6 +49,7 @@ class HeldRun:
         run.submission = current_submission(run.submission)  # not that of a job that has ended
         ignored = enter_config(run, config, is_tracked=is_tracked)
         run.state, run.error, run.site = "running", None, request.site.name
+        run.accepted = run.accepted or request.accept
         if not in_job():  # the file in a job's package is a copy of the one that was given to `vico submit`
             run.site_file = request.site_file
         for entry in run.stages.values():
@@ -121,13 +122,15 @@ def enter_config(run: RunFile, config: PipelineConfig, *, is_tracked: bool) -> s
     """Give a resumed run the config of this command, which has the same fingerprints: paths may be different.
     Return a line for the user if a part of the config has no effect.
 
-    If MLflow knows the run, only `inputs` changes: MLflow writes experiment and params once.
+    If MLflow knows the run, only `inputs` and `quality_gate` change: MLflow writes experiment and params
+    once.
     """
     resolved = config.resolved()
     if not is_tracked:
         run.config, run.experiment = resolved, config.experiment
         return None
-    run.config = {**resolved, **run.config, "inputs": resolved["inputs"]}
+    now = {key: resolved[key] for key in ("inputs", "quality_gate")}
+    run.config = {**resolved, **run.config, **now}
     if config.experiment == run.experiment:
         return None
     return f"run {run.run}: experiment={config.experiment} is for new runs; MLflow has it in {run.experiment}"

@@ -15,8 +15,8 @@ from vico.errors import last_line
 logger = logging.getLogger(__name__)
 
 
-def call_hook(hook: Hook, ending: Mapping[str, str | int]) -> str | None:
-    """Send `ending` to the hook's command and URL. Return a line that says what failed, None if nothing did.
+def call_hook(hook: Hook, ending: Mapping[str, str | int]) -> None:
+    """Send `ending` to the hook's command and URL, and warn of what fails.
 
     The command gets JSON on its standard input, and each value as a variable: VICO_RUN, VICO_STATE and so on.
     The URL gets the same JSON as the body of a POST. A failure does not fail the run.
@@ -26,7 +26,6 @@ def call_hook(hook: Hook, ending: Mapping[str, str | int]) -> str | None:
     faults = [fault for fault in (command_fault, url_fault) if fault]
     for fault in faults:
         logger.warning("%s", fault)
-    return "; ".join(faults) or None
 
 
 def _run(hook: Hook, ending: Mapping[str, str | int]) -> str | None:

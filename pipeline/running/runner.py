@@ -6,11 +6,19 @@ After a crash at any point the same command resumes: results are in the store, w
 from cluster.site import Site
 from pipeline.config.graph import Graph
 from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline
+from pipeline.results.latest import link_results
+from pipeline.results.run_summary import summary_lines
 from pipeline.results.runs import RunFile, Runs
 from pipeline.running.driver import Driver
 from pipeline.running.held_run import HeldRun
 from pipeline.running.jobs import in_job, refuse_other_code
-from pipeline.running.preflight import check_free_space, check_kind, check_ports, check_storage
+from pipeline.running.preflight import (
+    check_free_space,
+    check_gpus,
+    check_kind,
+    check_ports,
+    check_storage,
+)
 from pipeline.running.run_choice import choose_run
 from pipeline.running.run_command import RunCommand, RunResult
 from pipeline.running.services import send_missing
@@ -19,6 +27,7 @@ from pipeline.running.stage_context import logging_to
 from pipeline.storage.leases import LeaseHeld, Leases
 from pipeline.storage.lookup import storage_of
 from pipeline.terminal.progress import Display
+from pipeline.tracking.sent import mark_incomplete
 
 
 def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResult:
@@ -27,13 +36,14 @@ def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResu
     refuse_other_code()
     with StopSignals(only_first=in_job()) as signals:
         while True:
-            opened = open_pipeline(request, graph)
+            opened = open_pipeline(request, graph, display.line)
             opened.check_can_run()
             check_kind(request.site)
             check_storage(request.site.storage)
             if not opened.is_done:
                 check_free_space(request.site.storage, opened)
                 check_ports(request.site, opened)
+                check_gpus(request.site, opened)
             opened.cache.save()
             result = _work_on_run(RunCommand(request, opened, signals, display))
             if result is not None:
@@ -49,8 +59,9 @@ def _work_on_run(command: RunCommand) -> RunResult | None:
     chosen = choose_run(opened, site, runs)
     if chosen is None:
         return None
-    if chosen.state == "done" and all(entry.reused for entry in chosen.stages.values()):
-        return _already_done(chosen, site, opened, display)
+    accepts = command.request.accept and not chosen.accepted
+    if chosen.state == "done" and all(entry.reused for entry in chosen.stages.values()) and not accepts:
+        return _already_done(chosen, command)
     folder = runs.run_folder(chosen.run)
     try:
         lease = Leases(runs.storage).acquire(
@@ -70,8 +81,11 @@ def _work_on_run(command: RunCommand) -> RunResult | None:
             return None
         if run.state == "done":
             _enter_reused(run, opened, site)
+            if command.request.accept and not run.accepted:
+                run.accepted = True
+                mark_incomplete(folder, site)
             runs.save(run, lease)
-            return _already_done(run, site, opened, display)
+            return _already_done(run, command)
         with runs.storage.sharing(folder, folder), logging_to(folder / "driver.log"):
             return Driver(command, HeldRun(runs, run, lease)).work()
 
@@ -85,10 +99,15 @@ def _enter_reused(run: RunFile, opened: OpenPipeline, site: Site) -> None:
         run.stages[task.name].mark_reused(record)
 
 
-def _already_done(run: RunFile, site: Site, opened: OpenPipeline, display: Display) -> RunResult:
+def _already_done(run: RunFile, command: RunCommand) -> RunResult:
     """Return the result of a command that found everything done, after sending MLflow what it still lacks."""
-    for stage in opened.planned:
+    site, display = command.site, command.display
+    for stage in command.opened.planned:
         display.line(f"{stage.stage}: reused, {'; '.join(stage.reasons)}")
-    display.line(f"run {run.run}: done")
+    until = command.request.until
+    display.line(f"run {run.run}: done" + ("" if until is None else f" until {until}"))
+    link_results(run, site.storage)
+    for line in summary_lines(run, site.storage, site.storage_address):
+        display.line(line)
     send_missing(site, Runs(site.storage).run_folder(run.run), display)
     return RunResult(run.run, "done", site.storage_address)

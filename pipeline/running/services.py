@@ -32,7 +32,7 @@ class Services(AbstractContextManager["Services"]):
         self._model_folder = command.opened.pipeline.config.inputs.model_folder
         self._signals, self._display = command.signals, command.display
         self._closing, self._starting = ExitStack(), threading.Lock()
-        self._has_ray = self._has_metrics = False
+        self._has_ray = self._has_metrics = self._has_events = False
         self.tracker: TrackingThread | None = None
         """None before the first stage starts, and if the site has no tracking."""
 
@@ -46,6 +46,8 @@ class Services(AbstractContextManager["Services"]):
                 self.tracker = self._started_tracker()
             if self._site.metrics.port is not None and not self._has_metrics:
                 self._serve_metrics(self._site.metrics.port)
+            if not self._has_events and self._site.tracking.tensorboard:
+                self._start_events()
         if task.spec.needs_ray and not self._has_ray:
             self._start_ray()
         if threading.current_thread() is threading.main_thread():
@@ -62,6 +64,14 @@ class Services(AbstractContextManager["Services"]):
         tracker.start()
         self._closing.callback(self._finish_tracking, tracker)
         return tracker
+
+    def _start_events(self) -> None:
+        from pipeline.tracking.tensorboard import TensorBoardThread
+
+        events = TensorBoardThread(self._site.storage, self._run_folder)
+        events.start()
+        self._closing.callback(events.finish)
+        self._has_events = True
 
     def _finish_tracking(self, tracker: "TrackingThread") -> None:
         """Send the rest to MLflow and show what it still lacks, which does not fail the run."""

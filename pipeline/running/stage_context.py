@@ -14,12 +14,13 @@ from cluster.passwords import MaskingFormatter
 from cluster.site import Site
 from data_prep.records.config import RecordsConfig
 from data_prep.records.repairs import Repairs
+from pipeline.results.progress_file import ProgressWriter
 from pipeline.running.signals import StopSignals
 from pipeline.running.stage_inputs import InputFiles
 from pipeline.storage.folder import FolderStorage
 from pipeline.storage.lease import Lease
 from pipeline.storage.lookup import storage_of
-from pipeline.terminal.progress import Display
+from pipeline.terminal.progress import Display, Progress
 from stages.context import Context
 from stages.parts import Parts
 from stages.stops import LeaseLost
@@ -46,6 +47,10 @@ class StageContext(Context):
     def _storage(self) -> FolderStorage:
         return storage_of(self.parts.folder)
 
+    @cached_property
+    def _progress_file(self) -> ProgressWriter:
+        return ProgressWriter(self.parts.attempt_folder)
+
     @property
     def records(self) -> RecordsConfig:
         return self.inputs.records
@@ -66,8 +71,10 @@ class StageContext(Context):
         with self._writing, MetricsWriter(self.parts.attempt_folder / STEP_METRICS_FILE) as writer:
             writer.append(int(step), values)
 
-    def progress(self, done: int, total: int, unit: str) -> None:
-        self.display.progress(self.stage, done, total, unit)
+    def progress(self, done: int, total: int, unit: str, figures: Mapping[str, float] | None = None) -> None:
+        self.display.progress(self.stage, Progress(done, total, unit, figures or {}))
+        with self._writing:
+            self._progress_file.report(done, total, unit, figures or {})
 
     def note(self, text: str) -> None:
         self.display.line(f"{self.stage}: {text}")

@@ -257,7 +257,7 @@ def _logged_failures(attempt: StageAttempt) -> Iterator[None]:
         logger.error("%s: attempt %d ends: %s", name, number, lost)
         raise
     except Interrupted as stop:
-        logger.warning("%s: attempt %d stopped by %s", name, number, stop)
+        logger.info("%s: attempt %d stopped by %s", name, number, stop)
         raise
     except Exception:
         logger.exception("%s: attempt %d failed", name, number)

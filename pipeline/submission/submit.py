@@ -66,6 +66,8 @@ def _arguments(request: RunRequest) -> tuple[str, ...]:
         arguments += ["--force", stage]
     if request.strict_code:
         arguments.append("--strict-code")
+    if request.accept:
+        arguments.append("--accept")
     if request.until:
         arguments += ["--until", request.until]
     if request.wait_s:

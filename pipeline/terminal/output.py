@@ -10,9 +10,7 @@ import json
 import logging
 import re
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
@@ -20,23 +18,17 @@ from cluster.passwords import without_passwords
 from vico.shown_text import json_line, printable, printable_lines
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from rich.text import Text
 
-_PLAIN_WIDTH = 240
-"""Columns if the output is not a terminal, so that no line of a table breaks."""
+    from pipeline.terminal.tables import Cell, TextTable
+
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _CURSOR_OF_BARS = re.compile(r"[\r\n]*(\x1b\[A)*")
-Cell: TypeAlias = object | tuple[str, ...]
-"""A cell of a table: a value, or a tuple with one text per line."""
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table of texts, with a row of names above it and perhaps a title."""
-
-    names: tuple[object, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    title: str | None = None
+_ANY_WIDTH = 10_000
+"""Columns for rich if the output is not a terminal, so that no line of a table breaks."""
+View: TypeAlias = "Sequence[str | TextTable]"
+"""Lines and tables, one below the other."""
 
 
 class Terminal:
@@ -57,10 +49,11 @@ class Terminal:
 
     def wrapped(self, text: str) -> None:
         """Write one line; on a terminal it wraps, and its rest is indented below its beginning."""
+        from pipeline.terminal.tables import wrapped_lines
+
         line = printable(without_passwords(text))
         if self.is_terminal and line:
-            indent = " " * (len(line) - len(line.lstrip()) + 4)
-            line = "\n".join(_wrapped(line, get_terminal_size().columns, indent))
+            line = "\n".join(wrapped_lines(line, get_terminal_size().columns))
         self._write(line)
 
     def errors(self, message: str) -> None:
@@ -70,22 +63,33 @@ class Terminal:
                 self.line(f"error: {line}")
 
     def table(self, table: TextTable) -> None:
-        """Write a table: on a terminal long cells wrap, none is cut."""
+        """Write a table: on a terminal long cells wrap between words; none is cut."""
         from rich.console import Console
-        from rich.table import Column, Table
 
-        columns = [Column(self.text(name), overflow="fold") for name in table.names]
-        title = None if table.title is None else self.text(table.title)
-        rich_table = Table(*columns, box=None, pad_edge=False, title=title, title_justify="left")
-        for row in table.rows:
-            rich_table.add_row(*map(self.text, row))
-        width = None if self.is_terminal else _PLAIN_WIDTH
-        Console(file=self._stream, width=width).print(rich_table)
+        from pipeline.terminal.tables import rendered
 
-    def text(self, cell: Cell) -> Text:
-        """Return a text or cell for rich, which reads no markup and no names of emoji in it."""
+        width = get_terminal_size().columns if self.is_terminal else None
+        Console(file=self._stream, width=width or _ANY_WIDTH).print(
+            rendered(table, width, self._shown), soft_wrap=True
+        )
+
+    def view(self, view: View) -> None:
+        """Write lines and tables one below the other, as `wrapped` and `table` do."""
+        for part in view:
+            if isinstance(part, str):
+                self.wrapped(part)
+            else:
+                self.table(part)
+
+    def drawn(self, part: str | TextTable, width: int) -> Table | Text:
+        """Return a line or table for rich, which reads no markup and no names of emoji in it."""
         from rich.text import Text
 
+        from pipeline.terminal.tables import rendered
+
+        return Text(self._shown(part)) if isinstance(part, str) else rendered(part, width, self._shown)
+
+    def _shown(self, cell: Cell) -> str:
         lines: Sequence[object] = cell if isinstance(cell, tuple) else (cell,)
         shown = (printable(without_passwords(str(line))) for line in lines)
         return Text(self._encodable("\n".join(shown)))
@@ -138,10 +142,6 @@ class TerminalHandler(logging.Handler):
             error_terminal().lines(self.format(record))
         except Exception:  # as every handler of logging: a lost line must not end the program
             self.handleError(record)
-
-
-def _wrapped(line: str, width: int, indent: str) -> list[str]:
-    return textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def filter_standard_streams() -> None:

@@ -3,19 +3,52 @@
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
-from typing import Self, TextIO
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
 
+from cluster.passwords import without_passwords
 from pipeline.terminal.output import Terminal, unfiltered
+from vico.errors import one_line
 from vico.shown_text import printable
 
 logger = logging.getLogger(__name__)
 LINE_EVERY_S = 10.0
 """At least so long between two plain lines about the progress of a stage."""
+_FIGURES = {
+    "loss": "loss {:.3g}",
+    "learning_rate": "lr {:.1e}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "tiles_per_second": "{:,.0f} tiles/s",
+}
+"""Figure of a training -> how it is shown."""
+_OWN_LOGGERS = ("vico.", "data_prep.", "cluster.", "stages.", "pipeline.")
+_WIDE = 100
+"""Columns from which a terminal gets a bar beside the numbers."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is, and the newest figures of a training (`loss`, `learning_rate`, ...)."""
+
+    done: int
+    total: int
+    unit: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def counts(self) -> str:
+        return f"{self.done}/{self.total} {self.unit}"
+
+
+def figures_text(figures: Mapping[str, float], separator: str = ", ") -> str:
+    """Return the figures of a training as text, such as `loss 0.412, lr 2.9e-04, 1,240 tokens/s`."""
+    return separator.join(form.format(figures[name]) for name, form in _FIGURES.items() if name in figures)
 
 
 class Display(AbstractContextManager["Display"]):
@@ -28,23 +61,30 @@ class Display(AbstractContextManager["Display"]):
         self._terminal = Terminal(stream)
         self._console = _LastingConsole(file=unfiltered(stream), highlight=False)
         self._bars = _bars(self._console) if self._console.is_terminal else None
+        self._warnings = _WarningLines(self)
         self._lock = threading.Lock()
         self._stages: dict[str, _StageProgress] = {}
 
     def __enter__(self) -> Self:
+        logging.getLogger().addHandler(self._warnings)
         if self._bars:
             self._bars.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        logging.getLogger().removeHandler(self._warnings)
         if self._bars:
             self._bars.stop()
 
     def line(self, text: str) -> None:
         """Show one line and log it. If the terminal or pipe is gone, the run continues with the log alone."""
         logger.info("%s", text)
+        self.show(text)
+
+    def show(self, text: str) -> None:
+        """Show one line that is in the log already."""
         with suppress(OSError):
-            self._console.print(self._terminal.text(text), soft_wrap=True)
+            self._console.print(self._terminal.drawn(text, self._console.width), soft_wrap=True)
 
     def stage_started(self, stage: str, text: str) -> None:
         """Show one line and accept the stage's progress from now on."""
@@ -52,7 +92,7 @@ class Display(AbstractContextManager["Display"]):
         with self._lock:
             self._stages[stage] = _StageProgress(last_line_s=time.monotonic())
 
-    def progress(self, stage: str, done: int, total: int, unit: str) -> None:
+    def progress(self, stage: str, new: Progress) -> None:
         """Update the stage's bar; every LINE_EVERY_S also write a line, to the stream or only to the log."""
         with self._lock:
             progress = self._stages.get(stage)
@@ -61,21 +101,34 @@ class Display(AbstractContextManager["Display"]):
             now = time.monotonic()
             # What was done before this command must not enter the rate.
             if not progress.started_s or progress.first_done == 0:
-                progress.started_s, progress.first_done = now, done
+                progress.started_s, progress.first_done = now, new.done
+            left_s = progress.seconds_left(new, now)
             if self._bars:
-                if progress.bar is None:
-                    progress.bar = self._bars.add_task(
-                        printable(stage), unit=printable(unit), completed=done, total=total
-                    )
-                self._bars.update(progress.bar, completed=done, total=total, unit=printable(unit))
+                self._update_bar(stage, progress, new, left_s)
             if now - progress.last_line_s < LINE_EVERY_S:
                 return
             progress.last_line_s = now
-            text = f"{stage}: {done}/{total} {unit}{progress.time_left(done, total, now)}"
+            left = None if left_s is None else f"about {duration(left_s)} left"
+            parts = [f"{stage}: {new.counts()}", figures_text(new.figures), left]
+            text = ", ".join(part for part in parts if part)
         if self._bars:
             logger.info("%s", text)
         else:
             self.line(text)
+
+    def _update_bar(
+        self, stage: str, progress: "_StageProgress", new: Progress, left_s: float | None
+    ) -> None:
+        assert self._bars is not None
+        texts: dict[str, Any] = {
+            "counts": printable(new.counts()),
+            "left": "" if left_s is None else f"{timedelta(seconds=round(left_s))} left",
+            "figures": figures_text(new.figures, " "),
+        }
+        if progress.bar is None:
+            progress.bar = self._bars.add_task(printable(stage), completed=new.done, total=new.total, **texts)
+        else:
+            self._bars.update(progress.bar, completed=new.done, total=new.total, **texts)
 
     def stage_ended(self, stage: str, text: str) -> None:
         """Remove the stage's bar and show one line."""
@@ -102,22 +155,40 @@ class _StageProgress:
     first_done: int = 0
     bar: TaskID | None = None
 
-    def time_left(self, done: int, total: int, now: float) -> str:
-        num_done_here = done - self.first_done
-        if num_done_here <= 0 or done >= total:
-            return ""
-        return f", about {duration((total - done) * (now - self.started_s) / num_done_here)} left"
+    def seconds_left(self, new: Progress, now: float) -> float | None:
+        """Return the seconds that the rest takes at the speed so far; None if the speed is not known."""
+        num_done_here = new.done - self.first_done
+        if num_done_here <= 0 or new.done >= new.total:
+            return None
+        return (new.total - new.done) * (now - self.started_s) / num_done_here
 
 
-def _bars(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:12}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}", markup=False),
-        TimeRemainingColumn(),
-        console=console,
-    )
+class _WarningLines(logging.Handler):
+    """Shows the warnings of this project on the terminal, each once; those of libraries are only in the log.
+
+    Errors are left to the command, which ends with them.
+    """
+
+    def __init__(self, display: Display):
+        super().__init__(logging.WARNING)
+        self._display, self._shown = display, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = one_line(without_passwords(record.getMessage()), max_chars=None)
+        if record.levelno != logging.WARNING or not record.name.startswith(_OWN_LOGGERS):
+            return
+        if text not in self._shown:
+            self._shown.add(text)
+            self._display.show(f"warning: {text}")
+
+
+def _bars(console: Console) -> Bars:
+    columns: list[ProgressColumn] = [TextColumn("{task.description:11}", markup=False)]
+    if console.width >= _WIDE:
+        columns.append(BarColumn(bar_width=20))
+    fields = (f"{{task.fields[{name}]}}" for name in ("counts", "left", "figures"))
+    columns += [TextColumn(field, markup=False) for field in fields]
+    return Bars(*columns, console=console)
 
 
 def duration(seconds: float) -> str:

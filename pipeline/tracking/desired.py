@@ -12,6 +12,7 @@ import yaml
 from cluster.site import Site
 from pipeline.config.dotted_keys import flattened_text
 from pipeline.identity.provenance import git_state
+from pipeline.results.quality import gate_of, run_quality
 from pipeline.results.records import Record
 from pipeline.results.runs import PIPELINE, RunFile, StageEntry, State
 from pipeline.results.stage_folder import StageFolder
@@ -60,6 +61,8 @@ class DesiredRun:
     models: tuple[ModelOutput, ...] = ()
     registers_as: str = ""
     """Name under which the models become versions in the model registry; empty: they do not."""
+    is_candidate: bool = False
+    """Whether the registered version gets the alias of the candidate."""
     files: tuple[tuple[Path, str], ...] = ()
     """Files, each with its artifact folder."""
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -149,8 +152,15 @@ def desired_stage_run(run: RunFile, name: str, site: Site) -> DesiredRun | None:
         datasets=(*stage_datasets(run, inputs, site), *([dataset] if dataset else [])),
         models=tuple(made_models(folder, made_by_run)) if made_by_run else (),
         registers_as=run.experiment if name == REGISTERED_STAGE else "",
+        is_candidate=name == REGISTERED_STAGE and record is not None and _passes_gate(run, site),
         files=tuple(artifact_files(folder)) if is_own else (),
     )
+
+
+def _passes_gate(run: RunFile, site: Site) -> bool:
+    """Return whether the model may become the candidate; one whose quality is not known needs --accept."""
+    quality = run_quality(run, site.storage)
+    return run.accepted or (quality is not None and not quality.faults(gate_of(run)))
 
 
 def _is_of_another_run(run: RunFile, entry: StageEntry) -> bool:

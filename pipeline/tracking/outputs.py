@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DIGEST_LENGTH = 36
 """MLflow's limit for digests of data sets."""
 CANDIDATE = "candidate"
-"""The alias of the newest registered version."""
+"""The alias of the newest registered version that passed its quality gate or was accepted."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,19 @@ class OutputSender:
                 self.sent.files[f"{folder}/{path.name}"] = signature
 
     def send_versions(self) -> None:
-        """Create a version in the model registry for each model; the newest becomes the candidate.
+        """Create a version in the model registry for each model; one that passes becomes the candidate.
 
         Call this last: not every server has a registry.
         """
         registered = registered_name(self.desired.registers_as)
         for model in self.desired.models if registered else ():
-            if model.key in self.sent.versions:
-                continue
-            version = self._version(registered, model) or self._new_version(registered, model)
-            self.client.set_registered_model_alias(registered, CANDIDATE, version)
-            self.sent.versions[model.key] = version
+            version = self.sent.versions.get(model.key)
+            if version is None:
+                version = self._version(registered, model) or self._new_version(registered, model)
+                self.sent.versions[model.key] = version
+            if self.desired.is_candidate and self.sent.candidate != version:
+                self.client.set_registered_model_alias(registered, CANDIDATE, version)
+                self.sent.candidate = version
 
     def _version(self, registered: str, model: ModelOutput) -> str | None:
         """Return the version of the model if MLflow has it already: a kill may have come before our note."""

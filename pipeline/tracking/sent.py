@@ -36,6 +36,8 @@ class SentRun(BaseModel):
     """Name and digest of a model -> its id."""
     versions: dict[str, str] = {}
     """Name and digest of a model -> its version in the model registry."""
+    candidate: str = ""
+    """The version that got the alias of the candidate."""
     files: dict[str, list[int]] = {}
     """Path of an artifact -> size and modification time of the file when it was sent."""
 

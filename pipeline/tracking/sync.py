@@ -73,7 +73,7 @@ class RunSync:
         """Send all stages that changed; return one line per stage that failed."""
         problems = []
         for name, entry in run.stages.items():
-            content = entry.model_dump()
+            content = {**entry.model_dump(), "accepted": run.accepted}
             if self._settled.get(name) == content:
                 continue
             try:
@@ -148,6 +148,7 @@ class RunSync:
             models=note.models if note else {},
             files=note.files if note else {},
             versions=note.versions if note else {},
+            candidate=note.candidate if note else "",
         )
         self._progress[desired.name] = MetricProgress(SentSteps(sent.steps, steps))
         self._settled.pop(desired.name, None)

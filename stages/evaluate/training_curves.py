@@ -1,6 +1,7 @@
 """The plot of the training curves of the consistency and router stages."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +14,38 @@ from stages.outputs import CURVE_FILE
 
 Curve = tuple[np.ndarray, np.ndarray]
 """(steps, values)."""
-_PANELS: tuple[tuple[str, Callable[[str], bool], bool], ...] = (  # title, whether a metric belongs, log axis
-    ("loss", lambda name: name == "loss" or "kl" in name or name.endswith("_loss"), True),
-    ("other measures", lambda name: "accuracy" in name or name.startswith("share"), False),
-    ("gradient norm and learning rate", lambda name: name in ("grad_norm", "learning_rate"), True),
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot of a row: its title, its unit, and whether a metric belongs to it."""
+
+    title: str
+    unit: str
+    belongs: Callable[[str], bool]
+    is_log: bool = False
+
+
+def _is_ratio(name: str) -> bool:
+    return name.endswith("_over_best")
+
+
+_PANELS = (
+    Panel(
+        "loss",
+        "nats",
+        lambda name: not _is_ratio(name) and (name == "loss" or "kl" in name or name.endswith("_loss")),
+        is_log=True,
+    ),
+    Panel("validation KL / its best", "ratio", _is_ratio),
+    Panel("shares", "share", lambda name: "accuracy" in name or name.startswith("share")),
+    Panel("gradient norm", "norm before clipping", lambda name: name == "grad_norm", is_log=True),
+    Panel("learning rate", "learning rate", lambda name: name == "learning_rate"),
 )
 _SHORT_CURVE = 12
 """With fewer steps than this, each step has a mark."""
+_LONG_CURVE = 60
+"""From so many steps on, the running mean is drawn over the values."""
 
 
 def read_curves(context: Context, stages: Sequence[str]) -> dict[str, pa.Table]:
@@ -28,36 +54,55 @@ def read_curves(context: Context, stages: Sequence[str]) -> dict[str, pa.Table]:
 
 
 def training_curves(tables: Mapping[str, pa.Table]) -> Figure:
-    """Plot one row per stage from its `curve.parquet` (step, name, value)."""
-    figure = Figure(figsize=(12, 3.4 * len(tables)), layout="constrained")
-    grid = figure.subplots(len(tables), len(_PANELS), squeeze=False)
-    for row, (stage, table) in zip(grid, tables.items(), strict=True):
-        curves = curves_of(table)
-        for axes, (title, belongs, is_log) in zip(row, _PANELS, strict=True):
-            drawn = {name: curve for name, curve in curves.items() if belongs(name)}
-            _draw_curves(axes, f"{stage}: {title}", drawn, is_log)
+    """Plot one row per stage from its `curve.parquet` (step, name, value).
+
+    A long curve is a thin line of its values below a bold line of their running mean.
+    """
+    all_curves = {stage: curves_of(table) for stage, table in tables.items()}
+    panels = [
+        panel
+        for panel in _PANELS
+        if any(panel.belongs(name) for curves in all_curves.values() for name in curves)
+    ]
+    figure = Figure(figsize=(4.1 * len(panels), 4.0 * len(tables)), layout="constrained")
+    grid = figure.subplots(len(tables), len(panels), squeeze=False)
+    for row, (stage, curves) in zip(grid, all_curves.items(), strict=True):
+        for axes, panel in zip(row, panels, strict=True):
+            drawn = {name: curve for name, curve in curves.items() if panel.belongs(name)}
+            _draw_curves(axes, stage, panel, drawn)
     return figure
 
 
-def _draw_curves(axes: Axes, title: str, curves: Mapping[str, Curve], is_log: bool) -> None:
+def _draw_curves(axes: Axes, stage: str, panel: Panel, curves: Mapping[str, Curve]) -> None:
     if not curves:
         axes.set_axis_off()
         return
-    for name, (steps, values) in curves.items():
-        axes.plot(
-            steps,
-            values,
-            label=name.replace("_", " "),
-            marker="o" if len(steps) < _SHORT_CURVE else None,
-            markersize=3.5,
-            linewidth=1.2,
-        )
-    if is_log and all((values > 0).all() for _, values in curves.values()):
+    for number, (name, (steps, values)) in enumerate(curves.items()):
+        colour, label = f"C{number}", name.replace("_", " ")
+        if len(steps) < _LONG_CURVE or name == "learning_rate":
+            is_short = len(steps) < _SHORT_CURVE
+            marker = "o" if is_short else None
+            axes.plot(steps, values, color=colour, label=label, marker=marker, markersize=3.5, linewidth=1.4)
+            continue
+        axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.35)
+        axes.plot(steps, running_mean(values), color=colour, label=label, linewidth=1.6)
+    if panel.is_log and all((values > 0).all() for _, values in curves.values()):
         axes.set_yscale("log")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(f"{stage}: {panel.title}", fontsize=10)
     axes.set_xlabel("step")
+    axes.set_ylabel(panel.unit)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    # below the axes, where it covers no line
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean over a centred window of 1/20 of the curve; at its ends the window is shorter."""
+    half = max(1, len(values) // 40)
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    numbers = np.arange(len(values))
+    low, high = np.maximum(numbers - half, 0), np.minimum(numbers + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
 
 
 def curves_of(table: pa.Table) -> dict[str, Curve]:

@@ -54,10 +54,10 @@ def plant_deaths_in_the_middle() -> None:
     stage without workers when it publishes a part."""
     progress, publish, begin = StageContext.progress, Parts.publish, StageFolder.begin
 
-    def dying_progress(self, done, total, unit):
+    def dying_progress(self, done, total, unit, figures=None):
         if done > 0 and unit != "steps":
             die_if(f"middle:{self.stage}")
-        progress(self, done, total, unit)
+        progress(self, done, total, unit, figures)
 
     def dying_publish(self, name, **options):
         die_if(f"middle:{self.folder.parent.name}")

@@ -46,7 +46,7 @@ class StageContext:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         raise AssertionError("the shard stage has no metrics by step")
 
-    def progress(self, done: int, total: int, unit: str) -> None:
+    def progress(self, done: int, total: int, unit: str, figures: Mapping[str, float] | None = None) -> None:
         self.reported.append((done, total, unit))
 
     def note(self, text: str) -> None:

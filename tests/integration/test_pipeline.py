@@ -152,7 +152,7 @@ def test_mlflow_has_one_run_with_one_child_per_stage(pipeline, outputs):
     tables = [file.path for file in client.list_artifacts(runs["evaluate"].info.run_id, "tables")]
     assert "tables/table.md" in tables
     assert "figures/quality_against_tokens.png" in figures
-    version = client.get_model_version_by_alias("test", "candidate")
+    [version] = client.search_model_versions("name = 'test'")
     assert (version.run_id, version.tags["vico.run"]) == (runs["export"].info.run_id, run["run"])
     assert version.tags["vico.uri"] == (outputs["export"] / "model").as_uri()
 
@@ -172,6 +172,38 @@ def test_a_second_run_reuses_everything_and_imports_nothing_heavy(pipeline):
     assert not imported & {"torch", "ray", "transformers", "deepspeed", "mlflow"}
     status = answer("status", run["run"], "--site", site)
     assert all(stage["reused"] for stage in status["stages"])
+
+
+def test_a_run_ends_with_its_model_its_quality_and_what_to_do_next(pipeline, outputs):
+    config, site, run = pipeline
+    code, out, err = finished(vico("run", config, "--site", site))
+    assert code == 0, err[-3000:]
+    lines = out.splitlines()
+    model = Path(run["storage"], "latest", "model")
+    assert f"model:    {model}" in lines
+    assert model.samefile(outputs["export"] / "model") and load_model(model).router is not None
+    num_questions = read_json(outputs["evaluate"] / "metrics.json")["num_samples"]
+    (warning,) = [line for line in lines if "min_questions" in line]
+    assert f"measured on {num_questions} test questions;" in warning
+    assert "router:   not compared with any control" in lines  # the random model answers nothing right
+    (exported,) = [line for line in lines if "vico export" in line]
+    assert f"vico export {run['run']} OUT --layout flash --storage {run['storage']}" in exported
+
+
+def test_a_model_below_the_gate_is_no_candidate_until_it_is_accepted(pipeline):
+    from mlflow.exceptions import MlflowException
+
+    config, site, run = pipeline
+    client = mlflow_client(Path(run["storage"]))
+    with pytest.raises(MlflowException, match="candidate"):
+        client.get_model_version_by_alias("test", "candidate")
+    for _ in range(2):
+        code, out, err = finished(vico("run", config, "--site", site, "--accept"))
+        assert code == 0, err[-3000:]
+        assert "accepted with --accept" in out
+        version = client.get_model_version_by_alias("test", "candidate")
+        assert version.tags["vico.run"] == run["run"]
+    assert len(client.search_model_versions("name = 'test'")) == 1
 
 
 def test_after_a_kill_in_training_the_same_command_gives_the_same_policy(pipeline, outputs, tmp_path):

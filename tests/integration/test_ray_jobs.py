@@ -192,3 +192,16 @@ def test_a_cancelled_job_leaves_nothing_and_the_same_command_resumes_the_run(ser
     assert json.loads(out)["run"] == run
     assert json.loads(run_file.read_text())["submission"]["id"] != first_job, "another job, right after"
     assert finished(vico("logs", "-f", run, *project.site))[1].rstrip().endswith(f"run {run}: done")
+
+
+@pytest.mark.parametrize("variables", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}])
+def test_a_cluster_that_wants_another_token_is_one_line_at_once(server, tmp_path, variables):
+    write_pipeline(tmp_path)
+    site = yaml.safe_load((tmp_path / "site.yaml").read_text())
+    site["ray"] = {"address": "auto"}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(site))
+    ours = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "", "HOME": str(tmp_path), **variables}
+    command = ["run", tmp_path / "pipeline.yaml", "--site", tmp_path / "site.yaml"]
+    code, _, errors = finished(vico(*command, extra_environment=ours))
+    assert code == 2 and errors.count("\n") == 1
+    assert "ray.address=auto: the cluster refuses our token; give its token in RAY_AUTH_TOKEN" in errors

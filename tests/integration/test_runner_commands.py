@@ -328,7 +328,7 @@ def test_status_and_logs_are_for_people_and_programs(done):
         }
         assert stage["path"] == str(done.stage(stage["name"]) / "output")
     assert "total   done" in done.vico("status", "latest")
-    assert "3/3 done" in done.vico("status")
+    assert "3 of 3 done" in done.vico("status")
     log = done.vico("logs", "latest", "-f")
     assert "draw: starts, attempt 1" in log and "run " in log.splitlines()[-1]
     assert "total: done in" in done.vico("logs", status["run"][:-2], "--stage", "total")

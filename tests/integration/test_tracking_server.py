@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -109,7 +110,7 @@ def test_a_server_that_is_down_during_a_whole_run_gets_it_from_the_same_command(
     assert "MLflow" not in project.vico("run")
 
 
-def export_run(digest: str) -> DesiredRun:
+def export_run(digest: str, *, is_candidate: bool = True) -> DesiredRun:
     """Return an export stage, with what the registry uses of it."""
     return DesiredRun(
         name="export",
@@ -122,6 +123,7 @@ def export_run(digest: str) -> DesiredRun:
         tags={"vico.run": "a-run", "vico.fingerprint": "f" * 64},
         models=(ModelOutput("export-model", f"file:///elsewhere/{digest}", digest),),
         registers_as="registry: a/test",
+        is_candidate=is_candidate,
     )
 
 
@@ -141,6 +143,20 @@ def test_exported_models_become_versions_and_the_newest_is_the_candidate(server)
         assert candidate.tags["vico.digest"] == digest
         assert candidate.tags["vico.uri"] == f"file:///elsewhere/{digest}"
     assert len(client.search_model_versions("name = 'registry_ a_test'")) == 2
+
+
+def test_a_version_that_does_not_pass_leaves_the_candidate_until_it_is_accepted(server):
+    client = mlflow.MlflowClient(server.uri)
+    experiment = client.create_experiment("gate")
+    run = client.create_run(experiment).info.run_id
+    sent = SentRun(id=run, began="1")
+    for digest, is_candidate, candidate in (("g1", True, "g1"), ("g2", False, "g1"), ("g2", True, "g2")):
+        desired = replace(export_run(digest, is_candidate=is_candidate), registers_as="gate")
+        sender = OutputSender(client, server.uri, experiment, desired, sent)
+        sender.send_models()
+        sender.send_versions()
+        assert client.get_model_version_by_alias("gate", CANDIDATE).tags["vico.digest"] == candidate
+    assert len(client.search_model_versions("name = 'gate'")) == 2
 
 
 def test_secrets_are_written_nowhere(server, tmp_path):

@@ -1,5 +1,6 @@
 """The documentation: links and file names in it exist, and generated pages are up to date."""
 
+import os
 import re
 import subprocess
 import sys
@@ -32,8 +33,14 @@ def test_the_index_lists_every_page():
     assert {name for name in pages if f"]({name})" not in index} == set()
 
 
-def test_the_reference_of_settings_is_up_to_date():
+@pytest.mark.parametrize("script", ["make_settings.py", "make_models.py"])
+def test_generated_pages_are_up_to_date(script):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "docs/make_settings.py", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, f"docs/{script}", "--check"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -59,6 +59,7 @@ DOORS = {
     "starlette": ("pipeline/serving/app.py", "pipeline/serving/http/"),
     "uvicorn": ("pipeline/serving/server.py", "pipeline/serving/http/"),
     "rich": ("pipeline/terminal/",),
+    "tensorboardX": ("pipeline/tracking/tensorboard.py",),
 }
 LIBRARIES = frozenset(door.partition(".")[0] for door in DOORS)
 

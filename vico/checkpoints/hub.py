@@ -29,6 +29,19 @@ def model_folder(path: str | Path) -> Path:
     return _snapshot(name, revision or _cached_commit(name))
 
 
+def config_folder(path: str | Path) -> Path:
+    """Return the folder itself, or a snapshot of a Hub id with its JSON files alone, without weights.
+
+    Raises as `model_folder` does.
+    """
+    folder = Path(path)
+    hub_id = None if folder.exists() or isinstance(path, Path) else _HUB_ID.match(path)
+    if hub_id is None:
+        return folder
+    name, revision = hub_id.groups()
+    return _snapshot(name, revision or _cached_commit(name), ("*.json",))
+
+
 def pinned_hub_id(path: str | Path) -> str | None:
     """Return a Hub id with its current commit, `owner/name@commit`; None for anything else.
 
@@ -47,7 +60,7 @@ def _cached_commit(name: str) -> str | None:
 
 
 @cache
-def _snapshot(name: str, revision: str | None) -> Path:
+def _snapshot(name: str, revision: str | None, files: tuple[str, ...] = _FILES) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -59,7 +72,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
     path = name if revision is None else f"{name}@{revision}"
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except GatedRepoError as error:
         remedy = "ask for access on its page and set HF_TOKEN"
         raise UserError(f"model={path} is gated on the Hub; {remedy}") from error

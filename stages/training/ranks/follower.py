@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from stages.context import Context
@@ -12,6 +13,26 @@ from stages.training.metrics import NewSteps
 
 logger = logging.getLogger(__name__)
 _FOLLOW_S = 1.0
+_RECENT_STEPS = 20
+"""Steps whose mean loss and speed are shown: those of one step jump."""
+
+
+def recent_figures(steps: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return what is shown of the latest steps: mean loss and speed, and the last learning rate.
+
+    A postponed validation has a line without them.
+    """
+    values = {
+        name: [metrics[name] for metrics in steps if name in metrics]
+        for name in ("loss", "learning_rate", "tokens_per_second", "tiles_per_second")
+    }
+    if values["tokens_per_second"]:
+        del values["tiles_per_second"]  # only the router, which reads no tokens, is counted in tiles
+    return {
+        name: series[-1] if name == "learning_rate" else sum(series) / len(series)
+        for name, series in values.items()
+        if series
+    }
 
 
 class Follower:
@@ -22,6 +43,7 @@ class Follower:
         self._steps: NewSteps | None = None
         self._collapse_noted, self._next_spike = False, 0
         self._reported_step = -1
+        self._recent: deque[Mapping[str, float]] = deque(maxlen=_RECENT_STEPS)
         self._ended = threading.Event()
         self._stop: BaseException | None = None
         self._logged_faults: set[str] = set()
@@ -48,7 +70,7 @@ class Follower:
                 if self._stop is None:
                     self._context.check()
             except (Exception, Interrupted) as stop:
-                logger.warning("the training has to stop: %s", stop)
+                logger.info("the training has to stop: %s", stop)
                 self._stop = stop
             if self._stop is not None:  # in every round: ranks that have just started do not listen yet
                 self._notify_ranks(type(self._stop).__name__)
@@ -64,8 +86,9 @@ class Follower:
         for step, metrics in self._steps.read():
             self._note_collapse(step, metrics)
             self._note_spikes(step, metrics)
+            self._recent.append(metrics)
         if self._steps.last != self._reported_step:
-            self._context.progress(self._steps.last, self._num_steps, "steps")
+            self._context.progress(self._steps.last, self._num_steps, "steps", recent_figures(self._recent))
             self._reported_step = self._steps.last
 
     def _note_collapse(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -14,6 +14,22 @@ from tests.integration.tiny_pipeline.project import TinyProject
 ROOT = Path(__file__).parents[3]
 PROJECT = ("pipeline", "stages", "cluster", "data_prep", "vico")
 LIGHT = {"typer", "click", "rich", "shellingham", "annotated_doc", "typing_extensions", *PROJECT}
+COMMAND_NAMES = (
+    "init",
+    "run",
+    "submit",
+    "plan",
+    "status",
+    "logs",
+    "cancel",
+    "audit",
+    "diff",
+    "reproduce",
+    "gc",
+    "route",
+    "export",
+    "serve",
+)
 HEAVY = ("torch", "transformers", "ray", "mlflow", "deepspeed", "pandas", "sklearn", "skimage", "matplotlib")
 # Runs the command line, then writes the heavy libraries that it has imported to standard error.
 PROBE = f"""
@@ -146,3 +162,32 @@ def test_a_full_disk_is_reported_and_the_same_command_resumes_the_run(tmp_path):
     )
     assert json.loads(project.vico("status", "latest", "--json"))["state"] == "failed"
     project.vico("run")
+
+
+def test_the_version_is_shown():
+    assert vico("--version").stdout.startswith("vico 0.")
+
+
+@pytest.mark.parametrize(
+    "words, expected", [("vico sta", ["status"]), ("vico logs 2026", ["20260101-000000-abcd"])]
+)
+def test_a_shell_completes_commands_and_runs(tmp_path, monkeypatch, words, expected):
+    run = tmp_path / "runs" / "runs" / "20260101-000000-abcd"
+    run.mkdir(parents=True)
+    (run / "run.json").touch()
+    monkeypatch.setenv("_VICO_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert vico(cwd=tmp_path).stdout.split() == expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["data"], ["data", "retry"], ["site"], ["site", "check"], *([name] for name in COMMAND_NAMES)],
+    ids=str,
+)
+def test_help_at_80_columns_cuts_nothing(monkeypatch, arguments):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = vico(*arguments, "--help").stdout.splitlines()
+    assert lines and all(len(line) <= 80 for line in lines)
+    assert not any("..." in line for line in lines if not line.startswith("Usage: "))

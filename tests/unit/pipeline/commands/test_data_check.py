@@ -39,8 +39,8 @@ def test_a_terminal_wraps_reasons_below_their_beginning(monkeypatch):
     stream = Terminal()
     show_report(report(MESSAGE + " /a" + "/folder" * 30), stream)
     lines = stream.getvalue().splitlines()
-    assert max(map(len, lines)) <= 60
+    assert max(len(line) for line in lines if "/folder" not in line) <= 60
     first = next(n for n, line in enumerate(lines) if line.startswith("  mine line 7"))
-    assert all(line.startswith("      ") for line in lines[first + 1 : first + 8])
+    assert all(line.startswith("      ") for line in lines[first + 1 : first + 5])
     assert "and the end matters most" in " ".join(" ".join(lines).split())
-    assert "/folder" * 30 in "".join("".join(lines).split())
+    assert "/a" + "/folder" * 30 in " ".join(lines).split(), "a path stays whole, to be copied"

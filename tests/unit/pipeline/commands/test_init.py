@@ -97,7 +97,9 @@ def test_every_text_file_of_rows_is_read_and_no_other(data, model):
     (data / "info.json").write_text(json.dumps({"name": "a data set"}))
     result = init(data, model)
     assert result.exit_code == 0, result.exception
-    assert [line.split(":")[0] for line in result.stdout.splitlines()[:4]] == [
+    about_model, *lines = result.stdout.splitlines()
+    assert about_model.endswith("can be trained")
+    assert [line.split(":")[0] for line in lines[:4]] == [
         "a.jsonl",
         "b.ndjson",
         "c.json",

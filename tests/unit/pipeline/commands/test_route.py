@@ -70,6 +70,18 @@ def test_a_threshold_on_the_command_line_replaces_the_models(routed, picture):
         assert {tile["compressed"] for tile in shown["tiles"]} == {expected}
 
 
+def test_route_takes_a_device_and_a_type(routed, picture):
+    whole, half = (
+        json.loads(route(routed, picture, "--json", "--dtype", dtype, "--device", "cpu").stdout)[0]
+        for dtype in ("float32", "bfloat16")
+    )
+    p_whole, p_half = ([tile["p_compress"] for tile in shown["tiles"]] for shown in (whole, half))
+    assert p_half != p_whole
+    assert p_half == pytest.approx(p_whole, abs=0.1)
+    refused = route(routed, picture, "--device", "cuda")
+    assert str(refused.exception).startswith("--device=cuda: torch sees no CUDA device here")
+
+
 def test_a_table_and_a_drawing_without_json(routed, picture, tmp_path):
     out = tmp_path / "drawn.png"
     printed = route(routed, picture, "--out", out).stdout

@@ -13,6 +13,7 @@ from cluster.site import Site
 from pipeline.config.graph import Graph, StageSpec, pipeline_graph
 from pipeline.config.joint_checks import check_together
 from pipeline.config.pipeline_file import load_config
+from pipeline.planning.request import RunRequest, open_pipeline
 from stages.stage_config import StageConfig
 from vico.errors import UserError
 
@@ -122,7 +123,10 @@ def test_records_may_be_a_list_of_sources(load, form):
         ("learning_rate: 1", "unknown key learning_rate; did you mean drawing.optimizer.learning_rate?"),
         ("drawings: {}", "unknown key drawings; did you mean drawing?"),
         ("plain: {shuffle: true}", "unknown key plain.shuffle; did you mean drawing.shuffle?"),
-        ("storage: /data", "unknown key storage; known there: seed, experiment, inputs, drawing, plain"),
+        (
+            "storage: /data",
+            "unknown key storage; known there: seed, experiment, quality_gate, inputs, drawing, plain",
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_one(load, text, line):
@@ -217,8 +221,52 @@ def test_paths_are_relative_to_the_working_directory(load, monkeypatch, tmp_path
 def test_more_ranks_than_packs_per_step_are_refused(load):
     site = Site.model_validate({"resources": {"workers": 2}})
     check_together(load(), site)
-    with pytest.raises(UserError, match=r"workers=2 .* is more than drawing.packs_per_step=1; lower"):
+    with pytest.raises(UserError, match=r"workers=2 .* is more than drawing.packs_per_step=1: every"):
         check_together(load("drawing: {packs_per_step: 1}"), site)
+
+
+def test_too_many_ranks_are_one_message_with_both_numbers_that_work(tmp_path):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(HEAD)
+    site = Site.model_validate({"resources": {"workers": 16}, "ray": {"address": "auto"}})
+    config = load_config(path, pipeline_graph(), ["consistency.packs_per_step=8", "router.packs_per_step=4"])
+    with pytest.raises(UserError) as raised:
+        check_together(config, site)
+    (line,) = str(raised.value).splitlines()
+    assert (
+        "resources.workers=16 (site local) is more than consistency.packs_per_step=8 and router.pac" in line
+    )
+    assert "set resources.workers to 4 or less" in line
+    assert "consistency.packs_per_step and router.packs_per_step to 16 or more" in line
+
+
+def test_faults_of_all_kinds_in_a_file_are_reported_together(tmp_path):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(
+        f"""
+inputs:
+  records: {{format: internvl, path: {tmp_path}/gone.json}}
+  model: {tmp_path}/no-model
+shard: {{max_tile: 6, test_share: 0}}
+consistency: {{packs_per_step: 1, epochs: many}}
+ratio: {{splits: [train, test]}}
+"""
+    )
+    site = Site.model_validate({"storage": str(tmp_path / "runs"), "resources": {"workers": 2}})
+    with pytest.raises(UserError) as raised:
+        open_pipeline(RunRequest(path, site), pipeline_graph())
+    lines = str(raised.value).splitlines()
+    for words in (
+        "unknown key shard.max_tile; did you mean shard.max_tiles?",
+        "consistency.epochs='many' is not a number",
+        "resources.workers=2 (site local) is more than consistency.packs_per_step=1",
+        "shard.test_share=0",
+        "ratio.splits=train,test",
+        "gone.json",
+        "no-model is not a folder",
+    ):
+        assert sum(words in line for line in lines) == 1, (words, lines)
+    assert len(lines) == 7
 
 
 @pytest.mark.parametrize("stage", ["consistency", "router"])
@@ -228,7 +276,7 @@ def test_both_trainings_have_a_number_of_packs_per_step_to_compare_with(stage, t
     path.write_text(HEAD)
     site = Site.model_validate({"resources": {"workers": 2}})
     check_together(load_config(path, graph), site)
-    with pytest.raises(UserError, match=rf"workers=2 .* is more than {stage}.packs_per_step=1; lower"):
+    with pytest.raises(UserError, match=rf"workers=2 .* is more than {stage}.packs_per_step=1: every"):
         check_together(load_config(path, graph, [f"{stage}.packs_per_step=1"]), site)
 
 

@@ -8,8 +8,12 @@ from cluster.site import Site
 from pipeline.config.graph import pipeline_graph
 from pipeline.planning.estimates import stage_estimates
 from pipeline.planning.request import RunRequest, open_pipeline
+from pipeline.planning.training_estimate import training_estimate
+from stages.consistency.config import ConsistencyConfig
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints.tensor_files import stored_tensors
+from vico.memory.model_sizes import model_sizes
+from vico.model_files import model_config
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +30,50 @@ def estimates(model, folder, *overrides):
     return stage_estimates(open_pipeline(request, pipeline_graph()), site)
 
 
-@pytest.mark.parametrize(
-    "dtype, checkpoint, weights", [("float32", 4 + 12, 4), ("bfloat16", 2 + 12, 2)]
-)  # bytes per parameter
-def test_a_first_training_needs_what_the_stage_itself_will_check(model, tmp_path, dtype, checkpoint, weights):
+@pytest.mark.parametrize("dtype, weights", [("float32", 4), ("bfloat16", 2)])  # bytes per parameter
+def test_a_first_training_is_computed_from_config_and_site(model, tmp_path, dtype, weights):
     (stage, estimate), *others = estimates(
         model, tmp_path, f"consistency.optimizer.dtype={dtype}", "consistency.select=last"
     ).items()
-    num_parameters = sum(math.prod(tensor.shape) for tensor in stored_tensors(model).values())
     assert stage == "consistency" and others == []
-    assert estimate.storage_bytes == pytest.approx(
-        1.1 * num_parameters * (3 * checkpoint + weights), rel=1e-5
+    assert (estimate.seconds, estimate.storage_bytes) == (None, None)
+    training = estimate.training
+    num_start = sum(math.prod(tensor.shape) for tensor in stored_tensors(model).values())
+    num_policy = model_sizes(model_config(model)).policy  # with the compressed connector
+    assert num_policy > num_start
+    assert training.checkpoint == (weights + 12) * num_policy
+    assert (training.num_checkpoints, training.model) == (3, weights * num_policy)
+    assert training.memory.weights == weights * num_policy
+    assert training.memory.optimizer == 12 * num_policy // 2  # ZeRO spreads it over both ranks
+    assert training.memory.host == weights * (num_policy + num_start)
+    text = "\n".join(estimate.lines())
+    assert "of host memory per rank at a full pack (activations" in text
+    assert "disk: 3 checkpoints of" in text and "at most" not in text
+
+
+def test_the_site_moves_memory_to_where_it_says(model, tmp_path):
+    def memory(**settings):
+        site = Site(name="test", storage=tmp_path, train={"memory": settings})
+        sizes = model_sizes(model_config(model))
+        return training_estimate(ConsistencyConfig(seed=0), sizes, site, 3).memory
+
+    plain = memory()
+    assert memory(zero_stage=3).weights == plain.weights // 2
+    assert memory(zero_stage=1).gradients == plain.gradients * 2
+    offloaded = memory(offload="optimizer")
+    assert offloaded.optimizer == offloaded.gradients == 0
+    assert offloaded.host == plain.host + plain.optimizer + plain.gradients
+    assert memory(reference="cpu").reference == 0
+    full, selective = (memory(activation_checkpointing=setting) for setting in ("full", "selective"))
+    assert full.vision_activations < selective.vision_activations < plain.vision_activations
+    assert full.language_activations < selective.language_activations < plain.language_activations
+
+
+def test_a_frozen_tower_keeps_nothing_and_is_not_trained(model, tmp_path):
+    site, sizes = Site(name="test", storage=tmp_path), model_sizes(model_config(model))
+    whole, frozen = (
+        training_estimate(ConsistencyConfig(seed=0, train_vision=train), sizes, site, 3)
+        for train in (True, False)
     )
-    assert estimate.memory_bytes == pytest.approx(1.1 * num_parameters * (checkpoint + weights), rel=1e-5)
-    assert estimate.seconds is None and "train.checkpoints.keep=2" in estimate.source
-
-
-def test_a_damaged_model_gives_no_estimate_and_no_error(model, tmp_path):
-    damaged = tmp_path / "model"
-    damaged.mkdir()
-    for path in model.iterdir():
-        data = path.read_bytes()
-        (damaged / path.name).write_bytes(data[: len(data) // 2] if path.suffix == ".safetensors" else data)
-    assert estimates(damaged, tmp_path) == {}
+    assert frozen.memory.vision_activations == 0
+    assert frozen.checkpoint == whole.checkpoint - 12 * sizes.vision

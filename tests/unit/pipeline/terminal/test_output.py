@@ -11,11 +11,11 @@ from pipeline.terminal.output import (
     PlainStream,
     Terminal,
     TerminalHandler,
-    TextTable,
     filter_standard_streams,
     print_errors,
     print_json,
 )
+from pipeline.terminal.tables import TextTable
 
 TEXT = "[/b] [red]x :smile: \x1b]0;title\x07 \x1b[2J \x9b1m \x7f \u202eabc \udcff\r"
 SHOWN = "[/b] [red]x :smile: \\x1b]0;title\\x07 \\x1b[2J \\x9b1m \\x7f \\u202eabc \\udcff\\r"

@@ -6,9 +6,10 @@ import logging
 import threading
 
 import pytest
+from rich.console import Console
 
 from pipeline.terminal import progress
-from pipeline.terminal.progress import Display, duration
+from pipeline.terminal.progress import Display, Progress, duration
 
 
 class Terminal(io.StringIO):
@@ -23,7 +24,7 @@ def test_plain_lines_come_every_ten_seconds_with_the_time_left(monkeypatch):
     with Display(stream) as display:
         display.stage_started("shard", "shard: starts")
         for done in range(101):
-            display.progress("shard", done, 100, "rows")
+            display.progress("shard", Progress(done, 100, "rows"))
             now[0] += 0.5
         display.stage_ended("shard", "shard: done")
     lines = stream.getvalue().splitlines()
@@ -41,7 +42,7 @@ def test_work_done_before_this_command_does_not_enter_the_time_left(monkeypatch)
     display.stage_started("train", "resumes")
     for done in (0, 0, 900, 905, 910):
         now[0] += 5.0
-        display.progress("train", done, 1000, "steps")
+        display.progress("train", Progress(done, 1000, "steps"))
     assert stream.getvalue().splitlines()[-1] == "train: 905/1000 steps, about 1 min 35 s left"
 
 
@@ -50,23 +51,79 @@ def test_a_terminal_gets_bars(monkeypatch):
     stream = Terminal()
     with Display(stream) as display:
         display.stage_started("shard", "shard: starts")
-        display.progress("shard", 3, 7, "rows")
+        display.progress("shard", Progress(3, 7, "rows"))
         display.stage_ended("shard", "shard: done")
     assert "3/7" in stream.getvalue() and "rows" in stream.getvalue()
     assert "shard: done" in stream.getvalue()
+
+
+FIGURES = {"loss": 0.41234, "learning_rate": 2.9e-4, "tokens_per_second": 1240.4}
+
+
+def test_a_training_shows_loss_learning_rate_speed_and_time_left(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    display = Display(stream)
+    display.stage_started("consistency", "starts")
+    for done in (10, 20):
+        now[0] += 50.0
+        display.progress("consistency", Progress(done, 250, "steps", FIGURES))
+    last = stream.getvalue().splitlines()[-1]
+    expected = "consistency: 20/250 steps, loss 0.412, lr 2.9e-04, 1,240 tokens/s, about 19 min 10 s left"
+    assert last == expected
+
+
+@pytest.mark.parametrize("width, has_bar", [(80, False), (120, True)])
+def test_the_bar_of_a_training_fits_the_terminal(monkeypatch, width, has_bar):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", str(width))
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = Terminal()
+    with Display(stream) as display:
+        display.stage_started("consistency", "starts")
+        for done in (1000, 1200):
+            now[0] += 500.0
+            display.progress("consistency", Progress(done, 2500, "steps", FIGURES))
+        console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+        console.print(display._bars.get_renderable())
+        shown = console.file.getvalue()
+    [line] = shown.splitlines()
+    for text in ("1200/2500 steps", "0:54:10 left", "loss 0.412", "lr 2.9e-04", "1,240 tokens/s"):
+        assert text in line
+    assert ("━" in line) == has_bar
+
+
+def test_own_warnings_are_shown_once_and_those_of_libraries_only_logged(caplog):
+    stream = io.StringIO()
+    with Display(stream):
+        for _ in range(2):
+            logging.getLogger("stages.shard.stage").warning("the split %s has no sample", "test")
+        logging.getLogger("pipeline.tracking.thread").warning("MLflow at http://me:secret@host/: no answer")
+        logging.getLogger("ray").warning("chatter")
+        logging.getLogger("pipeline.running.driver").error("the command ends with this")
+    logging.getLogger("stages.shard.stage").warning("after the command")
+    assert stream.getvalue().splitlines() == [
+        "warning: the split test has no sample",
+        "warning: MLflow at http://host/: no answer",
+    ]
+    assert "chatter" in caplog.text
 
 
 def test_progress_may_come_from_threads_and_after_the_stage_has_ended():
     stream = io.StringIO()
     display = Display(stream)
     display.stage_started("shard", "starts")
-    threads = [threading.Thread(target=display.progress, args=("shard", n, 9, "rows")) for n in range(9)]
+    threads = [
+        threading.Thread(target=display.progress, args=("shard", Progress(n, 9, "rows"))) for n in range(9)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     display.stage_ended("shard", "ends")
-    display.progress("shard", 9, 9, "rows")
+    display.progress("shard", Progress(9, 9, "rows"))
     assert stream.getvalue() == "starts\nends\n"
 
 

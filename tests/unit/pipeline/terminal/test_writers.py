@@ -24,6 +24,7 @@ CALLS = (
     "warnings.showwarning",
 )
 STREAMS = ("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__")
+HANDED_TO = ("print_json", "Terminal", "Display", "LiveView")
 # (file, source) that may: what they write is not from data, and why
 ALLOWED = {
     ("pipeline/one_place.py", "sys.stderr"): "before the first import of our packages",
@@ -48,7 +49,7 @@ def writers(root: Path) -> list[tuple[str, int, str]]:
         handed = {
             id(argument)
             for node in ast.walk(tree)
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print_json", "Terminal", "Display")
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in HANDED_TO
             for argument in node.args
         }
         for node in ast.walk(tree):

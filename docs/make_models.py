@@ -1,0 +1,196 @@
+"""Write docs/models.md: which checkpoints are trained or refused, with sizes and GPUs, from the code itself.
+
+`python docs/make_models.py` writes the page; `--check` exits with 1 if it is out of date. Whether a model is
+accepted, and the reason if not, is what `vico.published_config` says of its config; memory is
+`vico/memory/training_memory.py`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.planning.setups import smallest_setup
+from vico.errors import UserError
+from vico.memory.model_sizes import model_sizes
+from vico.published_config import LANGUAGE_MODELS, hf_config
+
+PAGE = Path(__file__).with_name("models.md")
+HEAD = """# Models
+
+Which InternVL checkpoints `vico` trains, and what they need. This page is generated from the code by
+`make docs`. `vico init my.yaml --model MODEL` says the same of one checkpoint, from its `config.json`
+alone, and writes a pipeline file with budgets and dtype for it.
+
+A checkpoint is trained if its language model is one of {supported}, in the published layout
+(InternVLChatModel, also with Flash's connector and router) or the Hugging Face layout (`-HF`). A
+checkpoint with another language model is refused when its config is read, before any weight is.
+
+`GPUs` is the smallest number of 80 GB GPUs on which the consistency stage fits in bfloat16 with the
+whole model trained, by the memory model of `vico plan` (90 % of the memory is used); more GPUs are
+faster. `memory` is that of one of these GPUs at a full pack. **These numbers are computed, not
+measured**: no published size was trained yet ([README](../README.md#what-is-tested-where)).
+"""
+FOOT = """
+`ZeRO 3` here also spreads the reference (`train.memory.reference: sharded`). `pack` is
+`consistency.tiles_per_pack` and `consistency.reference_tokens_per_pack`; a smaller pack needs more
+packs per step for the same update. Every rank first reads policy and reference into host memory:
+{host}.
+
+Tested with parity cases against the published code, at small widths: Qwen2, Qwen3 and Qwen3-MoE
+language models, both vision towers' norms, both layouts, Flash.
+"""
+VIT = {
+    "300M": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "norm_type": "layer_norm",
+        "qkv_bias": True,
+        "qk_normalization": False,
+    },
+    "6B": {
+        "hidden_size": 3200,
+        "intermediate_size": 12800,
+        "num_hidden_layers": 45,
+        "num_attention_heads": 25,
+        "norm_type": "rms_norm",
+        "qkv_bias": False,
+        "qk_normalization": True,
+    },
+}
+# language model -> (width, width of the MLP, layers, heads, heads of keys); Qwen3 has heads of 128
+QWEN2 = {
+    "Qwen2.5-0.5B": (896, 4864, 24, 14, 2),
+    "Qwen2.5-1.5B": (1536, 8960, 28, 12, 2),
+    "Qwen2.5-3B": (2048, 11008, 36, 16, 2),
+    "Qwen2.5-7B": (3584, 18944, 28, 28, 4),
+    "Qwen2.5-14B": (5120, 13824, 48, 40, 8),
+    "Qwen2.5-32B": (5120, 27648, 64, 40, 8),
+    "Qwen2.5-72B": (8192, 29568, 80, 64, 8),
+}
+QWEN3 = {
+    "Qwen3-0.6B": (1024, 3072, 28, 16, 8),
+    "Qwen3-1.7B": (2048, 6144, 28, 16, 8),
+    "Qwen3-4B": (2560, 9728, 36, 32, 8),
+    "Qwen3-8B": (4096, 12288, 36, 32, 8),
+    "Qwen3-14B": (5120, 17408, 40, 40, 8),
+    "Qwen3-32B": (5120, 25600, 64, 64, 8),
+}
+MOE = {  # and (experts, experts of a token, width of an expert)
+    "Qwen3-30B-A3B": (2048, 6144, 48, 32, 4, 128, 8, 768),
+    "Qwen3-235B-A22B": (4096, 12288, 94, 64, 4, 128, 8, 1536),
+}
+OTHERS = {
+    "InternLM2.5-1.8B": "InternLM2ForCausalLM",
+    "InternLM2.5-7B": "InternLM2ForCausalLM",
+    "InternLM2.5-20B": "InternLM2ForCausalLM",
+    "InternLM3-8B": "InternLM3ForCausalLM",
+    "GPT-OSS-20B": "GptOssForCausalLM",
+}
+FAMILIES = {
+    "InternVL2.5": (
+        ("1B", "300M", "Qwen2.5-0.5B"),
+        ("2B", "300M", "InternLM2.5-1.8B"),
+        ("4B", "300M", "Qwen2.5-3B"),
+        ("8B", "300M", "InternLM2.5-7B"),
+        ("26B", "6B", "InternLM2.5-20B"),
+        ("38B", "6B", "Qwen2.5-32B"),
+        ("78B", "6B", "Qwen2.5-72B"),
+    ),
+    "InternVL3": (
+        ("1B", "300M", "Qwen2.5-0.5B"),
+        ("2B", "300M", "Qwen2.5-1.5B"),
+        ("8B", "300M", "Qwen2.5-7B"),
+        ("9B", "300M", "InternLM3-8B"),
+        ("14B", "300M", "Qwen2.5-14B"),
+        ("38B", "6B", "Qwen2.5-32B"),
+        ("78B", "6B", "Qwen2.5-72B"),
+    ),
+    "InternVL3.5, also Flash": (
+        ("1B", "300M", "Qwen3-0.6B"),
+        ("2B", "300M", "Qwen3-1.7B"),
+        ("4B", "300M", "Qwen3-4B"),
+        ("8B", "300M", "Qwen3-8B"),
+        ("14B", "300M", "Qwen3-14B"),
+        ("38B", "6B", "Qwen3-32B"),
+        ("20B-A4B preview", "300M", "GPT-OSS-20B"),
+        ("30B-A3B", "300M", "Qwen3-30B-A3B"),
+        ("241B-A28B", "6B", "Qwen3-235B-A22B"),
+    ),
+}
+
+
+def published(vision: str, language: str) -> dict[str, Any]:
+    """Return what decides about a checkpoint, as its published config.json has it."""
+    if language in OTHERS:
+        text: dict[str, Any] = {"architectures": [OTHERS[language]]}
+    else:
+        width, mlp, layers, heads, keys, *experts = {**QWEN2, **QWEN3, **MOE}[language]
+        text = {
+            "architectures": ["Qwen2ForCausalLM" if language in QWEN2 else "Qwen3ForCausalLM"],
+            "hidden_size": width,
+            "intermediate_size": mlp,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": keys,
+            "vocab_size": 151674 if language in QWEN2 else 151936,
+            **({} if language in QWEN2 else {"head_dim": 128}),
+        }
+        if experts:
+            names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+            text |= {"architectures": ["Qwen3MoeForCausalLM"], **dict(zip(names, experts, strict=True))}
+    return {"vision_config": {**VIT[vision], "image_size": 448, "patch_size": 14}, "llm_config": text}
+
+
+def row(size: str, vision: str, language: str) -> str:
+    """Return the line of a checkpoint in the table of its family."""
+    try:
+        config = hf_config(published(vision, language), None, "config.json")
+    except UserError as error:
+        reason = str(error).partition(": ")[2].partition(";")[0]
+        return f"| {size} | {language} | refused: {reason} | | | | |"
+    sizes = model_sizes(config)
+    setup = smallest_setup(sizes)
+    parameters = f"{sizes.base / 1e9:.1f}B"
+    if setup is None:
+        return f"| {size} | {language} | trained | {parameters} | more than 64 | | |"
+    recomputed = "" if setup.checkpointing == "none" else f", {setup.checkpointing} checkpointing"
+    how = f"ZeRO {setup.zero_stage}{recomputed}"
+    pack = f"{setup.tiles_per_pack} tiles, {setup.tokens_per_pack:,} tokens"
+    memory = f"{setup.memory.device / 1e9:.0f} GB"
+    return f"| {size} | {language} | trained | {parameters} | {setup.num_gpus}: {how} | {pack} | {memory} |"
+
+
+def page() -> str:
+    """Return the whole page as Markdown."""
+    head = HEAD.format(
+        supported=", ".join(sorted(name.removesuffix("ForCausalLM") for name in LANGUAGE_MODELS))
+    )
+    tables = []
+    for family, checkpoints in FAMILIES.items():
+        lines = [f"## {family}\n", "| size | language model | | parameters | GPUs | pack | memory |"]
+        lines += ["|---|---|---|---:|---|---|---:|", *(row(*checkpoint) for checkpoint in checkpoints)]
+        tables.append("\n".join(lines))
+    examples = {"InternVL3.5-8B": ("300M", "Qwen3-8B"), "-38B": ("6B", "Qwen3-32B")}
+    host = ", ".join(
+        f"{4 * model_sizes(hf_config(published(*parts), None, '')).base / 1e9:.0f} GB per rank for {name}"
+        for name, parts in examples.items()
+    )
+    return head + "\n" + "\n\n".join(tables) + "\n" + FOOT.format(host=host)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="say whether the page is up to date")
+    if not parser.parse_args().check:
+        PAGE.write_text(page(), encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
+        print(f"{PAGE.name} is out of date; run: make docs")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

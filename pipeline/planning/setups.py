@@ -1,0 +1,76 @@
+"""On how many GPUs, and with which settings, a model can be trained: for `vico init` and docs/models.md."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from vico.memory.model_sizes import ModelSizes
+from vico.memory.training_memory import RankMemory, TrainingShape, rank_memory
+
+GPU_BYTES = 80 * 10**9
+USABLE = 0.9
+"""Share of a GPU's memory for what is computed here; the rest is for CUDA, NCCL and fragments."""
+_RANKS = (1, 2, 4, 8, 16, 32, 64)
+_PACKS = ((96, 32768), (48, 16384), (24, 8192), (12, 4096))
+"""(tiles, tokens at the full rate) of a pack, the stage's defaults first."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """GPUs and settings with which a training fits, all in bfloat16."""
+
+    num_gpus: int
+    zero_stage: int
+    checkpointing: Literal["none", "selective", "full"]
+    reference: str
+    tiles_per_pack: int
+    tokens_per_pack: int
+    memory: RankMemory
+
+    def site(self) -> str:
+        """Return the settings as lines of a site file."""
+        memory = f"zero_stage: {self.zero_stage}, activation_checkpointing: {self.checkpointing}"
+        memory += "" if self.reference == "replicated" else f", reference: {self.reference}"
+        workers = f"resources: {{workers: {self.num_gpus}, gpus_per_worker: 1}}"
+        return f"{workers}\ntrain: {{memory: {{{memory}}}}}"
+
+
+def smallest_setup(sizes: ModelSizes, gpu_bytes: int = GPU_BYTES) -> Setup | None:
+    """Return the setup with the fewest GPUs; with as many, the one that recomputes and moves least."""
+    for ranks in _RANKS:
+        for tiles, tokens in _PACKS:
+            fitting = (setup for setup in _setups(sizes, ranks, tiles, tokens) if _fits(setup, gpu_bytes))
+            setup = next(fitting, None)
+            if setup is not None:
+                return setup
+    return None
+
+
+def _fits(setup: Setup, gpu_bytes: int) -> bool:
+    return setup.memory.device <= USABLE * gpu_bytes
+
+
+def _setups(sizes: ModelSizes, ranks: int, tiles: int, tokens: int) -> Iterator[Setup]:
+    """Yield the settings for a pack, those that cost least time first."""
+    visual = min(tiles, tokens // sizes.full_tokens) * sizes.full_tokens
+    choices: tuple[tuple[int, Literal["none", "selective", "full"], str], ...] = (
+        (2, "none", "replicated"),
+        (2, "selective", "replicated"),
+        (2, "full", "replicated"),
+        (3, "full", "sharded"),
+    )
+    for zero_stage, checkpointing, reference in choices:
+        shape = TrainingShape(
+            tokens=round(tokens - 0.375 * visual),  # half of the tiles at a quarter of the tokens
+            tiles=tiles,
+            num_ranks=ranks,
+            weight_bytes=2,
+            zero_stage=zero_stage,
+            offload="none",
+            reference=reference,
+            checkpointing=checkpointing,
+            train_vision=True,
+            kl_chunk_rows=256,
+        )
+        memory = rank_memory(sizes, shape)
+        yield Setup(ranks, zero_stage, checkpointing, reference, tiles, tokens, memory)

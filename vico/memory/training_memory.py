@@ -1,0 +1,145 @@
+"""Memory of the consistency training by part, computed before anything runs, from a model's config.json.
+
+Pure arithmetic: no torch, no weights. Saved activations are the bytes that autograd keeps for the backward
+pass, counted with saved-tensor hooks (`tests/numerics/test_training_memory.py` counts them again). Bytes per
+rank; b is the size of a weight (4 in float32, 2 in bfloat16).
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from vico.memory.model_sizes import ModelSizes
+
+_OPTIMIZER_BYTES = 12
+"""A float32 master copy and two float32 moments per trained parameter, whatever the dtype of the weights."""
+_BUCKET_ELEMENTS = 5 * 10**8
+"""DeepSpeed's default size of the buckets in which gradients are reduced."""
+_LIVE_ELEMENTS = 10**9
+"""DeepSpeed's default limit of the parameters that ZeRO-3 has gathered at the same time."""
+
+
+@dataclass(frozen=True)
+class TrainingShape:
+    """What decides the memory of a training besides the model.
+
+    `tokens` and `tiles` are those of one pack for the policy. `num_ranks` spread the optimizer (ZeRO 1),
+    gradients (2) and weights (3). `offload` is none, optimizer or parameters; `reference` replicated, sharded
+    or cpu. `checkpointing` as in `vico/model/recomputed.py`.
+    """
+
+    tokens: int
+    tiles: int
+    num_ranks: int
+    weight_bytes: int
+    zero_stage: int
+    offload: str
+    reference: str
+    checkpointing: Literal["none", "selective", "full"]
+    train_vision: bool
+    kl_chunk_rows: int
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on the device of one rank, by part, and bytes in host memory that the rank needs besides."""
+
+    weights: int
+    reference: int
+    gradients: int
+    optimizer: int
+    vision_activations: int
+    language_activations: int
+    loss: int
+    buffers: int
+    host: int
+
+    @property
+    def device(self) -> int:
+        """The sum of the parts on the device, without the allocator's fragmentation and the CUDA context."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Return name -> bytes of the parts on the device."""
+        return {part.name: getattr(self, part.name) for part in fields(self) if part.name != "host"}
+
+
+def rank_memory(sizes: ModelSizes, shape: TrainingShape) -> RankMemory:
+    """Return the memory of a rank at the peak of a step: the end of the forward pass of a full pack."""
+    b, ranks, zero = shape.weight_bytes, shape.num_ranks, shape.zero_stage
+    trained = sizes.policy - (0 if shape.train_vision else sizes.vision)
+    shared_tower = 0 if shape.train_vision else sizes.vision
+    weights = b * sizes.policy // (ranks if zero == 3 else 1)
+    gradients = 4 * trained // (ranks if zero >= 2 else 1)
+    optimizer = _OPTIMIZER_BYTES * trained // ranks
+    reference = b * (sizes.base - shared_tower)
+    vision, language = saved_vision_bytes(sizes, shape), saved_language_bytes(sizes, shape)
+    on_host = b * (sizes.policy + sizes.base)  # both models are read before they are spread or moved
+    if shape.offload != "none":
+        # The gradients of host optimizers are on the host, too; a copy of them is on the device in between.
+        on_host += optimizer + gradients
+        optimizer = gradients = 0
+    if shape.offload == "parameters":
+        weights = 0
+    return RankMemory(
+        weights=weights,
+        reference={"replicated": reference, "sharded": reference // ranks, "cpu": 0}[shape.reference],
+        gradients=gradients,
+        optimizer=optimizer,
+        vision_activations=vision,
+        language_activations=language,
+        loss=loss_bytes(sizes, shape),
+        buffers=2 * b * min(_BUCKET_ELEMENTS, trained)
+        + (b * min(_LIVE_ELEMENTS, sizes.policy) if zero == 3 and ranks > 1 else 0),
+        host=on_host + (reference // ranks if shape.reference == "cpu" else 0),
+    )
+
+
+def saved_vision_bytes(sizes: ModelSizes, shape: TrainingShape) -> int:
+    """Return what the vision tower keeps for the backward pass of a pack's tiles; 0 if it is frozen."""
+    if not shape.train_vision:
+        return 0
+    layer = 10 * sizes.vision_width + 2 * sizes.vision_mlp
+    tokens, b = shape.tiles * sizes.tokens_per_tile, shape.weight_bytes
+    if shape.checkpointing == "none":
+        return tokens * sizes.vision_layers * b * layer
+    kept = b * sizes.vision_width  # the layer's input
+    if shape.checkpointing == "selective":
+        kept += _attention_bytes(sizes.vision_width, sizes.vision_heads, b)
+    return tokens * (sizes.vision_layers * kept + b * layer)
+
+
+def saved_language_bytes(sizes: ModelSizes, shape: TrainingShape) -> int:
+    """Return what the language model keeps for the backward pass of a pack's tokens.
+
+    Per token and layer, in bytes, with width W, width of the MLP I, of queries Q and keys K, H heads; norms
+    compute in float32 and keep their inputs so.
+    """
+    factors = (16, 8, 16, 6) if shape.weight_bytes == 2 else (24, 16, 28, 8)
+    widths = (sizes.width, sizes.mlp, sizes.queries, sizes.keys)
+    layer = sum(factor * width for factor, width in zip(factors, widths, strict=True)) + 10 * sizes.heads + 8
+    if shape.checkpointing == "none":
+        return shape.tokens * sizes.layers * layer
+    kept = shape.weight_bytes * sizes.width
+    if shape.checkpointing == "selective":
+        kept += _attention_bytes(sizes.queries, sizes.heads, shape.weight_bytes)
+    return shape.tokens * (sizes.layers * kept + layer)
+
+
+def _attention_bytes(width: int, heads: int, weight_bytes: int) -> int:
+    """Return what attention returns per token: its output, and a float32 sum of exponentials per head."""
+    return weight_bytes * width + 4 * heads
+
+
+def loss_bytes(sizes: ModelSizes, shape: TrainingShape) -> int:
+    """Return two chunks of logits in float32, their gradient, and the head's gradient in float32."""
+    logits = shape.kl_chunk_rows * sizes.vocabulary * (2 * 4 + shape.weight_bytes)
+    return logits + 4 * sizes.vocabulary * sizes.width
+
+
+def checkpoint_bytes(sizes: ModelSizes, weight_bytes: int, *, train_vision: bool) -> int:
+    """Return the bytes of one training checkpoint, the states of all ranks together.
+
+    The policy's weights, and a master copy with two moments in float32 of what is trained.
+    """
+    trained = sizes.policy - (0 if train_vision else sizes.vision)
+    return weight_bytes * sizes.policy + _OPTIMIZER_BYTES * trained
