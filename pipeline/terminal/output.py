@@ -92,7 +92,7 @@ class Terminal:
     def _shown(self, cell: Cell) -> str:
         lines: Sequence[object] = cell if isinstance(cell, tuple) else (cell,)
         shown = (printable(without_passwords(str(line))) for line in lines)
-        return Text(self._encodable("\n".join(shown)))
+        return self._encodable("\n".join(shown))
 
     def _write(self, text: str) -> None:
         self._stream.write(f"{self._encodable(text)}\n")
