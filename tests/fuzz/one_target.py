@@ -28,6 +28,8 @@ CASE_S = 20.0
 CASE_BYTES = 1 << 30
 """A case that needs this much more memory than the process had before is a fault."""
 _EXAMPLES = 200
+_LEAST_CASES = 20
+"""However little time there is, so that a slow machine tries something too."""
 _PROJECT = Path(__file__).parents[2]
 
 
@@ -100,7 +102,7 @@ class Fuzzer:
     def run(self, first_seed: int, seconds: float) -> dict[str, Any]:
         """Draw cases until the time is over, 200 with each seed; return counts and faults."""
         start, number = time.monotonic(), first_seed
-        while time.monotonic() - start < seconds:
+        while time.monotonic() - start < seconds or self.cases < _LEAST_CASES:
             self._run_seed(number, start + seconds)
             number += 1
         return {
@@ -125,7 +127,7 @@ class Fuzzer:
         )
         @given(self.target.cases)
         def cases(data: Any) -> None:
-            if time.monotonic() < deadline:
+            if time.monotonic() < deadline or self.cases < _LEAST_CASES:
                 self.one(data)
 
         cases()
