@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from cluster.project import PROJECT_FOLDER
+from cluster.project import PROJECT_FOLDER, STARTER_FOLDER
 from cluster.sources.in_worker import PACKAGES
 
 
@@ -17,9 +17,14 @@ def package_files(files: Mapping[str, str], *, with_sources: bool) -> dict[str, 
         source.relative_to(PROJECT_FOLDER).as_posix(): source.read_bytes()
         for package in (PACKAGES if with_sources else ())
         for source in sorted((PROJECT_FOLDER / package).rglob("*"))
-        if source.is_file() and "__pycache__" not in source.parts
+        if source.is_file() and "__pycache__" not in source.parts and not _is_unused_in_jobs(source)
     }
     return sources | {name: text.encode() for name, text in files.items()}
+
+
+def _is_unused_in_jobs(path: Path) -> bool:
+    """Return whether a file is of those that `vico init` copies; jobs read only the locked versions."""
+    return STARTER_FOLDER in path.parents and path.name != "constraints.txt"
 
 
 def write_package(path: Path, files: Mapping[str, str], *, with_sources: bool = True) -> None:
