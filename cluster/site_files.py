@@ -11,13 +11,13 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from cluster.project import PROJECT_FOLDER
+from cluster.project import STARTER_FOLDER
 from cluster.settings.blocks import SiteBlock
 from cluster.site import Site
 from vico.bounded_text import BeyondLimits, refuse_yaml_bomb
 from vico.errors import UserError, one_line
 
-SITES_FOLDER = PROJECT_FOLDER / "sites"
+SITES_FOLDER = STARTER_FOLDER / "sites"
 
 
 def load_site(site: str | Path | None = None, *, storage: str | Path | None = None) -> Site:

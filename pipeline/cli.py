@@ -16,6 +16,7 @@ import vico
 from cluster.sources.in_worker import leave_no_core
 from pipeline.commands import data as cli_data
 from pipeline.commands import explain as cli_explain
+from pipeline.commands import init as cli_init
 from pipeline.commands import model as cli_model
 from pipeline.commands import runs as cli_runs
 from pipeline.commands import site as cli_site
@@ -30,7 +31,7 @@ app = typer.Typer(
     help="Train InternVL-style models to spend few visual tokens on simple tiles and many on rich ones.",
 )
 COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `vico --help`
-    cli_data.init,
+    cli_init.init,
     cli_runs.run,
     cli_runs.submit,
     cli_runs.plan,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from cluster.project import PROJECT_FOLDER
+from cluster.project import PROJECT_FOLDER, STARTER_FOLDER
 from cluster.sources.in_worker import PACKAGES
 from vico.errors import UserError
 from vico.own_files import is_inside
@@ -16,7 +16,7 @@ from vico.own_files import is_inside
 def package_files(files: Mapping[str, str], *, with_sources: bool) -> dict[str, bytes]:
     """Return the content of a job's package by path: `files`, after the project's sources if wanted.
 
-    Sources are modules alone: what else is beside them, such as `.env` or a key, stays here. Raises UserError
+    Sources are modules and `constraints.txt`: what else is beside them, such as `.env` or a key, stays here. Raises UserError
     for a module that is a link out of the checkout.
     """
     sources = {
@@ -25,6 +25,9 @@ def package_files(files: Mapping[str, str], *, with_sources: bool) -> dict[str, 
         for source in sorted((PROJECT_FOLDER / package).rglob("*.py"))
         if _is_module(source)
     }
+    if with_sources:  # the locked versions, with which the job compares the packages that it finds
+        locked = STARTER_FOLDER / "constraints.txt"
+        sources[locked.relative_to(PROJECT_FOLDER).as_posix()] = locked.read_bytes()
     return sources | {name: text.encode() for name, text in files.items()}
 
 

@@ -170,6 +170,8 @@ class Tracking(SiteBlock):
     tensorboard: bool = False
     """Also write event files for TensorBoard to runs/<run>/tensorboard in the storage: `tensorboard --logdir
     STORAGE/runs` shows them."""
+    system_metrics: bool = True
+    """Also send CPU, memory, network and GPUs of every node to MLflow; files of the run have them anyway."""
     interval_s: float = Field(2.0, gt=0)
     """Seconds between two transfers of metrics to MLflow."""
     finish_timeout_s: float = Field(60.0, gt=0)

@@ -30,7 +30,7 @@ from pipeline.tracking.client import (
     tagged_run,
 )
 from pipeline.tracking.desired import DesiredRun, desired_pipeline_run, desired_stage_run
-from pipeline.tracking.fields import PARAM_LENGTH, TAG_LENGTH
+from pipeline.tracking.fields import PARAM_LENGTH, SYSTEM, TAG_LENGTH
 from pipeline.tracking.outputs import DIGEST_LENGTH
 from pipeline.tracking.sent import STATE_FILE, SentState, database_is_missing, is_incomplete, mark_incomplete
 from vico.errors import Unreachable, UserError
@@ -192,7 +192,9 @@ class _Comparison:
         self.findings.problem(self.desired.name, kind, path, message)
 
     def _params(self) -> dict[str, str]:
-        return {name: value[:PARAM_LENGTH] for name, value in self.desired.params.items()}
+        # MLflow keeps the first value of a param, and the paths of a resumed run may be others.
+        params = self.desired.params.items()
+        return {name: value[:PARAM_LENGTH] for name, value in params if not name.startswith("inputs.")}
 
     def _tags(self) -> dict[str, str]:
         left_out = _MOVING_TAGS
@@ -248,7 +250,9 @@ def wanted_metrics(desired: DesiredRun) -> dict[str, dict[int, float]]:
     """Return MLflow's name of each metric -> step -> value; of a step done twice, the first value."""
     wanted: dict[str, dict[int, float]] = {}
     values = first_values(desired.attempts) if desired.attempts else {}
-    summary = {f"summary/{name}": {0: value} for name, value in desired.counts.items()}
+    if not desired.has_system_metrics:
+        values = {name: steps for name, steps in values.items() if not name.startswith(SYSTEM)}
+    summary = {name: {0: value} for name, value in desired.summary.items()}
     for name, steps in (*values.items(), *summary.items()):
         key = metric_key(name)
         wanted[key] = {**steps, **wanted.get(key, {})}

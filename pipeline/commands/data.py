@@ -1,8 +1,6 @@
-"""Commands for records: write a first pipeline file; check, build and repair shards."""
+"""Commands for records: check, build and repair shards."""
 
 import sys
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -18,127 +16,11 @@ from pipeline.commands.options import (
     answer_stream,
     site_of,
 )
-from pipeline.terminal.output import Terminal, print_errors, print_json, terminal
-from vico.errors import UserError, one_line
+from pipeline.terminal.output import Terminal, print_errors, print_json
+from vico.errors import one_line
 
 if TYPE_CHECKING:
-    from pipeline.commands.project_template import Records
     from stages.shard.check import CheckReport
-    from stages.shard.config import ShardConfig
-    from stages.shard.first_rows import CheckedFile
-
-DEMO_MODEL = "models/small-internvl"
-
-
-def init(
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="The pipeline file to write.")] = Path(
-        "pipeline.yaml"
-    ),
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            help="Folder with rows (JSON lines or lists, parquet, tars) and their pictures; for InternVL "
-            "rows a meta.json is written to it.",
-        ),
-    ] = None,
-    model: Annotated[
-        str, typer.Option("--model", help="Folder or Hub id of the model to start from.")
-    ] = DEMO_MODEL,
-) -> None:
-    """Write a commented pipeline file.
-
-    For a model of a published size it has budgets that suit the model.
-
-    With --data also check the first rows of the folder, name their format, and write an InternVL meta file if
-    they need one.
-    """
-    from pipeline.commands.model_advice import model_advice
-    from pipeline.commands.project_template import pipeline_text, refuse_existing, write_new
-    from stages.shard.config import ShardConfig
-    from vico.model_files import weight_files
-    from vico.settings import load_settings
-
-    refuse_existing(out)
-    consistency: Mapping[str, object] = {}
-    if model != DEMO_MODEL or Path(model).is_dir():
-        advice = model_advice(model)
-        for line in advice.lines():
-            terminal().line(line)
-        consistency = advice.consistency()
-    records: Records = {"format": "demo", "num_samples": 1600}
-    max_tiles = ShardConfig().max_tiles
-    if data is not None:
-        folder = _model_of_rows(model)
-        max_tiles = min(max_tiles, load_settings(folder).max_tiles)
-        records = _records_of_folder(data, ShardConfig(max_tiles=max_tiles), folder)
-    elif Path(model).is_dir() and weight_files(Path(model)):
-        max_tiles = min(max_tiles, load_settings(model).max_tiles)
-    write_new(out, pipeline_text(str(out), records, model, max_tiles, consistency))
-    terminal().line(f"wrote {out}; next: vico data check {out}")
-
-
-def _model_of_rows(model: str) -> Path:
-    """Return the folder of the model whose tokenizer and tiles the checks of rows need."""
-    from vico.checkpoints.hub import model_folder
-    from vico.model_files import check_model_folder
-
-    folder = model_folder(model)
-    if not folder.is_dir():
-        raise UserError(
-            f"--model {model} is not a folder; the rows are checked for it, so give the folder or Hub id of "
-            "an InternVL checkpoint"
-        )
-    return check_model_folder(folder)
-
-
-def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> "Records":
-    """Show the format of the folder's rows and the result of their checks; return `inputs.records` for them.
-
-    For InternVL rows also write the meta file.
-    """
-    from data_prep.records.meta_files import meta_of_files, meta_text
-    from pipeline.commands.project_template import META_NAME, write_new
-    from stages.shard.first_rows import checked_folder
-
-    checked = checked_folder(data, config, model)
-    for file in checked.files:
-        for line in _checked_lines(file):
-            terminal().wrapped(line)
-    for path in checked.unused:
-        terminal().line(f"{path.name}: not used; to read it, too, add a source to inputs.records")
-    if checked.format != "internvl":
-        return checked.records
-    meta = data / META_NAME
-    records = {"format": "internvl", "path": str(meta)}
-    text = meta_text(meta_of_files(data, {file.path: file.root for file in checked.files}))
-    if meta.is_file() and meta.read_bytes() == text.encode():
-        terminal().line(f"{meta} is already there and fits the rows")
-        return records
-    if meta.exists():
-        raise UserError(
-            f"{meta} exists and has other content; move it away, or use it: `vico init` without --data, then "
-            f"inputs.records: {{format: internvl, path: {meta}}}"
-        )
-    write_new(meta, text)
-    terminal().line(f"wrote {meta}")
-    return records
-
-
-def _checked_lines(file: "CheckedFile") -> list[str]:
-    """Return a line about a file's first rows, and one for the first row of each reason."""
-    reasons = Counter(row["reason"] for row in file.faults)
-    counts = {"good": file.num_good, **dict(reasons.most_common())}
-    text = ", ".join(f"{count} {result}" for result, count in counts.items() if count) or "none"
-    pictures = f", pictures in {file.root}" if file.format != "webdataset" else ""
-    first_rows = {row["reason"]: row for row in reversed(file.faults)}
-    return [
-        f"{file.path.name}: format {file.format}{pictures}; first rows: {text}",
-        *(
-            f"  line {row['line']}, {reason}: {one_line(row['message'], max_chars=None)}"
-            for reason, row in sorted(first_rows.items())
-        ),
-    ]
 
 
 def check(

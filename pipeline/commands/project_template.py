@@ -7,8 +7,6 @@ from typing import TypeAlias
 
 import yaml
 
-from vico.errors import UserError
-
 META_NAME = "meta.json"
 Records: TypeAlias = Mapping[str, object] | Sequence[Mapping[str, object]]
 """The value of `inputs.records`: a source, or a list of sources."""
@@ -68,22 +66,6 @@ def pipeline_text(
         dtype=", dtype: bfloat16" if consistency else "",
         dtype_comment=_HALF_EVERYWHERE if consistency else _HALF_ON_CUDA,
     )
-
-
-def write_new(path: Path, text: str) -> None:
-    """Write a new file. Raises UserError if the path exists or is not writable."""
-    refuse_existing(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} is not writable ({error.strerror}); give another path") from error
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise UserError if the path exists."""
-    if path.exists():
-        raise UserError(f"{path} exists; move it away or give another name")
 
 
 def _yaml_line(key: str, value: object) -> str:

@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 from cluster.passwords import without_passwords
-from cluster.project import PROJECT_FOLDER
+from cluster.project import PROJECT_FOLDER, STARTER_FOLDER
 from cluster.site import Site
 from vico.errors import one_line
 
@@ -157,8 +157,8 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def locked_versions() -> dict[str, str]:
-    """Return the versions that constraints.txt pins, by package; nothing for an installed wheel."""
-    path = PROJECT_FOLDER / "constraints.txt"
+    """Return the versions that constraints.txt pins, by package."""
+    path = STARTER_FOLDER / "constraints.txt"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     pins = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
     return {name.strip().lower().replace("_", "-"): version.strip() for name, _, version in pins}

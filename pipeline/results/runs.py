@@ -61,6 +61,8 @@ class RunAttempt(BaseModel):
     started: str
     host: str
     pid: int
+    user: str = ""
+    """Login name; empty from an older vico."""
     ended: str | None = None
     state: State = "running"
 

@@ -1,5 +1,6 @@
 """The run that a command works on, and every change of its run.json. Used by driver and stage runner."""
 
+import getpass
 import logging
 import os
 import socket
@@ -58,7 +59,8 @@ class HeldRun:
         for attempt in run.attempts:
             if attempt.state == "running":
                 attempt.state = "interrupted"
-        run.attempts.append(RunAttempt(started=_now(), host=socket.gethostname(), pid=os.getpid()))
+        host, pid = socket.gethostname(), os.getpid()
+        run.attempts.append(RunAttempt(started=_now(), host=host, pid=pid, user=user_name()))
         self.save()
         return ignored
 
@@ -147,3 +149,11 @@ def _close(run: RunFile, state: State, message: str) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def user_name() -> str:
+    """Return the login name of this process, or its number where it has none, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

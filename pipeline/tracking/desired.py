@@ -26,7 +26,15 @@ from pipeline.tracking.desired_outputs import (
     output_address,
     stage_datasets,
 )
+from pipeline.tracking.front_page import (
+    LAST,
+    final_metrics,
+    source_digests,
+    source_tags,
+    version_tags,
+)
 from pipeline.tracking.sent import SentState
+from stages.outputs import MODEL_FOLDER
 from vico.shown_text import printable, printable_lines
 
 STATUS: dict[State, str] = {
@@ -56,13 +64,18 @@ class DesiredRun:
     tags: Mapping[str, str]
     attempts: Path | None = None
     """The folder with the metrics of the attempts; None if no metrics are to be sent."""
-    counts: Mapping[str, float] = field(default_factory=dict)
+    has_system_metrics: bool = True
+    """Whether the metrics of the nodes (`system/...`) are sent, too."""
+    summary: Mapping[str, float] = field(default_factory=dict)
+    """Metrics that have one value."""
     datasets: tuple[DataSet, ...] = ()
     models: tuple[ModelOutput, ...] = ()
     registers_as: str = ""
     """Name under which the models become versions in the model registry; empty: they do not."""
     is_candidate: bool = False
     """Whether the registered version gets the alias of the candidate."""
+    version_tags: Mapping[str, str] = field(default_factory=dict)
+    """What a registered version says of its model."""
     files: tuple[tuple[Path, str], ...] = ()
     """Files, each with its artifact folder."""
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -87,7 +100,8 @@ class DesiredRun:
 
 def desired_pipeline_run(run: RunFile, site: Site) -> DesiredRun:
     """Return the parent run, which shows what belongs to the pipeline as a whole."""
-    blocks = {name: run.config[name] for name in run.stages if name in run.config}
+    blocks = {name: run.config[name] for name in ("inputs", *run.stages) if name in run.config}
+    sources = source_digests(run, site.storage)
     tags = {
         "vico.run": run.run,
         "vico.stage": PIPELINE,
@@ -96,6 +110,7 @@ def desired_pipeline_run(run: RunFile, site: Site) -> DesiredRun:
         "vico.site": run.site,
         "vico.storage": site.storage_address,
         "vico.num_commands": str(len(run.attempts)),
+        **source_tags(run),
         **_git_tags(git_state()),
     }
     if run.attempts:
@@ -114,6 +129,8 @@ def desired_pipeline_run(run: RunFile, site: Site) -> DesiredRun:
         end_s=_seconds(ended) if ended else None,
         params=flattened_text({"seed": run.config.get("seed"), **blocks}),
         tags=tags,
+        summary=final_metrics(run, site.storage),
+        datasets=tuple(stage_datasets(run, sources, site)),
         texts={"config.yaml": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)},
     )
 
@@ -148,13 +165,27 @@ def desired_stage_run(run: RunFile, name: str, site: Site) -> DesiredRun | None:
             **{f"vico.input.{source}": value for source, value in inputs.items()},
         },
         attempts=folder.path / "attempts" if is_own else None,
-        counts=numbers(made_by_run.counts) if made_by_run else {},
+        has_system_metrics=site.tracking.system_metrics,
+        summary=_summary(made_by_run) if made_by_run else {},
         datasets=(*stage_datasets(run, inputs, site), *([dataset] if dataset else [])),
         models=tuple(made_models(folder, made_by_run)) if made_by_run else (),
         registers_as=run.experiment if name == REGISTERED_STAGE else "",
         is_candidate=name == REGISTERED_STAGE and record is not None and _passes_gate(run, site),
+        version_tags=_version_tags(run, made_by_run, folder, site) if made_by_run else {},
         files=tuple(artifact_files(folder)) if is_own else (),
     )
+
+
+def _summary(record: Record) -> dict[str, float]:
+    """Return the counts of a stage as metrics, without those that repeat the last value of a metric."""
+    counts = numbers(record.counts)
+    return {f"summary/{name}": value for name, value in counts.items() if not name.startswith(LAST)}
+
+
+def _version_tags(run: RunFile, record: Record, folder: StageFolder, site: Site) -> dict[str, str]:
+    if record.stage != REGISTERED_STAGE:
+        return {}
+    return version_tags(run, record, folder.storage.address(folder.output / MODEL_FOLDER), site)
 
 
 def _passes_gate(run: RunFile, site: Site) -> bool:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Limits of MLflow: metrics per batch, params or tags per batch, characters of a param, characters of a tag.
 NUM_METRICS, NUM_PARAMS, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 5000
+SYSTEM = "system/"
+"""Start of the names of the metrics of a node."""
 
 
 @dataclass
@@ -80,11 +82,12 @@ class FieldSender:
                     for line in lines
                     if line.content is not None
                     for name, value in line.content.metrics.items()
+                    if self.desired.has_system_metrics or not name.startswith(SYSTEM)
                 )
                 self.progress.files.take(lines)
                 save()  # after an outage, sending takes minutes
         end_s = self.desired.end_s or self.desired.start_s
-        self._send_values((f"summary/{key}", 0, value, end_s) for key, value in self.desired.counts.items())
+        self._send_values((name, 0, value, end_s) for name, value in self.desired.summary.items())
 
     def _send_values(self, values: Iterable[tuple[str, int, float, float]]) -> None:
         """Send (name, step, value, time in seconds) if MLflow does not have the step."""

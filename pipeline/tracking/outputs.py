@@ -16,6 +16,7 @@ from pipeline.tracking.artifact_roots import lost_root, moved_roots
 from pipeline.tracking.client import active_experiment, error_line, mlflow_client, sqlite_lock, tag_filter
 from pipeline.tracking.desired import DesiredRun
 from pipeline.tracking.desired_outputs import ModelOutput
+from pipeline.tracking.front_page import version_description
 from pipeline.tracking.sent import SentRun, SentState
 from vico.errors import UserError
 
@@ -61,8 +62,6 @@ class OutputSender:
                 self.sent.models[model.key] = self._send_model(model)
 
     def _send_model(self, model: ModelOutput) -> str:
-        from mlflow.entities import LoggedModelOutput
-
         # A kill may have come between creating the model and our note of it.
         filters = f"source_run_id = '{self.sent.id}' and {tag_filter({'vico.digest': model.digest})}"
         logged = next(iter(self.client.search_logged_models([self.experiment], filters, max_results=1)), None)
@@ -71,11 +70,23 @@ class OutputSender:
             tags |= self.desired.identity_tags
             logged = self.client.create_logged_model(self.experiment, model.name, self.sent.id, tags)
         self.client.finalize_logged_model(logged.model_id, "READY")
+        self._add_output(logged.model_id)
+        return logged.model_id
+
+    def link_models(self, models: Mapping[str, str]) -> None:
+        """Show models of another MLflow run (key -> id) as outputs of this one, too."""
+        for key, model_id in models.items():
+            if self.sent.models.get(key) != model_id:
+                self._add_output(model_id)
+                self.sent.models[key] = model_id
+
+    def _add_output(self, model_id: str) -> None:
+        from mlflow.entities import LoggedModelOutput
+
         outputs = self.client.get_run(self.sent.id).outputs
         output_ids = [output.model_id for output in (outputs.model_outputs if outputs else [])]
-        if logged.model_id not in output_ids:  # MLflow refuses the same output twice
-            self.client.log_outputs(self.sent.id, [LoggedModelOutput(logged.model_id, step=0)])
-        return logged.model_id
+        if model_id not in output_ids:  # MLflow refuses the same output twice
+            self.client.log_outputs(self.sent.id, [LoggedModelOutput(model_id, step=0)])
 
     def send_files(self) -> None:
         for name, text in self.desired.texts.items():
@@ -120,13 +131,18 @@ class OutputSender:
                 raise
         names = ("vico.run", "vico.fingerprint")
         tags = {name: self.desired.tags[name] for name in names if name in self.desired.tags}
-        tags |= {"vico.digest": model.digest, "vico.uri": model.uri}
+        tags |= {"vico.digest": model.digest, "vico.uri": model.uri, **self.desired.version_tags}
         model_id = self.sent.models[model.key]
         # A server accepts no path outside its artifacts; a database looks for LoggedModels elsewhere.
         is_server = self.uri.startswith(("http://", "https://"))
         source = f"models:/{model_id}" if is_server else model.uri
         version = self.client.create_model_version(
-            registered, source, run_id=self.sent.id, tags=tags, model_id=model_id if is_server else None
+            registered,
+            source,
+            run_id=self.sent.id,
+            tags=tags,
+            description=version_description(tags) or None,
+            model_id=model_id if is_server else None,
         )
         return str(version.version)
 

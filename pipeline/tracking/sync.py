@@ -20,7 +20,7 @@ from pipeline.tracking.client import (
     sqlite_lock,
     tagged_run,
 )
-from pipeline.tracking.desired import DesiredRun, desired_pipeline_run, desired_stage_run
+from pipeline.tracking.desired import REGISTERED_STAGE, DesiredRun, desired_pipeline_run, desired_stage_run
 from pipeline.tracking.fields import FieldSender, MetricProgress
 from pipeline.tracking.outputs import OutputSender
 from pipeline.tracking.sent import STATE_FILE, SentRun, SentState, SentSteps, StepSet
@@ -28,6 +28,10 @@ from vico.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
+
+
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""The tag by which MLflow's pages open in model training, not in GenAI."""
 
 
 class RunSync:
@@ -60,6 +64,7 @@ class RunSync:
             parent_id = self._sent_run(desired, None).id
             problems = self._sync_stages(run, parent_id)
             self._send(desired, None)
+            self._link_models(desired)
             is_sent = not problems
         except Exception:
             self._progress.pop(PIPELINE, None)
@@ -102,6 +107,14 @@ class RunSync:
             raise UserError(self._lost_root)
         outputs.send_files()
         outputs.send_versions()
+
+    def _link_models(self, parent: DesiredRun) -> None:
+        """Show the exported model in the run of the pipeline."""
+        exported = self.state.runs.get(REGISTERED_STAGE)
+        if exported is not None:
+            sent = self.state.runs[PIPELINE]
+            outputs = OutputSender(self.client, self.site.tracking_uri, self._experiment, parent, sent)
+            outputs.link_models(exported.models)
 
     def _sent_run(self, desired: DesiredRun, parent_id: str | None) -> SentRun:
         """Return the note of an MLflow run. The first time, find or create the run and ask what it has."""
@@ -170,6 +183,9 @@ class RunSync:
             with sqlite_lock(self.site.tracking_uri):
                 existing = active_experiment(self.client, name, self.site) or self._created_experiment(name)
         if existing.experiment_id != self._experiment:
+            if MODEL_TRAINING.keys() - existing.tags.keys():
+                for key, value in MODEL_TRAINING.items():
+                    self.client.set_experiment_tag(existing.experiment_id, key, value)
             self._experiment = existing.experiment_id
             self._progress, self._settled = {}, {}
         self._lost_root = lost_root(self.site, name, existing.artifact_location)

@@ -11,7 +11,7 @@ from data_prep.shards.names import MANIFEST_FILE
 from stages.context import Context
 from stages.export.config import ExportConfig
 from stages.export.model_card import CARD_FILE, CardSources, model_card
-from stages.export.start_model import start_model
+from stages.export.start_model import start_model, stated_licence
 from stages.outputs import METRICS_FILE, MODEL_FOLDER, POLICY_FOLDER, ROUTER_FILE
 
 CODE_VERSION = 4
@@ -29,7 +29,9 @@ def run(config: ExportConfig, context: Context) -> dict[str, float | int | str]:
         write_model(context, folder, threshold)
         context.parts.publish(MODEL_FOLDER)
     size = sum(path.stat().st_size for path in (context.parts.output / MODEL_FOLDER).iterdir())
-    return {"bytes": size, "absolute_threshold": threshold}
+    model = context.folder("model")
+    base = {"base_model": model.resolve().name, "base_licence": stated_licence(model)}
+    return {"bytes": size, "absolute_threshold": threshold, **base}
 
 
 def write_model(context: Context, folder: Path, threshold: float) -> None:

@@ -124,6 +124,12 @@ def export_run(digest: str, *, is_candidate: bool = True) -> DesiredRun:
         models=(ModelOutput("export-model", f"file:///elsewhere/{digest}", digest),),
         registers_as="registry: a/test",
         is_candidate=is_candidate,
+        version_tags={
+            "vico.quality_kept": "0.98",
+            "vico.tokens_saved": "0.4",
+            "vico.test_questions": "316",
+            "vico.address": "machine:/model",
+        },
     )
 
 
@@ -142,6 +148,15 @@ def test_exported_models_become_versions_and_the_newest_is_the_candidate(server)
         assert (int(candidate.version), candidate.run_id) == (number, run)
         assert candidate.tags["vico.digest"] == digest
         assert candidate.tags["vico.uri"] == f"file:///elsewhere/{digest}"
+        assert (
+            candidate.tags["vico.quality_kept"] == "0.98" and "0.98 of the quality" in candidate.description
+        )
+        parent = SentRun(id=client.create_run(experiment).info.run_id, began="1")
+        for _ in range(2):
+            replace(sender, sent=parent).link_models(sent.models)
+            parent.models.clear()  # the note is lost
+        [output] = client.get_run(parent.id).outputs.model_outputs
+        assert [output.model_id] == list(sent.models.values())
     assert len(client.search_model_versions("name = 'registry_ a_test'")) == 2
 
 

@@ -79,6 +79,10 @@ def test_a_run_is_a_tree_with_params_tags_metrics_data_sets_and_files(project):
     assert set(shown.statuses().values()) == {"FINISHED"}
     assert {run.data.tags.get("mlflow.parentRunId") for run in shown.runs} == {None, parent.info.run_id}
     assert parent.data.params["draw.scale"] == "0.1"
+    assert parent.data.params["inputs.records.num_samples"] == "4"
+    assert parent.data.tags["mlflow.user"] and parent.data.tags["mlflow.source.name"] == "vico run"
+    experiment = shown.client.get_experiment(shown.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert shown.client.list_artifacts(parent.info.run_id)[0].path == "config.yaml"
     draw, square, total = (shown.run(name) for name in ("draw", "square", "total"))
     assert draw.data.params == {"seed": "7", "num_parts": "4", "scale": "0.1"}

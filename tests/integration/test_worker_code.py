@@ -2,13 +2,11 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import textwrap
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,18 +14,13 @@ import psutil
 import pytest
 
 from cluster.sources.in_worker import PACKAGES
+from tests.installed_wheel import copy_packages, install_wheel, without_checkout
 from tests.integration.demo_pipeline import write_pipeline
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
 PLANTED = "raise RuntimeError('code of the working directory')\n"
-
-
-def copy_packages(folder: Path) -> Path:
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -44,29 +37,15 @@ def other_checkout(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """The command `vico` of a wheel, in an environment that has the dependencies of this one."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = copy_packages(folder / "source")
-    for file in ("pyproject.toml", "README.md", "LICENSE", "vico_command.py"):
-        shutil.copy(ROOT / file, source)
-    venv.create(folder / "venv", symlinks=True)
-    python = folder / "venv" / "bin" / "python"
-    site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
-    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    options = ["--quiet", "--disable-pip-version-check", "--no-build-isolation", "--no-deps", "--no-index"]
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", *options, str(source)]
-    subprocess.run(pip, check=True)
-    return folder / "venv" / "bin" / "vico"
+    return install_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def vico(program: Path, *arguments: object, cwd: Path, **variables: str) -> tuple[int, str]:
     """Run the program `vico` in `cwd`; return its exit code and standard error."""
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")
-    }
     process = subprocess.run(
         [str(program), *map(str, arguments)],
         cwd=cwd,
-        env={**environment, "OMP_NUM_THREADS": "1", **variables},
+        env=without_checkout(**variables),
         capture_output=True,
         text=True,
         timeout=600,

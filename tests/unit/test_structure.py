@@ -35,7 +35,7 @@ ORDERS = {
         ("storage",),
         ("identity",),
         ("config", "serving"),
-        ("terminal", "json_files", "one_place"),
+        ("terminal", "json_files", "one_place", "starter"),
     ),
     "stages": (
         STAGES,
@@ -242,3 +242,14 @@ def test_wheel_holds_the_five_packages_and_no_tests(tmp_path):
     assert {name.partition("/")[0] for name in names} == {*ARROWS, "vico_command.py"}
     modules = {p.relative_to(ROOT).as_posix() for package in ARROWS for p in (ROOT / package).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == {*modules, "vico_command.py"}
+    starter = {
+        name.removeprefix("pipeline/starter/") for name in names if name.startswith("pipeline/starter/")
+    }
+    listed = subprocess.run(
+        ["git", "ls-files", "models", "configs", "sites", "constraints.txt"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert starter == set(listed.stdout.split())

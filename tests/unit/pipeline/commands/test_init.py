@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from tests.tiny_model import make_tiny_model
 from vico.errors import UserError
 from vico.settings import load_settings
 
+ROOT = Path(__file__).parents[4]
 SHAREGPT = {
     "messages": [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "It."}],
     "images": ["a.png"],
@@ -120,6 +122,61 @@ def test_a_second_run_uses_the_meta_file_of_the_first(data, model):
     write_lines(data / "b.jsonl", [row("a.png", answer="a third")])
     result = init(data, model, "third.yaml")
     assert "exists and has other content; move it away" in str(result.exception)
+
+
+def test_the_same_command_again_changes_nothing(data, model):
+    write_lines(data / "a.jsonl", [row("a.png")])
+    for out in ("pipeline.yaml", "data/pipeline.yaml"):  # also with its own output among the rows
+        assert init(data, model, out).exit_code == 0
+        before = {path: path.read_bytes() for path in data.parent.rglob("*") if path.is_file()}
+        again = init(data, model, out)
+        assert again.exit_code == 0 and again.stdout.count("is already there, with the same content") == 2
+        assert {path: path.read_bytes() for path in data.parent.rglob("*") if path.is_file()} == before
+    (data.parent / "pipeline.yaml").write_text("seed: 1\n")
+    write_lines(data / "a.jsonl", [SHAREGPT])
+    assert "pipeline.yaml exists and has other content" in str(init(data, model).exception)
+    assert (data.parent / "pipeline.yaml").read_text() == "seed: 1\n"
+
+
+def in_folder(folder, monkeypatch, *arguments):
+    monkeypatch.chdir(folder)
+    return CliRunner().invoke(app, ["init", *arguments])
+
+
+def files_below(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_empty_folder_gets_the_demo_model(tmp_path, monkeypatch):
+    assert in_folder(tmp_path, monkeypatch).exit_code == 0
+    folder = load_config(tmp_path / "pipeline.yaml", pipeline_graph()).inputs.model_folder
+    assert folder == tmp_path / "models" / "small-internvl"
+    assert files_below(folder) == files_below(ROOT / "models" / "small-internvl")
+    again = in_folder(tmp_path, monkeypatch, "second.yaml")
+    assert again.stdout == "wrote second.yaml\nnext: vico data check second.yaml\n"
+
+
+def test_rows_in_an_empty_folder_are_checked_for_the_demo_model(data, monkeypatch):
+    write_lines(data / "a.jsonl", [row("a.png")])
+    result = in_folder(data.parent, monkeypatch, "--data", "data")
+    assert result.exit_code == 0 and "1 good" in result.stdout, result.exception
+    assert checked(data.parent / "pipeline.yaml") == (1, 1)
+
+
+def test_the_files_of_the_quickstart_are_those_of_the_checkout(tmp_path, monkeypatch):
+    assert "next: vico run configs/quickstart.yaml" in in_folder(tmp_path, monkeypatch, "--quickstart").stdout
+    written = files_below(tmp_path)
+    assert {"configs/quickstart.yaml", "sites/slurm.yaml", "constraints.txt"} <= written
+    for name in written:
+        assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
+    load_config(tmp_path / "configs" / "quickstart.yaml", pipeline_graph())
+    assert in_folder(tmp_path, monkeypatch, "--quickstart").exit_code == 0
+    (tmp_path / "sites" / "local.yaml").write_text("name: mine\n")
+    (tmp_path / "constraints.txt").unlink()
+    error = in_folder(tmp_path, monkeypatch, "--quickstart").exception
+    assert "sites/local.yaml exists and has other content" in str(error)
+    assert not (tmp_path / "constraints.txt").exists(), "all or nothing"
+    assert "leave out FILE" in str(in_folder(tmp_path, monkeypatch, "a.yaml", "--quickstart").exception)
 
 
 def test_a_picture_without_a_mark_is_read_as_internvl_reads_it(data, model):

@@ -8,73 +8,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.quality_gate import QualityGate
-from pipeline.identity.fingerprints import stage_fingerprint
 from pipeline.results.latest import link_results, model_path
 from pipeline.results.quality import quality_of, run_quality
-from pipeline.results.records import Record, outputs_digest
 from pipeline.results.run_summary import summary_lines
 from pipeline.results.runs import Runs
-from pipeline.results.stage_folder import StageFolder
-from pipeline.storage.leases import Leases
+from tests.finished_runs import finished_run
 
 KEPT = Path(__file__).parents[4] / "docs" / "figures" / "quickstart" / "metrics.json"
 METRICS = json.loads(KEPT.read_text())
-
-
-def finished_stage(storage, run, name, files):
-    """Write the finished result of a stage as a run would, and mark it done in run.json."""
-    identity = {"code_version": 1, "config": {"of": run}, "inputs": {}}
-    folder = StageFolder(storage, name, stage_fingerprint(name, identity))
-    with Leases(folder.storage).acquire(folder.path, run) as lease:
-        parts = folder.begin(lease, {}, (), "2026-01-01T00:00:00+00:00")
-        for file, text in files.items():
-            parts.partial(file).write_text(text)
-            parts.publish(file)
-        outputs = folder.outputs()
-        record = Record(
-            stage=name,
-            fingerprint=folder.fingerprint,
-            identity=identity,
-            attempt=1,
-            run=run,
-            git={},
-            source_digest="",
-            sources={},
-            packages={},
-            outputs=outputs,
-            output_digest=outputs_digest(outputs),
-            inputs={},
-            counts={},
-            seconds=1.0,
-            started="2026-01-01T00:00:00+00:00",
-            ended="2026-01-01T00:01:00+00:00",
-            site="local",
-            facts={},
-        )
-        folder.finish(lease, record)
-    return folder.fingerprint
-
-
-def finished_run(storage, metrics, **config):
-    runs = Runs(storage)
-    run = runs.create(
-        pipeline="p",
-        fingerprints={"evaluate": "a" * 64, "export": "b" * 64},
-        experiment="e",
-        config=config,
-        site="s",
-    )
-    files = {
-        "evaluate": {"metrics.json": json.dumps(metrics)},
-        "export": {"model/config.json": json.dumps({"of": run.run})},
-    }
-    for name, contents in files.items():
-        entry = run.stages[name]
-        entry.fingerprint = finished_stage(storage, run.run, name, contents)
-        entry.state, entry.attempt = "done", 1
-    run.state = "done"
-    runs.save(run)
-    return run
 
 
 def changed(**fields):
