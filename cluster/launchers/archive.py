@@ -16,8 +16,8 @@ from vico.own_files import is_inside
 def package_files(files: Mapping[str, str], *, with_sources: bool) -> dict[str, bytes]:
     """Return the content of a job's package by path: `files`, after the project's sources if wanted.
 
-    Sources are modules and `constraints.txt`: what else is beside them, such as `.env` or a key, stays here. Raises UserError
-    for a module that is a link out of the checkout.
+    Sources are modules and `constraints.txt`: what else is beside them, such as `.env` or a key, stays here.
+    Raises UserError for a module that is a link out of the checkout.
     """
     sources = {
         source.relative_to(PROJECT_FOLDER).as_posix(): source.read_bytes()

@@ -13,8 +13,8 @@ from PIL import Image
 from pipeline.commands.tables import text_table
 from pipeline.terminal.output import print_json, terminal
 from pipeline.terminal.tables import TextTable
-from vico.devices import usable_device
 from vico.errors import UserError, one_line
+from vico.inference.devices import usable_device
 from vico.model_files import stored_threshold
 from vico.settings import ModelSettings, load_settings
 from vico.tiling import tile_boxes, tile_grid

@@ -14,8 +14,8 @@ from PIL import Image
 
 from vico.checkpoints.hub import model_folder
 from vico.checkpoints.load import load_model
-from vico.devices import usable_device
 from vico.errors import UserError, one_line
+from vico.inference.devices import usable_device
 from vico.inference.encoded_pictures import encoded_pictures
 from vico.inference.generation import greedy_answers
 from vico.inference.routing import absolute_rule
