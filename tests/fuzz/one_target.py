@@ -28,6 +28,8 @@ CASE_S = 20.0
 CASE_BYTES = 1 << 30
 """A case that needs this much more memory than the process had before is a fault."""
 _EXAMPLES = 200
+_LEAST_CASES = 20
+"""However short the time is."""
 _PROJECT = Path(__file__).parents[2]
 
 
@@ -125,7 +127,7 @@ class Fuzzer:
         )
         @given(self.target.cases)
         def cases(data: Any) -> None:
-            if time.monotonic() < deadline:
+            if time.monotonic() < deadline or self.cases < _LEAST_CASES:
                 self.one(data)
 
         cases()
