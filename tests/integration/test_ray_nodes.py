@@ -82,7 +82,7 @@ def nodes(tmp_path_factory) -> Iterator[RayNodes]:
         "RAY_raylet_start_wait_time_s": "180",  # busy machines
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "2000",
-        "RAY_health_check_failure_threshold": "3",
+        "RAY_health_check_failure_threshold": "10",
     }
     private = {name: [PRIVATE] for name in names}
     with hosts(names, tmp_path_factory.mktemp("hosts"), private=private) as machines:
