@@ -24,6 +24,8 @@ from data_prep.shards.names import INDEX_FILE
 from vico.errors import UserError, one_line
 
 INDEX_SCHEMA = 2
+_OLDER = {"image_sha256": pa.list_(pa.binary(32))}
+"""Types of columns that earlier versions wrote, which are read, too."""
 _META_KEY = b"vico.schema"
 _CACHED_ROW_GROUPS = 8
 _COLUMNS = (
@@ -133,7 +135,7 @@ class ShardIndex:
                 "run the shard stage again"
             )
         for name, kind in _COLUMNS:
-            if name not in columns.names or columns.field(name).type != kind:
+            if name not in columns.names or columns.field(name).type not in (kind, _OLDER.get(name)):
                 raise self._damaged(f"its column {name} is missing or not {kind}")
         metadata = self._file.metadata
         sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
