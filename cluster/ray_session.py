@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from cluster.process_environment import session_environment
 from cluster.project import PROJECT_FOLDER
 from cluster.ray_start.address import refuse_no_cluster, refused_token
 from cluster.ray_start.local import RAY_FOLDER, start_limit, temporary_ray_folder
+from cluster.settings.blocks import Resources
 from cluster.site import Site
 from cluster.sources.by_value import refuse_other_code
 from cluster.sources.driver import driver_code, is_installed, python_path
@@ -78,7 +79,7 @@ def ray_session(site: Site) -> Iterator[None]:
 
 
 def join(address: str, site: Site) -> None:
-    """Connect to the cluster at `address`; warn when it has fewer CPUs than `resources.workers` needs."""
+    """Connect to the cluster at `address`; warn when it has too few CPUs or GPUs for `resources.workers`."""
     source = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "ray.address"
     try:
         refuse_no_cluster(source, address)
@@ -90,16 +91,20 @@ def join(address: str, site: Site) -> None:
             f"{source}={address}: this machine cannot join: {last_line(str(error.__cause__ or error))}; "
             f"`ray start --address={address}` makes it a part, without {source} a local Ray is used"
         ) from error
-    available = ray.cluster_resources().get("CPU", 0)
-    needed = max(resources.workers * resources.threads_per_worker for resources in site.resources.every)
-    if available < needed:
-        logger.warning(
-            "the cluster at %s has %d CPUs, resources.workers=%d needs %d: training waits until it grows",
-            address,
-            available,
-            site.resources.workers,
-            needed,
-        )
+    for lack in lacking(ray.cluster_resources(), site.resources):
+        logger.warning("the cluster at %s %s: a training waits until it grows", address, lack)
+
+
+def lacking(available: Mapping[str, float], resources: Resources) -> list[str]:
+    """Return what a cluster lacks of CPUs and GPUs for the ranks of a training, one clause per kind."""
+    clauses = []
+    for kind in ("CPU", "GPU"):
+        have = available.get(kind, 0)
+        needs = [(own.workers * own.per_process.get(kind, 0), own.workers) for own in resources.every]
+        needed, workers = max(needs)
+        if have < needed:
+            clauses.append(f"has {have:g} {kind}s, resources.workers={workers} need {needed:g}")
+    return clauses
 
 
 def start_local(folder: Path, site: Site) -> None:
