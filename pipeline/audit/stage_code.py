@@ -53,9 +53,10 @@ def _audit_attempts(folder: StageFolder, record: Record, findings: Findings) -> 
     if CODE not in record.facts:
         return  # of an older vico, whose attempts did not record all of it
     try:
+        folder.refuse_edited(record)
         made = made_by_attempts(folder, record.sources, record.packages)
     except UserError:
-        return  # a damaged attempt.json is reported with the record
+        return  # an edited record and a damaged attempt.json are reported with the record
     for fact, word in ((CODES_OF_ATTEMPTS, "code"), (PACKAGES_OF_ATTEMPTS, "packages")):
         recorded, attempts = record.facts.get(fact, {}), made.get(fact, {})
         for number in sorted({*recorded, *attempts}, key=int):
