@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.metric_lines import MetricLine, system_metrics_file
 from cluster.settings.blocks import Tracking
 from cluster.site import Site
 from pipeline.audit.mlflow import wanted_metrics
@@ -77,8 +78,8 @@ def test_a_version_says_how_good_its_model_is_and_where_it_is(run, tmp_path):
 def test_system_metrics_are_sent_by_a_switch(run, tmp_path, is_on):
     site = Site(storage=tmp_path, tracking=Tracking(system_metrics=is_on))
     folder = next(tmp_path.glob("evaluate/*/attempts/1"))
-    line = {"step": 0, "time_s": 1.0, "metrics": {"system/node/cpu": 1.0}}
-    (folder / "system-node.jsonl").write_text(json.dumps(line) + "\n")
+    line = MetricLine(step=0, time_s=1.0, metrics={"system/node/cpu": 1.0})
+    (folder / system_metrics_file("node")).write_text(line.text())
     desired = desired_stage_run(run, "evaluate", site)
     assert desired.has_system_metrics == is_on
     assert ("system/node/cpu" in wanted_metrics(desired)) == is_on
