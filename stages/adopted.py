@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from stages.outputs import NEEDED, POLICY_FOLDER
 from stages.stage_config import StageConfig
 from vico.errors import UserError
+from vico.model_files import refuse_outside_link
 
 if TYPE_CHECKING:
     from stages.context import Context
@@ -61,7 +62,7 @@ def adopted_files(stage: str, folder: Path) -> dict[str, Path]:
     """Return name in the output -> file, without hidden files.
 
     For the consistency stage a model folder is accepted too; it becomes `policy/`. Raises UserError if the
-    folder does not exist or lacks a file that later stages read.
+    folder does not exist, lacks a file that later stages read, or has a link to a file outside of it.
     """
     field = f"inputs.adopt.{stage}={folder}"
     if not folder.is_dir():
@@ -69,6 +70,8 @@ def adopted_files(stage: str, folder: Path) -> dict[str, Path]:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {path.relative_to(folder).as_posix(): path for path in paths}
     files = {name: path for name, path in files.items() if not _is_hidden(name)}
+    for path in files.values():
+        refuse_outside_link(path, folder)
     if stage == "consistency" and "config.json" in files:
         files = {f"{POLICY_FOLDER}/{name}": path for name, path in files.items()}
     missing = [name for name in NEEDED.get(stage, ()) if name not in files]

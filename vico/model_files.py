@@ -89,15 +89,16 @@ def refuse_outside_links(folder: Path) -> None:
         refuse_outside_link(path)
 
 
-def refuse_outside_link(path: Path) -> None:
-    """Raise UserError if `path`, in a model folder, is a link out of it, as `refuse_outside_links` says."""
+def refuse_outside_link(path: Path, folder: Path | None = None) -> None:
+    """Raise UserError if `path` is a link out of a model folder (None: the folder it is in), as
+    `refuse_outside_links` says."""
     if not path.is_symlink():
         return
-    folder, target = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
+    folder, target = Path(os.path.realpath(folder or path.parent)), Path(os.path.realpath(path))
     blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else folder
     if not (target.is_relative_to(folder) or target.is_relative_to(blobs)):
         raise UserError(
-            f"{path} is a link to {target}, outside the model folder; copy the file into the folder"
+            f"{path} is a link to {target}, outside the folder {folder}; copy the file into the folder"
         )
 
 

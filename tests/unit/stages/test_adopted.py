@@ -41,3 +41,24 @@ def test_the_digest_depends_on_names_and_contents(tmp_path):
     assert digest == files_digest(adopted_files("x", second), Path.read_text)
     (second / "b").rename(second / "c")
     assert digest != files_digest(adopted_files("x", second), Path.read_text)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "policy/tokenizer.json"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path, name):
+    """A folder from others could link to files that only this user may read."""
+    folder = write(tmp_path / "result", "policy/config.json", "policy/model.safetensors")
+    secret = write(tmp_path / "home", "id_rsa") / "id_rsa"
+    (folder / name).symlink_to(secret)
+    with pytest.raises(UserError, match=rf"{name} is a link to {secret}, outside the folder {folder}; copy"):
+        adopted_files("consistency", folder)
+
+
+def test_links_within_the_folder_and_of_a_hugging_face_cache_are_followed(tmp_path):
+    folder = write(tmp_path / "result", "policy/config.json", "weights/model.safetensors")
+    (folder / "policy" / "model.safetensors").symlink_to("../weights/model.safetensors")
+    assert "policy/model.safetensors" in adopted_files("consistency", folder)
+    cache = write(tmp_path / "models--x", "blobs/1", "blobs/2", "snapshots/0123/README")
+    snapshot = cache / "snapshots" / "0123"
+    (snapshot / "config.json").symlink_to("../../blobs/1")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/2")
+    assert "policy/model.safetensors" in adopted_files("consistency", snapshot)
