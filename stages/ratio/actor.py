@@ -15,7 +15,8 @@ from stages.inference import InferenceSettings, load_models, open_reader
 from stages.outputs import part_name
 from stages.parts import Parts
 from stages.ratio.config import RatioConfig, Unit
-from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
+from vico.inference.branches import RatedSample
+from vico.inference.tile_losses import encoded_pair, rate_losses
 from vico.objectives.labels import loss_ratio
 from vico.packing import EncodedSample
 
@@ -118,8 +119,7 @@ class RatioActor:
         pixels = np.concatenate([sample.pixels for sample in samples])
         first_tiles = np.cumsum([0, *(len(sample.pixels) for sample in samples)]).tolist()
         losses = rate_losses(
-            encoded_tiles(self.policy, pixels, self.settings.batch_tiles),
-            encoded_tiles(self.reference, pixels, self.settings.batch_tiles),
+            *encoded_pair(self.policy, self.reference, pixels, self.settings.batch_tiles),
             [
                 RatedSample(sample.skeleton, first, rate_vectors(sample.tiles_per_image, self.unit))
                 for sample, first in zip(samples, first_tiles, strict=False)

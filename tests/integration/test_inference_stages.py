@@ -33,8 +33,9 @@ from tests.stage_context import stage_context
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
+from vico.inference.branches import RatedSample
 from vico.inference.routing import calibrated_threshold
-from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
+from vico.inference.tile_losses import encoded_tiles, rate_losses
 from vico.prompt import load_prompt_format
 
 STAGES = ("shard", "consistency", "ratio", "label", "router", "evaluate")

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from tests.numerics.consistency_case import samples
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
-from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
+from vico.inference.branches import RatedSample
+from vico.inference.tile_losses import encoded_tiles, rate_losses
 from vico.prompt import load_prompt_format
 
 SHAPES = [(3,), (1,), (2, 1), (), (4,), (1, 1, 1)]
