@@ -79,9 +79,7 @@ def share_tower(policy: VicoModel, reference: VicoModel) -> bool:
 
 
 @torch.no_grad()
-def _encoded(
-    models: Sequence[VicoModel], pixels_N3SS: np.ndarray, batch_tiles: int
-) -> list[EncodedTiles]:
+def _encoded(models: Sequence[VicoModel], pixels_N3SS: np.ndarray, batch_tiles: int) -> list[EncodedTiles]:
     batches = np.array_split(pixels_N3SS, max(-(-len(pixels_N3SS) // batch_tiles), 1))
     full: list[list[torch.Tensor]] = [[] for _ in models]
     compressed: list[list[torch.Tensor]] = [[] for _ in models]
@@ -94,7 +92,9 @@ def _encoded(
             if model.compressed_connector is not None:
                 compressed[number].append(model.compressed_tokens(features_NPv))
     return [
-        EncodedTiles(model, torch.cat(full[number]), torch.cat(parts) if (parts := compressed[number]) else None)
+        EncodedTiles(
+            model, torch.cat(full[number]), torch.cat(parts) if (parts := compressed[number]) else None
+        )
         for number, model in enumerate(models)
     ]
 
