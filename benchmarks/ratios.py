@@ -7,13 +7,14 @@ A sample of T tiles needs T + 1 losses of the policy and one forward of the refe
 separate: a whole forward for each of them, vision included, one after another.
 packed: vision and connectors once per model; the T + 1 whole sequences in rows of the language model.
 shared: what the ratio stage does. Beginnings that sequences share are computed once, and a vision tower that
-policy and reference have in common runs once (`tower=common`: a consistency training with
-`train_vision: false`; `tower=trained`: each has its own).
+policy and reference have in common runs once (`common`: a consistency training with `train_vision: false`;
+`trained`: each has its own).
 
-`bound` is the same ratio by FLOPs (`vico/objectives/flops.py`), printed before the measurement. On a CPU the
-model is the medium one of `benchmarks/train_step.py` in float32, on CUDA it has InternVL3.5-1B's sizes in
-bfloat16; both have 300 text tokens per 256 tokens of a tile, a third of them answers. `error_vs_float64` is
-the largest relative error of a loss, compared with whole forwards one by one in float64 (CPU only).
+`bound` is the same ratio by FLOPs (`vico/objectives/flops.py`), printed before the measurement. Models have
+random weights. `medium` has InternVL3.5-1B's proportions and 300 text tokens per 256 tokens of a tile, a
+third of them answers; `demo` has the sizes and texts of the demo; `1b` is InternVL3.5-1B itself, measured on
+CUDA in bfloat16, and on a CPU only predicted. `error_vs_float64` is the largest relative error of a loss,
+compared with whole forwards one by one in float64 (CPU only).
 """
 
 import argparse
@@ -31,15 +32,24 @@ import torch
 
 from benchmarks.train_step import IMAGE_TOKEN_ID, SIZES, random_model
 from vico.inference.branches import RatedSample, plan_of
-from vico.inference.tile_losses import EncodedTiles, encoded_pair, encoded_tiles, rate_losses, share_tower
+from vico.inference.tile_losses import EncodedTiles, encoded_pair, encoded_tiles, rate_losses
 from vico.losses import chunked_kl
 from vico.model.internvl import VicoModel
 from vico.objectives.flops import RowWork, connector_flops, head_flops, language_flops, vision_flops
 from vico.packing import TiledSequence
 from vico.prompt import Skeleton
 
-TEXT_SHARE, ANSWER_SHARE = 300 / 256, 100 / 256
-"""Tokens of text, and of them answers, per token of a tile at the full rate."""
+DEMO = {
+    "vision": {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 5, "heads": 6},
+    "text": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "heads": 6},
+    "keys": 3,
+    "head_dim": 32,
+    "vocab_size": 416,
+    "tile_size": 112,
+}
+GEOMETRIES: dict[str, dict[str, Any]] = {"demo": DEMO, "medium": SIZES["cpu"], "1b": SIZES["cuda"]}
+TEXT_TOKENS = {"demo": (48, 14), "medium": (75, 25), "1b": (300, 100)}
+"""Tokens of text, and of them answers."""
 ROW_TOKENS, BATCH_TILES, KL_ROWS = 4096, 64, 256
 Losses = list[float]
 
@@ -66,29 +76,38 @@ class Case:
         return Case(policy, reference, self.skeleton, self.pixels)
 
 
-def case_of(num_tiles: int, device: str, tower: str) -> Case:
-    """Return a random case. Its policy differs from the reference in all weights, or in all but the tower."""
-    size, dtype = SIZES[device], torch.bfloat16 if device == "cuda" else torch.float32
-    reference, policy = (random_model(size, device, dtype).eval() for _ in range(2))
+def case_of(geometry: str, num_tiles: int, tower: str, device: str) -> Case:
+    """Return a random case. Its policy differs from the reference in all weights, or in all but the tower.
+
+    On the device `meta` it has no weights, which is enough to count FLOPs.
+    """
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    reference, policy = (random_model(GEOMETRIES[geometry], device, dtype).eval() for _ in range(2))
     policy.add_compressed_connector(0)
-    generator = torch.Generator(device).manual_seed(1)
+    if device != "meta":
+        change(policy, reference, tower, torch.Generator(device).manual_seed(1))
+    if tower == "common":
+        reference.base.model.vision_tower = policy.base.model.vision_tower
+    return Case(policy, reference, *sample_of(num_tiles, policy, *TEXT_TOKENS[geometry]))
+
+
+def change(policy: VicoModel, reference: VicoModel, tower: str, generator: torch.Generator) -> None:
+    """Train the policy, as it were: add noise to its weights."""
     with torch.no_grad():
         # logits of a random model are flat, and their KL mostly rounding
         for model in (policy, reference):
             model.base.model.language_model.norm.weight.mul_(4.0)
         for name, parameter in policy.named_parameters():
             if tower == "trained" or "vision_tower" not in name:
-                noise = torch.randn(parameter.shape, generator=generator, device=device)
-                parameter.add_((noise * 0.1 * parameter.std(correction=0)).to(dtype))
-    if tower == "common":
-        assert share_tower(policy, reference)
-    return Case(policy, reference, *sample_of(num_tiles, policy))
+                noise = torch.randn(parameter.shape, generator=generator, device=parameter.device)
+                parameter.add_((noise * 0.1 * parameter.std(correction=0)).to(parameter.dtype))
 
 
-def sample_of(num_tiles: int, model: VicoModel) -> tuple[Skeleton, np.ndarray]:
+def sample_of(
+    num_tiles: int, model: VicoModel, num_text: int, num_answers: int
+) -> tuple[Skeleton, np.ndarray]:
     """Return a sample whose picture comes first, as InternVL's prompts have it."""
     settings, random = model.settings, np.random.default_rng(0)
-    num_text, num_answers = (round(share * settings.tokens_full) for share in (TEXT_SHARE, ANSWER_SHARE))
     text = random.integers(10, settings.vocab_size, num_text)
     ids = np.concatenate([text[:8], np.full(num_tiles, IMAGE_TOKEN_ID), text[8:]]).astype(np.int64)
     side = settings.tile_size
@@ -184,17 +203,19 @@ def flops_of(case: Case) -> dict[str, float]:
     }
 
 
-def measured(case: Case, repeats: int) -> dict[str, list[float]]:
-    """Return the wall seconds of each way; their order rotates."""
-    names, seconds = list(WAYS), {name: [] for name in WAYS}
+def measured(case: Case, repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Return the (wall, CPU) seconds of each way; their order rotates."""
+    names = list(WAYS)
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for repeat in range(-1, repeats):  # the first round warms up
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             synchronize()
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             WAYS[name](case)
             synchronize()
             if repeat >= 0:
-                seconds[name].append(time.perf_counter() - started)
+                spent = time.perf_counter() - started, time.process_time() - cpu_started
+                seconds[name].append(spent)
     return seconds
 
 
@@ -207,49 +228,48 @@ def largest_error(losses: Losses, expected: Losses) -> float:
     return float(np.max(np.abs(np.array(losses) / np.array(expected) - 1)))
 
 
-def rows_of_case(num_tiles: int, tower: str, device: str, repeats: int) -> list[dict[str, Any]]:
+def rows_of_case(geometry: str, num_tiles: int, tower: str, device: str, repeats: int) -> list[dict[str, Any]]:
     """Print the bound, measure, and return one row per way."""
-    case = case_of(num_tiles, device, tower)
-    flops = flops_of(case)
-    bounds = {name: flops[name] / flops["shared"] for name in ("separate", "packed")}
-    print(f"{num_tiles} tiles, tower {tower}: bound by FLOPs {bounds}", file=sys.stderr, flush=True)
-    losses = {name: way(case) for name, way in WAYS.items()}
+    print(f"{geometry}, {num_tiles} tiles, tower {tower}: {bounds_of(geometry, num_tiles, tower)}", file=sys.stderr)
+    case = case_of(geometry, num_tiles, tower, device)
+    flops, losses = flops_of(case), {name: way(case) for name, way in WAYS.items()}
     errors: dict[str, float] = {}
     if device == "cpu":
         exact_case = case.in_float64()
         exact = separate(exact_case)
         errors = {name: largest_error(losses[name], exact) for name in WAYS}
-        errors["shared in float64"] = largest_error(shared(exact_case), exact)
+        errors["exact"] = largest_error(shared(exact_case), exact)
     seconds = measured(case, repeats)
-    rows = []
-    for name in WAYS:
-        rows.append(
-            {
-                "way": name,
-                "tiles": num_tiles,
-                "tower": tower,
-                "flops": flops[name],
-                "seconds": statistics.median(seconds[name]),
-                "seconds_min": min(seconds[name]),
-                "seconds_max": max(seconds[name]),
-                "error_vs_separate": largest_error(losses[name], losses["separate"]),
-                "error_vs_float64": errors.get(name),
-                "smallest_loss": min(losses[name]),
-            }
-        )
-        speedup = statistics.median(a / b for a, b in zip(seconds[name], seconds["shared"], strict=True))
-        rows[-1] |= {"shared_is_faster": speedup, "bound": flops[name] / flops["shared"]}
-    rows[-1]["float64_error_vs_float64"] = errors.get("shared in float64")
+    rows: list[dict[str, Any]] = []
+    for name, times in seconds.items():
+        wall, cpu = zip(*times, strict=True)
+        faster = [[a / b for a, b in zip(t, s, strict=True)] for t, s in zip(times, seconds["shared"], strict=True)]
+        row = {"way": name, "geometry": geometry, "tiles": num_tiles, "tower": tower, "flops": flops[name]}
+        row |= {"seconds": statistics.median(wall), "seconds_min": min(wall), "seconds_max": max(wall)}
+        row |= {"cpu_seconds": statistics.median(cpu), "tflops_per_second": flops[name] / min(wall) / 1e12}
+        row |= {"error_vs_separate": largest_error(losses[name], losses["separate"])}
+        row |= {"error_vs_float64": errors.get(name), "smallest_loss": min(losses[name])}
+        speedups = (statistics.median(column) for column in zip(*faster, strict=True))
+        rows.append(row | dict(zip(("shared_is_faster", "shared_is_faster_by_cpu"), speedups, strict=True)))
+    rows[-1]["error_in_float64"] = errors.get("exact")
     return rows
 
 
+def bounds_of(geometry: str, num_tiles: int, tower: str) -> dict[str, float]:
+    """Return the speedups of the shared way that FLOPs predict."""
+    flops = flops_of(case_of(geometry, num_tiles, tower, "meta"))
+    ends = {name: f"vs_{name}_{num_tiles}_{geometry}_{tower}" for name in ("separate", "packed")}
+    return {f"bound_{end}": round(flops[name] / flops["shared"], 3) for name, end in ends.items()}
+
+
 def ratios_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the speedups and their bounds by FLOPs, by tiles and tower."""
+    """Return the speedups by wall and by CPU time."""
     ratios = {}
     for row in rows:
         if row["way"] != "shared":
-            end = f"vs_{row['way']}_{row['tiles']}_{row['tower']}"
-            ratios |= {f"speedup_{end}": row["shared_is_faster"], f"bound_{end}": row["bound"]}
+            end = f"vs_{row['way']}_{row['tiles']}_{row['geometry']}_{row['tower']}"
+            ratios[f"speedup_{end}"] = row["shared_is_faster"]
+            ratios[f"cpu_speedup_{end}"] = row["shared_is_faster_by_cpu"]
     return ratios
 
 
@@ -258,19 +278,28 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     parser.add_argument("--tiles", default="6,12")
     parser.add_argument("--towers", default="common,trained")
+    parser.add_argument("--geometries", help="default: demo,medium on a CPU, 1b on CUDA")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=list(SIZES), default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA device, and torch finds none")
     torch.set_num_threads(options.threads)
+    towers, tiles = options.towers.split(","), [int(number) for number in options.tiles.split(",")]
+    geometries = (options.geometries or ("1b" if options.device == "cuda" else "demo,medium")).split(",")
+    cases = [(num_tiles, tower) for tower in towers for num_tiles in tiles]
+    ratios: dict[str, float] = {}
+    for case in cases:
+        for geometry in dict.fromkeys([*geometries, "1b"]):
+            ratios |= bounds_of(geometry, *case)
     rows = []
-    for tower in options.towers.split(","):
-        for num_tiles in options.tiles.split(","):
-            rows += rows_of_case(int(num_tiles), tower, options.device, options.repeats)
+    for geometry in geometries:
+        for case in cases:
+            rows += rows_of_case(geometry, *case, options.device, options.repeats)
             print(*rows[-len(WAYS) :], sep="\n", file=sys.stderr, flush=True)
-    print(json.dumps({"name": "ratios", "device": options.device, "rows": rows, "ratios": ratios_of(rows)}))
+    ratios |= ratios_of(rows)
+    print(json.dumps({"name": "ratios", "device": options.device, "rows": rows, "ratios": ratios}))
 
 
 if __name__ == "__main__":
