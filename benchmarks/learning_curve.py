@@ -133,7 +133,9 @@ def figure_of(points: Sequence[dict[str, Any]]) -> Figure:
         figure.subplots(1, 2), METRICS, ("test AUC", "gap random to oracle closed"), strict=True
     ):
         means = np.array([point[name] for point in points])
-        ends = np.array([[point[f"{name}_min"] for point in points], [point[f"{name}_max"] for point in points]])
+        ends = np.array(
+            [[point[f"{name}_min"] for point in points], [point[f"{name}_max"] for point in points]]
+        )
         axes.errorbar(tiles, means, np.abs(ends - means), marker="o", capsize=3)
         axes.set_xscale("log")
         axes.set_xticks(tiles, [f"{count:,}" for count in tiles])

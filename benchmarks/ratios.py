@@ -228,9 +228,14 @@ def largest_error(losses: Losses, expected: Losses) -> float:
     return float(np.max(np.abs(np.array(losses) / np.array(expected) - 1)))
 
 
-def rows_of_case(geometry: str, num_tiles: int, tower: str, device: str, repeats: int) -> list[dict[str, Any]]:
+def rows_of_case(
+    geometry: str, num_tiles: int, tower: str, device: str, repeats: int
+) -> list[dict[str, Any]]:
     """Print the bound, measure, and return one row per way."""
-    print(f"{geometry}, {num_tiles} tiles, tower {tower}: {bounds_of(geometry, num_tiles, tower)}", file=sys.stderr)
+    print(
+        f"{geometry}, {num_tiles} tiles, tower {tower}: {bounds_of(geometry, num_tiles, tower)}",
+        file=sys.stderr,
+    )
     case = case_of(geometry, num_tiles, tower, device)
     flops, losses = flops_of(case), {name: way(case) for name, way in WAYS.items()}
     errors: dict[str, float] = {}
@@ -243,7 +248,9 @@ def rows_of_case(geometry: str, num_tiles: int, tower: str, device: str, repeats
     rows: list[dict[str, Any]] = []
     for name, times in seconds.items():
         wall, cpu = zip(*times, strict=True)
-        faster = [[a / b for a, b in zip(t, s, strict=True)] for t, s in zip(times, seconds["shared"], strict=True)]
+        faster = [
+            [a / b for a, b in zip(t, s, strict=True)] for t, s in zip(times, seconds["shared"], strict=True)
+        ]
         row = {"way": name, "geometry": geometry, "tiles": num_tiles, "tower": tower, "flops": flops[name]}
         row |= {"seconds": statistics.median(wall), "seconds_min": min(wall), "seconds_max": max(wall)}
         row |= {"cpu_seconds": statistics.median(cpu), "tflops_per_second": flops[name] / min(wall) / 1e12}

@@ -45,6 +45,6 @@ def check_policy(path: Path, policy_folder: Path, stage: str) -> None:
     if mark is None or mark.decode() == policy_digest(policy_folder):
         return
     raise UserError(
-        f"{path}: its losses are of another policy than {policy_folder}; adopt a {stage} result that was made "
-        f"with this policy, or leave out inputs.adopt.{stage}"
+        f"{path}: its losses are of another policy than {policy_folder}; adopt a {stage} result that was "
+        f"made with this policy, or leave out inputs.adopt.{stage}"
     )

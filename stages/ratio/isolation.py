@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep.draws import draw_order, draw_uniform
+from data_prep.draws import draw_order
 from stages.ratio.config import RatioConfig
-from vico.objectives.tile_effects import losses_at_both_rates, mask_windows
+from vico.objectives.tile_effects import losses_at_both_rates
 
 
 def rate_vectors(tiles_per_image: Sequence[int], key: str, config: RatioConfig) -> list[np.ndarray]:
@@ -30,13 +30,19 @@ def rate_vectors(tiles_per_image: Sequence[int], key: str, config: RatioConfig) 
 
 
 def random_masks(num_tiles: int, key: str, config: RatioConfig) -> np.ndarray:
-    """Return the random masks of a sample, bool [K, T]; they depend on nothing but the arguments."""
+    """Return the random masks of a sample, bool [K, T]; they depend on nothing but the arguments.
+
+    Each tile is compressed in the same number of masks, `compress_share` of them, which are drawn for each
+    tile by itself. So the number of compressed tiles varies, without which only differences between effects
+    would show.
+    """
     word = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
-    num_blocks = -(-config.masks // num_tiles)
-    tiles = np.arange(num_tiles)
-    orders = [draw_order("order of masks", config.seed, word, block, tiles) for block in range(num_blocks)]
-    offset = float(draw_uniform("sizes of masks", config.seed, word)[0])
-    return mask_windows(orders, config.masks, config.compress_share, offset)
+    masks = np.zeros((config.masks, num_tiles), bool)
+    num_compressed = round(config.compress_share * config.masks)
+    for tile in range(num_tiles):
+        order = draw_order("random masks", config.seed, word, tile, np.arange(config.masks))
+        masks[order[:num_compressed], tile] = True
+    return masks
 
 
 def tile_losses(

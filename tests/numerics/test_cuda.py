@@ -56,7 +56,9 @@ def test_varlen_attention_to_shared_keys_equals_that_of_sdpa(key_heads):
     starts = np.cumsum([kept, *lengths])
     for number, before in enumerate((np.arange(30), np.arange(0), np.r_[np.arange(7), np.arange(45, 100)])):
         seen.append(np.r_[before, np.arange(starts[number], starts[number + 1])])
-    drawn = [torch.randn(1, heads, sum(lengths), 64, generator=generator) for heads in (4, key_heads, key_heads)]
+    drawn = [
+        torch.randn(1, heads, sum(lengths), 64, generator=generator) for heads in (4, key_heads, key_heads)
+    ]
     earlier = [torch.randn(1, key_heads, kept, 64, generator=generator) for _ in range(2)]
     results = []
     for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float32)):

@@ -120,9 +120,9 @@ def rows_of(branches: Sequence[Branch], row_tokens: int) -> Iterator[BranchRow]:
     for row in reversed(rows[1:]):
         parts = dict(needed[-1])
         for number in row:
-            for branch, count in branches[number].seen.items():
-                parts[branch] = max(parts.get(branch, 0), count)
-        needed.append({branch: count for branch, count in sorted(parts.items()) if branch < row.start})
+            for earlier, count in branches[number].seen.items():
+                parts[earlier] = max(parts.get(earlier, 0), count)
+        needed.append({earlier: count for earlier, count in sorted(parts.items()) if earlier < row.start})
     yield from (BranchRow(row, kept) for row, kept in zip(rows, reversed(needed), strict=True) if row)
 
 

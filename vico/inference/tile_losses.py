@@ -125,7 +125,8 @@ def rate_losses(
     """
     expected = _reference_answers(reference, samples, row_tokens)
     plan = plan_of(samples, policy.model.settings)
-    kept, kl_by_branch = KeptTokens(), []
+    kept = KeptTokens()
+    kl_by_branch: list[np.ndarray] = []
     for row in rows_of(plan.branches, row_tokens):
         branches = [plan.branches[number] for number in row.branches]
         shared_keys = kept.next_row(plan.branches, row, policy.device)
@@ -134,10 +135,9 @@ def rate_losses(
         kl_A = _token_kl(policy.model, torch.cat(hidden), reference.model, torch.cat(targets), kl_chunk_rows)
         own = np.split(kl_A.double().cpu().numpy(), np.cumsum([len(part) for part in hidden])[:-1])
         for branch, own_kl in zip(branches, own, strict=True):
-            earlier = (
-                [] if branch.parent is None else kl_by_branch[branch.parent][: branch.num_earlier_answers]
-            )
-            kl_by_branch.append(np.concatenate([earlier, own_kl]))
+            if branch.parent is not None:
+                own_kl = np.concatenate([kl_by_branch[branch.parent][: branch.num_earlier_answers], own_kl])
+            kl_by_branch.append(own_kl)
     losses = [max(float(kl_A.mean()), 0.0) for kl_A in kl_by_branch]
     return [np.array([losses[number] for number in numbers]) for numbers in plan.branch_of]
 

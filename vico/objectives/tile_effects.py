@@ -29,23 +29,3 @@ def losses_at_both_rates(
     effect_T = np.linalg.solve(products_TT, centred_KT.T @ (losses - mean))
     full_T, compressed_T = mean - effect_T * share_T, mean + effect_T * (1 - share_T)
     return np.maximum(full_T, 0.0), np.maximum(compressed_T, 0.0)
-
-
-def mask_windows(
-    orders: list[np.ndarray], num_masks: int, compress_share: float, offset: float
-) -> np.ndarray:
-    """Return masks bool [K, T] that compress `compress_share` of the tiles and each tile about equally often.
-
-    Masks come in blocks of up to T. A block arranges the tiles in a circle by its permutation in `orders`;
-    mask i of a block of n compresses the tiles from place i T / n on. The number of compressed tiles
-    alternates between the two neighbours of `compress_share` * T, beginning with `offset` in [0, 1).
-    """
-    num_tiles = len(orders[0])
-    ends = np.floor(compress_share * num_tiles * np.arange(num_masks + 1) + offset).astype(int)
-    masks = np.zeros((num_masks, num_tiles), bool)
-    for number, num_compressed in enumerate(np.diff(ends)):
-        block, place = divmod(number, num_tiles)
-        size = min(num_tiles, num_masks - block * num_tiles)
-        places = (place * num_tiles // size + np.arange(num_compressed)) % num_tiles
-        masks[number, orders[block][places]] = True
-    return masks

@@ -50,7 +50,7 @@ def test_the_router_refuses_labels_of_another_policy(other_policy, tmp_path):
         parts=Parts(tmp_path / "router", 1),
         train=TrainSettings(),
     )
-    with pytest.raises(UserError, match="of another policy than .*inputs.adopt.label"):
+    with pytest.raises(UserError, match=r"of another policy than .*inputs.adopt.label"):
         prepared(settings)
 
 
@@ -58,5 +58,5 @@ def test_the_evaluation_refuses_ratios_of_another_policy(other_policy, tmp_path)
     inputs = {"ratio": tmp_path / "made", "consistency": other_policy}
     samples = pa.table({"key": ["a"], "tiles": [[1]]})
     context = stage_context("evaluate", tmp_path, inputs)
-    with pytest.raises(UserError, match="of another policy than .*inputs.adopt.ratio"):
+    with pytest.raises(UserError, match=r"of another policy than .*inputs.adopt.ratio"):
         evaluated_tiles(EvaluateConfig(seed=0), context, samples, samples, None)

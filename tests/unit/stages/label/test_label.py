@@ -137,7 +137,7 @@ def test_one_label_for_all_train_tiles_is_refused(labelled):
     table = losses(40)
     same = table.set_column(4, "loss_full", pa.array(np.full(40, 0.1)))
     same = same.set_column(5, "loss_compressed", pa.array(np.full(40, 0.2)))
-    with pytest.raises(UserError, match="all 24 train tiles get the label compress.*1.90909 to 1.90909"):
+    with pytest.raises(UserError, match=r"all 24 train tiles get the label compress.*1.90909 to 1.90909"):
         labelled(same)
 
 
@@ -149,7 +149,7 @@ def test_labels_carry_the_policy_of_their_losses(labelled, tmp_path):
     _, _, context = labelled(with_policy(losses(), policies[0]))
     path = context.parts.output / LABELS_FILE
     check_policy(path, policies[0], "label")
-    with pytest.raises(UserError, match="of another policy than .*leave out inputs.adopt.label"):
+    with pytest.raises(UserError, match=r"of another policy than .*leave out inputs.adopt.label"):
         check_policy(path, policies[1], "label")
     _, _, context = labelled(losses())  # of an earlier version: nothing to compare
     check_policy(context.parts.output / LABELS_FILE, policies[1], "label")

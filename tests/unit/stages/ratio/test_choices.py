@@ -52,10 +52,23 @@ def test_random_masks_are_a_function_of_sample_and_config():
     np.testing.assert_allclose(compressed - full, np.arange(5.0), atol=1e-6)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.667])
+@pytest.mark.parametrize("num_tiles", [1, 2, 3, 7, 12, 40])
+def test_random_masks_compress_each_tile_equally_often(num_tiles, share):
+    config = RatioConfig(seed=3, isolation="random", compress_share=share)
+    for key in map(str, range(20)):
+        masks = random_masks(num_tiles, key, config)
+        assert masks.shape == (24, num_tiles)
+        assert set(masks.sum(0).tolist()) == {round(share * 24)}
+        assert num_tiles == 40 or np.ptp(masks.sum(1)) > 0  # else the mean effect would not show
+        if num_tiles <= 12:  # twice as many masks as tiles: every effect shows
+            assert np.linalg.matrix_rank(masks - masks.mean(0)) == num_tiles
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_is_refused_with_its_sample(value):
     check_finite("k", np.array([0.0, 1e30]), "float32")
-    with pytest.raises(UserError, match="sample a-1: 1 of its 2 losses are not finite; set ratio.dtype"):
+    with pytest.raises(UserError, match=r"sample a-1: 1 of its 2 losses are not finite; set ratio.dtype"):
         check_finite("a-1", np.array([0.1, value]), "bfloat16")
     with pytest.raises(UserError, match="not finite; check the policy"):
         check_finite("a-1", np.array([0.1, value]), "float32")
@@ -149,8 +162,8 @@ def test_sources_and_kinds_choose_train_samples(tmp_path):
 def test_an_unknown_source_or_kind_is_refused_with_those_that_exist(tmp_path):
     write_named_shards(tmp_path)
     for changed, message in (
-        ({"kinds": ("orc",)}, "ratio.kinds names orc, .*name some of: chart, ocr"),
-        ({"sources": ("we",)}, "ratio.sources names we, .*name some of: scans, web"),
+        ({"kinds": ("orc",)}, r"ratio\.kinds names orc, .*name some of: chart, ocr"),
+        ({"sources": ("we",)}, r"ratio\.sources names we, .*name some of: scans, web"),
     ):
         with pytest.raises(UserError, match=message):
             shards_of(RatioConfig(seed=1, **changed), tmp_path)
@@ -202,4 +215,4 @@ def test_medians_by_kind_need_one_pass_for_any_number_of_kinds():
 )
 def test_configs_refuse_values_that_make_no_sense(config, values, message):
     with pytest.raises(ValidationError, match=message):
-        config(**values)
+        config(seed=0, **values)
