@@ -71,16 +71,18 @@ def load_policy(settings: InferenceSettings) -> VicoModel:
 
 
 def load_models(settings: InferenceSettings, reader: SampleReader) -> tuple[VicoModel, VicoModel]:
-    """Load the policy and the frozen reference.
+    """Load the policy and the frozen reference. If their vision towers are equal, both have the same one.
 
     Raises UserError if the policy, which may have been trained elsewhere, does not start from the reference.
     """
+    from vico.inference.tile_losses import share_tower
     from vico.objectives.consistency import check_same_start
     from vico.prompt import check_same_tokens, load_prompt_format
 
     check_same_tokens(load_prompt_format(settings.policy_folder), reader.prompt_format)
     policy, reference = load_policy(settings), _load(settings.reference_folder, settings)
     check_same_start(policy, reference, len(reader.prompt_format.tokenizer))
+    share_tower(policy, reference)
     return policy, reference
 
 

@@ -15,9 +15,10 @@ from stages.evaluate.scores import rate_text
 from stages.inference import InferenceSettings, load_models, load_policy, load_router, open_reader
 from stages.outputs import part_name
 from stages.parts import Parts
+from vico.inference.branches import RatedSample
 from vico.inference.generation import Answer, greedy_answers
 from vico.inference.scoring import exact_match, similarity
-from vico.inference.tile_losses import EncodedTiles, RatedSample, encoded_tiles, rate_losses
+from vico.inference.tile_losses import EncodedTiles, encoded_pair, rate_losses
 from vico.packing import EncodedSample, TiledSequence
 
 # T tiles of a sample
@@ -110,9 +111,7 @@ class Answerer:
         questions = [self._question(sample) for sample in samples]
         first_tiles = np.cumsum([0, *(len(sample.pixels) for sample in samples)]).tolist()
         pixels = np.concatenate([sample.pixels for sample in samples])
-        policy, reference = (
-            encoded_tiles(model, pixels, self.settings.batch_tiles) for model in (self.policy, self.reference)
-        )
+        policy, reference = encoded_pair(self.policy, self.reference, pixels, self.settings.batch_tiles)
         full_rates = [(np.zeros(len(sample.pixels), bool),) for sample in samples]
         losses = rate_losses(
             policy,

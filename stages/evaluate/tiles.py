@@ -18,7 +18,8 @@ from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
 from stages.evaluate.pixel_rule import TILE_KEY_COLUMNS, TileKey, tile_keys, tile_labels
 from stages.evaluate.points import UNLABELLED, EvaluatedTiles
 from stages.inference import inference_settings
-from stages.outputs import RATIOS_FILE, ROUTER_FILE, SCORES_FILE
+from stages.losses_policy import check_policy
+from stages.outputs import POLICY_FOLDER, RATIOS_FILE, ROUTER_FILE, SCORES_FILE
 from vico.errors import UserError
 from vico.inference.routing import calibrated_threshold
 
@@ -52,7 +53,9 @@ def evaluated_tiles(
     Needs Ray if the router stage did not score all of them.
     """
     keys = sample_tile_keys(samples)
-    ratios = ratios_of_test_tiles(context.folder("ratio") / RATIOS_FILE)
+    ratio_path = context.folder("ratio") / RATIOS_FILE
+    check_policy(ratio_path, context.folder("consistency") / POLICY_FOLDER, "ratio")
+    ratios = ratios_of_test_tiles(ratio_path)
     ratio_N = None
     if all(key in ratios for key in keys):
         ratio_N = np.array([ratios[key] for key in keys], np.float64)

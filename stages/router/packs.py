@@ -17,6 +17,8 @@ from data_prep.packs.plan import PackPlan, PlanSettings
 from data_prep.packs.rates import RateDraw
 from data_prep.shards.index import IndexColumns, load_index
 from data_prep.shards.reader import SampleReader
+from stages.losses_policy import check_policy
+from stages.outputs import LABELS_FILE
 from stages.parts import Parts
 from stages.router.config import RouterConfig
 from stages.router.tile_labels import TileLabels
@@ -140,6 +142,7 @@ def prepared(settings: RouterSettings) -> int:
     Raises UserError for what cannot work.
     """
     check_engine_settings(settings.train)
+    check_policy(settings.label_folder / LABELS_FILE, settings.policy_folder, "label")
     packs = RouterPacks(settings)
     packs.of_split("test")  # a sample too large for a pack fails here, not after the training
     if not packs.of_split("calib"):

@@ -27,14 +27,16 @@ from stages.label import stage as label
 from stages.outputs import part_name
 from stages.parts import Parts
 from stages.ratio import stage as ratio
-from stages.ratio.actor import RatioActor, shards_of
+from stages.ratio.actor import RatioActor
+from stages.ratio.samples import shards_of
 from stages.shard import stage as shard
 from tests.stage_context import stage_context
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
+from vico.inference.branches import RatedSample
 from vico.inference.routing import calibrated_threshold
-from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
+from vico.inference.tile_losses import encoded_tiles, rate_losses
 from vico.prompt import load_prompt_format
 
 STAGES = ("shard", "consistency", "ratio", "label", "router", "evaluate")
@@ -138,12 +140,12 @@ def test_losses_are_the_same_for_a_sample_alone(storage):
                 assert row[column] == pytest.approx(value[0], rel=1e-4)
 
 
-def test_unit_image_shares_the_loss_of_all_tiles(storage, tmp_path):
+def test_isolation_image_shares_the_loss_of_all_tiles(storage, tmp_path):
     context = context_of(storage, "ratio", ratio)
-    config = ratio.RatioConfig(seed=1, unit="image", splits=("train",), max_samples=9)
+    config = ratio.RatioConfig(seed=1, isolation="image", splits=("train",), max_samples=9)
     shards = shards_of(config, storage / "shard" / "output")
     assert sum(len(chosen.rows) for chosen in shards) == 9
-    actor = RatioActor(inference_settings(context, "float32"), "image", Parts(tmp_path, 1))
+    actor = RatioActor(inference_settings(context, "float32"), config, Parts(tmp_path, 1))
     for chosen in shards:
         actor.write_part(chosen)
         table = pq.read_table(tmp_path / "output" / part_name(chosen.shard))

@@ -14,7 +14,8 @@ from tests.numerics.consistency_case import consistency_task, samples, sharp_mod
 from tests.tiny_model import VOCABULARY, make_tiny_model
 from vico.checkpoints import load_model
 from vico.errors import UserError
-from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
+from vico.inference.branches import RatedSample
+from vico.inference.tile_losses import encoded_tiles, rate_losses
 from vico.objectives.consistency import ConsistencyTask
 from vico.packing import packed_batch
 from vico.prompt import check_same_tokens, load_prompt_format

@@ -39,7 +39,7 @@ ORDERS = {
     ),
     "stages": (
         STAGES,
-        ("training", "inference", "adopted", "figures"),
+        ("training", "inference", "adopted", "figures", "losses_policy"),
         ("context",),
         ("parts", "controls"),
         ("stops", "durable_files", "outputs", "palette", "stage_config"),
