@@ -27,9 +27,9 @@ class TargetTiles:
     """Tiles with the targets that routers learn.
 
     `tiles` holds pixels, uint8 [N, 3, S, S], or vision features, bfloat16 [N, P, v]. `targets_N` float32 is
-    the wanted probability of keep, `weights_N` float32 the weight of each tile in the loss (0: none).
-    `labels_N` int64 is 0 (compress), 1 (keep) or -100 (not counted in the accuracy). `loss_weight` is the
-    number of tiles with a weight; without any tiles, N is 1.
+    the wanted probability of keep, `weights_N` float32 the weight of each tile in the loss (0: none),
+    `loss_weight` the sum of the weights. `labels_N` int64 is 0 (compress), 1 (keep) or -100 (not counted in
+    the accuracy). Without any tiles, N is 1.
     """
 
     tiles: torch.Tensor
@@ -49,41 +49,54 @@ class TargetTiles:
 class RouterTask(nn.Module):
     """Averages the cross entropy of the candidates; only their parameters belong to the module."""
 
-    def __init__(self, routers: Sequence[Router], vision_features: Callable[[torch.Tensor], torch.Tensor]):
+    def __init__(
+        self,
+        routers: Sequence[Router],
+        vision_features: Callable[[torch.Tensor], torch.Tensor],
+        token_dropout: float = 0.0,
+    ):
+        """`token_dropout` is the share of each tile's vision tokens that a training step leaves out."""
         super().__init__()
         self.routers = nn.ModuleList(routers)
         self.vision_features = vision_features
+        self.token_dropout = token_dropout
+
+    def forward(
+        self, batch: TargetTiles, with_log_odds: bool = False
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor | float]]:
+        """Return (loss sum in nats, averaged over the candidates; counts of labelled tiles).
+
+        The counts are `labelled_tiles`, `correct` (averaged over the candidates) and `keep`; with
+        `with_log_odds` also `log_odds_CN`, the log-odds of keep by each of C candidates.
+        """
+        features_NPv = self._features(batch.tiles)
+        logits_CN2 = torch.stack([router(features_NPv).float() for router in self.routers])
+        targets_N2 = torch.stack([1 - batch.targets_N, batch.targets_N], -1) * batch.weights_N[:, None]
+        loss = -(F.log_softmax(logits_CN2, -1) * targets_N2).sum() / len(self.routers)
+        labelled_N = batch.labels_N != IGNORED
+        correct_CN = (logits_CN2.argmax(-1) == batch.labels_N) & labelled_N
+        counts: dict[str, torch.Tensor | float] = {
+            "labelled_tiles": labelled_N.sum().float(),
+            "correct": correct_CN.sum() / len(self.routers),
+            "keep": (batch.labels_N == 1).sum().float(),
+        }
+        if with_log_odds:
+            counts["log_odds_CN"] = logits_CN2[..., 1] - logits_CN2[..., 0]
+        return loss, counts
 
     @torch.no_grad()
-    def features(self, tiles: torch.Tensor) -> torch.Tensor:
+    def _features(self, tiles: torch.Tensor) -> torch.Tensor:
         """Return the features [N, P, v] of pixels or stored features, rounded to FEATURE_DTYPE, in the dtype
         of the routers."""
         if tiles.dtype == torch.uint8:
             tiles = self.vision_features(tiles)
-        return tiles.to(FEATURE_DTYPE).to(next(self.parameters()).dtype)
-
-    def logits(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Return the logits of every candidate, float32 [candidates, N, 2]."""
-        features_NPv = self.features(tiles)
-        return torch.stack([router(features_NPv).float() for router in self.routers])
-
-    def forward(self, batch: TargetTiles) -> tuple[torch.Tensor, dict[str, torch.Tensor | float]]:
-        """Return (loss sum in nats, averaged over the candidates; counts of tiles).
-
-        The counts are `labelled_tiles`, `correct` (averaged over the candidates), `keep` and `weighted`.
-        """
-        logits_CN2 = self.logits(batch.tiles)
-        log_p_CN2 = F.log_softmax(logits_CN2, -1)
-        targets_N2 = torch.stack([1 - batch.targets_N, batch.targets_N], -1)
-        loss = -(log_p_CN2 * targets_N2 * batch.weights_N[:, None]).sum() / len(self.routers)
-        labelled = batch.labels_N != IGNORED
-        correct_CN = (logits_CN2.argmax(-1) == batch.labels_N) & labelled
-        counts: dict[str, torch.Tensor | float] = {
-            "labelled_tiles": labelled.sum().float(),
-            "correct": correct_CN.sum() / len(self.routers),
-            "keep": (batch.labels_N == 1).sum().float(),
-        }
-        return loss, counts
+        features_NPv = tiles.to(FEATURE_DTYPE).to(next(self.parameters()).dtype)
+        if not (self.training and self.token_dropout):
+            return features_NPv
+        num_tiles, num_tokens, width = features_NPv.shape
+        num_kept = max(round(num_tokens * (1 - self.token_dropout)), 1)
+        order_NP = torch.rand(num_tiles, num_tokens, device=tiles.device).argsort(1)[:, :num_kept]
+        return features_NPv.gather(1, order_NP[..., None].expand(-1, -1, width))
 
 
 def soft_targets(ratios_N: np.ndarray, taus_N: np.ndarray, spread: float) -> np.ndarray:
