@@ -8,7 +8,7 @@ from data_prep.shards.names import INDEX_FILE, MANIFEST_FILE
 METRICS_FILE = "metrics.json"
 """The metrics of a finished stage (ratio, label, router, evaluate)."""
 FIGURES_FOLDER = "figures"
-"""The plots of a stage, as PNG (label, evaluate)."""
+"""The plots of a stage, as PNG (label, router, evaluate)."""
 
 POLICY_FOLDER = "policy"
 CURVE_FILE = "curve.parquet"
@@ -17,8 +17,10 @@ RATIOS_FILE = "ratios.parquet"
 LABELS_FILE = "labels.parquet"
 ROUTER_FILE = "router.safetensors"
 SCORES_FILE = "scores.parquet"
-"""The router's probability to compress, one row per tile (router: calib and test tiles with labels; evaluate:
-test tiles that the router stage did not score)."""
+"""The router's probability to compress, one row per tile (router: calib and test tiles with labels, and blank
+tiles; evaluate: test tiles that the router stage did not score)."""
+BLANK_SPLIT = "blank"
+"""The split of the router stage's synthesised calibration tiles in its scores."""
 TILES_FILE, PREDICTIONS_FILE, TABLE_FILE = "tiles.parquet", "predictions.parquet", "table.md"
 MODEL_FOLDER = "model"
 

@@ -18,9 +18,9 @@ from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
 from stages.evaluate.pixel_rule import TILE_KEY_COLUMNS, TileKey, tile_keys, tile_labels
 from stages.evaluate.points import UNLABELLED, EvaluatedTiles
 from stages.inference import inference_settings
-from stages.outputs import RATIOS_FILE, ROUTER_FILE, SCORES_FILE
+from stages.outputs import BLANK_SPLIT, RATIOS_FILE, ROUTER_FILE, SCORES_FILE
 from vico.errors import UserError
-from vico.inference.routing import calibrated_threshold
+from vico.inference.calibration import placed_threshold
 
 
 def chosen_samples(config: EvaluateConfig, context: Context) -> pa.Table:
@@ -39,8 +39,11 @@ def chosen_samples(config: EvaluateConfig, context: Context) -> pa.Table:
 def swept_thresholds(config: EvaluateConfig, context: Context, calibrated: float) -> list[float]:
     """Return the thresholds to measure, falling: one per share of the config, and the calibrated one."""
     scores = pq.read_table(context.folder("router") / SCORES_FILE, columns=["split", "p_compress"])
-    calib = scores.filter(pc.equal(scores["split"], "calib"))["p_compress"].to_numpy()
-    thresholds = {calibrated_threshold(calib, share) for share in config.shares}
+    calib, blank = (
+        scores.filter(pc.equal(scores["split"], split))["p_compress"].to_numpy()
+        for split in ("calib", BLANK_SPLIT)
+    )
+    thresholds = {placed_threshold(calib, share, blank_probability_B=blank).value for share in config.shares}
     return sorted(thresholds | {calibrated}, reverse=True)
 
 

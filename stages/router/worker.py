@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
-from stages.outputs import ROUTER_FILE, SCORES_FILE
+from stages.outputs import BLANK_SPLIT, ROUTER_FILE, SCORES_FILE
 from stages.parts import Parts
 from stages.router.best_routers import AUC_METRIC, BestRouters
 from stages.router.blank_tiles import NUM_BLANK
@@ -26,8 +26,6 @@ from vico.model.internvl import VicoModel
 from vico.model.router import Router
 from vico.objectives.router import FEATURE_DTYPE, IGNORED, RouterTask
 
-BLANK_SPLIT = "blank"
-"""The split of blank calibration tiles in `scores.parquet`."""
 SCORES_SCHEMA = pa.schema(
     [
         ("key", pa.string()),

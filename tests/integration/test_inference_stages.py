@@ -33,7 +33,7 @@ from tests.stage_context import stage_context
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
-from vico.inference.routing import calibrated_threshold
+from vico.inference.calibration import placed_threshold
 from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
 from vico.prompt import load_prompt_format
 
@@ -94,7 +94,7 @@ def write_router_scores(folder):
     p_compress = 1 / (1 + np.exp(3 * table["label"].to_numpy() - 1.5 + noise))
     table = table.append_column("p_compress", pa.array(p_compress))
     calib = table.filter(pc.equal(table["split"], "calib"))
-    threshold = calibrated_threshold(calib["p_compress"].to_numpy(), 0.5)
+    threshold = placed_threshold(calib["p_compress"].to_numpy(), 0.5).value
     test_keys = sorted(set(table.filter(pc.equal(table["split"], "test"))["key"].to_pylist()))
     unscored = pa.array(test_keys[::2])
     output = folder / "router" / "output"
