@@ -22,6 +22,8 @@ tiles; evaluate: test tiles that the router stage did not score)."""
 BLANK_SPLIT = "blank"
 """The split of the router stage's synthesised calibration tiles in its scores."""
 TILES_FILE, PREDICTIONS_FILE, TABLE_FILE = "tiles.parquet", "predictions.parquet", "table.md"
+QUESTION_RATIOS_FILE = "question_ratios.parquet"
+"""Loss ratios of test tiles over the earlier questions of their records (evaluate)."""
 MODEL_FOLDER = "model"
 
 NEEDED = {

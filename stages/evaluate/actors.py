@@ -58,11 +58,13 @@ class AnswerRow(TypedDict):
 
 @dataclass(frozen=True)
 class Block:
-    """Some test samples (rows of the index) with the distinct rate vectors of all points, bool [T] each."""
+    """Some samples (rows of the index) with the distinct rate vectors of all points, bool [T] each, and the
+    limits of tiles per picture under which the policy answers them once more."""
 
     number: int
     rows: tuple[int, ...]
     rates: tuple[tuple[np.ndarray, ...], ...]
+    max_tiles: tuple[tuple[int, ...], ...]
 
 
 class TileScorer:
@@ -134,6 +136,26 @@ class Answerer:
                 for flags, loss in zip(rates[s], kl[s], strict=True):
                     answer = next(answers)
                     yield self._answer_row(block.rows[s], question, model, flags, float(loss), answer)
+        yield from self._retiled_rows(block)
+
+    def _retiled_rows(self, block: Block) -> Iterator[AnswerRow]:
+        """Answer the samples with fewer tiles, all at the full rate; their KL is nan, since the reference has
+        other tiles."""
+        retiled = [
+            self.reader.retiled(row, limit)
+            for row, limits in zip(block.rows, block.max_tiles, strict=True)
+            for limit in limits
+        ]
+        if not retiled:
+            return
+        questions = [self._question(sample) for sample in retiled]
+        rates = [(np.zeros(len(sample.pixels), bool),) for sample in retiled]
+        first_tiles = np.cumsum([0, *(len(sample.pixels) for sample in retiled)]).tolist()
+        pixels = np.concatenate([sample.pixels for sample in retiled])
+        tiles = encoded_tiles(self.policy, pixels, self.settings.batch_tiles)
+        answers = self._answers(tiles, questions, first_tiles, rates)
+        for sample, question, (flags,), answer in zip(retiled, questions, rates, answers, strict=True):
+            yield self._answer_row(sample.row, question, "policy", flags, float("nan"), answer)
 
     def _question(self, sample: EncodedSample) -> Question:
         turns = self.reader.record(sample.row)["conversations"]

@@ -44,7 +44,7 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float | int | str
     """Publish answers by block and as a table, measured tiles, `metrics.json`, `table.md` and plots."""
     from cluster.ray_session import ray_session
     from stages.evaluate.pictures import publish_plots
-    from stages.evaluate.pixel_rule import measured_tiles, pixel_rule_choice, tile_labels
+    from stages.evaluate.tile_measures.pixel_rule import measured_tiles, pixel_rule_choice, tile_labels
     from stages.evaluate.points import operating_points
     from stages.evaluate.scores import all_point_scores
     from stages.evaluate.table import evaluation_table
@@ -130,20 +130,29 @@ def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in headline.items() if value is not None}
 
 
-def blocks_of(rows: list[int], tiles: EvaluatedTiles, points: Sequence[Point]) -> list[Block]:
+def blocks_of(
+    rows: list[int], tiles: EvaluatedTiles, points: Sequence[Point], first_number: int = 0
+) -> list[Block]:
     """Return the samples in blocks, each with the distinct rate vectors of all points in a fixed order."""
     from stages.evaluate.actors import Block
     from stages.evaluate.scores import rate_text
 
     rates_by_text: list[dict[str, np.ndarray]] = [{} for _ in rows]
+    limits: list[dict[int, int]] = [{} for _ in rows]  # number of tiles -> lowest limit that gives it
     for point in points:
         for compressed in point.replicates:
-            for rates, flags in zip(rates_by_text, tiles.by_sample(compressed), strict=True):
-                rates.setdefault(rate_text(flags), flags)
+            for s, flags in enumerate(point.by_sample(tiles, compressed)):
+                if point.max_tiles is None:
+                    rates_by_text[s].setdefault(rate_text(flags), flags)
+                elif len(flags) != tiles.num_tiles_S[s]:
+                    limits[s].setdefault(len(flags), point.max_tiles)
     vectors = [tuple(flags for _, flags in sorted(rates.items())) for rates in rates_by_text]
     return [
         Block(
-            number, tuple(rows[first : first + BLOCK_SAMPLES]), tuple(vectors[first : first + BLOCK_SAMPLES])
+            first_number + number,
+            tuple(rows[first : first + BLOCK_SAMPLES]),
+            tuple(vectors[first : first + BLOCK_SAMPLES]),
+            tuple(tuple(counts.values()) for counts in limits[first : first + BLOCK_SAMPLES]),
         )
         for number, first in enumerate(range(0, len(rows), BLOCK_SAMPLES))
     ]

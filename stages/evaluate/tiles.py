@@ -13,24 +13,32 @@ from cluster.tasks import actor_pool
 from data_prep.draws import chosen_rows
 from data_prep.shards.index import load_index
 from stages.context import Context
+from stages.controls import BLIND_ORACLE, FEWER_TILES
 from stages.evaluate.actors import TileScorer
 from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
-from stages.evaluate.pixel_rule import TILE_KEY_COLUMNS, TileKey, tile_keys, tile_labels
+from stages.evaluate.tile_measures.pixel_rule import TILE_KEY_COLUMNS, TileKey, tile_keys, tile_labels
 from stages.evaluate.points import UNLABELLED, EvaluatedTiles
+from stages.evaluate.tile_measures.question_ratios import blind_ratios
 from stages.inference import inference_settings
 from stages.outputs import BLANK_SPLIT, RATIOS_FILE, ROUTER_FILE, SCORES_FILE
 from vico.errors import UserError
 from vico.inference.calibration import placed_threshold
+from vico.settings import ModelSettings, load_settings
+from vico.tiling import num_tiles
 
 
-def chosen_samples(config: EvaluateConfig, context: Context) -> pa.Table:
-    """Return row, key, kind, group and tiles of the chosen test samples with an answer, in index order."""
+_SAMPLE_COLUMNS = ("key", "kind", "group", "tiles", "answer_tokens", "widths", "heights", "max_tiles")
+
+
+def chosen_samples(config: EvaluateConfig, context: Context, split: str = "test") -> pa.Table:
+    """Return the index rows of the chosen samples of a split with an answer, in index order: row, key, kind,
+    group, tiles, sizes of pictures."""
     folder = context.folder("shard")
-    table = load_index(folder).table(["key", "kind", "group", "tiles", "answer_tokens"], "test")
+    table = load_index(folder).table(_SAMPLE_COLUMNS, split)
     table = table.filter(pc.greater(table["answer_tokens"], 0))
     if not len(table):
         raise UserError(
-            f"{folder}: no test sample has an answer; raise shard.test_share or give more records"
+            f"{folder}: no {split} sample has an answer; raise shard.{split}_share or give more records"
         )
     chosen = chosen_rows(table["row"].to_numpy(), config.max_samples, config.seed)
     return table.filter(pc.is_in(table["row"], pa.array(chosen)))
@@ -63,6 +71,10 @@ def evaluated_tiles(
     labels = tile_labels(context)
     detail = {} if feature is None else column_by_tile(measured, feature)
     contents = column_by_tile(measured, "content")
+    blind_N = None
+    if BLIND_ORACLE.name in config.controls and ratio_N is not None:
+        blind = blind_ratios(config, context, samples, ratios)
+        blind_N = np.array([blind.get(key, np.nan) for key in keys], np.float64) if blind else None
     return EvaluatedTiles(
         tiles_per_image=[tuple(tiles) for tiles in samples["tiles"].to_pylist()],
         p_compress_N=np.array([scores[key] for key in keys], np.float32),
@@ -70,7 +82,32 @@ def evaluated_tiles(
         detail_N=None if feature is None else np.array([detail[key] for key in keys], np.float64),
         label_N=np.array([labels.get(key, UNLABELLED) for key in keys], np.int8),
         contents=[contents[key] for key in keys],
+        blind_ratio_N=blind_N,
+        retiled_S=retiled(config, samples, load_settings(context.folder("model"))),
     )
+
+
+def retiled(
+    config: EvaluateConfig, samples: pa.Table, settings: ModelSettings
+) -> dict[int, np.ndarray]:
+    """Return each sample's number of tiles, int64 [S], by the most tiles per picture of the control
+    `fewer_tiles`. Limits under which every sample keeps its tiles are left out."""
+    if FEWER_TILES.name not in config.controls:
+        return {}
+    columns = (samples[name].to_pylist() for name in ("widths", "heights", "max_tiles", "tiles"))
+    rows = list(zip(*columns, strict=True))
+    counts_of: dict[int, np.ndarray] = {}
+    for limit in sorted(set(config.fewer_tiles)):
+        counts_S = [
+            sum(
+                num_tiles(width, height, settings.tiling(min(limit, max_tiles)))
+                for width, height in zip(widths, heights, strict=True)
+            )
+            for widths, heights, max_tiles, _ in rows
+        ]
+        if counts_S != [sum(tiles) for _, _, _, tiles in rows]:
+            counts_of[limit] = np.array(counts_S, np.int64)
+    return counts_of
 
 
 def ratios_of_test_tiles(path: Path) -> dict[TileKey, float]:

@@ -77,12 +77,11 @@ def new_router(policy: VicoModel, seed: int) -> Router:
 def keep_features(settings: RouterSettings, packs: RouterPacks, policy: VicoModel) -> None:
     """Let the packs read vision features from files, if these fit into the site's limit; all ranks compute
     and publish those that are missing. Otherwise every step computes its features."""
-    device, size = policy.lm_head.weight.device, packs.settings.tile_size
-    with torch.no_grad():
-        empty = policy.vision_features(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+    device = policy.lm_head.weight.device
+    tile_bytes = packs.settings.vision_tokens * policy.vision_width * FEATURE_DTYPE.itemsize
     num_tiles = NUM_BLANK + sum(shard.num_tiles for shard in packs.shard_tiles.values())
     limit = settings.train.memory.router_features_gb * 1e9
-    if num_tiles * empty[0].numel() * FEATURE_DTYPE.itemsize > limit:
+    if num_tiles * tile_bytes > limit:
         return
     files = FeatureFiles(settings.parts, tower_digest(policy.base.model.vision_tower))
     batch_tiles = settings.config.tiles_per_pack
