@@ -40,3 +40,8 @@ NEEDED = {
 def part_name(number: int) -> str:
     """Return the name of one part: a shard (ratio) or a block of samples (evaluate)."""
     return f"parts/{number:05d}.parquet"
+
+
+def block_part(split: str, number: int) -> str:
+    """Return the name of the part with the answers to one block of a split's samples (evaluate)."""
+    return part_name(number) if split == "test" else f"parts/{split}-{number:05d}.parquet"

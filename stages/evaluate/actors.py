@@ -1,7 +1,6 @@
 """The actors of the evaluate stage: they score test tiles, and answer samples at many rates."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -10,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from stages.evaluate.blocks import Block
 from stages.evaluate.questions import Question, last_question
 from stages.evaluate.scores import rate_text
 from stages.inference import InferenceSettings, load_models, load_policy, load_router, open_reader
-from stages.outputs import part_name
+from stages.outputs import block_part
 from stages.parts import Parts
 from vico.inference.generation import Answer, greedy_answers
 from vico.inference.scoring import exact_match, similarity
@@ -56,17 +56,6 @@ class AnswerRow(TypedDict):
     truncated: bool
 
 
-@dataclass(frozen=True)
-class Block:
-    """Some samples (rows of the index) with the distinct rate vectors of all points, bool [T] each, and the
-    limits of tiles per picture under which the policy answers them once more."""
-
-    number: int
-    rows: tuple[int, ...]
-    rates: tuple[tuple[np.ndarray, ...], ...]
-    max_tiles: tuple[tuple[int, ...], ...]
-
-
 class TileScorer:
     """The policy's vision tower with the router."""
 
@@ -91,16 +80,16 @@ class TileScorer:
 
 
 class Answerer:
-    """A policy and its reference; `write_part` answers one block."""
+    """A policy and its reference; `write_part` answers one block of a split."""
 
-    def __init__(self, settings: InferenceSettings, max_new_tokens: int, parts: Parts):
-        self.settings, self.max_new_tokens, self.parts = settings, max_new_tokens, parts
+    def __init__(self, settings: InferenceSettings, max_new_tokens: int, parts: Parts, split: str):
+        self.settings, self.max_new_tokens, self.parts, self.split = settings, max_new_tokens, parts, split
         self.reader = open_reader(settings)
         self.policy, self.reference = load_models(settings, self.reader)
 
     def write_part(self, block: Block) -> int:
         """Publish the scored answers to a block and return its number of samples."""
-        name = part_name(block.number)
+        name = block_part(self.split, block.number)
         if not self.parts.done(name):  # it is done if a worker died between publishing and returning
             rows = list(self._answer_rows(block))
             pq.write_table(pa.Table.from_pylist(rows, SCHEMA), self.parts.partial(name))

@@ -179,9 +179,8 @@ def operating_points(
     The served rule uses the `calibrated` threshold. A control's points are in the order of the thresholds. A
     control that needs a measure that `tiles` lacks has no points.
     """
-    probability_N = torch.from_numpy(tiles.p_compress_N)
-    num_tiles = len(probability_N)
-    routed = [Point(ROUTED, (absolute_rule(probability_N, t).numpy(),), t) for t in thresholds]
+    num_tiles = len(tiles.p_compress_N)
+    routed = routed_points(tiles, thresholds)
     points = [
         Point(FULL, (np.zeros(num_tiles, bool),)),
         Point(COMPRESSED, (np.ones(num_tiles, bool),)),
@@ -192,6 +191,12 @@ def operating_points(
         if getattr(tiles, control.needs) is not None:
             points += [control_point(control, tiles, point, config) for point in routed]
     return [*points, *fewer_tiles_points(tiles)]
+
+
+def routed_points(tiles: EvaluatedTiles, thresholds: Sequence[float]) -> list[Point]:
+    """Return the router's point at each threshold."""
+    probability_N = torch.from_numpy(tiles.p_compress_N)
+    return [Point(ROUTED, (absolute_rule(probability_N, t).numpy(),), t) for t in thresholds]
 
 
 def measured_controls(config: EvaluateConfig) -> list[Control]:

@@ -159,12 +159,17 @@ def ratio_by_content(tiles: EvaluatedTiles) -> dict[str, ContentRatio]:
 
 def router_scores(config: EvaluateConfig, context: Context, samples: pa.Table) -> dict[TileKey, float]:
     """Return P(compress) of the samples' tiles, computed for those that the router stage did not score."""
-    scores = column_by_tile(pq.read_table(context.folder("router") / SCORES_FILE), "p_compress")
+    scores = scored_tiles(context)
     unscored = {key for key, image, tile in sample_tile_keys(samples) if (key, image, tile) not in scores}
     if unscored:
         chosen = samples.filter(pc.is_in(samples["key"], pa.array(sorted(unscored))))
         scores |= column_by_tile(_computed_scores(config, context, chosen), "p_compress")
     return scores
+
+
+def scored_tiles(context: Context) -> dict[TileKey, float]:
+    """Return P(compress) of the tiles that the router stage scored."""
+    return column_by_tile(pq.read_table(context.folder("router") / SCORES_FILE), "p_compress")
 
 
 def _computed_scores(config: EvaluateConfig, context: Context, samples: pa.Table) -> pa.Table:
