@@ -170,11 +170,7 @@ def gap_closed(kept: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def differences(kept: Mapping[str, np.ndarray]) -> dict[str, Difference]:
     """Return the router's difference from each control, by the control's name."""
     routed_B = kept[ROUTED.name]
-    return {
-        name: _difference(routed_B, quality_B)
-        for name, quality_B in kept.items()
-        if name != ROUTED.name
-    }
+    return {name: _difference(routed_B, quality_B) for name, quality_B in kept.items() if name != ROUTED.name}
 
 
 def oracle_split(

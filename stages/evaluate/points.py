@@ -5,8 +5,7 @@ the same number of tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ class EvaluatedTiles:
     float32 is the router's probability to compress. `ratio_N` float64 is each tile's own loss ratio, None if
     the ratio stage did not see all of them. `detail_N` float64 is the measure of the pixel rule, None if
     there is no rule. `blind_ratio_N` float64 is the tile's loss ratio over other questions, nan without any,
-    None if no tile has one. `label_N` int8 is 1 keep, 0 compress, UNLABELLED if the router stage had no label.
+    None if no tile has one. `label_N` int8 is 1 keep, 0 compress, UNLABELLED if the router stage had none.
     `contents` names what each tile shows, None if its record does not say so.
     """
 
@@ -54,7 +53,7 @@ class EvaluatedTiles:
     label_N: np.ndarray | None = None
     contents: Sequence[str | None] = ()
     blind_ratio_N: np.ndarray | None = None
-    retiled_S: Mapping[int, np.ndarray] = MappingProxyType({})
+    retiled_S: Mapping[int, np.ndarray] = field(default_factory=dict)
     """Number of tiles of each sample, int64 [S], with at most so many tiles per picture."""
 
     @property

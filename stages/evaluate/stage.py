@@ -44,10 +44,10 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float | int | str
     from cluster.ray_session import ray_session
     from stages.evaluate.blocks import blocks_of
     from stages.evaluate.pictures import publish_plots
-    from stages.evaluate.tile_measures.pixel_rule import measured_tiles, pixel_rule_choice, tile_labels
     from stages.evaluate.points import operating_points
     from stages.evaluate.scores import all_point_scores
     from stages.evaluate.table import evaluation_table
+    from stages.evaluate.tile_measures.pixel_rule import measured_tiles, pixel_rule_choice, tile_labels
     from stages.evaluate.tiles import chosen_samples, evaluated_tiles, ratio_by_content, swept_thresholds
     from stages.evaluate.wanted_quality import choice_line, threshold_for_quality
 

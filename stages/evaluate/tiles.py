@@ -16,8 +16,8 @@ from stages.context import Context
 from stages.controls import BLIND_ORACLE, FEWER_TILES
 from stages.evaluate.actors import TileScorer
 from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
-from stages.evaluate.tile_measures.pixel_rule import TILE_KEY_COLUMNS, TileKey, tile_keys, tile_labels
 from stages.evaluate.points import UNLABELLED, EvaluatedTiles
+from stages.evaluate.tile_measures.pixel_rule import TILE_KEY_COLUMNS, TileKey, tile_keys, tile_labels
 from stages.evaluate.tile_measures.question_ratios import blind_ratios
 from stages.inference import inference_settings
 from stages.outputs import BLANK_SPLIT, RATIOS_FILE, ROUTER_FILE, SCORES_FILE
@@ -25,7 +25,6 @@ from vico.errors import UserError
 from vico.inference.calibration import placed_threshold
 from vico.settings import ModelSettings, load_settings
 from vico.tiling import num_tiles
-
 
 _SAMPLE_COLUMNS = ("key", "kind", "group", "tiles", "answer_tokens", "widths", "heights", "max_tiles")
 
@@ -87,9 +86,7 @@ def evaluated_tiles(
     )
 
 
-def retiled(
-    config: EvaluateConfig, samples: pa.Table, settings: ModelSettings
-) -> dict[int, np.ndarray]:
+def retiled(config: EvaluateConfig, samples: pa.Table, settings: ModelSettings) -> dict[int, np.ndarray]:
     """Return each sample's number of tiles, int64 [S], by the most tiles per picture of the control
     `fewer_tiles`. Limits under which every sample keeps its tiles are left out."""
     if FEWER_TILES.name not in config.controls:

@@ -100,14 +100,14 @@ def threshold_for_quality(
 
 def choice_line(choice: QualityChoice) -> str:
     """Return the choice as a line for people."""
-    kept = f"keeps {choice['quality_kept']:.3f} of the quality on {choice['num_samples']:,} calibration samples"
+    samples, value = f"{choice['num_samples']:,} calibration samples", f"{choice['threshold']:.6g}"
+    kept = f"keeps {choice['quality_kept']:.3f} of the quality on {samples}"
     if choice["reached"]:
         return (
-            f"threshold {choice['threshold']:.6g} for evaluate.wanted_quality={choice['wanted']:g}: it {kept} "
-            f"and saves {choice['tokens_saved']:.1%} of the tokens there"
+            f"threshold {value} for evaluate.wanted_quality={choice['wanted']:g}: it {kept} and saves "
+            f"{choice['tokens_saved']:.1%} of the tokens there"
         )
     return (
         f"no measured threshold keeps evaluate.wanted_quality={choice['wanted']:g}; the one that compresses "
-        f"the fewest tiles, {choice['threshold']:.6g}, is used and {kept}: add smaller evaluate.shares, or "
-        "train longer"
+        f"the fewest tiles, {value}, is used and {kept}: add smaller evaluate.shares, or train longer"
     )

@@ -49,7 +49,9 @@ model's similarity, {reference_similarity:.3f}, with a {level:.0%} interval over
 |---|---:|---:|---:|---:|---:|---:|---:|
 {rows}
 
-The calibrated threshold is in bold; `thresholds.json` contains the rows of *ours*.{calibration} *ours* decides each tile separately; *served* is the rule of a server
+The calibrated threshold is in bold; `thresholds.json` contains the rows of *ours*.{calibration}
+
+*ours* decides each tile separately; *served* is the rule of a server
 of the published Flash layout with the run's `evaluate.relative_threshold` (0.0 unless set; a Flash export
 has 0.0): it keeps at least one tile of every prompt.
 
@@ -151,9 +153,9 @@ def _calibration(evaluation: Mapping[str, Any], router: Mapping[str, Any]) -> st
         return ""
     return (
         f" It compresses {router['calibrated_share']:.1%} of the calibration tiles and "
-        f"{router['blank_compressed']:,} of {router['blank_tiles']:,} blank ones; the nearest of their scores is "
-        f"{router['threshold_margin']:.2g} away in log-odds, {router['share_in_margin']:.1%} of the test tiles "
-        "are nearer."
+        f"{router['blank_compressed']:,} of {router['blank_tiles']:,} blank ones; the nearest of their "
+        f"scores is {router['threshold_margin']:.2g} away in log-odds, {router['share_in_margin']:.1%} of the "
+        "test tiles are nearer."
     )
 
 

@@ -14,7 +14,7 @@ THRESHOLDS_FILE = "thresholds.json"
 
 
 class ThresholdRow(TypedDict):
-    """What a threshold does on test samples; shares between 0 and 1. `is_default` marks that of config.json."""
+    """What a threshold does on test samples, as shares; `is_default` marks the one in config.json."""
 
     threshold: float
     share_compressed: float

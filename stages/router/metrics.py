@@ -112,8 +112,8 @@ def _of_candidates(config: RouterConfig, context: Context, num_steps: int) -> _C
 def _note_weaknesses(context: Context, threshold: Threshold, num_blank: int, config: RouterConfig) -> None:
     if threshold.margin < THIN_MARGIN:
         context.note(
-            f"the threshold {threshold.value:.6g} is only {threshold.margin:.2g} in log-odds from the nearest "
-            "score, so rounding may change decisions; raise router.share_tolerance "
+            f"the threshold {threshold.value:.6g} is only {threshold.margin:.2g} in log-odds from the "
+            "nearest score, so rounding may change decisions; raise router.share_tolerance "
             f"({config.share_tolerance}) or shard.calib_share"
         )
     if threshold.num_blank_kept:

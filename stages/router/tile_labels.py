@@ -71,7 +71,7 @@ class TileLabels:
         if not num_compress or not num_keep:
             raise UserError(
                 f"all {num_compress + num_keep} labels of train tiles are "
-                f"{'keep' if num_keep else 'compress'}; a router needs both: change label.percentile, or give "
-                "more records"
+                f"{'keep' if num_keep else 'compress'}; a router needs both: change label.percentile, or "
+                "give more records"
             )
         return class_weights(num_compress, num_keep) if kind == "balanced" else (1.0, 1.0)

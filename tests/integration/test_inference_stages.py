@@ -216,7 +216,9 @@ def test_comparisons_between_points_have_intervals(storage):
         assert set(metrics["routed_minus"][where]) >= {"random", "shuffled", "pixel_rule", "oracle"}
         split = metrics["oracle_split"][where]
         routed_minus = metrics["routed_minus"][where]
-        assert split["better_router"]["difference"] == pytest.approx(-routed_minus["blind_oracle"]["difference"])
+        assert split["better_router"]["difference"] == pytest.approx(
+            -routed_minus["blind_oracle"]["difference"]
+        )
     table = (output / "table.md").read_text()
     assert table == evaluation_table(metrics)
     assert table.count("pixel rule |") == table.count("| **router**") >= 2

@@ -76,9 +76,7 @@ class QuestionLosses:
             )
             log_ratio_T[:num_tiles] = np.log(loss_ratio(losses[1:], losses[0])).tolist()
         asked = [_text(turn) for turn in turns if turn["from"] == "human"]
-        tiles = [
-            (image, tile) for image, count in enumerate(sample.tiles_per_image) for tile in range(count)
-        ]
+        tiles = [(image, tile) for image, count in enumerate(sample.tiles_per_image) for tile in range(count)]
         columns = {
             "key": [sample.key] * len(tiles),
             "image": [image for image, _ in tiles],
@@ -151,9 +149,7 @@ def _measured(config: EvaluateConfig, context: Context, samples: pa.Table) -> pa
     blocks = [rows[first : first + BLOCK_SAMPLES] for first in range(0, len(rows), BLOCK_SAMPLES)]
     tables: dict[int, pa.Table] = {}
     arguments = (inference_settings(context, config.dtype),)
-    results = actor_pool(
-        QuestionLosses, arguments, blocks, "ratios", site=context.site, check=context.check
-    )
+    results = actor_pool(QuestionLosses, arguments, blocks, "ratios", site=context.site, check=context.check)
     for number, table in results:
         tables[number] = table
         context.progress(len(tables), len(blocks), "blocks with ratios of other questions")

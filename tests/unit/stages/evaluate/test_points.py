@@ -134,7 +134,9 @@ def test_without_other_questions_there_is_no_blind_oracle():
 
 
 def test_the_seeing_oracle_comes_with_the_blind_one():
-    names = [control.name for control in measured_controls(EvaluateConfig(seed=0, controls=("blind_oracle",)))]
+    names = [
+        control.name for control in measured_controls(EvaluateConfig(seed=0, controls=("blind_oracle",)))
+    ]
     assert names == ["blind_oracle", "seeing_oracle"]
 
 
