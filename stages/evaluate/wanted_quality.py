@@ -1,4 +1,4 @@
-"""The threshold for a wanted quality: the one that saves the most tokens on calibration samples and keeps it."""
+"""The threshold that keeps a wanted quality on calibration samples and saves the most tokens there."""
 
 from collections.abc import Callable, Sequence
 from typing import TypedDict

@@ -154,8 +154,8 @@ def _calibration(evaluation: Mapping[str, Any], router: Mapping[str, Any]) -> st
     return (
         f" It compresses {router['calibrated_share']:.1%} of the calibration tiles and "
         f"{router['blank_compressed']:,} of {router['blank_tiles']:,} blank ones; the nearest of their "
-        f"scores is {router['threshold_margin']:.2g} away in log-odds, {router['share_in_margin']:.1%} of the "
-        "test tiles are nearer."
+        f"scores is {router['threshold_margin']:.2g} away in log-odds, {router['share_in_margin']:.1%} of "
+        "the test tiles are nearer."
     )
 
 
