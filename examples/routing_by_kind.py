@@ -93,7 +93,8 @@ def table(rows: Sequence[KindRow]) -> str:
     """Return the rows as Markdown."""
     lines = ["| kind | tiles | compressed | kept | 95 % interval of compressed |", "|---|---:|---:|---:|---|"]
     lines += [
-        f"| {row.kind} | {row.tiles:,} | {row.share:.1%} | {1 - row.share:.1%} | {row.low:.1%} to {row.high:.1%} |"
+        f"| {row.kind} | {row.tiles:,} | {row.share:.1%} | {1 - row.share:.1%} | "
+        f"{row.low:.1%} to {row.high:.1%} |"
         for row in rows
     ]
     return "\n".join(lines)
