@@ -1,13 +1,15 @@
 """Vision features of the router's tiles, computed once and kept in files by shard while the stage works.
 
-A file belongs to one vision tower, whose digest it holds; features of another tower are refused. If all files
-together would exceed `train.memory.router_features_gb`, there are none and every step computes its features.
+They are beside the stage's output, not in it: they are computed again if they are missing. A file belongs to
+one vision tower, whose digest it holds; features of another tower are refused. If all files together would
+exceed `train.memory.router_features_gb`, there are none and every step computes its features.
 
 Shapes: N tiles, P vision tokens per tile, v vision width.
 """
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -17,20 +19,25 @@ import numpy as np
 import torch
 from torch import nn
 
+from stages.durable_files import sync_folder, sync_tree
 from stages.parts import Parts
 from vico.errors import UserError
 from vico.objectives.router import FEATURE_DTYPE
 
-FEATURES = "features"
-BLANK_FILE = f"{FEATURES}/blank"
+BLANK_FILE = "blank"
 _ARRAY, _ABOUT = "features.npy", "about.json"
 TileBatches = Iterator[torch.Tensor]
 """Features of the next tiles, [n, P, v] each, in order."""
 
 
+def features_folder(parts: Parts) -> Path:
+    """Return the folder of a stage's feature files."""
+    return parts.folder / "features"
+
+
 def shard_file(shard: int) -> str:
-    """Return the name of the part with the features of a shard's tiles."""
-    return f"{FEATURES}/{shard:05d}"
+    """Return the name of the file with the features of a shard's tiles."""
+    return f"{shard:05d}"
 
 
 def tower_digest(tower: nn.Module) -> str:
@@ -43,24 +50,25 @@ def tower_digest(tower: nn.Module) -> str:
 
 
 class FeatureFiles:
-    """The feature files of a stage, which belong to one vision tower."""
+    """The feature files in a folder, which belong to one vision tower; each is a folder with an array."""
 
-    def __init__(self, parts: Parts, tower: str):
+    def __init__(self, folder: Path, tower: str):
         """`tower` is the tower's digest."""
-        self._parts, self._tower = parts, tower
+        self._folder, self._tower = folder, tower
         self._opened = lru_cache(maxsize=64)(self._open)
 
     def write(self, name: str, num_tiles: int, batches: Callable[[], TileBatches]) -> None:
-        """Publish a file of `num_tiles` tiles unless it is published; `batches` computes them.
+        """Write a file of `num_tiles` tiles unless it is complete; `batches` computes them.
 
         Raises UserError if the file belongs to another tower.
         """
-        if self._parts.done(name):
-            self._check(self._parts.output / name)
+        target = self._folder / name
+        if target.exists():
+            self._check(target)
             return
-        partial = self._parts.partial(name)
+        partial = self._folder / f".{name}.partial-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial.mkdir(parents=True)
         array: np.memmap | None = None
         start = 0
         for features_NPv in batches():
@@ -73,21 +81,22 @@ class FeatureFiles:
         assert array is not None and start == num_tiles, f"{name}: {start} of {num_tiles} tiles"
         array.flush()
         (partial / _ABOUT).write_text(json.dumps({"tower": self._tower, "tiles": num_tiles}))
-        self._parts.publish(name)
+        sync_tree(partial)
+        os.rename(partial, target)
+        sync_folder(self._folder)
 
     def read(self, name: str, tiles: Sequence[int] | slice) -> torch.Tensor:
         """Return the features of some tiles of a file, bfloat16 [N, P, v]."""
         return torch.from_numpy(np.array(self._opened(name)[tiles])).view(FEATURE_DTYPE)
 
     def _open(self, name: str) -> np.ndarray:
-        folder = self._parts.output / name
-        self._check(folder)
-        return np.load(folder / _ARRAY, mmap_mode="r")
+        self._check(self._folder / name)
+        return np.load(self._folder / name / _ARRAY, mmap_mode="r")
 
-    def _check(self, folder: Path) -> None:
-        written_by = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["tower"]
+    def _check(self, file: Path) -> None:
+        written_by = json.loads((file / _ABOUT).read_text(encoding="utf-8"))["tower"]
         if written_by != self._tower:
             raise UserError(
-                f"{folder} has features of the vision tower {written_by[:12]}, but the policy has the tower "
-                f"{self._tower[:12]}; remove {folder.parent}, and the features are computed again"
+                f"{file} has features of the vision tower {written_by[:12]}, but the policy has the tower "
+                f"{self._tower[:12]}; remove {self._folder}, and the features are computed again"
             )

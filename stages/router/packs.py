@@ -145,6 +145,17 @@ class RouterPacks:
         calib = self.of_split("calib")
         return calib[:: max(-(-len(calib) // self.config.validation_packs), 1)]
 
+    def check_validation(self) -> None:
+        """Raise UserError unless the tiles of a validation have both labels, which an AUC needs."""
+        labels_N = np.concatenate([self._labels(pack)[0] for pack in self.validation_packs])
+        num_keep, num_compress = int((labels_N == 1).sum()), int((labels_N == 0).sum())
+        if not num_keep or not num_compress:
+            raise UserError(
+                f"the calib tiles of a validation have {num_keep} labels keep and {num_compress} compress, and "
+                "the best router is chosen by how it ranks both; raise shard.calib_share or "
+                f"router.validation_packs ({self.config.validation_packs})"
+            )
+
     @cached_property
     def shard_tiles(self) -> dict[int, ShardTiles]:
         """The labelled train and calib samples by shard: those whose features are kept."""
@@ -188,10 +199,7 @@ class RouterPacks:
         return self._with_targets(pack, self._tiles(pack))
 
     def _with_targets(self, pack: Pack, tiles: torch.Tensor) -> TargetTiles:
-        indexed = [self._index.row(int(row), ("key", "tiles")) for row in pack.rows]
-        found = [self.labels.of(sample["key"], tuple(sample["tiles"])) for sample in indexed]
-        labels_N = np.concatenate([labels for labels, _ in found])
-        targets_N = np.concatenate([targets for _, targets in found])
+        labels_N, targets_N = self._labels(pack)
         of_compress, of_keep = self._weights
         weights_N = np.where(labels_N == IGNORED, 0, of_compress + (of_keep - of_compress) * targets_N)
         return TargetTiles(
@@ -201,6 +209,13 @@ class RouterPacks:
             torch.from_numpy(labels_N),
             float(weights_N.sum()),
         )
+
+    def _labels(self, pack: Pack) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels int64 [N] and targets float32 [N] of a pack's tiles."""
+        indexed = [self._index.row(int(row), ("key", "tiles")) for row in pack.rows]
+        by_sample = [self.labels.of(sample["key"], tuple(sample["tiles"])) for sample in indexed]
+        labels, targets = zip(*by_sample, strict=True)
+        return np.concatenate(labels), np.concatenate(targets)
 
     def _tiles(self, pack: Pack) -> torch.Tensor:
         """Return the tiles of a pack's samples: their features if they are kept, else their pixels."""
@@ -265,4 +280,5 @@ def prepared(settings: RouterSettings) -> int:
             f"{settings.label_folder}: no labelled calib tiles to calibrate the threshold on; raise "
             "shard.calib_share, or add calib to ratio.splits"
         )
+    packs.check_validation()
     return packs.num_steps

@@ -5,6 +5,7 @@ absolute threshold is calibrated.
 """
 
 from stages.context import Context
+from stages.durable_files import delete
 from stages.outputs import POLICY_FOLDER, SCORES_FILE
 from stages.router.config import RouterConfig
 from stages.training.optimizer import note_slow_dtype
@@ -17,7 +18,7 @@ Config = RouterConfig
 
 def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     """Train on all ranks; publish the router, its scores, `metrics.json`, `curve.parquet` and a figure."""
-    from stages.router.features import FEATURES
+    from stages.router.features import features_folder
     from stages.router.metrics import publish_metrics
     from stages.router.packs import RouterSettings, prepared
     from stages.router.worker import measure_router, train_router
@@ -43,7 +44,7 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     metrics = publish_metrics(config, context, num_steps)
     publish_curve(context.parts)
     remove_checkpoints(context.parts)
-    context.parts.remove(FEATURES)
+    delete(features_folder(context.parts))
     measured = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
     last_step = max(metrics["candidates"], key=lambda candidate: candidate["auc_calib"])["step"]
     return {"steps": last_step, **restart_counts(context.parts), **measured}

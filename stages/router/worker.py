@@ -13,7 +13,7 @@ from stages.outputs import BLANK_SPLIT, ROUTER_FILE, SCORES_FILE
 from stages.parts import Parts
 from stages.router.best_routers import AUC_METRIC, BestRouters
 from stages.router.blank_tiles import NUM_BLANK
-from stages.router.features import BLANK_FILE, FeatureFiles, shard_file, tower_digest
+from stages.router.features import BLANK_FILE, FeatureFiles, features_folder, shard_file, tower_digest
 from stages.router.packs import RouterPacks, RouterSettings, ShardTiles, TilePosition
 from stages.training.engine import Engine, init_distributed
 from stages.training.engine_settings import engine_settings
@@ -76,14 +76,14 @@ def new_router(policy: VicoModel, seed: int) -> Router:
 
 def keep_features(settings: RouterSettings, packs: RouterPacks, policy: VicoModel) -> None:
     """Let the packs read vision features from files, if these fit into the site's limit; all ranks compute
-    and publish those that are missing. Otherwise every step computes its features."""
+    and write those that are missing. Otherwise every step computes its features."""
     device = policy.lm_head.weight.device
     tile_bytes = packs.settings.vision_tokens * policy.vision_width * FEATURE_DTYPE.itemsize
     num_tiles = NUM_BLANK + sum(shard.num_tiles for shard in packs.shard_tiles.values())
     limit = settings.train.memory.router_features_gb * 1e9
     if num_tiles * tile_bytes > limit:
         return
-    files = FeatureFiles(settings.parts, tower_digest(policy.base.model.vision_tower))
+    files = FeatureFiles(features_folder(settings.parts), tower_digest(policy.base.model.vision_tower))
     batch_tiles = settings.config.tiles_per_pack
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one_bit_for_bit(folder, early)
     scenario = {"name": "killed", "config": EARLY}
     parts = Parts(folder / "killed", 1)
     reached = [
-        lambda: any((parts.output / "features").glob("0*")),
+        lambda: any((parts.folder / "features").glob("0*")),
         lambda: steps(parts)[-1:] >= [10],
         lambda: False,
     ]
@@ -103,8 +103,8 @@ def test_kept_and_computed_features_train_alike(folder):
             1,
         )
     )
-    assert list((folder / "kept" / "output" / "features").iterdir())
-    assert not (folder / "computed" / "output" / "features").exists()
+    assert list((folder / "kept" / "features").iterdir())
+    assert not (folder / "computed" / "features").exists()
     losses = [
         [metrics["loss"] for _, metrics in read_metrics(Parts(folder / name, 1))]
         for name in ("kept", "computed")
