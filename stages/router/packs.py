@@ -151,8 +151,8 @@ class RouterPacks:
         num_keep, num_compress = int((labels_N == 1).sum()), int((labels_N == 0).sum())
         if not num_keep or not num_compress:
             raise UserError(
-                f"the calib tiles of a validation have {num_keep} labels keep and {num_compress} compress, and "
-                "the best router is chosen by how it ranks both; raise shard.calib_share or "
+                f"the calib tiles of a validation have {num_keep} labels keep and {num_compress} compress, "
+                "and the best router is chosen by how it ranks both; raise shard.calib_share or "
                 f"router.validation_packs ({self.config.validation_packs})"
             )
 
