@@ -2,6 +2,7 @@
 tiles."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -100,7 +101,7 @@ def keep_features(settings: RouterSettings, packs: RouterPacks, policy: VicoMode
     shards = sorted(packs.shard_tiles.values(), key=lambda shard: shard.shard)
     for _, shard in share_of_rank(shards, rank, world_size):
         if shard is not None:
-            files.write(shard_file(shard.shard), shard.num_tiles, lambda shard=shard: of_shard(shard))
+            files.write(shard_file(shard.shard), shard.num_tiles, partial(of_shard, shard))
     if rank == world_size - 1:
         files.write(BLANK_FILE, NUM_BLANK, of_blank)
     torch.distributed.barrier()
