@@ -20,6 +20,7 @@ from pipeline.storage.output_files import published
 from stages.durable_files import sync_folder, sync_tree
 from stages.export.model_card import CARD_FILE, CardSources, Layout, model_card
 from stages.export.start_model import start_model
+from stages.export.thresholds import write_thresholds
 from stages.outputs import METRICS_FILE, MODEL_FOLDER
 from vico.checkpoints.hub import model_folder
 from vico.errors import UserError
@@ -37,7 +38,8 @@ def export(storage: Path, run_name: str, out: Path, layout: Layout) -> None:
     results = stage_results(run, storage)
     base = base_folder(run)
     router, shards = _json(results["router"], METRICS_FILE), _json(results["shard"], MANIFEST_FILE)
-    threshold = router["absolute_threshold"]
+    evaluation = _json(results["evaluate"], METRICS_FILE)
+    threshold = evaluation["absolute_threshold"]
     with new_folder(out) as folder:
         from vico.checkpoints.write import write_hf_folder, write_published_folder  # imports torch
 
@@ -49,12 +51,13 @@ def export(storage: Path, run_name: str, out: Path, layout: Layout) -> None:
         sources = CardSources(
             start=start_model(base),
             manifest=shards,
-            evaluation=_json(results["evaluate"], METRICS_FILE),
+            evaluation=evaluation,
             router=router,
             layout=layout,
             run=run.run,
         )
         (folder / CARD_FILE).write_text(model_card(sources), encoding="utf-8")
+        write_thresholds(folder, evaluation)
 
 
 def stage_results(run: RunFile, storage: Path) -> Mapping[str, RunRecord]:

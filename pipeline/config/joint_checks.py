@@ -55,15 +55,19 @@ def _check_stages_exist(config: PipelineConfig, site: Site) -> None:
 
 def _check_oracle_has_ratios(config: PipelineConfig) -> None:
     ratio, evaluate = getattr(config, "ratio", None), getattr(config, "evaluate", None)
-    if ratio is None or evaluate is None or "oracle" not in getattr(evaluate, "controls", ()):
+    controls = getattr(evaluate, "controls", ())
+    named = [name for name in ("oracle", "blind_oracle") if name in controls]
+    if ratio is None or evaluate is None or not named:
         return
     fewer_samples = 0 < evaluate.max_samples <= ratio.max_samples and evaluate.seed == ratio.seed
     if "test" not in ratio.splits or (ratio.max_samples and not fewer_samples):
         raise UserError(
-            "evaluate.controls names oracle, which needs the ratios of all tiles that evaluate measures, but "
+            f"evaluate.controls names {' and '.join(named)}, "
+            "which needs the ratios of all tiles that evaluate measures, but "
             f"ratio.splits={','.join(ratio.splits)} and ratio.max_samples={ratio.max_samples} (per split, "
             f"drawn by ratio.seed={ratio.seed}) leave out some of the {evaluate.max_samples or 'all'} "
             f"samples of evaluate.max_samples={evaluate.max_samples} "
             f"(drawn by evaluate.seed={evaluate.seed}); "
-            "take oracle out of evaluate.controls, or let ratio cover the test split (ratio.max_samples=0)"
+            f"take {' and '.join(named)} out of evaluate.controls, or let ratio cover the test split "
+            "(ratio.max_samples=0)"
         )

@@ -12,6 +12,7 @@ from typing import Any
 from stages.controls import (
     COMPARED,
     COMPRESSED,
+    FEWER_TILES,
     FULL,
     PIXEL_RULE,
     REFERENCE,
@@ -53,8 +54,12 @@ def evaluation_table(metrics: Mapping[str, Any]) -> str:
         rows += [
             row(control.label, points_of(metrics, control)[number])
             for control in COMPARED
-            if points_of(metrics, control)
+            if control.is_shown and points_of(metrics, control)
         ]
+    rows += [
+        row(f"{FEWER_TILES.label}, at most {point['max_tiles']} per picture", point)
+        for point in reversed(points_of(metrics, FEWER_TILES))
+    ]
     rows += [row(SERVED.label, point) for point in points_of(metrics, SERVED)]
     rows.append(row(COMPRESSED.label, point_of(metrics, COMPRESSED)))
     return HEAD + "\n".join(rows) + "\n\n" + "\n".join(f"- {line}" for line in findings(metrics)) + "\n"
@@ -130,11 +135,18 @@ def _gap_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
             f"{position}, the router closes {_share(gap['share'])} of the gap from random tiles to the "
             f"oracle, {_span(gap['interval'])}"
         )
-        if PIXEL_RULE.name in differences:
-            difference = differences[PIXEL_RULE.name]
+        for control, name in ((PIXEL_RULE, "the pixel rule"), (FEWER_TILES, "fewer tiles")):
+            difference = differences.get(control.name, {"difference": None})
+            if difference["difference"] is not None:
+                yield (
+                    f"{position}, quality kept by the router minus that of {name}: {_difference(difference)}"
+                )
+        if metrics["oracle_split"]:
+            split = metrics["oracle_split"][key]
             yield (
-                f"{position}, quality kept by the router minus that of the pixel rule: "
-                f"{_number(difference['difference'], '+.3f')}, {_span(difference['interval'], '+.3f')}"
+                f"{position}, from the router to the blind oracle, which a better router could win: "
+                f"{_difference(split['better_router'])}; from there to the oracle on the same tiles, which "
+                f"only the question tells: {_difference(split['question'])}"
             )
 
 
@@ -145,6 +157,10 @@ def _content_line(metrics: Mapping[str, Any]) -> Iterator[str]:
             f"{markdown(name)} {ratio['median']:.2f} ({ratio['tiles']})" for name, ratio in contents.items()
         )
         yield f"median loss ratio of test tiles by what they show: {', '.join(ratios)}"
+
+
+def _difference(difference: Mapping[str, Any]) -> str:
+    return f"{_number(difference['difference'], '+.3f')}, {_span(difference['interval'], '+.3f')}"
 
 
 def _number(value: float | None, form: str = ".3f") -> str:

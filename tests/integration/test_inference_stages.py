@@ -35,7 +35,7 @@ from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
 from vico.inference.branches import RatedSample
-from vico.inference.routing import calibrated_threshold
+from vico.inference.calibration import placed_threshold
 from vico.inference.tile_losses import encoded_tiles, rate_losses
 from vico.prompt import load_prompt_format
 
@@ -96,7 +96,7 @@ def write_router_scores(folder):
     p_compress = 1 / (1 + np.exp(3 * table["label"].to_numpy() - 1.5 + noise))
     table = table.append_column("p_compress", pa.array(p_compress))
     calib = table.filter(pc.equal(table["split"], "calib"))
-    threshold = calibrated_threshold(calib["p_compress"].to_numpy(), 0.5)
+    threshold = placed_threshold(calib["p_compress"].to_numpy(), 0.5).value
     test_keys = sorted(set(table.filter(pc.equal(table["split"], "test"))["key"].to_pylist()))
     unscored = pa.array(test_keys[::2])
     output = folder / "router" / "output"
@@ -163,8 +163,11 @@ def test_evaluation_is_complete(storage):
         and metrics["ratios_known"]
         and metrics["num_answers"] == len(predictions)
     )
-    listed = ("routed", "random", "shuffled", "pixel_rule", "oracle")
-    assert [len(metrics[name]) for name in listed] == [3] * 5
+    listed = ("routed", "random", "shuffled", "pixel_rule", "blind_oracle", "seeing_oracle", "oracle")
+    assert [len(metrics[name]) for name in listed] == [3] * 7
+    fewer = metrics["fewer_tiles"]
+    assert [point["max_tiles"] for point in fewer] == sorted(point["max_tiles"] for point in fewer)
+    assert fewer[0]["max_tiles"] == 1 and fewer[0]["tokens_saved"] > fewer[-1]["tokens_saved"] > 0
     assert metrics["full"]["tokens_saved"] == metrics["reference"]["kl"] == 0
     assert (
         metrics["compressed"]["tokens_saved"] == 0.75
@@ -213,6 +216,11 @@ def test_comparisons_between_points_have_intervals(storage):
     for where in ("at_point", "over_curve"):
         assert set(metrics["gap_closed"][where]) >= {"routed", "random", "oracle", "share", "interval"}
         assert set(metrics["routed_minus"][where]) >= {"random", "shuffled", "pixel_rule", "oracle"}
+        split = metrics["oracle_split"][where]
+        routed_minus = metrics["routed_minus"][where]
+        assert split["better_router"]["difference"] == pytest.approx(
+            -routed_minus["blind_oracle"]["difference"]
+        )
     table = (output / "table.md").read_text()
     assert table == evaluation_table(metrics)
     assert table.count("pixel rule |") == table.count("| **router**") >= 2
@@ -225,6 +233,58 @@ def test_each_answer_is_generated_once(storage):
     assert len(answered) == len(set(answered))
     reference = predictions.filter(pc.equal(predictions["model"], "reference"))
     assert set(reference["rates"].to_pylist()) <= {"0" * n for n in range(14)} and len(reference) == 24
+
+
+def test_the_ratios_of_other_questions_are_those_of_the_earlier_turns(storage):
+    table = pq.read_table(storage / "evaluate" / "output" / "question_ratios.parquet")
+    reader = SampleReader(storage / "shard" / "output", load_prompt_format(storage / "start"))
+    policy = load_model(storage / "consistency" / "output" / "policy")
+    reference = load_model(storage / "start")
+    rows = {indexed["key"]: indexed["row"] for indexed in reader.index.table(["key"]).to_pylist()}
+    by_key: dict[str, list[dict]] = {}
+    for tile in table.to_pylist():
+        by_key.setdefault(tile["key"], []).append(tile)
+    several = 0
+    for key, tiles in by_key.items():
+        turns = reader.record(rows[key])["conversations"]
+        assert tiles[0]["scored"] == turns[-2]["value"].replace("<image>", "").strip()
+        if len(turns) == 2:
+            assert {tile["log_ratio"] for tile in tiles} == {None}
+            continue
+        several += 1
+        sample = reader.sample(rows[key])
+        skeleton = reader.prompt_format.encode(turns[:-2], sample.tiles_per_image)
+        encoded = [encoded_tiles(model, sample.pixels, 4) for model in (policy, reference)]
+        rates = [np.zeros(len(tiles), bool), *np.eye(len(tiles), dtype=bool)]
+        (losses,) = rate_losses(
+            *encoded, [RatedSample(skeleton, 0, rates)], row_tokens=10_000, kl_chunk_rows=100
+        )
+        expected = np.log((losses[1:] + 0.01) / (losses[0] + 0.01))
+        np.testing.assert_allclose([tile["log_ratio"] for tile in tiles], expected, rtol=1e-3, atol=1e-5)
+    assert several > 3
+
+
+def test_the_threshold_for_a_wanted_quality_is_chosen_on_calib_and_exported(storage, tmp_path):
+    """The random policy keeps little, so any threshold keeps 1 % of the quality and none keeps all of it."""
+    for wanted, reached in ((0.01, True), (1.0, None)):
+        config = EVALUATE.model_copy(update={"wanted_quality": wanted, "controls": ("random",)})
+        folder = tmp_path / str(wanted)
+        context = context_of(storage, "evaluate", evaluate)
+        context.parts = stage_context("evaluate", folder, {}).parts
+        evaluate.run(config, context)
+        metrics = json.loads((context.parts.output / "metrics.json").read_text())
+        choice = metrics["wanted_quality"]
+        thresholds = [point["threshold"] for point in metrics["routed"]]
+        assert metrics["absolute_threshold"] == choice["threshold"] in thresholds
+        assert metrics["served"][0]["threshold"] == choice["threshold"]
+        assert any(str(note).startswith(("threshold ", "no measured")) for note in context.reported)
+        if reached:
+            assert choice["reached"] and choice["threshold"] == min(thresholds)
+            assert choice["num_samples"] > 0 and choice["quality_kept"] >= wanted
+        calib = [path.name for path in (context.parts.output / "parts").glob("calib-*")]
+        assert calib
+        keys = set(pq.read_table(context.parts.output / "predictions.parquet")["key"].to_pylist())
+        assert len(keys) == 24  # the table has test samples alone
 
 
 def test_the_last_question_is_asked_with_its_history(storage):
@@ -295,7 +355,10 @@ def test_the_exported_folder_contains_policy_and_router(storage):
     exported = model.state_dict()
     assert all(exported[name].equal(tensor) for name, tensor in policy.items())
     assert {name.split(".")[0] for name in set(exported) - set(policy)} == {"router"}
-    threshold = json.loads((storage / "router" / "output" / "metrics.json").read_text())["absolute_threshold"]
+    evaluation = json.loads((storage / "evaluate" / "output" / "metrics.json").read_text())
+    threshold = evaluation["absolute_threshold"]
+    table = json.loads((folder / "thresholds.json").read_text())["thresholds"]
+    assert [row["threshold"] for row in table if row["is_default"]] == [threshold]
     assert json.loads((folder / "config.json").read_text())["vico"]["absolute_threshold"] == threshold
     card = (folder / "README.md").read_text()
     assert card.count("\n| ") > 6 and f"{threshold:.6g}" in card and str(storage) not in card
