@@ -18,7 +18,7 @@ from stages.parts import Parts
 from vico.inference.branches import RatedSample
 from vico.inference.generation import Answer, greedy_answers
 from vico.inference.scoring import exact_match, similarity
-from vico.inference.tile_losses import EncodedTiles, encoded_pair, rate_losses
+from vico.inference.tile_losses import EncodedTiles, encoded_pair, encoded_tiles, rate_losses
 from vico.packing import EncodedSample, TiledSequence
 
 # T tiles of a sample

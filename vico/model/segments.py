@@ -58,8 +58,8 @@ def segment_attention(
         if kwargs.get(feature) is not None:
             raise ValueError(f"this language model's {feature} is not supported in packed rows")
     if row_caches is not None:
-        row = query_BHLd[0], key_BKLd[0], value_BKLd[0]
-        return cached_attention(_layer(module), *row, row_caches, kwargs.get("scaling")), None
+        rows = query_BHLd[0], key_BKLd[0], value_BKLd[0]
+        return cached_attention(_layer(module), *rows, row_caches, kwargs.get("scaling")), None
     assert segment_lengths is not None
     dropout, scaling = kwargs.get("dropout", 0.0), kwargs.get("scaling")
     lengths, seen_lengths = tuple(segment_lengths), tuple(segment_lengths)

@@ -21,7 +21,8 @@ from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
 from stages.evaluate.tile_measures.pixel_rule import TileKey
 from stages.inference import InferenceSettings, inference_settings, load_models, open_reader
 from stages.outputs import QUESTION_RATIOS_FILE
-from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
+from vico.inference.branches import RatedSample
+from vico.inference.tile_losses import encoded_tiles, rate_losses
 from vico.objectives.labels import loss_ratio
 from vico.prompt import is_learned
 from vico.special_tokens import IMAGE_MARK
