@@ -90,7 +90,7 @@ def test_repaired_rows_are_built_beside_the_old_shards_and_a_pipeline_uses_them(
     assert code == 2 and "no repaired rows" in err
 
 
-@pytest.mark.parametrize("format", ["webdataset", "parquet"])
+@pytest.mark.parametrize("format", [pytest.param("webdataset", marks=pytest.mark.slow), "parquet"])
 def test_rows_of_a_tar_or_a_parquet_file_are_repaired(project, tmp_path, format):
     folder, _ = project
     good, bad = row("s1.jpg")["conversations"], [{"from": "human", "value": "<image>q"}] * 2
@@ -154,7 +154,10 @@ def test_init_writes_a_meta_file_and_a_pipeline_that_can_be_planned(tmp_path, pr
     assert (meta_set["root"], meta_set["annotation"], meta_set["length"]) == ("images", "good.jsonl", 24)
     planned = answer("plan", tmp_path / "mine.yaml", "--storage", tmp_path / "runs")
     assert planned[0]["stage"] == "shard" and planned[0]["action"] == "run"
+    assert finished(vico(*arguments))[0] == 0, "what is there is what would be written"
+    with open(tmp_path / "mine.yaml", "a") as file:
+        file.write("# my own words\n")
     code, _, err = finished(vico(*arguments))
-    assert code == 2 and "mine.yaml exists" in err
+    assert code == 2 and "mine.yaml exists and has other content" in err
     code, _, err = finished(vico("init", tmp_path / "new.yaml", "--data", tmp_path / "data" / "images"))
     assert code == 2 and "has no *.jsonl file" in err

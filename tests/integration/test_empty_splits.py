@@ -51,6 +51,7 @@ def test_a_run_on_rows_without_pictures_ends_after_sharding(project, tmp_path):
     assert code == 2 and "no row has a picture" in err, "also when the shards are reused"
 
 
+@pytest.mark.slow
 def test_a_seed_that_the_message_names_lets_the_run_go_on(project, tmp_path):
     where = project([row(f"{n}.png", answer=str(n)) for n in range(6)])
     code, _, err = finished(vico("run", *where))

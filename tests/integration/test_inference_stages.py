@@ -182,7 +182,7 @@ def test_evaluation_is_complete(storage):
         ]
     for name in ("quality_against_tokens", "routed_pictures", "training_curves", "ratios_by_content"):
         with Image.open(output / "figures" / f"{name}.png") as figure:
-            assert figure.width > 600
+            assert figure.width > 400
 
 
 def test_the_pixel_rule_and_what_tiles_show(storage):

@@ -127,6 +127,7 @@ def checkout(tmp_path: Path) -> tuple[Path, list[str]]:
     return folder, [*marks, token]
 
 
+@pytest.mark.slow
 def test_a_job_with_archived_sources(checkout, tmp_path):
     """A submitted run with a real Ray and MLflow; its job brings the sources along."""
     folder, marks = checkout

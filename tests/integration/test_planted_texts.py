@@ -189,7 +189,7 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("show", [in_pipes, in_terminal])
+@pytest.mark.parametrize("show", [pytest.param(in_pipes, marks=pytest.mark.slow), in_terminal])
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -311,6 +311,7 @@ def test_a_server_that_is_lost_during_the_start_is_one_line(short_folder, act, r
     assert list(kept.glob("session_*/gcs_server.*"))
 
 
+@pytest.mark.slow
 def test_a_start_that_takes_longer_than_rays_own_limit_succeeds(short_folder):
     """The raylet is stopped for 35 s; Ray alone gives up after 30."""
     code = f"""

@@ -54,6 +54,7 @@ def test_a_killed_run_that_resumes_gives_the_bytes_of_an_undisturbed_run(tmp_pat
     assert after == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_kill_while_rows_change_side_changes_nothing(tmp_path, model, ray_up):
     """kill -9 of the driver after some shards have a new sidecar."""
     meta, num_rows = write_sharing_records(tmp_path / "records", num_rows=240)

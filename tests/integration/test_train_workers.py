@@ -293,8 +293,12 @@ def test_a_signal_during_the_wait_for_resources_does_not_wait_for_that_start(con
     set_site(context, workers=3)
     with StopSignals() as signals:
         context.check = signals.check
-        threading.Timer(5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        timer = threading.Timer(5, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
         began = time.monotonic()
-        with pytest.raises(Interrupted, match="SIGTERM"):
-            run_workers(meet, context.parts, context, num_steps=1, last_part="policy")
+        try:
+            with pytest.raises(Interrupted, match="SIGTERM"):
+                run_workers(meet, context.parts, context, num_steps=1, last_part="policy")
+        finally:
+            timer.cancel()  # without the handler, the signal would end this process
         assert time.monotonic() - began < 300, "it waited for the start that Ray was trying"
