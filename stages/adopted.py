@@ -62,7 +62,8 @@ def adopted_files(stage: str, folder: Path) -> dict[str, Path]:
     """Return name in the output -> file, without hidden files.
 
     For the consistency stage a model folder is accepted too; it becomes `policy/`. Raises UserError if the
-    folder does not exist, lacks a file that later stages read, or has a link to a file outside of it.
+    folder does not exist, lacks a file that later stages read, or has a link to a folder, to nothing, or to a
+    file outside of it.
     """
     field = f"inputs.adopt.{stage}={folder}"
     if not folder.is_dir():
@@ -70,6 +71,11 @@ def adopted_files(stage: str, folder: Path) -> dict[str, Path]:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {path.relative_to(folder).as_posix(): path for path in paths}
     files = {name: path for name, path in files.items() if not _is_hidden(name)}
+    for path in folder.rglob("*"):  # which does not look into linked folders
+        if path.is_symlink() and not path.is_file() and not _is_hidden(path.relative_to(folder).as_posix()):
+            raise UserError(
+                f"{path} is a link to no file, and nothing below it would be adopted; copy it there"
+            )
     for path in files.values():
         refuse_outside_link(path, folder)
     if stage == "consistency" and "config.json" in files:

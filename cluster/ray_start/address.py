@@ -16,8 +16,8 @@ _ANSWER_TIMEOUT_S = 15.0
 def refuse_no_cluster(source: str, address: str) -> None:
     """Raise UserError unless a cluster's GCS, the address that `ray start --head` names, answers there.
 
-    `source` is the setting that gives the address. `auto` passes if there is no cluster to ask: then
-    `ray.init` says so.
+    `source` is the setting with the address. `auto` passes if no cluster runs here; `ray.init` then
+    reports that.
     """
     _refuse_malformed(source, address)
     canonical = canonicalize_bootstrap_address(address)

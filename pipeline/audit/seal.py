@@ -55,7 +55,7 @@ def check_unwritten(path: Path) -> None:
     if os.path.lexists(path):
         raise UserError(f"--seal {path} exists; give a new file, or --against to compare with it")
     if not path.absolute().parent.is_dir():
-        raise UserError(f"--seal {path}: there is no folder {path.absolute().parent}; create it")
+        raise UserError(f"--seal {path}: the folder {path.absolute().parent} does not exist; create it")
 
 
 def write_seal(path: Path, run: RunFile, facts: Facts, moment: str) -> Seal:

@@ -94,7 +94,7 @@ def starter_files(*names: str) -> list[NewFile]:
 
 
 def _write_all(files: list[NewFile]) -> None:
-    """Write those of the files that are not there, or none if one has other content; show what was done."""
+    """Write the missing files, or nothing if one exists with other content; show what was done."""
     missing = [file for file in files if not file.is_there()]
     for file in files:
         if file not in missing:

@@ -52,7 +52,7 @@ class ModelAdvice:
 def model_advice(model: str) -> ModelAdvice:
     """Return the advice for a model folder or Hub id, of which only the config is fetched.
 
-    Raises UserError if there is no such model, or it cannot be trained.
+    Raises UserError if the model does not exist or cannot be trained.
     """
     folder = config_folder(model)
     if not (folder / "config.json").is_file():

@@ -39,7 +39,7 @@ class ProgressFile(StoredModel):
 
     @classmethod
     def of(cls, attempt_folder: Path) -> Self | None:
-        """Return the file of an attempt; None if there is none that can be read."""
+        """Return the file of an attempt; None if it is missing or cannot be read."""
         try:
             return cls.read(attempt_folder / PROGRESS_FILE, "it is written again")
         except (OSError, UserError):

@@ -1,4 +1,4 @@
-"""The jobs that wait, those of every client in order, the clients in turn."""
+"""Waiting jobs: first in, first out for each client, and the clients take turns."""
 
 from collections import deque
 from dataclasses import dataclass, field

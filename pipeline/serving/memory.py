@@ -23,8 +23,8 @@ _ALLOCATOR = 256 * 2**20
 def memory_bound(served: ServedModel) -> int:
     """Return the bytes that answering takes at most, beside the weights: the parts are in docs/serving.md.
 
-    Bodies, readers and pictures are in the memory of the host; cached tokens, encoded pictures and
-    activations in that of the model's device.
+    Bodies, readers and pictures are in host memory; cached tokens, encoded pictures and activations are
+    in the memory of the model's device.
     """
     limits, settings = served.limits, served.model.settings
     text: Any = served.model.base.config.text_config

@@ -17,7 +17,7 @@ from vico.settings import ModelSettings
 class Thresholds:
     """The thresholds of P(compress), `absolute` None for a model without a router.
 
-    `rule` is that of requests that name none; None: the absolute one if there is a router.
+    `rule` is the rule for requests without one; None: the absolute rule if the model has a router.
     """
 
     absolute: float | None = None

@@ -68,7 +68,7 @@ def source_digests(run: RunFile, storage: Path) -> dict[str, str]:
 def version_tags(run: RunFile, record: Record, address: str, site: Site) -> dict[str, str]:
     """Return what a registered version says of its model: quality, threshold, origin, and where it is.
 
-    `address` is that of the files in an object store, or their path on the machine that wrote them.
+    `address` names the files in an object store, or gives their path on the machine that wrote them.
     """
     quality, counts = run_quality(run, site.storage), record.counts
     place = address if "://" in address else f"{record.facts.get('host', '')}:{address}"

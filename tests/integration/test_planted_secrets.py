@@ -30,7 +30,7 @@ VARIABLES = (
 
 
 def planted() -> dict[str, str]:
-    """Return variable -> a secret that is no word of this project's files."""
+    """Return variable -> a random secret."""
     return {name: secrets.token_hex(12) for name in VARIABLES}
 
 

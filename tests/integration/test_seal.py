@@ -142,7 +142,7 @@ def test_what_is_not_sealed(project):
     project.vico("audit", "latest", "--seal", "run.seal", code=2)
     assert "exists" in project.errors
     project.vico("audit", "latest", "--seal", "new/run.seal", code=2)
-    assert "there is no folder" in project.errors
+    assert "does not exist; create it" in project.errors
     project.vico("audit", "latest", "--seal", "a", "--against", "run.seal", code=2)
     assert "give one of them" in project.errors
     (project.stage("draw") / "output" / "part-1.txt").write_text("x")

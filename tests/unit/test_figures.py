@@ -18,8 +18,13 @@ import make_figures  # noqa: E402
 
 _RESULT = re.compile(r"(?<![\w.])(?:[01]\.\d{3}|\d+\.\d ?%)(?!\w|\.\d)")
 """What a result looks like: a quality or AUC of three decimals, a share with one."""
-DUE = ("quickstart", "demo")
-"""Runs that were made before a stage changed. After `make figures` they pass, so remove them here."""
+DUE = ("demo",)
+"""Runs that are not kept for the current code yet. After `make figures` (an hour) they pass, and strict marks
+demand that they are removed here."""
+
+
+def _due(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(name in DUE, reason="its run takes an hour: make figures", strict=True)
 
 
 def problems(page: str) -> list[str]:
@@ -60,7 +65,7 @@ def test_a_result_that_was_changed_or_has_no_run_is_seen(old, new):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.xfail(name in DUE, reason="due")) for name in make_figures.RUNS],
+    [pytest.param(name, marks=_due(name)) for name in make_figures.RUNS],
 )
 def test_kept_runs_are_of_the_current_code_and_config(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

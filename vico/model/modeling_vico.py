@@ -33,7 +33,7 @@ class RoutedInputs(ModelOutput):
 
 @dataclass
 class VicoOutput(ModelOutput):
-    """Logits [B, L, V] of the routed rows, with their mask; L is shorter than that of the given ids."""
+    """Logits [B, L, V] of the routed rows, with their mask; L is at most the length of the given ids."""
 
     logits: torch.Tensor | None = None
     past_key_values: Any = None

@@ -1,7 +1,7 @@
 """Keys and values of prompts that are decoded together, and the attention that reads them.
 
 The tokens of all prompts lie end to end in one packed row. Each prompt has a cache of its own, so it attends
-to exactly the keys that it would attend to alone: there is no padding.
+to the same keys as it does alone, and rows need no padding.
 
 Shapes: L tokens of the packed row, T new tokens of one prompt, P tokens of it that are cached already, H
 query heads, K key and value heads, d width of a head.

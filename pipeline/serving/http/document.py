@@ -12,7 +12,7 @@ _REF = "#/components/schemas/"
 _ERRORS = {
     400: "The request is wrong, or asks for what this server does not do.",
     401: "The API key is missing or wrong.",
-    404: "There is no such path, or no such model.",
+    404: "The path or the model does not exist.",
     405: "The path has another method.",
     408: "The body came too slowly.",
     413: "The body is too large.",
@@ -112,7 +112,7 @@ def document(app: FastAPI, name: str, has_keys: bool) -> dict[str, Any]:
         for path in content["paths"].values():  # FastAPI's own validation error never comes from this server
             for operation in path.values():
                 operation["responses"].pop("422", None)
-                for parameter in operation.get("parameters", ()):  # there is only that of the model's name
+                for parameter in operation.get("parameters", ()):  # the only one is the model's name
                     parameter["schema"] = {"const": name}
         for open_path in OPEN_PATHS:
             content["paths"][open_path]["get"]["security"] = []

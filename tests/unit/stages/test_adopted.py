@@ -53,6 +53,15 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path, name):
         adopted_files("consistency", folder)
 
 
+@pytest.mark.parametrize("target", ["elsewhere", "gone"])
+def test_a_linked_folder_and_a_dangling_link_are_not_left_out_silently(tmp_path, target):
+    folder = write(tmp_path / "result", "policy/config.json", "policy/model.safetensors")
+    write(tmp_path / "elsewhere", "a")
+    (folder / "more").symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match="more is a link to no file, and nothing below it would be adopted"):
+        adopted_files("consistency", folder)
+
+
 def test_links_within_the_folder_and_of_a_hugging_face_cache_are_followed(tmp_path):
     folder = write(tmp_path / "result", "policy/config.json", "weights/model.safetensors")
     (folder / "policy" / "model.safetensors").symlink_to("../weights/model.safetensors")
