@@ -58,7 +58,7 @@ def evaluation_table(metrics: Mapping[str, Any]) -> str:
         ]
     rows += [
         row(f"{FEWER_TILES.label}, at most {point['max_tiles']} per picture", point)
-        for point in reversed(points_of(metrics, FEWER_TILES))
+        for point in distinct_points(points_of(metrics, FEWER_TILES))
     ]
     rows += [row(SERVED.label, point) for point in points_of(metrics, SERVED)]
     rows.append(row(COMPRESSED.label, point_of(metrics, COMPRESSED)))
@@ -78,6 +78,17 @@ def shown_points(metrics: Mapping[str, Any]) -> list[int]:
         if all(abs(shares[nearest] - shares[n]) >= _LEAST_DISTANCE for n in numbers):
             numbers.append(nearest)
     return sorted(numbers, key=lambda n: routed[n]["tokens_saved"])
+
+
+def distinct_points(fewer_tiles: Sequence[PointMetrics]) -> list[PointMetrics]:
+    """Return the points by tokens saved, without limits that cut no picture differently: no grid of square
+    pictures has 2 or 3 tiles, for example."""
+    points = sorted(fewer_tiles, key=lambda point: (point["tokens_saved"], point["max_tiles"]))
+    return [
+        point
+        for number, point in enumerate(points)
+        if number == 0 or point["tokens_saved"] != points[number - 1]["tokens_saved"]
+    ]
 
 
 def row(label: str, point: PointMetrics) -> str:
@@ -144,9 +155,9 @@ def _gap_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
         if metrics["oracle_split"]:
             split = metrics["oracle_split"][key]
             yield (
-                f"{position}, from the router to the blind oracle, which a better router could win: "
-                f"{_difference(split['better_router'])}; from there to the oracle on the same tiles, which "
-                f"only the question tells: {_difference(split['question'])}"
+                f"{position}, quality kept by the blind oracle minus that of the router: "
+                f"{_difference(split['better_router'])}; by the oracle on the same tiles minus that of the "
+                f"blind one, which only the question tells: {_difference(split['question'])}"
             )
 
 
