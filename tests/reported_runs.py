@@ -38,7 +38,11 @@ def reported_run(storage, planted="plain", metrics=None, experiment="e", **confi
     runs = Runs(storage)
     config = {"inputs": {"records": {"path": planted}, "model": "/models/m"}, **config}
     run = runs.create(
-        pipeline="p", fingerprints=dict.fromkeys(STAGES, "a" * 64), experiment=experiment, config=config, site="s"
+        pipeline="p",
+        fingerprints=dict.fromkeys(STAGES, "a" * 64),
+        experiment=experiment,
+        config=config,
+        site="s",
     )
     files = _files(planted, metrics)
     inputs, digests = {"records": "d" * 64}, {}

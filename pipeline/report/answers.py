@@ -54,9 +54,13 @@ def changed_answers(files: RunFiles) -> Table:
     )
     notes = [counts]
     if num_unknown:
-        notes.append(f"{num_unknown:,} questions are left out: their answer or the scores of their tiles are gone.")
+        notes.append(
+            f"{num_unknown:,} questions are left out: their answer or the scores of their tiles are gone."
+        )
     shown = worse[:NUM_SHOWN]
-    caption = f"The {len(shown)} questions that lost most by routing" if shown else "Questions that lost by routing"
+    caption = (
+        f"The {len(shown)} questions that lost most by routing" if shown else "Questions that lost by routing"
+    )
     columns = ("sample", "kind", "question", "expected", "start model", "routed", "tiles compressed")
     return Table(caption, columns, [_row(pair) for pair in shown], num_numbers=1, notes=notes)
 
@@ -89,7 +93,9 @@ def _pairs(predictions: Any, rates_by_key: Mapping[str, str]) -> tuple[list[_Pai
                 start[key] = answer
             elif answer["rates"] == rates_by_key.get(key, ""):
                 routed[key] = answer
-    return [_Pair(start[key], routed[key]) for key in start if key in routed], len(start.keys() - routed.keys())
+    return [_Pair(start[key], routed[key]) for key in start if key in routed], len(
+        start.keys() - routed.keys()
+    )
 
 
 def _row(pair: _Pair) -> Row:

@@ -59,7 +59,9 @@ def quality_curve(files: RunFiles) -> Picture:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
 
-    caption = f"Quality kept against visual tokens saved. Bands: {metrics['intervals']['level']:.0%} intervals."
+    caption = (
+        f"Quality kept against visual tokens saved. Bands: {metrics['intervals']['level']:.0%} intervals."
+    )
     alt = "Curves of quality kept over visual tokens saved, for the router and each control; numbers below."
     return _drawing((7.4, 6.4), draw, alt, caption)
 

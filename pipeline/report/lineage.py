@@ -123,7 +123,9 @@ def _sources_table(files: RunFiles) -> Table:
                 digests[name].append(digest)
     rows = [Row((f"sha256 of {name}", ", ".join(values))) for name, values in digests.items()]
     settings = flattened_text(files.run.config.get("inputs") or {})
-    rows += [Row((f"inputs.{name}", value)) for name, value in settings.items() if value not in ("null", "{}")]
+    rows += [
+        Row((f"inputs.{name}", value)) for name, value in settings.items() if value not in ("null", "{}")
+    ]
     return Table("Inputs from outside", ("input", "value"), rows)
 
 
@@ -131,7 +133,9 @@ def _results_table(files: RunFiles) -> Table:
     rows = []
     for stage, stage_record in files.records.items():
         counts = stage_record.record.counts
-        rows.append(Row((stage, ", ".join(f"{_words(name)} {_count(value)}" for name, value in counts.items()))))
+        rows.append(
+            Row((stage, ", ".join(f"{_words(name)} {_count(value)}" for name, value in counts.items())))
+        )
     return Table("What each stage counted", ("stage", "counts"), rows)
 
 
@@ -148,7 +152,9 @@ def _count(value: Any) -> str:
 def _commands_table(files: RunFiles) -> Table:
     run = files.run
     rows = [
-        Row((moment(attempt.started), moment(attempt.ended), attempt.state, attempt.host, attempt.user or "-"))
+        Row(
+            (moment(attempt.started), moment(attempt.ended), attempt.state, attempt.host, attempt.user or "-")
+        )
         for attempt in run.attempts
     ]
     notes: Sequence[str] = () if rows else ("No command has worked on the run yet.",)

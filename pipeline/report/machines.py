@@ -78,7 +78,8 @@ def _samples(attempts: Path) -> dict[str, list[Usage]]:
 
 
 def _usage_cells(samples: list[Usage]) -> tuple[str, ...]:
-    """Return number of samples, mean CPU, peak memory of the driver's processes, mean and peak of the GPUs."""
+    """Return number of samples, mean CPU, peak memory of the driver's processes, mean load and peak memory
+    of the GPUs."""
 
     def values(*parts: str) -> list[float]:
         return [

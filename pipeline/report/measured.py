@@ -30,8 +30,8 @@ _POINT_COLUMNS = (
     "95 % interval",
 )
 _QUALITY = (
-    "Quality is the similarity of the answers to the expected ones (ANLS), divided by that of the start model "
-    "with all tiles at the full rate."
+    "Quality is the similarity of the answers to the expected ones (ANLS), divided by that of the start "
+    "model with all tiles at the full rate."
 )
 
 
@@ -108,19 +108,23 @@ def _sentences(metrics: Mapping[str, Any], quality: Quality) -> list[str]:
     ]
     [calibrated] = calibrated_points(metrics)
     position = points_of(metrics, ROUTED).index(calibrated)
-    others = [
-        f"{control.label} {points_of(metrics, control)[position]['quality_kept']:.3f}"
-        for control in COMPARED
-        if control.is_shown and points_of(metrics, control)
-    ]
-    if others:
-        sentences.append(f"Other choices of as many tiles keep: {', '.join(others)}.")
+    for is_bound, what in (
+        (False, "Other choices of as many tiles keep"),
+        (True, "Bounds, which know the loss ratios of the test tiles, keep"),
+    ):
+        others = [
+            f"{control.label} {points_of(metrics, control)[position]['quality_kept']:.3f}"
+            for control in COMPARED
+            if control.is_shown and control.is_bound == is_bound and points_of(metrics, control)
+        ]
+        if others:
+            sentences.append(f"{what}: {', '.join(others)}.")
     return [*sentences, *_lead_sentences(quality)]
 
 
 def _lead_sentences(quality: Quality) -> list[str]:
     """Return which controls the router is above, over all numbers of tokens."""
-    labels = {control.name: control.label for control in COMPARED + (FEWER_TILES,)}
+    labels = {control.name: control.label for control in (*COMPARED, FEWER_TILES)}
     sure = [labels[name] for name, lead in quality.leads.items() if lead.is_certain]
     unsure = [labels[name] for name, lead in quality.leads.items() if not lead.is_certain]
     sentences = []

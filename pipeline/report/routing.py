@@ -16,8 +16,8 @@ _ROUTER, _LABEL = "router", "label"
 def routed_pictures(files: RunFiles) -> Picture:
     """Return the sheet of routed test pictures; raise Missing."""
     alt = (
-        "Test pictures cut into tiles. Tiles at the full rate have a frame, compressed ones are hatched. Above "
-        "each picture: kind, question, the routed model's answer, and whether it is right."
+        "Test pictures cut into tiles. Tiles at the full rate have a frame, compressed ones are hatched. "
+        "Above each picture: kind, question, the routed model's answer, and whether it is right."
     )
     caption = "Test pictures with the router's decisions at the calibrated threshold"
     return stage_picture(files, EVALUATED_STAGE, "routed_pictures", alt, caption)
@@ -32,7 +32,7 @@ def ratios_by_content(files: RunFiles) -> Picture:
 
 def losses_by_kind(files: RunFiles) -> Picture:
     """Return the box plots of losses over labelled tiles; raise Missing."""
-    alt = "Box plots of the loss of tiles at both rates and of their ratio, by kind of record, with the label's limit"
+    alt = "Box plots of the losses of tiles at both rates, and of their ratio, by kind of record"
     caption = "Losses and labels of the tiles that the router learns from"
     return stage_picture(files, _LABEL, "losses_by_kind", alt, caption)
 

@@ -117,7 +117,10 @@ class RunFiles:
             return f"Stage {stage} cannot be shown: {self.faults[stage]}."
         if stage not in run.stages:
             return f"Stage {stage} is not part of this run, which ends with stage {list(run.stages)[-1]}."
-        state, error = run.stages[stage].state, f": {one_line(run.error, max_chars=None)}" if run.error else ""
+        state, error = (
+            run.stages[stage].state,
+            f": {one_line(run.error, max_chars=None)}" if run.error else "",
+        )
         if state == "done":
             return f"The result of stage {stage} was removed; the same `vico run` makes it again."
         if state == "running":

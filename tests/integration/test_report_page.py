@@ -1,4 +1,4 @@
-"""The report in a real browser: it shows its parts, runs nothing and asks for nothing, on a desk and a phone."""
+"""The report in a real browser: it shows its parts, runs nothing and loads nothing, at two widths."""
 
 import shutil
 import threading
