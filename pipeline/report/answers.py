@@ -1,4 +1,4 @@
-"""Test questions whose answer routing made worse or better, from the answers that the evaluation kept."""
+"""Test questions that the routed model answers worse than the start model, from the evaluation's answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,8 @@ class _Pair:
 
 
 def changed_answers(files: RunFiles) -> Table:
-    """Return the questions that lost most by routing at the calibrated threshold, and counts of all.
+    """Return the questions whose answer at the calibrated threshold lost most against the start model, with
+    counts of all questions.
 
     Raises Missing.
     """
@@ -49,8 +50,8 @@ def changed_answers(files: RunFiles) -> Table:
     worse = sorted((pair for pair in pairs if pair.gain < 0), key=lambda pair: pair.gain)
     num_better = sum(pair.gain > 0 for pair in pairs)
     counts = (
-        f"Of {len(pairs):,} test questions the answer became worse for {len(worse):,}, better for "
-        f"{num_better:,}, and stayed as good for {len(pairs) - len(worse) - num_better:,}."
+        f"Of {len(pairs):,} test questions the routed model answers {len(worse):,} worse than the start "
+        f"model, {num_better:,} better, and {len(pairs) - len(worse) - num_better:,} as well."
     )
     notes = [counts]
     if num_unknown:
@@ -58,9 +59,7 @@ def changed_answers(files: RunFiles) -> Table:
             f"{num_unknown:,} questions are left out: their answer or the scores of their tiles are gone."
         )
     shown = worse[:NUM_SHOWN]
-    caption = (
-        f"The {len(shown)} questions that lost most by routing" if shown else "Questions that lost by routing"
-    )
+    caption = "Questions whose answer lost most against the start model"
     columns = ("sample", "kind", "question", "expected", "start model", "routed", "tiles compressed")
     return Table(caption, columns, [_row(pair) for pair in shown], num_numbers=1, notes=notes)
 

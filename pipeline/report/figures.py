@@ -57,13 +57,13 @@ def quality_curve(files: RunFiles) -> Picture:
         axes.set_ylabel("quality kept")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=1, fontsize=9, frameon=False)
 
     caption = (
         f"Quality kept against visual tokens saved. Bands: {metrics['intervals']['level']:.0%} intervals."
     )
     alt = "Curves of quality kept over visual tokens saved, for the router and each control; numbers below."
-    return _drawing((7.4, 6.4), draw, alt, caption)
+    return _drawing((5.2, 6.8), draw, alt, caption)
 
 
 def training_figures(files: RunFiles) -> list[Picture]:
@@ -90,7 +90,7 @@ def _stage_figures(files: RunFiles, stage: str) -> list[Picture]:
         names = ", ".join(name.replace("_", " ") for name in drawn)
         alt = f"{panel.title} of stage {stage} over {num_steps:,} steps: {names}"
         caption = f"{stage}: {panel.title}, {num_steps:,} steps"
-        return _drawing((5.0, 4.2), lambda f: draw_curves(f.subplots(), stage, panel, drawn), alt, caption)
+        return _drawing((4.2, 3.8), lambda f: draw_curves(f.subplots(), stage, panel, drawn), alt, caption)
 
     panels = [
         (panel, {name: curve for name, curve in curves.items() if panel.belongs(name)}) for panel in PANELS
@@ -122,8 +122,7 @@ def _drawing(
     from matplotlib.figure import Figure
 
     text = io.StringIO()
-    # no mathematics: the name of a metric may have dollar signs
-    with rc_context({"svg.hashsalt": "vico", "text.parse_math": False}):
+    with rc_context({"svg.hashsalt": "vico"}):
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure)
         FigureCanvasSVG(figure)

@@ -16,6 +16,8 @@ from pipeline.results.states import stage_state
 from pipeline.terminal.progress import duration
 
 _DIGEST_CHARS = 12
+_UNSET = ("", "null", "false", "[]", "{}")
+"""Values of settings of the inputs that say nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def _stages_table(files: RunFiles) -> Table:
             stage_state(files.run, entry),
             entry.fingerprint[:_DIGEST_CHARS],
             "-" if record is None else _inputs(files, record),
-            "-" if record is None else f"{record.output_digest[:_DIGEST_CHARS]}, {_output_size(record)}",
+            "-" if record is None else f"{record.output_digest[:_DIGEST_CHARS]}\n{_output_size(record)}",
             "-" if record is None else _code(record),
             "-" if record is None else str(made_in),
             str(entry.attempt) if entry.attempt else "-",
@@ -88,7 +90,7 @@ def _inputs(files: RunFiles, record: Record) -> str:
         source = files.records.get(name)
         differs = source is not None and source.record.output_digest != digest
         texts.append(f"{name} {digest[:_DIGEST_CHARS]}{' (not the output above)' if differs else ''}")
-    return ", ".join(texts) or "-"
+    return "\n".join(texts) or "-"
 
 
 def _output_size(record: Record) -> str:
@@ -122,10 +124,12 @@ def _sources_table(files: RunFiles) -> Table:
             if name in SOURCES and digest not in digests.setdefault(name, []):
                 digests[name].append(digest)
     rows = [Row((f"sha256 of {name}", ", ".join(values))) for name, values in digests.items()]
-    settings = flattened_text(files.run.config.get("inputs") or {})
-    rows += [
-        Row((f"inputs.{name}", value)) for name, value in settings.items() if value not in ("null", "{}")
-    ]
+    settings = {
+        name: value
+        for name, value in flattened_text(files.run.config.get("inputs") or {}).items()
+        if value not in _UNSET
+    }
+    rows += [Row((f"inputs.{name}", value)) for name, value in settings.items()]
     return Table("Inputs from outside", ("input", "value"), rows)
 
 

@@ -1,6 +1,6 @@
 """What the evaluate stage measured: sentences, figures of the head of the page, and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,8 +118,8 @@ def _sentences(metrics: Mapping[str, Any], quality: Quality) -> list[str]:
             if control.is_shown and control.is_bound == is_bound and points_of(metrics, control)
         ]
         if others:
-            sentences.append(f"{what}: {', '.join(others)}.")
-    return [*sentences, *_lead_sentences(quality)]
+            sentences.append(f"{what}: {'; '.join(others)}.")
+    return [*sentences, *_lead_sentences(quality), *_fewer_tiles_sentence(metrics)]
 
 
 def _lead_sentences(quality: Quality) -> list[str]:
@@ -131,13 +131,26 @@ def _lead_sentences(quality: Quality) -> list[str]:
     if sure:
         sentences.append(
             "Over all numbers of tokens the router keeps more quality, with the whole interval above 0, than "
-            f"{', '.join(sure)}."
+            f"{'; '.join(sure)}."
         )
     if unsure:
         sentences.append(
-            f"That it keeps more than {', '.join(unsure)} is not certain: the interval is not above 0."
+            f"That it keeps more than {'; '.join(unsure)} is not certain: the interval is not above 0."
         )
     return sentences or ["The router was not compared with any control."]
+
+
+def _fewer_tiles_sentence(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the comparison with fewer tiles at one point, if their curve is too short for one over all."""
+    leads = metrics.get("routed_minus") or {}
+    over_curve, at_point = (leads.get(name, {}) for name in ("over_curve", "at_point"))
+    lead = at_point.get(FEWER_TILES.name, {"difference": None})
+    if lead["difference"] is None or over_curve.get(FEWER_TILES.name, {}).get("difference") is not None:
+        return
+    yield (
+        f"With {percent(at_point['tokens_saved'])} saved, quality kept by the router minus that of "
+        f"{FEWER_TILES.label}: {lead['difference']:+.3f} (95 % interval {span(lead['interval'], '+.3f')})."
+    )
 
 
 def _gate_sentences(quality: Quality, run: RunFile) -> list[str]:
@@ -155,7 +168,7 @@ def _gate_sentences(quality: Quality, run: RunFile) -> list[str]:
 def _points_table(metrics: Mapping[str, Any]) -> Table:
     calibrated = calibrated_points(metrics)
     rows = [
-        Row((f"{control.label}{note}", *_point_cells(point)), is_marked=point in calibrated)
+        Row((f"{control.label}{note}", *_point_cells(point)), point in calibrated, control is ROUTED)
         for control, note, point in table_points(metrics)
     ]
     caption = "Operating points: the router, and below it the controls with as many compressed tiles"

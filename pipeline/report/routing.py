@@ -59,7 +59,7 @@ def router_table(files: RunFiles) -> Table:
     """Return the router's metrics; raise Missing."""
     metrics: Mapping[str, Any] = files.json(_ROUTER, METRICS_FILE)
     rows: Sequence[tuple[str, str | None]] = (
-        ("AUC on test tiles", number(metrics["auc"])),
+        ("AUC on all labelled test tiles", number(metrics["auc"])),
         ("AUC on calibration tiles", _with_spread(metrics)),
         ("expected calibration error on test tiles", number(metrics.get("ece"))),
         ("balanced accuracy on test tiles", number(metrics["balanced_accuracy"])),
@@ -72,14 +72,14 @@ def router_table(files: RunFiles) -> Table:
         ("tiles: train, calibration, test", _tiles(metrics)),
     )
     shown = [Row((name, value)) for name, value in rows if value is not None]
-    return Table("The router", ("measure", "value"), shown, num_numbers=1)
+    return Table("Measures of the router", ("measure", "value"), shown)
 
 
 def _with_spread(metrics: Mapping[str, Any]) -> str | None:
     if "auc_calib" not in metrics:
         return None
     spread, num_candidates = metrics["auc_calib_sd"], len(metrics["candidates"])
-    return f"{metrics['auc_calib']:.3f} (best of {num_candidates}, standard deviation {spread:.3f})"
+    return f"{metrics['auc_calib']:.3f} (best of {num_candidates}, standard deviation {spread:.2g})"
 
 
 def _share(metrics: Mapping[str, Any], name: str) -> str | None:

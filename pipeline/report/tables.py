@@ -11,6 +11,7 @@ class Row:
 
     cells: Sequence[str]
     is_marked: bool = False
+    begins_group: bool = False
     share: float | None = None
     """Between 0 and 1, drawn as a bar in the last cell."""
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from stages.context import Context
 from stages.outputs import CURVE_FILE
+from vico.shown_text import printable
 
 Curve = tuple[np.ndarray, np.ndarray]
 """(steps, values)."""
@@ -79,7 +80,7 @@ def draw_curves(axes: Axes, stage: str, panel: Panel, curves: Mapping[str, Curve
         axes.set_axis_off()
         return
     for number, (name, (steps, values)) in enumerate(curves.items()):
-        colour, label = f"C{number}", name.replace("_", " ")
+        colour, label = f"C{number}", printable(name.replace("_", " ")).replace("$", r"\$")
         if len(steps) < _LONG_CURVE or name == "learning_rate":
             is_short = len(steps) < _SHORT_CURVE
             marker = "o" if is_short else None

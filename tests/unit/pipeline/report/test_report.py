@@ -61,9 +61,16 @@ def page_of(storage, run, tmp_path, name="page.html"):
     return page, html, written
 
 
-def test_a_finished_run_shows_results_lineage_machines_and_times(tmp_path):
-    run = reported_run(tmp_path / "runs", quality_gate={"min_questions": 100, "min_kept": 0.9})
-    page, _, written = page_of(tmp_path / "runs", run, tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that is done, its page, and the written report."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = reported_run(folder / "runs", quality_gate={"min_questions": 100, "min_kept": 0.9})
+    return run, *page_of(folder / "runs", run, folder)
+
+
+def test_a_finished_run_shows_results_lineage_machines_and_times(finished):
+    run, page, _, written = finished
     metrics = kept_metrics()
     [point] = [p for p in metrics["routed"] if p["threshold"] == metrics["absolute_threshold"]]
     assert written.missing == ()
@@ -82,9 +89,8 @@ def test_a_finished_run_shows_results_lineage_machines_and_times(tmp_path):
     assert "not the output above" not in page.text
 
 
-def test_each_training_is_drawn_and_each_picture_is_within_the_page_with_a_text(tmp_path):
-    run = reported_run(tmp_path / "runs")
-    page, _, _ = page_of(tmp_path / "runs", run, tmp_path)
+def test_each_training_is_drawn_and_each_picture_is_within_the_page_with_a_text(finished):
+    _, page, _, _ = finished
     images = page.all("img")
     texts = [image["alt"] for image in images]
     assert all(texts) and len(set(texts)) == len(images) >= 11
@@ -96,9 +102,8 @@ def test_each_training_is_drawn_and_each_picture_is_within_the_page_with_a_text(
     assert dark == b"<?xml"
 
 
-def test_tables_have_captions_and_headers(tmp_path):
-    run = reported_run(tmp_path / "runs")
-    page, html, _ = page_of(tmp_path / "runs", run, tmp_path)
+def test_tables_have_captions_and_headers(finished):
+    _, page, html, _ = finished
     assert len(page.all("table")) == len(page.all("caption")) == html.count("<thead>") > 10
     assert {header["scope"] for header in page.all("th")} == {"col", "row"}
     names = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
@@ -123,9 +128,8 @@ def test_planted_texts_become_neither_elements_nor_control_characters(tmp_path):
     assert "\\x1b[2J\\u202e" in html
 
 
-def test_the_policy_allows_images_of_the_page_and_its_own_style_alone(tmp_path):
-    run = reported_run(tmp_path / "runs")
-    page, html, _ = page_of(tmp_path / "runs", run, tmp_path)
+def test_the_policy_allows_images_of_the_page_and_its_own_style_alone(finished):
+    _, page, html, _ = finished
     [policy] = [meta["content"] for meta in page.all("meta") if "http-equiv" in meta]
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     assert "unsafe" not in policy and "script-src" not in policy
@@ -143,12 +147,13 @@ def test_secrets_are_masked(tmp_path, monkeypatch):
     assert "https://host/x?token=***&amp;b=1 ***" in html
 
 
-def test_questions_that_lost_by_routing_are_counted_and_shown(tmp_path):
-    run = reported_run(tmp_path / "runs")
-    page, html, _ = page_of(tmp_path / "runs", run, tmp_path)
-    counts = "Of 4 test questions the answer became worse for 1, better for 1, and stayed as good for 2."
+def test_questions_that_the_routed_model_answers_worse_are_counted_and_shown(finished):
+    _, page, html, _ = finished
+    counts = (
+        "Of 4 test questions the routed model answers 1 worse than the start model, 1 better, and 2 as well."
+    )
     assert counts in page.text
-    [row] = re.findall(r'<tr>\s*<th scope="row">lost</th>.*?</tr>', html, re.DOTALL)
+    [row] = re.findall(r'<tr>\s*<th scope="row"[^>]*>lost</th>.*?</tr>', html, re.DOTALL)
     assert "plain lost?" in row and "plain policy" in row and "2 of 3" in row
     assert "plain kept?" not in page.text and "plain won?" not in page.text
 
@@ -214,7 +219,7 @@ def test_metrics_of_another_form_cost_their_parts_alone(tmp_path):
 
 
 def test_an_earlier_report_is_replaced_and_no_other_file_is(tmp_path):
-    run = reported_run(tmp_path / "runs")
+    run = finished_run(tmp_path / "runs", kept_metrics())
     site = Site(storage=tmp_path / "runs")
     first = write_report(site, run.run, tmp_path / "a.html")
     assert write_report(site, run.run, tmp_path / "a.html").num_bytes == first.num_bytes
