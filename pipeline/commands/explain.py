@@ -189,9 +189,10 @@ def report(
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write one HTML page about a run: what it reached, how it was made, what is missing.
+    """Write one HTML page about a run.
 
-    The page needs no other file and loads nothing, so it can be sent to others.
+    It shows results, pictures, training, lineage and machines, and says what is missing. The page needs no
+    other file and loads nothing, so it can be sent to others.
     """
     from pipeline.report.write import write_report
 

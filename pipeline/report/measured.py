@@ -147,9 +147,11 @@ def _fewer_tiles_sentence(metrics: Mapping[str, Any]) -> Iterator[str]:
     lead = at_point.get(FEWER_TILES.name, {"difference": None})
     if lead["difference"] is None or over_curve.get(FEWER_TILES.name, {}).get("difference") is not None:
         return
+    size, direction = abs(lead["difference"]), "more" if lead["difference"] >= 0 else "less"
+    interval = span(lead["interval"], "+.3f")
     yield (
-        f"With {percent(at_point['tokens_saved'])} saved, quality kept by the router minus that of "
-        f"{FEWER_TILES.label}: {lead['difference']:+.3f} (95 % interval {span(lead['interval'], '+.3f')})."
+        f"With {percent(at_point['tokens_saved'])} of the tokens saved, the router keeps {size:.3f} "
+        f"{direction} than {FEWER_TILES.label} (95 % interval of the difference {interval})."
     )
 
 

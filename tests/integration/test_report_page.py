@@ -126,8 +126,11 @@ def test_a_loader_that_gets_into_the_page_is_blocked(browser, written, trap, tmp
 
 
 def test_the_page_prints_in_ink_on_white(browser, written, tmp_path):
-    page, _, _ = opened(browser, written, color_scheme="dark")
+    width_of_a4 = 182 * 96 // 25  # pixels between the margins
+    page, _, _ = opened(browser, written, color_scheme="dark", viewport={"width": width_of_a4, "height": 900})
     page.emulate_media(media="print")
+    wide = page.locator("img").evaluate_all("all => all.filter(i => i.clientWidth > innerWidth).length")
+    assert wide == 0, "pictures fit on the paper"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.get_by_role("navigation").is_visible()
     page.pdf(path=tmp_path / "report.pdf", format="A4")

@@ -243,6 +243,8 @@ def test_wheel_holds_the_five_packages_and_no_tests(tmp_path):
     assert {name.partition("/")[0] for name in names} == {*ARROWS, "vico_command.py"}
     modules = {p.relative_to(ROOT).as_posix() for package in ARROWS for p in (ROOT / package).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == {*modules, "vico_command.py"}
+    templates = {f"pipeline/report/templates/{name}" for name in ("page.html", "macros.html", "style.css")}
+    assert templates <= set(names), "`vico report` works without a checkout"
     starter = {
         name.removeprefix("pipeline/starter/") for name in names if name.startswith("pipeline/starter/")
     }

@@ -1,5 +1,6 @@
 """The report of a run in an object store, on a machine that has none of its files."""
 
+from cluster.settings.blocks import Tracking
 from cluster.site import Site
 from pipeline.report.write import write_report
 from pipeline.storage.lookup import storage_of
@@ -15,7 +16,7 @@ def test_a_machine_without_the_files_writes_the_same_report(server, tmp_path, mo
     address = f"s3://{BUCKET}/{tmp_path.name}"
     make_working_copy(tmp_path / "a", address)
     run = reported_run(tmp_path / "a")
-    site = Site(storage=address, work=tmp_path / "b")
+    site = Site(storage=address, work=tmp_path / "b", tracking=Tracking(enabled=False))
     make_working_copy(site.storage, address)
     storage_of(site.storage).refresh()
     written = write_report(site, run.run, tmp_path / "report.html")

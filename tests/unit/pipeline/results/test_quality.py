@@ -111,3 +111,10 @@ def test_a_run_without_an_export_has_no_summary(tmp_path):
     run = finished_run(tmp_path, METRICS)
     run.stages["export"].state = "pending"
     assert summary_lines(run, tmp_path, str(tmp_path)) == []
+
+
+def test_bounds_that_know_the_test_tiles_are_no_controls_and_fewer_tiles_are_one():
+    lead = {"difference": -0.1, "interval": [-0.2, -0.05]}
+    names = ("random", "fewer_tiles", "oracle", "blind_oracle", "seeing_oracle")
+    metrics = {**METRICS, "routed_minus": {"over_curve": dict.fromkeys(names, lead)}}
+    assert list(quality_of(metrics).leads) == ["random", "fewer_tiles"]
