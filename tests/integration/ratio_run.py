@@ -16,7 +16,7 @@ def run_ratio(
 ) -> bytes:
     """Run the stage in `store` and return the bytes of its table."""
     context = stage_context("ratio", store, inputs, attempt)
-    resources = Resources(actors=actors, max_retries=5)
+    resources = Resources(workers=1, tasks=1, actors=actors, max_retries=5)
     context.site = context.site.model_copy(
         update={"resources": resources, "ray": RaySettings(num_cpus=actors)}
     )

@@ -125,9 +125,9 @@ STAGES = {
     "consistency": "d47353ab25f1bd8e",
     "ratio": "6339dd9a98c14a6f",
     "label": "a9d4e14f775bac4f",
-    "router": "3c5f995de316fb49",
-    "evaluate": "a47c7127d576f72a",
-    "export": "6b6d123680dbd20d",
+    "router": "cd0c484e70978857",
+    "evaluate": "4a06a063c0f8b88b",
+    "export": "b3c9e2fd531a81b5",
 }
 
 
