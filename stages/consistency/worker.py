@@ -154,8 +154,9 @@ def policy_state(engine: Engine) -> dict[str, torch.Tensor] | None:
 def summary(sums: Mapping[str, float], config: ConsistencyConfig) -> dict[str, float]:
     """Return the metrics of a step from its sums over ranks."""
     budget = config.reference_tokens_per_pack * config.packs_per_step
+    loss = "kl" if config.target == "reference" else "cross_entropy"
     return {
-        "kl_per_token": sums["kl_sum"] / max(sums["answer_tokens"], 1.0),
+        f"{loss}_per_token": sums["kl_sum"] / max(sums["answer_tokens"], 1.0),
         "answer_tokens": sums["answer_tokens"],
         "samples": sums["samples"],
         "tiles": sums["tiles"],
