@@ -1,9 +1,9 @@
 """Run a pipeline and its ablations in one storage, and compare them: `python -m examples.ablations CONFIG`.
 
-An ablation is a small YAML file with the keys that differ (configs/ablations/). Stages that it does not change
-are reused from the base. The table shows each at its calibrated threshold and, with half of the visual tokens
-saved and over the whole curve, its difference from the base on the same test questions and resamples. The
-same command resumes what was stopped; finished runs are only read.
+An ablation is a small YAML file with the keys that differ (configs/ablations/). Stages that it does not
+change are reused from the base. The table shows each at its calibrated threshold and, with half of the visual
+tokens saved and over the whole curve, its difference from the base on the same test questions and resamples.
+The same command resumes what was stopped; finished runs are only read.
 """
 
 import argparse
@@ -74,8 +74,8 @@ def compared_runs(command: Command, chosen: Sequence[Ablation]) -> tuple[list[Ro
 
 
 HEAD = (
-    "| | AUC | tokens saved | quality kept | 95 % interval | kept at half | 95 % interval | minus base at half "
-    "| 95 % interval | minus base over the curve | 95 % interval | own minutes |\n"
+    "| | AUC | tokens saved | quality kept | 95 % interval | kept at half | 95 % interval "
+    "| minus base at half | 95 % interval | minus base over the curve | 95 % interval | own minutes |\n"
     "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
 )
 

@@ -140,7 +140,9 @@ def compared(name: str, evaluation: Evaluation, base: Evaluation) -> Row:
     Both are resampled by the same draws of the same test questions. Raises UserError if the questions
     differ.
     """
-    if not evaluation.samples.equals(base.samples) or len(evaluation.points.saved_BP) != len(base.points.saved_BP):
+    if not evaluation.samples.equals(base.samples) or len(evaluation.points.saved_BP) != len(
+        base.points.saved_BP
+    ):
         raise UserError(
             f"{name}: run {evaluation.run} has other test questions or resamples than run {base.run}; leave "
             "inputs, shard and evaluate as they are in the base"

@@ -86,8 +86,8 @@ class Command:
         answer = _last_json(done.stdout)
         if done.returncode or answer.get("state") != "done":
             raise UserError(
-                f"{ablation.name}: ended as {answer.get('state', 'failed')} with exit code {done.returncode}; "
-                "see the lines above, then give the same command again"
+                f"{ablation.name}: ended as {answer.get('state', 'failed')} with exit code "
+                f"{done.returncode}; see the lines above, then give the same command again"
             )
         return str(answer["run"])
 

@@ -67,13 +67,13 @@ def is_taken_over(location: Sequence[int | str], own: Any) -> bool:
 
 
 def _taken_over(name: str, first: Mapping[str, Any]) -> dict[str, Any]:
-    values = {
-        key: deepcopy(value) for key, value in first.items() if key not in _NOT_TAKEN_OVER.get(name, ())
-    }
+    left_out = _NOT_TAKEN_OVER.get(name, ())
+    values = {key: deepcopy(value) for key, value in first.items() if key not in left_out}
     optimizer = values.get("optimizer")
-    rate = optimizer.get("learning_rate") if isinstance(optimizer, dict) else None
-    if name == "consistency" and isinstance(rate, int | float) and not isinstance(rate, bool):
-        values["optimizer"] = {**optimizer, "learning_rate": LEARNING_RATE_SHARE * rate}
+    if name == "consistency" and isinstance(optimizer, dict):
+        rate = optimizer.get("learning_rate")
+        if isinstance(rate, int | float) and not isinstance(rate, bool):
+            optimizer["learning_rate"] = LEARNING_RATE_SHARE * rate
     return values
 
 

@@ -1,4 +1,4 @@
-"""The ablation command on the small real pipeline: it reuses the base, and its figures are those of the runs."""
+"""The ablation command on the small real pipeline: it reuses the base, and its figures are theirs."""
 
 import json
 import os
@@ -26,7 +26,9 @@ def test_the_command_runs_what_differs_and_compares_it_with_the_base(pipeline, o
     assert (base["name"], changed["name"]) == ("base", "floor_large")
     assert base["run"] == run["run"], "the finished run is only read"
     for row in (base, changed):
-        status = {stage["name"]: stage for stage in answer("status", row["run"], "--storage", storage)["stages"]}
+        status = {
+            stage["name"]: stage for stage in answer("status", row["run"], "--storage", storage)["stages"]
+        }
         metrics = json.loads((Path(status["evaluate"]["path"]) / "metrics.json").read_text())
         (point, *_) = [p for p in metrics["routed"] if p["threshold"] == metrics["absolute_threshold"]]
         assert row["tokens_saved"] == point["tokens_saved"] and row["kept"] == point["quality_kept"]

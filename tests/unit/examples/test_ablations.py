@@ -82,7 +82,7 @@ def test_the_keys_of_an_ablation_come_after_those_for_all_runs(tmp_path):
 
 
 def test_what_is_no_ablation_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--only hard: .* has answers, floor_large, "):
+    with pytest.raises(UserError, match=r"--only hard: .* has answers, floor_large, "):
         ablations(FOLDER, ["hard"])
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     with pytest.raises(UserError, match=r"empty\.yaml changes no key"):
@@ -122,7 +122,7 @@ def test_a_difference_is_certain_although_both_intervals_overlap():
     row = compared("better", better, base)
     assert row.minus_base_at_half == pytest.approx(0.04)
     assert row.minus_base_at_half_interval == pytest.approx([0.04, 0.04])
-    assert row.minus_base_over_curve == pytest.approx((0.02 + 0.04) / 3, rel=1e-6)
+    assert row.minus_base_over_curve == pytest.approx(0.02, abs=5e-4)
     assert row.kept_at_half_interval[0] < 0.8
 
 

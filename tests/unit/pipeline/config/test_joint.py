@@ -155,9 +155,7 @@ def test_a_fault_of_a_first_stage_is_not_reported_again_for_the_joint_one(load):
 
 def test_a_joint_stage_is_named_only_if_joint_is_on(load):
     graph = pipeline_graph()
-    with pytest.raises(
-        UserError, match=r"--until='joint_ratio' is a stage only if joint is on; set joint"
-    ):
+    with pytest.raises(UserError, match=r"--until='joint_ratio' is a stage only if joint is on; set joint"):
         graph.until("joint_ratio")
     with pytest.raises(UserError, match=r"inputs.adopt='joint_router' is a stage only if joint is on"):
         load("", "inputs.adopt={joint_router: /tmp}")
@@ -181,9 +179,7 @@ def test_joint_stages_have_the_resources_of_the_first_ones_unless_they_have_thei
     assert site.for_stage("joint_router").resources.workers == 2
     assert site.for_stage("router").resources.workers == 1
     check_together(load(), site)
-    with pytest.raises(
-        UserError, match=r"joint_router.workers=2 .* than joint.router.packs_per_step=1"
-    ):
+    with pytest.raises(UserError, match=r"joint_router.workers=2 .* than joint.router.packs_per_step=1"):
         check_together(load("joint: {router: {packs_per_step: 1}}\n"), site)
 
 
