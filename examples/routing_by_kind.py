@@ -3,6 +3,10 @@ MODEL FOLDER`.
 
 FOLDER has a subfolder with pictures for each kind (photo, chart, line of text, ...). Tiles without content
 are counted by themselves, whatever their picture: `white tile` and `blank tile` (any other uniform shade).
+
+FOLDER may have a file `lines.json` with the text of pictures that show one line: {"line/1.png": "text"}.
+Their tiles are counted as `legible line` if a character is at least 5 px wide in the tile, `illegible line`
+if it is narrower, and `beside a line` if the tile has no ink.
 """
 
 import argparse
@@ -15,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from vico.checkpoints import load_model
 from vico.model_files import stored_threshold
 from vico.picture_files import open_picture
 from vico.settings import load_settings
-from vico.tiling import tile_pixels
+from vico.tiling import Tiling, tile_boxes, tile_pixels
 
 # N tiles of a picture, S side of a tile in pixels
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -28,6 +33,11 @@ WHITE_LEVEL = 250
 """A tile is white if no pixel is darker."""
 BLANK_SPREAD = 2.0
 """Standard deviation of its levels up to which another tile is blank."""
+LEGIBLE_WIDTH = 5.0
+"""Width of a character in a tile, in pixels, from which a line counts as legible."""
+LINES_FILE = "lines.json"
+_INK = 60  # levels from the median to a pixel of ink in the picture; scaling makes strokes paler
+_TILE_INK, _INK_SHARE = 40, 0.005
 _Z = 1.96  # of a 95 % interval
 
 
@@ -58,17 +68,42 @@ def tile_kinds(pixels_N3SS: np.ndarray, kind: str) -> list[str]:
     ]
 
 
+def line_kinds(picture: Image.Image, text: str, tiling: Tiling, pixels_N3SS: np.ndarray) -> list[str]:
+    """Return the kind of each tile of a picture of one line of text."""
+    gray = np.asarray(picture.convert("L"), np.int16)
+    ink_columns = np.flatnonzero((np.abs(gray - np.median(gray)) > _INK).any(axis=0))
+    line_width = int(ink_columns[-1] - ink_columns[0] + 1) if len(ink_columns) else 0
+    kinds = []
+    boxes = tile_boxes(*picture.size, tiling)
+    for pixels_3SS, (left, _, right, _) in zip(pixels_N3SS, boxes, strict=True):
+        level_SS = pixels_3SS.mean(axis=0)
+        has_ink = np.mean(np.abs(level_SS - np.median(level_SS)) > _TILE_INK) >= _INK_SHARE
+        width = line_width / max(len(text), 1) * tiling.tile_size / (right - left)
+        legibility = "legible line" if width >= LEGIBLE_WIDTH else "illegible line"
+        kinds.append(legibility if has_ink else "beside a line")
+    return kinds
+
+
 def routed_tiles(model_folder: Path, folder: Path, threshold: float) -> Iterator[tuple[str, bool]]:
     """Yield (kind, compressed) of every tile of the pictures in the subfolders."""
     model, tiling = load_model(model_folder).eval(), load_settings(model_folder).tiling()
     assert model.router is not None
+    lines_file = folder / LINES_FILE
+    texts: dict[str, str] = json.loads(lines_file.read_text()) if lines_file.exists() else {}
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
-        kind = path.relative_to(folder).parts[0]
-        pixels_N3SS = tile_pixels(open_picture(path.read_bytes()), tiling)
+        name = path.relative_to(folder)
+        picture = open_picture(path.read_bytes())
+        pixels_N3SS = tile_pixels(picture, tiling)
         with torch.no_grad():
             features = model.vision_features(torch.from_numpy(pixels_N3SS))
             compressed = model.router.compress_probability(features) >= threshold
-        yield from zip(tile_kinds(pixels_N3SS, kind), compressed.tolist(), strict=True)
+        kinds = tile_kinds(pixels_N3SS, name.parts[0])
+        if name.as_posix() in texts:
+            of_line = line_kinds(picture, texts[name.as_posix()], tiling, pixels_N3SS)
+            kinds = [
+                line if kind == name.parts[0] else kind for kind, line in zip(kinds, of_line, strict=True)
+            ]
+        yield from zip(kinds, compressed.tolist(), strict=True)
 
 
 def rows_by_kind(tiles: Sequence[tuple[str, bool]]) -> list[KindRow]:

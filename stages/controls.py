@@ -59,6 +59,8 @@ class Control:
     """Its name in the model card, if it is a rule that a user can serve."""
     is_shown: bool = True
     """Whether tables and plots show it; if not, only the statistics use it."""
+    is_bound: bool = False
+    """It knows the loss ratios of the test tiles: a bound, which no router has to beat."""
     has_low_end: bool = True
     """Whether its curve ends where all tiles are compressed."""
 
@@ -73,13 +75,31 @@ SERVED = Control(
 RANDOM = Control("random", "random tiles", GREY, line="--", has_band=True, is_random=True)
 SHUFFLED = Control("shuffled", "router, decisions shuffled", SKY, line=":", is_random=True)
 PIXEL_RULE = Control("pixel_rule", "pixel rule", PINK, line="-.", needs="detail_N")
-ORACLE = Control("oracle", "oracle (the tiles' own ratios)", GREEN, line="--", has_band=True, needs="ratio_N")
+ORACLE = Control(
+    "oracle",
+    "oracle (the tiles' own ratios)",
+    GREEN,
+    line="--",
+    has_band=True,
+    needs="ratio_N",
+    is_bound=True,
+)
 
 BLIND_ORACLE = Control(
-    "blind_oracle", "blind oracle (ratios of other questions)", AMBER, line="-.", needs="blind_ratio_N"
+    "blind_oracle",
+    "blind oracle (ratios of other questions)",
+    AMBER,
+    line="-.",
+    needs="blind_ratio_N",
+    is_bound=True,
 )
 SEEING_ORACLE = Control(
-    "seeing_oracle", "oracle on the tiles of the blind oracle", GREEN, needs="blind_ratio_N", is_shown=False
+    "seeing_oracle",
+    "oracle on the tiles of the blind oracle",
+    GREEN,
+    needs="blind_ratio_N",
+    is_shown=False,
+    is_bound=True,
 )
 """The oracle on the same tiles as the blind one, so that both can be compared."""
 FEWER_TILES = Control("fewer_tiles", "fewer tiles, full rate", BLUE, line="-.", has_low_end=False)

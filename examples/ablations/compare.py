@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.shards.index import load_index
-from pipeline.config.graph import JOINT
+from pipeline.config.graph import last_of
 from pipeline.results.run_results import RunRecord, record_of
 from pipeline.results.runs import RunFile, Runs
 from stages.controls import COMPRESSED, FULL, ROUTED, calibrated_points
@@ -82,7 +82,7 @@ def evaluation_of(run_name: str, storage: Path, base: RunFile | None = None) -> 
     predictions = pq.read_table(records["evaluate"].output / PREDICTIONS_FILE)
     samples = load_index(records["shard"].output).table(_COLUMNS, "test")
     samples = samples.filter(pc.is_in(samples["key"], pc.unique(predictions["key"])))
-    tiles = _tiles(samples, [_router(records).output, records["evaluate"].output])
+    tiles = _tiles(samples, [records[last_of(records, "router")].output, records["evaluate"].output])
     sizes = metrics["tokens_a_tile"]
     saving = 1 - sizes["compressed"] / sizes["full"]
     num_tiles = len(tiles.p_compress_N)
@@ -110,10 +110,6 @@ def evaluation_of(run_name: str, storage: Path, base: RunFile | None = None) -> 
 def _draws(samples: pa.Table, run: RunFile) -> Resampling:
     config = run.config["evaluate"]
     return resampling(samples["group"].to_pylist(), config["num_resamples"], config["seed"])
-
-
-def _router(records: Mapping[str, RunRecord]) -> RunRecord:
-    return records.get(f"{JOINT}_router", records["router"])
 
 
 def _result(run: RunFile, stage: str, storage: Path) -> RunRecord:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shards.names import MANIFEST_FILE
-from pipeline.config.graph import JOINT
+from pipeline.config.graph import last_of
 from pipeline.identity.file_digests import DigestCache
 from pipeline.results.run_results import RunRecord, record_of
 from pipeline.results.runs import RunFile, Runs
@@ -70,7 +70,7 @@ def stage_results(run: RunFile, storage: Path) -> Mapping[str, RunRecord]:
     """
     results = {}
     for role in _STAGES:
-        name = f"{JOINT}_{role}" if f"{JOINT}_{role}" in run.stages else role
+        name = last_of(run.stages, role)
         entry = run.stages.get(name)
         state = "not part of it" if entry is None else entry.state
         if entry is None or entry.state != "done":

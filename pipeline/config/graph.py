@@ -4,7 +4,7 @@ This file stays light: importing a stage's module must not import the libraries 
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -180,6 +180,13 @@ def with_joint(graph: Graph) -> Graph:
         for spec in graph.stages[end:]
     ]
     return Graph([*graph.stages[:end], *JOINT_STAGES, *later])
+
+
+def last_of(stages: Container[str], name: str) -> str:
+    """Return which of a run's stages gives the exported result of this kind: the joint one if there is
+    one."""
+    joint = _JOINT_PREFIX + name
+    return joint if joint in stages else name
 
 
 def block_path(stage: str) -> tuple[str, ...]:

@@ -35,8 +35,8 @@ def quality_against_tokens(metrics: Mapping[str, Any]) -> Figure:
     """Plot similarity kept and exact match over tokens saved, for the router and all controls."""
     figure = Figure(figsize=(12, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_panel(left, metrics, "quality_kept")
-    _draw_panel(right, metrics, "exact_match")
+    draw_panel(left, metrics, "quality_kept")
+    draw_panel(right, metrics, "exact_match")
     left.set_ylabel("similarity (ANLS), share of the reference's")
     right.set_ylabel("questions answered exactly")
     basis = metrics["intervals"]
@@ -54,7 +54,8 @@ def quality_against_tokens(metrics: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, metrics: Mapping[str, Any], quality: Quality) -> None:
+def draw_panel(axes: Axes, metrics: Mapping[str, Any], quality: Quality) -> None:
+    """Draw the curves of the router and all controls, and the marks of single points, over tokens saved."""
     for control in (*(c for c in COMPARED if c.is_shown), FEWER_TILES, ROUTED):
         draw_curve(axes, metrics, control, quality)
     draw_marks(axes, metrics, quality)

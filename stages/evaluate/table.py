@@ -5,7 +5,7 @@ The evaluate stage writes it as `table.md`.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from stages.controls import (
     REFERENCE,
     ROUTED,
     SERVED,
+    Control,
     PointMetrics,
     calibrated_points,
     point_of,
@@ -43,26 +44,30 @@ def evaluation_table(metrics: Mapping[str, Any]) -> str:
     each above the controls at the same tokens.
     """
     rows = [
-        row(REFERENCE.label, point_of(metrics, REFERENCE)),
-        row(FULL.label, point_of(metrics, FULL)),
+        row(f"**{control.label}**{note}" if control is ROUTED else f"{control.label}{note}", point)
+        for control, note, point in table_points(metrics)
     ]
+    return HEAD + "\n".join(rows) + "\n\n" + "\n".join(f"- {line}" for line in findings(metrics)) + "\n"
+
+
+def table_points(metrics: Mapping[str, Any]) -> list[tuple[Control, str, PointMetrics]]:
+    """Return the points of the table in its order: control, what the control's label lacks, point."""
+    rows = [(control, "", point_of(metrics, control)) for control in (REFERENCE, FULL)]
     calibrated = calibrated_points(metrics)
     for number in shown_points(metrics):
         point = points_of(metrics, ROUTED)[number]
-        suffix = ", calibrated threshold" if point in calibrated else ""
-        rows.append(row(f"**{ROUTED.label}**{suffix}", point))
+        rows.append((ROUTED, ", calibrated threshold" if point in calibrated else "", point))
         rows += [
-            row(control.label, points_of(metrics, control)[number])
+            (control, "", points_of(metrics, control)[number])
             for control in COMPARED
             if control.is_shown and points_of(metrics, control)
         ]
     rows += [
-        row(f"{FEWER_TILES.label}, at most {point['max_tiles']} per picture", point)
-        for point in reversed(points_of(metrics, FEWER_TILES))
+        (FEWER_TILES, f", at most {point['max_tiles']} per picture", point)
+        for point in distinct_points(points_of(metrics, FEWER_TILES))
     ]
-    rows += [row(SERVED.label, point) for point in points_of(metrics, SERVED)]
-    rows.append(row(COMPRESSED.label, point_of(metrics, COMPRESSED)))
-    return HEAD + "\n".join(rows) + "\n\n" + "\n".join(f"- {line}" for line in findings(metrics)) + "\n"
+    rows += [(SERVED, "", point) for point in points_of(metrics, SERVED)]
+    return [*rows, (COMPRESSED, "", point_of(metrics, COMPRESSED))]
 
 
 def shown_points(metrics: Mapping[str, Any]) -> list[int]:
@@ -80,6 +85,17 @@ def shown_points(metrics: Mapping[str, Any]) -> list[int]:
     return sorted(numbers, key=lambda n: routed[n]["tokens_saved"])
 
 
+def distinct_points(fewer_tiles: Sequence[PointMetrics]) -> list[PointMetrics]:
+    """Return the points by tokens saved, without limits that cut no picture differently: no grid of square
+    pictures has 2 or 3 tiles, for example."""
+    points = sorted(fewer_tiles, key=lambda point: (point["tokens_saved"], point["max_tiles"]))
+    return [
+        point
+        for number, point in enumerate(points)
+        if number == 0 or point["tokens_saved"] != points[number - 1]["tokens_saved"]
+    ]
+
+
 def row(label: str, point: PointMetrics) -> str:
     """Return one row of the table."""
     cells = (
@@ -94,8 +110,11 @@ def row(label: str, point: PointMetrics) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def findings(metrics: Mapping[str, Any]) -> list[str]:
-    """Return one line for each statement about the router as a whole, with its interval."""
+def findings(metrics: Mapping[str, Any], shown: Callable[[str], str] = markdown) -> list[str]:
+    """Return one line for each statement about the router as a whole, with its interval.
+
+    `shown` makes names of the records fit for the page; by default it is Markdown.
+    """
     basis, router = metrics["intervals"], metrics["router"]
     lines = [
         f"{metrics['num_samples']:,} test questions on {metrics['num_tiles']:,} tiles; {basis['level']:.0%} "
@@ -103,7 +122,7 @@ def findings(metrics: Mapping[str, Any]) -> list[str]:
         f"router AUC on {router['num_tiles']:,} labelled test tiles: {_number(router['auc'])}, "
         f"{_span(router['auc_interval'])}",
     ]
-    return [*lines, *_pixel_rule_line(metrics), *_gap_lines(metrics), *_content_line(metrics)]
+    return [*lines, *_pixel_rule_line(metrics), *_gap_lines(metrics), *_content_line(metrics, shown)]
 
 
 def _units(basis: Mapping[str, Any]) -> str:
@@ -144,17 +163,17 @@ def _gap_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
         if metrics["oracle_split"]:
             split = metrics["oracle_split"][key]
             yield (
-                f"{position}, from the router to the blind oracle, which a better router could win: "
-                f"{_difference(split['better_router'])}; from there to the oracle on the same tiles, which "
-                f"only the question tells: {_difference(split['question'])}"
+                f"{position}, quality kept by the blind oracle minus that of the router: "
+                f"{_difference(split['better_router'])}; by the oracle on the same tiles minus that of the "
+                f"blind one, which only the question tells: {_difference(split['question'])}"
             )
 
 
-def _content_line(metrics: Mapping[str, Any]) -> Iterator[str]:
+def _content_line(metrics: Mapping[str, Any], shown: Callable[[str], str]) -> Iterator[str]:
     contents = metrics.get("ratio_by_content")
     if contents:
         ratios = (
-            f"{markdown(name)} {ratio['median']:.2f} ({ratio['tiles']})" for name, ratio in contents.items()
+            f"{shown(name)} {ratio['median']:.2f} ({ratio['tiles']})" for name, ratio in contents.items()
         )
         yield f"median loss ratio of test tiles by what they show: {', '.join(ratios)}"
 

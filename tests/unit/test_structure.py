@@ -28,7 +28,7 @@ ORDERS = {
     "pipeline": (
         ("cli",),
         ("commands",),
-        ("explain", "submission"),
+        ("explain", "submission", "report"),
         ("audit", "running"),
         ("planning", "tracking"),
         ("results",),
@@ -61,6 +61,7 @@ DOORS = {
     "uvicorn": ("pipeline/serving/server.py", "pipeline/serving/http/"),
     "rich": ("pipeline/terminal/",),
     "tensorboardX": ("pipeline/tracking/tensorboard.py",),
+    "jinja2": ("pipeline/report/page.py",),
 }
 LIBRARIES = frozenset(door.partition(".")[0] for door in DOORS)
 

@@ -10,7 +10,8 @@ import numpy as np
 TOLERANCE = 0.02
 """Default of `share_tolerance`: the share of tiles by which a threshold may miss the wanted share."""
 THIN_MARGIN = 0.005
-"""Log-odds. bfloat16 instead of float32 moved the log-odds of the small model's tiles by 0.004 (median)."""
+"""Log-odds. In bfloat16 the log-odds of 766 tiles of the small model are 0.004 away from those in float32
+(median; 0.03 at the 99th percentile)."""
 _RESOLUTION = 2.0**-24  # of a float32 probability below 1
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from examples.routing_by_kind import tile_kinds, wilson_interval
+from examples.routing_by_kind import line_kinds, tile_kinds, wilson_interval
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
+from vico.tiling import Tiling, tile_pixels
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,6 +26,22 @@ def test_tiles_without_content_are_counted_by_themselves():
 def test_a_uniform_colour_is_blank():
     colour = np.broadcast_to(np.array([200, 30, 90], np.uint8)[:, None, None], (3, 8, 8))
     assert tile_kinds(colour[None], "photo") == ["blank tile"]
+
+
+def test_a_line_is_legible_where_its_characters_are_wide_enough_and_only_where_it_is():
+    """Ten characters on 154 px: 7.7 px each in the first tile, 3.9 px in the thumbnail."""
+    picture = Image.new("RGB", (400, 200), "white")
+    pen = ImageDraw.Draw(picture)
+    for x in range(20, 180, 16):
+        pen.rectangle((x, 40, x + 9, 60), fill="black")
+    tiling = Tiling(min_tiles=1, max_tiles=2, tile_size=100)
+    pixels = tile_pixels(picture, tiling)
+    assert line_kinds(picture, "a" * 10, tiling, pixels) == [
+        "legible line",
+        "beside a line",
+        "illegible line",
+    ]
+    assert line_kinds(picture, "a" * 30, tiling, pixels)[0] == "illegible line"
 
 
 def striped() -> np.ndarray:
