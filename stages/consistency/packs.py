@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from cluster.train_settings import TrainSettings
 from data_prep.draws import draw_bits
@@ -24,6 +23,7 @@ from stages.consistency.learning_rates import check_warmup
 from stages.losses_policy import policy_digest
 from stages.outputs import METRICS_FILE
 from stages.parts import Parts
+from stages.router_files import calibrated_threshold
 from stages.training.engine_settings import check_engine_settings
 from vico.checkpoints.tensor_files import stored_tensors
 from vico.errors import UserError
@@ -42,15 +42,16 @@ class JointInputs:
     rates_folder: Path
 
     @property
-    def rates_metrics(self) -> dict[str, Any]:
-        """Return what the rates stage says of its result."""
-        return json.loads((self.rates_folder / METRICS_FILE).read_text(encoding="utf-8"))
+    def routed(self) -> RoutedTiles:
+        """Return the router's decisions. Raises UserError if its threshold is missing."""
+        return RoutedTiles(self.rates_folder / "parts", calibrated_threshold(self.rates_folder))
 
     def check(self) -> None:
         """Raise UserError if the rates were chosen by the router of another policy."""
-        if self.rates_metrics["policy"] != policy_digest(self.policy_folder):
+        path = self.rates_folder / METRICS_FILE
+        if json.loads(path.read_text(encoding="utf-8")).get("policy") != policy_digest(self.policy_folder):
             raise UserError(
-                f"{self.rates_folder / METRICS_FILE}: these rates were chosen by the router of another "
+                f"{path}: these rates were chosen by the router of another "
                 f"policy than {self.policy_folder}; leave out inputs.adopt.joint_rates"
             )
 
@@ -167,8 +168,7 @@ def rate_draw(settings: ConsistencySettings) -> RateDraw:
     if joint is None:
         return RateDraw(config.rate_unit, config.compress_share)
     assert isinstance(config, JointConsistencyConfig)
-    routed = RoutedTiles(joint.rates_folder / "parts", joint.rates_metrics["absolute_threshold"])
-    return RateDraw(config.rate_unit, config.compress_share, routed, config.random_share)
+    return RateDraw(config.rate_unit, config.compress_share, joint.routed, config.random_share)
 
 
 def prepared(settings: ConsistencySettings) -> int:
