@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stages.context import Context
 from stages.outputs import POLICY_FOLDER
+from vico.errors import UserError
 
 if TYPE_CHECKING:
     from data_prep.shards.reader import SampleReader
@@ -95,10 +96,19 @@ def _load(folder: Path, settings: InferenceSettings) -> VicoModel:
 
 
 def load_router(model: VicoModel, router_file: Path) -> Router:
-    """Add the trained router of a file (keys `router.*`) to the model and return it."""
+    """Add the trained router of a file (keys `router.*`) to the model and return it.
+
+    Raises UserError for a router that is made for vision tokens of another width.
+    """
     from safetensors.torch import load_file
 
     tensors = {key.removeprefix("router."): tensor for key, tensor in load_file(router_file).items()}
+    width = tensors["pooling_before_gating.query_token"].shape[1]
+    if width != model.vision_width:
+        raise UserError(
+            f"{router_file}: the router reads vision tokens of width {width}, but the policy's vision tower "
+            f"gives {model.vision_width}; take the router that was trained on this policy"
+        )
     model.add_router(0)
     assert model.router is not None
     model.router.load_state_dict(tensors)

@@ -37,7 +37,7 @@ def with_policy_of(table: pa.Table, losses: pa.Table) -> pa.Table:
 
 
 def check_policy(path: Path, policy_folder: Path, stage: str) -> None:
-    """Raise UserError if the table at `path`, of `stage`, was made from losses of another policy.
+    """Raise UserError if the table at `path`, of a `stage`, was made from losses of another policy.
 
     A table without a mark, from an earlier version, is not compared.
     """

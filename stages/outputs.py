@@ -6,7 +6,7 @@ Those of the shard stage are in `data_prep/shards/names.py`, because its readers
 from data_prep.shards.names import INDEX_FILE, MANIFEST_FILE
 
 METRICS_FILE = "metrics.json"
-"""The metrics of a finished stage (ratio, label, router, evaluate)."""
+"""The metrics of a finished stage (ratio, label, router, rates, evaluate)."""
 FIGURES_FOLDER = "figures"
 """The plots of a stage, as PNG (label, router, evaluate)."""
 
@@ -26,7 +26,7 @@ QUESTION_RATIOS_FILE = "question_ratios.parquet"
 """Loss ratios of test tiles over the earlier questions of their records (evaluate)."""
 MODEL_FOLDER = "model"
 
-NEEDED = {
+_NEEDED = {
     "shard": (MANIFEST_FILE, INDEX_FILE),
     "consistency": (f"{POLICY_FOLDER}/config.json",),
     "ratio": (RATIOS_FILE,),
@@ -34,11 +34,16 @@ NEEDED = {
     "router": (ROUTER_FILE, METRICS_FILE),
     "evaluate": (METRICS_FILE,),
 }
+NEEDED = {
+    **_NEEDED,
+    **{f"joint_{stage}": _NEEDED[stage] for stage in ("consistency", "ratio", "label", "router")},
+    "joint_rates": (METRICS_FILE,),
+}
 """Stage -> files of its output that later stages read."""
 
 
 def part_name(number: int) -> str:
-    """Return the name of one part: a shard (ratio) or a block of samples (evaluate)."""
+    """Return the name of one part: a shard (ratio, rates) or a block of samples (evaluate)."""
     return f"parts/{number:05d}.parquet"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shards.names import MANIFEST_FILE
+from pipeline.config.graph import last_of
 from pipeline.identity.file_digests import DigestCache
 from pipeline.results.run_results import RunRecord, record_of
 from pipeline.results.runs import RunFile, Runs
@@ -63,10 +64,13 @@ def export(storage: Path, run_name: str, out: Path, layout: Layout) -> None:
 def stage_results(run: RunFile, storage: Path) -> Mapping[str, RunRecord]:
     """Return the results that an export reads, as this run made or reused them, with their files available.
 
+    A run with joint stages has the joint policy as `consistency` and the second router as `router`.
+
     Raises UserError if a stage is not done or its result is gone.
     """
     results = {}
-    for name in _STAGES:
+    for role in _STAGES:
+        name = last_of(run.stages, role)
         entry = run.stages.get(name)
         state = "not part of it" if entry is None else entry.state
         if entry is None or entry.state != "done":
@@ -79,7 +83,7 @@ def stage_results(run: RunFile, storage: Path) -> Mapping[str, RunRecord]:
         if not result.output.is_dir():
             address = storage_of(storage).address(result.output)
             raise UserError(f"RUN={run.run}: {address} is gone; {_remedy(result)}")
-        results[name] = result
+        results[role] = result
     return results
 
 

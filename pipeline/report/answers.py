@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.config.graph import last_of
 from pipeline.report.measured import evaluation
 from pipeline.report.run_files import Missing, RunFiles
 from pipeline.report.tables import Row, Table
@@ -67,7 +68,8 @@ def changed_answers(files: RunFiles) -> Table:
 def _routed_rates(files: RunFiles, threshold: float) -> dict[str, str]:
     """Return key -> rates of its tiles in prompt order, `1` compressed, as the predictions name them."""
     columns = ["key", "image", "tile", "p_compress"]
-    tables = [pq.read_table(files.path(ROUTER_STAGE, SCORES_FILE), columns=[*columns, "split"])]
+    router = last_of(files.run.stages, ROUTER_STAGE)
+    tables = [pq.read_table(files.path(router, SCORES_FILE), columns=[*columns, "split"])]
     tables[0] = tables[0].filter(pc.equal(tables[0]["split"], "test")).select(columns)
     if SCORES_FILE in files.record(EVALUATED_STAGE).outputs:
         tables.append(pq.read_table(files.path(EVALUATED_STAGE, SCORES_FILE), columns=columns))

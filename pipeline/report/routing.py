@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.config.graph import last_of
 from pipeline.report.figures import Picture, stage_picture
 from pipeline.report.measured import evaluation
 from pipeline.report.run_files import Missing, RunFiles
@@ -34,13 +35,14 @@ def losses_by_kind(files: RunFiles) -> Picture:
     """Return the box plots of losses over labelled tiles; raise Missing."""
     alt = "Box plots of the losses of tiles at both rates, and of their ratio, by kind of record"
     caption = "Losses and labels of the tiles that the router learns from"
-    return stage_picture(files, _LABEL, "losses_by_kind", alt, caption)
+    return stage_picture(files, last_of(files.run.stages, _LABEL), "losses_by_kind", alt, caption)
 
 
 def reliability(files: RunFiles) -> Picture:
     """Return the reliability figure of the router; raise Missing."""
     alt = "Share of tiles labelled keep by the router's probability of keep, for calibration and test tiles"
-    return stage_picture(files, _ROUTER, "reliability", alt, "Reliability of the router's probabilities")
+    stage = last_of(files.run.stages, _ROUTER)
+    return stage_picture(files, stage, "reliability", alt, "Reliability of the router's probabilities")
 
 
 def contents_table(files: RunFiles) -> Table:
@@ -57,7 +59,7 @@ def contents_table(files: RunFiles) -> Table:
 
 def router_table(files: RunFiles) -> Table:
     """Return the router's metrics; raise Missing."""
-    metrics: Mapping[str, Any] = files.json(_ROUTER, METRICS_FILE)
+    metrics: Mapping[str, Any] = files.json(last_of(files.run.stages, _ROUTER), METRICS_FILE)
     rows: Sequence[tuple[str, str | None]] = (
         ("AUC on all labelled test tiles", number(metrics["auc"])),
         ("AUC on calibration tiles", _with_spread(metrics)),

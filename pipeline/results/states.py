@@ -5,9 +5,9 @@ from pipeline.results.runs import ENDED, RunFile, StageEntry
 
 def run_state(run: RunFile) -> str:
     """Return the state in words: a run of `--until STAGE` is `done until STAGE`."""
-    from pipeline.config.graph import pipeline_graph
+    from pipeline.config.graph import pipeline_graph, with_joint
 
-    names, last = pipeline_graph().names, list(run.stages)[-1]
+    names, last = with_joint(pipeline_graph()).names, list(run.stages)[-1]
     until = f" until {last}" if last in names and last != names[-1] else ""
     return f"{run.state}{until}"
 

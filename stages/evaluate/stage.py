@@ -6,7 +6,6 @@ Every answer is generated once per sample and rate vector, however many points s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from stages.controls import (
 )
 from stages.evaluate.config import EvaluateConfig
 from stages.inference import inference_settings
-from stages.outputs import METRICS_FILE, PREDICTIONS_FILE, TABLE_FILE, block_part
+from stages.outputs import METRICS_FILE, POLICY_FOLDER, PREDICTIONS_FILE, TABLE_FILE, block_part
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,10 +49,11 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float | int | str
     from stages.evaluate.tile_measures.pixel_rule import measured_tiles, pixel_rule_choice, tile_labels
     from stages.evaluate.tiles import chosen_samples, evaluated_tiles, ratio_by_content, swept_thresholds
     from stages.evaluate.wanted_quality import choice_line, threshold_for_quality
+    from stages.router_files import calibrated_threshold, check_router_policy
 
     samples = chosen_samples(config, context)
-    with open(context.folder("router") / METRICS_FILE, encoding="utf-8") as file:
-        calibrated = json.load(file)["absolute_threshold"]
+    calibrated = calibrated_threshold(context.folder("router"))
+    check_router_policy(context.folder("router"), context.folder("consistency") / POLICY_FOLDER)
     thresholds = swept_thresholds(config, context, calibrated)
     quality_choice = None
     with ray_session(context.site):

@@ -16,6 +16,7 @@ from stages.router.best_routers import AUC_METRIC, BestRouters
 from stages.router.blank_tiles import NUM_BLANK
 from stages.router.features import BLANK_FILE, FeatureFiles, features_folder, shard_file, tower_digest
 from stages.router.packs import RouterPacks, RouterSettings, ShardTiles, TilePosition
+from stages.router_files import policy_mark
 from stages.training.engine import Engine, init_distributed
 from stages.training.engine_settings import engine_settings
 from stages.training.loop import StageTask, TrainingLoop, TrainingPlan, training_plan
@@ -141,7 +142,8 @@ def train_router(settings: RouterSettings) -> None:
     rows_of_ranks: list[list[ScoreRow]] = [[]] * engine.world_size
     torch.distributed.all_gather_object(rows_of_ranks, own_rows)
     if engine.rank == 0:
-        publish(settings.parts, tensors, [row for rows in rows_of_ranks for row in rows])
+        mark = policy_mark(settings.policy_folder)
+        publish(settings.parts, tensors, mark, [row for rows in rows_of_ranks for row in rows])
     torch.distributed.barrier()
 
 
@@ -230,15 +232,18 @@ def blank_scores(engine: Engine, router: Router, packs: RouterPacks) -> list[Sco
     return rows
 
 
-def publish(parts: Parts, tensors: Mapping[str, torch.Tensor], rows: Sequence[ScoreRow]) -> None:
-    """Publish the router's tensors together with the scores of all ranks, sorted by key.
+def publish(
+    parts: Parts, tensors: Mapping[str, torch.Tensor], mark: dict[str, str], rows: Sequence[ScoreRow]
+) -> None:
+    """Publish the router's tensors, with the mark of its policy, and the scores of all ranks, sorted by key.
 
     They are published together because a router that is trained again scores slightly differently on CUDA.
     """
     names = [SCORES_FILE]
     if not parts.done(ROUTER_FILE):
         names.insert(0, ROUTER_FILE)
-        save_file({name: t.contiguous() for name, t in tensors.items()}, parts.partial(ROUTER_FILE))
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, parts.partial(ROUTER_FILE), mark)
     ordered = sorted(rows, key=lambda row: (row["split"], row["key"], row["image"], row["tile"]))
     pq.write_table(pa.Table.from_pylist(ordered, SCORES_SCHEMA), parts.partial(SCORES_FILE))
     parts.publish(*names)

@@ -22,7 +22,7 @@ ARROWS = {
     "stages": {"data_prep", "vico", "cluster"},
     "pipeline": {"stages", "data_prep", "vico", "cluster"},
 }
-STAGES = ("shard", "consistency", "ratio", "label", "router", "evaluate", "export")
+STAGES = ("shard", "consistency", "ratio", "label", "router", "rates", "evaluate", "export")
 # package -> its rooms (files or folders) in rows; each may import only rooms in later rows
 ORDERS = {
     "pipeline": (
@@ -39,7 +39,8 @@ ORDERS = {
     ),
     "stages": (
         STAGES,
-        ("training", "inference", "adopted", "figures", "losses_policy"),
+        ("training", "inference", "adopted", "figures", "router_files"),
+        ("losses_policy",),
         ("context",),
         ("parts", "controls"),
         ("stops", "durable_files", "outputs", "palette", "stage_config"),

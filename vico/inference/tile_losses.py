@@ -16,6 +16,7 @@ from vico.inference.branches import KeptTokens, RatedSample, plan_of, rows_of
 from vico.losses import chunked_kl
 from vico.model.internvl import VicoModel
 from vico.model.shared_keys import SharedKeys
+from vico.objectives.consistency import same_tower
 from vico.packing import PackedRow, TiledSequence, packed_row
 from vico.settings import ModelSettings
 
@@ -71,8 +72,7 @@ def share_tower(policy: VicoModel, reference: VicoModel) -> bool:
 
     So one pass serves both, and one copy is freed: a consistency training may freeze the tower.
     """
-    own, other = (model.base.model.vision_tower.state_dict() for model in (policy, reference))
-    if own.keys() != other.keys() or not all(torch.equal(own[name], other[name]) for name in own):
+    if not same_tower(policy, reference):
         return False
     reference.base.model.vision_tower = policy.base.model.vision_tower
     return True
