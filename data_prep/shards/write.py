@@ -22,7 +22,8 @@ from data_prep.shards.split import Shares, split_of
 from data_prep.shards.tars import NoTar, ShardTar
 from vico.prompt import PromptFormat
 
-_ENCODED = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would create an encoder for every row
+# json.dumps would create an encoder for every row; no row holds itself, so there is no circle to look for
+_ENCODED = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 LEAK_MESSAGE = (
     "one of its pictures (by its bytes) is also in another split, through a group, a held-out row or, for a "
     "repaired row, the old shards"
@@ -81,7 +82,7 @@ def write_shard(
     the content says what would be.
     """
     decisions = decisions or SplitDecisions()
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    rows: list[dict[str, Any]] = []
     quarantine: list[LedgerRow] = []
     with NoTar() if path is None else ShardTar(path) as tar:
         for raw in repair_block_rows(block) if isinstance(block, RepairBlock) else block_rows(block):
@@ -93,17 +94,17 @@ def write_shard(
             except Rejected as rejected:
                 quarantine.append(_ledger_row(block, raw, rejected))
                 continue
-            for name, value in _written_row(tar, block, raw.line, sample, split).items():
-                columns[name].append(value)
+            rows.append(_written_row(tar, block, raw.line, sample, split))
     entry = ShardEntry(
         name=shard_name(block.number),
         source=block.record_set.name,
         first_line=block.first_line,
         read=block.num_lines,
-        samples=len(columns["key"]),
+        samples=len(rows),
         bytes=tar.num_bytes,
         sha256=tar.sha256,
     )
+    columns = {name: [row[name] for row in rows] for name in SCHEMA.names}
     return ShardContent(pa.Table.from_pydict(columns, schema=SCHEMA), quarantine, entry)
 
 
