@@ -88,13 +88,14 @@ def write_shard(
         for raw in repair_block_rows(block) if isinstance(block, RepairBlock) else block_rows(block):
             try:
                 sample = checked_sample(raw, settings.rules, prompt_format)
-                split = decisions.moved.get(raw.line) or _split(sample, block, raw.line, settings.shares)
+                key = sample_key(block.record_set.slug, raw.line)
+                split = decisions.moved.get(raw.line) or _split(sample, block, key, settings.shares)
                 if raw.line in decisions.leaked:
                     raise Rejected("straddles_split", LEAK_MESSAGE)
             except Rejected as rejected:
                 quarantine.append(_ledger_row(block, raw, rejected))
                 continue
-            rows.append(_written_row(tar, block, raw.line, sample, split))
+            rows.append(_written_row(tar, block, raw.line, key, sample, split))
     entry = ShardEntry(
         name=shard_name(block.number),
         source=block.record_set.name,
@@ -108,19 +109,17 @@ def write_shard(
     return ShardContent(pa.Table.from_pydict(columns, schema=SCHEMA), quarantine, entry)
 
 
-def _split(sample: Sample, block: Block, line: int, shares: Shares) -> str:
+def _split(sample: Sample, block: Block, key: str, shares: Shares) -> str:
     if block.record_set.heldout:
         return "test"
-    key = sample_key(block.record_set.slug, line)
     return split_of(shares, key=key, group=sample.group, pictures=[p.sha256 for p in sample.pictures])
 
 
 def _written_row(
-    tar: ShardTar | NoTar, block: Block, line: int, sample: Sample, split: str
+    tar: ShardTar | NoTar, block: Block, line: int, key: str, sample: Sample, split: str
 ) -> dict[str, Any]:
     """Append the sample's members to the tar and return its row of the index."""
     record_set = block.record_set
-    key = sample_key(record_set.slug, line)
     extensions = _extensions(sample)
     text = _ENCODED(_member_json(key, block, line, sample, extensions)).encode("utf-8")
     pictures = [
