@@ -1,7 +1,6 @@
 """`vico init`: write a first pipeline file, and the demo model or the other files of the quickstart."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,8 +47,8 @@ def init(
 ) -> None:
     """Write a commented pipeline file.
 
-    For a model of a published size it has budgets that suit the model. The demo model is copied to this
-    folder if it is not there.
+    For the demo model, and for a model of a published size, it has budgets that suit the model. The demo
+    model is copied to this folder if it is not there.
 
     With --data also check the first rows of the folder, name their format, and write an InternVL meta file if
     they need one.
@@ -116,17 +115,17 @@ def _pipeline_file(out: Path, data: Path | None, model: str) -> tuple[str, list[
     """Return the text of the pipeline file, and the meta file that its records need, if any."""
     from cluster.project import STARTER_FOLDER
     from pipeline.commands.model_advice import model_advice
-    from pipeline.commands.project_template import pipeline_text
+    from pipeline.commands.project_template import DEMO_TRAINING, pipeline_text, training_blocks
     from stages.shard.config import ShardConfig
     from vico.model_files import weight_files
     from vico.settings import load_settings
 
-    consistency: Mapping[str, object] = {}
+    blocks = DEMO_TRAINING
     if model != DEMO_MODEL:
         advice = model_advice(model)
         for line in advice.lines():
             terminal().line(line)
-        consistency = advice.consistency()
+        blocks = training_blocks(advice.consistency())
     records: Records = {"format": "demo", "num_samples": 1600}
     max_tiles, files = ShardConfig().max_tiles, list[NewFile]()
     here = STARTER_FOLDER / model if model == DEMO_MODEL and not Path(model).exists() else Path(model)
@@ -136,7 +135,7 @@ def _pipeline_file(out: Path, data: Path | None, model: str) -> tuple[str, list[
         records, files = _records_of_folder(data, ShardConfig(max_tiles=max_tiles), folder)
     elif here.is_dir() and weight_files(here):
         max_tiles = min(max_tiles, load_settings(here).max_tiles)
-    return pipeline_text(str(out), records, model, max_tiles, consistency), files
+    return pipeline_text(str(out), records, model, max_tiles, blocks), files
 
 
 def _model_of_rows(model: str) -> Path:

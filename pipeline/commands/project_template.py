@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeAlias
 
 import yaml
@@ -30,6 +29,10 @@ shard:
   {max_tiles:<20}  # per row, thumbnails not counted; the model's own limit holds, too
   max_tokens: 8192      # per row, text and all tiles at the full rate; longer rows are quarantined
 
+{training}"""
+_HALF_ON_CUDA = "  # on CUDA add dtype: bfloat16, here and in the other stages"
+_HALF_EVERYWHERE = "\n\nratio: {dtype: bfloat16}\nevaluate: {dtype: bfloat16}"
+_TRAINING = """\
 consistency:
   epochs: 1
   packs_per_step: 8     # at least resources.workers of the site
@@ -39,29 +42,49 @@ router:
   epochs: 1
   packs_per_step: 8     # at least resources.workers of the site
 """
+DEMO_TRAINING = """\
+# Budgets and learning rates are those of configs/quickstart.yaml: for a model of 4M parameters on CPUs.
+consistency:
+  epochs: 3
+  packs_per_step: 4     # at least resources.workers of the site
+  reference_tokens_per_pack: 1024
+  tiles_per_pack: 32
+  train_vision: false   # policy and reference share one pass through the vision tower
+  optimizer: {learning_rate: 3.0e-4}
+  connector_lr_scale: 4.0
+  validate_every_steps: 50
+
+router:
+  epochs: 3
+  packs_per_step: 2     # at least resources.workers of the site
+  tiles_per_pack: 32
+  optimizer: {learning_rate: 5.0e-4}
+  validate_every_steps: 50
+
+evaluate:
+  max_new_tokens: 24
+"""
+"""The later blocks of the pipeline file for the demo model."""
 
 
-_HALF_ON_CUDA = "  # on CUDA add dtype: bfloat16, here and in the other stages"
-_HALF_EVERYWHERE = "\n\nratio: {dtype: bfloat16}\nevaluate: {dtype: bfloat16}"
-
-
-def pipeline_text(
-    name: str,
-    records: Records,
-    model: str,
-    max_tiles: int,
-    consistency: Mapping[str, object] = MappingProxyType({}),
-) -> str:
-    """Return the text of a pipeline file with comments; `name` is its path.
-
-    `consistency` are the budgets that suit a model of a published size, which trains in bfloat16 on GPUs.
-    """
+def pipeline_text(name: str, records: Records, model: str, max_tiles: int, training: str) -> str:
+    """Return the text of a pipeline file with comments; `name` is its path, `training` its later blocks."""
     return _PIPELINE.format(
         name=name,
         experiment=_yaml_line("experiment", Path(name).stem),
         records=_yaml_line("records", records),
         model=_yaml_line("model", model),
         max_tiles=f"max_tiles: {max_tiles}",
+        training=training,
+    )
+
+
+def training_blocks(consistency: Mapping[str, object]) -> str:
+    """Return the blocks of the trainings for any other model.
+
+    `consistency` are the budgets that suit a model of a published size, which trains in bfloat16 on GPUs.
+    """
+    return _TRAINING.format(
         budget="".join(f"  {_yaml_line(key, value)}\n" for key, value in consistency.items()),
         dtype=", dtype: bfloat16" if consistency else "",
         dtype_comment=_HALF_EVERYWHERE if consistency else _HALF_ON_CUDA,

@@ -2,6 +2,7 @@
 tools."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,19 @@ def test_every_dependency_has_a_pin_and_is_installed_with_it():
         r.name for r in named_packages() if not r.specifier.contains(pins[normal(r.name)], prereleases=True)
     ]
     assert too_new == [], "pyproject.toml excludes the pinned version"
+
+
+def test_the_lock_has_the_pinned_versions_with_hashes():
+    """`wheel` is only built with, and the extra `gpu` is not locked: flash-attn compiles for one CUDA."""
+    pins = {normal(name): version for name, version in locked_versions().items()}
+    entries = re.findall(
+        r"^([\w.-]+)==(\S+)((?:.*\\\n)*.*)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE
+    )
+    locked = {normal(name): version for name, version, _ in entries}
+    assert {name: locked[name] for name in pins.keys() & locked.keys()}.items() <= pins.items()
+    assert [n for n in locked.keys() - pins.keys() if not n.startswith(NOT_PINNED)] == []
+    assert pins.keys() - locked.keys() == {"wheel", "flash-attn", "nvidia-ml-py"}
+    assert [name for name, _, hashes in entries if "--hash=sha256:" not in hashes] == []
 
 
 def test_every_licence_is_allowed():
