@@ -7,7 +7,8 @@ def run_state(run: RunFile) -> str:
     """Return the state in words: a run of `--until STAGE` is `done until STAGE`."""
     from pipeline.config.graph import pipeline_graph, with_joint
 
-    names, last = with_joint(pipeline_graph()).names, list(run.stages)[-1]
+    graph, last = pipeline_graph(), list(run.stages)[-1]
+    names = (with_joint(graph) if "router" in graph.names else graph).names
     until = f" until {last}" if last in names and last != names[-1] else ""
     return f"{run.state}{until}"
 

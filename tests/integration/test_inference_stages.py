@@ -20,7 +20,9 @@ from data_prep.records.config import RecordsConfig
 from data_prep.shards.index import load_index
 from data_prep.shards.reader import SampleReader
 from stages.evaluate import stage as evaluate
+from stages.evaluate.scores import rate_text
 from stages.evaluate.table import evaluation_table
+from stages.evaluate.wanted_quality import threshold_for_quality
 from stages.export import stage as export
 from stages.inference import inference_settings
 from stages.label import stage as label
@@ -34,6 +36,7 @@ from tests.stage_context import stage_context
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
+from vico.errors import UserError
 from vico.inference.branches import RatedSample
 from vico.inference.calibration import placed_threshold
 from vico.inference.tile_losses import encoded_tiles, rate_losses
@@ -218,9 +221,10 @@ def test_comparisons_between_points_have_intervals(storage):
         assert set(metrics["routed_minus"][where]) >= {"random", "shuffled", "pixel_rule", "oracle"}
         split = metrics["oracle_split"][where]
         routed_minus = metrics["routed_minus"][where]
-        assert split["better_router"]["difference"] == pytest.approx(
-            -routed_minus["blind_oracle"]["difference"]
-        )
+        assert set(split) >= {"better_router", "question"}
+        for difference in (split["better_router"], routed_minus["blind_oracle"]):
+            # the random model answers no question, so no quality is defined
+            assert difference == {"difference": None, "interval": None}
     table = (output / "table.md").read_text()
     assert table == evaluation_table(metrics)
     assert table.count("pixel rule |") == table.count("| **router**") >= 2
@@ -264,27 +268,49 @@ def test_the_ratios_of_other_questions_are_those_of_the_earlier_turns(storage):
     assert several > 3
 
 
-def test_the_threshold_for_a_wanted_quality_is_chosen_on_calib_and_exported(storage, tmp_path):
-    """The random policy keeps little, so any threshold keeps 1 % of the quality and none keeps all of it."""
-    for wanted, reached in ((0.01, True), (1.0, None)):
-        config = EVALUATE.model_copy(update={"wanted_quality": wanted, "controls": ("random",)})
-        folder = tmp_path / str(wanted)
-        context = context_of(storage, "evaluate", evaluate)
-        context.parts = stage_context("evaluate", folder, {}).parts
-        evaluate.run(config, context)
-        metrics = json.loads((context.parts.output / "metrics.json").read_text())
-        choice = metrics["wanted_quality"]
-        thresholds = [point["threshold"] for point in metrics["routed"]]
-        assert metrics["absolute_threshold"] == choice["threshold"] in thresholds
-        assert metrics["served"][0]["threshold"] == choice["threshold"]
-        assert any(str(note).startswith(("threshold ", "no measured")) for note in context.reported)
-        if reached:
-            assert choice["reached"] and choice["threshold"] == min(thresholds)
-            assert choice["num_samples"] > 0 and choice["quality_kept"] >= wanted
-        calib = [path.name for path in (context.parts.output / "parts").glob("calib-*")]
-        assert calib
-        keys = set(pq.read_table(context.parts.output / "predictions.parquet")["key"].to_pylist())
-        assert len(keys) == 24  # the table has test samples alone
+def test_the_threshold_for_a_wanted_quality_is_the_one_that_saves_most_on_calib(storage):
+    """The reference answers everything, and the policy loses half of its similarity with all tiles compressed."""
+    context = context_of(storage, "evaluate", evaluate)
+    scores = pq.read_table(storage / "router" / "output" / "scores.parquet")
+    scores = scores.filter(pc.equal(scores["split"], "calib"))
+    keys = np.asarray(scores["key"].to_pylist())
+    p_compress = scores["p_compress"].to_numpy().astype(np.float32)
+    row_keys = {
+        row["row"]: row["key"] for row in load_index(storage / "shard" / "output").table().to_pylist()
+    }
+
+    def answers(blocks):
+        rows = []
+        for row, rates in ((r, v) for block in blocks for r, v in zip(block.rows, block.rates, strict=True)):
+            of_row = [("reference", rates[0] & False), *(("policy", flags) for flags in rates)]
+            rows += [
+                {"key": row_keys[row], "model": model, "rates": rate_text(flags), "exact_match": False}
+                | {"similarity": 1 - flags.mean() / 2, "kl": 0.0, "truncated": False}
+                for model, flags in of_row
+            ]
+        return pa.Table.from_pylist(rows)
+
+    thresholds = [0.2, 0.4, 0.6, 0.8]
+    kept = [
+        np.mean([1 - np.mean(p_compress[keys == key] >= threshold) / 2 for key in set(keys.tolist())])
+        for threshold in thresholds
+    ]
+    assert kept == sorted(kept) and kept[0] < kept[2] < 1
+    for wanted, chosen in ((0.99 * kept[0], 0), (kept[2] - 1e-6, 2), (1.0, 3)):
+        config = EVALUATE.model_copy(update={"wanted_quality": wanted, "max_samples": 0})
+        choice = threshold_for_quality(config, context, thresholds, answers)
+        assert choice["threshold"] == thresholds[chosen] and choice["reached"] == (wanted < 1.0)
+        assert choice["quality_kept"] == pytest.approx(kept[chosen], abs=1e-6)
+        assert choice["num_samples"] == len(set(keys.tolist()))
+
+
+def test_no_threshold_is_chosen_for_a_reference_that_answers_nothing(storage, tmp_path):
+    context = context_of(storage, "evaluate", evaluate)
+    context.parts = stage_context("evaluate", tmp_path, {}).parts
+    with pytest.raises(UserError, match="^evaluate.wanted_quality: the reference answers no calibration"):
+        evaluate.run(EVALUATE.model_copy(update={"wanted_quality": 0.9}), context)
+    parts = [path.name for path in (context.parts.output / "parts").glob("*")]
+    assert parts and all(name.startswith("calib-") for name in parts), "calibration samples come first"
 
 
 def test_the_last_question_is_asked_with_its_history(storage):
