@@ -269,7 +269,7 @@ def test_the_ratios_of_other_questions_are_those_of_the_earlier_turns(storage):
 
 
 def test_the_threshold_for_a_wanted_quality_is_the_one_that_saves_most_on_calib(storage):
-    """The reference answers everything, and the policy loses half of its similarity with all tiles compressed."""
+    """The reference answers everything; the policy loses half of its similarity if all tiles are compressed."""
     context = context_of(storage, "evaluate", evaluate)
     scores = pq.read_table(storage / "router" / "output" / "scores.parquet")
     scores = scores.filter(pc.equal(scores["split"], "calib"))
@@ -307,7 +307,7 @@ def test_the_threshold_for_a_wanted_quality_is_the_one_that_saves_most_on_calib(
 def test_no_threshold_is_chosen_for_a_reference_that_answers_nothing(storage, tmp_path):
     context = context_of(storage, "evaluate", evaluate)
     context.parts = stage_context("evaluate", tmp_path, {}).parts
-    with pytest.raises(UserError, match="^evaluate.wanted_quality: the reference answers no calibration"):
+    with pytest.raises(UserError, match=r"^evaluate\.wanted_quality: the reference answers no calibration"):
         evaluate.run(EVALUATE.model_copy(update={"wanted_quality": 0.9}), context)
     parts = [path.name for path in (context.parts.output / "parts").glob("*")]
     assert parts and all(name.startswith("calib-") for name in parts), "calibration samples come first"
