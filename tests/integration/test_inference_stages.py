@@ -269,7 +269,7 @@ def test_the_ratios_of_other_questions_are_those_of_the_earlier_turns(storage):
 
 
 def test_the_threshold_for_a_wanted_quality_is_the_one_that_saves_most_on_calib(storage):
-    """The reference answers everything; the policy loses half of its similarity if all tiles are compressed."""
+    """The reference answers everything; the policy loses half of it if all tiles are compressed."""
     context = context_of(storage, "evaluate", evaluate)
     scores = pq.read_table(storage / "router" / "output" / "scores.parquet")
     scores = scores.filter(pc.equal(scores["split"], "calib"))
