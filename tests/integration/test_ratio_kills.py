@@ -55,6 +55,7 @@ def parts_in(store: Path) -> int:
     return len(list((store / "ratio" / "output" / "parts").glob("*.parquet")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolation", ["tile", "random"])
 def test_kills_and_other_numbers_of_actors_change_no_bit(inputs, tmp_path, isolation):
     """The driver of two actors is killed; three actors, of which one is killed, complete its work."""
