@@ -147,8 +147,8 @@ class Resources(SiteBlock):
         return f"resources.stages.{block}.{name}" if is_own else f"resources.{name}"
 
     def _own(self, stage: str) -> tuple[str, StageResources | None]:
-        """Return name and content of a stage's block: a joint stage without one has that of the first stage
-        of its kind."""
+        """Return name and content of a stage's block. A joint stage without a block uses the block of the
+        first stage of its kind."""
         name = stage if stage in self.stages else stage.removeprefix(_JOINT)
         return name, self.stages.get(name)
 

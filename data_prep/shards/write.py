@@ -22,7 +22,7 @@ from data_prep.shards.split import Shares, split_of
 from data_prep.shards.tars import NoTar, ShardTar
 from vico.prompt import PromptFormat
 
-# json.dumps would create an encoder for every row; no row holds itself, so there is no circle to look for
+# json.dumps would create an encoder for every row. No row contains itself, so json need not look for that.
 _ENCODED = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 LEAK_MESSAGE = (
     "one of its pictures (by its bytes) is also in another split, through a group, a held-out row or, for a "

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pipeline.config.graph import JOINT, JOINT_STAGES, Graph, block_path
 
 LEARNING_RATE_SHARE = 0.5
-"""Learning rate of the joint training, as a share of that of the first one, if it is not set."""
+"""Default learning rate of the joint training, as a share of the first training's."""
 _NOT_TAKEN_OVER = {"consistency": ("connector_start", "connector_warmup_steps")}
 """Settings for a new compressed connector; the joint training continues with a trained one."""
 

@@ -30,8 +30,8 @@ _POINT_COLUMNS = (
     "95 % interval",
 )
 _QUALITY = (
-    "Quality is the similarity of the answers to the expected ones (ANLS), divided by that of the start "
-    "model with all tiles at the full rate."
+    "Quality is the similarity of the answers to the expected ones (ANLS), as a share of what the start "
+    "model reaches with all tiles at the full rate."
 )
 
 

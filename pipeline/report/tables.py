@@ -53,7 +53,7 @@ def size(num_bytes: float) -> str:
 
 
 def moment(text: str | None) -> str:
-    """Return a time of a record as `2026-11-28 14:35:13 UTC`; a text that is no time as it is."""
+    """Return a time of a record as `2026-11-28 14:35:13 UTC`; other text stays as it is."""
     if not text:
         return "-"
     try:

@@ -1,6 +1,6 @@
 """The joint training: consistency training continues from the first policy at the rates of its router.
 
-The code is that of the consistency stage. The policy's weights are the start, the optimizer's state is new:
+It runs the code of the consistency stage. It starts from the policy's weights with a new optimizer state:
 the first training ends with a learning rate near 0 and keeps no checkpoint, and its moments belong to other
 rates. The reference stays the frozen start model.
 """
