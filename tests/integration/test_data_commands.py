@@ -90,7 +90,8 @@ def test_repaired_rows_are_built_beside_the_old_shards_and_a_pipeline_uses_them(
     assert code == 2 and "no repaired rows" in err
 
 
-@pytest.mark.parametrize("format", [pytest.param("webdataset", marks=pytest.mark.slow), "parquet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["webdataset", "parquet"])
 def test_rows_of_a_tar_or_a_parquet_file_are_repaired(project, tmp_path, format):
     folder, _ = project
     good, bad = row("s1.jpg")["conversations"], [{"from": "human", "value": "<image>q"}] * 2

@@ -196,7 +196,7 @@ def data(tmp_path_factory):
     "arguments",
     [
         ("data", "check", "meta.yaml"),
-        ("data", "check", "tars.yaml"),
+        pytest.param(("data", "check", "tars.yaml"), marks=pytest.mark.slow),
         ("init", f"{FILE}.yaml", "--data", "rows", "--model", "model"),
         ("init", "tars-init.yaml", "--data", "tars", "--model", "model"),
         ("route", "routed", "pictures", "--out", FILE),

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import time
+from typing import Any
 
 import pytest
 
@@ -29,8 +30,19 @@ def undisturbed(tmp_path_factory):
     return project.outputs()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("place", ["before", "middle", "unrecorded", "recorded"])
+def kills() -> list[Any]:
+    """(stage, place) of every kill. Those of one stage, and one in the middle of each, are not slow."""
+    places = ["before", "middle", "unrecorded", "recorded"]
+    return [
+        (stage, place)
+        if stage == "square" or place == "middle"
+        else pytest.param(stage, place, marks=pytest.mark.slow)
+        for stage in STAGES
+        for place in places
+    ]
+
+
+@pytest.mark.parametrize("stage, place", kills())
 def test_the_same_command_after_a_kill_gives_what_an_undisturbed_run_gives(
     project, undisturbed, stage, place
 ):

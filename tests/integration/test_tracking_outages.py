@@ -78,6 +78,7 @@ def test_a_database_that_is_locked_during_a_whole_run_gets_it_from_the_same_comm
     assert "MLflow" not in project.vico("run")
 
 
+@pytest.mark.slow
 def test_reap_sends_runs_that_never_reached_mlflow(project):
     """Neither the database nor its folder exists, and the pipeline of the first run has a newer run."""
     blocked = project.folder / "blocked"
@@ -103,6 +104,7 @@ def test_reap_sends_runs_that_never_reached_mlflow(project):
     assert project.errors == ""
 
 
+@pytest.mark.slow
 def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(project):
     project.vico("run")
     (first,) = project.runs()
@@ -129,6 +131,7 @@ def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(project
         assert problems(project, run) == []
 
 
+@pytest.mark.slow
 def test_a_database_that_was_removed_is_filled_again(project):
     project.vico("run")
     (run,) = project.runs()

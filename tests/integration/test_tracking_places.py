@@ -46,7 +46,13 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("artifacts", ["", ", artifacts: 'FOLDER/kept%20here?'"], ids=["default", "stated"])
+@pytest.mark.parametrize(
+    "artifacts",
+    [
+        pytest.param("", id="default"),
+        pytest.param(", artifacts: 'FOLDER/kept%20here?'", id="stated", marks=pytest.mark.slow),
+    ],
+)
 def test_stores_whose_names_differ_by_quoting_do_not_share_a_database(tmp_path, empty_database, artifacts):
     names = ["a b", "a%20b", "a?b", "a#b"]
     projects = []
@@ -102,6 +108,7 @@ def test_a_copy_that_is_used_at_once_keeps_its_own_artifacts(project, tmp_path):
     assert problems(copy) == []
 
 
+@pytest.mark.slow
 def test_reap_corrects_a_moved_store_and_sends_its_debts(project, tmp_path):
     project.vico("run")
     database = project.storage / "mlflow.db"
@@ -130,6 +137,7 @@ def test_reap_corrects_a_moved_store_and_sends_its_debts(project, tmp_path):
     assert statuses == list(ALL_FINISHED.values()) * 2
 
 
+@pytest.mark.slow
 def test_a_shared_database_with_artifacts_in_a_place_that_is_gone_takes_no_files(project, tmp_path):
     shared = tmp_path / "shared"
     shared.mkdir()

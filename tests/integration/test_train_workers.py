@@ -202,6 +202,7 @@ def test_deaths_are_limited(context):
     assert restarts[-1].metrics == {"num_worker_failures": 3.0, "num_preemptions": 1.0}
 
 
+@pytest.mark.slow
 def test_a_rank_that_computes_while_another_dies_has_no_error_of_its_own(context):
     """Its next collective raises a ValueError of torch (the process group is gone), not a lost connection.
     All ranks start again and make the last part."""
@@ -210,6 +211,7 @@ def test_a_rank_that_computes_while_another_dies_has_no_error_of_its_own(context
     assert starts(context.parts, 0) == starts(context.parts, 1) == 2
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_while_the_ranks_are_launched_frees_its_resources(context):
     """Ray forgets that start, and the two ranks hold all CPUs, which the next start needs."""
     run_workers(meet, DeadlyAtLaunch(context.parts), context, num_steps=1)
@@ -222,6 +224,7 @@ def test_an_error_of_a_rank_is_not_retried(context):
     assert starts(context.parts, 0) == starts(context.parts, 1) == 1
 
 
+@pytest.mark.slow
 def test_an_error_of_the_context_ends_the_training_after_its_step(context):
     """A lost lease, or a store that refuses writes, is noticed at once and not days later at the end."""
     started = context.parts.attempt_folder / "metrics.jsonl"
@@ -238,7 +241,7 @@ def test_an_error_of_the_context_ends_the_training_after_its_step(context):
 
 
 @pytest.mark.usefixtures("terminal_signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_the_driver_leaves_the_ranks_time_for_their_checkpoint(context, number):
     """A job server or Ctrl-C stops a run this way; Ray alone would end the ranks within a step."""
     started = context.parts.attempt_folder / "metrics.jsonl"
@@ -259,12 +262,14 @@ def test_a_signal_to_the_driver_leaves_the_ranks_time_for_their_checkpoint(conte
     ]
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_taken_away_while_it_loads_counts_as_preempted(context):
     run_workers(load_too_long, context.parts, context, num_steps=1)
     assert starts(context.parts, 1) == 2
     assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noticed", [True, False])
 def test_a_rank_whose_end_only_its_peer_reports_is_preempted_only_after_a_notice(context, noticed):
     run_workers(vanish, (context.parts, noticed), context, num_steps=1)
@@ -273,6 +278,7 @@ def test_a_rank_whose_end_only_its_peer_reports_is_preempted_only_after_a_notice
     assert restart_counts(context.parts) == counts
 
 
+@pytest.mark.slow
 def test_missing_resources_are_noted_and_the_wait_for_them_is_limited(context, monkeypatch):
     """As after the loss of a node that is not replaced."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")

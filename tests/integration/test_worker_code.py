@@ -72,6 +72,7 @@ def assert_workers_ran_the_drivers_code(storage: Path, stage: str, place: Path, 
     assert "is damaged" not in next(storage.glob("runs/*/driver.log")).read_text()
 
 
+@pytest.mark.slow
 def test_a_wheel_started_inside_another_checkout_runs_its_own_code(installed, other_checkout, tmp_path):
     code, errors = run_until("consistency", installed, tmp_path, other_checkout)
     assert code == 0, errors[-3000:]
@@ -141,6 +142,7 @@ def test_a_cluster_with_other_code_is_refused_before_any_work(
     assert not list((tmp_path / "runs" / "shard").glob("*/attempts"))
 
 
+@pytest.mark.slow
 def test_code_edited_during_a_session_is_refused_by_tasks_actors_and_ranks(tmp_path):
     checkout = copy_packages(tmp_path / "checkout")
     code = """

@@ -142,6 +142,7 @@ def test_planted_code_does_not_run_in_the_conversion(written, stage, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_planted_code_does_not_run_from_a_converted_checkpoint(model, written, tmp_path):
     scenarios = []
     for stage in STAGES:

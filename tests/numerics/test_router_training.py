@@ -112,6 +112,7 @@ def test_kept_and_computed_features_train_alike(folder):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_other_settings_train(folder):
     """Soft targets, balanced classes, token dropout and ZeRO-3; each router ranks the test tiles well."""
     settings = [{"targets": "soft"}, {"class_weights": "balanced", "token_dropout": 0.25}, {}]

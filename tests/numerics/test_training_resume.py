@@ -287,6 +287,7 @@ def test_a_hung_rank_leaves_its_last_step_and_its_stacks(faults):
     assert "last step 7" in stacks and "training_case.py" in stacks and "in batch" in stacks
 
 
+@pytest.mark.slow
 def test_ranks_wait_for_a_hung_rank_as_long_as_configured(tmp_path):
     """This includes DeepSpeed's own process group, where torch's timeout would be 30 minutes (NCCL: 10)."""
     file = tmp_path / "waited.txt"
