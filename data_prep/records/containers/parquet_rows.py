@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -102,7 +102,10 @@ def _row(batch: pa.RecordBatch) -> _ParquetRow:
 
 
 def _check_columns(path: Location, schema: pa.Schema) -> None:
-    """Raise UserError when no column or pair of columns can hold turns."""
+    """Raise UserError when two columns have one name, or no column or pair of columns can hold turns."""
+    repeated = _repeated_name(schema)
+    if repeated is not None:
+        raise UserError(f"{path} has two columns or fields {repeated!r}; rename one of them")
     names = set(schema.names)
     if names.isdisjoint(TURN_FIELDS) and not any(names.issuperset(pair) for pair in PAIR_FIELDS):
         pairs = [f"{question} and {answer}" for question, answer in PAIR_FIELDS]
@@ -110,6 +113,20 @@ def _check_columns(path: Location, schema: pa.Schema) -> None:
             f"{path} has the columns {', '.join(schema.names[:_NUM_SHOWN_COLUMNS])} but none of "
             f"{', '.join((*TURN_FIELDS, *pairs))}; rename the column with the turns"
         )
+
+
+def _repeated_name(fields: Iterable[pa.Field]) -> str | None:
+    """Return a name that two columns have, or two fields of a struct at any depth."""
+    names = set[str]()
+    for field in fields:
+        if field.name in names:
+            return str(field.name)
+        names.add(field.name)
+        inner = field.type
+        repeated = _repeated_name(inner.field(n) for n in range(inner.num_fields))
+        if repeated is not None:
+            return repeated
+    return None
 
 
 def _original(fields: dict[str, Any]) -> Embedded:
