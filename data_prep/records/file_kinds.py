@@ -3,6 +3,7 @@
 import json
 from typing import BinaryIO
 
+from data_prep.records.json_lists import END_FINDER
 from data_prep.remote_files import Location, open_file
 from vico.errors import UserError, one_line
 
@@ -68,9 +69,15 @@ def check_rows_file(file: BinaryIO, name: str, *, may_be_list: bool) -> None:
     kind = foreign_kind(head)
     if kind is None and name.lower().endswith((".csv", ".tsv")):
         kind = "a table as text; convert it to parquet or to JSON lines"
+    if kind is None and head.startswith(b"\0"):
+        kind = "zero bytes, often of a failed download or copy; get it again"
     if kind is not None:
         raise UserError(f"{name} is {kind}")
     text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").lstrip()
+    if text.startswith("<"):
+        raise UserError(f"{name} is XML, often the answer of a server in the place of the file; get it again")
+    if "}\r{" in text and "\n" not in text:
+        raise UserError(f"{name} has lines that end in \\r alone; end them in \\n (tr '\\r' '\\n')")
     if text.startswith("[") and not may_be_list and _holds_objects(text):
         raise UserError(f"{name} is a JSON list; write one row per line, or use format: llava")
     if text.startswith("{") and _spans_lines(text, is_cut=len(head) == _PEEKED_BYTES):
@@ -87,7 +94,7 @@ def _holds_objects(text: str) -> bool:
 def _spans_lines(text: str, is_cut: bool) -> bool:
     """Return whether the first JSON object of a text goes on after its first line."""
     try:
-        _, end = json.JSONDecoder(strict=False).raw_decode(text)
+        _, end = END_FINDER.raw_decode(text)
     except json.JSONDecodeError as error:
         is_unfinished = error.msg.startswith("Unterminated") or error.pos + _CUT_CHARACTERS >= len(text)
         return is_cut and is_unfinished and "\n" in text

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.records.file_kinds import damaged_file
-from data_prep.records.forms.embedded import Attachment, Embedded, attachments, with_attachments
+from data_prep.records.forms.embedded import Attachment, Embedded, attachments, spelling, with_attachments
 from data_prep.records.forms.named_pictures import listed_pictures, paths_beside_bytes
 from data_prep.records.forms.turns import PAIR_FIELDS, TURN_FIELDS
 from data_prep.records.pictures import picture_in_root
@@ -143,7 +143,7 @@ def _original(fields: dict[str, Any]) -> Embedded:
     media: list[str | Attachment] = list(dict.fromkeys((*listed, *others)))
     spellings = {str(n): medium for n, medium in enumerate(listed or media)}
     for path, attached in paths_beside_bytes(fields):
-        spellings.setdefault(path.lower(), attached)
+        spellings.setdefault(spelling(path), attached)
     return Embedded(tuple(media), spellings, "the original row", is_repaired=True)
 
 

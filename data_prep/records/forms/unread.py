@@ -40,7 +40,7 @@ _WEIGHT = re.compile(
     r"|supervised?|(label|labels|answer|token|turn|message|attention)?masks?|maskhistory"
 )
 # the same turned around: true is what keeps something out
-_NO_WEIGHT = re.compile(r"(no|skip|ignore)loss|masked|untrainable")
+_NO_WEIGHT = re.compile(r"(no|skip|ignore)loss|masked|untrainable|trainon(input|prompt|question|source|user)s?")
 # fields whose texts are no names of pictures that are left out, whatever they look like
 _INFORMATION = frozenset(("id", "source", "origin", "license", "kind", "category", "group", "objects"))
 _ASKED_OR_ANSWERED = frozenset(("question", "answer", "query", "response"))
@@ -117,7 +117,7 @@ def _is_full_weight(name: str, value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
     if _NO_WEIGHT.fullmatch(name):
         return all(given in (None, 0, "") for given in values)
-    return not _WEIGHT.fullmatch(name) or all(given in (None, 1, "") for given in values)
+    return _WEIGHT.fullmatch(name) is None or all(given in (None, 1, "") for given in values)
 
 
 def _refuse_name_of_medium(name: str, field: str, value: Any) -> None:

@@ -37,6 +37,9 @@ WRONG = {
     "a parquet file": b"PAR1" + bytes(20),
     "an Arrow file": b"ARROW1\0\0" + bytes(20),
     "an Arrow stream": b"\xff\xff\xff\xff" + bytes(20),
+    "zero bytes": bytes(3000),
+    "XML": b"<?xml version='1.0'?>\n<Error><Code>NoSuchKey</Code></Error>",
+    "alone": LINE.strip().encode() + b"\r" + LINE.strip().encode(),
     "over several lines": json.dumps(row(), indent=2).encode() * 2,
     "over several lines ": json.dumps({"rows": [row()] * 20_000}, indent=2).encode(),
 }

@@ -84,6 +84,7 @@ def test_the_same_fields_beside_a_picture_are_information(prompt_format):
         ({"turn_weights": [0.5, 1]}, "turn_weights="),
         ({"sampleWeight": 0.5}, "sampleWeight="),
         ({"no_loss": True}, "no_loss=True"),
+        ({"train_on_inputs": True}, "train_on_inputs=True"),
         ({"masked": [0, 1]}, "masked="),
     ],
 )
@@ -94,7 +95,7 @@ def test_names_in_another_spelling_are_refused(row, words, prompt_format):
 
 
 def test_weights_that_change_nothing_are_information(prompt_format):
-    fields = {"weights": [1, 1.0], "no_loss": False, "masked": 0, "rejected_count": 3, "loss": True}
+    fields = {"weights": [1, 1.0], "no_loss": False, "masked": 0, "train_on_prompt": False, "rejected_count": 3, "loss": True}
     assert sample_of({"conversations": TURNS, **fields}, prompt_format).conversations == TURNS
 
 

@@ -197,6 +197,11 @@ OTHER_FORMATS = {
     "c.png": b"<?xml version='1.0'?><!--" + b" " * 9000 + b"--><svg/>",
     "a.jxl": b"\xff\x0a" + bytes(40),
     "a.qoi": b"qoif" + bytes(40),
+    "ls.jpg": b"\xff\xd8\xff\xf7\0\x0b\x08" + bytes(40),
+    "a.cr2": b"II*\0\x10\0\0\0CR\x02\0" + bytes(40),
+    "a.cr3": b"\0\0\0\x18ftypcrx " + bytes(40),
+    "no_name_of_a_camera": b"IIU\0" + bytes(40),
+    "a.mng": b"\x8aMNG\r\n\x1a\n" + bytes(40),
     "a.icns": b"icns" + bytes(40),
 }
 
