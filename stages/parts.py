@@ -153,8 +153,10 @@ class Parts:
         return hidden
 
     def delete(self, path: Path) -> None:
-        """Delete a hidden file or folder of the stage; of a link the link. Raises UserError for one behind a link
-        that leads out of the storage."""
+        """Delete a hidden file or folder of the stage; of a link the link.
+
+        Raises UserError for one behind a link that leads out of the storage.
+        """
         delete(path, self.storage)
 
     def held(self) -> list[str]:

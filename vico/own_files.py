@@ -130,7 +130,9 @@ def held_folder(folder: Path, root: Path) -> Iterator[int]:
         where = os.readlink(f"/proc/self/fd/{descriptor}")
         if not is_inside(Path(where), root):
             check_inside(folder, root)  # names the link, if it is still there
-            raise UserError(f"{folder} was a link to {where}, out of {root}, and nothing behind it is changed")
+            raise UserError(
+                f"{folder} was a link to {where}, out of {root}, and nothing behind it is changed"
+            )
         yield descriptor
     finally:
         os.close(descriptor)

@@ -25,7 +25,10 @@ _MAGIC = (
     (0, b"SQLite format 3\0", "an SQLite database; convert it to parquet or to JSON lines"),
     (0, b"\x89HDF\r\n", "an HDF5 file; convert it to parquet or to JSON lines"),
     (0, b"Obj\x01", "an Avro file; convert it to parquet"),
-    *((0, bytes((0x80, n)), "a Python pickle, which is not read; convert it to parquet") for n in range(2, 6)),
+    *(
+        (0, bytes((0x80, n)), "a Python pickle, which is not read; convert it to parquet")
+        for n in range(2, 6)
+    ),
     (0, b"PAR1", "a parquet file; use format: parquet"),
     (0, b"ARROW1", "an Arrow file; convert it to parquet"),
     (0, b"\xff\xff\xff\xff", "an Arrow stream; convert it to parquet"),

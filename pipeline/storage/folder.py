@@ -127,6 +127,8 @@ class FolderStorage:
         return {}
 
     def remove(self, path: Path | str, trash: Path) -> None:
-        """Hide a path, or an address of `garbage`, from everybody; `trash`, a path in a folder of the storage,
-        is where it waits for deletion."""
+        """Hide a path, or an address of `garbage`, from everybody.
+
+        `trash`, a path in a folder of the storage, is where it waits for deletion.
+        """
         move_inside(Path(path), trash, trash.parents[1])

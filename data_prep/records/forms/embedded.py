@@ -35,8 +35,8 @@ class Embedded:
     """What is beside the fields of a row: members of a tar sample, or the media of a row before its repair.
 
     `media` are pictures, sounds and videos in their order, a str for the name of a file; `spellings` has the
-    names that a row may use for them, as `spelling` writes them; `*/` before one stands for any folder. `holder` is for
-    messages. A repaired row may leave some out and name files.
+    names that a row may use for them, as `spelling` writes them; `*/` before one stands for any folder.
+    `holder` is for messages. A repaired row may leave some out and name files.
     """
 
     media: tuple[str | Attachment, ...]

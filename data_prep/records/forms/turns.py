@@ -128,7 +128,9 @@ def _speaker(name: Any) -> Any:
 def _only(values: list[Any], what: str, number: int) -> Any:
     """Return the value that several fields of a turn agree on, None if there is none."""
     if any(value != values[0] for value in values):
-        raise Rejected("broken_row", f"turn {number} has different {what} in several fields; keep one of them")
+        raise Rejected(
+            "broken_row", f"turn {number} has different {what} in several fields; keep one of them"
+        )
     return values[0] if values else None
 
 

@@ -40,7 +40,9 @@ _WEIGHT = re.compile(
     r"|supervised?|(label|labels|answer|token|turn|message|attention)?masks?|maskhistory"
 )
 # the same turned around: true is what keeps something out
-_NO_WEIGHT = re.compile(r"(no|skip|ignore)loss|masked|untrainable|trainon(input|prompt|question|source|user)s?")
+_NO_WEIGHT = re.compile(
+    r"(no|skip|ignore)loss|masked|untrainable|trainon(input|prompt|question|source|user)s?"
+)
 # fields whose texts are no names of pictures that are left out, whatever they look like
 _INFORMATION = frozenset(("id", "source", "origin", "license", "kind", "category", "group", "objects"))
 _ASKED_OR_ANSWERED = frozenset(("question", "answer", "query", "response"))
@@ -84,7 +86,7 @@ def refuse_unread(row: dict[str, Any], read: Collection[str], pictures: Collecti
 
 @lru_cache(maxsize=4096)
 def _plain_name(field: str) -> str:
-    """Return the name of a field without case and separators: `toolCalls` and `Tool-Calls` are `toolcalls`."""
+    """Return a name without case and separators: `toolCalls` and `Tool-Calls` are `toolcalls`."""
     return "".join(filter(str.isalnum, field.lower()))
 
 

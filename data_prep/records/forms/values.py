@@ -24,8 +24,8 @@ def has_content(value: Any) -> bool:
 def decoded_json(text: str) -> Any:
     """Return the value of a JSON text.
 
-    Raises ValueError when it is none (NaN included), repeats a name or is beyond the limits, and Rejected when an escape in it
-    spells half of a surrogate pair.
+    Raises ValueError when it is none (NaN included), repeats a name or is beyond the limits, and Rejected
+    when an escape in it spells half of a surrogate pair.
     """
     value = depth_checked(text, lambda: _DECODER.decode(text))
     if "\\u" in text:  # valid UTF-8 has no half of a pair; only an escape can spell one

@@ -95,7 +95,14 @@ def test_names_in_another_spelling_are_refused(row, words, prompt_format):
 
 
 def test_weights_that_change_nothing_are_information(prompt_format):
-    fields = {"weights": [1, 1.0], "no_loss": False, "masked": 0, "train_on_prompt": False, "rejected_count": 3, "loss": True}
+    fields = {
+        "weights": [1, 1.0],
+        "no_loss": False,
+        "masked": 0,
+        "train_on_prompt": False,
+        "rejected_count": 3,
+        "loss": True,
+    }
     assert sample_of({"conversations": TURNS, **fields}, prompt_format).conversations == TURNS
 
 
@@ -138,7 +145,9 @@ def test_parts_that_are_written_as_json_text_are_parts(prompt_format, space):
 @pytest.mark.parametrize("mark", ["<AUDIO>", " <Video>", "\t<audio>"])
 def test_marks_of_sounds_and_videos_have_no_case(prompt_format, mark):
     with pytest.raises(Rejected, match="turn 0 has the mark") as caught:
-        sample_of({"conversations": [{"from": "human", "value": f"Listen.\n{mark}"}, TURNS[1]]}, prompt_format)
+        sample_of(
+            {"conversations": [{"from": "human", "value": f"Listen.\n{mark}"}, TURNS[1]]}, prompt_format
+        )
     assert caught.value.reason in ("audio", "video")
 
 
@@ -160,7 +169,9 @@ def test_two_columns_with_one_name_are_refused(tmp_path, inside):
         columns = {"image": pa.array([[None]], pa.list_(struct.type)), "question": ["q"], "answer": ["a"]}
         table = pa.table(columns)
     else:
-        table = pa.table([*pictures, pa.array(["q"]), pa.array(["a"])], ["image", "image", "question", "answer"])
+        table = pa.table(
+            [*pictures, pa.array(["q"]), pa.array(["a"])], ["image", "image", "question", "answer"]
+        )
     pq.write_table(table, tmp_path / "a.parquet")
     name = "bytes" if inside else "image"
     with pytest.raises(UserError, match=rf"a\.parquet has two columns or fields '{name}'; rename"):

@@ -253,11 +253,16 @@ def test_a_storage_that_is_a_link_works(tmp_path):
 
 @pytest.mark.parametrize("act", ["gc", "supersede", "damaged", "partials", "publish", "hide", "delete"])
 def test_a_folder_that_becomes_a_link_after_the_check_is_not_followed(tmp_path, other, monkeypatch, act):
-    """Somebody puts a link in the place of a folder between the check of a path and the rename or deletion."""
+    """Somebody puts a link in the place of a folder between a check and the rename or deletion."""
     storage = tmp_path / "storage"
     parts = begin(storage)
     theirs = other / "shard" / FINGERPRINT
-    for name in ("record.json", "output/00000.tar", "output/.00001.tar.partial-1", "superseded/1/record.json"):
+    for name in (
+        "record.json",
+        "output/00000.tar",
+        "output/.00001.tar.partial-1",
+        "superseded/1/record.json",
+    ):
         (parts.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (parts.folder / name).write_text("ours")
     before = tree(other)
@@ -287,6 +292,6 @@ def test_a_folder_that_becomes_a_link_after_the_check_is_not_followed(tmp_path, 
         "hide": lambda: parts.hide(parts.output / "00000.tar"),
         "delete": lambda: parts.delete(parts.output / ".00001.tar.partial-1"),
     }
-    with pytest.raises(UserError, match="is a link to .*, out of"):
+    with pytest.raises(UserError, match=r"is a link to .*, out of"):
         actions[act]()
     assert tree(other) == before and theirs.is_dir()
