@@ -67,12 +67,16 @@ def site_settings(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         refuse_yaml_bomb(text)
         settings = yaml.safe_load(text)
+        repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not readable ({error}); give a readable YAML file") from error
     except BeyondLimits as error:
         raise UserError(f"{path}: {error}; fix the YAML there") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date of month 13
         raise UserError(f"{path}: is not YAML ({one_line(error)}); fix that line") from error
+    if repeated is not None:
+        line = repeated.start_mark.line + 1
+        raise UserError(f"{path}, line {line}: the key {repeated.value!r} appears twice; fix the YAML there")
     if settings is None:
         return {}
     if not isinstance(settings, dict):
@@ -80,6 +84,21 @@ def site_settings(path: Path) -> dict[str, Any]:
             f"{path}: holds a {type(settings).__name__}; a site file holds fields such as `storage: ./runs`"
         )
     return settings
+
+
+def _repeated_key(node: yaml.Node | None) -> yaml.ScalarNode | None:
+    """Return a key that stands twice in a block; YAML would keep the last value without a word."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        seen = set[str]()
+        for key in keys:
+            if key.value in seen:
+                return key
+            seen.add(key.value)
+        nodes = [value for _, value in node.value]
+    else:
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else []
+    return next(filter(None, map(_repeated_key, nodes)), None)
 
 
 def first_problem(error: ValidationError) -> str:

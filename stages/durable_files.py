@@ -6,29 +6,31 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from vico.errors import UserError
-from vico.own_files import no_links, owner_and_mode, user_name
+from vico.own_files import held_folder, no_links, owner_and_mode, user_name
 
 _LOCK_TIMEOUT_S = 60.0
 logger = logging.getLogger(__name__)
 
 
-def delete(path: Path) -> None:
-    """Delete a hidden file or folder; of a link the link, not what it leads to.
+def delete(path: Path, root: Path) -> None:
+    """Delete a hidden file or folder in `root`; of a link the link, not what it leads to.
 
     The driver and a rank may delete a folder and a folder in it at the same time; a path that is already gone
-    is not an error.
+    is not an error. Raises UserError if a link leads out of `root` on the way to the path.
     """
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError, NotADirectoryError), held_folder(path.parent, root) as parent:
+        if stat.S_ISDIR(os.stat(path.name, dir_fd=parent, follow_symlinks=False).st_mode):
+            shutil.rmtree(path.name, ignore_errors=True, dir_fd=parent)
+        else:
+            os.unlink(path.name, dir_fd=parent)
     if os.path.lexists(path):
         logger.warning("%s could not be deleted; the next attempt deletes it", path)
 

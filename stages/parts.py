@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stages.durable_files import delete, locked, sync_folder, sync_tree
 from stages.stops import LeaseLost
-from vico.own_files import check_inside, no_links
+from vico.own_files import check_inside, move_inside, no_links
 
 LEASE_FILE = "lease.json"
 JOURNAL_FILE = "parts.journal"
@@ -40,6 +40,10 @@ class Parts:
         return self.folder / "output"
 
     @property
+    def storage(self) -> Path:
+        return self.folder.parents[1]
+
+    @property
     def attempt_folder(self) -> Path:
         return self.folder / "attempts" / str(self.attempt)
 
@@ -63,7 +67,7 @@ class Parts:
 
     def _check_inside(self, path: Path) -> None:
         """Raise UserError if a link on the way to the path leads out of the storage."""
-        check_inside(path, self.folder.parents[1])
+        check_inside(path, self.storage)
 
     def below(self, pattern: str) -> list[Path]:
         """Return the paths in the stage's folder that match a pattern, sorted, except those reached through a
@@ -95,7 +99,7 @@ class Parts:
                     raise FileExistsError(
                         f"{target} is published already; call done({part!r}) before writing it again"
                     )
-                os.replace(self.partial(part), target)
+                move_inside(self.partial(part), target, self.storage)
                 self._append_to_journal(published=part)
         self._sync_folders(names)
         return self.output / name
@@ -111,7 +115,7 @@ class Parts:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if os.path.lexists(target):
                     raise FileExistsError(f"{target} is published already")
-                os.replace(self.output / name, target)
+                move_inside(self.output / name, target, self.storage)
                 self._append_to_journal(published=new_name)
                 self._append_to_journal(removed=name)
         self._sync_folders(new_names.values())
@@ -140,12 +144,20 @@ class Parts:
                 paths = [child for child in path.iterdir() if f"{name}/{child.name}" not in held]
             hidden_paths = [self.hide(path) for path in paths]
         for hidden in hidden_paths:
-            delete(hidden)
+            self.delete(hidden)
 
     def hide(self, path: Path) -> Path:
         """Rename a path before its deletion, so that a kill leaves no half part; return the new path."""
         hidden = path.with_name(f".{path.name}.partial-{self.attempt}-{secrets.token_hex(4)}")
-        return path.rename(hidden)
+        move_inside(path, hidden, self.storage)
+        return hidden
+
+    def delete(self, path: Path) -> None:
+        """Delete a hidden file or folder of the stage; of a link the link.
+
+        Raises UserError for one behind a link that leads out of the storage.
+        """
+        delete(path, self.storage)
 
     def held(self) -> list[str]:
         """Return the parts that are being uploaded to an object store; call it while the folder is locked."""

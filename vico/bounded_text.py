@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -37,6 +38,18 @@ def bounded_json(
             text, parse_int=bounded_int, parse_float=finite_float, object_pairs_hook=object_pairs_hook
         ),
     )
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs, as an `object_pairs_hook`.
+
+    Raises ValueError if a name appears twice; json would keep the last value without a word.
+    """
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        [(repeated, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the name {repeated!r} appears twice")
+    return values
 
 
 def depth_checked(text: str | bytes, decode: Callable[[], Any]) -> Any:

@@ -9,6 +9,8 @@ import logging
 import os
 import pwd
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -114,6 +116,32 @@ def check_inside(path: Path, root: Path) -> None:
         f"{link} is a link to {os.path.realpath(link)}, out of {root}, and nothing is written through such "
         "links; remove the link (to keep results elsewhere, make the whole storage a link)"
     )
+
+
+@contextmanager
+def held_folder(folder: Path, root: Path) -> Iterator[int]:
+    """Open a folder and yield its descriptor, which stays this folder if somebody puts a link in its place.
+
+    Raises UserError if a link leads out of `root` on the way to it, FileNotFoundError or NotADirectoryError
+    if there is no such folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        where = os.readlink(f"/proc/self/fd/{descriptor}")
+        if not is_inside(Path(where), root):
+            check_inside(folder, root)  # names the link, if it is still there
+            raise UserError(
+                f"{folder} was a link to {where}, out of {root}, and nothing behind it is changed"
+            )
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def move_inside(path: Path, target: Path, root: Path) -> None:
+    """Rename a file, folder or link; `target` may be an existing file. Raises as `held_folder` does."""
+    with held_folder(path.parent, root) as source, held_folder(target.parent, root) as destination:
+        os.replace(path.name, target.name, src_dir_fd=source, dst_dir_fd=destination)
 
 
 def _leads_out(path: Path, root: Path) -> bool:

@@ -5,14 +5,13 @@ tried in the meta file's folder, then in the working directory (where InternVL's
 """
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.records.file_kinds import foreign_kind
 from data_prep.remote_files import Location, content, is_file, is_folder, is_remote, joined, name_of, parent
-from vico.bounded_text import bounded_json
+from vico.bounded_text import bounded_json, unique_names
 from vico.errors import UserError
 
 _FIELDS = (
@@ -59,7 +58,7 @@ def read_meta(path: Location) -> list[MetaSet]:
             f"records path={path} cannot be read ({error}); give an InternVL meta JSON file"
         ) from None
     try:
-        meta = bounded_json(text, _MAX_META_BYTES, _unique)
+        meta = bounded_json(text, _MAX_META_BYTES, unique_names)
     except ValueError as error:
         raise UserError(f"{path} is not a valid meta file ({error}); fix the JSON") from None
     if not isinstance(meta, dict) or not meta:
@@ -68,15 +67,6 @@ def read_meta(path: Location) -> list[MetaSet]:
             "with at least one set; put the rows into the file that `annotation` names"
         )
     return [_meta_set(path, name, fields) for name, fields in meta.items()]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a dict of the pairs; json.loads would keep only the last value of a repeated name."""
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        [(repeated, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the name {repeated!r} appears twice")
-    return values
 
 
 def _meta_set(path: Location, name: str, fields: Any) -> MetaSet:

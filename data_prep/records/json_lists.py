@@ -14,7 +14,8 @@ _CHUNK_BYTES = 1 << 20
 _MAX_ELEMENT_BYTES = 64 << 20
 _CUT_BYTES = 16  # an element that ends with the buffer may be cut within a word or an escape
 _SPACE = " \t\r\n"
-_DECODER = json.JSONDecoder(strict=False)
+END_FINDER = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
+"""Finds where a value ends; numbers stay text, since Python converts none of over 4300 digits."""
 
 
 def first_byte(file: BinaryIO) -> bytes:
@@ -80,7 +81,7 @@ class _Window:
         self.peek()
         while True:
             try:
-                _, end = _DECODER.raw_decode(self.text, self.position)
+                _, end = END_FINDER.raw_decode(self.text, self.position)
                 # a number at the end of the window may continue in the next chunk
                 if end < len(self.text) or self.ended:
                     break

@@ -15,7 +15,7 @@ from simplejpeg import decode_jpeg
 
 from data_prep.records.file_kinds import foreign_kind
 from data_prep.records.media.jpeg_headers import jpeg_header
-from data_prep.records.media.kinds import media_of_bytes, unread_format
+from data_prep.records.media.kinds import media_of_bytes, name_end, unread_format
 from data_prep.records.rejection import Rejected, shown
 from data_prep.remote_files import Location, content, joined
 from vico.picture_files import PICTURE_FORMATS, open_picture
@@ -198,7 +198,7 @@ def _opened_picture(data: bytes, name: str, max_pixels: int, decode: bool) -> Pi
 def _unopened(data: bytes, name: str, error: Exception) -> Rejected:
     """Return the reason why a picture did not open: another format, another kind of file, or damage."""
     foreign = foreign_kind(data[:4096])
-    if foreign is not None and not name.endswith(".svgz"):
+    if foreign is not None and name_end(name) not in ("svg", "svgz"):
         return Rejected("undecodable_image", f"{shown(name)} is {foreign}")
     media = media_of_bytes(data)
     if media in ("audio", "video"):

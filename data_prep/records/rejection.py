@@ -4,7 +4,7 @@ from typing import TypedDict
 
 REASONS: dict[str, str] = {
     "not_utf8": "The line is not UTF-8, or its text contains half of a surrogate pair.",
-    "not_json": "The line is empty or not JSON.",
+    "not_json": "The line is empty, not JSON, or has one name twice.",
     "not_an_object": "The line is JSON but not an object.",
     "broken_row": "A field is missing or has the wrong type, or the turns do not alternate human, gpt.",
     "video": "The row has a video; only pictures are supported.",

@@ -20,7 +20,7 @@ from data_prep.records.pictures import picture_in_root
 from data_prep.records.raw_rows import DIGEST_BYTES, RawRow
 from data_prep.records.rejection import LedgerRow, Rejected
 from data_prep.records.sets import RecordFile, RecordSet
-from vico.bounded_text import bounded_json
+from vico.bounded_text import bounded_json, unique_names
 from vico.errors import UserError
 
 _MAX_LINE_BYTES = 2**30
@@ -81,7 +81,7 @@ def repaired_rows(path: Path, quarantined: set[RowAddress]) -> dict[RowAddress, 
 
 def _repair(line: bytes, where: str) -> tuple[RowAddress, bytes | None]:
     try:
-        repair = bounded_json(line, _MAX_LINE_BYTES)
+        repair = bounded_json(line, _MAX_LINE_BYTES, unique_names)
     except ValueError as error:
         raise UserError(f"{where} is not JSON ({error}); fix it") from None
     source, number = (repair.get("source"), repair.get("line")) if isinstance(repair, dict) else (None, None)

@@ -38,6 +38,8 @@ _PLAIN_FIELDS = frozenset(
 )
 _PLAIN_TURN = frozenset(("from", "value"))
 _PLAIN_SPEAKERS = frozenset(("human", "gpt", "system"))
+# how a text may start that spells the parts of a turn as JSON
+_BEFORE_PARTS = frozenset("[ \t\r\n")
 
 
 def normal_form(raw: RawRow, *, mark_first: bool = False) -> dict[str, Any]:
@@ -82,6 +84,8 @@ def _is_plain(row: dict[str, Any]) -> bool:
         if type(turn) is not dict or turn.keys() != _PLAIN_TURN or type(turn["value"]) is not str:
             return False
         if type(turn["from"]) is not str or turn["from"] not in _PLAIN_SPEAKERS:
+            return False
+        if turn["value"][:1] in _BEFORE_PARTS:
             return False
     return True
 

@@ -18,7 +18,7 @@ from vico.special_tokens import IMAGE_MARK
 from vico.tiling import num_tiles
 from vico.turn_tokenizer import SpelledToken
 
-_MEDIA_MARK = re.compile(r"^\s*<(audio|video)>", re.MULTILINE)
+_MEDIA_MARK = re.compile(r"^[^\S\n]*<(audio|video)>", re.MULTILINE | re.IGNORECASE)
 _READ_FIELDS = (
     "id",
     "conversations",
@@ -174,11 +174,11 @@ def _check_answers(conversations: list[dict[str, str]]) -> None:
 
 def _check_marks(conversations: list[dict[str, str]], num_pictures: int) -> None:
     for number, turn in enumerate(conversations):
-        if "<audio>" in turn["value"] or "<video>" in turn["value"]:
-            # as a word in a text they mean nothing; at the start of a line of a question they stand for media
+        # as a word in a text they mean nothing; at the start of a line of a question they stand for media
+        if turn["from"] != "gpt" and "<" in turn["value"]:
             mark = _MEDIA_MARK.search(turn["value"])
-            if mark and turn["from"] != "gpt":
-                media = mark[1]
+            if mark:
+                media = mark[1].lower()
                 raise Rejected(media, f"turn {number} has the mark <{media}>; only pictures are supported")
     marks = sum(turn["value"].count(IMAGE_MARK) for turn in conversations if turn["from"] != "gpt")
     if marks != num_pictures:

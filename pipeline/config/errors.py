@@ -31,13 +31,19 @@ _BOUNDS = {
 }
 
 
+_MOST_LINES = 50  # a file of thousands of unknown keys kept the command busy with suggestions
+
+
 def error_lines(
     error: ValidationError,
     root: type[BaseModel],
     is_repeated: Callable[[tuple[int | str, ...]], bool] = lambda location: False,
 ) -> str:
     """Return one line per fault, in the order of the file, without those of keys that only repeat others."""
-    lines = [_line(details, root) for details in error.errors() if not is_repeated(details["loc"])]
+    faults = [details for details in error.errors() if not is_repeated(details["loc"])]
+    lines = [_line(details, root) for details in faults[:_MOST_LINES]]
+    if len(faults) > _MOST_LINES:
+        lines.append(f"and {len(faults) - _MOST_LINES} more faults; fix these first")
     return "\n".join(dict.fromkeys(map(printable, lines)))
 
 

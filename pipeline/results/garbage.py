@@ -72,7 +72,7 @@ def collect_garbage(
         for number, garbage in enumerate(all_garbage):
             _move(garbage, trash / str(number))
     for path in storage.glob(f"{TRASH}*"):
-        delete(path)
+        delete(path, storage)
     return all_garbage
 
 

@@ -20,6 +20,7 @@ from pipeline.storage.output_files import (
     remove_partials,
 )
 from stages.durable_files import locked
+from vico.own_files import move_inside
 
 MARKER = "object-storage.json"
 """The file that makes a folder the working copy of an object store, and names the store."""
@@ -126,5 +127,8 @@ class FolderStorage:
         return {}
 
     def remove(self, path: Path | str, trash: Path) -> None:
-        """Hide a path, or an address of `garbage`, from everybody; `trash` is where it waits for deletion."""
-        os.rename(path, trash)
+        """Hide a path, or an address of `garbage`, from everybody.
+
+        `trash`, a path in a folder of the storage, is where it waits for deletion.
+        """
+        move_inside(Path(path), trash, trash.parents[1])

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stages.durable_files import delete, sync_folder
-from vico.own_files import check_inside
+from vico.own_files import check_inside, move_inside
 
 
 def is_partial(name: str) -> bool:
@@ -24,7 +24,7 @@ def partials(output: Path) -> Iterator[Path]:
 def remove_partials(output: Path) -> None:
     """Delete what earlier attempts left half-written."""
     for path in list(partials(output)):
-        delete(path)
+        delete(path, output.parents[2])
 
 
 def published(output: Path) -> Iterator[str]:
@@ -42,15 +42,16 @@ def published(output: Path) -> Iterator[str]:
 
 def move_to_superseded(folder: Path, superseded: Path, names: Iterable[str], damaged: Iterable[str]) -> None:
     """Move the `damaged` files of a stage's output, then the files and folders `names` of the stage."""
+    storage = folder.parents[1]
     for name in damaged:
-        check_inside((folder / "output" / name).parent, folder.parents[1])
+        check_inside((folder / "output" / name).parent, storage)
         target = superseded / "output" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(folder / "output" / name):
-            os.rename(folder / "output" / name, target)
+            move_inside(folder / "output" / name, target, storage)
     for name in names:
         if os.path.lexists(folder / name):
-            os.rename(folder / name, superseded / name)
+            move_inside(folder / name, superseded / name, storage)
     sync_folder(folder)
 
 

@@ -88,7 +88,7 @@ class StoredParts:
                     self._journal.read()
                     hidden_paths = self._release(batch)
                 for path in hidden_paths:
-                    delete(path)
+                    delete(path, self.folder.parents[1])
 
     def _hold(self, batch: list[str]) -> None:
         """Keep these parts in the output until `_release`, even if the stage removes them."""

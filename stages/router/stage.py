@@ -5,7 +5,6 @@ absolute threshold is calibrated.
 """
 
 from stages.context import Context
-from stages.durable_files import delete
 from stages.outputs import POLICY_FOLDER, SCORES_FILE
 from stages.router.config import RouterConfig
 from stages.training.optimizer import note_slow_dtype
@@ -44,7 +43,7 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     metrics = publish_metrics(config, context, num_steps)
     publish_curve(context.parts)
     remove_checkpoints(context.parts)
-    delete(features_folder(context.parts))
+    context.parts.delete(features_folder(context.parts))
     measured = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
     last_step = max(metrics["candidates"], key=lambda candidate: candidate["auc_calib"])["step"]
     return {"steps": last_step, **restart_counts(context.parts), **measured}

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from stages.durable_files import delete
 from stages.parts import Parts
 from stages.training.state_digests import FileDigest, UnsafeState, differences
 
@@ -147,14 +146,14 @@ def remove_checkpoints(parts: Parts) -> None:
     for name in (CHECKPOINTS, BEST):
         parts.remove(name)
     for universal in parts.below("attempts/*/universal"):
-        delete(universal)
+        parts.delete(universal)
 
 
 def remove_half_deleted(parts: Parts) -> None:
     """Remove what a rank that died left half written or half deleted. Call it while no rank runs."""
     for name in (CHECKPOINTS, BEST):
         for leftover in parts.below(f"output/{name}/.step-*.partial-*"):
-            delete(leftover)
+            parts.delete(leftover)
 
 
 class Checkpoints:

@@ -21,7 +21,6 @@ from cluster.sources import in_worker
 from cluster.sources.driver import driver_code, python_path
 from cluster.sources.reports import accept_files
 from cluster.train_settings import MemorySettings
-from stages.durable_files import delete
 from stages.parts import Parts
 from stages.training.checkpoints import (
     METADATA_FILE,
@@ -111,7 +110,7 @@ def remove_conversions(parts: Parts, keep: Path | None = None) -> None:
     """Remove conversions of earlier checkpoints or attempts: each is as large as a checkpoint."""
     for old in parts.below("attempts/*/universal/*"):
         if old != keep:
-            delete(old)
+            parts.delete(old)
 
 
 def num_converters(largest_bytes: int) -> int:

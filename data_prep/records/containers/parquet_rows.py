@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.records.file_kinds import damaged_file
-from data_prep.records.forms.embedded import Attachment, Embedded, attachments, with_attachments
+from data_prep.records.forms.embedded import Attachment, Embedded, attachments, spelling, with_attachments
 from data_prep.records.forms.named_pictures import listed_pictures, paths_beside_bytes
 from data_prep.records.forms.turns import PAIR_FIELDS, TURN_FIELDS
 from data_prep.records.pictures import picture_in_root
@@ -102,7 +102,10 @@ def _row(batch: pa.RecordBatch) -> _ParquetRow:
 
 
 def _check_columns(path: Location, schema: pa.Schema) -> None:
-    """Raise UserError when no column or pair of columns can hold turns."""
+    """Raise UserError when two columns have one name, or no column or pair of columns can hold turns."""
+    repeated = _repeated_name(schema)
+    if repeated is not None:
+        raise UserError(f"{path} has two columns or fields {repeated!r}; rename one of them")
     names = set(schema.names)
     if names.isdisjoint(TURN_FIELDS) and not any(names.issuperset(pair) for pair in PAIR_FIELDS):
         pairs = [f"{question} and {answer}" for question, answer in PAIR_FIELDS]
@@ -110,6 +113,20 @@ def _check_columns(path: Location, schema: pa.Schema) -> None:
             f"{path} has the columns {', '.join(schema.names[:_NUM_SHOWN_COLUMNS])} but none of "
             f"{', '.join((*TURN_FIELDS, *pairs))}; rename the column with the turns"
         )
+
+
+def _repeated_name(fields: Iterable[pa.Field]) -> str | None:
+    """Return a name that two columns have, or two fields of a struct at any depth."""
+    names = set[str]()
+    for field in fields:
+        if field.name in names:
+            return str(field.name)
+        names.add(field.name)
+        inner = field.type
+        repeated = _repeated_name(inner.field(n) for n in range(inner.num_fields))
+        if repeated is not None:
+            return repeated
+    return None
 
 
 def _original(fields: dict[str, Any]) -> Embedded:
@@ -126,7 +143,7 @@ def _original(fields: dict[str, Any]) -> Embedded:
     media: list[str | Attachment] = list(dict.fromkeys((*listed, *others)))
     spellings = {str(n): medium for n, medium in enumerate(listed or media)}
     for path, attached in paths_beside_bytes(fields):
-        spellings.setdefault(path.lower(), attached)
+        spellings.setdefault(spelling(path), attached)
     return Embedded(tuple(media), spellings, "the original row", is_repaired=True)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 
 from data_prep.records.containers.tar_samples import TarMember, TarSample, tar_samples
-from data_prep.records.forms.embedded import Attachment, Embedded
+from data_prep.records.forms.embedded import Attachment, Embedded, spelling
 from data_prep.records.media.kinds import media_of_bytes, media_of_name
 from data_prep.records.pictures import picture_in_root
 from data_prep.records.raw_rows import RawRow
@@ -67,10 +67,10 @@ def _embedded(sample: TarSample, *, is_repaired: bool) -> Embedded:
     media = [*pictures, *(member for member in members if member.media != "picture")]
     spellings: dict[str, str | Attachment] = {}
     for medium in media:
-        last = posixpath.basename(medium.name).lower()
-        spellings |= {posixpath.normpath(medium.name).lower(): medium, last: medium, f"*/{last}": medium}
+        last = spelling(posixpath.basename(medium.name))
+        spellings |= {spelling(posixpath.normpath(medium.name)): medium, last: medium, f"*/{last}": medium}
     for medium in media:
-        spellings.setdefault(medium.name.removeprefix(f"{sample.key}.").lower(), medium)
+        spellings.setdefault(spelling(medium.name.removeprefix(f"{sample.key}.")), medium)
     caption = next((member for member in sample.members if member.extension == "txt"), None)
     return Embedded(
         tuple(media),

@@ -3,6 +3,7 @@
 import math
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,8 +35,8 @@ class Embedded:
     """What is beside the fields of a row: members of a tar sample, or the media of a row before its repair.
 
     `media` are pictures, sounds and videos in their order, a str for the name of a file; `spellings` has the
-    names that a row may use for them, in lower case; `*/` before one stands for any folder. `holder` is for
-    messages. A repaired row may leave some out and name files.
+    names that a row may use for them, as `spelling` writes them; `*/` before one stands for any folder.
+    `holder` is for messages. A repaired row may leave some out and name files.
     """
 
     media: tuple[str | Attachment, ...]
@@ -81,7 +82,7 @@ class Embedded:
     def _meant(self, name: str | Attachment) -> str | Attachment:
         if isinstance(name, Attachment):
             return name
-        whole = posixpath.normpath(name).lower()
+        whole = spelling(posixpath.normpath(name))
         medium = self.spellings.get(whole, self.spellings.get(f"*/{posixpath.basename(whole)}"))
         if medium is not None:
             return medium
@@ -90,6 +91,11 @@ class Embedded:
         those = ", ".join(map(str, self.pictures[:_NUM_SHOWN])) or "none"
         message = f"{shown(name)} is not a picture of {self.holder} (its pictures: {those})"
         raise Rejected("missing_image", message)
+
+
+def spelling(name: str) -> str:
+    """Return a name as a key of `Embedded.spellings`: tar on macOS writes letters and accents apart."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def with_attachments(fields: Mapping[str, Any]) -> dict[str, Any]:

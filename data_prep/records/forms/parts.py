@@ -5,12 +5,26 @@ from typing import Any
 from data_prep.records.forms.embedded import Attachment
 from data_prep.records.forms.named_pictures import picture_name
 from data_prep.records.forms.unread import media_of_part
-from data_prep.records.forms.values import has_content
+from data_prep.records.forms.values import has_content, json_value
 from data_prep.records.rejection import Rejected, shown
 from vico.special_tokens import IMAGE_MARK
 
 _TEXT_TYPES, _PICTURE_TYPES = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
+_PART_TYPES = frozenset(
+    [*_TEXT_TYPES, *_PICTURE_TYPES, "audio", "audio_url", "input_audio", "video", "video_url", "input_video"]
+)
 _TEXT_FIELDS, _NAME_FIELDS = ("text", "value", "content"), ("value", "content")
+
+
+def content_of_turn(value: Any) -> Any:
+    """Return the parts that a text spells as JSON; any other content unchanged."""
+    parts = json_value(value) if isinstance(value, str) and '"type"' in value else value
+    is_parts = isinstance(parts, list) and len(parts) > 0 and all(map(_has_type, parts))
+    return parts if is_parts else value
+
+
+def _has_type(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in _PART_TYPES
 
 
 def joined_parts(parts: list[Any], where: str) -> tuple[str, list[Attachment | str | int | None]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.records.forms.embedded import Attachment, type_name
 from data_prep.records.forms.named_pictures import PICTURE_FIELDS, picture_list
-from data_prep.records.forms.parts import joined_parts
+from data_prep.records.forms.parts import content_of_turn, joined_parts
 from data_prep.records.forms.unread import LEARNED_FIELDS, refuse_unread_of_turn
 from data_prep.records.forms.values import as_text, filled, has_content, json_value
 from data_prep.records.rejection import Rejected, shown
@@ -98,10 +98,10 @@ def _add_turn(turns: Turns, turn: Any, number: int) -> None:
         turns.turns.append(turn)
         return
     refuse_unread_of_turn(turn, number)
-    speaker = next((turn[name] for name in _SPEAKER_FIELDS if turn.get(name) is not None), None)
-    if isinstance(speaker, str):
-        speaker = _SPEAKERS.get(speaker.lower(), speaker)
-    value = next((turn[name] for name in _VALUE_FIELDS if turn.get(name) is not None), None)
+    speaker = _only([_speaker(turn[name]) for name in _SPEAKER_FIELDS if turn.get(name)], "speakers", number)
+    value = content_of_turn(
+        _only([turn[name] for name in _VALUE_FIELDS if turn.get(name) is not None], "texts", number)
+    )
     marks: list[Attachment | str | int | None]
     if isinstance(value, list):
         value, marks = joined_parts(value, f"turn {number}")
@@ -119,6 +119,19 @@ def _add_turn(turns: Turns, turn: Any, number: int) -> None:
     turns.turns.append({"from": speaker, "value": value, **_learned(turn, speaker, number)})
     if speaker != "gpt":
         turns.marks += marks
+
+
+def _speaker(name: Any) -> Any:
+    return _SPEAKERS.get(name.lower(), name) if isinstance(name, str) else name
+
+
+def _only(values: list[Any], what: str, number: int) -> Any:
+    """Return the value that several fields of a turn agree on, None if there is none."""
+    if any(value != values[0] for value in values):
+        raise Rejected(
+            "broken_row", f"turn {number} has different {what} in several fields; keep one of them"
+        )
+    return values[0] if values else None
 
 
 def _learned(turn: dict[str, Any], speaker: Any, number: int) -> dict[str, bool]:

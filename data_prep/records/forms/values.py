@@ -4,7 +4,7 @@ import json
 from typing import Any, NoReturn
 
 from data_prep.records.rejection import Rejected
-from vico.bounded_text import bounded_int, depth_checked, finite_float
+from vico.bounded_text import bounded_int, depth_checked, finite_float, unique_names
 
 
 def has_content(value: Any) -> bool:
@@ -24,8 +24,8 @@ def has_content(value: Any) -> bool:
 def decoded_json(text: str) -> Any:
     """Return the value of a JSON text.
 
-    Raises ValueError when it is none (NaN included) or beyond the limits, and Rejected when an escape in it
-    spells half of a surrogate pair.
+    Raises ValueError when it is none (NaN included), repeats a name or is beyond the limits, and Rejected
+    when an escape in it spells half of a surrogate pair.
     """
     value = depth_checked(text, lambda: _DECODER.decode(text))
     if "\\u" in text:  # valid UTF-8 has no half of a pair; only an escape can spell one
@@ -41,7 +41,12 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 # json.loads would create one for every row
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=bounded_int, parse_float=finite_float)
+_DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant,
+    parse_int=bounded_int,
+    parse_float=finite_float,
+    object_pairs_hook=unique_names,
+)
 
 
 def json_value(value: Any) -> Any:

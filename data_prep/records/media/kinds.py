@@ -9,7 +9,8 @@ _ENDS: dict[Media, str] = {
     "picture": (
         "jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff avif heic heif svg svgz jp2 j2k jpf jpx jxl "
         "psd ico cur icns sgi blp jxr wdp dcm fits xpm xbm ppm pgm pbm pnm tga "
-        "pcx eps wmf emf exr hdr dds qoi xcf"
+        "pcx eps wmf emf exr hdr dds qoi xcf psb mng jng flif bpg ktx jls "
+        "cr2 cr3 crw nef arw dng orf rw2 raf pef srw"
     ),
     "audio": "wav mp3 flac ogg oga opus m4a aac wma aif aiff amr mid midi",
     "video": "mp4 m4v avi mov mkv webm mpg mpeg wmv flv 3gp ogv",
@@ -18,8 +19,11 @@ _MEDIA_OF_END: dict[str, Media] = {end: media for media, ends in _ENDS.items() f
 _READ_ENDS = frozenset(
     ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif"]
 )
+# raw pictures of cameras, most of them in the form of a TIFF
+_RAW_ENDS = frozenset(("cr2", "nef", "arw", "dng", "orf", "pef", "srw"))
 # (offset, bytes, name) of formats of pictures; those without a name are read
 _PICTURE_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\xd8\xff\xf7", "JPEG-LS"),
     (0, b"\xff\xd8\xff", ""),
     (0, b"\x89PNG\r\n\x1a\n", ""),
     (8, b"WEBP", ""),
@@ -30,6 +34,15 @@ _PICTURE_MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftyphe", "HEIC"),
     (4, b"ftypmif", "HEIC"),
     (4, b"ftypmsf", "HEIC"),
+    (4, b"ftypcrx", "CR3"),
+    (0, b"IIU\0", "RW2"),
+    (0, b"IIRO", "ORF"),
+    (0, b"FUJIFILMCCD-RAW", "RAF"),
+    (0, b"\x8aMNG", "MNG"),
+    (0, b"\x8bJNG", "JNG"),
+    (0, b"FLIF", "FLIF"),
+    (0, b"BPG\xfb", "BPG"),
+    (0, b"\xabKTX", "KTX"),
     (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
     (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
@@ -96,13 +109,15 @@ def unread_format(data: bytes, name: str, reads_avif: bool) -> str | None:
     """Return the name of a picture format that is not read, by the bytes or else by the file's name."""
     if data.startswith(b"ftypavi", 4) and not reads_avif:
         return "AVIF, which needs Pillow 11.3"
+    end = name_end(name)
+    if end in _RAW_ENDS:
+        return end.upper()
     for offset, magic, format_name in _PICTURE_MAGIC:
         if data.startswith(magic, offset):
             return format_name or None
     by_text = _text_picture(data)
     if by_text:
         return by_text
-    end = name_end(name)
     is_unread = _MEDIA_OF_END.get(end) == "picture" and end not in _READ_ENDS
     return end.upper() if is_unread else None
 

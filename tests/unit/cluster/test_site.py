@@ -245,3 +245,11 @@ def test_a_stage_has_its_own_resources(site_file):
     assert site.for_stage("shard").resources.tasks == 16
     assert site.for_stage("ratio").resources.per_process == {"CPU": 1, "GPU": 0.5, "vico_gpu": 0.001}
     assert site.for_stage("router").resources.per_process == {"CPU": 1, "GPU": 1, "vico_gpu": 0.001}
+
+
+@pytest.mark.parametrize(
+    "text, line", [("storage: a\nname: b\nstorage: c\n", 3), ("ray: {temp_dir: a, temp_dir: b}\n", 1)]
+)
+def test_a_key_that_appears_twice_is_refused(site_file, text, line):
+    with pytest.raises(UserError, match=rf"here\.yaml, line {line}: the key '\w+' appears twice"):
+        site_file(text)

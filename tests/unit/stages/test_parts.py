@@ -131,7 +131,7 @@ def test_a_kill_during_deletion_leaves_no_half_part(tmp_path, monkeypatch):
     (parts.partial("best/step-30") / "inner").mkdir(parents=True)
     parts.publish("best/step-30")
 
-    def killed(path, ignore_errors):
+    def killed(path, ignore_errors, dir_fd):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stages.durable_files.shutil.rmtree", killed)
@@ -175,7 +175,7 @@ def test_a_folder_and_a_folder_in_it_can_be_deleted_at_the_same_time(tmp_path):
         def delete_with_other(path, barrier=barrier, errors=errors):
             barrier.wait()
             try:
-                delete(path)
+                delete(path, tmp_path)
             except OSError as error:
                 errors.append(error)
 
@@ -185,5 +185,5 @@ def test_a_folder_and_a_folder_in_it_can_be_deleted_at_the_same_time(tmp_path):
             thread.start()
         for thread in threads:
             thread.join()
-        delete(inner.parent)
+        delete(inner.parent, tmp_path)
         assert errors == [] and not inner.parent.exists()

@@ -10,10 +10,16 @@ import pytest
 
 from cluster.metric_lines import MetricLine
 from cluster.site_files import site_settings
+from data_prep.records.blocks import block_rows, record_blocks
+from data_prep.records.config import RecordsConfig
 from data_prep.records.internvl import read_meta
 from data_prep.records.raw_rows import parsed_row
 from data_prep.records.rejection import Rejected
+from data_prep.records.row_forms import normal_form
+from data_prep.records.sets import record_sets
 from pipeline.config.dotted_keys import apply_override
+from pipeline.config.graph import pipeline_graph
+from pipeline.config.pipeline_file import load_config
 from pipeline.config.yaml_files import yaml_mapping
 from pipeline.results.runs import RunFile
 from tests.tiny_model import make_tiny_model
@@ -198,3 +204,26 @@ def test_bombs_in_a_model_folder(model, tmp_path, name, bomb):
         load_prompt_format(folder)
 
     refused(read_all, str(folder / name))
+
+
+@pytest.mark.parametrize("text", ['{{"conversations": {}}}\n{{}}\n', '[{{"conversations": {}}}, {{}}]'])
+def test_long_numbers_in_files_of_rows_are_left_to_the_rows(tmp_path, text):
+    """Python converts no number of over 4,300 digits; where a row ends does not depend on its value."""
+    (tmp_path / "a.json").write_text(text.format("9" * 100_000))
+    config = RecordsConfig(format="llava", path=tmp_path / "a.json")
+    (block,) = record_blocks(record_sets(config), 5)
+    reasons = []
+    for raw in block_rows(block):
+        with pytest.raises(Rejected) as caught:
+            normal_form(raw)
+        reasons.append(caught.value.reason)
+    assert reasons == ["not_json", "broken_row"]
+
+
+def test_a_pipeline_file_of_thousands_of_unknown_keys_names_the_first(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text("".join(f"key{n}: 1\n" for n in range(12_000)))
+    with pytest.raises(UserError) as error:
+        load_config(path, pipeline_graph())
+    lines = str(error.value).splitlines()
+    assert len(lines) < 100 and lines[-1].startswith("and ") and "more faults" in lines[-1]

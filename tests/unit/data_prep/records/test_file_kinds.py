@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import pickle
 
 import pytest
 
@@ -22,12 +23,23 @@ WRONG = {
     "gzip": gzip.compress(LINE.encode()),
     "bzip2": bz2.compress(LINE.encode()),
     "xz": lzma.compress(LINE.encode()),
+    "lz4": b"\x04\x22\x4d\x18" + bytes(20),
+    "a 7z archive": b"7z\xbc\xaf\x27\x1c" + bytes(20),
+    "a rar archive": b"Rar!\x1a\x07\1\0",
+    "a git-annex pointer": b"/annex/objects/SHA256E-s12--00.jsonl\n",
+    "an SQLite database": b"SQLite format 3\0" + bytes(20),
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(20),
+    "an Avro file": b"Obj\1" + bytes(20),
+    "a Python pickle": pickle.dumps([row()]),
     "a zip archive": b"PK\x03\x04" + bytes(20),
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
     "an HTML page": b"<!DOCTYPE html>\n<html>404</html>",
     "a parquet file": b"PAR1" + bytes(20),
     "an Arrow file": b"ARROW1\0\0" + bytes(20),
     "an Arrow stream": b"\xff\xff\xff\xff" + bytes(20),
+    "zero bytes": bytes(3000),
+    "XML": b"<?xml version='1.0'?>\n<Error><Code>NoSuchKey</Code></Error>",
+    "alone": LINE.strip().encode() + b"\r" + LINE.strip().encode(),
     "over several lines": json.dumps(row(), indent=2).encode() * 2,
     "over several lines ": json.dumps({"rows": [row()] * 20_000}, indent=2).encode(),
 }

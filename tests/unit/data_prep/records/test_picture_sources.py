@@ -179,6 +179,9 @@ OTHER_FORMATS = {
     "no_name": b'\xef\xbb\xbf<svg xmlns="http://www.w3.org/2000/svg"/>',
     "text.svg": b"not a picture, and named like one",
     "a.svgz": gzip.compress(b"<svg/>"),
+    "A.SVGZ": gzip.compress(b"<svg/>"),
+    "zipped.svg": gzip.compress(b"<svg/>"),
+    "wide.svg": "<svg/>".encode("utf-16"),
     "a.jp2": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40),
     "a.psd": b"8BPS\0\1" + bytes(40),
     "a.heic": b"\0\0\0\x18ftypheic" + bytes(40),
@@ -194,6 +197,11 @@ OTHER_FORMATS = {
     "c.png": b"<?xml version='1.0'?><!--" + b" " * 9000 + b"--><svg/>",
     "a.jxl": b"\xff\x0a" + bytes(40),
     "a.qoi": b"qoif" + bytes(40),
+    "ls.jpg": b"\xff\xd8\xff\xf7\0\x0b\x08" + bytes(40),
+    "a.cr2": b"II*\0\x10\0\0\0CR\x02\0" + bytes(40),
+    "a.cr3": b"\0\0\0\x18ftypcrx " + bytes(40),
+    "no_name_of_a_camera": b"IIU\0" + bytes(40),
+    "a.mng": b"\x8aMNG\r\n\x1a\n" + bytes(40),
     "a.icns": b"icns" + bytes(40),
 }
 

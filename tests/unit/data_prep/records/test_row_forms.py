@@ -283,7 +283,7 @@ def test_information_rejects_no_row(fields, prompt_format):
     assert sample.conversations == SHOWN
 
 
-@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message", "system_instruction"])
 def test_the_system_message_of_a_row_is_its_first_turn(name, prompt_format):
     system = {"from": "system", "value": "Be brief."}
     assert sample_of({**TRAINED, name: "Be brief."}, prompt_format).conversations == [system, *TURNS]

@@ -56,6 +56,7 @@ def pictures_of(sample: Sample | str) -> list[str]:
         (["0.jpg", "1.jpg"], ["1.jpg", "0.jpg"], ["blue", "red"]),
         (["a.jpg", "b.jpg"], ["x/s.b.jpg", "x/s.a.jpg"], ["blue", "red"]),
         (["a.jpg", "b.jpg"], ["./x/s.b.jpg", "s.a.jpg"], ["blue", "red"]),
+        (["e\u0301.jpg", "b.jpg"], ["s.b.jpg", "s.\u00c9.jpg"], ["blue", "red"]),
         (["jpg", "png"], ["png", "jpg"], ["blue", "red"]),
         (["a.jpg", "b.jpg"], ["b.jpg", "c.jpg"], "missing_image"),
         (["a.jpg", "b.jpg"], ["coco/000.jpg", "coco/001.jpg"], "missing_image"),

@@ -76,6 +76,15 @@ def test_sharegpt_rows_are_recognised_and_read(data, model):
     assert checked(data.parent / "pipeline.yaml") == (2, 1)
 
 
+def test_pictures_that_the_rows_hold_themselves_are_read(data, model):
+    encoded = base64.b64encode(picture(1)).decode()
+    rows = [row(name, answer=name[:4]) for name in (f"data:image/png;base64,{encoded}", encoded)]
+    write_lines(data / "rows.jsonl", rows)
+    result = init(data, model)
+    assert result.exit_code == 0 and "2 good" in result.stdout, result.exception
+    assert checked(data.parent / "pipeline.yaml") == (2, 2)
+
+
 @pytest.mark.parametrize("write", ["lines", "list"])
 def test_llava_rows_are_recognised_and_read(data, model, write):
     rows = [row("a.png"), row()]

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from pipeline.results.runs import Runs
 from pipeline.results.stage_folder import Damage, StageFolder
 from pipeline.storage.folder import FolderStorage
 from pipeline.storage.leases import Leases
+from pipeline.storage.output_files import move_to_superseded, remove_partials
+from stages import durable_files
 from stages.parts import Parts
+from vico import own_files
 from vico.errors import UserError
 from vico.own_files import is_inside
 
@@ -245,3 +249,49 @@ def test_a_storage_that_is_a_link_works(tmp_path):
     paths = {entry.path for entry in collect_garbage(storage, dry_run=False)}
     assert paths == {storage / "ratio" / OTHER_FINGERPRINT, storage / "shard" / FINGERPRINT}
     assert is_inside(storage / "new/folder", storage) and not is_inside(tmp_path, storage)
+
+
+@pytest.mark.parametrize("act", ["gc", "supersede", "damaged", "partials", "publish", "hide", "delete"])
+def test_a_folder_that_becomes_a_link_after_the_check_is_not_followed(tmp_path, other, monkeypatch, act):
+    """Somebody puts a link in the place of a folder between a check and the rename or deletion."""
+    storage = tmp_path / "storage"
+    parts = begin(storage)
+    theirs = other / "shard" / FINGERPRINT
+    for name in (
+        "record.json",
+        "output/00000.tar",
+        "output/.00001.tar.partial-1",
+        "superseded/1/record.json",
+    ):
+        (parts.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (parts.folder / name).write_text("ours")
+    before = tree(other)
+    swapped = storage / "shard" if act == "gc" else parts.folder if act == "supersede" else parts.output
+
+    def swap() -> None:
+        if not swapped.is_symlink():
+            swapped.rename(tmp_path / "aside")
+            swapped.symlink_to(other / swapped.relative_to(storage))
+
+    # the checks of all these commands are done when the first folder is held
+    held_folder = own_files.held_folder
+
+    def held_after_swap(folder: Path, root: Path) -> AbstractContextManager[int]:
+        swap()
+        return held_folder(folder, root)
+
+    monkeypatch.setattr(own_files, "held_folder", held_after_swap)
+    monkeypatch.setattr(durable_files, "held_folder", held_after_swap)
+    superseded = parts.folder / "superseded/1"
+    actions: dict[str, Callable[[], object]] = {
+        "gc": lambda: collect_garbage(storage, dry_run=False),
+        "supersede": lambda: move_to_superseded(parts.folder, superseded, ["record.json"], []),
+        "damaged": lambda: move_to_superseded(parts.folder, superseded, [], ["00000.tar"]),
+        "partials": lambda: remove_partials(parts.output),
+        "publish": lambda: parts.publish("00001.tar"),
+        "hide": lambda: parts.hide(parts.output / "00000.tar"),
+        "delete": lambda: parts.delete(parts.output / ".00001.tar.partial-1"),
+    }
+    with pytest.raises(UserError, match=r"is a link to .*, out of"):
+        actions[act]()
+    assert tree(other) == before and theirs.is_dir()
