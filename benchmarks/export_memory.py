@@ -18,7 +18,13 @@ from typing import Any
 
 SHARD_BYTES = 500_000_000
 TEXT: dict[str, Any] = {"model_type": "qwen3", "hidden_size": 1536, "intermediate_size": 4608}
-TEXT |= {"num_hidden_layers": 24, "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 60_000}
+TEXT |= {
+    "num_hidden_layers": 24,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 60_000,
+}
 VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 16}
 VISION |= {"image_size": [448, 448], "patch_size": [14, 14], "attention_bias": True}
 

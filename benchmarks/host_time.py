@@ -16,12 +16,13 @@ import os
 import pstats
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from cluster.train_settings import MemorySettings, TrainSettings
+from cluster.train_settings import TrainSettings
 from stages.consistency.config import ConsistencyConfig
 from stages.consistency.learning_rates import consistency_rates
 from stages.training.engine import Engine, init_distributed
@@ -91,13 +92,20 @@ def void(_: object) -> None:
     """Return nothing."""
 
 
-def engine_of(task: ConsistencyTask, groups: Sequence[ParameterGroup], zero_stage: int, packs: int) -> Engine:
-    """Return the task under DeepSpeed on one rank, with the settings of a site."""
+def engine_of(
+    task: ConsistencyTask,
+    groups: Sequence[ParameterGroup],
+    zero_stage: int,
+    packs: int,
+    keys: Mapping[str, Any],
+) -> Engine:
+    """Return the task under DeepSpeed on one rank; `keys` are a site's keys of `zero_optimization`."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     os.environ.update({**address, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
     if not torch.distributed.is_initialized():
         init_distributed(timeout_s=1800)
-    settings = TrainSettings(memory=MemorySettings(zero_stage=zero_stage))
+    site = {"memory": {"zero_stage": zero_stage}, "deepspeed": {"zero_optimization": keys}}
+    settings = TrainSettings.model_validate(site)
     return Engine(task, groups, engine_settings(OPTIMIZER, packs, settings))
 
 
@@ -109,15 +117,22 @@ def cpu_seconds(update: Callable[[], None]) -> float:
 
 
 def host_cpu_vs_torch(
-    zero_stage: int, micro_steps: int, repeats: int, profile: bool = False
+    zero_stage: int,
+    micro_steps: int,
+    repeats: int,
+    keys: Mapping[str, Any] = MappingProxyType({}),
+    profile: bool = False,
 ) -> dict[str, Any]:
-    """Return one row: CPU seconds per update of both ways (medians) and their ratio."""
+    """Return one row: CPU seconds per update of both ways (medians) and their ratio.
+
+    `keys` are a site's keys of `zero_optimization`.
+    """
     torch.set_num_threads(1)
     task, groups, pack = task_and_groups()
     packs = [pack] * micro_steps
     alone = torch_update(task, groups, packs)
     own_task, own_groups, _ = task_and_groups()
-    engine = engine_of(own_task, own_groups, zero_stage, micro_steps)
+    engine = engine_of(own_task, own_groups, zero_stage, micro_steps, keys)
     under_engine = engine_update(engine, packs)
     pairs = [(cpu_seconds(alone), cpu_seconds(under_engine)) for _ in range(repeats + 1)][1:]
     if profile:
@@ -127,7 +142,7 @@ def host_cpu_vs_torch(
     num_parameters = sum(len(group.parameters) for group in groups)
     engine.close()
     return {
-        "way": f"ZeRO-{zero_stage}",
+        "way": f"ZeRO-{zero_stage}" + "".join(f", {key}: {value}" for key, value in keys.items()),
         "micro_steps": micro_steps,
         "parameters": num_parameters,
         "torch_cpu_seconds": statistics.median(seconds for seconds, _ in pairs),
@@ -142,10 +157,12 @@ def main() -> None:
     parser.add_argument("--zero-stage", type=int, nargs="+", default=[1, 2], choices=[1, 2, 3])
     parser.add_argument("--micro-steps", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--keys", type=json.loads, nargs="+", default=[{}], help="JSON of zero_optimization")
     parser.add_argument("--profile", action="store_true", help="print where the host's time goes")
     options = parser.parse_args()
     rows = [
-        host_cpu_vs_torch(stage, micro_steps, options.repeats, options.profile)
+        host_cpu_vs_torch(stage, micro_steps, options.repeats, keys, options.profile)
+        for keys in options.keys
         for stage in options.zero_stage
         for micro_steps in options.micro_steps
     ]

@@ -5,9 +5,9 @@
 Both models are spread over the ranks (ZeRO-3, `reference: sharded`, bfloat16). Every rank is a process of its
 own and builds its engine as the stage does. `whole` reads each model and lets DeepSpeed partition it;
 `unread` is what the stage does: each parameter is read when it is partitioned. Both ways run one after the
-other. Bytes are private memory of the process above the level after the imports: the highest of samples taken
-every 5 ms, and the level at the end. On a CPU they are the memory of device and host together. `mapped` is the
-checkpoint's pages, which all ranks of a node share. Needs disk and about 9 times the memory of the checkpoint.
+other. Bytes are private memory of the process above the level after the imports: the highest of samples
+every 5 ms, and the level at the end. On a CPU they are the memory of device and host together. `mapped` is
+the pages of the checkpoint, which all ranks of a node share. Needs about 9 times the checkpoint in memory.
 """
 
 import argparse

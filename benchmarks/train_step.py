@@ -9,8 +9,8 @@ of neither count).
 
 On a CPU the model is a random one of medium size in float32. `--device cuda` uses InternVL3.5-1B's
 published sizes in bfloat16, and adds where the device's time goes by kernel (`profile`, one more step of
-each) and by part of the step (`seconds_by_part`, waiting at each part). On a CPU, the ratio
-`host_cpu_vs_torch` is the CPU time of an update under DeepSpeed divided by that of torch alone, at tiny widths
+each) and by part of the step (`seconds_by_part`, waiting at each part). On a CPU, `host_cpu_vs_torch` is the
+CPU time of an update under DeepSpeed divided by that of torch alone, at tiny widths
 (`benchmarks/host_time.py`; ZeRO-2, or `--zero-stage`). `--compile` compiles the layers of
 all three models. `--zero-stage` adds the consistency step as a training runs it, under DeepSpeed on one
 rank (float32 master weights and sums of gradients, one pack per update).

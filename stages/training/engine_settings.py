@@ -48,7 +48,8 @@ SITE_ZERO_KEYS = frozenset(
         "zero_hpz_partition_size",
     }
 )
-"""Keys of `zero_optimization` that change no result; `tests/numerics/test_zero_equalities.py` compares each."""
+"""Keys of `zero_optimization` that change no result: `tests/numerics/test_zero_equalities.py` compares each.
+"""
 # Keys that change the result and that the pipeline file sets, and where.
 _PIPELINE_KEYS = {
     "communication_data_type": "optimizer.gradient_sums",
@@ -64,8 +65,8 @@ _PIPELINE_KEYS = {
 class EngineSettings:
     """How the engine runs (site) and what it computes (hashed config): both are needed to build it.
 
-    `num_micro_steps` micro-steps make one optimizer step; `dtype` and `gradient_sums` are float32 or bfloat16;
-    `zero_stage` is 1, 2 or 3.
+    `num_micro_steps` micro-steps make one optimizer step; `dtype` and `gradient_sums` (over ranks) are
+    float32 or bfloat16; `zero_stage` is 1, 2 or 3.
     """
 
     num_micro_steps: int

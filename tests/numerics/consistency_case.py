@@ -1,8 +1,8 @@
 """One small consistency training, the same for every way of running it: 10 steps of 4 packs.
 
 There are several kinds of packs: `mixed` (rates per tile, with text-only and empty packs), `tile` and `image`
-(rates per tile or image), `text-N` (on N ranks, the first rank sees no picture), `moe` (as `mixed`, of a model
-with experts in the folder `moe` beside MODEL).
+(rates per tile or image), `text-N` (on N ranks, the first rank sees no picture), `moe` (as `mixed`, for the
+model with experts in the folder `moe` beside MODEL).
 
 As a program this is one rank of a DeepSpeed training, in an environment as torchrun makes it:
 `python -m tests.numerics.consistency_case MODEL OUT CASE...`, a case being KIND:ZERO_STAGE:DTYPE[:VARIANT].
@@ -238,7 +238,9 @@ def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant
         ]
         seen: dict[str, torch.Tensor] = {}
         weight = sum(batch.loss_weight for batch in packs)
-        before = loss_without_gradients(engine, [batch for _, batch in share], weight) if where == "key" else None
+        before = (
+            loss_without_gradients(engine, [batch for _, batch in share], weight) if where == "key" else None
+        )
         update = Update(step, OPTIMIZER.learning_rate_at(step, NUM_STEPS), SEED, "test")
         sums = train_step(
             engine,

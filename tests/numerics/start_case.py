@@ -3,8 +3,8 @@ and from unread ones.
 
 `python -m tests.numerics.start_case MODEL START OUT CASE...`, each case a JSON object: `name`, `way` (`whole`
 or `unread`), `config` (fields of the consistency stage), `site` (its `train` block), `joint` (the policy
-starts from START). Every case makes two updates, writes a checkpoint, loads it into a new start, makes a
-third update, and writes the policy's folder and its losses into `OUT/<name>-<way>`.
+starts from START), `resume`. Every case makes two updates, with `resume` writes a checkpoint, loads it into a
+new start and makes a third one, and writes the policy's folder and its losses into `OUT/<name>-<way>`.
 """
 
 import json
@@ -89,13 +89,14 @@ def run(model: Path, start: Path, out: Path, case: dict[str, Any], held: Held) -
     (folder / f"held-{engine.rank}.txt").write_text(str(held.most))
     state_of(engine, folder, "start.safetensors")
     numbers = [update(engine, model, step) for step in range(2)]
-    engine.write_checkpoint(folder / "checkpoint", "state")
-    engine.wait_for_checkpoint()
-    engine.barrier()
-    engine.close()
-    engine = worker.build_engine(settings)
-    engine.load_checkpoint(folder / "checkpoint", "state", universal=False)
-    numbers.append(update(engine, model, 2))
+    if case["resume"]:
+        engine.write_checkpoint(folder / "checkpoint", "state")
+        engine.wait_for_checkpoint()
+        engine.barrier()
+        engine.close()
+        engine = worker.build_engine(settings)
+        engine.load_checkpoint(folder / "checkpoint", "state", universal=False)
+        numbers.append(update(engine, model, 2))
     state = worker.policy_state(engine)
     if state is not None:
         save_model(state, model, folder / "policy")
@@ -117,6 +118,7 @@ if __name__ == "__main__":
         content = json.loads(text)
         whole = content["way"] == "whole"
         worker.open_unread = load_model if whole else open_unread
-        worker.load_model = load_model if whole else refused
+        reads_policy = content.get("site", {}).get("memory", {}).get("zero_stage", 3) < 3
+        worker.load_model = load_model if whole or reads_policy else refused
         run(Path(model_folder), Path(start_folder), Path(out_folder), content, recorded)
     torch.distributed.destroy_process_group()  # otherwise its threads still run when the process ends

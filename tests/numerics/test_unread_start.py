@@ -16,14 +16,22 @@ from vico.checkpoints.save import save_model
 MODULE = "tests.numerics.start_case"
 MOE = {"model_type": "qwen3_moe", "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
 BFLOAT16 = {"optimizer": {"dtype": "bfloat16"}}
-FAST = {"full": {"config": BFLOAT16}}
+FAST = {"full": {"config": BFLOAT16, "resume": False}}
 SLOW = {
+    "full": {"config": BFLOAT16},
     "float32": {"config": {}},
     "random": {"config": {**BFLOAT16, "connector_start": "random"}},
     "frozen": {"config": {"train_vision": False}},
     "joint": {"config": {"train_vision": False}, "joint": True},
-    "offloaded": {"config": BFLOAT16, "site": {"memory": {"zero_stage": 3, "offload": "parameters", "reference": "cpu"}}},
-    "compiled": {"config": {}, "site": {"memory": {"zero_stage": 3, "reference": "sharded"}, "compile": True}},
+    "offloaded": {
+        "config": BFLOAT16,
+        "site": {"memory": {"zero_stage": 3, "offload": "parameters", "reference": "cpu"}},
+    },
+    "compiled": {
+        "config": {},
+        "site": {"memory": {"zero_stage": 3, "reference": "sharded"}, "compile": True},
+    },
+    "only the reference": {"config": {}, "site": {"memory": {"zero_stage": 2, "reference": "sharded"}}},
 }
 
 
@@ -37,7 +45,7 @@ def started(cases, folder: Path, world_size: int, **model_options) -> Path:
     save_model(policy.state_dict(), model, folder / "start")
     out = folder / "out"
     arguments = [
-        json.dumps({"name": name, "way": way, **case})
+        json.dumps({"name": name, "way": way, "resume": True, **case})
         for name, case in cases.items()
         for way in ("whole", "unread")
     ]
@@ -81,7 +89,7 @@ def test_three_ranks_start_the_same(tmp_path):
 
 
 def assert_same(out: Path, case: str) -> None:
-    """Compare the tensors at the start, the losses and norms of three updates, and the files of the policy."""
+    """Compare the tensors at the start, losses and norms of the updates, and the files of the policy."""
     whole, unread = (out / f"{case}-{way}" for way in ("whole", "unread"))
     expected, own = (load_file(folder / "start.safetensors") for folder in (whole, unread))
     assert own.keys() == expected.keys() and any(name.startswith("buffer.") for name in own)
@@ -89,6 +97,6 @@ def assert_same(out: Path, case: str) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
     numbers, expected_numbers = (json.loads((f / "numbers.json").read_text()) for f in (unread, whole))
     assert numbers == expected_numbers
-    assert len({loss for loss, _ in numbers}) == 3 and all(norm > 0 for _, norm in numbers)
+    assert len({loss for loss, _ in numbers}) == len(numbers) >= 2 and all(norm > 0 for _, norm in numbers)
     for file in ("model.safetensors", "config.json"):
         assert (unread / "policy" / file).read_bytes() == (whole / "policy" / file).read_bytes()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.numerics.consistency_case import MOE, SITE_KEYS, reference_run
 from stages.training.engine_settings import SITE_ZERO_KEYS
+from tests.numerics.consistency_case import MOE, SITE_KEYS, reference_run
 from tests.numerics.ranks import finish, start_ranks
 from tests.tiny_model import make_tiny_model
 
@@ -32,7 +32,10 @@ FAST[2] += ["moe:2:float32", "moe:3:float32"]
 EXPERTS = {"model_type": "qwen3_moe", "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
 # Ranks and cases by key; a key that groups ranks needs two groups of two.
 KEYS = {
-    key: (4 if key == "zero_hpz_partition_size" else 2, [f"mixed:{stage}:float32:key-{key}" for stage in stages])
+    key: (
+        4 if key == "zero_hpz_partition_size" else 2,
+        [f"mixed:{stage}:float32:key-{key}" for stage in stages],
+    )
     for key, (stages, _) in SITE_KEYS.items()
 }
 VARIANTS = [

@@ -68,7 +68,8 @@ def open_unread(path: str | Path, dtype: torch.dtype = torch.float32) -> VicoMod
         _add_own_parts(model, tensors)
     for part in base.modules():
         if any(buffer.is_meta for buffer in part.buffers(recurse=False)):
-            part._buffers.update(type(part)(part.config)._buffers)  # rotary frequencies follow from the config
+            # rotary frequencies: in no file, they follow from the config
+            part._buffers.update(type(part)(part.config)._buffers)
     head = model.lm_head
     if head.weight is base.get_input_embeddings().weight and HEAD in tensors:
         # transformers does not tie weights that a checkpoint stores twice with different values

@@ -28,7 +28,7 @@ def assert_same_model(folder, dtype):
     expected = dict(whole.named_parameters(remove_duplicate=False))
     assert parameters.keys() == expected.keys()
     assert all(isinstance(p, UnreadParameter) and p.is_meta for p in parameters.values())
-    first_parts = {name: [n for n, q in expected.items() if q is p][0] for name, p in expected.items()}
+    first_parts = {name: next(n for n, q in expected.items() if q is p) for name, p in expected.items()}
     for name, parameter in parameters.items():
         assert parameter is parameters[first_parts[name]], f"{name} is tied differently"
         torch.testing.assert_close(values_of(parameter), expected[name].data, rtol=0, atol=0)
