@@ -116,7 +116,7 @@ def _values(stored: StoredTensor, dtype: torch.dtype) -> torch.Tensor:
             f"{stored.path}: weights of dtype {stored.dtype} are not supported, only {', '.join(_DTYPES)} are"
         )
     content = torch.empty(stored.num_bytes, dtype=torch.uint8)
-    read_into(stored, memoryview(content.numpy()))
+    read_into(stored, content.numpy().data)
     return content.view(_DTYPES[stored.dtype]).reshape(stored.shape).to(dtype)
 
 
