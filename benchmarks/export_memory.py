@@ -17,14 +17,23 @@ from pathlib import Path
 from typing import Any
 
 SHARD_BYTES = 500_000_000
-TEXT = {"model_type": "qwen3", "hidden_size": 1536, "intermediate_size": 4608, "num_hidden_layers": 24}
-TEXT |= {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 60_000}
+TEXT: dict[str, Any] = {"model_type": "qwen3", "hidden_size": 1536, "intermediate_size": 4608}
+TEXT |= {
+    "num_hidden_layers": 24,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 60_000,
+}
 VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 16}
 VISION |= {"image_size": [448, 448], "patch_size": [14, 14], "attention_bias": True}
 
 
-def write_checkpoint(folder: Path) -> None:
-    """Write a routed model in Hugging Face layout, bfloat16, in shards; every weight is 0.5."""
+def write_checkpoint(folder: Path, num_layers: int = TEXT["num_hidden_layers"]) -> None:
+    """Write a routed model in Hugging Face layout, bfloat16, in shards; every weight is 0.5.
+
+    `num_layers` are those of the language model.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -34,7 +43,7 @@ def write_checkpoint(folder: Path) -> None:
     config: dict[str, Any] = {
         "model_type": "internvl",
         "vision_config": {"model_type": "internvl_vision", **VISION},
-        "text_config": TEXT,
+        "text_config": TEXT | {"num_hidden_layers": num_layers},
         "image_token_id": 59_000,
         "tie_word_embeddings": False,
         "vico": {"compressed_connector": True, "router": True, "absolute_threshold": 0.5},

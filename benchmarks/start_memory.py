@@ -1,11 +1,13 @@
-"""Memory per rank at the start of a consistency training, while model and reference are spread over ranks.
+"""Memory per rank at the start of a consistency training under ZeRO-3, models read whole and read in parts.
 
-    python -m benchmarks.start_memory --ranks 2 --json
+    python -m benchmarks.start_memory --ranks 2 4 --json
 
-The checkpoint has 2 GB; both models are sharded (ZeRO-3, `reference: sharded`). Every rank is a process of
-its own. `anonymous` is private memory of the process: the highest of samples taken every 5 ms, above the
-level after the imports. `mapped` is the checkpoint's pages, which all ranks of a node share and the kernel
-may reclaim. Needs 2.5 GB of disk and twice the model in memory.
+Both models are spread over the ranks (ZeRO-3, `reference: sharded`, bfloat16). Every rank is a process of its
+own and builds its engine as the stage does. `whole` reads each model and lets DeepSpeed partition it;
+`unread` is what the stage does: each parameter is read when it is partitioned. Both ways run one after the
+other. Bytes are private memory of the process above the level after the imports: the highest of samples
+every 5 ms, and the level at the end. On a CPU they are the memory of device and host together. `mapped` is
+the pages of the checkpoint, which all ranks of a node share. Needs about 9 times the checkpoint in memory.
 """
 
 import argparse
@@ -18,6 +20,8 @@ from typing import Any
 
 from benchmarks.export_memory import resident_bytes, write_checkpoint
 from tests.numerics.ranks import finish, start_ranks
+
+WAYS = ("whole", "unread")
 
 
 class Highest:
@@ -37,66 +41,82 @@ class Highest:
                 self._highest[field] = max(self._highest[field], resident_bytes(field))
 
     def end(self) -> dict[str, int]:
-        """Stop sampling; return the bytes by field."""
+        """Stop sampling; return the bytes by field, and as `settled` the `RssAnon` of now."""
         self._ended.set()
         self._thread.join()
-        return {field: self._highest[field] - self._before[field] for field in self._fields}
+        peaks = {field: self._highest[field] - self._before[field] for field in self._fields}
+        return {**peaks, "settled": resident_bytes("RssAnon") - self._before["RssAnon"]}
 
 
-def rank_row(folder: Path) -> dict[str, Any]:
-    """Start one rank as `stages/consistency/worker.py` does; return its row."""
+def rank_row(folder: Path, way: str) -> dict[str, Any]:
+    """Start one rank; return its row."""
     import torch
 
-    from stages.consistency.worker import reference_placement
-    from stages.training.engine import Engine, init_distributed
-    from stages.training.engine_settings import EngineSettings
-    from stages.training.parameter_groups import ParameterGroup, Rate
+    from cluster.train_settings import TrainSettings
+    from stages.consistency import worker
+    from stages.consistency.config import ConsistencyConfig
+    from stages.consistency.packs import ConsistencySettings
+    from stages.parts import Parts
+    from stages.training.engine import init_distributed
     from vico.checkpoints import load_model
-    from vico.objectives.consistency import ConsistencyTask
 
     init_distributed(timeout_s=1800)
-    settings = EngineSettings(1, torch.bfloat16, 1.0, (0.9, 0.95), 3, "none", {})
+    config = ConsistencyConfig.model_validate({"seed": 0, "optimizer": {"dtype": "bfloat16"}})
+    site = TrainSettings.model_validate({"memory": {"zero_stage": 3, "reference": "sharded"}})
+    settings = ConsistencySettings(config, folder, folder, Parts(folder, 1), site)
+    if way == "whole":
+        worker.open_unread = load_model
     highest, started = Highest(), time.perf_counter()
-    policy, reference = (load_model(folder, torch.bfloat16) for _ in range(2))
-    loaded = highest.end()
-    highest = Highest()
-    task = ConsistencyTask(policy, reference, 256, **reference_placement("sharded"))
-    parameters = tuple(task.parameters())
-    model_bytes = sum(p.numel() * p.element_size() for p in parameters)
-    engine = Engine(task, [ParameterGroup(parameters, Rate(), 0.0)], settings)
-    spread = highest.end()
+    engine = worker.build_engine(settings)
+    memory = highest.end()
+    parameters = engine.module.parameters()
+    model_bytes = sum(p.ds_numel * p.element_size() for p in parameters)  # type: ignore[attr-defined]
     torch.distributed.destroy_process_group()
     return {
+        "way": way,
         "rank": engine.rank,
         "ranks": engine.world_size,
         "model_bytes": model_bytes,
-        "loading_anonymous": loaded["RssAnon"],
-        "loading_mapped": loaded["RssFile"],
-        "spreading_anonymous": spread["RssAnon"],
+        "peak": memory["RssAnon"],
+        "settled": memory["settled"],
+        "mapped": memory["RssFile"],
+        "peak_over_model": round(memory["RssAnon"] / model_bytes, 3),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def largest_rows(work: Path, num_ranks: int) -> list[dict[str, Any]]:
+    """Run both ways on `num_ranks` ranks; return for each the row of the rank that needs most."""
+    rows = []
+    for way in WAYS:
+        out = work / f"{way}-{num_ranks}"
+        finish(
+            start_ranks("benchmarks.start_memory", ["--child", str(work), way, str(out)], out, num_ranks), out
+        )
+        of_ranks = [json.loads(path.read_text()) for path in sorted(out.glob("row-*.json"))]
+        rows.append(max(of_ranks, key=lambda row: row["peak"]))
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--layers", type=int, default=8, help="language layers (24: 2.2 GB)")
     parser.add_argument("--folder", type=Path, help="folder for the checkpoint (default: a temporary one)")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        row = rank_row(options.child / "model")
-        (options.child / f"row-{row['rank']}.json").write_text(json.dumps(row))
+        work, way, out = options.child
+        row = rank_row(Path(work, "model"), way)
+        Path(out, f"row-{row['rank']}.json").write_text(json.dumps(row))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as work:
-        write_checkpoint(Path(work, "model"))
-        ranks = start_ranks("benchmarks.start_memory", ["--child", work], Path(work), options.ranks)
-        finish(ranks, Path(work))
-        rows = [json.loads(path.read_text()) for path in sorted(Path(work).glob("row-*.json"))]
-    largest = max(rows, key=lambda row: row["loading_anonymous"] + row["spreading_anonymous"])
+        write_checkpoint(Path(work, "model"), options.layers)
+        rows = [row for num_ranks in options.ranks for row in largest_rows(Path(work), num_ranks)]
     ratios = {
-        f"{what}_over_model": round(largest[what] / largest["model_bytes"], 3)
-        for what in ("loading_anonymous", "spreading_anonymous")
+        f"unread_over_whole_{unread['ranks']}_ranks": round(unread["peak"] / whole["peak"], 3)
+        for whole, unread in zip(rows[::2], rows[1::2], strict=True)
     }
     print(json.dumps({"name": "start_memory", "rows": rows, "ratios": ratios}) if options.json else rows)
 

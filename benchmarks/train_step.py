@@ -9,7 +9,9 @@ of neither count).
 
 On a CPU the model is a random one of medium size in float32. `--device cuda` uses InternVL3.5-1B's
 published sizes in bfloat16, and adds where the device's time goes by kernel (`profile`, one more step of
-each) and by part of the step (`seconds_by_part`, waiting at each part). `--compile` compiles the layers of
+each) and by part of the step (`seconds_by_part`, waiting at each part). On a CPU, `host_cpu_vs_torch` is the
+CPU time of an update under DeepSpeed divided by that of torch alone, at tiny widths
+(`benchmarks/host_time.py`; ZeRO-2, or `--zero-stage`). `--compile` compiles the layers of
 all three models. `--zero-stage` adds the consistency step as a training runs it, under DeepSpeed on one
 rank (float32 master weights and sums of gradients, one pack per update).
 """
@@ -29,6 +31,7 @@ import torch
 from torch.nn import functional as F
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
+from benchmarks.host_time import HOST_MICRO_STEPS, host_cpu_vs_torch
 from cluster.train_settings import MemorySettings, TrainSettings
 from stages.consistency.config import ConsistencyConfig
 from stages.consistency.learning_rates import consistency_rates
@@ -399,9 +402,13 @@ def main() -> None:
     if options.compile and options.zero_stage == 3:
         parser.error("--compile cannot be combined with --zero-stage 3")
     rows, ratios = measured(options.device, options.repeats, options.compile, options.zero_stage)
+    if options.device == "cpu":
+        host = host_cpu_vs_torch(options.zero_stage or 2, HOST_MICRO_STEPS, options.repeats)
+        rows.append({"step": "host", **host})
+        ratios["host_cpu_vs_torch"] = host["host_cpu_vs_torch"]
     for row in rows:
         if options.peak_tflops:
-            row["mfu"] = row["tflops_per_second"] / options.peak_tflops
+            row["mfu"] = row.get("tflops_per_second", 0.0) / options.peak_tflops
         print(row, file=sys.stderr)
     print(json.dumps({"name": "train_step", "device": options.device, "rows": rows, "ratios": ratios}))
 

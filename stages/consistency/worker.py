@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import TypedDict
 
 import torch
@@ -23,13 +24,14 @@ from stages.training.loop import StageTask, TrainingLoop, TrainingPlan, training
 from stages.training.parameter_groups import parameter_groups
 from stages.training.step import derived_seed, share_of_rank, sum_over_ranks
 from stages.training.throughput import measure_throughput
-from vico.checkpoints import load_model
+from vico.checkpoints import load_model, open_unread
 from vico.checkpoints.save import save_model
 from vico.model.compiled import compile_layers
 from vico.model.connectors import start_from_full
 from vico.model.drop_path import add_drop_path
 from vico.model.internvl import VicoModel
 from vico.model.recomputed import recompute_layers
+from vico.model.unread import read_all
 from vico.objectives.consistency import ConsistencyTask
 
 
@@ -38,8 +40,10 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     rank's device."""
     config, memory = settings.config, settings.train.memory
     dtype = getattr(torch, config.optimizer.dtype)
-    policy = start_policy(settings, dtype)
-    reference = load_model(settings.model_folder, dtype)
+    # What ZeRO-3 spreads is read while it is spread: it need not fit into one memory.
+    policy = start_policy(settings, open_unread if memory.zero_stage == 3 else load_model)
+    open_reference = load_model if memory.reference == "replicated" else open_unread
+    reference = open_reference(settings.model_folder, dtype)
     if settings.train.compile:
         for model in (policy, reference):
             compile_layers(model)
@@ -61,16 +65,20 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     return engine
 
 
-def start_policy(settings: ConsistencySettings, dtype: torch.dtype) -> VicoModel:
+def start_policy(
+    settings: ConsistencySettings, open_model: Callable[[Path, torch.dtype], VicoModel]
+) -> VicoModel:
     """Return the policy at the start of the training, in training mode."""
     config = settings.config
-    policy = load_model(settings.start_folder, dtype).train()
+    policy = open_model(settings.start_folder, getattr(torch, config.optimizer.dtype)).train()
     policy.router = None  # the router of an earlier training would stay in the policy untrained
     if policy.compressed_connector is None:
         policy.add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
         assert policy.compressed_connector is not None
         if config.connector_start == "full":
-            start_from_full(policy.compressed_connector, policy.base.model.multi_modal_projector)
+            full = policy.base.model.multi_modal_projector
+            read_all(full.parameters())
+            start_from_full(policy.compressed_connector, full)
     tower = policy.base.model.vision_tower
     tower.requires_grad_(config.train_vision)
     if config.drop_path:

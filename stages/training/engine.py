@@ -21,6 +21,7 @@ from torch import nn
 from stages.training.background_writer import BackgroundWriter
 from stages.training.engine_settings import EngineSettings
 from stages.training.parameter_groups import ParameterGroup
+from stages.training.partitioned import spread_unread
 from stages.training.safe_loading import weights_only
 from stages.training.state_digests import FileDigest
 from vico.model.compiled import compiled_layer_types
@@ -32,7 +33,7 @@ Value = TypeVar("Value")
 
 def sharded_inference(module: nn.Module, offload: bool) -> nn.Module:
     """Return the frozen module with its parameters spread over all ranks (ZeRO-3 without an optimizer), on
-    the device or in host memory; call it like the module."""
+    the device or in host memory; call it like the module. Its parameters may be unread."""
     zero: dict[str, object] = {"stage": 3, "stage3_param_persistence_threshold": 0}
     if offload:
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -43,6 +44,7 @@ def sharded_inference(module: nn.Module, offload: bool) -> nn.Module:
         "zero_optimization": zero,
     }
     _gather_as_wholes(module)
+    spread_unread(module, config)
     engine, *_ = deepspeed.initialize(model=module, config=config)
     return engine
 
@@ -83,7 +85,10 @@ def prebuild_extensions() -> None:
 
 
 class Engine:
-    """One module under DeepSpeed with AdamW; counts micro-steps, saves and loads, gathers whole weights."""
+    """One module under DeepSpeed with AdamW; counts micro-steps, saves and loads, gathers whole weights.
+
+    Under ZeRO-3 the module's parameters may be unread.
+    """
 
     def __init__(self, module: nn.Module, groups: Sequence[ParameterGroup], settings: EngineSettings):
         self.settings = settings
@@ -98,6 +103,7 @@ class Engine:
         )
         if settings.zero_stage == 3:
             _gather_as_wholes(module)
+            spread_unread(module, settings.as_dict())
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings.as_dict())
         self._writer = BackgroundWriter(self._engine.checkpoint_engine)
         self._engine.checkpoint_engine = self._writer

@@ -25,7 +25,7 @@ _KEYS_WITHOUT_EFFECT = {
     "activation_checkpointing": "set train.memory.activation_checkpointing, which works on layers",
     "aio": "leave it out: nothing is offloaded to NVMe (train.memory.offload)",
 }
-_SITE_ZERO_KEYS = frozenset(
+SITE_ZERO_KEYS = frozenset(
     {
         "stage",
         "allgather_bucket_size",
@@ -36,21 +36,37 @@ _SITE_ZERO_KEYS = frozenset(
         "reduce_bucket_size",
         "reduce_scatter",
         "round_robin_gradients",
+        "stage3_allgather_sequential",
         "stage3_max_live_parameters",
         "stage3_max_reuse_distance",
+        "stage3_model_persistence_threshold",
         "stage3_param_persistence_threshold",
         "stage3_prefetch_bucket_size",
+        "stage3_use_all_reduce_for_fetch_params",
         "sub_group_size",
+        "use_multi_rank_bucket_allreduce",
+        "zero_hpz_partition_size",
     }
 )
+"""Keys of `zero_optimization` that change no result: `tests/numerics/test_zero_equalities.py` compares each.
+"""
+# Keys that change the result and that the pipeline file sets, and where.
+_PIPELINE_KEYS = {
+    "communication_data_type": "optimizer.gradient_sums",
+    "gradient_clipping": "optimizer.grad_clip",
+    "gradient_accumulation_steps": "packs_per_step",
+    "bf16": "optimizer.dtype",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer",
+}
 
 
 @dataclass(frozen=True)
 class EngineSettings:
     """How the engine runs (site) and what it computes (hashed config): both are needed to build it.
 
-    `num_micro_steps` micro-steps make one optimizer step; `dtype` is float32 or bfloat16; `zero_stage` is 1,
-    2 or 3.
+    `num_micro_steps` micro-steps make one optimizer step; `dtype` and `gradient_sums` (over ranks) are
+    float32 or bfloat16; `zero_stage` is 1, 2 or 3.
     """
 
     num_micro_steps: int
@@ -60,13 +76,15 @@ class EngineSettings:
     zero_stage: int
     offload: str
     deepspeed: Mapping[str, Any]
+    gradient_sums: torch.dtype = torch.float32
+    num_ranks: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return the DeepSpeed config; UserError names a key of the site's JSON that a site may not set."""
         check_deepspeed(self.deepspeed, self.zero_stage)
         zero = {
             "stage": self.zero_stage,
-            "overlap_comm": torch.cuda.is_available(),
+            "overlap_comm": torch.cuda.is_available() and self.num_ranks > 1,  # one rank sends nothing
             "contiguous_gradients": True,
             **offloading(self.offload, self.zero_stage),
             **self.deepspeed.get("zero_optimization", {}),
@@ -76,6 +94,8 @@ class EngineSettings:
             "gradient_accumulation_steps": self.num_micro_steps,
             "gradient_clipping": self.grad_clip,
             "bf16": {"enabled": self.dtype == torch.bfloat16},
+            # By default DeepSpeed sums over ranks in the dtype of the weights.
+            "communication_data_type": {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.gradient_sums],
             # Otherwise ZeRO adds the gradients of micro-steps in bf16, which loses small ones in the sum.
             **({"data_types": {"grad_accum_dtype": "fp32"}} if self.dtype == torch.bfloat16 else {}),
             "zero_allow_untested_optimizer": True,
@@ -88,14 +108,17 @@ class EngineSettings:
 def engine_settings(optimizer: OptimizerConfig, packs_per_step: int, site: TrainSettings) -> EngineSettings:
     """Return the engine's settings of a hashed config on this site, in a process group that exists
     already."""
+    num_ranks = torch.distributed.get_world_size()
     return EngineSettings(
-        num_micro_steps=-(-packs_per_step // torch.distributed.get_world_size()),
+        num_micro_steps=-(-packs_per_step // num_ranks),
         dtype=getattr(torch, optimizer.dtype),
         grad_clip=optimizer.grad_clip,
         betas=(optimizer.beta1, optimizer.beta2),
         zero_stage=site.memory.zero_stage,
         offload=site.memory.offload,
         deepspeed=site.deepspeed,
+        gradient_sums=getattr(torch, optimizer.gradient_sums),
+        num_ranks=num_ranks,
     )
 
 
@@ -113,11 +136,13 @@ def check_deepspeed(keys: Mapping[str, Any], zero_stage: int) -> None:
         if key in keys:
             raise UserError(f"train.deepspeed.{key} in the site file has no effect; {remedy}")
     refused = sorted(set(keys) - _SITE_KEYS)
-    refused += [f"zero_optimization.{key}" for key in sorted(set(zero) - _SITE_ZERO_KEYS)]
+    refused += [f"zero_optimization.{key}" for key in sorted(set(zero) - SITE_ZERO_KEYS)]
     if refused:
+        counterpart = _PIPELINE_KEYS.get(refused[0])
+        remedy = f"set {counterpart} of the stage in the pipeline file" if counterpart else "leave it out"
         raise UserError(
             f"train.deepspeed.{refused[0]} in the site file can change the result, so a site may not set it; "
-            "leave it out, or set its counterpart in the pipeline's config"
+            f"{remedy}"
         )
     if zero.get("stage", zero_stage) != zero_stage:
         raise UserError(

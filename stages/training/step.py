@@ -121,28 +121,36 @@ def train_step(
     ranks.
 
     Returns sums over ranks (the counts of the module, `loss`, `flags`) and the gradient norm. `before_update`
-    is called when the gradients of the step are complete. Raises Diverged on every rank, before the update,
-    if the loss of a pack is not finite.
+    is called when the gradients of the step are complete. Raises Diverged on every rank, and leaves the
+    weights as they were, if the loss of a pack is not finite. The host learns of it after it has queued the
+    update, so that the device need not wait for the host in between.
     """
     loss_weight = sum_over_ranks({"w": sum(batch.loss_weight for _, batch in batches)}, engine.device)["w"]
     denominator = max(loss_weight, 1e-12)
     sums: dict[str, Any] = {}
     losses: list[tuple[int, torch.Tensor]] = []
-    totals: dict[str, float] = {}
     for micro_step, (number, batch) in enumerate(batches, start=1):
         torch.manual_seed(derived_seed(update.seed, update.purpose, update.step, number))
         loss_sum, counts = engine(batch.to(engine.device))
-        engine.backward(loss_sum, denominator=denominator)
+        engine.backward(poisoned(loss_sum), denominator=denominator)
         losses.append((number, loss_sum.detach()))
         counts = {"loss": loss_sum.detach() / denominator, **counts}
         sums = {name: sums.get(name, 0) + value for name, value in counts.items()}
         if micro_step == len(batches):
             before_update()
-            totals = sum_over_ranks({**sums, **(flags or {})}, engine.device)
-            if not math.isfinite(totals["loss"]):
-                _raise_not_finite(update.step, losses)
         engine.step(update.learning_rate, update.step)
+    totals = sum_over_ranks({**sums, **(flags or {})}, engine.device)
+    if not math.isfinite(totals["loss"]):
+        _raise_not_finite(update.step, losses)
     return {**totals, "grad_norm": engine.grad_norm()}
+
+
+def poisoned(loss: torch.Tensor) -> torch.Tensor:
+    """Return the loss with a gradient that is NaN if the loss is not finite, and unchanged otherwise.
+
+    The engine makes no update with such a gradient. A loss can be infinite while its gradient is finite.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype)
 
 
 def _raise_not_finite(step: int, losses: Sequence[tuple[int, torch.Tensor]]) -> NoReturn:

@@ -1,13 +1,16 @@
 """One small consistency training, the same for every way of running it: 10 steps of 4 packs.
 
 There are several kinds of packs: `mixed` (rates per tile, with text-only and empty packs), `tile` and `image`
-(rates per tile or image), `text-N` (on N ranks, the first rank sees no picture).
+(rates per tile or image), `text-N` (on N ranks, the first rank sees no picture), `moe` (as `mixed`, for the
+model with experts in the folder `moe` beside MODEL).
 
 As a program this is one rank of a DeepSpeed training, in an environment as torchrun makes it:
 `python -m tests.numerics.consistency_case MODEL OUT CASE...`, a case being KIND:ZERO_STAGE:DTYPE[:VARIANT].
 """
 
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from stages.training.engine import Engine, init_distributed
 from stages.training.engine_settings import engine_settings
 from stages.training.optimizer import OptimizerConfig
 from stages.training.parameter_groups import parameter_groups
-from stages.training.step import Update, derived_seed, share_of_rank, train_step
+from stages.training.step import Update, derived_seed, share_of_rank, sum_over_ranks, train_step
 from vico.checkpoints import load_model
 from vico.model.compiled import compile_layers, compiled_layer_types
 from vico.model.internvl import VicoModel
@@ -36,6 +39,29 @@ OPTIMIZER = OptimizerConfig(learning_rate=5e-4, weight_decay=0.05, grad_clip=1.0
 SHARPER = 4.0
 CONFIG = ConsistencyConfig(seed=0, connector_lr_scale=2.0, connector_warmup_steps=2, vision_lr_decay=0.8)
 RATES = consistency_rates(CONFIG, num_vision_layers=2)
+MOE = "moe"
+# Every key of `zero_optimization` that a site may set, with the ZeRO stages and a value at which it matters
+# in this small training.
+SITE_KEYS: dict[str, tuple[tuple[int, ...], object]] = {
+    "allgather_bucket_size": ((1, 2), 500),
+    "allgather_partitions": ((1, 2), False),
+    "contiguous_gradients": ((1, 2), False),
+    "memory_efficient_linear": ((3,), False),
+    "overlap_comm": ((1, 2, 3), True),
+    "reduce_bucket_size": ((1, 2, 3), 1000),
+    "reduce_scatter": ((1, 2, 3), False),
+    "round_robin_gradients": ((2,), True),
+    "stage3_allgather_sequential": ((3,), True),
+    "stage3_max_live_parameters": ((3,), 1000),
+    "stage3_max_reuse_distance": ((3,), 0),
+    "stage3_model_persistence_threshold": ((3,), 5000),
+    "stage3_param_persistence_threshold": ((3,), 1000),
+    "stage3_prefetch_bucket_size": ((3,), 0),
+    "stage3_use_all_reduce_for_fetch_params": ((3,), True),
+    "sub_group_size": ((3,), 1000),
+    "use_multi_rank_bucket_allreduce": ((1, 2), False),
+    "zero_hpz_partition_size": ((3,), 2),
+}
 
 
 def samples(prompt_format: PromptFormat, number: int, tiles_per_image: tuple[int, ...]) -> EncodedSample:
@@ -95,11 +121,17 @@ def consistency_task(
     return ConsistencyTask(policy, frozen, kl_chunk_rows=5, **placement)
 
 
+def model_of(model_folder: Path, kind: str) -> tuple[Path, str]:
+    """Return the model of a kind of training, and the kind of its packs."""
+    return (model_folder.with_name(MOE), "mixed") if kind == MOE else (model_folder, kind)
+
+
 def reference_run(
     model_folder: Path, kind: str = "mixed", dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Run the same training in one process with torch alone: AdamW on float32 weights, of which the model has
     a copy in `dtype`, with the gradients of the whole step summed in float32."""
+    model_folder, kind = model_of(model_folder, kind)
     prompt_format, task = load_prompt_format(model_folder), consistency_task(model_folder, dtype).to(device)
     groups = parameter_groups(task, OPTIMIZER, RATES)
     masters = {p: p.detach().float().clone().requires_grad_() for g in groups for p in g.parameters}
@@ -153,15 +185,27 @@ def assert_in_effect(task: ConsistencyTask, engine: Engine, where: str, what: st
     recomputes = where == "checkpointing" and not what.startswith("none")
     assert all(("forward" in vars(layer)) == recomputes for layer in layers)
     assert bool(compiled_layer_types(task)) == what.endswith("-compiled")
+    if where == "key":
+        config = engine._engine._config.zero_config.model_dump(by_alias=True)
+        assert config[what] == SITE_KEYS[what][1]
+
+
+def loss_without_gradients(engine: Engine, batches: Sequence[PackedBatch], weight: float) -> float:
+    """Return the loss of a step as a validation or a checkpoint computes it."""
+    with torch.no_grad():
+        sums = [engine(batch.to(engine.device))[0] for batch in batches]
+    return sum_over_ranks({"loss": torch.stack(sums).sum()}, engine.device)["loss"] / weight
 
 
 def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant: str = "") -> dict | None:
     """Run the same training on this rank under DeepSpeed; return what rank 0 saw, None elsewhere.
 
     `variant`: `offload-optimizer`, `offload-parameters`, `reference-sharded`, `reference-cpu`,
-    `reference-sharded-compiled`, or `checkpointing-none|selective|full`, which may end in `-compiled`.
+    `reference-sharded-compiled`, `checkpointing-none|selective|full`, which may end in `-compiled`, or
+    `key-KEY` with a key of `SITE_KEYS`.
     """
     init_distributed(timeout_s=1800)
+    model_folder, kind = model_of(model_folder, kind)
     prompt_format = load_prompt_format(model_folder)
     where, _, what = variant.partition("-")
     setting, compiled = what.removesuffix("-compiled"), what.endswith("-compiled")
@@ -177,8 +221,10 @@ def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0
     # ZeRO-3 partitions every parameter, however small: the case that fails first
-    zero = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if zero_stage == 3 else {}
-    site = TrainSettings(memory=memory, deepspeed=zero)
+    zero: dict[str, object] = {"stage3_param_persistence_threshold": 0} if zero_stage == 3 else {}
+    if where == "key":
+        zero[what] = SITE_KEYS[what][1]
+    site = TrainSettings(memory=memory, deepspeed={"zero_optimization": zero})
     settings = engine_settings(OPTIMIZER.model_copy(update={"dtype": dtype}), PACKS_PER_STEP, site)
     engine = Engine(task, parameter_groups(task, OPTIMIZER, RATES), settings)
     assert_in_effect(task, engine, where, what)
@@ -191,6 +237,10 @@ def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant
             for number, batch in share_of_rank(packs, engine.rank, engine.world_size)
         ]
         seen: dict[str, torch.Tensor] = {}
+        weight = sum(batch.loss_weight for batch in packs)
+        before = (
+            loss_without_gradients(engine, [batch for _, batch in share], weight) if where == "key" else None
+        )
         update = Update(step, OPTIMIZER.learning_rate_at(step, NUM_STEPS), SEED, "test")
         sums = train_step(
             engine,
@@ -199,6 +249,7 @@ def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant
             before_update=lambda seen=seen: seen.update(engine.whole_gradients()),
         )
         losses.append(sums["loss"])
+        assert before is None or math.isclose(before, sums["loss"], rel_tol=1e-6), (before, sums["loss"])
         if step in (0, NUM_STEPS - 1):
             gradients[step] = seen
     state = engine.whole_state()

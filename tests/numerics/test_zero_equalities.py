@@ -1,5 +1,5 @@
 """Over 10 consistency steps, every ZeRO stage on 1, 2 or 3 ranks equals torch alone: rates per tile or image,
-text-only and empty packs."""
+text-only and empty packs, experts, and every key of DeepSpeed that a site may set."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.numerics.consistency_case import reference_run
+from stages.training.engine_settings import SITE_ZERO_KEYS
+from tests.numerics.consistency_case import MOE, SITE_KEYS, reference_run
 from tests.numerics.ranks import finish, start_ranks
 from tests.tiny_model import make_tiny_model
 
@@ -27,6 +28,16 @@ TIED = ("lm_head.weight", "model.language_model.embed_tokens.weight")
 STAGES = (1, 2, 3)
 # The fast part: every stage on one and two ranks with all kinds of packs; the whole matrix is slow.
 FAST = {world_size: [f"mixed:{stage}:float32" for stage in STAGES] for world_size in (1, 2)}
+FAST[2] += ["moe:2:float32", "moe:3:float32"]
+EXPERTS = {"model_type": "qwen3_moe", "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
+# Ranks and cases by key; a key that groups ranks needs two groups of two.
+KEYS = {
+    key: (
+        4 if key == "zero_hpz_partition_size" else 2,
+        [f"mixed:{stage}:float32:key-{key}" for stage in stages],
+    )
+    for key, (stages, _) in SITE_KEYS.items()
+}
 VARIANTS = [
     "mixed:2:float32:offload-optimizer",
     "mixed:3:float32:offload-parameters",
@@ -41,6 +52,9 @@ VARIANTS = [
         if which != "none" or compiled
     ),
     "mixed:2:float32:reference-sharded-compiled",
+    "moe:3:float32:reference-sharded",
+    "moe:3:float32:checkpointing-full",
+    *(case for world_size, cases in KEYS.values() if world_size == 2 for case in cases),
 ]
 SLOW = {
     world_size: [
@@ -49,6 +63,7 @@ SLOW = {
         for stage in STAGES
     ]
     + [f"mixed:{stage}:bfloat16" for stage in STAGES]
+    + ([f"moe:{stage}:float32" for stage in STAGES] if world_size == 3 else [])
     + ([f"mixed:{stage}:float32" for stage in STAGES] if world_size == 3 else [])
     for world_size in (1, 2, 3)
 }
@@ -63,6 +78,7 @@ def alone(case: str) -> tuple[str, str]:
 def runs_of(cases: dict[int, list[str]], folder: Path) -> dict[tuple[str | int, str], Run]:
     """Return what torch alone and the ranks computed: {(kind, dtype): run} and {(world size, case): run}."""
     model = make_tiny_model(folder / "model")
+    make_tiny_model(folder / MOE, text=EXPERTS)
     runs = {}
     for world_size, wanted in cases.items():
         out = folder / str(world_size)
@@ -114,6 +130,17 @@ def test_the_whole_matrix_equals_a_single_process(matrix, world_size, case):
 @pytest.mark.parametrize("case", VARIANTS)
 def test_the_placement_of_states_and_reference_changes_nothing(variants, case):
     assert_equal(variants[2, case], variants[alone(case)])
+
+
+@pytest.mark.slow
+def test_parameters_kept_twice_in_groups_of_ranks_change_nothing(tmp_path):
+    world_size, [case] = KEYS["zero_hpz_partition_size"]
+    runs = runs_of({world_size: [case]}, tmp_path)
+    assert_equal(runs[world_size, case], runs[alone(case)])
+
+
+def test_every_key_that_a_site_may_set_is_compared():
+    assert SITE_KEYS.keys() == SITE_ZERO_KEYS - {"stage"}
 
 
 @pytest.mark.slow

@@ -51,7 +51,11 @@ ORDERS = {
 DOORS = {
     "ray": ("cluster/",),
     "ray.train": ("stages/training/ranks/ray_trainer.py",),
-    "deepspeed": ("stages/training/engine.py", "stages/training/safe_loading.py"),
+    "deepspeed": (
+        "stages/training/engine.py",
+        "stages/training/partitioned.py",
+        "stages/training/safe_loading.py",
+    ),
     "mlflow": ("pipeline/tracking/", "pipeline/audit/mlflow.py"),
     "kubernetes": ("cluster/launchers/",),
     "prometheus_client": ("pipeline/running/prometheus.py", "pipeline/serving/http/metrics.py"),

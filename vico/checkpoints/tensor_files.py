@@ -100,6 +100,22 @@ def write_tensor_files(
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def read_into(part: StoredTensor, buffer: memoryview) -> None:
+    """Read a tensor's bytes into a writable buffer of bytes; raise UserError if the file is too short."""
+    with part.path.open("rb", buffering=0) as source:
+        source.seek(part.start)
+        filled = 0
+        while filled < part.num_bytes:  # one call reads at most 2 GiB
+            num_read = source.readinto(buffer[filled : part.num_bytes])
+            if not num_read:
+                raise _became_shorter(part)
+            filled += num_read
+
+
+def _became_shorter(part: StoredTensor) -> UserError:
+    return UserError(f"{part.path} became shorter while it was read; copy it again")
+
+
 def _num_bytes(parts: Iterable[StoredTensor]) -> int:
     return sum(part.num_bytes for part in parts)
 
@@ -160,5 +176,5 @@ def _copy(part: StoredTensor, target: BinaryIO) -> None:
             piece_bytes = min(_BUFFER_BYTES, part.num_bytes - number * _BUFFER_BYTES)
             piece = source.read(piece_bytes)
             if len(piece) != piece_bytes:
-                raise UserError(f"{part.path} became shorter while it was read; copy it again")
+                raise _became_shorter(part)
             target.write(piece)

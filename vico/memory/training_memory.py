@@ -73,12 +73,13 @@ def rank_memory(sizes: ModelSizes, shape: TrainingShape) -> RankMemory:
     optimizer = _OPTIMIZER_BYTES * trained // ranks
     reference = b * (sizes.base - shared_tower)
     vision, language = saved_vision_bytes(sizes, shape), saved_language_bytes(sizes, shape)
-    on_host = b * (sizes.policy + sizes.base)  # both models are read before they are spread or moved
+    on_host = _read_whole(sizes, shape)
     if shape.offload != "none":
         # The gradients of host optimizers are on the host, too; a copy of them is on the device in between.
         on_host += optimizer + gradients
         optimizer = gradients = 0
     if shape.offload == "parameters":
+        on_host += weights
         weights = 0
     return RankMemory(
         weights=weights,
@@ -92,6 +93,16 @@ def rank_memory(sizes: ModelSizes, shape: TrainingShape) -> RankMemory:
         + (b * min(_LIVE_ELEMENTS, sizes.policy) if zero == 3 and ranks > 1 else 0),
         host=on_host + (reference // ranks if shape.reference == "cpu" else 0),
     )
+
+
+def _read_whole(sizes: ModelSizes, shape: TrainingShape) -> int:
+    """Return the host memory of a model that a rank reads before it moves it to the device.
+
+    What ZeRO-3 spreads is never whole at the start; rank 0 gathers the policy at the end, to write it, which
+    counts as a share of every rank.
+    """
+    policy = shape.weight_bytes * sizes.policy // (shape.num_ranks if shape.zero_stage == 3 else 1)
+    return policy + (shape.weight_bytes * sizes.base if shape.reference == "replicated" else 0)
 
 
 def saved_vision_bytes(sizes: ModelSizes, shape: TrainingShape) -> int:

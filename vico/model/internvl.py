@@ -5,6 +5,8 @@ full rate (P / 4), C at the compressed rate (P / 16), L tokens of a packed row, 
 width, B = 1 row. Published 448 px tiles have P = 1,024, F = 256, C = 64.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 from transformers import InternVLForConditionalGeneration, InternVLVisionConfig, PreTrainedConfig
@@ -17,6 +19,8 @@ from vico.model.segments import IMPLEMENTATION
 from vico.model.shared_keys import SharedKeys
 from vico.packing import PackedRow
 from vico.settings import ModelSettings
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class VicoModel(nn.Module):
@@ -54,14 +58,19 @@ class VicoModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_seed)
             connector = CompressedConnector(self.vision_width, self.language_width)
-        self.compressed_connector = connector.to(self.lm_head.weight).train(self.training)
+        self.compressed_connector = self._placed(connector)
 
     def add_router(self, generator_seed: int) -> None:
         """Add a router with torch's default initialisation, drawn from `generator_seed`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_seed)
             router = Router(self.vision_width)
-        self.router = router.to(self.lm_head.weight).train(self.training)
+        self.router = self._placed(router)
+
+    def _placed(self, part: Part) -> Part:
+        """Return a new part in the dtype of the model and on its device, except if the model is unread."""
+        weight = self.lm_head.weight
+        return (part.to(weight.dtype) if weight.is_meta else part.to(weight)).train(self.training)
 
     def drop_language_layers(self) -> None:
         """Free the layers of the language model, for a process that only makes input embeddings."""

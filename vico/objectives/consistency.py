@@ -18,6 +18,7 @@ from torch import nn
 
 from vico.errors import UserError
 from vico.model.internvl import VicoModel
+from vico.model.unread import values_of
 from vico.objectives.flops import consistency_flops, row_work
 from vico.objectives.phases import Phases
 from vico.packing import PackedBatch, PackedRow
@@ -53,8 +54,10 @@ def check_same_start(policy: VicoModel, reference: VicoModel, num_token_ids: int
 
 def same_tower(policy: VicoModel, reference: VicoModel) -> bool:
     """Return whether both models have vision towers of equal weights."""
-    own, other = (model.base.model.vision_tower.state_dict() for model in (policy, reference))
-    return own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
+    own, other = (dict(model.base.model.vision_tower.named_parameters()) for model in (policy, reference))
+    return own.keys() == other.keys() and all(
+        torch.equal(values_of(own[name]), values_of(other[name])) for name in own
+    )
 
 
 class ReferenceStates(nn.Module):

@@ -64,6 +64,8 @@ def test_the_site_moves_memory_to_where_it_says(model, tmp_path):
     assert offloaded.optimizer == offloaded.gradients == 0
     assert offloaded.host == plain.host + plain.optimizer + plain.gradients
     assert memory(reference="cpu").reference == 0
+    assert memory(zero_stage=3, reference="sharded").host == plain.weights // 2  # read part by part
+    assert memory(zero_stage=3).host == plain.reference + plain.weights // 2
     full, selective = (memory(activation_checkpointing=setting) for setting in ("full", "selective"))
     assert full.vision_activations < selective.vision_activations < plain.vision_activations
     assert full.language_activations < selective.language_activations < plain.language_activations

@@ -119,7 +119,7 @@ def test_the_joint_policy_starts_from_the_first_one_and_rates_of_another_router_
     save_model(policy.state_dict(), model, policy_folder)
     joint = JointInputs(policy_folder, tmp_path)
     settings = replace(settings_of(model, tmp_path), config=JointConsistencyConfig(seed=0), joint=joint)
-    started = start_policy(settings, torch.float32).state_dict()
+    started = start_policy(settings, load_model).state_dict()
     assert all(torch.equal(started[name], tensor) for name, tensor in policy.state_dict().items())
     assert settings.seed != settings.config.seed == replace(settings, joint=None).seed
     metrics = {"policy": policy_digest(policy_folder), "absolute_threshold": 0.5}

@@ -1,5 +1,7 @@
 """Which keys a site's DeepSpeed JSON may set."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,6 +41,7 @@ def test_the_sites_settings_are_merged_under_ours():
 @pytest.mark.parametrize(
     ("deepspeed", "named"),
     [
+        ({"communication_data_type": "bf16"}, "communication_data_type"),
         ({"gradient_clipping": 0.1}, "gradient_clipping"),
         ({"optimizer": {"type": "Lion"}}, "optimizer"),
         ({"progressive_layer_drop": {"enabled": True}}, "progressive_layer_drop"),
@@ -78,6 +81,13 @@ def test_the_driver_refuses_before_a_rank_is_started(site):
 def test_two_zero_stages_that_differ_are_refused():
     with pytest.raises(UserError, match=r"stage=3 and train\.memory\.zero_stage=2"):
         settings(zero_optimization={"stage": 3}).as_dict()
+
+
+def test_a_key_that_the_pipeline_file_sets_is_refused_with_its_name():
+    with pytest.raises(UserError, match=r"set optimizer\.gradient_sums of the stage in the pipeline file"):
+        settings(communication_data_type="bf16").as_dict()
+    sums = [replace(settings(), gradient_sums=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    assert [setting.as_dict()["communication_data_type"] for setting in sums] == ["fp32", "bf16"]
 
 
 def test_bfloat16_sums_gradients_in_float32():
