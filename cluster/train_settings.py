@@ -33,6 +33,17 @@ class MemorySettings(SiteBlock):
     ways give the same features except for rounding."""
 
 
+class AttentionSettings(SiteBlock):
+    """Which kernels compute attention on CUDA in bfloat16. Results differ by rounding."""
+
+    rows: Literal["auto", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torch"] = "auto"
+    """Kernel for packed rows of the language model. `auto`: the first of this list that is installed and
+    supports the device and the model; another value forces that kernel, or the stage is refused."""
+    vision: Literal["auto", "cudnn", "flash", "efficient"] = "auto"
+    """Backend of torch's attention in the vision tower, whose tiles all have the same length. `auto`: the
+    first of cudnn, flash and efficient that supports the device; another value forces that backend."""
+
+
 class CheckpointSettings(SiteBlock):
     """How often a training saves its state, and how many of these checkpoints are kept."""
 
@@ -103,6 +114,8 @@ class TrainSettings(SiteBlock):
     """How a training uses the machine."""
 
     memory: MemorySettings = MemorySettings()
+    attention: AttentionSettings = AttentionSettings()
+    """Kernels of attention, also in stages that only run the model."""
     checkpoints: CheckpointSettings = CheckpointSettings()
     restarts: RestartSettings = RestartSettings()
     divergence: DivergenceSettings = DivergenceSettings()

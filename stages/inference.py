@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cluster.train_settings import AttentionSettings
 from stages.context import Context
 from stages.outputs import POLICY_FOLDER
 from vico.errors import UserError
@@ -36,6 +37,7 @@ class InferenceSettings:
     generation_tokens: int
     batch_tiles: int
     kl_chunk_rows: int
+    attention: AttentionSettings = AttentionSettings()
 
 
 def inference_settings(context: Context, dtype: Dtype) -> InferenceSettings:
@@ -52,6 +54,7 @@ def inference_settings(context: Context, dtype: Dtype) -> InferenceSettings:
         generation_tokens=inference.generation_tokens,
         batch_tiles=inference.batch_tiles,
         kl_chunk_rows=context.site.train.memory.kl_chunk_rows,
+        attention=context.site.train.attention,
     )
 
 
@@ -91,7 +94,9 @@ def _load(folder: Path, settings: InferenceSettings) -> VicoModel:
     import torch
 
     from vico.checkpoints import load_model
+    from vico.model.attention_kernels import use_attention
 
+    use_attention(settings.attention.rows, settings.attention.vision)
     return load_model(folder, getattr(torch, settings.dtype), settings.device)
 
 

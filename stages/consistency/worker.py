@@ -25,6 +25,7 @@ from stages.training.step import derived_seed, share_of_rank, sum_over_ranks
 from stages.training.throughput import measure_throughput
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
+from vico.model.attention_kernels import use_attention
 from vico.model.compiled import compile_layers
 from vico.model.connectors import start_from_full
 from vico.model.drop_path import add_drop_path
@@ -37,6 +38,7 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     """Return an engine over the policy, with its compressed connector, and the frozen reference, on this
     rank's device."""
     config, memory = settings.config, settings.train.memory
+    use_attention(settings.train.attention.rows, settings.train.attention.vision)
     dtype = getattr(torch, config.optimizer.dtype)
     policy = start_policy(settings, dtype)
     reference = load_model(settings.model_folder, dtype)

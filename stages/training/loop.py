@@ -4,6 +4,7 @@ metrics.
 A position in a training is one number, the step: what a step contains depends on nothing else.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from cluster.metric_lines import STEP_METRICS_FILE, MetricsWriter
 from cluster.train_settings import TrainSettings
+from stages.outputs import KERNELS_FILE
 from stages.parts import Parts
 from stages.training.checkpoints import Checkpoints
 from stages.training.engine import Engine
@@ -26,6 +28,7 @@ from stages.training.step import (
     train_step,
 )
 
+logger = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
 
 
@@ -115,12 +118,16 @@ class TrainingLoop:
         self._prefetch = Prefetch(task.source, rank, engine.world_size)
         self._trace = StepTrace(folder, rank, plan.site.profiling.trace_steps)
         self._report = MetricsWriter(folder / STEP_METRICS_FILE) if rank == 0 else None
+        kernels = kernels_in_use(compiled=plan.site.compile)
+        if rank == 0:
+            logger.info("computes with %s", kernels)
+            (folder / KERNELS_FILE).write_text(f"{kernels}\n", encoding="utf-8")
         self._checkpoints = Checkpoints(
             engine,
             plan.parts,
             plan.site.checkpoints.keep,
             lambda step: probe_loss(engine, task.source, step),
-            kernels=kernels_in_use(compiled=plan.site.compile),
+            kernels=kernels,
             # the metrics of its steps: without them, a power failure would leave a gap in the curve
             before_publishing=self._report.sync if self._report else lambda: None,
         )
