@@ -25,12 +25,17 @@ class MemorySettings(SiteBlock):
     """Which activations of a layer are recomputed in the backward pass instead of kept: `full` keeps only the
     layer's input, `selective` also what its attention returns, the most expensive part to recompute. `none`
     keeps all."""
-    kl_chunk_rows: int = Field(256, ge=1)
-    """Number of answer tokens whose logits are in memory at the same time when the loss is computed."""
+    kl_chunk_rows: int | None = Field(None, ge=1)
+    """Number of answer tokens whose logits are in memory at the same time when the loss is computed. null:
+    1024 on GPUs, 256 on CPUs."""
     router_features_gb: float = Field(20, ge=0)
     """Most gigabytes of vision features that the router stage keeps in the storage while it trains. If those
     of all labelled tiles are more, or with 0, every step computes the features of its tiles instead. Both
     ways give the same features except for rounding."""
+
+    def chunk_rows(self, *, on_gpus: bool) -> int:
+        """Return `kl_chunk_rows`, or its default on this kind of device."""
+        return self.kl_chunk_rows or (1024 if on_gpus else 256)
 
 
 class AttentionSettings(SiteBlock):

@@ -53,7 +53,7 @@ def inference_settings(context: Context, dtype: Dtype) -> InferenceSettings:
         row_tokens=inference.row_tokens,
         generation_tokens=inference.generation_tokens,
         batch_tiles=inference.batch_tiles,
-        kl_chunk_rows=context.site.train.memory.kl_chunk_rows,
+        kl_chunk_rows=context.site.train.memory.chunk_rows(on_gpus=resources.gpus_per_worker > 0),
         attention=context.site.train.attention,
     )
 

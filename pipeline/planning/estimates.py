@@ -2,6 +2,7 @@
 also from the sizes of its model. For `vico plan`; a hint, never a limit.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ from pipeline.results.stage_folder import records_of
 from pipeline.storage.lookup import storage_of
 from pipeline.terminal.progress import duration
 from stages.consistency.config import ConsistencyConfig
+from stages.stage_config import StageConfig
+from vico.errors import UserError
 
 _MEMORY = "system_memory_usage_megabytes"
 
@@ -32,6 +35,11 @@ class StageEstimate:
     """Where the numbers come from."""
     training: TrainingEstimate | None = None
     """Of a consistency training: memory per rank, host memory and checkpoints, from config and site."""
+
+    @property
+    def refusal(self) -> str | None:
+        """Return why the stage is refused on this site; None if it is not."""
+        return self.training.refusal if self.training else None
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "training": self.training.as_json() if self.training else None}
@@ -78,14 +86,32 @@ def _from_record(record: Record, site: Site) -> StageEstimate:
 
 def _training(stage: str, opened: OpenPipeline, site: Site) -> TrainingEstimate | None:
     """Return the estimate of a consistency training, which trains all weights; None for another stage."""
+    from vico.model_files import model_config
+
     if block_path(stage)[-1] != "consistency":
+        return None
+    config = next(task.config for task in opened.pipeline.tasks if task.name == stage)
+    return training_of(stage, config, model_config(opened.pipeline.config.inputs.model_folder), site)
+
+
+def training_of(
+    stage: str, config: StageConfig, model: Mapping[str, Any], site: Site
+) -> TrainingEstimate | None:
+    """Return the estimate of a consistency training of the model with this config.json (in Hugging Face
+    form); None for a stage of another kind."""
+    if not isinstance(config, ConsistencyConfig):
         return None
     from stages.consistency.disk import most_checkpoints
     from vico.memory.model_sizes import model_sizes
-    from vico.model_files import model_config
 
-    config = next(task.config for task in opened.pipeline.tasks if task.name == stage)
-    assert isinstance(config, ConsistencyConfig)
-    sizes = model_sizes(model_config(opened.pipeline.config.inputs.model_folder))
     num_checkpoints = most_checkpoints(site.train.checkpoints.keep, remote=site.remote is not None)
-    return training_estimate(config, sizes, site.for_stage(stage), num_checkpoints)
+    return training_estimate(config, model_sizes(model), site, num_checkpoints, stage)
+
+
+def check_memory(opened: OpenPipeline, site: Site) -> None:
+    """Raise UserError if a training that would run does not fit the GPUs that the site states."""
+    for task in opened.pipeline.tasks:
+        if task.name in opened.stages_to_run and task.adopted_from is None:
+            training = _training(task.name, opened, site)
+            if training is not None and training.refusal:
+                raise UserError(training.refusal)

@@ -49,7 +49,7 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     task = ConsistencyTask(
         policy,
         reference,
-        memory.kl_chunk_rows,
+        memory.chunk_rows(on_gpus=torch.cuda.is_available()),
         learns_answers=config.target == "answers",
         **reference_placement(memory.reference),
     )
