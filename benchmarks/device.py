@@ -23,6 +23,8 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[1]
 _END_S = 20.0
 """How long a stopped part may take to end its own processes."""
+_DRY_RUN_FACTOR = 10.0
+"""A CPU that others use, too, may take this much longer."""
 _VICO = (sys.executable, "-c", "from vico_command import main; main()")
 _H100_H200_TFLOPS = 989.4  # bfloat16, dense, by the data sheet
 _QUICKSTART_AT_TINY_SIZE = (
@@ -39,7 +41,7 @@ _QUICKSTART_AT_TINY_SIZE = (
 )
 _SITE = """\
 name: device
-ray: {{num_cpus: {cpus}}}
+ray: {{num_cpus: {cpus}, start_timeout_s: 600}}
 resources:
   workers: 1
   actors: 1
@@ -69,6 +71,8 @@ class Runner:
 
     def output(self, command: tuple[str, ...], limit_s: float) -> str:
         """Run a command and return its standard output; raise RuntimeError if it fails or is stopped."""
+        if self.dry_run:
+            limit_s *= _DRY_RUN_FACTOR
         limit_s = min(limit_s, self.ends_s - time.monotonic())
         if limit_s <= 0:
             raise RuntimeError("no time left")
@@ -93,12 +97,14 @@ class Runner:
             try:
                 output, _ = process.communicate(timeout=limit_s)
             except subprocess.TimeoutExpired:
-                output = _stopped(process)
-                log.write(output)
+                log.write(_stopped(process))
                 raise RuntimeError(f"stopped after {limit_s:.0f} s") from None
+            finally:
+                if process.poll() is None:  # this program was stopped
+                    _stopped(process)
             log.write(output)
         if process.returncode:
-            raise RuntimeError(f"ended with {process.returncode}: {_last_line(self.log)}")
+            raise RuntimeError(f"ended with {process.returncode}: {_last_error(self.log)}")
         return output
 
     def json_output(self, command: tuple[str, ...], limit_s: float) -> Any:
@@ -120,9 +126,12 @@ def _stopped(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def _last_line(path: Path) -> str:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")[:300]
+def _last_error(path: Path) -> str:
+    """Return the last line of the last command that names an error, or its last line."""
+    text = path.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines)[-1][:300]
 
 
 def environment(runner: Runner) -> Any:
@@ -202,7 +211,7 @@ def loss(runner: Runner) -> Any:
     """Return the rows of `benchmarks/kl.py`: ours beside dense and, where installed, liger and TRL."""
     command = [sys.executable, "-m", "benchmarks.kl", "--json", "--device", runner.device, "--repeats", "1"]
     if runner.dry_run:
-        command += ["--tokens", "64", "--cases", "ours,ours-1024,dense,liger-kl"]
+        command += ["--tokens", "16", "--cases", "ours,ours-1024,dense,liger-kl"]
     else:
         command += ["--dtype", "bfloat16", "--tokens", "4096", "--budget-s", "70"]
         command += ["--cases", "ours,ours-1024,dense,liger-kl,trl,liger,liger-jsd"]
@@ -220,7 +229,7 @@ def quickstart(runner: Runner) -> Any:
     results: dict[str, Any] = {}
     try:
         command = (*_VICO, "run", "configs/quickstart.yaml", *where, *changes, "--json")
-        results["run"] = runner.json_output(command, 900 if runner.dry_run else 240)
+        results["run"] = runner.json_output(command, 240)
         results["audit"] = runner.json_output((*_VICO, "audit", "latest", *where, "--json"), 60)
     except RuntimeError as failed:
         raise PartFailed(str(failed), results | {"stages": _stages(runner, where)}) from failed
@@ -281,6 +290,7 @@ def main() -> int:
     unknown = sorted(set(names) - set(PARTS))
     if unknown:
         parser.error(f"--parts {unknown[0]} is none of {', '.join(PARTS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running part is stopped, too
     options.out.mkdir(parents=True, exist_ok=True)
     limit_s = 3600.0 if options.dry_run else options.limit_s - _END_S
     report: dict[str, Any] = {"name": "device", "dry_run": options.dry_run, "ok": False, "parts": {}}

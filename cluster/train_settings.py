@@ -54,6 +54,9 @@ class CheckpointSettings(SiteBlock):
 
     every_steps: int = Field(20, ge=1)
     """Number of steps from one checkpoint to the next."""
+    every_s: float | None = Field(None, gt=0)
+    """Seconds after the last checkpoint at which the next one is due, even if fewer steps than `every_steps`
+    have passed; null: only steps count. With steps of unknown length, set this and a large `every_steps`."""
     keep: int = Field(2, ge=1)
     """Number of checkpoints to keep. All are removed when the stage is done."""
 

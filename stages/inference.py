@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cluster.site import Site
 from cluster.train_settings import AttentionSettings
 from stages.context import Context
 from stages.outputs import POLICY_FOLDER
@@ -37,17 +38,22 @@ class InferenceSettings:
     generation_tokens: int
     batch_tiles: int
     kl_chunk_rows: int
-    attention: AttentionSettings = AttentionSettings()
+    attention: AttentionSettings
 
 
-def inference_settings(context: Context, dtype: Dtype) -> InferenceSettings:
+def dtype_on(site: Site, stage: str) -> Dtype:
+    """Return the dtype of a stage whose config leaves it open: bfloat16 on GPUs, float32 on CPUs."""
+    return "bfloat16" if site.for_stage(stage).resources.gpus_per_worker > 0 else "float32"
+
+
+def inference_settings(context: Context, dtype: Dtype | None) -> InferenceSettings:
     """Return the settings of a stage with the inputs shard, model and consistency."""
     resources, inference = context.site.resources, context.site.inference
     return InferenceSettings(
         policy_folder=context.folder("consistency") / POLICY_FOLDER,
         reference_folder=context.folder("model"),
         shard_folder=context.folder("shard"),
-        dtype=dtype,
+        dtype=dtype or ("bfloat16" if resources.gpus_per_worker else "float32"),
         device="cuda" if resources.gpus_per_worker else "cpu",
         num_threads=resources.threads_per_worker,
         row_tokens=inference.row_tokens,

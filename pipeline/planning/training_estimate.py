@@ -8,6 +8,7 @@ from cluster.site import Site
 from pipeline.config.graph import block_path
 from pipeline.planning.fitting import compared
 from stages.consistency.config import ConsistencyConfig
+from stages.consistency.rate_rule import rate_warning
 from vico.memory.model_sizes import ModelSizes
 from vico.memory.speed import PackWork, pack_seconds
 from vico.memory.training_memory import RankMemory, TrainingShape, checkpoint_bytes
@@ -31,6 +32,8 @@ class TrainingEstimate:
     refusal: str | None
     """Why the stage is refused, with a remedy; None if it fits, or if the site does not state the memory of
     its GPUs."""
+    warning: str | None = None
+    """About a learning rate that is far above what belongs to the size of an update."""
 
     @property
     def disk(self) -> int:
@@ -73,6 +76,7 @@ class TrainingEstimate:
             f"disk: {self.num_checkpoints} checkpoints of {size(self.checkpoint)} at a time, and the policy, "
             f"{size(self.model)}",
             *self._speed_lines(),
+            *([f"warning: {self.warning}"] if self.warning else []),
             *([f"refused: {self.refusal}"] if self.refusal else []),
         ]
 
@@ -98,6 +102,7 @@ def training_estimate(
         model=weight_bytes * sizes.policy,
         tokens_per_second=_tokens_per_second(config, sizes, of_stage, shape),
         refusal=fit.refusal(stage, site.resources.field_of(stage, "gpu_memory_gb")),
+        warning=rate_warning(config, sizes.base, block),
     )
 
 

@@ -51,7 +51,9 @@ def plan_without_weights(request: RunRequest, graph: Graph) -> PlanWithoutWeight
         check_together(config, request.site)
     faults.raise_all()
     names = config.stages_of(graph).until(request.until).names
-    remedy = "`vico run` fetches them from the Hub" if hub_name(model) else "copy them into the folder to run it"
+    remedy = (
+        "`vico run` fetches them from the Hub" if hub_name(model) else "copy them into the folder to run it"
+    )
     return PlanWithoutWeights(
         planned=[
             PlannedStage(name, "run", "", ["fingerprint unknown without the model's files"]) for name in names
@@ -97,7 +99,11 @@ def _estimates(
 ) -> dict[str, StageEstimate]:
     estimates = {}
     for name in names:
-        training = None if name in config.inputs.adopt else training_of(name, config.stage(name), model, request.site)
+        training = (
+            None
+            if name in config.inputs.adopt
+            else training_of(name, config.stage(name), model, request.site)
+        )
         if training is not None:
             estimates[name] = StageEstimate(None, None, None, "", training)
     return estimates

@@ -2,7 +2,7 @@
 folder."""
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TypedDict
@@ -10,7 +10,6 @@ from typing import TypedDict
 import torch
 from torch import nn
 
-from data_prep.packs.pack import Pack
 from stages.consistency.best_policy import SCORE_FILE, BestPolicy
 from stages.consistency.config import ConsistencyConfig
 from stages.consistency.learning_rates import consistency_rates
@@ -183,23 +182,23 @@ def validation(engine: Engine, packs: ConsistencyPacks) -> dict[str, float]:
     engine.module.eval()
     metrics: dict[str, float] = {}
     for rate, compressed in (("full", False), ("compressed", True)):
-        sums = _calibration_sums(engine, packs, packs.calib_packs(compressed))
+        sums = _calibration_sums(engine, packs, compressed=compressed)
         metrics |= kl_of_sums(sum_over_ranks(sums, engine.device), f"kl_{rate}")
     engine.module.train()
     return metrics
 
 
 def _calibration_sums(
-    engine: Engine, packs: ConsistencyPacks, calib_packs: Iterable[Pack]
+    engine: Engine, packs: ConsistencyPacks, *, compressed: bool
 ) -> dict[str, float | torch.Tensor]:
     """Return this rank's `kl_sum` and `answer_tokens` over its share of the packs, in all and by source."""
-    calib_packs = list(calib_packs)
+    calib_packs = packs.calib_packs(compressed)
     source_of_row = {int(row): packs.source(int(row)) for pack in calib_packs for row in pack.rows}
     sums: dict[str, float | torch.Tensor] = {"kl_sum": 0.0, "answer_tokens": 0.0}
     for source in sorted(set(source_of_row.values())):  # the same on every rank
         sums |= {f"kl_sum/{source}": 0.0, f"answer_tokens/{source}": 0.0}
     for _, pack in share_of_rank(calib_packs, engine.rank, engine.world_size):
-        batch = packs.empty() if pack is None else packs.batch(pack)
+        batch = packs.empty() if pack is None else packs.calib_batch(pack, compressed=compressed)
         _, counts = engine(batch.to(engine.device), by_sample=True)
         num_answers = torch.bincount(batch.sample_of_answer, minlength=len(batch.rows)).tolist()
         for name in ("kl_sum", "answer_tokens"):

@@ -178,7 +178,7 @@ def validation(engine: Engine, packs: RouterPacks) -> dict[str, float]:
     sums: dict[str, float | torch.Tensor] = {"loss": 0.0, "correct": 0.0, "labelled_tiles": 0.0}
     log_odds, labels = [], []
     for _, pack in share_of_rank(packs.validation_packs, engine.rank, engine.world_size):
-        batch = (packs.empty() if pack is None else packs.measured(pack)).to(engine.device)
+        batch = (packs.empty() if pack is None else packs.validation_batch(pack)).to(engine.device)
         loss, counts = engine(batch, with_log_odds=True)
         log_odds.append(counts.pop("log_odds_CN").cpu().numpy())
         values = {"loss": loss, **counts}

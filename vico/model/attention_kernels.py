@@ -168,7 +168,9 @@ def row_kernel(capability: int, width: int, dropout: float) -> tuple[str, Varlen
             return kernel.name, function
         refused.append(f"{kernel.name}: {lack or 'not installed'}")
     where = f"{_FIELD}.rows={_chosen.rows}"
-    remedy = "install flash-attn (the extra vico[gpu])" if _chosen.rows == "auto" else f"set {_FIELD}.rows: auto"
+    remedy = (
+        "install flash-attn (the extra vico[gpu])" if _chosen.rows == "auto" else f"set {_FIELD}.rows: auto"
+    )
     raise UserError(f"{where}: no attention kernel for packed rows ({'; '.join(refused)}); {remedy}")
 
 
@@ -181,7 +183,9 @@ def loaded(kernel: RowKernel) -> Varlen | None:
     if not _is_installed(kernel.module):
         return None
     try:
-        function = getattr(import_module(kernel.module), _FUNCTIONS.get(kernel.name, "flash_attn_varlen_func"))
+        function = getattr(
+            import_module(kernel.module), _FUNCTIONS.get(kernel.name, "flash_attn_varlen_func")
+        )
     except (ImportError, AttributeError) as error:
         package = _PACKAGES.get(kernel.name, "torch")
         raise UserError(

@@ -79,7 +79,9 @@ def test_a_forced_kernel_is_used_or_refused(packages):
     use_attention("flash-attn-2", "auto")
     assert row_kernel(HOPPER, 128, 0.0)[0] == "flash-attn-2"
     use_attention("flash-attn-3", "auto")
-    with pytest.raises(UserError, match=r"rows=flash-attn-3: .*not installed.*set train.attention.rows: auto"):
+    with pytest.raises(
+        UserError, match=r"rows=flash-attn-3: .*not installed.*set train.attention.rows: auto"
+    ):
         row_kernel(HOPPER, 128, 0.0)
     use_attention("flash-attn-4", "auto")
     with pytest.raises(UserError, match=r"flash-attn-4: the device has compute capability 8\.x"):
