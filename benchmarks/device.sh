@@ -22,12 +22,16 @@ mkdir -p "$out" || exit 1
 out=$(cd "$out" && pwd)
 
 has_dependencies() {
-  "$1" -c 'import sys; assert sys.version_info >= (3, 11); import deepspeed, ray, torch, transformers' > /dev/null 2>&1
+  "$1" -c '
+import sys
+from importlib.util import find_spec
+names = ("deepspeed", "mlflow", "pydantic", "ray", "torch", "transformers", "typer", "webdataset")
+sys.exit(sys.version_info < (3, 11) or not all(map(find_spec, names)))' > /dev/null 2>&1
 }
 
 interpreter() {  # prints the path of an interpreter with the dependencies
   local candidate
-  if [ -n "${PYTHON:-}" ]; then echo "$PYTHON"; return; fi
+  if [ -n "${PYTHON:-}" ]; then has_dependencies "$PYTHON" && echo "$PYTHON"; return; fi
   for candidate in .venv/bin/python python3; do
     if command -v "$candidate" > /dev/null && has_dependencies "$candidate"; then command -v "$candidate"; return; fi
   done
@@ -44,7 +48,7 @@ interpreter() {  # prints the path of an interpreter with the dependencies
 }
 
 if ! python=$(interpreter); then
-  echo '{"name": "device", "ok": false, "parts": {}, "error": "no interpreter has the dependencies, and pip could not install them (log.txt); set PYTHON or WHEELS"}' \
+  echo '{"name": "device", "ok": false, "parts": {}, "error": "no interpreter with the dependencies: PYTHON lacks them, or pip could not install them (log.txt); set PYTHON or WHEELS"}' \
     | tee "$out/device.json"
   exit 1
 fi

@@ -102,7 +102,8 @@ def config_with_faults(
 ) -> PipelineConfig:
     """Return the config of `load_config` without the keys at fault, which are noted in `faults`.
 
-    Without `pin_model` the Hub is not asked for the commit of the model. Faults are collected, so that the checks of later steps find their faults too. Raises UserError if nothing is left to check.
+    So that the checks of later steps find their faults too. Without `pin_model` the Hub is not asked for the
+    commit of the model. Raises UserError if nothing is left to check.
     """
     content = yaml_mapping(path, "config")
     for override in overrides:

@@ -55,8 +55,8 @@ class Fit:
         gpu = self.usable_bytes / USABLE / 1e9
         remedy = self.remedy or "no setting would make it fit; take GPUs with more memory"
         return (
-            f"{stage} needs about {self.memory.device / 1e9:.1f} GB of GPU memory per rank at a full pack, and "
-            f"{field}={gpu:g} leaves {self.usable_bytes / 1e9:.1f} GB; {remedy}"
+            f"{stage} needs about {self.memory.device / 1e9:.1f} GB of GPU memory per rank at a full pack, "
+            f"and {field}={gpu:g} leaves {self.usable_bytes / 1e9:.1f} GB; {remedy}"
         )
 
 

@@ -30,5 +30,6 @@ def rate_warning(config: ConsistencyConfig, num_parameters: int, block: str = "c
     return (
         f"{block}.optimizer.learning_rate={rate:g} is {rate / rule:.1f} times what belongs to packs_per_step="
         f"{config.packs_per_step} of {config.reference_tokens_per_pack} tokens ({_RATE:g} belongs to "
-        f"{_PACKS} packs of {_PACK_TOKENS} and follows the square root); set {rule:.1e}, or more packs_per_step"
+        f"{_PACKS} packs of {_PACK_TOKENS} and follows the square root); set {rule:.1e}, or more "
+        "packs_per_step"
     )

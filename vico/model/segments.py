@@ -2,8 +2,8 @@
 
 Importing this file registers it with transformers. On CUDA in bfloat16 or float16 it is one varlen kernel
 (`vico/model/attention_kernels.py` says which). Elsewhere, and in float32, which no varlen kernel supports,
-it is exact SDPA, one sequence after another. A segment may be the end of a sequence whose beginning is elsewhere
-(`vico/model/shared_keys.py`).
+it is exact SDPA, one sequence after another. A segment may be the end of a sequence whose beginning is
+elsewhere (`vico/model/shared_keys.py`).
 
 Shapes: B = 1 row, L tokens of the row (its segments end to end), H query heads, K key and value heads, d
 width of a head, S tokens that all segments see together (L without shared keys).
