@@ -4,8 +4,8 @@
 
 Layers have the real widths of InternVL3.5-1B and 8B, in bfloat16 on the CPU; few of them, as bytes grow by
 the same amount with each. Counted are `--tiles` tiles in the vision tower and `--tokens` tokens in the
-language model, under every policy of `train.memory.activation_checkpointing`. `ratio` is the memory model over
-the count, for the layers measured; `per_layer` is what one more layer adds.
+language model, under every policy of `train.memory.activation_checkpointing`. `ratio` is the memory model
+over the count, for the layers measured; `per_layer` is what one more layer adds.
 """
 
 import argparse

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.site import Site
 from pipeline.config.graph import block_path
+from pipeline.planning.inference_estimate import InferenceEstimate, inference_estimate
 from pipeline.planning.request import OpenPipeline
 from pipeline.planning.training_estimate import TrainingEstimate, size, training_estimate
 from pipeline.results.attempt_metrics import metrics_of_attempts
@@ -33,6 +34,8 @@ class StageEstimate:
     """Largest use of a node, all of its programs together."""
     source: str
     """Where the numbers come from."""
+    inference: InferenceEstimate | None = None
+    """Of ratio and evaluate on GPUs that never ran: samples and time, from config and site."""
     training: TrainingEstimate | None = None
     """Of a consistency training: memory per rank, host memory and checkpoints, from config and site."""
 
@@ -48,7 +51,8 @@ class StageEstimate:
         """Return what `vico plan` shows: what was measured in an earlier run, then what was computed."""
         is_measured = (self.seconds, self.storage_bytes, self.memory_bytes) != (None, None, None)
         measured = [f"takes about {self}"] if is_measured else []
-        return measured + (self.training.lines() if self.training else [])
+        inferred = self.inference.lines() if self.inference and not measured else []
+        return [*measured, *inferred, *(self.training.lines() if self.training else [])]
 
     def __str__(self) -> str:
         words = [] if self.seconds is None else [duration(self.seconds)]
@@ -65,7 +69,11 @@ def stage_estimates(opened: OpenPipeline, site: Site) -> dict[str, StageEstimate
             continue
         records = records_of(site.storage, task.name)
         estimate = _from_record(records[-1], site) if records else StageEstimate(None, None, None, "")
-        estimate = replace(estimate, training=_training(task.name, opened, site))
+        estimate = replace(
+            estimate,
+            training=_training(task.name, opened, site),
+            inference=_inference(task.name, task.config, opened, site),
+        )
         if estimate.lines():
             estimates[task.name] = estimate
     return estimates
@@ -92,6 +100,24 @@ def _training(stage: str, opened: OpenPipeline, site: Site) -> TrainingEstimate 
         return None
     config = next(task.config for task in opened.pipeline.tasks if task.name == stage)
     return training_of(stage, config, model_config(opened.pipeline.config.inputs.model_folder), site)
+
+
+def _inference(stage: str, config: StageConfig, opened: OpenPipeline, site: Site) -> InferenceEstimate | None:
+    if block_path(stage)[-1] not in ("ratio", "evaluate"):
+        return None
+    from vico.model_files import model_config
+
+    return inference_of(stage, config, model_config(opened.pipeline.config.inputs.model_folder), site)
+
+
+def inference_of(
+    stage: str, config: StageConfig, model: Mapping[str, Any], site: Site
+) -> InferenceEstimate | None:
+    """Return the estimate of ratio or evaluate on GPUs for the model with this config.json; None for another
+    stage."""
+    from vico.memory.model_sizes import model_sizes
+
+    return inference_estimate(stage, config, model_sizes(model), site)
 
 
 def training_of(

@@ -36,6 +36,20 @@ def pack_seconds(sizes: ModelSizes, work: PackWork, peak_tflops: float, *, compi
     return (pack_flops(sizes, work) + repeated) / (_EFFICIENCY[compiled] * peak_tflops * 1e12)
 
 
+def ratio_seconds(sizes: ModelSizes, peak_tflops: float, num_masks: int | None) -> float:
+    """Return the seconds of one sample in the stage ratio on one device: a sample of `SAMPLE_TOKENS` tokens,
+    an eighth of them text, the others tiles.
+
+    The reference runs once. The policy runs once per tile and once more, each time from the tile that differs
+    on: half of the sample on average. `num_masks`: that many whole passes instead.
+    """
+    num_tiles = SAMPLE_TOKENS * 7 // 8 // sizes.full_tokens
+    passes = (num_tiles + 1) / 2 if num_masks is None else num_masks
+    flops = 2 * num_tiles * tile_flops(sizes)
+    flops += (1 + passes) * language_flops(sizes, SAMPLE_TOKENS, SAMPLE_TOKENS)
+    return flops / (_EFFICIENCY[False] * peak_tflops * 1e12)
+
+
 def pack_flops(sizes: ModelSizes, work: PackWork) -> float:
     """Return the FLOPs of a pack, without what is computed again."""
     vision = work.tiles * tile_flops(sizes)
