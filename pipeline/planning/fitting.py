@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cluster.site import Site
 from stages.consistency.config import ConsistencyConfig
@@ -12,7 +13,7 @@ USABLE = 0.9
 """Share of a GPU's memory for what is computed here; the rest is for CUDA, NCCL and fragments."""
 _MOST_RANKS = 512
 _SMALLEST_PACK = 4096
-_LADDER: tuple[Mapping[str, object], ...] = (
+_LADDER: tuple[Mapping[str, Any], ...] = (
     {},
     {"checkpointing": "selective"},
     {"checkpointing": "full"},

@@ -13,7 +13,7 @@ from vico.memory.speed import SAMPLE_TOKENS, ratio_seconds
 
 @dataclass(frozen=True)
 class InferenceEstimate:
-    """Most samples of a stage (None: all, `max_samples` is 0), and the time of 1,000 of them on one GPU (None:
+    """Most samples of a stage (None: all, `max_samples` is 0), and the time of 1,000 on one GPU (None:
     not computed)."""
 
     num_samples: int | None
