@@ -95,7 +95,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _estimates(
-    config: PipelineConfig, names: tuple[str, ...], model: Mapping[str, Any], request: RunRequest
+    config: PipelineConfig, names: list[str], model: Mapping[str, Any], request: RunRequest
 ) -> dict[str, StageEstimate]:
     estimates = {}
     for name in names:
