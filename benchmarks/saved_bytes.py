@@ -4,8 +4,10 @@
 
 Layers have the real widths of InternVL3.5-1B and 8B, in bfloat16 on the CPU; few of them, as bytes grow by
 the same amount with each. Counted are `--tiles` tiles in the vision tower and `--tokens` tokens in the
-language model, under every policy of `train.memory.activation_checkpointing`. `ratio` is the memory model
-over the count, for the layers measured; `per_layer` is what one more layer adds.
+language model, under every policy of `train.memory.activation_checkpointing`; with one that computes layers
+again, the count includes what one layer keeps without it, which is in memory while the backward pass is in that
+layer. `ratio` is the memory model over the count, for the layers measured; `per_layer` is what one more layer
+adds.
 """
 
 import argparse
@@ -143,7 +145,21 @@ def counting_shape(tokens: int, tiles: int, weight_bytes: int = 2) -> TrainingSh
 
 
 def rows_of(name: str, shape: TrainingShape, layers: tuple[int, int]) -> list[dict[str, Any]]:
-    """Return the rows of vision tower and language model for one policy: few and more layers counted."""
+    """Return the rows of vision tower and language model under every policy: few and more layers counted."""
+    rows: list[dict[str, Any]] = []
+    plain: dict[str, float] = {}
+    for policy in POLICIES:  # plain first
+        for row in _rows_of_policy(name, replace(shape, checkpointing=policy), layers, plain):
+            print(row, file=sys.stderr, flush=True)
+            rows.append(row)
+    return rows
+
+
+def _rows_of_policy(
+    name: str, shape: TrainingShape, layers: tuple[int, int], plain: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Return the rows of one policy; `plain`: part -> bytes of a layer without checkpointing, filled in by
+    the policy `none`."""
     with tempfile.TemporaryDirectory() as folder:
         few, many = (counted(Path(folder) / str(count), WIDTHS[name], count, shape) for count in layers)
     rows = []
@@ -154,15 +170,18 @@ def rows_of(name: str, shape: TrainingShape, layers: tuple[int, int]) -> list[di
         first, second = getattr(few, part), getattr(many, part)
         computed, computed_few = model_of(many.sizes, shape), model_of(few.sizes, shape)
         added = layers[1] - layers[0]
+        if shape.checkpointing == "none":
+            plain[part] = (second - first) / added
+        counted_bytes = second + (plain[part] if shape.checkpointing != "none" else 0)
         rows.append(
             {
                 "widths": name,
                 "part": part,
                 "checkpointing": shape.checkpointing,
                 "layers": layers[1],
-                f"bytes_per_{unit}": second / units,
+                f"bytes_per_{unit}": counted_bytes / units,
                 f"computed_per_{unit}": computed / units,
-                "ratio": computed / second,
+                "ratio": computed / counted_bytes,
                 f"per_layer_and_{unit}": (second - first) / added / units,
                 f"computed_per_layer_and_{unit}": (computed - computed_few) / added / units,
                 "ratio_per_layer": (computed - computed_few) / (second - first),
@@ -182,11 +201,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for name in options.widths or WIDTHS:
-        for policy in POLICIES:
-            shape = replace(counting_shape(options.tokens, options.tiles), checkpointing=policy)
-            for row in rows_of(name, shape, tuple(options.layers)):
-                rows.append(row)
-                print(row, file=sys.stderr, flush=True)
+        rows += rows_of(name, counting_shape(options.tokens, options.tiles), tuple(options.layers))
     furthest = max(abs(row["ratio"] - 1) for row in rows)
     print(json.dumps({"name": "saved_bytes", "rows": rows, "ratios": {"furthest_from_1": furthest}}))
 

@@ -102,9 +102,9 @@ _COPY = """cat > /dev/null
 if [ "$(wc -l < "$1")" -gt 1 ]; then cp "$1" "$2.partial" && mv "$2.partial" "$2"; fi
 rm -f "$1"
 """
-_COPY_S = 3.0
+_COPY_S = 1.0
 """How long the copy of a rank's stacks may take after the rank ended."""
-_OTHERS_S = 0.5
+_OTHERS_S = 0.3
 
 
 class Watchdog:
