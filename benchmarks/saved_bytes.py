@@ -5,9 +5,9 @@
 Layers have the real widths of InternVL3.5-1B and 8B, in bfloat16 on the CPU; few of them, as bytes grow by
 the same amount with each. Counted are `--tiles` tiles in the vision tower and `--tokens` tokens in the
 language model, under every policy of `train.memory.activation_checkpointing`; with one that computes layers
-again, the count includes what one layer keeps without it, which is in memory while the backward pass is in that
-layer. `ratio` is the memory model over the count, for the layers measured; `per_layer` is what one more layer
-adds.
+again, the count includes what one layer keeps without it, which is in memory while the backward pass is in
+that layer. `ratio` is the memory model over the count, for the layers measured; `per_layer` is what one more
+layer adds.
 """
 
 import argparse
