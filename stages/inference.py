@@ -5,7 +5,7 @@ The actors of ratio and evaluate use it. Importing it is light; torch is importe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -38,7 +38,7 @@ class InferenceSettings:
     generation_tokens: int
     batch_tiles: int
     kl_chunk_rows: int
-    attention: AttentionSettings
+    attention: AttentionSettings = field(default_factory=AttentionSettings)
 
 
 def dtype_on(site: Site, stage: str) -> Dtype:
