@@ -47,6 +47,11 @@ def ours(case: Inputs) -> torch.Tensor:
     return chunked_kl(*case)[0]
 
 
+def ours_1024(case: Inputs) -> torch.Tensor:
+    """Run ours with the default of `train.memory.kl_chunk_rows` on GPUs."""
+    return chunked_kl(*case, chunk_rows=1024)[0]
+
+
 def dense(case: Inputs) -> torch.Tensor:
     log_policy = F.log_softmax(case.hidden @ case.weight.T, dim=-1, dtype=torch.float32)
     reference_logits = case.reference_hidden @ case.reference_weight.T
@@ -61,6 +66,15 @@ def trl(case: Inputs) -> torch.Tensor:
     heads = (case.hidden, case.weight, None, case.reference_hidden, case.reference_weight, None)
     kl = ChunkedDivergenceFunction.apply(*heads, 0.0)[0]  # beta 0: KL(teacher || student)
     return (kl * case.weights).sum()
+
+
+def liger_kl(case: Inputs) -> torch.Tensor:
+    """Run liger's fused linear KL. It takes the reference's probabilities [A, V], which are computed here as
+    a part of the loss; a mean over tokens, too."""
+    from liger_kernel.transformers import LigerFusedLinearKLDivLoss
+
+    target = (case.reference_hidden @ case.reference_weight.T).softmax(-1, dtype=torch.float32)
+    return LigerFusedLinearKLDivLoss()(case.hidden, case.weight, target)
 
 
 def liger_jsd(case: Inputs) -> torch.Tensor:
@@ -84,12 +98,14 @@ def liger(case: Inputs) -> torch.Tensor:
 
 CASES: dict[str, Callable[[Inputs], torch.Tensor]] = {
     "ours": ours,
+    "ours-1024": ours_1024,
     "dense": dense,
     "trl": trl,
     "liger": liger,
     "liger-jsd": liger_jsd,
+    "liger-kl": liger_kl,
 }
-_MODULES = {"trl": "trl", "liger": "liger_kernel", "liger-jsd": "liger_kernel"}
+_MODULES = {"liger-kl": "liger_kernel", "trl": "trl", "liger": "liger_kernel", "liger-jsd": "liger_kernel"}
 
 
 def inputs(num_tokens: int, dtype: torch.dtype, device: str) -> Inputs:

@@ -25,12 +25,28 @@ class MemorySettings(SiteBlock):
     """Which activations of a layer are recomputed in the backward pass instead of kept: `full` keeps only the
     layer's input, `selective` also what its attention returns, the most expensive part to recompute. `none`
     keeps all."""
-    kl_chunk_rows: int = Field(256, ge=1)
-    """Number of answer tokens whose logits are in memory at the same time when the loss is computed."""
+    kl_chunk_rows: int | None = Field(None, ge=1)
+    """Number of answer tokens whose logits are in memory at the same time when the loss is computed. null:
+    1024 on GPUs, 256 on CPUs."""
     router_features_gb: float = Field(20, ge=0)
     """Most gigabytes of vision features that the router stage keeps in the storage while it trains. If those
     of all labelled tiles are more, or with 0, every step computes the features of its tiles instead. Both
     ways give the same features except for rounding."""
+
+    def chunk_rows(self, *, on_gpus: bool) -> int:
+        """Return `kl_chunk_rows`, or its default on this kind of device."""
+        return self.kl_chunk_rows or (1024 if on_gpus else 256)
+
+
+class AttentionSettings(SiteBlock):
+    """Which kernels compute attention on CUDA in bfloat16. Results differ by rounding."""
+
+    rows: Literal["auto", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torch"] = "auto"
+    """Kernel for packed rows of the language model. `auto`: the first of this list that is installed and
+    supports the device and the model; another value forces that kernel, or the stage is refused."""
+    vision: Literal["auto", "cudnn", "flash", "efficient"] = "auto"
+    """Backend of torch's attention in the vision tower, whose tiles all have the same length. `auto`: the
+    first of cudnn, flash and efficient that supports the device; another value forces that backend."""
 
 
 class CheckpointSettings(SiteBlock):
@@ -38,6 +54,9 @@ class CheckpointSettings(SiteBlock):
 
     every_steps: int = Field(20, ge=1)
     """Number of steps from one checkpoint to the next."""
+    every_s: float | None = Field(None, gt=0)
+    """Seconds after the last checkpoint at which the next one is due, even if fewer steps than `every_steps`
+    have passed; null: only steps count. With steps of unknown length, set this and a large `every_steps`."""
     keep: int = Field(2, ge=1)
     """Number of checkpoints to keep. All are removed when the stage is done."""
 
@@ -103,6 +122,8 @@ class TrainSettings(SiteBlock):
     """How a training uses the machine."""
 
     memory: MemorySettings = MemorySettings()
+    attention: AttentionSettings = AttentionSettings()
+    """Kernels of attention, also in stages that only run the model."""
     checkpoints: CheckpointSettings = CheckpointSettings()
     restarts: RestartSettings = RestartSettings()
     divergence: DivergenceSettings = DivergenceSettings()

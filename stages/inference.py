@@ -5,10 +5,12 @@ The actors of ratio and evaluate use it. Importing it is light; torch is importe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cluster.site import Site
+from cluster.train_settings import AttentionSettings
 from stages.context import Context
 from stages.outputs import POLICY_FOLDER
 from vico.errors import UserError
@@ -36,22 +38,29 @@ class InferenceSettings:
     generation_tokens: int
     batch_tiles: int
     kl_chunk_rows: int
+    attention: AttentionSettings = field(default_factory=AttentionSettings)
 
 
-def inference_settings(context: Context, dtype: Dtype) -> InferenceSettings:
+def dtype_on(site: Site, stage: str) -> Dtype:
+    """Return the dtype of a stage whose config leaves it open: bfloat16 on GPUs, float32 on CPUs."""
+    return "bfloat16" if site.for_stage(stage).resources.gpus_per_worker > 0 else "float32"
+
+
+def inference_settings(context: Context, dtype: Dtype | None) -> InferenceSettings:
     """Return the settings of a stage with the inputs shard, model and consistency."""
     resources, inference = context.site.resources, context.site.inference
     return InferenceSettings(
         policy_folder=context.folder("consistency") / POLICY_FOLDER,
         reference_folder=context.folder("model"),
         shard_folder=context.folder("shard"),
-        dtype=dtype,
+        dtype=dtype or ("bfloat16" if resources.gpus_per_worker else "float32"),
         device="cuda" if resources.gpus_per_worker else "cpu",
         num_threads=resources.threads_per_worker,
         row_tokens=inference.row_tokens,
         generation_tokens=inference.generation_tokens,
         batch_tiles=inference.batch_tiles,
-        kl_chunk_rows=context.site.train.memory.kl_chunk_rows,
+        kl_chunk_rows=context.site.train.memory.chunk_rows(on_gpus=resources.gpus_per_worker > 0),
+        attention=context.site.train.attention,
     )
 
 
@@ -91,7 +100,9 @@ def _load(folder: Path, settings: InferenceSettings) -> VicoModel:
     import torch
 
     from vico.checkpoints import load_model
+    from vico.model.attention_kernels import use_attention
 
+    use_attention(settings.attention.rows, settings.attention.vision)
     return load_model(folder, getattr(torch, settings.dtype), settings.device)
 
 

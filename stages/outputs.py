@@ -34,6 +34,8 @@ _NEEDED = {
     "router": (ROUTER_FILE, METRICS_FILE),
     "evaluate": (METRICS_FILE,),
 }
+KERNELS_FILE = "kernels.txt"
+"""In an attempt's folder: what computed on rank 0 of a training, in words."""
 NEEDED = {
     **_NEEDED,
     **{f"joint_{stage}": _NEEDED[stage] for stage in ("consistency", "ratio", "label", "router")},

@@ -87,6 +87,8 @@ class StageResources(SiteBlock):
     """GPUs per worker, actor or task."""
     nodes: str | None = None
     """Group of nodes that the stage's processes run on."""
+    gpu_memory_gb: float | None = Field(None, gt=0)
+    """Memory of one of their GPUs in GB."""
 
 
 class Resources(SiteBlock):
@@ -105,6 +107,9 @@ class Resources(SiteBlock):
     Stages that only run a model also accept a share of a GPU, such as 0.5."""
     nodes: str | None = None
     """Name of the group in `nodes` that processes run on, by its Ray resource `vico_NAME`; null: any node."""
+    gpu_memory_gb: float | None = Field(None, gt=0)
+    """Memory of one GPU in GB, such as 80. With it, a training that would not fit is refused before it
+    starts, with a setting that fits; null: it is not checked."""
     stages: dict[str, StageResources] = {}
     """Stage -> what it uses instead: CPU nodes to write shards, many small actors for losses, GPU nodes to
     train. A joint stage such as `joint_ratio` without a block of its own uses that of `ratio`."""

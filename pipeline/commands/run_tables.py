@@ -85,8 +85,9 @@ def plan_table(planned: Sequence[PlannedStage], estimates: Mapping[str, StageEst
     """Return one row per stage, for `vico plan`."""
     rows = []
     for stage in planned:
-        action = "refused" if stage.refused else stage.action
-        expected = estimates[stage.stage].lines() if stage.stage in estimates else []
+        estimate = estimates.get(stage.stage)
+        action = "refused" if stage.refused or (estimate and estimate.refusal) else stage.action
+        expected = estimate.lines() if estimate else []
         reasons = (*stage.reasons, *expected)
-        rows.append([stage.stage, action, stage.fingerprint[:_FINGERPRINT_CHARS], reasons])
+        rows.append([stage.stage, action, stage.fingerprint[:_FINGERPRINT_CHARS] or "-", reasons])
     return text_table(("stage", "action", "fingerprint", "why"), rows)

@@ -130,12 +130,15 @@ def plan(
 ) -> None:
     """Show which stages would run, and why.
 
-    For each stage that would run it also shows time, storage and memory, if they are known. Writes nothing.
+    For each stage that would run it also shows time, storage and memory, if they are known. If the model's
+    weights are not here, its config.json alone is read. Exits with 2 if a training would not fit the GPUs
+    that the site states. Writes nothing.
     """
     from pipeline.commands.run_tables import plan_table
     from pipeline.config.graph import pipeline_graph
     from pipeline.planning.estimates import stage_estimates
     from pipeline.planning.request import RunRequest, open_pipeline
+    from pipeline.planning.without_weights import plan_without_weights
 
     request = RunRequest(
         config,
@@ -145,14 +148,22 @@ def plan(
         until=until,
         strict_code=strict_code,
     )
-    opened = open_pipeline(request, pipeline_graph(), error_terminal().line)
-    estimates = stage_estimates(opened, request.site)
+    without_weights = plan_without_weights(request, pipeline_graph())
+    if without_weights is None:
+        opened = open_pipeline(request, pipeline_graph(), error_terminal().line)
+        planned, estimates = opened.planned, stage_estimates(opened, request.site)
+    else:
+        planned, estimates = without_weights.planned, without_weights.estimates
+        error_terminal().line(without_weights.note)
     if as_json:
         expected = {stage: estimate.as_json() for stage, estimate in estimates.items()}
-        rows = [{**stage.as_json(), "expected": expected.get(stage.stage)} for stage in opened.planned]
+        rows = [{**stage.as_json(), "expected": expected.get(stage.stage)} for stage in planned]
         print_json(sys.stdout, rows)
     else:
-        terminal().table(plan_table(opened.planned, estimates))
+        terminal().table(plan_table(planned, estimates))
+    refusals = [estimate.refusal for estimate in estimates.values() if estimate.refusal]
+    if refusals:
+        raise UserError("\n".join(refusals))
 
 
 def status(

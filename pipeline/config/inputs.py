@@ -53,8 +53,8 @@ def check_inputs(inputs: Inputs, graph: Graph) -> None:
     faults.raise_all()
 
 
-def with_absolute_paths(inputs: Inputs) -> Inputs:
-    """Return the inputs with absolute paths, and a Hub model with its commit.
+def with_absolute_paths(inputs: Inputs, *, pin_model: bool = True) -> Inputs:
+    """Return the inputs with absolute paths, and with `pin_model` a Hub model with its commit.
 
     A relative path starts from the working directory of the command; workers have another one.
     """
@@ -62,7 +62,7 @@ def with_absolute_paths(inputs: Inputs) -> Inputs:
         update={
             "records": _with_absolute_records(inputs.records),
             "heldout": None if inputs.heldout is None else _with_absolute_records(inputs.heldout),
-            "model": _pinned_model(inputs.model),
+            "model": _pinned_model(inputs.model) if pin_model else inputs.model,
             "repaired": tuple(_absolute(path) for path in inputs.repaired),
             "adopt": {stage: _absolute(folder) for stage, folder in inputs.adopt.items()},
         }

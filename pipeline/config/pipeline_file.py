@@ -97,10 +97,13 @@ def load_config(path: Path, graph: Graph, overrides: Sequence[str] = ()) -> Pipe
     return config
 
 
-def config_with_faults(path: Path, graph: Graph, overrides: Sequence[str], faults: Faults) -> PipelineConfig:
+def config_with_faults(
+    path: Path, graph: Graph, overrides: Sequence[str], faults: Faults, *, pin_model: bool = True
+) -> PipelineConfig:
     """Return the config of `load_config` without the keys at fault, which are noted in `faults`.
 
-    So that the checks of later steps find their faults too. Raises UserError if nothing is left to check.
+    So that the checks of later steps find their faults too. Without `pin_model` the Hub is not asked for the
+    commit of the model. Raises UserError if nothing is left to check.
     """
     content = yaml_mapping(path, "config")
     for override in overrides:
@@ -126,7 +129,7 @@ def config_with_faults(path: Path, graph: Graph, overrides: Sequence[str], fault
         raise UserError(f"{path}: {error}; fix the YAML there") from error
     with faults.collected():
         check_inputs(config.inputs, config.stages_of(graph))
-    return config.model_copy(update={"inputs": with_absolute_paths(config.inputs)})
+    return config.model_copy(update={"inputs": with_absolute_paths(config.inputs, pin_model=pin_model)})
 
 
 def _checked(form: type[PipelineConfig], content: dict[str, Any]) -> PipelineConfig:

@@ -44,11 +44,18 @@ def stable_form(value: Any, where: str = "value") -> Any:
 
 def config_identity(config: BaseModel, where: str = "config") -> dict[str, Any]:
     """Return a config in stable form without the fields at their default: a new field with a default
-    changes no fingerprint."""
+    changes no fingerprint. Neither does a new default, if the class says what was left out before
+    (`StageConfig.LEFT_OUT`)."""
     form = {}
+    left_out = getattr(type(config), "LEFT_OUT", {})
     for name, field in type(config).model_fields.items():
         value = stable_form(getattr(config, name), f"{where}.{name}")
-        if not _is_default(field, value, where) or _is_tag(field):
+        is_left_out = (
+            canonical_json(left_out[name]) == canonical_json(value)
+            if name in left_out
+            else _is_default(field, value, where)
+        )
+        if not is_left_out or _is_tag(field):
             form[name] = value
     return form
 

@@ -2,11 +2,13 @@
 also from the sizes of its model. For `vico plan`; a hint, never a limit.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cluster.site import Site
 from pipeline.config.graph import block_path
+from pipeline.planning.inference_estimate import InferenceEstimate, inference_estimate
 from pipeline.planning.request import OpenPipeline
 from pipeline.planning.training_estimate import TrainingEstimate, size, training_estimate
 from pipeline.results.attempt_metrics import metrics_of_attempts
@@ -15,6 +17,8 @@ from pipeline.results.stage_folder import records_of
 from pipeline.storage.lookup import storage_of
 from pipeline.terminal.progress import duration
 from stages.consistency.config import ConsistencyConfig
+from stages.stage_config import StageConfig
+from vico.errors import UserError
 
 _MEMORY = "system_memory_usage_megabytes"
 
@@ -30,8 +34,15 @@ class StageEstimate:
     """Largest use of a node, all of its programs together."""
     source: str
     """Where the numbers come from."""
+    inference: InferenceEstimate | None = None
+    """Of ratio and evaluate on GPUs that never ran: samples and time, from config and site."""
     training: TrainingEstimate | None = None
     """Of a consistency training: memory per rank, host memory and checkpoints, from config and site."""
+
+    @property
+    def refusal(self) -> str | None:
+        """Return why the stage is refused on this site; None if it is not."""
+        return self.training.refusal if self.training else None
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "training": self.training.as_json() if self.training else None}
@@ -40,7 +51,8 @@ class StageEstimate:
         """Return what `vico plan` shows: what was measured in an earlier run, then what was computed."""
         is_measured = (self.seconds, self.storage_bytes, self.memory_bytes) != (None, None, None)
         measured = [f"takes about {self}"] if is_measured else []
-        return measured + (self.training.lines() if self.training else [])
+        inferred = self.inference.lines() if self.inference and not measured else []
+        return [*measured, *inferred, *(self.training.lines() if self.training else [])]
 
     def __str__(self) -> str:
         words = [] if self.seconds is None else [duration(self.seconds)]
@@ -57,7 +69,11 @@ def stage_estimates(opened: OpenPipeline, site: Site) -> dict[str, StageEstimate
             continue
         records = records_of(site.storage, task.name)
         estimate = _from_record(records[-1], site) if records else StageEstimate(None, None, None, "")
-        estimate = replace(estimate, training=_training(task.name, opened, site))
+        estimate = replace(
+            estimate,
+            training=_training(task.name, opened, site),
+            inference=_inference(task.name, task.config, opened, site),
+        )
         if estimate.lines():
             estimates[task.name] = estimate
     return estimates
@@ -78,14 +94,50 @@ def _from_record(record: Record, site: Site) -> StageEstimate:
 
 def _training(stage: str, opened: OpenPipeline, site: Site) -> TrainingEstimate | None:
     """Return the estimate of a consistency training, which trains all weights; None for another stage."""
+    from vico.model_files import model_config
+
     if block_path(stage)[-1] != "consistency":
+        return None
+    config = next(task.config for task in opened.pipeline.tasks if task.name == stage)
+    return training_of(stage, config, model_config(opened.pipeline.config.inputs.model_folder), site)
+
+
+def _inference(stage: str, config: StageConfig, opened: OpenPipeline, site: Site) -> InferenceEstimate | None:
+    if block_path(stage)[-1] not in ("ratio", "evaluate"):
+        return None
+    from vico.model_files import model_config
+
+    return inference_of(stage, config, model_config(opened.pipeline.config.inputs.model_folder), site)
+
+
+def inference_of(
+    stage: str, config: StageConfig, model: Mapping[str, Any], site: Site
+) -> InferenceEstimate | None:
+    """Return the estimate of ratio or evaluate on GPUs for the model with this config.json; None for another
+    stage."""
+    from vico.memory.model_sizes import model_sizes
+
+    return inference_estimate(stage, config, model_sizes(model), site)
+
+
+def training_of(
+    stage: str, config: StageConfig, model: Mapping[str, Any], site: Site
+) -> TrainingEstimate | None:
+    """Return the estimate of a consistency training of the model with this config.json (in Hugging Face
+    form); None for a stage of another kind."""
+    if not isinstance(config, ConsistencyConfig):
         return None
     from stages.consistency.disk import most_checkpoints
     from vico.memory.model_sizes import model_sizes
-    from vico.model_files import model_config
 
-    config = next(task.config for task in opened.pipeline.tasks if task.name == stage)
-    assert isinstance(config, ConsistencyConfig)
-    sizes = model_sizes(model_config(opened.pipeline.config.inputs.model_folder))
     num_checkpoints = most_checkpoints(site.train.checkpoints.keep, remote=site.remote is not None)
-    return training_estimate(config, sizes, site.for_stage(stage), num_checkpoints)
+    return training_estimate(config, model_sizes(model), site, num_checkpoints, stage)
+
+
+def check_memory(opened: OpenPipeline, site: Site) -> None:
+    """Raise UserError if a training that would run does not fit the GPUs that the site states."""
+    for task in opened.pipeline.tasks:
+        if task.name in opened.stages_to_run and task.adopted_from is None:
+            training = _training(task.name, opened, site)
+            if training is not None and training.refusal:
+                raise UserError(training.refusal)

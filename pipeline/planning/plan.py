@@ -22,6 +22,7 @@ class PlannedStage:
     stage: str
     action: Literal["reuse", "run"]
     fingerprint: str
+    """Empty: not known, as the model's files are not here."""
     reasons: list[str]
     refused: str | None = field(default=None)
     """Why the stage cannot run before the user has decided something; None if it can."""
@@ -30,7 +31,7 @@ class PlannedStage:
         return {
             "stage": self.stage,
             "action": self.action,
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.fingerprint or None,
             "reasons": self.reasons,
         }
 

@@ -142,7 +142,8 @@ def changes(task: StageTask, storage: Path) -> list[str]:
 def _with_defaults(task: StageTask, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return dotted path -> value, with the defaults that a recorded config leaves out."""
     defaults = task.spec.config_class.model_construct()  # without the fields that have none
-    return flattened(defaults.model_dump(mode="json")) | flattened(config)
+    left_out = flattened(dict(task.spec.config_class.LEFT_OUT))
+    return flattened(defaults.model_dump(mode="json")) | left_out | flattened(config)
 
 
 def shortened(digest: str | None) -> str:

@@ -10,6 +10,7 @@ from cluster.site import Site
 from pipeline.config.graph import Graph
 from pipeline.config.joint_checks import check_together
 from pipeline.config.pipeline_file import config_with_faults
+from pipeline.config.site_dtypes import with_site_dtypes
 from pipeline.config.split_needs import check_split_needs
 from pipeline.identity.remembered_digests import InputDigests
 from pipeline.planning.plan import PlannedStage, plan
@@ -76,6 +77,7 @@ def open_pipeline(
     """
     faults = Faults()
     config = config_with_faults(request.config, graph, request.overrides, faults)
+    config = with_site_dtypes(config, graph, request.site)
     with faults.collected():
         check_together(config, request.site)
     requested = config.stages_of(graph).until(request.until)

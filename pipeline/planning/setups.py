@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.planning.fitting import USABLE
 from vico.memory.model_sizes import ModelSizes
 from vico.memory.training_memory import RankMemory, TrainingShape, rank_memory
 
 GPU_BYTES = 80 * 10**9
-USABLE = 0.9
-"""Share of a GPU's memory for what is computed here; the rest is for CUDA, NCCL and fragments."""
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
 _PACKS = ((96, 32768), (48, 16384), (24, 8192), (12, 4096))
 """(tiles, tokens at the full rate) of a pack, the stage's defaults first."""
@@ -70,7 +69,7 @@ def _setups(sizes: ModelSizes, ranks: int, tiles: int, tokens: int) -> Iterator[
             reference=reference,
             checkpointing=checkpointing,
             train_vision=True,
-            kl_chunk_rows=256,
+            kl_chunk_rows=1024,
         )
         memory = rank_memory(sizes, shape)
         yield Setup(ranks, zero_stage, checkpointing, reference, tiles, tokens, memory)

@@ -1,12 +1,17 @@
-"""What a consistency training will need, before it ever ran: memory per rank, host memory, checkpoints."""
+"""What a consistency training will need, before it ever ran: memory per rank, host memory, checkpoints, and
+its speed."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.site import Site
+from pipeline.config.graph import block_path
+from pipeline.planning.fitting import compared
 from stages.consistency.config import ConsistencyConfig
+from stages.consistency.rate_rule import rate_warning
 from vico.memory.model_sizes import ModelSizes
-from vico.memory.training_memory import RankMemory, TrainingShape, checkpoint_bytes, rank_memory
+from vico.memory.speed import PackWork, pack_seconds
+from vico.memory.training_memory import RankMemory, TrainingShape, checkpoint_bytes
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,13 @@ class TrainingEstimate:
     checkpoint: int
     num_checkpoints: int
     model: int
+    tokens_per_second: float | None
+    """Of all ranks, both rows; None: the site does not state the peak of its GPUs."""
+    refusal: str | None
+    """Why the stage is refused, with a remedy; None if it fits, or if the site does not state the memory of
+    its GPUs."""
+    warning: str | None = None
+    """About a learning rate that is far above what belongs to the size of an update."""
 
     @property
     def disk(self) -> int:
@@ -30,6 +42,17 @@ class TrainingEstimate:
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "device_bytes": self.memory.device, "disk_bytes": self.disk}
+
+    def _speed_lines(self) -> list[str]:
+        if not self.on_gpus:
+            return []
+        if self.tokens_per_second is None:
+            return ["speed: unknown; train.profiling.peak_tflops of the site gives an estimate"]
+        per_rank = self.tokens_per_second / self.num_ranks
+        return [
+            f"speed: about {self.tokens_per_second:,.0f} tokens per second, {per_rank:,.0f} per rank "
+            "(computed, with the efficiency measured at 1B)"
+        ]
 
     def lines(self) -> list[str]:
         """Return the estimate for `vico plan`: one line per resource."""
@@ -52,35 +75,68 @@ class TrainingEstimate:
             f"{self.num_ranks} ranks",
             f"disk: {self.num_checkpoints} checkpoints of {size(self.checkpoint)} at a time, and the policy, "
             f"{size(self.model)}",
+            *self._speed_lines(),
+            *([f"warning: {self.warning}"] if self.warning else []),
+            *([f"refused: {self.refusal}"] if self.refusal else []),
         ]
 
 
 def training_estimate(
-    config: ConsistencyConfig, sizes: ModelSizes, site: Site, num_checkpoints: int
+    config: ConsistencyConfig,
+    sizes: ModelSizes,
+    site: Site,
+    num_checkpoints: int,
+    stage: str = "consistency",
 ) -> TrainingEstimate:
-    """Return the estimate of a training with the resources of `site`, the site as its stage sees it."""
-    memory, resources = site.train.memory, site.resources
+    """Return the estimate of a training on `site`, whose resources are those of all stages."""
+    of_stage, block = site.for_stage(stage), ".".join(block_path(stage))
     weight_bytes = 4 if config.optimizer.dtype == "float32" else 2
-    shape = TrainingShape(
+    shape = training_shape(config, sizes, of_stage)
+    fit = compared(config, sizes, of_stage, shape, block)
+    return TrainingEstimate(
+        memory=fit.memory,
+        num_ranks=shape.num_ranks,
+        on_gpus=of_stage.resources.gpus_per_worker > 0,
+        checkpoint=checkpoint_bytes(sizes, weight_bytes, train_vision=config.train_vision),
+        num_checkpoints=num_checkpoints,
+        model=weight_bytes * sizes.policy,
+        tokens_per_second=_tokens_per_second(config, sizes, of_stage, shape),
+        refusal=fit.refusal(stage, site.resources.field_of(stage, "gpu_memory_gb")),
+        warning=rate_warning(config, sizes.base, block),
+    )
+
+
+def training_shape(config: ConsistencyConfig, sizes: ModelSizes, site: Site) -> TrainingShape:
+    """Return what decides the memory of a training on `site`, the site as its stage sees it."""
+    memory, resources = site.train.memory, site.resources
+    return TrainingShape(
         tokens=pack_tokens(config, sizes),
         tiles=config.tiles_per_pack,
         num_ranks=resources.workers,
-        weight_bytes=weight_bytes,
+        weight_bytes=4 if config.optimizer.dtype == "float32" else 2,
         zero_stage=memory.zero_stage,
         offload=memory.offload,
         reference=memory.reference,
         checkpointing=memory.activation_checkpointing,
         train_vision=config.train_vision,
-        kl_chunk_rows=memory.kl_chunk_rows,
+        kl_chunk_rows=memory.chunk_rows(on_gpus=resources.gpus_per_worker > 0),
     )
-    return TrainingEstimate(
-        memory=rank_memory(sizes, shape),
-        num_ranks=resources.workers,
-        on_gpus=resources.gpus_per_worker > 0,
-        checkpoint=checkpoint_bytes(sizes, weight_bytes, train_vision=config.train_vision),
-        num_checkpoints=num_checkpoints,
-        model=weight_bytes * sizes.policy,
+
+
+def _tokens_per_second(
+    config: ConsistencyConfig, sizes: ModelSizes, site: Site, shape: TrainingShape
+) -> float | None:
+    peak = site.train.profiling.peak_tflops
+    if peak is None or not site.resources.gpus_per_worker:
+        return None
+    work = PackWork(
+        tiles=min(config.tiles_per_pack, config.reference_tokens_per_pack // sizes.full_tokens),
+        policy_tokens=shape.tokens,
+        reference_tokens=config.reference_tokens_per_pack,
+        train_vision=config.train_vision,
+        checkpointing=shape.checkpointing,
     )
+    return shape.num_ranks * work.tokens / pack_seconds(sizes, work, peak, compiled=site.train.compile)
 
 
 def pack_tokens(config: ConsistencyConfig, sizes: ModelSizes) -> int:

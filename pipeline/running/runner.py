@@ -5,6 +5,7 @@ After a crash at any point the same command resumes: results are in the store, w
 
 from cluster.site import Site
 from pipeline.config.graph import Graph
+from pipeline.planning.estimates import check_memory
 from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline
 from pipeline.results.latest import link_results
 from pipeline.results.run_summary import summary_lines
@@ -44,6 +45,7 @@ def run_pipeline(request: RunRequest, graph: Graph, display: Display) -> RunResu
                 check_free_space(request.site.storage, opened)
                 check_ports(request.site, opened)
                 check_gpus(request.site, opened)
+                check_memory(opened, request.site)
             opened.cache.save()
             result = _work_on_run(RunCommand(request, opened, signals, display))
             if result is not None:

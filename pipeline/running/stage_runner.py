@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from cluster.node_metrics import NodeSampler
 from cluster.sources.reports import code_of_attempt, reports_kept_in
@@ -37,6 +38,7 @@ from pipeline.running.stage_inputs import StageInputs
 from pipeline.storage.lease import Lease
 from pipeline.storage.leases import Leases
 from pipeline.terminal.progress import duration
+from stages.outputs import KERNELS_FILE
 from stages.parts import Parts
 from stages.stops import Interrupted, LeaseLost
 
@@ -223,6 +225,7 @@ class StageRunner:
             site=self.site.name,
             facts=run_environment(self.site.for_stage(task.name))
             | {CODE: code_of_attempt(attempt.parts.attempt_folder)}
+            | _kernels(attempt.parts.attempt_folder)
             | made_by_attempts(attempt.folder, sources, package_versions()),
             mlflow_run_id=self.services.stage_run_id(task.name),
         )
@@ -245,6 +248,12 @@ class StageRunner:
         if archived is not None:
             address = folder.storage.address(archived)
             self.display.line(f"{task.name}: earlier result moved to {address} ({reason})")
+
+
+def _kernels(attempt_folder: Path) -> dict[str, str]:
+    """Return the fact that a training left of what computed on its rank 0; empty for other stages."""
+    path = attempt_folder / KERNELS_FILE
+    return {"kernels": path.read_text(encoding="utf-8").strip()} if path.is_file() else {}
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from cluster.site import Site
 from cluster.sources.driver import driver_code
 from pipeline.config.graph import Graph
 from pipeline.identity.provenance import PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE, git_patch, git_state
+from pipeline.planning.estimates import check_memory
 from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline
 from pipeline.results.runs import RunFile, Runs, State
 from pipeline.running.held_run import forget_forced
@@ -90,6 +91,7 @@ def open_request(request: RunRequest, graph: Graph) -> OpenPipeline:
     refuse_passwords(request.site)
     opened = open_pipeline(request, graph)
     opened.check_can_run()
+    check_memory(opened, request.site)
     return opened
 
 

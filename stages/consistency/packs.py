@@ -25,6 +25,7 @@ from stages.outputs import METRICS_FILE
 from stages.parts import Parts
 from stages.router_files import calibrated_threshold
 from stages.training.engine_settings import check_engine_settings
+from stages.training.kept_batches import KeptBatches
 from vico.checkpoints.tensor_files import stored_tensors
 from vico.errors import UserError
 from vico.packing import PackedBatch, packed_batch
@@ -103,6 +104,7 @@ class ConsistencyPacks:
             shard_folder, self._format, self._index, threads=settings.train.data_threads
         )
         self._calib: dict[bool, list[Pack]] = {}
+        self._calib_batches = KeptBatches[PackedBatch]()
         self._epochs = EpochPlans(self._new_plan, config.epochs, config.max_steps)
         self.num_steps = self._epochs.num_steps
 
@@ -151,6 +153,10 @@ class ConsistencyPacks:
             chosen = islice(self._all_calib_packs(compressed), 0, None, stride)
             self._calib[compressed] = list(chosen)
         return self._calib[compressed]
+
+    def calib_batch(self, pack: Pack, *, compressed: bool) -> PackedBatch:
+        """Return a pack of `calib_packs(compressed)` decoded: once, as far as memory is set aside for it."""
+        return self._calib_batches.get((compressed, pack.rows.tobytes()), lambda: self.batch(pack))
 
     def _all_calib_packs(self, compressed: bool) -> Iterator[Pack]:
         columns = self._index.columns("calib")

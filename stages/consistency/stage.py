@@ -6,9 +6,12 @@ This is the stage's entry; what a rank does is in `stages/consistency/worker.py`
 from typing import TYPE_CHECKING
 
 from stages.consistency.config import ConsistencyConfig
+from stages.consistency.rate_rule import rate_warning
 from stages.context import Context
 from stages.outputs import POLICY_FOLDER
 from stages.training.optimizer import note_slow_dtype
+from vico.memory.model_sizes import model_sizes
+from vico.model_files import model_config
 
 if TYPE_CHECKING:
     from stages.consistency.packs import ConsistencySettings
@@ -48,6 +51,9 @@ def run_training(settings: "ConsistencySettings", context: Context) -> dict[str,
     num_steps = prepared(settings)
     if not context.parts.done(POLICY_FOLDER):
         note_slow_dtype(settings.config.optimizer, context)
+        num_parameters = model_sizes(model_config(settings.model_folder)).base
+        if warning := rate_warning(settings.config, num_parameters, settings.block):
+            context.note(warning)
         remove_conversions(context.parts)
         check_disk(settings, context.site.resources.workers, remote=context.site.remote is not None)
         run_throughput(_measure, settings, context, num_steps=num_steps)

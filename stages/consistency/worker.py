@@ -2,7 +2,7 @@
 folder."""
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import TypedDict
 import torch
 from torch import nn
 
-from data_prep.packs.pack import Pack
 from stages.consistency.best_policy import SCORE_FILE, BestPolicy
 from stages.consistency.config import ConsistencyConfig
 from stages.consistency.learning_rates import consistency_rates
@@ -26,6 +25,7 @@ from stages.training.step import derived_seed, share_of_rank, sum_over_ranks
 from stages.training.throughput import measure_throughput
 from vico.checkpoints import load_model, open_unread
 from vico.checkpoints.save import save_model
+from vico.model.attention_kernels import use_attention
 from vico.model.compiled import compile_layers
 from vico.model.connectors import start_from_full
 from vico.model.drop_path import add_drop_path
@@ -39,6 +39,7 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     """Return an engine over the policy, with its compressed connector, and the frozen reference, on this
     rank's device."""
     config, memory = settings.config, settings.train.memory
+    use_attention(settings.train.attention.rows, settings.train.attention.vision)
     dtype = getattr(torch, config.optimizer.dtype)
     # What ZeRO-3 spreads is read while it is spread: it need not fit into one memory.
     policy = start_policy(settings, open_unread if memory.zero_stage == 3 else load_model)
@@ -51,7 +52,7 @@ def build_engine(settings: ConsistencySettings) -> Engine:
     task = ConsistencyTask(
         policy,
         reference,
-        memory.kl_chunk_rows,
+        memory.chunk_rows(on_gpus=torch.cuda.is_available()),
         learns_answers=config.target == "answers",
         **reference_placement(memory.reference),
     )
@@ -189,23 +190,23 @@ def validation(engine: Engine, packs: ConsistencyPacks) -> dict[str, float]:
     engine.module.eval()
     metrics: dict[str, float] = {}
     for rate, compressed in (("full", False), ("compressed", True)):
-        sums = _calibration_sums(engine, packs, packs.calib_packs(compressed))
+        sums = _calibration_sums(engine, packs, compressed=compressed)
         metrics |= kl_of_sums(sum_over_ranks(sums, engine.device), f"kl_{rate}")
     engine.module.train()
     return metrics
 
 
 def _calibration_sums(
-    engine: Engine, packs: ConsistencyPacks, calib_packs: Iterable[Pack]
+    engine: Engine, packs: ConsistencyPacks, *, compressed: bool
 ) -> dict[str, float | torch.Tensor]:
     """Return this rank's `kl_sum` and `answer_tokens` over its share of the packs, in all and by source."""
-    calib_packs = list(calib_packs)
+    calib_packs = packs.calib_packs(compressed)
     source_of_row = {int(row): packs.source(int(row)) for pack in calib_packs for row in pack.rows}
     sums: dict[str, float | torch.Tensor] = {"kl_sum": 0.0, "answer_tokens": 0.0}
     for source in sorted(set(source_of_row.values())):  # the same on every rank
         sums |= {f"kl_sum/{source}": 0.0, f"answer_tokens/{source}": 0.0}
     for _, pack in share_of_rank(calib_packs, engine.rank, engine.world_size):
-        batch = packs.empty() if pack is None else packs.batch(pack)
+        batch = packs.empty() if pack is None else packs.calib_batch(pack, compressed=compressed)
         _, counts = engine(batch.to(engine.device), by_sample=True)
         num_answers = torch.bincount(batch.sample_of_answer, minlength=len(batch.rows)).tolist()
         for name in ("kl_sum", "answer_tokens"):

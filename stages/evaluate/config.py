@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from pydantic import Field, field_validator
 
 from stages.controls import ControlName
@@ -15,11 +18,13 @@ BLOCK_SAMPLES = 16
 class EvaluateConfig(StageConfig):
     """Quality against visual tokens on the test samples, for the router and its controls."""
 
+    LEFT_OUT: ClassVar[Mapping[str, Any]] = {"max_samples": 0, "dtype": "float32"}
+
     seed: int = Field(ge=0)
     """Seed of the choice of samples, of the controls that are drawn and of the bootstrap. A pipeline file may
     leave it out; the stage then uses the pipeline's seed."""
-    max_samples: int = Field(0, ge=0)
-    """Number of test samples, drawn by seed. 0: all."""
+    max_samples: int = Field(2_000, ge=0)
+    """Largest number of test samples, drawn by seed. 0: all."""
     shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Shares of calibration tiles to compress. Each gives a threshold at which the router is measured, in
     addition to its calibrated one."""
@@ -52,8 +57,9 @@ class EvaluateConfig(StageConfig):
     """Number of bootstrap resamples of the test samples, for the 95 % intervals."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest answer in tokens; a longer one is cut and counted as truncated."""
-    dtype: Dtype = "float32"
-    """Data type of the weights and activations of policy and reference; bfloat16 is faster on CUDA."""
+    dtype: Dtype | None = None
+    """Data type of the weights and activations of policy and reference. null: bfloat16 if the stage uses GPUs
+    (`resources.gpus_per_worker` of the site), float32 on CPUs; the record names it."""
 
     @field_validator("fewer_tiles")
     @classmethod

@@ -1,6 +1,7 @@
 """The config of the ratio stage."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,12 +14,14 @@ Isolation = Literal["tile", "image", "random"]
 class RatioConfig(StageConfig):
     """Losses of the policy against the reference, with each tile at both rates."""
 
+    LEFT_OUT: ClassVar[Mapping[str, Any]] = {"max_samples": 0, "dtype": "float32"}
+
     seed: int = Field(ge=0)
     """Seed of the choice of samples and of random masks."""
     splits: tuple[Literal["train", "calib", "test"], ...] = ("train", "calib", "test")
     """The splits whose tiles get losses. train is required, because tau comes from train tiles."""
-    max_samples: int = Field(0, ge=0)
-    """Number of samples per split, drawn by seed. 0: all."""
+    max_samples: int = Field(20_000, ge=0)
+    """Largest number of samples per split, drawn by seed. 0: all."""
     sources: tuple[str, ...] = ()
     """Sources of the train samples that get losses, as the shards name them. Empty: all. Calib and test
     samples are not chosen by source or kind, as threshold and scores are for all of them."""
@@ -36,8 +39,9 @@ class RatioConfig(StageConfig):
     compress."""
     ridge: float = Field(0.5, gt=0)
     """Penalty of the ridge regression, in units of masks."""
-    dtype: Dtype = "float32"
-    """Data type of the weights and activations of policy and reference; bfloat16 is faster on CUDA."""
+    dtype: Dtype | None = None
+    """Data type of the weights and activations of policy and reference. null: bfloat16 if the stage uses GPUs
+    (`resources.gpus_per_worker` of the site), float32 on CPUs; the record names it."""
 
     @field_validator("splits")
     @classmethod

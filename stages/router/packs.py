@@ -26,6 +26,7 @@ from stages.router.config import RouterConfig
 from stages.router.features import BLANK_FILE, FeatureFiles, shard_file
 from stages.router.tile_labels import TileLabels
 from stages.training.engine_settings import check_engine_settings
+from stages.training.kept_batches import KeptBatches
 from vico.errors import UserError
 from vico.objectives.router import IGNORED, TargetTiles
 from vico.prompt import load_prompt_format
@@ -97,6 +98,7 @@ class RouterPacks:
         self.features: FeatureFiles | None = None
         soft = config.targets == "soft"
         self.labels = TileLabels(settings.label_folder, config.soft_spread if soft else None)
+        self._validation_batches = KeptBatches[TargetTiles]()
         self._train = self._labelled("train")
         if not len(self._train):
             raise UserError(
@@ -199,6 +201,13 @@ class RouterPacks:
     def measured(self, pack: Pack) -> TargetTiles:
         """Return a pack of train or calib samples with targets, without blank tiles."""
         return self._with_targets(pack, self._tiles(pack))
+
+    def validation_batch(self, pack: Pack) -> TargetTiles:
+        """Return `measured`; without kept features, the pictures are decoded once, as far as memory is set
+        aside for them."""
+        if self.features is not None:
+            return self.measured(pack)
+        return self._validation_batches.get(pack.rows.tobytes(), lambda: self.measured(pack))
 
     def _with_targets(self, pack: Pack, tiles: torch.Tensor) -> TargetTiles:
         labels_N, targets_N = self._labels(pack)

@@ -24,6 +24,7 @@ from stages.training.parameter_groups import parameter_groups
 from stages.training.step import derived_seed, share_of_rank, sum_over_ranks
 from stages.training.throughput import measure_throughput
 from vico.checkpoints import load_model
+from vico.model.attention_kernels import use_attention
 from vico.model.internvl import VicoModel
 from vico.model.router import Router
 from vico.objectives.router import FEATURE_DTYPE, IGNORED, RouterTask
@@ -52,6 +53,7 @@ def _started(settings: RouterSettings) -> tuple[RouterPacks, Engine, TrainingPla
     """Return the packs, the engine over new routers with the frozen policy, and the plan, on this rank."""
     config = settings.config
     init_distributed(settings.train.restarts.collective_timeout_s)
+    use_attention(settings.train.attention.rows, settings.train.attention.vision)
     packs = RouterPacks(settings)
     policy = load_model(settings.policy_folder, getattr(torch, config.optimizer.dtype))
     policy.requires_grad_(False)
@@ -176,7 +178,7 @@ def validation(engine: Engine, packs: RouterPacks) -> dict[str, float]:
     sums: dict[str, float | torch.Tensor] = {"loss": 0.0, "correct": 0.0, "labelled_tiles": 0.0}
     log_odds, labels = [], []
     for _, pack in share_of_rank(packs.validation_packs, engine.rank, engine.world_size):
-        batch = (packs.empty() if pack is None else packs.measured(pack)).to(engine.device)
+        batch = (packs.empty() if pack is None else packs.validation_batch(pack)).to(engine.device)
         loss, counts = engine(batch, with_log_odds=True)
         log_odds.append(counts.pop("log_odds_CN").cpu().numpy())
         values = {"loss": loss, **counts}

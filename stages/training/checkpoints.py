@@ -30,6 +30,7 @@ METADATA_FILE = "facts.json"
 STATE = "state"
 """The folder of the ranks' files within a checkpoint."""
 _PROBE_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
+_PROBE_STEP = 1  # always the same pack, which is decoded once
 _OTHER_KERNELS_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
 """For a loss that is computed by other kernels than before (another device, compiled layers): it is a small
 difference of two similar distributions, so that rounding has a large share in it."""
@@ -51,6 +52,7 @@ class CheckpointMetadata(TypedDict):
     dtype: str
     """float32 or bfloat16."""
     probe_loss: float
+    probe_step: NotRequired[int]  # the update whose first pack was probed; early versions: `step`
     kept: NotRequired[dict[str, Any]]
     """What the loop gave to `Checkpoints.begin`."""
     kernels: NotRequired[str]
@@ -199,7 +201,7 @@ class Checkpoints:
         source = folder if same_ranks else universal_folder(self._parts, step)
         wait_until_visible(source)
         self._load(folder, source, universal=not same_ranks)
-        before, after = metadata["probe_loss"], self._probe(step)
+        before, after = metadata["probe_loss"], self._probe(metadata.get("probe_step", step))
         logger.info("resuming from step %d (%s): loss %.9g before, %.9g after", step, source, before, after)
         self._compare_losses(metadata, after, folder, source)
         metrics = {
@@ -257,7 +259,8 @@ class Checkpoints:
             "zero_stage": self._engine.settings.zero_stage,
             "offload": self._engine.settings.offload,
             "dtype": str(self._engine.settings.dtype).removeprefix("torch."),
-            "probe_loss": self._probe(step),
+            "probe_loss": self._probe(_PROBE_STEP),
+            "probe_step": _PROBE_STEP,
         }
         folder = self._parts.partial(name)
         if self._engine.rank == 0:

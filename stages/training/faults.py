@@ -7,6 +7,9 @@ import math
 import os
 import signal
 import statistics
+import subprocess
+import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,42 +96,71 @@ def write_notice(folder: Path, rank: int, text: str) -> None:
         file.write(text)
 
 
+# Waits until the pipe of its standard input closes, which the kernel does when the rank ends however it ends,
+# and then copies the local file ($1) if stacks were written below its first line.
+_COPY = """cat > /dev/null
+if [ "$(wc -l < "$1")" -gt 1 ]; then cp "$1" "$2.partial" && mv "$2.partial" "$2"; fi
+rm -f "$1"
+"""
+_COPY_S = 1.0
+"""How long the copy of a rank's stacks may take after the rank ended."""
+_OTHERS_S = 0.3
+
+
 class Watchdog:
     """Ends this process when no step is finished within `timeout_s`, and leaves its last step and stack
-    traces.
+    traces in `folder`.
 
     The timer is a C thread of `faulthandler`: it fires even while a library holds Python's lock. The ranks
-    that wait for the hung one end in the same way, so their files together show which rank hung where.
+    that wait for the hung one end in the same way, so their files together show which rank hung where. Every
+    step writes to a file on this node's own disk alone; a small process beside the rank copies it into
+    `folder`, which may be on a file server, when the rank was ended.
     """
 
     def __init__(self, folder: Path, rank: int, timeout_s: float):
-        self._file = open(folder / STACKS_FILE.format(rank=rank), "w", opener=no_links)  # noqa: SIM115
+        handle, local = tempfile.mkstemp(prefix=f"vico-stacks-{rank}-", suffix=".txt")
+        self._file = open(handle, "w", encoding="utf-8")  # noqa: SIM115
         self._rank, self._timeout_s = rank, timeout_s
+        target = folder / STACKS_FILE.format(rank=rank)
+        target.unlink(missing_ok=True)
+        self._copier = subprocess.Popen(
+            ["/bin/sh", "-c", _COPY, "sh", local, str(target)], stdin=subprocess.PIPE, start_new_session=True
+        )
 
     def step_done(self, step: int) -> None:
         """Restart the timer after `step` updates."""
+        self._begin(f"rank {self._rank}: last step {step}, no further one within {self._timeout_s:g} s\n")
+        faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._file)
+
+    def _begin(self, line: str) -> None:
         self._file.seek(0)
         self._file.truncate()
-        self._file.write(
-            f"rank {self._rank}: last step {step}, no further one within {self._timeout_s:g} s\n"
-        )
+        self._file.write(line)
         self._file.flush()
-        faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._file)
 
     def close(self) -> None:
         """Stop the timer and remove the file."""
         faulthandler.cancel_dump_traceback_later()
-        Path(self._file.name).unlink()
+        self._begin("")
+        assert self._copier.stdin is not None
+        self._copier.stdin.close()
+        self._copier.wait()
         self._file.close()
 
 
-def hung_ranks(folder: Path, start: str) -> list[str]:
+def hung_ranks(folder: Path, start: str, wait_s: float = _COPY_S) -> list[str]:
     """Return one line per rank whose watchdog ended it, from the files in an attempt's folder.
 
-    Each file is kept as `hung-<start>-<rank>.txt`, because the next start writes its own.
+    Each file is kept as `hung-<start>-<rank>.txt`, because the next start writes its own. If there is none
+    yet, waits up to `wait_s` for the copies from the nodes of the ranks.
     """
+    ends_s = time.monotonic() + wait_s
+    pattern = STACKS_FILE.format(rank="*")
+    while not list(folder.glob(pattern)) and time.monotonic() < ends_s:
+        time.sleep(0.1)
+    time.sleep(min(wait_s, _OTHERS_S))  # the ranks of a hang end within moments of each other
     lines = []
-    for path in sorted(folder.glob(STACKS_FILE.format(rank="*"))):
+    for path in sorted(folder.glob(pattern)):
         last_step, _, stacks = path.read_text(encoding="utf-8").partition("\n")
         if stacks.strip():
             kept = path.with_name(path.name.replace("stacks-", f"hung-{start}-"))

@@ -4,6 +4,7 @@ metrics.
 A position in a training is one number, the step: what a step contains depends on nothing else.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ from typing import Any, Protocol
 
 from cluster.metric_lines import STEP_METRICS_FILE, MetricsWriter
 from cluster.train_settings import TrainSettings
+from stages.outputs import KERNELS_FILE
 from stages.parts import Parts
 from stages.training.checkpoints import Checkpoints
 from stages.training.engine import Engine
 from stages.training.faults import LossWatch, Preempted, StopNotice, Watchdog, stop_notice
+from stages.training.kept_batches import KeptBatches
 from stages.training.optimizer import OptimizerConfig
 from stages.training.profiling import StepTrace, kernels_in_use, speed_metrics
 from stages.training.step import (
+    Batch,
     NumberedBatch,
     Prefetch,
     StepSource,
@@ -26,6 +30,7 @@ from stages.training.step import (
     train_step,
 )
 
+logger = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
 
 
@@ -109,18 +114,24 @@ class TrainingLoop:
         folder.mkdir(parents=True, exist_ok=True)
         self._engine, self._task, self._plan = engine, task, plan
         self._done = 0  # updates
+        self._last_checkpoint_s = time.monotonic()  # or the start, as long as there is none
         self._resume_metrics: Metrics = {}
         self._loss_watch = LossWatch(plan.site.divergence)
         self._watchdog = Watchdog(folder, rank, plan.site.restarts.hang_timeout_s)
         self._prefetch = Prefetch(task.source, rank, engine.world_size)
         self._trace = StepTrace(folder, rank, plan.site.profiling.trace_steps)
         self._report = MetricsWriter(folder / STEP_METRICS_FILE) if rank == 0 else None
+        kernels = kernels_in_use(compiled=plan.site.compile)
+        if rank == 0:
+            logger.info("computes with %s", kernels)
+            (folder / KERNELS_FILE).write_text(f"{kernels}\n", encoding="utf-8")
+        probed = KeptBatches[Batch]()
         self._checkpoints = Checkpoints(
             engine,
             plan.parts,
             plan.site.checkpoints.keep,
-            lambda step: probe_loss(engine, task.source, step),
-            kernels=kernels_in_use(compiled=plan.site.compile),
+            lambda step: probe_loss(engine, task.source, step, probed),
+            kernels=kernels,
             # the metrics of its steps: without them, a power failure would leave a gap in the curve
             before_publishing=self._report.sync if self._report else lambda: None,
         )
@@ -159,7 +170,8 @@ class TrainingLoop:
         validate = self._validation_due()
         if validate and not stop:  # after a notice only seconds may be left: the resume validates first
             metrics |= self._validation()
-        if self._checkpoint_due(stop):
+        if self._checkpoint_due(stop, by_time=step.sums["checkpoint_due"] > 0):
+            self._last_checkpoint_s = time.monotonic()
             kept = {"losses": self._loss_watch.state, "validation_due": validate and stop}
             self._checkpoints.begin(self._done, kept)
             metrics["seconds_checkpoint"] = self._checkpoints.seconds_stopped
@@ -175,7 +187,11 @@ class TrainingLoop:
         started = time.monotonic()
         batches = self._batches()
         seconds_data_wait = time.monotonic() - started
-        flags = {"stop": float(notice.given()), "written": float(self._checkpoints.written())}
+        flags = {
+            "stop": float(notice.given()),
+            "written": float(self._checkpoints.written()),
+            "checkpoint_due": float(self._time_is_due()),
+        }
         sums = train_step(self._engine, batches, self._plan.update(self._done), flags=flags)
         self._checkpoints.publish_if(sums["written"] == self._engine.world_size)
         self._done += 1
@@ -213,9 +229,16 @@ class TrainingLoop:
         metrics = self._task.validate(self._engine, self._done)
         return {f"validation_{name}": value for name, value in metrics.items()}
 
-    def _checkpoint_due(self, stop: bool) -> bool:
+    def _checkpoint_due(self, stop: bool, *, by_time: bool) -> bool:
         is_last = self._done == self._plan.num_steps  # then the result itself is written
-        return not is_last and (stop or self._done % self._plan.site.checkpoints.every_steps == 0)
+        by_steps = self._done % self._plan.site.checkpoints.every_steps == 0
+        return not is_last and (stop or by_steps or by_time)
+
+    def _time_is_due(self) -> bool:
+        """Return whether a checkpoint is due by rank 0's clock; the ranks have to agree, so others say no."""
+        every_s = self._plan.site.checkpoints.every_s
+        passed_s = time.monotonic() - self._last_checkpoint_s
+        return self._engine.rank == 0 and every_s is not None and passed_s >= every_s
 
     def _append(self, metrics: Metrics) -> None:
         if self._report:

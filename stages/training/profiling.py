@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vico.model.segments import flash_attn_varlen
+from vico.model.attention_kernels import kernels_in_words
 
 logger = logging.getLogger(__name__)
 _TOKENS, _TILES = ("policy_tokens", "reference_tokens"), ("tiles", "labelled_tiles")
@@ -44,7 +44,7 @@ def kernels_in_use(*, compiled: bool) -> str:
     compiled."""
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
-        device += ", flash-attn" if flash_attn_varlen() else ", torch's varlen attention"
+        device += f", {kernels_in_words()}"
     else:
         device = f"CPU {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     return f"torch {torch.__version__} on {device}" + (", compiled layers" if compiled else "")

@@ -16,6 +16,7 @@ from torch.distributed import ReduceOp, all_reduce
 
 from stages.training.engine import Engine
 from stages.training.faults import Diverged
+from stages.training.kept_batches import KeptBatches
 
 PackT = TypeVar("PackT")
 
@@ -166,10 +167,10 @@ def _raise_not_finite(step: int, losses: Sequence[tuple[int, torch.Tensor]]) -> 
     )
 
 
-def probe_loss(engine: Engine, source: StepSource[Any], step: int) -> float:
+def probe_loss(engine: Engine, source: StepSource[Any], step: int, kept: KeptBatches[Batch]) -> float:
     """Return the loss sum of the first pack of the last of `step` updates, without dropout: the same number
     on every rank."""
-    batch = source.batch(source.packs(step - 1)[0])
+    batch = kept.get(step, lambda: source.batch(source.packs(step - 1)[0]))
     engine.module.eval()
     with torch.no_grad():
         loss, _ = engine(batch.to(engine.device))

@@ -42,6 +42,30 @@ def config_folder(path: str | Path) -> Path:
     return _snapshot(name, revision or _cached_commit(name), ("*.json",))
 
 
+def folder_here(path: str | Path) -> Path:
+    """Return the folder itself, or the snapshot of a Hub id as far as it is in the cache; never asks the Hub.
+
+    It may lack weights or not exist.
+    """
+    folder = Path(path)
+    hub_id = None if folder.exists() else _HUB_ID.match(str(path))
+    if hub_id is None:
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(hub_id[1], "config.json", revision=hub_id[2])
+    return Path(config).parent if isinstance(config, str) else folder
+
+
+def hub_name(path: str | Path) -> str | None:
+    """Return `owner/name` of a Hub id that is not a folder here; None for anything else."""
+    folder = Path(path)
+    if folder.exists() or folder.parent.exists():
+        return None
+    hub_id = _HUB_ID.match(str(path))
+    return None if hub_id is None else hub_id[1]
+
+
 def pinned_hub_id(path: str | Path) -> str | None:
     """Return a Hub id with its current commit, `owner/name@commit`; None for anything else.
 

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import InternVLForConditionalGeneration, InternVLVisionConfig, PreTrainedConfig
 
 from vico.losses import KLHead
+from vico.model.attention_kernels import vision_attention
 from vico.model.connectors import CompressedConnector, pixel_shuffle
 from vico.model.pixels import normalised
 from vico.model.router import Router
@@ -84,7 +85,9 @@ class VicoModel(nn.Module):
         if pixel_values.dtype == torch.uint8:
             pixel_values = normalised(pixel_values)
         tower = self.base.model.vision_tower
-        return tower(pixel_values=pixel_values.to(self.lm_head.weight.dtype)).last_hidden_state[:, 1:]
+        pixel_values = pixel_values.to(self.lm_head.weight.dtype)
+        with vision_attention(pixel_values):
+            return tower(pixel_values=pixel_values).last_hidden_state[:, 1:]
 
     def full_tokens(self, features_NPv: torch.Tensor) -> torch.Tensor:
         """Return tokens [N, F, D] of the pretrained connector, rate 1/4."""

@@ -33,6 +33,8 @@ _ATTENTION_OPERATORS = frozenset(
         "aten::_efficient_attention_forward",
         "torch_attn::_varlen_attn",
         "flash_attn::_flash_attn_varlen_forward",
+        "flash_attn_3::fwd",
+        "flash_attn_3::_flash_attn_forward",
     }
 )
 
@@ -41,7 +43,8 @@ def recompute_layers(model: VicoModel, checkpointing: Checkpointing) -> None:
     """Make the layers of vision tower and language model recompute their activations, in training mode only.
 
     `full` keeps the input of each layer and computes everything again. `selective` also keeps what attention
-    returns and computes the rest again. Results do not change: random draws are repeated.
+    returns and computes the rest again; flash-attn 4, which torch's dispatcher does not see, is computed
+    again, too. Results do not change: random draws are repeated.
     """
     if checkpointing == "none":
         return

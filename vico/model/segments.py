@@ -1,18 +1,16 @@
 """Attention over sequences packed end to end, in which no token sees another sequence.
 
 Importing this file registers it with transformers. On CUDA in bfloat16 or float16 it is one varlen kernel
-(flash-attn if installed, else torch's own). Elsewhere, and in float32, which no varlen kernel supports, it is
-exact SDPA, one sequence after another. A segment may be the end of a sequence whose beginning is elsewhere
-(`vico/model/shared_keys.py`).
+(`vico/model/attention_kernels.py` says which). Elsewhere, and in float32, which no varlen kernel supports,
+it is exact SDPA, one sequence after another. A segment may be the end of a sequence whose beginning is
+elsewhere (`vico/model/shared_keys.py`).
 
 Shapes: B = 1 row, L tokens of the row (its segments end to end), H query heads, K key and value heads, d
 width of a head, S tokens that all segments see together (L without shared keys).
 """
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from importlib.util import find_spec
-from inspect import signature
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -23,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from vico.errors import UserError
+from vico.model.attention_kernels import Bounds, kernel_on
 from vico.model.row_cache import RowCache, cached_attention
 from vico.model.shared_keys import SharedKeys
 
@@ -125,18 +123,12 @@ def _layer(module: nn.Module) -> int:
     return layer
 
 
-class _Segments(NamedTuple):
-    """Segments as varlen kernels take them: int32 bounds (starts, then the end) and the longest length."""
-
-    bounds: torch.Tensor
-    longest: int
-
-
 @lru_cache(maxsize=8)
-def _segments(lengths: tuple[int, ...], device: torch.device) -> _Segments:
+def _segments(lengths: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, int]:
+    """Return the int32 bounds of segments (starts, then the end) and the longest length."""
     # Cached: every layer asks for the same, and each copy to the device makes the host wait.
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-    return _Segments(bounds, max(lengths))
+    return bounds, max(lengths)
 
 
 def _varlen(row: _Row, dropout: float, scaling: float | None) -> torch.Tensor:
@@ -145,71 +137,11 @@ def _varlen(row: _Row, dropout: float, scaling: float | None) -> torch.Tensor:
     With fewer queries than keys, the kernels align the causal mask with the last key.
     """
     query, key, value = (part[0].transpose(0, 1) for part in row[:3])
-    segments = _segments(row.lengths, query.device), _segments(row.seen_lengths, query.device)
-    flash = flash_attn_varlen()
-    if flash is None:
-        attended = _torch_varlen(query, key, value, segments, dropout, scaling)
-    else:
-        attended = flash(
-            query, key, value, *_ends(segments), dropout_p=dropout, softmax_scale=scaling, causal=True
-        )
-    return attended.unsqueeze(0)
-
-
-def _ends(segments: tuple[_Segments, _Segments]) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-    """Return bounds and longest segment of queries and keys, in the order of varlen kernels."""
-    queries, keys = segments
-    return queries.bounds, keys.bounds, queries.longest, keys.longest
-
-
-@lru_cache(maxsize=1)
-def flash_attn_varlen() -> Callable[..., torch.Tensor] | None:
-    """Return flash-attn's varlen kernel, or None if it is not installed.
-
-    Raises UserError if flash-attn is installed but cannot be imported.
-    """
-    package = find_spec("flash_attn")
-    if package is None or package.origin is None:  # flash-attn 4 alone: a namespace without this function
-        return None
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError as error:
-        raise UserError(
-            f"flash_attn is installed and cannot be imported ({error}); install one that is built for torch "
-            f"{torch.__version__}, or uninstall it for torch's own varlen kernel"
-        ) from error
-    return flash_attn_varlen_func
-
-
-def _torch_varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    segments: tuple[_Segments, _Segments],
-    dropout: float,
-    scaling: float | None,
-) -> torch.Tensor:
-    """Return the attention [L, H, d] of torch's own varlen kernel.
-
-    The kernel needs head widths that are multiples of 8, so heads are padded with zeros. It has no dropout.
-    """
-    if dropout:
-        raise ValueError("attention_dropout > 0 on CUDA needs flash-attn; install the extra vico[gpu]")
-    width = query.shape[-1]
-    if width % 8:
-        scaling = width**-0.5 if scaling is None else scaling
-        query, key, value = (F.pad(part, (0, -width % 8)) for part in (query, key, value))
-    attended = _torch_kernel()(query, key, value, *_ends(segments), window_size=(-1, 0), scale=scaling)
-    return attended[..., :width]
-
-
-@lru_cache(maxsize=1)
-def _torch_kernel() -> Callable[..., Any]:
-    """Return torch's varlen kernel with shared key heads; torch 2.13 and later enable them by an argument."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    needs_argument = "enable_gqa" in signature(varlen_attn).parameters
-    return partial(varlen_attn, enable_gqa=True) if needs_argument else varlen_attn
+    queries, longest_queries = _segments(row.lengths, query.device)
+    keys, longest_keys = _segments(row.seen_lengths, query.device)
+    bounds = Bounds(queries, keys, longest_queries, longest_keys)
+    kernel = kernel_on(query.device, query.shape[-1], dropout)
+    return kernel(query, key, value, bounds, dropout, scaling).unsqueeze(0)
 
 
 def _mask(*, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:

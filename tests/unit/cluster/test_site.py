@@ -136,7 +136,9 @@ def test_a_train_setting_outside_its_block_is_refused_with_its_path(site_file, b
 
 @pytest.mark.parametrize("name", ["keep_checkpoints", "checkpoint_every_steps"])
 def test_a_name_like_that_of_a_block_is_refused_with_the_fields_of_the_block(site_file, name):
-    message = rf"train\.{name} is not a field .*; did you mean checkpoints \(with every_steps, keep\)\?$"
+    message = (
+        rf"train\.{name} is not a field .*; did you mean checkpoints \(with every_steps, every_s, keep\)\?$"
+    )
     with pytest.raises(UserError, match=message):
         site_file(f"train: {{{name}: 3}}")
 
