@@ -27,6 +27,10 @@ class MemorySettings(SiteBlock):
     keeps all."""
     kl_chunk_rows: int = Field(256, ge=1)
     """Number of answer tokens whose logits are in memory at the same time when the loss is computed."""
+    router_features_gb: float = Field(20, ge=0)
+    """Most gigabytes of vision features that the router stage keeps in the storage while it trains. If those
+    of all labelled tiles are more, or with 0, every step computes the features of its tiles instead. Both
+    ways give the same features except for rounding."""
 
 
 class CheckpointSettings(SiteBlock):

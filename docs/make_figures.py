@@ -140,7 +140,8 @@ def keep(name: str, run: str, storage: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     evaluated = folders["evaluate"] / "output"
     shutil.copyfile(evaluated / "metrics.json", kept / "metrics.json")
-    shutil.copyfile(folders["router"] / "output" / "metrics.json", kept / "router.json")
+    router = folders.get("joint_router", folders["router"])  # of the exported model
+    shutil.copyfile(router / "output" / "metrics.json", kept / "router.json")
     pictures = {target: _kept_picture(evaluated, source, target) for source, target in _pictures(name)}
     content = {
         "run": run,

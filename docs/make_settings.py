@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cluster.site import Site
-from pipeline.config.graph import pipeline_graph
+from pipeline.config.graph import JOINT, pipeline_graph
 from pipeline.config.pipeline_file import PipelineConfig, config_class
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -60,6 +60,9 @@ def page() -> str:
     parts = [HEAD, PIPELINE, *_tables(PipelineConfig, "", documented)]
     for spec in graph.stages:
         parts += _tables(config.model_fields[spec.name].annotation, spec.name, documented)
+    joint = _block(config.model_fields[JOINT].annotation)
+    assert joint is not None
+    parts += _tables(joint, JOINT, documented)
     parts += [SITE, *_tables(Site, "", documented)]
     return "\n".join(parts)
 
@@ -75,7 +78,12 @@ def _tables(model: type[BaseModel], path: str, documented: dict[type[BaseModel],
         return
     documented[model] = path
     blocks, rows = {}, []
-    for name, field in model.model_fields.items():
+    base = next((documented[parent] for parent in model.__mro__[1:] if parent in documented), None)
+    own_fields = model.model_fields.items()
+    if base is not None:
+        yield f"The keys of `{base}`, and with another default or new:\n"
+        own_fields = [(name, field) for name, field in own_fields if name in model.__annotations__]
+    for name, field in own_fields:
         block = _block(field.annotation)
         key = f"{path}.{name}" if path else name
         if block is not None:

@@ -38,6 +38,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `vico --help`
     cli_runs.status,
     cli_runs.logs,
     cli_runs.cancel,
+    cli_explain.report,
     cli_explain.audit,
     cli_explain.diff,
     cli_explain.reproduce,

@@ -61,7 +61,7 @@ def run(config: AdoptedConfig, context: Context) -> dict[str, float | int | str]
 def adopted_files(stage: str, folder: Path) -> dict[str, Path]:
     """Return name in the output -> file, without hidden files.
 
-    For the consistency stage a model folder is accepted too; it becomes `policy/`. Raises UserError if the
+    For a consistency stage a model folder is accepted too; it becomes `policy/`. Raises UserError if the
     folder does not exist, lacks a file that later stages read, or has a link to a folder, to nothing, or to a
     file outside of it.
     """
@@ -78,13 +78,14 @@ def adopted_files(stage: str, folder: Path) -> dict[str, Path]:
             )
     for path in files.values():
         refuse_outside_link(path, folder)
-    if stage == "consistency" and "config.json" in files:
+    is_policy = stage.endswith("consistency")
+    if is_policy and "config.json" in files:
         files = {f"{POLICY_FOLDER}/{name}": path for name, path in files.items()}
     missing = [name for name in NEEDED.get(stage, ()) if name not in files]
     if missing or not files:
         raise UserError(
             f"{field} has no {missing[0] if missing else 'files'}; give the output folder of a {stage} stage"
-            + (" or a model folder" if stage == "consistency" else "")
+            + (" or a model folder" if is_policy else "")
         )
     return files
 

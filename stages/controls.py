@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
-from stages.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY
+from stages.palette import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY
 
-ControlName = Literal["random", "shuffled", "pixel_rule", "oracle"]
-"""The controls that `evaluate.controls` may name: measured at the same number of tokens as the router."""
-TileMeasure = Literal["p_compress_N", "detail_N", "ratio_N"]
+ControlName = Literal["random", "shuffled", "pixel_rule", "blind_oracle", "oracle", "fewer_tiles"]
+"""The controls that `evaluate.controls` may name."""
+TileMeasure = Literal["p_compress_N", "detail_N", "ratio_N", "blind_ratio_N"]
 """The fields of EvaluatedTiles that a control may order the tiles by."""
 
 
@@ -20,12 +20,13 @@ class PointMetrics(TypedDict):
     """One measured point in metrics.json; means over samples and replicates, shares between 0 and 1."""
 
     threshold: NotRequired[float]
+    max_tiles: NotRequired[int]
     share_compressed: float
     visual_tokens: float
     tokens_saved: float
     exact_match: float
     similarity: float
-    kl: float
+    kl: float | None
     quality_kept: float | None
     truncated: float
     similarity_sd: NotRequired[float]
@@ -56,6 +57,12 @@ class Control:
     """Without this measure of the tiles it has no points."""
     rule: str = ""
     """Its name in the model card, if it is a rule that a user can serve."""
+    is_shown: bool = True
+    """Whether tables and plots show it; if not, only the statistics use it."""
+    is_bound: bool = False
+    """It knows the loss ratios of the test tiles: a bound, which no router has to beat."""
+    has_low_end: bool = True
+    """Whether its curve ends where all tiles are compressed."""
 
 
 REFERENCE = Control("reference", "reference (start model, full rate)", BLACK, is_listed=False, line=":")
@@ -68,11 +75,38 @@ SERVED = Control(
 RANDOM = Control("random", "random tiles", GREY, line="--", has_band=True, is_random=True)
 SHUFFLED = Control("shuffled", "router, decisions shuffled", SKY, line=":", is_random=True)
 PIXEL_RULE = Control("pixel_rule", "pixel rule", PINK, line="-.", needs="detail_N")
-ORACLE = Control("oracle", "oracle (the tiles' own ratios)", GREEN, line="--", has_band=True, needs="ratio_N")
+ORACLE = Control(
+    "oracle",
+    "oracle (the tiles' own ratios)",
+    GREEN,
+    line="--",
+    has_band=True,
+    needs="ratio_N",
+    is_bound=True,
+)
 
-COMPARED = (RANDOM, SHUFFLED, PIXEL_RULE, ORACLE)
+BLIND_ORACLE = Control(
+    "blind_oracle",
+    "blind oracle (ratios of other questions)",
+    AMBER,
+    line="-.",
+    needs="blind_ratio_N",
+    is_bound=True,
+)
+SEEING_ORACLE = Control(
+    "seeing_oracle",
+    "oracle on the tiles of the blind oracle",
+    GREEN,
+    needs="blind_ratio_N",
+    is_shown=False,
+    is_bound=True,
+)
+"""The oracle on the same tiles as the blind one, so that both can be compared."""
+FEWER_TILES = Control("fewer_tiles", "fewer tiles, full rate", BLUE, line="-.", has_low_end=False)
+
+COMPARED = (RANDOM, SHUFFLED, PIXEL_RULE, BLIND_ORACLE, SEEING_ORACLE, ORACLE)
 """Controls that are compared with the router at the same tokens, in the order of tables and legends."""
-LISTED = (ROUTED, SERVED, *COMPARED)
+LISTED = (ROUTED, SERVED, *COMPARED, FEWER_TILES)
 """Those with lists of points, in the order of metrics.json."""
 ALL = (REFERENCE, FULL, COMPRESSED, *LISTED)
 BY_NAME = {control.name: control for control in ALL}

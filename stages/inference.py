@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stages.context import Context
 from stages.outputs import POLICY_FOLDER
+from vico.errors import UserError
 
 if TYPE_CHECKING:
     from data_prep.shards.reader import SampleReader
@@ -71,16 +72,18 @@ def load_policy(settings: InferenceSettings) -> VicoModel:
 
 
 def load_models(settings: InferenceSettings, reader: SampleReader) -> tuple[VicoModel, VicoModel]:
-    """Load the policy and the frozen reference.
+    """Load the policy and the frozen reference. If their vision towers are equal, both have the same one.
 
     Raises UserError if the policy, which may have been trained elsewhere, does not start from the reference.
     """
+    from vico.inference.tile_losses import share_tower
     from vico.objectives.consistency import check_same_start
     from vico.prompt import check_same_tokens, load_prompt_format
 
     check_same_tokens(load_prompt_format(settings.policy_folder), reader.prompt_format)
     policy, reference = load_policy(settings), _load(settings.reference_folder, settings)
     check_same_start(policy, reference, len(reader.prompt_format.tokenizer))
+    share_tower(policy, reference)
     return policy, reference
 
 
@@ -93,10 +96,19 @@ def _load(folder: Path, settings: InferenceSettings) -> VicoModel:
 
 
 def load_router(model: VicoModel, router_file: Path) -> Router:
-    """Add the trained router of a file (keys `router.*`) to the model and return it."""
+    """Add the trained router of a file (keys `router.*`) to the model and return it.
+
+    Raises UserError for a router that is made for vision tokens of another width.
+    """
     from safetensors.torch import load_file
 
     tensors = {key.removeprefix("router."): tensor for key, tensor in load_file(router_file).items()}
+    width = tensors["pooling_before_gating.query_token"].shape[1]
+    if width != model.vision_width:
+        raise UserError(
+            f"{router_file}: the router reads vision tokens of width {width}, but the policy's vision tower "
+            f"gives {model.vision_width}; take the router that was trained on this policy"
+        )
     model.add_router(0)
     assert model.router is not None
     model.router.load_state_dict(tensors)

@@ -9,38 +9,52 @@ from pipeline.results.stage_folder import StageFolder
 from pipeline.storage.leases import Leases
 
 
-def finished_stage(storage, run, name, files, counts):
-    """Write the finished result of a stage as a run would, and mark it done in run.json."""
+def finished_stage(storage, run, name, files, counts, **fields):
+    """Write the finished result of a stage as a run would; return its fingerprint.
+
+    `files` are texts or bytes by name, those of `attempt/NAME` go into the folder of the attempt. `fields`
+    replace those of the record.
+    """
     identity = {"code_version": 1, "config": {"of": run}, "inputs": {}}
     folder = StageFolder(storage, name, stage_fingerprint(name, identity))
     with Leases(folder.storage).acquire(folder.path, run) as lease:
         parts = folder.begin(lease, {"records": "d" * 64, "model": "e" * 64}, (), "2026-01-01T00:00:00+00:00")
-        for file, text in files.items():
-            parts.partial(file).write_text(text)
-            parts.publish(file)
+        with folder.storage.sharing(folder.path, parts.attempt_folder):
+            _write(parts, files)
+        folder.storage.flush(folder.path)
         outputs = folder.outputs()
-        record = Record(
-            stage=name,
-            fingerprint=folder.fingerprint,
-            identity=identity,
-            attempt=1,
-            run=run,
-            git={},
-            source_digest="",
-            sources={},
-            packages={},
-            outputs=outputs,
-            output_digest=outputs_digest(outputs),
-            inputs={},
-            counts=counts,
-            seconds=1.0,
-            started="2026-01-01T00:00:00+00:00",
-            ended="2026-01-01T00:01:00+00:00",
-            site="local",
-            facts={"host": "machine"},
-        )
-        folder.finish(lease, record)
+        record = {
+            "stage": name,
+            "fingerprint": folder.fingerprint,
+            "identity": identity,
+            "attempt": 1,
+            "run": run,
+            "git": {},
+            "source_digest": "",
+            "sources": {},
+            "packages": {},
+            "outputs": outputs,
+            "output_digest": outputs_digest(outputs),
+            "inputs": {},
+            "counts": counts,
+            "seconds": 1.0,
+            "started": "2026-01-01T00:00:00+00:00",
+            "ended": "2026-01-01T00:01:00+00:00",
+            "site": "local",
+            "facts": {"host": "machine"},
+        }
+        folder.finish(lease, Record(**{**record, **fields}))
     return folder.fingerprint
+
+
+def _write(parts, files):
+    for file, content in files.items():
+        data = content.encode() if isinstance(content, str) else content
+        if file.startswith("attempt/"):
+            (parts.attempt_folder / file.removeprefix("attempt/")).write_bytes(data)
+            continue
+        parts.partial(file).write_bytes(data)
+        parts.publish(file)
 
 
 def finished_run(storage, metrics, counts=None, **config):

@@ -1,5 +1,8 @@
 """A tokenizer like Qwen's for tests: line breaks merge, and InternVL's tokens are added to it."""
 
+import json
+from collections.abc import Sequence
+
 from tokenizers import (
     AddedToken,
     Regex,
@@ -45,12 +48,13 @@ def newline_tokenizer(
     trim_offsets: bool = False,
     normalizer: normalizers.Normalizer | None = None,
     in_vocabulary: bool = False,
+    merged: bool = False,
     **of_special: bool,
 ) -> PreTrainedTokenizerFast:
     """Return the tokenizer; `added` are more tokens of its own, which are not special.
 
-    `in_vocabulary`: the model itself knows the special tokens, too. `of_special` are options of these tokens,
-    such as `rstrip`.
+    `in_vocabulary`: the model itself knows the special tokens, too; `merged`: it even makes them of their
+    characters. `of_special` are options of these tokens, such as `rstrip`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizer or normalizers.NFC()
@@ -70,6 +74,8 @@ def newline_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator([_TEXT] * 9, trainer)
+    if merged:
+        tokenizer = _with_merges(tokenizer, SPECIAL)
     options = {"normalized": False, **of_special}
     tokenizer.add_special_tokens([AddedToken(token, special=True, **options) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in (*NOT_SPECIAL, *added)])
@@ -80,3 +86,15 @@ def newline_tokenizer(
         pad_token="<|endoftext|>",
         chat_template=TEMPLATE,
     )
+
+
+def _with_merges(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
+    """Return the tokenizer with merges that make each of the tokens from left to right."""
+    state = json.loads(tokenizer.to_str())
+    vocabulary, merges = state["model"]["vocab"], state["model"]["merges"]
+    for token in tokens:
+        for end in range(2, len(token) + 1):
+            if token[:end] not in vocabulary:
+                vocabulary[token[:end]] = len(vocabulary)
+                merges.append([token[: end - 1], token[end - 1]])
+    return Tokenizer.from_str(json.dumps(state))

@@ -3,7 +3,8 @@
     KL_a = sum_v p_ref(v) (log p_ref(v) - log p_policy(v))        for each answer token a
 
 The loss is the weighted sum of KL_a; `vico/packing.py` computes the weights. Both language model heads run
-together, chunk by chunk.
+together, chunk by chunk. With the answer tokens themselves as the reference (all probability on one token),
+the KL is their cross entropy, and no reference runs.
 
 Shapes: A answer tokens, V rows of a head (token ids, then padding), D language width, C rows of a chunk.
 """
@@ -53,15 +54,16 @@ class ChunkedKL(torch.autograd.Function):
     The gradients are returned once: a second backward pass over the same graph raises RuntimeError.
     """
 
-    # eight parameters: `Function.apply` passes its arguments as they are, tensors must be arguments of
+    # nine parameters: `Function.apply` passes its arguments as they are, tensors must be arguments of
     # their own
     @staticmethod
     def forward(
         ctx: _Context,
         hidden_AD: torch.Tensor,
         weight_VD: torch.Tensor,
-        reference_hidden_AD: torch.Tensor,
-        reference_weight_VD: torch.Tensor,
+        reference_hidden_AD: torch.Tensor | None,
+        reference_weight_VD: torch.Tensor | None,
+        answer_ids_A: torch.Tensor | None,
         weights_A: torch.Tensor,
         chunk_rows: int,
         num_ids: int,
@@ -72,22 +74,28 @@ class ChunkedKL(torch.autograd.Function):
             torch.zeros_like(hidden_AD) if ctx.needs_input_grad[0] else None,
             torch.zeros_like(weight_VD, dtype=dtype) if ctx.needs_input_grad[1] else None,
         )
-        head_VD, reference_head_VD = weight_VD[:num_ids], reference_weight_VD[:num_ids]
+        head_VD = weight_VD[:num_ids]
         kl_A = hidden_AD.new_zeros(len(hidden_AD), dtype=dtype)
         buffer_rows = min(chunk_rows, len(hidden_AD))
         logits_dtype = dtype if hidden_AD.is_cuda else hidden_AD.dtype
         policy_CV = hidden_AD.new_empty(buffer_rows, num_ids, dtype=logits_dtype)
-        reference_CV = hidden_AD.new_empty(buffer_rows, num_ids, dtype=logits_dtype)
+        reference_CV = None if reference_hidden_AD is None else torch.empty_like(policy_CV)
         in_place = logits_dtype == hidden_AD.dtype
         gradient_CV = policy_CV if in_place else hidden_AD.new_empty(buffer_rows, num_ids)
         for start in range(0, len(hidden_AD), chunk_rows):
             hidden_CD = hidden_AD[start : start + chunk_rows]
             rows, chunk = slice(start, start + len(hidden_CD)), slice(len(hidden_CD))
             _write_logits(hidden_CD, head_VD, policy_CV[chunk])
-            _write_logits(reference_hidden_AD[rows], reference_head_VD, reference_CV[chunk])
-            kl_A[rows] = _kl_and_gradient(
-                policy_CV[chunk], reference_CV[chunk], weights_A[rows], gradient_CV[chunk]
-            )
+            if reference_CV is None or reference_hidden_AD is None or reference_weight_VD is None:
+                assert answer_ids_A is not None
+                kl_A[rows] = _cross_entropy_and_gradient(
+                    policy_CV[chunk], answer_ids_A[rows], weights_A[rows], gradient_CV[chunk]
+                )
+            else:
+                _write_logits(reference_hidden_AD[rows], reference_weight_VD[:num_ids], reference_CV[chunk])
+                kl_A[rows] = _kl_and_gradient(
+                    policy_CV[chunk], reference_CV[chunk], weights_A[rows], gradient_CV[chunk]
+                )
             if gradients.hidden_AD is not None:
                 torch.mm(gradient_CV[chunk], head_VD, out=gradients.hidden_AD[rows])
             if gradients.weight_VD is not None:
@@ -99,7 +107,7 @@ class ChunkedKL(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: _Context, grad_loss: torch.Tensor, _: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None, None, None]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("the gradients of this KL were handed out already; run its forward again")
         (grad_hidden_AD, grad_weight_VD), ctx.gradients = ctx.gradients, None
@@ -107,7 +115,7 @@ class ChunkedKL(torch.autograd.Function):
             grad_hidden_AD.mul_(grad_loss)
         if grad_weight_VD is not None:  # in place: another [V, D] would be the largest buffer of the step
             grad_weight_VD = grad_weight_VD.mul_(grad_loss).to(ctx.weight_dtype)
-        return grad_hidden_AD, grad_weight_VD, None, None, None, None, None
+        return grad_hidden_AD, grad_weight_VD, None, None, None, None, None, None
 
 
 def _write_logits(hidden_CD: torch.Tensor, head_VD: torch.Tensor, logits_CV: torch.Tensor) -> None:
@@ -143,6 +151,27 @@ def _kl_and_gradient(
         kl_C[rows] = log_reference.sub_(log_policy).mul_(reference).sum(-1)
         gradient_CV[rows] = log_policy.exp_().sub_(reference).mul_(weights_C[rows, None])
     return kl_C
+
+
+def _cross_entropy_and_gradient(
+    logits_CV: torch.Tensor, answer_ids_C: torch.Tensor, weights_C: torch.Tensor, gradient_CV: torch.Tensor
+) -> torch.Tensor:
+    """Return the cross entropy [C] of a chunk, float32 (float64 of float64), and write the gradient.
+
+    The gradient of the logits is w (softmax(policy) - one-hot). `gradient_CV` may be `logits_CV`.
+    """
+    dtype = torch.promote_types(logits_CV.dtype, torch.float32)
+    loss_C = logits_CV.new_empty(len(logits_CV), dtype=dtype)
+    block_rows = len(logits_CV) if logits_CV.is_cuda else _CPU_BLOCK_ROWS * torch.get_num_threads()
+    for start in range(0, len(logits_CV), block_rows):
+        rows = slice(start, start + block_rows)
+        ids_C1 = answer_ids_C[rows, None]
+        log_policy = logits_CV[rows].to(dtype).log_softmax(-1)
+        loss_C[rows] = -log_policy.gather(1, ids_C1)[:, 0]
+        gradient = log_policy.exp_()
+        gradient.scatter_add_(1, ids_C1, gradient.new_full((), -1).expand_as(ids_C1))
+        gradient_CV[rows] = gradient.mul_(weights_C[rows, None])
+    return loss_C
 
 
 def _add_product(sum_VD: torch.Tensor, grad_logits_VC: torch.Tensor, hidden_CD: torch.Tensor) -> None:
@@ -186,8 +215,27 @@ def chunked_kl(
     if not torch.is_grad_enabled():  # otherwise the forward pass would compute a gradient that nobody uses
         hidden_AD, weight_VD = hidden_AD.detach(), weight_VD.detach()
     return ChunkedKL.apply(
-        hidden_AD, weight_VD, reference_hidden_AD, reference_weight_VD, weights_A, chunk_rows, num_ids
+        hidden_AD, weight_VD, reference_hidden_AD, reference_weight_VD, None, weights_A, chunk_rows, num_ids
     )
+
+
+def chunked_cross_entropy(
+    hidden_AD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    answer_ids_A: torch.Tensor,
+    weights_A: torch.Tensor,
+    chunk_rows: int = 256,
+    num_ids: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (sum of weights_A * cross entropy, cross entropy of each token [A] in nats without gradient).
+
+    The loss of SFT, computed like `chunked_kl`: the reference has all probability on the answer's token,
+    int64 [A]. Only the first `num_ids` rows of the head are token ids (None: all).
+    """
+    num_ids = len(weight_VD) if num_ids is None else num_ids
+    if not torch.is_grad_enabled():
+        hidden_AD, weight_VD = hidden_AD.detach(), weight_VD.detach()
+    return ChunkedKL.apply(hidden_AD, weight_VD, None, None, answer_ids_A, weights_A, chunk_rows, num_ids)
 
 
 class KLHead(nn.Linear):
@@ -205,8 +253,13 @@ class KLHead(nn.Linear):
         weights_A: torch.Tensor | None = None,
         chunk_rows: int = 256,
         num_ids: int | None = None,
+        answer_ids_A: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return logits [A, V], or with a reference the pair that `chunked_kl` returns."""
+        """Return logits [A, V], with a reference the pair that `chunked_kl` returns, with answers that of
+        `chunked_cross_entropy`."""
+        if answer_ids_A is not None:
+            assert weights_A is not None
+            return chunked_cross_entropy(hidden_AD, self.weight, answer_ids_A, weights_A, chunk_rows, num_ids)
         if reference_hidden_AD is None:
             return super().forward(hidden_AD)
         assert reference_weight_VD is not None and weights_A is not None

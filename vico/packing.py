@@ -31,11 +31,25 @@ class EncodedSample:
 
 
 class TiledSequence(NamedTuple):
-    """A sequence at given rates: `compressed` bool [T], and the number of its first tile."""
+    """A sequence at given rates: `compressed` bool [T], and the number of its first tile.
+
+    Only the tokens from position `start` on enter a row; the earlier ones are computed elsewhere.
+    """
 
     skeleton: Skeleton
     compressed: np.ndarray
     first_tile: int
+    start: int = 0
+
+    def token_starts(self, settings: ModelSettings) -> np.ndarray:
+        """Return the position of each token of the skeleton in the sequence, and its end, int64 [L + 1].
+
+        L are the tokens of the skeleton; a tile is one of them.
+        """
+        widths = np.ones(len(self.skeleton.ids), np.int64)
+        is_tile = self.skeleton.ids == settings.image_token_id
+        widths[is_tile] = np.where(self.compressed, settings.tokens_compressed, settings.tokens_full)
+        return np.concatenate([[0], np.cumsum(widths)])
 
 
 @dataclass(frozen=True)
@@ -45,12 +59,13 @@ class PackedRow:
     `full_tiles` and `compressed_tiles` number tiles of the pack; several sequences may use the same tile.
     Their tokens go, in that order, to the positions `full_slots` and `compressed_slots`. `answer_index` [A]
     holds the positions whose hidden states predict answer tokens, `answer_ids` [A] those tokens. `lengths`
-    are the tokens of each sequence.
+    are the tokens of each sequence, `num_answers` its answer tokens.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     lengths: tuple[int, ...]
+    num_answers: tuple[int, ...]
     full_tiles: torch.Tensor
     full_slots: torch.Tensor
     compressed_tiles: torch.Tensor
@@ -116,27 +131,31 @@ def token_weights(num_answer_tokens: int, reduction: str) -> tuple[float, float]
 
 
 def packed_row(sequences: Sequence[TiledSequence], settings: ModelSettings) -> PackedRow:
-    """Return the row of `sequences`, in order.
+    """Return the row of `sequences`, in order, each from its `start` on.
 
-    Positions restart with every sequence. Without sequences the row has one token and no answer.
+    Positions restart with every sequence and are those of the whole sequence. Without sequences the row has
+    one token and no answer.
     """
     ids, positions, lengths, answers = [], [], [], []
     tiles, slots, rates = [], [], []
     offset = 0
-    for skeleton, compressed, first_tile in sequences:
+    for sequence in sequences:
+        skeleton, bounds = sequence.skeleton, sequence.token_starts(settings)
+        own = slice(int(np.searchsorted(bounds, sequence.start)), None)
+        starts, widths = bounds[:-1][own], np.diff(bounds)[own]
         is_tile = skeleton.ids == settings.image_token_id
-        widths = np.ones(len(skeleton.ids), np.int64)
-        widths[is_tile] = np.where(compressed, settings.tokens_compressed, settings.tokens_full)
-        starts = offset + np.cumsum(widths) - widths
-        ids.append(np.repeat(skeleton.ids, widths))
-        length = int(widths.sum())
-        positions.append(np.arange(length))
-        lengths.append(length)
-        answers.append(np.stack([starts[skeleton.answer] - 1, skeleton.ids[skeleton.answer]]))
-        tiles.append(first_tile + np.arange(len(compressed)))
-        slots.append(starts[is_tile])
-        rates.append(np.asarray(compressed, bool))
-        offset += length
+        tile_numbers = np.cumsum(is_tile)[own][is_tile[own]] - 1
+        shift = offset - sequence.start
+        ids.append(np.repeat(skeleton.ids[own], widths))
+        positions.append(np.arange(sequence.start, bounds[-1]))
+        lengths.append(int(bounds[-1]) - sequence.start)
+        answer_starts = bounds[:-1][skeleton.answer]
+        is_own = answer_starts > sequence.start  # the token before it predicts an answer token
+        answers.append(np.stack([answer_starts[is_own] - 1 + shift, skeleton.ids[skeleton.answer][is_own]]))
+        tiles.append(sequence.first_tile + tile_numbers)
+        slots.append(starts[is_tile[own]] + shift)
+        rates.append(np.asarray(sequence.compressed, bool)[tile_numbers])
+        offset += lengths[-1]
     if not sequences:
         ids, positions, lengths = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], [1]
     tile, slot, rate = (np.concatenate([np.zeros(0, np.int64), *part]) for part in (tiles, slots, rates))
@@ -146,6 +165,7 @@ def packed_row(sequences: Sequence[TiledSequence], settings: ModelSettings) -> P
         input_ids=torch.from_numpy(np.concatenate(ids)),
         position_ids=torch.from_numpy(np.concatenate(positions)),
         lengths=tuple(lengths),
+        num_answers=tuple(part.shape[1] for part in answers) or (0,),
         full_tiles=torch.from_numpy(tile[~rate]),
         full_slots=_all_slots(slot[~rate], settings.tokens_full),
         compressed_tiles=torch.from_numpy(tile[rate]),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ class ModelSettings:
     def tiling(self, max_tiles: int | None = None) -> Tiling:
         """Return the model's tiling, with at most `max_tiles` tiles if that is lower than its own limit."""
         limit = self.max_tiles if max_tiles is None else min(max_tiles, self.max_tiles)
-        return Tiling(self.tile_size, max(limit, self.min_tiles), self.min_tiles, self.use_thumbnail)
+        return _tiling(self.tile_size, max(limit, self.min_tiles), self.min_tiles, self.use_thumbnail)
+
+
+_tiling = lru_cache(maxsize=64)(Tiling)  # every row asks for one
 
 
 def load_settings(path: str | Path) -> ModelSettings:

@@ -199,6 +199,21 @@ def _own_control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
     }
 
 
+def _never_made(model: Any, token_id: int, text: str) -> bool:
+    """Return whether the model of a tokenizer has a token that it makes of no text.
+
+    Trainers put the special tokens into the vocabulary of a BPE model, without merges that lead to them. A
+    token that merges make within a text is also made of its own characters alone.
+    """
+    from tokenizers.models import BPE
+
+    if not isinstance(model, BPE) or len(text) == 1 or text == model.unk_token:
+        return False
+    if model.dropout or model.byte_fallback or model.continuing_subword_prefix or model.end_of_word_suffix:
+        return False
+    return all(token.id != token_id for token in model.tokenize(text))
+
+
 def _text_search(backend: "Tokenizer | None", control: Mapping[int, str]) -> re.Pattern[str] | None:
     """Return a pattern that matches a text exactly when its ids have one of the `control` tokens, or None.
 
@@ -216,7 +231,7 @@ def _text_search(backend: "Tokenizer | None", control: Mapping[int, str]) -> re.
             return None
         if token.lstrip or token.rstrip or token.single_word or (token.normalized and backend.normalizer):
             return None
-        if backend.model.token_to_id(text) is not None:
+        if backend.model.token_to_id(text) is not None and not _never_made(backend.model, token_id, text):
             return None
     texts = [token.content for token in added.values()]
     if any("<" in text[1:] or ">" in text[:-1] or "\n" in text for text in texts):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["local", "ray", "kuberay", "slurm"]
 GROUP_RESOURCE = "vico_"
+_JOINT = "joint_"  # the beginning of the names of stages that repeat another one
 """Ray resource `vico_NAME` marks the nodes of group NAME; each node has 1 of it."""
 _GROUP_SHARE = 0.001  # a node of a group takes up to 1000 processes
 
@@ -106,7 +107,7 @@ class Resources(SiteBlock):
     """Name of the group in `nodes` that processes run on, by its Ray resource `vico_NAME`; null: any node."""
     stages: dict[str, StageResources] = {}
     """Stage -> what it uses instead: CPU nodes to write shards, many small actors for losses, GPU nodes to
-    train."""
+    train. A joint stage such as `joint_ratio` without a block of its own uses that of `ratio`."""
     max_retries: int = Field(2, ge=0)
     """Number of retries of an item after the process that worked on it died."""
 
@@ -135,15 +136,21 @@ class Resources(SiteBlock):
 
     def of_stage(self, stage: str) -> Resources:
         """Return the resources of one stage."""
-        own = self.stages.get(stage)
+        own = self._own(stage)[1]
         changed = {} if own is None else own.model_dump(exclude_none=True)
         return self.model_copy(update={**changed, "stages": {}}) if changed else self
 
     def field_of(self, stage: str, name: str) -> str:
         """Return the path of the field in the site file that gives a stage its value of `name`."""
-        own = self.stages.get(stage)
+        block, own = self._own(stage)
         is_own = own is not None and getattr(own, name) is not None
-        return f"resources.stages.{stage}.{name}" if is_own else f"resources.{name}"
+        return f"resources.stages.{block}.{name}" if is_own else f"resources.{name}"
+
+    def _own(self, stage: str) -> tuple[str, StageResources | None]:
+        """Return name and content of a stage's block. A joint stage without a block uses the block of the
+        first stage of its kind."""
+        name = stage if stage in self.stages else stage.removeprefix(_JOINT)
+        return name, self.stages.get(name)
 
 
 class Inference(SiteBlock):

@@ -1,4 +1,5 @@
-"""The rate of every tile of some samples, full or compressed: drawn by seed, epoch, row and copy."""
+"""The rate of every tile of some samples, full or compressed: drawn by seed, epoch, row and copy, or chosen
+by a router."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from data_prep.draws import draw_uniform
+from data_prep.packs.routed import RoutedTiles
 from data_prep.shards.index import IndexColumns
 from vico.errors import UserError
 
@@ -16,11 +18,14 @@ RATE_UNITS = ("tile", "image", "full")
 class RateDraw:
     """How rates are drawn: each tile, or all tiles of an image together, is compressed with `compress_share`.
 
-    With unit `full` no tile is compressed.
+    With unit `full` no tile is compressed. With `routed`, a tile (or image) is drawn only with probability
+    `random_share`; otherwise its tiles have the rates that the router chose.
     """
 
     unit: Literal["tile", "image", "full"] = "tile"
     compress_share: float = 0.5
+    routed: RoutedTiles | None = None
+    random_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.unit not in RATE_UNITS:
@@ -45,7 +50,13 @@ def tile_rates(
     if draw.unit == "image":
         drawn, first = np.repeat(np.arange(len(image_tiles)), image_tiles), image_starts
     drawn = drawn - first[sample_of_tile]
-    uniform = draw_uniform(
-        f"rate of {draw.unit}", seed, epoch, rows[sample_of_tile], copies[sample_of_tile], drawn
-    )
-    return uniform < draw.compress_share, starts
+
+    def uniform(purpose: str) -> np.ndarray:
+        words = rows[sample_of_tile], copies[sample_of_tile], drawn
+        return draw_uniform(f"{purpose} of {draw.unit}", seed, epoch, *words)
+
+    compressed = uniform("rate") < draw.compress_share
+    if draw.routed is not None:
+        is_random = uniform("random rate") < draw.random_share
+        compressed = np.where(is_random, compressed, draw.routed.compressed(samples))
+    return compressed, starts

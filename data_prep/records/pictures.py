@@ -5,9 +5,9 @@ import hashlib
 import os
 import posixpath
 import stat
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from PIL import Image, UnidentifiedImageError
@@ -34,8 +34,7 @@ _EXTENSIONS = {
 _FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """The original bytes of a picture and what its header says; sizes in pixels, `sha256` of the bytes."""
 
     data: bytes

@@ -5,7 +5,7 @@ A check that fails raises Rejected with one word of `data_prep/records/rejection
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.records.forms.boxes import has_places, with_objects
 from data_prep.records.forms.values import as_text
@@ -55,8 +55,7 @@ class RowRules:
     mark_first: bool = False
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """A checked row. An answer with `"loss": False` is not learned.
 
     `tiles` has the number of each picture's tiles, thumbnail included; its grid has at most `max_tiles`.

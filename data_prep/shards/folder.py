@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, Self, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,26 +101,59 @@ def contents(folder: Path, num_shards: int) -> Iterator[ShardContent]:
         yield content
 
 
-def write_index(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write index.parquet from the rows of each shard in order, in row groups of equal size.
+class IndexWriter:
+    """Writes index.parquet, as a context manager, from the rows of each shard in order.
 
-    Little more than one row group is in memory at a time.
+    Row groups have equal sizes. Little more than one is in memory at a time.
     """
-    with pq.ParquetWriter(path, SCHEMA) as writer:
-        waiting = SCHEMA.empty_table()
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, SCHEMA)
+        self._waiting = SCHEMA.empty_table()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if error_type is None and len(self._waiting):
+            self._writer.write_table(self._waiting.combine_chunks())
+        self._writer.close()
+
+    def add(self, table: pa.Table) -> None:
+        waiting = pa.concat_tables([self._waiting, table])
+        while len(waiting) >= _ROWS_PER_GROUP:
+            self._writer.write_table(waiting.slice(0, _ROWS_PER_GROUP).combine_chunks())
+            waiting = waiting.slice(_ROWS_PER_GROUP)
+        self._waiting = waiting
+
+
+def write_index(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write index.parquet from the rows of each shard in order."""
+    with IndexWriter(path) as index:
         for table in tables:
-            waiting = pa.concat_tables([waiting, table])
-            while len(waiting) >= _ROWS_PER_GROUP:
-                writer.write_table(waiting.slice(0, _ROWS_PER_GROUP).combine_chunks())
-                waiting = waiting.slice(_ROWS_PER_GROUP)
-        if len(waiting):
-            writer.write_table(waiting.combine_chunks())
+            index.add(table)
+
+
+def write_tables(index: Path, ledger: Path, shard_contents: Iterable[ShardContent]) -> Iterator[ShardContent]:
+    """Write index.parquet and quarantine.jsonl from the contents of all shards in order, and yield them.
+
+    Both files are complete when the iteration is at its end.
+    """
+    with IndexWriter(index) as rows, open(ledger, "w", encoding="utf-8") as file:
+        for content in shard_contents:
+            rows.add(content.table)
+            file.writelines(_ledger_lines(content.quarantine))
+            yield content
 
 
 def write_quarantine(path: Path, rows: Iterable[LedgerRow]) -> None:
     """Write quarantine.jsonl: one JSON object per line, in the order of the records."""
     with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(_ledger_lines(rows))
+
+
+def _ledger_lines(rows: Iterable[LedgerRow]) -> Iterator[str]:
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def manifest(shard_contents: Iterable[ShardContent], sets: Mapping[str, Mapping[str, float]]) -> Manifest:

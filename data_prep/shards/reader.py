@@ -100,8 +100,17 @@ class SampleReader:
                 index_row,
                 f"the text gives {skeleton.num_text_tokens} tokens, the index has {index_row['text_tokens']}",
             )
-        pixels = np.concatenate(tiles) if len(tiles) > 1 else tiles[0] if tiles else _no_tiles(tiling)
-        return EncodedSample(index_row["key"], row, skeleton, pixels, tiles_per_image)
+        return EncodedSample(index_row["key"], row, skeleton, _pixels(tiles, tiling), tiles_per_image)
+
+    def retiled(self, row: int, max_tiles: int) -> EncodedSample:
+        """Return the sample with its pictures cut into at most `max_tiles` tiles each, or its own limit."""
+        index_row = self.index.row(row, _READ_COLUMNS)
+        text, pictures = self._members(index_row)
+        tiling = self.prompt_format.settings.tiling(min(max_tiles, index_row["max_tiles"]))
+        tiles = [tile_pixels(image, tiling) for image in self._decoded(index_row, pictures)]
+        counts = tuple(len(image_tiles) for image_tiles in tiles)
+        skeleton = self.prompt_format.encode(self._parsed(index_row, text)["conversations"], counts)
+        return EncodedSample(index_row["key"], row, skeleton, _pixels(tiles, tiling), counts)
 
     def samples(self, rows: Iterable[int]) -> list[EncodedSample]:
         """Return `sample` of each row, in order.
@@ -183,6 +192,11 @@ class SampleReader:
         if len(offsets) != len(sizes):
             raise self._shards.mismatch(index_row, "the index has pictures without a place")
         return start, index_row["json_bytes"] if not sizes else offsets[-1] + sizes[-1] - start
+
+
+def _pixels(tiles: list[np.ndarray], tiling: Tiling) -> np.ndarray:
+    """Return the tiles of all pictures, uint8 [T, 3, S, S]."""
+    return np.concatenate(tiles) if len(tiles) > 1 else tiles[0] if tiles else _no_tiles(tiling)
 
 
 def _no_tiles(tiling: Tiling) -> np.ndarray:

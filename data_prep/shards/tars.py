@@ -10,9 +10,8 @@ import os
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 _BLOCK_BYTES, _RECORD_BYTES = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 _NAME_BYTES, _SIZE_AT, _SUM_AT = 100, 124, 148
@@ -50,8 +49,7 @@ def member_header(name: str, num_bytes: int) -> bytes:
     )
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """Position and size of a member's data in its tar, in bytes."""
 
     offset: int

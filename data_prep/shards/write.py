@@ -22,7 +22,8 @@ from data_prep.shards.split import Shares, split_of
 from data_prep.shards.tars import NoTar, ShardTar
 from vico.prompt import PromptFormat
 
-_ENCODED = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would create an encoder for every row
+# json.dumps would create an encoder for every row. No row contains itself, so json need not look for that.
+_ENCODED = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 LEAK_MESSAGE = (
     "one of its pictures (by its bytes) is also in another split, through a group, a held-out row or, for a "
     "repaired row, the old shards"
@@ -81,45 +82,44 @@ def write_shard(
     the content says what would be.
     """
     decisions = decisions or SplitDecisions()
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    rows: list[dict[str, Any]] = []
     quarantine: list[LedgerRow] = []
     with NoTar() if path is None else ShardTar(path) as tar:
         for raw in repair_block_rows(block) if isinstance(block, RepairBlock) else block_rows(block):
             try:
                 sample = checked_sample(raw, settings.rules, prompt_format)
-                split = decisions.moved.get(raw.line) or _split(sample, block, raw.line, settings.shares)
+                key = sample_key(block.record_set.slug, raw.line)
+                split = decisions.moved.get(raw.line) or _split(sample, block, key, settings.shares)
                 if raw.line in decisions.leaked:
                     raise Rejected("straddles_split", LEAK_MESSAGE)
             except Rejected as rejected:
                 quarantine.append(_ledger_row(block, raw, rejected))
                 continue
-            for name, value in _written_row(tar, block, raw.line, sample, split).items():
-                columns[name].append(value)
+            rows.append(_written_row(tar, block, raw.line, key, sample, split))
     entry = ShardEntry(
         name=shard_name(block.number),
         source=block.record_set.name,
         first_line=block.first_line,
         read=block.num_lines,
-        samples=len(columns["key"]),
+        samples=len(rows),
         bytes=tar.num_bytes,
         sha256=tar.sha256,
     )
+    columns = {name: [row[name] for row in rows] for name in SCHEMA.names}
     return ShardContent(pa.Table.from_pydict(columns, schema=SCHEMA), quarantine, entry)
 
 
-def _split(sample: Sample, block: Block, line: int, shares: Shares) -> str:
+def _split(sample: Sample, block: Block, key: str, shares: Shares) -> str:
     if block.record_set.heldout:
         return "test"
-    key = sample_key(block.record_set.slug, line)
     return split_of(shares, key=key, group=sample.group, pictures=[p.sha256 for p in sample.pictures])
 
 
 def _written_row(
-    tar: ShardTar | NoTar, block: Block, line: int, sample: Sample, split: str
+    tar: ShardTar | NoTar, block: Block, line: int, key: str, sample: Sample, split: str
 ) -> dict[str, Any]:
     """Append the sample's members to the tar and return its row of the index."""
     record_set = block.record_set
-    key = sample_key(record_set.slug, line)
     extensions = _extensions(sample)
     text = _ENCODED(_member_json(key, block, line, sample, extensions)).encode("utf-8")
     pictures = [

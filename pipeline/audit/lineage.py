@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.audit.findings import Findings
-from pipeline.config.graph import MODEL_SOURCES, SOURCES
+from pipeline.config.graph import MODEL_SOURCES, SOURCES, block_of
 from pipeline.config.inputs import Inputs
 from pipeline.identity.file_digests import DigestCache
 from pipeline.identity.input_digests import source_fingerprint
@@ -78,7 +78,7 @@ class _LineageAudit:
 
     def _audit_config(self, stage: str, record: Record) -> None:
         """Compare the config in the record's identity, which leaves out defaults, with that of the run."""
-        for name in differences(record.identity.get("config"), self.run.config.get(stage), stage):
+        for name in differences(record.identity.get("config"), block_of(self.run.config, stage), stage):
             message = f"{name} differs from the config in the record's identity"
             self.findings.problem(stage, "config", self._run_path, message)
 

@@ -16,6 +16,7 @@ from data_prep.packs.pack import Pack
 from data_prep.records.sets import slug_of
 from data_prep.shards.index import ShardIndex, load_index
 from data_prep.shards.names import QUARANTINE_FILE, sample_key
+from pipeline.config.graph import JOINT, block_of, block_path
 from pipeline.config.inputs import Inputs
 from pipeline.identity.file_digests import DigestCache
 from pipeline.results.run_results import record_of
@@ -25,8 +26,11 @@ from stages.outputs import LABELS_FILE, POLICY_FOLDER, RATIOS_FILE, SCORES_FILE
 from stages.parts import Parts
 from vico.errors import UserError
 
-TRAININGS = ("consistency", "router")
-TABLES = {"ratio": RATIOS_FILE, "label": LABELS_FILE, "router": SCORES_FILE}
+_TRAININGS = ("consistency", "router")
+_TABLES = {"ratio": RATIOS_FILE, "label": LABELS_FILE, "router": SCORES_FILE}
+_PREFIXES = ("", f"{JOINT}_")
+TRAININGS = tuple(prefix + stage for prefix in _PREFIXES for stage in _TRAININGS)
+TABLES = {prefix + stage: file for prefix in _PREFIXES for stage, file in _TABLES.items()}
 """Stage -> the table of its output that has rows by key."""
 
 
@@ -115,8 +119,11 @@ class RunSamples:
         """Return the trainings whose steps are known: those that have begun and were not adopted."""
         adopted = self.run.config["inputs"].get("adopt", {})
         begun = {stage for stage, entry in self.run.stages.items() if entry.attempt}
-        if not {"consistency", "label"} <= self.records.keys():
-            begun.discard("router")  # its inputs are being made again
+        for prefix in _PREFIXES:  # not while its inputs are being made again
+            if not {f"{prefix}consistency", f"{prefix}label"} <= self.records.keys():
+                begun.discard(f"{prefix}router")
+        if not {"consistency", "joint_rates"} <= self.records.keys():
+            begun.discard("joint_consistency")
         return [stage for stage in TRAININGS if stage in begun and stage not in adopted]
 
     def _uses(self, stage: str) -> Iterator[dict[str, Any]]:
@@ -128,20 +135,34 @@ class RunSamples:
         config_json, parts = self._config_and_parts(stage)
         shard = self.output("shard")
         # The modules of packs alone: those of the stages' workers import DeepSpeed.
-        if stage == "consistency":
-            from stages.consistency.config import ConsistencyConfig
-            from stages.consistency.packs import ConsistencyPacks, ConsistencySettings
-
-            consistency = ConsistencyConfig.model_validate_json(config_json)
-            inputs = Inputs.model_validate_json(json.dumps(self.run.config["inputs"]))
-            settings = ConsistencySettings(consistency, shard, inputs.model_folder, parts, self.site.train)
-            return ConsistencyPacks(settings)
+        prefix = _prefix(stage)
+        if stage.endswith("consistency"):
+            return self._consistency_packs(stage, config_json, parts)
         from stages.router.config import RouterConfig
         from stages.router.packs import RouterPacks, RouterSettings
 
         router = RouterConfig.model_validate_json(config_json)
-        policy, labels = self.output("consistency") / POLICY_FOLDER, self.output("label")
+        policy, labels = self.output(f"{prefix}consistency") / POLICY_FOLDER, self.output(f"{prefix}label")
         return RouterPacks(RouterSettings(router, shard, policy, labels, parts, self.site.train))
+
+    def _consistency_packs(self, stage: str, config_json: str, parts: Parts) -> TrainingPacks:
+        from stages.consistency.config import ConsistencyConfig, JointConsistencyConfig
+        from stages.consistency.packs import ConsistencyPacks, ConsistencySettings, JointInputs
+
+        inputs = Inputs.model_validate_json(json.dumps(self.run.config["inputs"]))
+        form, joint = ConsistencyConfig, None
+        if stage != "consistency":
+            policy = self.output("consistency") / POLICY_FOLDER
+            form, joint = JointConsistencyConfig, JointInputs(policy, self.output("joint_rates"))
+        settings = ConsistencySettings(
+            form.model_validate_json(config_json),
+            self.output("shard"),
+            inputs.model_folder,
+            parts,
+            self.site.train,
+            joint,
+        )
+        return ConsistencyPacks(settings)
 
     def _config_and_parts(self, stage: str) -> tuple[str, Parts]:
         """Return the config of a training as JSON, and its parts: of its record, else of its last attempt."""
@@ -151,7 +172,7 @@ class RunSamples:
             return json.dumps(config), Parts(run_record.folder, attempt)
         entry = self.run.stages[stage]
         folder = StageFolder(self.site.storage, stage, entry.fingerprint).path
-        return json.dumps(self.run.config[stage]), Parts(folder, entry.attempt)
+        return json.dumps(block_of(self.run.config, stage)), Parts(folder, entry.attempt)
 
     def _table_rows(self, key: str) -> dict[str, list[dict[str, Any]]]:
         """Return the sample's rows in the table of every stage, by the name of the table."""
@@ -160,8 +181,13 @@ class RunSamples:
             if stage in self.records and (self.output(stage) / file).is_file():
                 table = pq.read_table(self.output(stage) / file, filters=[("key", "=", key)])
                 rows = [_without(row, "key", "split") for row in table.to_pylist()]
-                tables[file.removesuffix(".parquet")] = rows
+                tables[_prefix(stage) + file.removesuffix(".parquet")] = rows
         return tables
+
+
+def _prefix(stage: str) -> str:
+    """Return the beginning of a stage's name that a joint stage has; empty for others."""
+    return stage.removesuffix(block_path(stage)[-1])
 
 
 def _uses_of_step(packs: TrainingPacks, step: int) -> Iterator[dict[str, Any]]:

@@ -179,6 +179,33 @@ def reproduce(
     sys.exit(1 if recipe.differs else 0)
 
 
+def report(
+    run: RunArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the page to this file; default: RUN.html."),
+    ] = None,
+    site: SiteOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one HTML page about a run.
+
+    It shows results, pictures, training, lineage and machines, and says what is missing. The page needs no
+    other file and loads nothing, so it can be sent to others.
+    """
+    from pipeline.report.write import write_report
+
+    with answer_stream(as_json) as (_, answer):
+        written = write_report(site_of(site, storage), run, out)
+        if as_json:
+            print_json(answer, written.as_json())
+            return
+    for reason in written.missing:
+        terminal().line(f"not shown: {reason}")
+    terminal().line(f"report: {written.path}")
+
+
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     drop: Annotated[

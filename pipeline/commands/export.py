@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shards.names import MANIFEST_FILE
+from pipeline.config.graph import last_of
 from pipeline.identity.file_digests import DigestCache
 from pipeline.results.run_results import RunRecord, record_of
 from pipeline.results.runs import RunFile, Runs
@@ -20,6 +21,7 @@ from pipeline.storage.output_files import published
 from stages.durable_files import sync_folder, sync_tree
 from stages.export.model_card import CARD_FILE, CardSources, Layout, model_card
 from stages.export.start_model import start_model
+from stages.export.thresholds import write_thresholds
 from stages.outputs import METRICS_FILE, MODEL_FOLDER
 from vico.checkpoints.hub import model_folder
 from vico.errors import UserError
@@ -37,7 +39,8 @@ def export(storage: Path, run_name: str, out: Path, layout: Layout) -> None:
     results = stage_results(run, storage)
     base = base_folder(run)
     router, shards = _json(results["router"], METRICS_FILE), _json(results["shard"], MANIFEST_FILE)
-    threshold = router["absolute_threshold"]
+    evaluation = _json(results["evaluate"], METRICS_FILE)
+    threshold = evaluation["absolute_threshold"]
     with new_folder(out) as folder:
         from vico.checkpoints.write import write_hf_folder, write_published_folder  # imports torch
 
@@ -49,21 +52,25 @@ def export(storage: Path, run_name: str, out: Path, layout: Layout) -> None:
         sources = CardSources(
             start=start_model(base),
             manifest=shards,
-            evaluation=_json(results["evaluate"], METRICS_FILE),
+            evaluation=evaluation,
             router=router,
             layout=layout,
             run=run.run,
         )
         (folder / CARD_FILE).write_text(model_card(sources), encoding="utf-8")
+        write_thresholds(folder, evaluation)
 
 
 def stage_results(run: RunFile, storage: Path) -> Mapping[str, RunRecord]:
     """Return the results that an export reads, as this run made or reused them, with their files available.
 
+    A run with joint stages has the joint policy as `consistency` and the second router as `router`.
+
     Raises UserError if a stage is not done or its result is gone.
     """
     results = {}
-    for name in _STAGES:
+    for role in _STAGES:
+        name = last_of(run.stages, role)
         entry = run.stages.get(name)
         state = "not part of it" if entry is None else entry.state
         if entry is None or entry.state != "done":
@@ -76,7 +83,7 @@ def stage_results(run: RunFile, storage: Path) -> Mapping[str, RunRecord]:
         if not result.output.is_dir():
             address = storage_of(storage).address(result.output)
             raise UserError(f"RUN={run.run}: {address} is gone; {_remedy(result)}")
-        results[name] = result
+        results[role] = result
     return results
 
 

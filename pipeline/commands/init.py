@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DEMO_MODEL = "models/small-internvl"
 QUICKSTART = "configs/quickstart.yaml"
+_ABLATIONS = "ablations"
+"""Folder of differences from a pipeline, for a command of a checkout."""
 
 
 def init(
@@ -88,6 +90,8 @@ def starter_files(*names: str) -> list[NewFile]:
         source = STARTER_FOLDER / name
         paths = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
         for path in paths:
+            if _ABLATIONS in path.parts:
+                continue
             files.append(NewFile(path.relative_to(STARTER_FOLDER), path.read_bytes()))
     return files
 

@@ -7,7 +7,8 @@ from pipeline.commands.tables import text_table
 from pipeline.planning.estimates import StageEstimate
 from pipeline.planning.plan import PlannedStage
 from pipeline.results.progress_file import ProgressFile
-from pipeline.results.runs import ENDED, RunFile, StageEntry
+from pipeline.results.runs import RunFile
+from pipeline.results.states import run_state, stage_state
 from pipeline.terminal.output import View
 from pipeline.terminal.progress import duration, figures_text
 from pipeline.terminal.tables import TextTable
@@ -15,24 +16,6 @@ from vico.errors import one_line
 
 _FINGERPRINT_CHARS = 12
 """Enough to be the only match of a shell's `*` in a stage's folder."""
-
-
-def run_state(run: RunFile) -> str:
-    """Return the state in words: a run of `--until STAGE` is `done until STAGE`."""
-    from pipeline.config.graph import pipeline_graph
-
-    names, last = pipeline_graph().names, list(run.stages)[-1]
-    until = f" until {last}" if last in names and last != names[-1] else ""
-    return f"{run.state}{until}"
-
-
-def stage_state(run: RunFile, entry: StageEntry) -> str:
-    """Return the state of a stage in words: one that a run has not reached, or will not reach, says so."""
-    if entry.reused:
-        return "reused"
-    if entry.state == "pending":
-        return "not reached" if run.state in ENDED else "waits"
-    return f"{entry.state}, attempt {entry.attempt}" if entry.attempt > 1 else entry.state
 
 
 def runs_view(runs: Sequence[RunFile]) -> View:

@@ -6,7 +6,7 @@ import time
 from cluster.site import Site
 from pipeline.commands.run_tables import run_view
 from pipeline.results.runs import ENDED, RunFile, Runs
-from pipeline.running.jobs import with_job_state
+from pipeline.running.jobs import DriverEnd, with_job_state
 from pipeline.terminal.live import LiveView
 from vico.errors import UserError
 
@@ -14,18 +14,20 @@ _EVERY_S = 2.0
 
 
 def watch(name: str, site: Site) -> None:
-    """Show the run and its stages until it ends. On a terminal the same lines are drawn again.
+    """Show the run and its stages until it has ended and its driver has let go of it. On a terminal the same
+    lines are drawn again.
 
     Without a terminal the run is printed whenever something has changed. Raises UserError for a name that is
     no run.
     """
     runs = Runs(site.storage)
     run = runs.named(name).run  # `latest` stays the run that it was
+    driver_end = DriverEnd(runs.run_folder(run))
     with LiveView(sys.stdout) as live:
         while True:
             shown = _current(runs, run)
             live.show(run_view(shown, site))
-            if shown.state in ENDED:
+            if shown.state in ENDED and driver_end.has_come():
                 return
             time.sleep(_EVERY_S)
 

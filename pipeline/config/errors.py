@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -31,9 +31,14 @@ _BOUNDS = {
 }
 
 
-def error_lines(error: ValidationError, root: type[BaseModel]) -> str:
-    """Return one line per fault, in the order of the file."""
-    return "\n".join(dict.fromkeys(printable(_line(details, root)) for details in error.errors()))
+def error_lines(
+    error: ValidationError,
+    root: type[BaseModel],
+    is_repeated: Callable[[tuple[int | str, ...]], bool] = lambda location: False,
+) -> str:
+    """Return one line per fault, in the order of the file, without those of keys that only repeat others."""
+    lines = [_line(details, root) for details in error.errors() if not is_repeated(details["loc"])]
+    return "\n".join(dict.fromkeys(map(printable, lines)))
 
 
 def _line(details: ErrorDetails, root: type[BaseModel]) -> str:

@@ -1,8 +1,10 @@
 """Checks that need several blocks of a config, or config and site. They run before anything starts."""
 
 from cluster.site import Site
+from pipeline.config.graph import JOINT, JOINT_STAGES, block_path
 from pipeline.config.pipeline_file import PipelineConfig
-from stages.stage_config import StageConfig
+from stages.evaluate.config import EvaluateConfig
+from stages.ratio.config import RatioConfig
 from vico.errors import Faults, UserError
 
 
@@ -22,13 +24,13 @@ def _check_ranks_have_packs(config: PipelineConfig, site: Site) -> None:
     """Every rank of a training needs at least one pack per step; with none it would have nothing to do."""
     ranks: dict[str, int] = {}
     packs: dict[str, dict[str, int]] = {}
-    for name, block in config:
+    for name, block in config.stage_configs():
         packs_per_step = getattr(block, "packs_per_step", None)
         num_ranks = site.resources.of_stage(name).workers
         if packs_per_step is not None and num_ranks > packs_per_step:
             field = site.resources.field_of(name, "workers")
             ranks[field] = num_ranks
-            packs.setdefault(field, {})[f"{name}.packs_per_step"] = packs_per_step
+            packs.setdefault(field, {})[f"{'.'.join(block_path(name))}.packs_per_step"] = packs_per_step
     faults = Faults()
     for field, num_ranks in ranks.items():
         too_few = packs[field]
@@ -43,7 +45,9 @@ def _check_ranks_have_packs(config: PipelineConfig, site: Site) -> None:
 
 def _check_stages_exist(config: PipelineConfig, site: Site) -> None:
     """Resources of a stage that does not exist would never take effect."""
-    stages = [name for name, block in config if isinstance(block, StageConfig)]
+    stages = [name for name, _ in config.stage_configs()]
+    if "router" in stages:  # a site is for every pipeline, with and without joint
+        stages = list(dict.fromkeys([*stages, *(spec.name for spec in JOINT_STAGES)]))
     unknown = [name for name in site.resources.stages if name not in stages]
     if unknown:
         fields = ", ".join(f"resources.stages.{name}" for name in unknown)
@@ -54,16 +58,22 @@ def _check_stages_exist(config: PipelineConfig, site: Site) -> None:
 
 
 def _check_oracle_has_ratios(config: PipelineConfig) -> None:
-    ratio, evaluate = getattr(config, "ratio", None), getattr(config, "evaluate", None)
-    if ratio is None or evaluate is None or "oracle" not in getattr(evaluate, "controls", ()):
+    configs = dict(config.stage_configs())
+    stage = f"{JOINT}_ratio" if config.has_joint else "ratio"
+    ratio, evaluate, block = configs.get(stage), configs.get("evaluate"), ".".join(block_path(stage))
+    controls = getattr(evaluate, "controls", ())
+    named = [name for name in ("oracle", "blind_oracle") if name in controls]
+    if not isinstance(ratio, RatioConfig) or not isinstance(evaluate, EvaluateConfig) or not named:
         return
     fewer_samples = 0 < evaluate.max_samples <= ratio.max_samples and evaluate.seed == ratio.seed
     if "test" not in ratio.splits or (ratio.max_samples and not fewer_samples):
         raise UserError(
-            "evaluate.controls names oracle, which needs the ratios of all tiles that evaluate measures, but "
-            f"ratio.splits={','.join(ratio.splits)} and ratio.max_samples={ratio.max_samples} (per split, "
-            f"drawn by ratio.seed={ratio.seed}) leave out some of the {evaluate.max_samples or 'all'} "
-            f"samples of evaluate.max_samples={evaluate.max_samples} "
+            f"evaluate.controls names {' and '.join(named)}, "
+            "which needs the ratios of all tiles that evaluate measures, but "
+            f"{block}.splits={','.join(ratio.splits)} and {block}.max_samples={ratio.max_samples} (per "
+            f"split, drawn by {block}.seed={ratio.seed}) leave out some of the "
+            f"{evaluate.max_samples or 'all'} samples of evaluate.max_samples={evaluate.max_samples} "
             f"(drawn by evaluate.seed={evaluate.seed}); "
-            "take oracle out of evaluate.controls, or let ratio cover the test split (ratio.max_samples=0)"
+            f"take {' and '.join(named)} out of evaluate.controls, or let it cover the test split "
+            f"({block}.max_samples=0)"
         )

@@ -1,7 +1,8 @@
 """The pipeline file: seed, experiment, inputs and one block per stage, checked before anything starts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from cluster.passwords import password_fields
 from pipeline.config.dotted_keys import apply_override
 from pipeline.config.errors import error_lines
-from pipeline.config.graph import Graph
+from pipeline.config.graph import JOINT, JOINT_STAGES, Graph, block_path, with_joint
 from pipeline.config.inputs import Inputs, check_inputs, with_absolute_paths
+from pipeline.config.joint import fill_in_joint, is_taken_over, joint_field
 from pipeline.config.quality_gate import QualityGate
 from pipeline.config.yaml_files import yaml_mapping
 from stages.stage_config import StageConfig
@@ -44,8 +46,26 @@ class PipelineConfig(BaseModel):
 
     def stage(self, name: str) -> StageConfig:
         """Return the config of a stage."""
-        block: StageConfig = getattr(self, name)
+        block: Any = self
+        for part in block_path(name):
+            block = getattr(block, part)
+        assert isinstance(block, StageConfig)
         return block
+
+    @property
+    def has_joint(self) -> bool:
+        """Whether the pipeline has the joint stages."""
+        return getattr(self, JOINT, None) is not None
+
+    def stages_of(self, graph: Graph) -> Graph:
+        """Return the graph of the stages that run: with the joint ones if they are on."""
+        return with_joint(graph) if self.has_joint else graph
+
+    def stage_configs(self) -> Iterator[tuple[str, StageConfig]]:
+        """Yield name and config of every stage."""
+        yield from ((name, block) for name, block in self if isinstance(block, StageConfig))
+        if self.has_joint:
+            yield from ((spec.name, self.stage(spec.name)) for spec in JOINT_STAGES)
 
     def resolved(self) -> dict[str, Any]:
         """Return everything, with defaults and seeds filled in, as JSON types."""
@@ -63,7 +83,7 @@ def config_class(graph: Graph) -> type[PipelineConfig]:
             spec.config_class,
             Field(...) if required else Field(default_factory=spec.config_class),
         )
-    return create_model("PipelineConfig", __base__=PipelineConfig, **fields)
+    return create_model("PipelineConfig", __base__=PipelineConfig, **fields, **joint_field(graph))
 
 
 def load_config(path: Path, graph: Graph, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -87,12 +107,14 @@ def config_with_faults(path: Path, graph: Graph, overrides: Sequence[str], fault
         with faults.collected():
             apply_override(content, override)
     _refuse_passwords(content)
+    own_joint = deepcopy(content.get(JOINT))
     _fill_in_seeds(content, graph)
+    fill_in_joint(content)
     form = config_class(graph)
     try:
         config = _checked(form, content)
     except ValidationError as error:
-        faults.note(error_lines(error, form))
+        faults.note(error_lines(error, form, lambda location: is_taken_over(location, own_joint)))
         for details in error.errors():
             _leave_out(content, details["loc"])
         try:
@@ -103,7 +125,7 @@ def config_with_faults(path: Path, graph: Graph, overrides: Sequence[str], fault
     except ValueError as error:
         raise UserError(f"{path}: {error}; fix the YAML there") from error
     with faults.collected():
-        check_inputs(config.inputs, graph)
+        check_inputs(config.inputs, config.stages_of(graph))
     return config.model_copy(update={"inputs": with_absolute_paths(config.inputs)})
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.config.graph import JOINT, block_path
 from pipeline.config.pipeline_file import PipelineConfig
 from vico.errors import Faults, UserError
 
@@ -23,15 +24,19 @@ class SplitNeed:
 
 def split_needs(config: PipelineConfig, stages: Collection[str]) -> list[SplitNeed]:
     """Return what these stages need of the splits. Stages that adopt a result need nothing."""
-    needs = [
-        SplitNeed("consistency", "train", "to train on"),
-        SplitNeed("ratio", "train", "to take tau from"),
-        SplitNeed("router", "train", "to train on"),
-        SplitNeed("router", "calib", "to calibrate the threshold on"),
-        SplitNeed("evaluate", "test", "to measure on"),
-    ]
-    if getattr(getattr(config, "consistency", None), "select", "last") == "best":
-        needs.append(SplitNeed("consistency", "calib", "to choose the best policy by (select: best)"))
+    configs = dict(config.stage_configs())
+    needs = []
+    for prefix in ("", f"{JOINT}_"):
+        needs += [
+            SplitNeed(f"{prefix}consistency", "train", "to train on"),
+            SplitNeed(f"{prefix}ratio", "train", "to take tau from"),
+            SplitNeed(f"{prefix}router", "train", "to train on"),
+            SplitNeed(f"{prefix}router", "calib", "to calibrate the threshold on"),
+        ]
+        if getattr(configs.get(f"{prefix}consistency"), "select", "last") == "best":
+            purpose = "to choose the best policy by (select: best)"
+            needs.append(SplitNeed(f"{prefix}consistency", "calib", purpose))
+    needs.append(SplitNeed("evaluate", "test", "to measure on"))
     return [need for need in needs if need.stage in stages and need.stage not in config.inputs.adopt]
 
 
@@ -64,10 +69,16 @@ def _check_share(config: PipelineConfig, need: SplitNeed) -> None:
 
 
 def _check_calib_has_labels(config: PipelineConfig, stages: Collection[str]) -> None:
-    made_here = {"ratio", "label", "router"}.intersection(stages).difference(config.inputs.adopt)
-    splits = getattr(getattr(config, "ratio", None), "splits", ())
-    if len(made_here) == 3 and "calib" not in splits:
-        raise UserError(
-            f"ratio.splits={','.join(splits)} gives the calib tiles no labels, and router needs some to "
-            "calibrate the threshold on; add calib to ratio.splits"
-        )
+    configs = dict(config.stage_configs())
+    faults = Faults()
+    for prefix in ("", f"{JOINT}_"):
+        names = {f"{prefix}{name}" for name in ("ratio", "label", "router")}
+        made_here = names.intersection(stages).difference(config.inputs.adopt)
+        splits = getattr(configs.get(f"{prefix}ratio"), "splits", ())
+        if len(made_here) == 3 and "calib" not in splits:
+            block = ".".join(block_path(f"{prefix}ratio"))
+            faults.note(
+                f"{block}.splits={','.join(splits)} gives the calib tiles no labels, and {prefix}router "
+                f"needs some to calibrate the threshold on; add calib to {block}.splits"
+            )
+    faults.raise_all()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.launchers.by_kind import launcher_of_submission
 from pipeline.results.runs import RunFile, Runs
-from pipeline.running.jobs import JobWatch, is_job
+from pipeline.running.jobs import DriverEnd, JobWatch, is_job
 from vico.errors import UserError
 
 _POLL_S = 0.3
@@ -55,8 +55,9 @@ def log_lines(
 ) -> Iterator[str]:
     """Yield the log of a run; with `stage`, the logs of its driver and ranks in that stage.
 
-    With `follow`, wait for new lines until the run ends, or the job that it was submitted as. While the job
-    waits, yield the scheduler's reason whenever it changes; end if it still waits after `start_timeout_s`.
+    With `follow`, wait for new lines until the run has ended and its driver has let go of it, or until the
+    job that it was submitted as ends. While the job waits, yield the scheduler's reason whenever it changes;
+    end if it still waits after `start_timeout_s`.
     """
     run, watch = runs.named(name), JobWatch(start_timeout_s=start_timeout_s)
     if stage is not None and stage not in run.stages:
@@ -64,9 +65,12 @@ def log_lines(
             f"--stage={stage!r} is not a stage of run {run.run}; its stages are {', '.join(run.stages)}"
         )
     tails: dict[Path, Tail] = {}
+    driver_end = DriverEnd(runs.run_folder(run.run))
     while True:
         # Checked before reading, so that the last lines are not missed.
         line, ended = watch.look(run) if follow else (None, True)
+        if follow and ended and line is None:
+            ended = driver_end.has_come()
         runs.storage.refresh(_folder(runs, run, stage))
         for path, prefix in _log_files(runs, run, stage):
             tail = tails.setdefault(path, Tail(path, prefix))

@@ -131,7 +131,9 @@ def _code_notes(records: Mapping[str, RunRecord]) -> list[str]:
 def _identity_notes(run: RunFile, path: Path, graph: Graph, storage: Path) -> list[str]:
     """Return one line per stage whose config, inputs and code give another fingerprint here."""
     try:
-        pipeline = resolve(graph.until(list(run.stages)[-1]), load_config(path, graph), DigestCache(storage))
+        config = load_config(path, graph)
+        requested = config.stages_of(graph).until(list(run.stages)[-1])
+        pipeline = resolve(requested, config, DigestCache(storage))
     except UserError as error:
         return [f"cannot run here: {line}" for line in str(error).splitlines()]
     return [

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cluster.site import Site
+from pipeline.config.graph import block_path
 from pipeline.planning.request import OpenPipeline
 from pipeline.planning.training_estimate import TrainingEstimate, size, training_estimate
 from pipeline.results.attempt_metrics import metrics_of_attempts
@@ -30,7 +31,7 @@ class StageEstimate:
     source: str
     """Where the numbers come from."""
     training: TrainingEstimate | None = None
-    """Of the consistency stage: memory per rank, host memory and checkpoints, from config and site."""
+    """Of a consistency training: memory per rank, host memory and checkpoints, from config and site."""
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "training": self.training.as_json() if self.training else None}
@@ -76,8 +77,8 @@ def _from_record(record: Record, site: Site) -> StageEstimate:
 
 
 def _training(stage: str, opened: OpenPipeline, site: Site) -> TrainingEstimate | None:
-    """Return the estimate of the consistency stage, which trains all weights; None for another stage."""
-    if stage != "consistency":
+    """Return the estimate of a consistency training, which trains all weights; None for another stage."""
+    if block_path(stage)[-1] != "consistency":
         return None
     from stages.consistency.disk import most_checkpoints
     from vico.memory.model_sizes import model_sizes
@@ -87,4 +88,4 @@ def _training(stage: str, opened: OpenPipeline, site: Site) -> TrainingEstimate 
     assert isinstance(config, ConsistencyConfig)
     sizes = model_sizes(model_config(opened.pipeline.config.inputs.model_folder))
     num_checkpoints = most_checkpoints(site.train.checkpoints.keep, remote=site.remote is not None)
-    return training_estimate(config, sizes, site, num_checkpoints)
+    return training_estimate(config, sizes, site.for_stage(stage), num_checkpoints)

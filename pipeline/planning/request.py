@@ -78,7 +78,7 @@ def open_pipeline(
     config = config_with_faults(request.config, graph, request.overrides, faults)
     with faults.collected():
         check_together(config, request.site)
-    requested = graph.until(request.until)
+    requested = config.stages_of(graph).until(request.until)
     with faults.collected():
         check_split_needs(config, requested.names)
     for name in request.force:

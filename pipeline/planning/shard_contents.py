@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.config.graph import JOINT, block_path
 from pipeline.config.pipeline_file import PipelineConfig
 from pipeline.config.split_needs import SplitNeed, split_needs
 from stages.evaluate.config import EvaluateConfig
@@ -164,23 +165,30 @@ def _check_choice_of_test_samples(
 
 def _check_adopted_tiles(config: PipelineConfig, needs: Sequence[SplitNeed], shard_folder: Path) -> None:
     """Raise UserError if the router takes its labels from an adopted result without tiles of these shards."""
-    adopted = next((stage for stage in _LABELLED_BY if stage in config.inputs.adopt), None)
-    router_needs = [need for need in needs if need.stage == "router"]
-    if adopted is None or not router_needs:
-        return
+    for prefix in ("", f"{JOINT}_"):
+        labelled_by = (f"{prefix}{stage}" for stage in _LABELLED_BY)
+        adopted = next((stage for stage in labelled_by if stage in config.inputs.adopt), None)
+        router_needs = [need for need in needs if need.stage == f"{prefix}router"]
+        if adopted is not None and router_needs:
+            _check_adopted_keys(config.inputs.adopt[adopted], adopted, router_needs, shard_folder)
+
+
+def _check_adopted_keys(
+    folder: Path, adopted: str, router_needs: Sequence[SplitNeed], shard_folder: Path
+) -> None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from data_prep.shards.index import load_index
 
-    folder = config.inputs.adopt[adopted]
-    keys = pc.unique(pq.read_table(folder / _LABELLED_BY[adopted], columns=["key"])["key"])
+    table = _LABELLED_BY[block_path(adopted)[-1]]
+    keys = pc.unique(pq.read_table(folder / table, columns=["key"])["key"])
     index = load_index(shard_folder)
     for need in router_needs:
         here = index.table(["key"], need.split)["key"]
         if not pc.any(pc.is_in(here, keys.cast(here.type))).as_py():
             raise UserError(
-                f"not started, because router needs labels of {need.split} tiles {need.purpose}, and "
+                f"not started, because {need.stage} needs labels of {need.split} tiles {need.purpose}, and "
                 f"inputs.adopt.{adopted}={folder} has no tile of the {need.split} samples of these shards; "
                 "adopt a result that was made from them, with that split"
             )

@@ -58,8 +58,8 @@ class TrainingEstimate:
 def training_estimate(
     config: ConsistencyConfig, sizes: ModelSizes, site: Site, num_checkpoints: int
 ) -> TrainingEstimate:
-    """Return the estimate of a training on a site."""
-    memory, resources = site.train.memory, site.resources.of_stage("consistency")
+    """Return the estimate of a training with the resources of `site`, the site as its stage sees it."""
+    memory, resources = site.train.memory, site.resources
     weight_bytes = 4 if config.optimizer.dtype == "float32" else 2
     shape = TrainingShape(
         tokens=pack_tokens(config, sizes),

@@ -12,12 +12,10 @@ from pipeline.identity.file_digests import DigestCache
 from pipeline.results.run_results import record_of
 from pipeline.results.runs import RunFile
 from pipeline.storage.lookup import storage_of
-from stages.controls import COMPARED, ROUTED, calibrated_points
+from stages.controls import COMPARED, FEWER_TILES, ROUTED, calibrated_points
 from stages.outputs import METRICS_FILE
 
 EVALUATED_STAGE, EXPORTED_STAGE = "evaluate", "export"
-_IS_NO_CONTROL = ("oracle",)
-"""It knows the loss ratios of the test tiles: a bound, which no router has to beat."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def quality_of(metrics: Mapping[str, Any]) -> Quality | None:
     if not points:
         return None
     leads = (metrics.get("routed_minus") or {}).get("over_curve") or {}
-    controls = [control.name for control in COMPARED if control.name not in _IS_NO_CONTROL]
+    controls = [control.name for control in (*COMPARED, FEWER_TILES) if not control.is_bound]
     return Quality(
         num_questions=metrics["num_samples"],
         tokens_saved=points[0]["tokens_saved"],

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from cluster.launchers.by_kind import KINDS, RESTARTING_KINDS, launcher_of_submission
@@ -10,6 +11,7 @@ from cluster.launchers.launcher import JOB_VARIABLE, JobStatus
 from cluster.project import PROJECT_FOLDER
 from cluster.sources.driver import driver_code
 from pipeline.results.runs import ENDED, RunFile, State
+from pipeline.storage.leases import STALE_S, holder_at_work
 from vico.errors import UserError
 
 
@@ -101,6 +103,26 @@ def _after(run: RunFile, job: JobStatus) -> str | None:
     """Return why a job waits, with what ended its last start."""
     past = f"after: {run.error}" if run.state in ENDED and run.error else ""
     return "; ".join(text for text in (job.message, past) if text) or None
+
+
+class DriverEnd:
+    """For following a run: whether the driver of a run that ended has let go of it, so that `vico gc` or
+    another command may follow at once.
+
+    The driver still sends metrics and stops Ray. One that cannot be seen from here and keeps its lease is
+    waited for STALE_S seconds at most.
+    """
+
+    def __init__(self, run_folder: Path):
+        self._folder = run_folder
+        self._since_s: float | None = None
+
+    def has_come(self) -> bool:
+        """Return whether there is nothing left to wait for. Ask only after the run has ended."""
+        if holder_at_work(self._folder) is None:
+            return True
+        self._since_s = time.monotonic() if self._since_s is None else self._since_s
+        return time.monotonic() - self._since_s >= STALE_S
 
 
 class JobWatch:

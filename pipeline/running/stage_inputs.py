@@ -71,7 +71,9 @@ class StageInputs:
     def files(self, task: StageTask) -> InputFiles:
         """Return what the stage's code may read; call `fetch` first."""
         inputs = self._pipeline.config.inputs
-        folders = {name: self._outputs[name] for name in task.spec.inputs if name not in SOURCES}
+        folders = {
+            name: self._outputs[giver] for name, giver in task.spec.givers.items() if giver not in SOURCES
+        }
         folders |= {name: inputs.model_folder for name in MODEL_SOURCES if name in task.spec.inputs}
         if task.adopted_from is not None:
             folders[ADOPTED_FOLDER] = task.adopted_from

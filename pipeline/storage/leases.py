@@ -105,13 +105,13 @@ class Leases:
         Holders that cannot be seen from here are watched together, as in `acquire`. Returns the token of each
         lease whose counter did not move for `stale_s` seconds, by folder.
         """
-        watched = {folder: _Watch() for folder in folders if _holder_at_work(folder)}
+        watched = {folder: _Watch() for folder in folders if holder_at_work(folder)}
         stale_tokens: dict[Path, str] = {}
         began = time.monotonic()
         while True:
             for folder, watch in list(watched.items()):
                 self.storage.refresh_file(folder / LEASE_FILE)
-                holder = _holder_at_work(folder)
+                holder = holder_at_work(folder)
                 if holder is None:  # the lease was released, or its folder removed, in the meantime
                     del watched[folder]
                     stale_tokens.pop(folder, None)
@@ -130,13 +130,13 @@ class Leases:
         """Raise LeaseHeld if one of these folders has a holder that is not known to be dead and whose token
         is not the one in `stale_tokens`."""
         for folder in folders:
-            holder = _holder_at_work(folder)
+            holder = holder_at_work(folder)
             if holder is not None and stale_tokens.get(folder) != holder.token:
                 raise LeaseHeld(self.storage.address(folder), holder, remedy)
 
 
-def _holder_at_work(folder: Path) -> Holder | None:
-    """Return the holder unless it released the lease or is known to be dead."""
+def holder_at_work(folder: Path) -> Holder | None:
+    """Return the holder of a folder's lease unless it released the lease or is known to be dead."""
     holder = read_lease(folder)
     return None if holder is None or holder.released or holder.is_dead() else holder
 

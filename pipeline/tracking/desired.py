@@ -11,6 +11,7 @@ import yaml
 
 from cluster.site import Site
 from pipeline.config.dotted_keys import flattened_text
+from pipeline.config.graph import block_of, block_path
 from pipeline.identity.provenance import git_state
 from pipeline.results.quality import gate_of, run_quality
 from pipeline.results.records import Record
@@ -100,7 +101,8 @@ class DesiredRun:
 
 def desired_pipeline_run(run: RunFile, site: Site) -> DesiredRun:
     """Return the parent run, which shows what belongs to the pipeline as a whole."""
-    blocks = {name: run.config[name] for name in ("inputs", *run.stages) if name in run.config}
+    names = dict.fromkeys(("inputs", *(block_path(stage)[0] for stage in run.stages)))
+    blocks = {name: run.config[name] for name in names if name in run.config}
     sources = source_digests(run, site.storage)
     tags = {
         "vico.run": run.run,
@@ -158,7 +160,7 @@ def desired_stage_run(run: RunFile, name: str, site: Site) -> DesiredRun | None:
         status=STATUS[entry.state],
         start_s=_seconds(record.started if record else attempt.started if attempt else run.created),
         end_s=_seconds(record.ended) if record else None,
-        params=flattened_text(run.config.get(name, {})),
+        params=flattened_text(block_of(run.config, name)),
         tags={
             **_entry_tags(run, name, site),
             **(_record_tags(record) if record else _driver_tags(run, site.for_stage(name))),

@@ -44,12 +44,17 @@ class ConsistencyConfig(StageConfig):
     """What draws a rate: each tile, or each image for all of its tiles."""
     compress_share: float = Field(0.5, ge=0, le=1)
     """Probability that a tile (or image, see `rate_unit`) gets the compressed rate in training."""
+    target: Literal["reference", "answers"] = "reference"
+    """What the policy learns at an answer token. `reference`: the reference's distribution, by the KL
+    divergence, as published. `answers`: the token of the record, by cross entropy, as in SFT; it is there to
+    compare. Validation measures the KL to the reference with both."""
     loss_reduction: Literal["sample", "token", "square"] = "sample"
-    """How the answer tokens of a step are weighted in its loss. With kl_i the KL divergence at answer token i
-    in nats, N_s the number of answer tokens of sample s, and S the number of samples in the step: `sample` is
-    1/S sum_s 1/N_s sum_i kl_i, so that samples count alike (the formula of the ViCO paper); `token` is sum_s
-    sum_i kl_i / sum_s N_s, so that answer tokens count alike; `square` is sum_s N_s^-1/2 sum_i kl_i / sum_s
-    N_s^1/2, in between (as in InternVL's SFT). Samples without answer tokens do not count."""
+    """How the answer tokens of a step are weighted in its loss. With kl_i the KL divergence (or cross
+    entropy, see `target`) at answer token i in nats, N_s the number of answer tokens of sample s, and S the
+    number of samples in the step: `sample` is 1/S sum_s 1/N_s sum_i kl_i, so that samples count alike (the
+    formula of the ViCO paper); `token` is sum_s sum_i kl_i / sum_s N_s, so that answer tokens count alike;
+    `square` is sum_s N_s^-1/2 sum_i kl_i / sum_s N_s^1/2, in between (as in InternVL's SFT). Samples without
+    answer tokens do not count."""
     reference_tokens_per_pack: int = Field(32768, gt=0)
     """Largest number of tokens in a pack, counted with all tiles at the full rate. A longer sample is
     refused."""
@@ -79,5 +84,37 @@ class ConsistencyConfig(StageConfig):
                 raise ValueError(
                     f"{field}={value} has no effect while train_vision is false; set {field}: {neutral}, or "
                     "train_vision: true"
+                )
+        return self
+
+
+class JointOptimizer(ConsistencyOptimizer):
+    """AdamW as for the first consistency training, from a lower learning rate."""
+
+    learning_rate: float = Field(4e-5, gt=0)
+    """Highest learning rate, reached at the end of the warm-up; half of `consistency.optimizer.learning_rate`
+    if the file leaves it out."""
+
+
+class JointConsistencyConfig(ConsistencyConfig):
+    """Consistency training that continues from the first policy, at the rates that the router chooses.
+
+    Keys that the file leaves out have their value from `consistency`, except as stated.
+    """
+
+    optimizer: JointOptimizer = JointOptimizer()
+    random_share: float = Field(0.25, ge=0, le=1)
+    """Share of the tiles (or images, see `rate_unit`) whose rate is drawn with `compress_share` as in the
+    first training; the others have the rate that the router chooses at its threshold. Some randomness keeps
+    the policy able to answer at other rates, which the losses of tiles and other thresholds need."""
+
+    @model_validator(mode="after")
+    def connector_is_trained(self) -> "JointConsistencyConfig":
+        for field in ("connector_start", "connector_warmup_steps"):
+            value, default = getattr(self, field), type(self).model_fields[field].default
+            if value != default:
+                raise ValueError(
+                    f"{field}={value} has no effect, as the policy has a trained compressed connector; "
+                    "leave it out"
                 )
         return self

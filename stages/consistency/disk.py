@@ -77,7 +77,7 @@ def check_disk(settings: "ConsistencySettings", num_workers: int, *, remote: boo
     if free < needed:
         raise UserError(
             f"{'work' if remote else 'storage'}={settings.parts.folder} has {free / 1e9:.1f} GB free, but "
-            f"consistency needs up to {needed / 1e9:.1f} GB: {missing} more checkpoints of "
+            f"{settings.block} needs up to {needed / 1e9:.1f} GB: {missing} more checkpoints of "
             f"{needed_bytes.checkpoint / 1e9:.1f} GB (train.checkpoints.keep={keep} and {most - keep} more)"
             + (", the last one converted for another number of ranks" if conversions else "")
             + f", {policies} model folders; free some space or choose another "

@@ -1,23 +1,29 @@
 """The packs of the consistency stage, for training and for validation, and the checks before a worker
 starts."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from cluster.train_settings import TrainSettings
+from data_prep.draws import draw_bits
 from data_prep.packs.epoch_plans import EpochPlans
 from data_prep.packs.fixed_packs import fixed_packs
 from data_prep.packs.pack import Pack, PackBudget
 from data_prep.packs.plan import PackPlan, PlanSettings
 from data_prep.packs.plan_cache import cached_plan
 from data_prep.packs.rates import RateDraw
+from data_prep.packs.routed import RoutedTiles
 from data_prep.shards.index import load_index
 from data_prep.shards.reader import SampleReader
-from stages.consistency.config import ConsistencyConfig
+from stages.consistency.config import ConsistencyConfig, JointConsistencyConfig
 from stages.consistency.learning_rates import check_warmup
+from stages.losses_policy import policy_digest
+from stages.outputs import METRICS_FILE
 from stages.parts import Parts
+from stages.router_files import calibrated_threshold
 from stages.training.engine_settings import check_engine_settings
 from vico.checkpoints.tensor_files import stored_tensors
 from vico.errors import UserError
@@ -29,14 +35,57 @@ _OWN_CONNECTOR = ("compressed_connector.", "mlp2.")
 
 
 @dataclass(frozen=True)
+class JointInputs:
+    """What a joint training has beside the first one: the policy it starts from, the output of `rates`."""
+
+    policy_folder: Path
+    rates_folder: Path
+
+    @property
+    def routed(self) -> RoutedTiles:
+        """Return the router's decisions. Raises UserError if its threshold is missing."""
+        return RoutedTiles(self.rates_folder / "parts", calibrated_threshold(self.rates_folder))
+
+    def check(self) -> None:
+        """Raise UserError if the rates were chosen by the router of another policy."""
+        path = self.rates_folder / METRICS_FILE
+        if json.loads(path.read_text(encoding="utf-8")).get("policy") != policy_digest(self.policy_folder):
+            raise UserError(
+                f"{path}: these rates were chosen by the router of another "
+                f"policy than {self.policy_folder}; leave out inputs.adopt.joint_rates"
+            )
+
+
+@dataclass(frozen=True)
 class ConsistencySettings:
-    """All that a rank needs; can be pickled: the hashed config, paths, and the site's settings."""
+    """All that a rank needs; can be pickled: the hashed config, paths, and the site's settings.
+
+    `joint` is None for the first training.
+    """
 
     config: ConsistencyConfig
     shard_folder: Path
     model_folder: Path
     parts: Parts
     train: TrainSettings
+    joint: JointInputs | None = None
+
+    @property
+    def start_folder(self) -> Path:
+        """The model folder that the policy starts from; the reference is always that of `model_folder`."""
+        return self.model_folder if self.joint is None else self.joint.policy_folder
+
+    @property
+    def block(self) -> str:
+        """The path of the stage's block in the pipeline file."""
+        return "consistency" if self.joint is None else "joint.consistency"
+
+    @property
+    def seed(self) -> int:
+        """The seed of order, packing, rates and dropout. A joint training has other draws than the first."""
+        if self.joint is None:
+            return self.config.seed
+        return int(draw_bits("joint training", self.config.seed)[0]) >> 1
 
 
 class ConsistencyPacks:
@@ -46,6 +95,7 @@ class ConsistencyPacks:
     def __init__(self, settings: ConsistencySettings):
         config, shard_folder = settings.config, settings.shard_folder
         self.config, self._shard_folder = config, shard_folder
+        self._seed, self._rates = settings.seed, rate_draw(settings)
         self._cache = settings.parts.folder / "plan"  # not an output: it is built again if it is missing
         self._format = load_prompt_format(settings.model_folder)
         self._index = load_index(shard_folder)
@@ -65,10 +115,10 @@ class ConsistencyPacks:
         settings = PlanSettings(
             self._budget(),
             packs_per_step=config.packs_per_step,
-            seed=config.seed,
+            seed=self._seed,
             epoch=epoch,
             window_samples=config.window_samples,
-            rates=RateDraw(config.rate_unit, config.compress_share),
+            rates=self._rates,
         )
         return cached_plan(self._shard_folder, "train", self._cache, settings, self._index)
 
@@ -112,6 +162,15 @@ class ConsistencyPacks:
         return self._index.row(row)["source"]
 
 
+def rate_draw(settings: ConsistencySettings) -> RateDraw:
+    """Return how the rates of the training's tiles are chosen."""
+    config, joint = settings.config, settings.joint
+    if joint is None:
+        return RateDraw(config.rate_unit, config.compress_share)
+    assert isinstance(config, JointConsistencyConfig)
+    return RateDraw(config.rate_unit, config.compress_share, joint.routed, config.random_share)
+
+
 def prepared(settings: ConsistencySettings) -> int:
     """Return the number of updates, after all checks that are possible before a worker starts.
 
@@ -119,13 +178,16 @@ def prepared(settings: ConsistencySettings) -> int:
     """
     config = settings.config
     check_engine_settings(settings.train)
+    if settings.joint is not None:
+        settings.joint.check()
     packs = ConsistencyPacks(settings)
     check_warmup(config, packs.num_steps)
+    packs.packs(0)  # rates that lack a tile fail here, not on a rank
     calib = packs.calib_packs(compressed=False)  # a sample too large for a pack fails here, not at validation
     if config.select == "best" and not calib:
         raise UserError(
-            "consistency.select=best needs calibration samples and the shards have none; raise "
-            "shard.calib_share, or set consistency.select: last"
+            f"{settings.block}.select=best needs calibration samples and the shards have none; raise "
+            f"shard.calib_share, or set {settings.block}.select: last"
         )
     check_connector_start(settings)
     return packs.num_steps
@@ -134,6 +196,8 @@ def prepared(settings: ConsistencySettings) -> int:
 def check_connector_start(settings: ConsistencySettings) -> None:
     """Raise UserError if the config chooses a start for the compressed connector but the model has its
     own."""
+    if settings.joint is not None:
+        return
     start = settings.config.connector_start
     names = stored_tensors(settings.model_folder)
     if start != "full" and any(name.startswith(_OWN_CONNECTOR) for name in names):

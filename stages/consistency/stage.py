@@ -22,14 +22,7 @@ Config = ConsistencyConfig
 def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | str]:
     """Train on all ranks and publish `policy/` (a model folder) and `curve.parquet`; return the last
     metrics."""
-    from stages.consistency.disk import check_disk
-    from stages.consistency.packs import ConsistencySettings, prepared
-    from stages.training.checkpoints import remove_checkpoints
-    from stages.training.metrics import publish_curve
-    from stages.training.ranks.rank_failures import restart_counts
-    from stages.training.ranks.workers import run_workers
-    from stages.training.throughput import run_throughput
-    from stages.training.universal import remove_conversions
+    from stages.consistency.packs import ConsistencySettings
 
     settings = ConsistencySettings(
         config=config,
@@ -38,9 +31,23 @@ def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | 
         parts=context.parts,
         train=context.site.train,
     )
+    return run_training(settings, context)
+
+
+def run_training(settings: "ConsistencySettings", context: Context) -> dict[str, float | int | str]:
+    """Train on all ranks, publish and return the last metrics, as `run` does."""
+    from stages.consistency.disk import check_disk
+    from stages.consistency.packs import prepared
+    from stages.training.checkpoints import remove_checkpoints
+    from stages.training.metrics import publish_curve
+    from stages.training.ranks.rank_failures import restart_counts
+    from stages.training.ranks.workers import run_workers
+    from stages.training.throughput import run_throughput
+    from stages.training.universal import remove_conversions
+
     num_steps = prepared(settings)
     if not context.parts.done(POLICY_FOLDER):
-        note_slow_dtype(config.optimizer, context)
+        note_slow_dtype(settings.config.optimizer, context)
         remove_conversions(context.parts)
         check_disk(settings, context.site.resources.workers, remote=context.site.remote is not None)
         run_throughput(_measure, settings, context, num_steps=num_steps)

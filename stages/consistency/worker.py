@@ -4,6 +4,7 @@ folder."""
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TypedDict
 
 import torch
@@ -18,7 +19,7 @@ from stages.outputs import POLICY_FOLDER
 from stages.training.checkpoints import best_policies
 from stages.training.engine import Engine, init_distributed, sharded_inference, whole_parameter
 from stages.training.engine_settings import engine_settings
-from stages.training.loop import StageTask, TrainingLoop, training_plan
+from stages.training.loop import StageTask, TrainingLoop, TrainingPlan, training_plan
 from stages.training.parameter_groups import parameter_groups
 from stages.training.step import derived_seed, share_of_rank, sum_over_ranks
 from stages.training.throughput import measure_throughput
@@ -43,7 +44,13 @@ def build_engine(settings: ConsistencySettings) -> Engine:
         for model in (policy, reference):
             compile_layers(model)
     recompute_layers(policy, memory.activation_checkpointing)
-    task = ConsistencyTask(policy, reference, memory.kl_chunk_rows, **reference_placement(memory.reference))
+    task = ConsistencyTask(
+        policy,
+        reference,
+        memory.kl_chunk_rows,
+        learns_answers=config.target == "answers",
+        **reference_placement(memory.reference),
+    )
     num_vision_layers = len(policy.base.model.vision_tower.encoder.layer)
     engine = Engine(
         task,
@@ -57,7 +64,7 @@ def build_engine(settings: ConsistencySettings) -> Engine:
 def start_policy(settings: ConsistencySettings, dtype: torch.dtype) -> VicoModel:
     """Return the policy at the start of the training, in training mode."""
     config = settings.config
-    policy = load_model(settings.model_folder, dtype).train()
+    policy = load_model(settings.start_folder, dtype).train()
     policy.router = None  # the router of an earlier training would stay in the policy untrained
     if policy.compressed_connector is None:
         policy.add_compressed_connector(derived_seed(config.seed, "compressed_connector"))
@@ -88,13 +95,19 @@ def reference_placement(reference: str) -> ReferencePlacement:
     }
 
 
+def consistency_plan(settings: ConsistencySettings, packs: ConsistencyPacks) -> TrainingPlan:
+    """Return the plan of the training; a joint one has other draws than the first."""
+    plan = training_plan("consistency", settings.config, packs.num_steps, settings.parts, settings.train)
+    return replace(plan, seed=settings.seed)
+
+
 def train_policy(settings: ConsistencySettings) -> None:
     """Run the whole stage on one rank; rank 0 publishes the policy's folder."""
     config = settings.config
     init_distributed(settings.train.restarts.collective_timeout_s)
     packs = ConsistencyPacks(settings)
     engine = build_engine(settings)
-    plan = training_plan("consistency", config, packs.num_steps, settings.parts, settings.train)
+    plan = consistency_plan(settings, packs)
     keep = config.select == "best"
     best = BestPolicy(settings.parts, settings.model_folder, keep, engine.of_rank_0)
 
@@ -126,7 +139,7 @@ def measure_policy(settings: ConsistencySettings) -> None:
     init_distributed(settings.train.restarts.collective_timeout_s)
     packs = ConsistencyPacks(settings)
     engine = build_engine(settings)
-    plan = training_plan("consistency", settings.config, packs.num_steps, settings.parts, settings.train)
+    plan = consistency_plan(settings, packs)
     measure_throughput(engine, packs, plan, lambda: validation(engine, packs))
 
 
@@ -141,8 +154,9 @@ def policy_state(engine: Engine) -> dict[str, torch.Tensor] | None:
 def summary(sums: Mapping[str, float], config: ConsistencyConfig) -> dict[str, float]:
     """Return the metrics of a step from its sums over ranks."""
     budget = config.reference_tokens_per_pack * config.packs_per_step
+    loss = "kl" if config.target == "reference" else "cross_entropy"
     return {
-        "kl_per_token": sums["kl_sum"] / max(sums["answer_tokens"], 1.0),
+        f"{loss}_per_token": sums["kl_sum"] / max(sums["answer_tokens"], 1.0),
         "answer_tokens": sums["answer_tokens"],
         "samples": sums["samples"],
         "tiles": sums["tiles"],

@@ -1,7 +1,6 @@
 """The actors of the evaluate stage: they score test tiles, and answer samples at many rates."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -10,14 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from stages.evaluate.blocks import Block
 from stages.evaluate.questions import Question, last_question
 from stages.evaluate.scores import rate_text
 from stages.inference import InferenceSettings, load_models, load_policy, load_router, open_reader
-from stages.outputs import part_name
+from stages.outputs import block_part
 from stages.parts import Parts
+from vico.inference.branches import RatedSample
 from vico.inference.generation import Answer, greedy_answers
 from vico.inference.scoring import exact_match, similarity
-from vico.inference.tile_losses import EncodedTiles, RatedSample, encoded_tiles, rate_losses
+from vico.inference.tile_losses import EncodedTiles, encoded_pair, encoded_tiles, rate_losses
 from vico.packing import EncodedSample, TiledSequence
 
 # T tiles of a sample
@@ -56,15 +57,6 @@ class AnswerRow(TypedDict):
     truncated: bool
 
 
-@dataclass(frozen=True)
-class Block:
-    """Some test samples (rows of the index) with the distinct rate vectors of all points, bool [T] each."""
-
-    number: int
-    rows: tuple[int, ...]
-    rates: tuple[tuple[np.ndarray, ...], ...]
-
-
 class TileScorer:
     """The policy's vision tower with the router."""
 
@@ -89,16 +81,16 @@ class TileScorer:
 
 
 class Answerer:
-    """A policy and its reference; `write_part` answers one block."""
+    """A policy and its reference; `write_part` answers one block of a split."""
 
-    def __init__(self, settings: InferenceSettings, max_new_tokens: int, parts: Parts):
-        self.settings, self.max_new_tokens, self.parts = settings, max_new_tokens, parts
+    def __init__(self, settings: InferenceSettings, max_new_tokens: int, parts: Parts, split: str):
+        self.settings, self.max_new_tokens, self.parts, self.split = settings, max_new_tokens, parts, split
         self.reader = open_reader(settings)
         self.policy, self.reference = load_models(settings, self.reader)
 
     def write_part(self, block: Block) -> int:
         """Publish the scored answers to a block and return its number of samples."""
-        name = part_name(block.number)
+        name = block_part(self.split, block.number)
         if not self.parts.done(name):  # it is done if a worker died between publishing and returning
             rows = list(self._answer_rows(block))
             pq.write_table(pa.Table.from_pylist(rows, SCHEMA), self.parts.partial(name))
@@ -110,9 +102,7 @@ class Answerer:
         questions = [self._question(sample) for sample in samples]
         first_tiles = np.cumsum([0, *(len(sample.pixels) for sample in samples)]).tolist()
         pixels = np.concatenate([sample.pixels for sample in samples])
-        policy, reference = (
-            encoded_tiles(model, pixels, self.settings.batch_tiles) for model in (self.policy, self.reference)
-        )
+        policy, reference = encoded_pair(self.policy, self.reference, pixels, self.settings.batch_tiles)
         full_rates = [(np.zeros(len(sample.pixels), bool),) for sample in samples]
         losses = rate_losses(
             policy,
@@ -134,6 +124,26 @@ class Answerer:
                 for flags, loss in zip(rates[s], kl[s], strict=True):
                     answer = next(answers)
                     yield self._answer_row(block.rows[s], question, model, flags, float(loss), answer)
+        yield from self._retiled_rows(block)
+
+    def _retiled_rows(self, block: Block) -> Iterator[AnswerRow]:
+        """Answer the samples with fewer tiles, all at the full rate; their KL is nan, since the reference has
+        other tiles."""
+        retiled = [
+            self.reader.retiled(row, limit)
+            for row, limits in zip(block.rows, block.max_tiles, strict=True)
+            for limit in limits
+        ]
+        if not retiled:
+            return
+        questions = [self._question(sample) for sample in retiled]
+        rates = [(np.zeros(len(sample.pixels), bool),) for sample in retiled]
+        first_tiles = np.cumsum([0, *(len(sample.pixels) for sample in retiled)]).tolist()
+        pixels = np.concatenate([sample.pixels for sample in retiled])
+        tiles = encoded_tiles(self.policy, pixels, self.settings.batch_tiles)
+        answers = self._answers(tiles, questions, first_tiles, rates)
+        for sample, question, (flags,), answer in zip(retiled, questions, rates, answers, strict=True):
+            yield self._answer_row(sample.row, question, "policy", flags, float("nan"), answer)
 
     def _question(self, sample: EncodedSample) -> Question:
         turns = self.reader.record(sample.row)["conversations"]

@@ -28,9 +28,24 @@ class EvaluateConfig(StageConfig):
     compresses a tile if its probability to compress is at least the calibrated threshold and above this
     quantile of the probabilities of all tiles of the prompt. 0.0, the value in a Flash export, keeps only the
     tile with the lowest probability."""
-    controls: tuple[ControlName, ...] = ("random", "shuffled", "pixel_rule", "oracle")
-    """The controls to measure at the router's number of tokens: random tiles, the router's decisions shuffled
-    among samples, tiles with little detail in their pixels, tiles with the smallest loss ratios."""
+    controls: tuple[ControlName, ...] = (
+        "random",
+        "shuffled",
+        "pixel_rule",
+        "blind_oracle",
+        "oracle",
+        "fewer_tiles",
+    )
+    """The controls to measure, most at the router's number of tokens: random tiles, the router's decisions
+    shuffled among samples, tiles with little detail in their pixels, tiles with the smallest loss ratios over
+    other questions about the picture (`blind_oracle`) or over the sample's own (`oracle`). `fewer_tiles` cuts
+    pictures into fewer tiles and keeps all of them at the full rate."""
+    fewer_tiles: tuple[int, ...] = (1, 2, 3, 4, 6, 9)
+    """Most tiles per picture of the control `fewer_tiles`, in place of `shard.max_tiles`."""
+    wanted_quality: float | None = Field(None, gt=0, le=1)
+    """Share of the reference's similarity that the router must keep on calibration samples. The threshold
+    that saves the most tokens under this condition replaces the router stage's one, here and in the export.
+    null: the router stage's threshold."""
     num_replicates: int = Field(3, ge=2)
     """Number of draws of each random control (`random`, `shuffled`); its points are means over them."""
     num_resamples: int = Field(1000, ge=100)
@@ -39,6 +54,13 @@ class EvaluateConfig(StageConfig):
     """Longest answer in tokens; a longer one is cut and counted as truncated."""
     dtype: Dtype = "float32"
     """Data type of the weights and activations of policy and reference; bfloat16 is faster on CUDA."""
+
+    @field_validator("fewer_tiles")
+    @classmethod
+    def _tiles_are_positive(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        if any(number < 1 for number in numbers):
+            raise ValueError("every number of tiles must be at least 1")
+        return numbers
 
     @field_validator("shares")
     @classmethod

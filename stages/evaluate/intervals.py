@@ -6,7 +6,20 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from stages.controls import ALL, COMPARED, COMPRESSED, FULL, ORACLE, RANDOM, ROUTED, Control, points_of
+from stages.controls import (
+    ALL,
+    BLIND_ORACLE,
+    COMPARED,
+    COMPRESSED,
+    FEWER_TILES,
+    FULL,
+    ORACLE,
+    RANDOM,
+    ROUTED,
+    SEEING_ORACLE,
+    Control,
+    points_of,
+)
 from stages.evaluate.points import UNLABELLED, EvaluatedTiles
 from stages.evaluate.resampling import LEVEL, Resampling, interval, ranked_tiles
 from stages.evaluate.scores import PointScores
@@ -49,14 +62,17 @@ class ResampledPoints:
     def curve_at(self, control: Control, saved_BT: np.ndarray) -> np.ndarray:
         """Return the quality kept at `saved_BT` tokens saved, float64 [B, T].
 
-        It is interpolated linearly between the control's points and both ends, which all controls share.
+        It is interpolated linearly between the control's points and both ends, which nearly all controls
+        share. It is nan above the largest saving of a control without the low end.
         """
-        columns = [*self.columns(FULL), *self.columns(control), *self.columns(COMPRESSED)]
+        low_end = self.columns(COMPRESSED) if control.has_low_end else []
+        columns = [*self.columns(FULL), *self.columns(control), *low_end]
         quality_BT = np.empty_like(saved_BT)
         for b, saved_T in enumerate(saved_BT):
             saved_P, quality_P = self.saved_BP[b, columns], self.quality_BP[b, columns]
             order = np.argsort(saved_P, kind="stable")
-            quality_BT[b] = np.interp(saved_T, saved_P[order], quality_P[order])
+            right = None if control.has_low_end else np.nan
+            quality_BT[b] = np.interp(saved_T, saved_P[order], quality_P[order], right=right)
         return quality_BT
 
 
@@ -68,13 +84,19 @@ def resampled_points(
     `saving_per_tile` is the share of its tokens that a compressed tile saves.
     """
     similarity_SP = np.stack([scores.scores["similarity"].mean(axis=0) for scores in scored], axis=1)
-    compressed_SP = np.stack([scores.num_compressed.mean(axis=0) for scores in scored], axis=1)
-    columns_SX = np.concatenate([similarity_SP, compressed_SP, num_tiles_S[:, None]], axis=1)
+    saved_SP = np.stack(
+        [
+            scores.num_compressed.mean(axis=0) * saving_per_tile + scores.num_dropped_S  # in tiles
+            for scores in scored
+        ],
+        axis=1,
+    )
+    columns_SX = np.concatenate([similarity_SP, saved_SP, num_tiles_S[:, None]], axis=1)
     sums_BX = np.concatenate([columns_SX.sum(axis=0)[None], resampling.sums(columns_SX)])
-    similarity_BP, compressed_BP, tiles_B1 = np.split(sums_BX, [len(scored), 2 * len(scored)], axis=1)
+    similarity_BP, saved_BP, tiles_B1 = np.split(sums_BX, [len(scored), 2 * len(scored)], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         quality_BP = np.where(similarity_BP[:, :1] > 0, similarity_BP / similarity_BP[:, :1], np.nan)
-        saved_BP = np.where(tiles_B1 > 0, compressed_BP / tiles_B1 * saving_per_tile, 0.0)
+        saved_BP = np.where(tiles_B1 > 0, saved_BP / tiles_B1, 0.0)
     return ResampledPoints(scored, quality_BP, saved_BP)
 
 
@@ -86,7 +108,7 @@ def add_intervals(metrics: Mapping[str, Any], points: ResampledPoints) -> None:
 
 
 def comparisons(points: ResampledPoints, saving_per_tile: float) -> dict[str, Any]:
-    """Return `gap_closed` and `routed_minus`, each at one measured point and over the curve.
+    """Return `gap_closed`, `routed_minus` and `oracle_split`, each at one measured point and over the curve.
 
     The point is the routed one whose share of compressed tiles is nearest to HEADLINE_SHARE; the controls are
     taken at the same tokens saved. Over the curve, quality is averaged over all tokens that can be saved, 0
@@ -98,7 +120,7 @@ def comparisons(points: ResampledPoints, saving_per_tile: float) -> dict[str, An
         for column in points.columns(ROUTED)
     }
     if not distances:
-        return {"gap_closed": None, "routed_minus": None}
+        return {"gap_closed": None, "routed_minus": None, "oracle_split": None}
     nearest = min(distances, key=distances.__getitem__)
     at_point, over_curve = _quality_kept(points, nearest, saving_per_tile)
     position = {
@@ -114,6 +136,7 @@ def comparisons(points: ResampledPoints, saving_per_tile: float) -> dict[str, An
             "at_point": {**position, **differences(at_point)},
             "over_curve": differences(over_curve),
         },
+        "oracle_split": oracle_split(at_point, over_curve, position),
     }
 
 
@@ -124,7 +147,7 @@ def _quality_kept(
     along_curve_BT = np.tile(np.linspace(0, saving_per_tile, _CURVE_POSITIONS), (len(points.saved_BP), 1))
     at_point_B1 = points.saved_BP[:, nearest : nearest + 1]
     at_point, over_curve = {}, {}
-    for control in (ROUTED, *COMPARED):
+    for control in (ROUTED, *COMPARED, FEWER_TILES):
         if points.columns(control):
             at_point[control.name] = points.curve_at(control, at_point_B1)[:, 0]
             over_curve[control.name] = points.curve_at(control, along_curve_BT).mean(axis=1)
@@ -147,13 +170,32 @@ def gap_closed(kept: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def differences(kept: Mapping[str, np.ndarray]) -> dict[str, Difference]:
     """Return the router's difference from each control, by the control's name."""
     routed_B = kept[ROUTED.name]
+    return {name: _difference(routed_B, quality_B) for name, quality_B in kept.items() if name != ROUTED.name}
+
+
+def oracle_split(
+    at_point: Mapping[str, np.ndarray], over_curve: Mapping[str, np.ndarray], position: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the distance from the router to the oracle in two parts, with intervals, None without a blind
+    oracle.
+
+    `better_router` is what a router that ranks like the blind oracle would win, `question` what only the
+    question tells: the oracle on the same tiles minus the blind one.
+    """
+    if BLIND_ORACLE.name not in at_point:
+        return None
+
+    def parts(kept: Mapping[str, np.ndarray]) -> dict[str, Difference]:
+        routed, blind, seeing = (kept[c.name] for c in (ROUTED, BLIND_ORACLE, SEEING_ORACLE))
+        return {"better_router": _difference(blind, routed), "question": _difference(seeing, blind)}
+
+    return {"at_point": {**position, **parts(at_point)}, "over_curve": parts(over_curve)}
+
+
+def _difference(first_B: np.ndarray, second_B: np.ndarray) -> Difference:
     return {
-        name: {
-            "difference": _number(routed_B[0] - quality_B[0]),
-            "interval": interval(routed_B[1:] - quality_B[1:]),
-        }
-        for name, quality_B in kept.items()
-        if name != ROUTED.name
+        "difference": _number(first_B[0] - second_B[0]),
+        "interval": interval(first_B[1:] - second_B[1:]),
     }
 
 

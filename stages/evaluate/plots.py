@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from stages.controls import (
     COMPARED,
     COMPRESSED,
+    FEWER_TILES,
     FULL,
     REFERENCE,
     ROUTED,
@@ -34,8 +35,8 @@ def quality_against_tokens(metrics: Mapping[str, Any]) -> Figure:
     """Plot similarity kept and exact match over tokens saved, for the router and all controls."""
     figure = Figure(figsize=(12, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_panel(left, metrics, "quality_kept")
-    _draw_panel(right, metrics, "exact_match")
+    draw_panel(left, metrics, "quality_kept")
+    draw_panel(right, metrics, "exact_match")
     left.set_ylabel("similarity (ANLS), share of the reference's")
     right.set_ylabel("questions answered exactly")
     basis = metrics["intervals"]
@@ -53,8 +54,9 @@ def quality_against_tokens(metrics: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, metrics: Mapping[str, Any], quality: Quality) -> None:
-    for control in (*COMPARED, ROUTED):
+def draw_panel(axes: Axes, metrics: Mapping[str, Any], quality: Quality) -> None:
+    """Draw the curves of the router and all controls, and the marks of single points, over tokens saved."""
+    for control in (*(c for c in COMPARED if c.is_shown), FEWER_TILES, ROUTED):
         draw_curve(axes, metrics, control, quality)
     draw_marks(axes, metrics, quality)
     axes.set_xlabel("visual tokens saved")
@@ -64,18 +66,20 @@ def _draw_panel(axes: Axes, metrics: Mapping[str, Any], quality: Quality) -> Non
 
 
 def draw_curve(axes: Axes, metrics: Mapping[str, Any], control: Control, quality: Quality) -> None:
-    """Draw a control's points by tokens saved, joined to both ends, which all controls share."""
+    """Draw a control's points by tokens saved, joined to the ends that it shares with the others."""
     measured = [point for point in points_of(metrics, control) if point[quality] is not None]
     if not measured:
         return
     measured.sort(key=lambda point: point["tokens_saved"])
-    joined = [point_of(metrics, FULL), *measured, point_of(metrics, COMPRESSED)]
+    low_end = [point_of(metrics, COMPRESSED)] if control.has_low_end else []
+    joined = [point_of(metrics, FULL), *measured, *low_end]
     x = [point["tokens_saved"] for point in joined]
     y = np.array([point[quality] for point in joined], np.float64)
     is_router = control is ROUTED
     width, order = (2.2, 4) if is_router else (1.4, 2)
     axes.plot(x, y, control.line, color=control.colour, label=control.label, linewidth=width, zorder=order)
-    axes.plot(x[1:-1], y[1:-1], "o", color=control.colour, markersize=4, zorder=order)
+    num_own = len(measured)
+    axes.plot(x[1 : 1 + num_own], y[1 : 1 + num_own], "o", color=control.colour, markersize=4, zorder=order)
     spans = [span for point in joined if (span := point["quality_kept_interval"]) is not None]
     if control.has_band and quality == "quality_kept" and len(spans) == len(joined):
         low, high = zip(*spans, strict=True)

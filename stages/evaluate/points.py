@@ -5,20 +5,24 @@ the same number of tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from data_prep.draws import draw_order
 from stages.controls import (
+    BLIND_ORACLE,
     BY_NAME,
+    COMPARED,
     COMPRESSED,
+    FEWER_TILES,
     FULL,
     ORACLE,
     PIXEL_RULE,
     RANDOM,
     ROUTED,
+    SEEING_ORACLE,
     SERVED,
     SHUFFLED,
     Control,
@@ -37,7 +41,8 @@ class EvaluatedTiles:
     Sample s has the tiles `starts[s]` to `starts[s + 1]`, `tiles_per_image[s]` of each image. `p_compress_N`
     float32 is the router's probability to compress. `ratio_N` float64 is each tile's own loss ratio, None if
     the ratio stage did not see all of them. `detail_N` float64 is the measure of the pixel rule, None if
-    there is no rule. `label_N` int8 is 1 keep, 0 compress, UNLABELLED if the router stage had no label.
+    there is no rule. `blind_ratio_N` float64 is the tile's loss ratio over other questions, nan without any,
+    None if no tile has one. `label_N` int8 is 1 keep, 0 compress, UNLABELLED if the router stage had none.
     `contents` names what each tile shows, None if its record does not say so.
     """
 
@@ -47,6 +52,9 @@ class EvaluatedTiles:
     detail_N: np.ndarray | None = None
     label_N: np.ndarray | None = None
     contents: Sequence[str | None] = ()
+    blind_ratio_N: np.ndarray | None = None
+    retiled_S: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """Number of tiles of each sample, int64 [S], with at most so many tiles per picture."""
 
     @property
     def starts(self) -> np.ndarray:
@@ -63,11 +71,21 @@ class EvaluatedTiles:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One point of a control: the tiles it compresses, bool [N] per replicate, and the threshold."""
+    """One point of a control: the tiles it compresses, bool [N] per replicate, and the threshold.
+
+    With `max_tiles`, pictures have at most so many tiles, all at the full rate; N is then their number.
+    """
 
     control: Control
     replicates: tuple[np.ndarray, ...]
     threshold: float | None = None
+    max_tiles: int | None = None
+
+    def by_sample(self, tiles: EvaluatedTiles, compressed_N: np.ndarray) -> list[np.ndarray]:
+        """Return a replicate's decisions for each sample's tiles."""
+        if self.max_tiles is None:
+            return tiles.by_sample(compressed_N)
+        return np.split(compressed_N, np.cumsum(tiles.retiled_S[self.max_tiles])[:-1])
 
 
 Choice = Callable[[EvaluatedTiles, np.ndarray, int, int], np.ndarray]
@@ -102,6 +120,29 @@ def oracle_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replic
     return _smallest(tiles.ratio_N, routed_N)
 
 
+def blind_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
+    """Choose the tiles with the smallest loss ratios over other questions.
+
+    Of the tiles with such a ratio it chooses as many as the router; the others keep the router's decisions.
+    """
+    return _smallest_of_blind(tiles, tiles.blind_ratio_N, routed_N)
+
+
+def seeing_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
+    """Choose as `blind_choice` does, by the tiles' own loss ratios."""
+    return _smallest_of_blind(tiles, tiles.ratio_N, routed_N)
+
+
+def _smallest_of_blind(
+    tiles: EvaluatedTiles, values_N: np.ndarray | None, routed_N: np.ndarray
+) -> np.ndarray:
+    assert tiles.blind_ratio_N is not None and values_N is not None
+    known = np.flatnonzero(np.isfinite(tiles.blind_ratio_N))
+    chosen = routed_N.copy()
+    chosen[known] = _smallest(values_N[known], routed_N[known])
+    return chosen
+
+
 def pixel_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
     """Choose the tiles with the least detail in their pixels, as many as the router compresses."""
     return _smallest(tiles.detail_N, routed_N)
@@ -122,6 +163,8 @@ CHOICES: Mapping[Control, Choice] = {
     RANDOM: random_choice,
     SHUFFLED: shuffled_choice,
     PIXEL_RULE: pixel_choice,
+    BLIND_ORACLE: blind_choice,
+    SEEING_ORACLE: seeing_choice,
     ORACLE: oracle_choice,
 }
 
@@ -135,20 +178,40 @@ def operating_points(
     The served rule uses the `calibrated` threshold. A control's points are in the order of the thresholds. A
     control that needs a measure that `tiles` lacks has no points.
     """
-    probability_N = torch.from_numpy(tiles.p_compress_N)
-    num_tiles = len(probability_N)
-    routed = [Point(ROUTED, (absolute_rule(probability_N, t).numpy(),), t) for t in thresholds]
+    num_tiles = len(tiles.p_compress_N)
+    routed = routed_points(tiles, thresholds)
     points = [
         Point(FULL, (np.zeros(num_tiles, bool),)),
         Point(COMPRESSED, (np.ones(num_tiles, bool),)),
         *routed,
         served_point(tiles, config.relative_threshold, calibrated),
     ]
-    for name in config.controls:
-        control = BY_NAME[name]
+    for control in measured_controls(config):
         if getattr(tiles, control.needs) is not None:
             points += [control_point(control, tiles, point, config) for point in routed]
-    return points
+    return [*points, *fewer_tiles_points(tiles)]
+
+
+def routed_points(tiles: EvaluatedTiles, thresholds: Sequence[float]) -> list[Point]:
+    """Return the router's point at each threshold."""
+    probability_N = torch.from_numpy(tiles.p_compress_N)
+    return [Point(ROUTED, (absolute_rule(probability_N, t).numpy(),), t) for t in thresholds]
+
+
+def measured_controls(config: EvaluateConfig) -> list[Control]:
+    """Return the compared controls that the config names; the blind oracle brings the seeing one."""
+    named = {BY_NAME[name] for name in config.controls}
+    if BLIND_ORACLE in named:
+        named.add(SEEING_ORACLE)
+    return [control for control in COMPARED if control in named]
+
+
+def fewer_tiles_points(tiles: EvaluatedTiles) -> list[Point]:
+    """Return a point for each number of tiles in `retiled_S`, all tiles at the full rate."""
+    return [
+        Point(FEWER_TILES, (np.zeros(int(counts_S.sum()), bool),), max_tiles=max_tiles)
+        for max_tiles, counts_S in tiles.retiled_S.items()
+    ]
 
 
 def served_point(tiles: EvaluatedTiles, relative_threshold: float, absolute_threshold: float) -> Point:

@@ -29,11 +29,13 @@ SCORE_COLUMNS = ("exact_match", "similarity", "kl", "truncated")
 
 @dataclass(frozen=True, eq=False)
 class PointScores:
-    """The scores of a point, float64 [R, S] each, and its number of compressed tiles, int64 [R, S]."""
+    """The scores of a point, float64 [R, S] each, its number of compressed tiles, int64 [R, S], and how many
+    tiles it has less than the samples, int64 [S]."""
 
     point: Point
     scores: Mapping[str, np.ndarray]
     num_compressed: np.ndarray
+    num_dropped_S: np.ndarray
 
 
 def rate_text(compressed: np.ndarray) -> str:
@@ -45,7 +47,7 @@ def point_scores(
     point: Point, tiles: EvaluatedTiles, scores_by_rates: Sequence[Mapping[str, Score]]
 ) -> PointScores:
     """Look up each sample's score at the point's rates; `scores_by_rates[s]` maps a rate text to a score."""
-    by_replicate = [tiles.by_sample(compressed) for compressed in point.replicates]
+    by_replicate = [point.by_sample(tiles, compressed) for compressed in point.replicates]
     scores = [
         [scores_by_rates[s][rate_text(flags)] for s, flags in enumerate(by_sample)]
         for by_sample in by_replicate
@@ -55,7 +57,8 @@ def point_scores(
         for name in SCORE_COLUMNS
     }
     counts = np.array([[int(flags.sum()) for flags in by_sample] for by_sample in by_replicate], np.int64)
-    return PointScores(point, columns, counts)
+    dropped_S = tiles.num_tiles_S - np.array([len(flags) for flags in by_replicate[0]], np.int64)
+    return PointScores(point, columns, counts, dropped_S)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +76,13 @@ def point_metrics(scored: PointScores, subset: Subset) -> PointMetrics:
     """Return a point's means over samples and replicates, with `similarity_sd` if it has several replicates.
 
     `visual_tokens` is the total over the subset's samples. Without tiles, shares are 0. `quality_kept` is
-    null if the reference's similarity is 0.
+    null if the reference's similarity is 0, `kl` if the point has other tiles than the reference.
     """
     means = {name: values_RS[:, subset.mask_S].mean(axis=1) for name, values_RS in scored.scores.items()}
     compressed = float(scored.num_compressed[:, subset.mask_S].sum(axis=1).mean())
     all_tokens = subset.num_tiles * subset.tokens_full
     tokens = all_tokens - compressed * (subset.tokens_full - subset.tokens_compressed)
+    tokens -= int(scored.num_dropped_S[subset.mask_S].sum()) * subset.tokens_full
     similarity = float(means["similarity"].mean())
     metrics: PointMetrics = {
         "share_compressed": compressed / subset.num_tiles if subset.num_tiles else 0.0,
@@ -86,12 +90,14 @@ def point_metrics(scored: PointScores, subset: Subset) -> PointMetrics:
         "tokens_saved": 1 - tokens / all_tokens if all_tokens else 0.0,
         "exact_match": float(means["exact_match"].mean()),
         "similarity": similarity,
-        "kl": float(means["kl"].mean()),
+        "kl": None if np.isnan(means["kl"]).any() else float(means["kl"].mean()),
         "quality_kept": similarity / subset.reference_similarity if subset.reference_similarity else None,
         "truncated": float(means["truncated"].mean()),
     }
     if len(scored.point.replicates) > 1:
         metrics["similarity_sd"] = float(means["similarity"].std(ddof=1))
+    if scored.point.max_tiles is not None:
+        return {"max_tiles": scored.point.max_tiles, **metrics}
     if scored.point.threshold is not None:
         return {"threshold": scored.point.threshold, **metrics}
     return metrics

@@ -6,7 +6,6 @@ Every answer is generated once per sample and rate vector, however many points s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +20,19 @@ from stages.controls import (
     point_of,
     points_of,
 )
-from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
+from stages.evaluate.config import EvaluateConfig
 from stages.inference import inference_settings
-from stages.outputs import METRICS_FILE, PREDICTIONS_FILE, TABLE_FILE, part_name
+from stages.outputs import METRICS_FILE, POLICY_FOLDER, PREDICTIONS_FILE, TABLE_FILE, block_part
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
-    from stages.evaluate.actors import Block
-    from stages.evaluate.points import EvaluatedTiles, Point
+    from stages.evaluate.blocks import Block
+    from stages.evaluate.points import EvaluatedTiles
     from stages.evaluate.scores import PointScores
 
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 INPUTS = ("records", "heldout", "shard", "model", "consistency", "ratio", "router")
 NEEDS_RAY = True
 Config = EvaluateConfig
@@ -43,21 +41,31 @@ Config = EvaluateConfig
 def run(config: EvaluateConfig, context: Context) -> dict[str, float | int | str]:
     """Publish answers by block and as a table, measured tiles, `metrics.json`, `table.md` and plots."""
     from cluster.ray_session import ray_session
+    from stages.evaluate.blocks import blocks_of
     from stages.evaluate.pictures import publish_plots
-    from stages.evaluate.pixel_rule import measured_tiles, pixel_rule_choice, tile_labels
     from stages.evaluate.points import operating_points
     from stages.evaluate.scores import all_point_scores
     from stages.evaluate.table import evaluation_table
+    from stages.evaluate.tile_measures.pixel_rule import measured_tiles, pixel_rule_choice, tile_labels
     from stages.evaluate.tiles import chosen_samples, evaluated_tiles, ratio_by_content, swept_thresholds
+    from stages.evaluate.wanted_quality import choice_line, threshold_for_quality
+    from stages.router_files import calibrated_threshold, check_router_policy
 
     samples = chosen_samples(config, context)
-    with open(context.folder("router") / METRICS_FILE, encoding="utf-8") as file:
-        calibrated = json.load(file)["absolute_threshold"]
+    calibrated = calibrated_threshold(context.folder("router"))
+    check_router_policy(context.folder("router"), context.folder("consistency") / POLICY_FOLDER)
+    thresholds = swept_thresholds(config, context, calibrated)
+    quality_choice = None
     with ray_session(context.site):
+        if config.wanted_quality is not None:
+            quality_choice = threshold_for_quality(
+                config, context, thresholds, lambda blocks: _predictions(config, context, blocks, "calib")
+            )
+            context.note(choice_line(quality_choice))
+            calibrated = quality_choice["threshold"]
         measured = measured_tiles(config, context, samples)
         choice = pixel_rule_choice(measured, tile_labels(context))
         tiles = evaluated_tiles(config, context, samples, measured, choice["feature"])
-        thresholds = swept_thresholds(config, context, calibrated)
         points = operating_points(tiles, config, thresholds, calibrated)
         predictions = _predictions(config, context, blocks_of(samples["row"].to_pylist(), tiles, points))
     scored = all_point_scores(samples, tiles, points, predictions)
@@ -65,6 +73,7 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float | int | str
         **_metrics(config, context, samples, tiles, scored),
         "num_answers": len(predictions),
         "absolute_threshold": calibrated,
+        "wanted_quality": quality_choice,
         "pixel_rule_choice": choice,
         "ratio_by_content": ratio_by_content(tiles),
     }
@@ -130,27 +139,13 @@ def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in headline.items() if value is not None}
 
 
-def blocks_of(rows: list[int], tiles: EvaluatedTiles, points: Sequence[Point]) -> list[Block]:
-    """Return the samples in blocks, each with the distinct rate vectors of all points in a fixed order."""
-    from stages.evaluate.actors import Block
-    from stages.evaluate.scores import rate_text
+def _predictions(
+    config: EvaluateConfig, context: Context, blocks: Sequence[Block], split: str = "test"
+) -> pa.Table:
+    """Return every scored answer; blocks that an earlier attempt published are read, the others answered.
 
-    rates_by_text: list[dict[str, np.ndarray]] = [{} for _ in rows]
-    for point in points:
-        for compressed in point.replicates:
-            for rates, flags in zip(rates_by_text, tiles.by_sample(compressed), strict=True):
-                rates.setdefault(rate_text(flags), flags)
-    vectors = [tuple(flags for _, flags in sorted(rates.items())) for rates in rates_by_text]
-    return [
-        Block(
-            number, tuple(rows[first : first + BLOCK_SAMPLES]), tuple(vectors[first : first + BLOCK_SAMPLES])
-        )
-        for number, first in enumerate(range(0, len(rows), BLOCK_SAMPLES))
-    ]
-
-
-def _predictions(config: EvaluateConfig, context: Context, blocks: Sequence[Block]) -> pa.Table:
-    """Return every scored answer; blocks that an earlier attempt published are read, the others answered."""
+    Those of test are published as one table, too.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -158,21 +153,22 @@ def _predictions(config: EvaluateConfig, context: Context, blocks: Sequence[Bloc
     from stages.evaluate.actors import Answerer
 
     parts = context.parts
-    open_blocks = [block for block in blocks if not parts.done(part_name(block.number))]
+    open_blocks = [block for block in blocks if not parts.done(block_part(split, block.number))]
     total = sum(len(block.rows) for block in blocks)
     num_done = total - sum(len(block.rows) for block in open_blocks)
-    context.progress(num_done, total, "samples")
+    context.progress(num_done, total, f"{split} samples")
     if open_blocks:
-        arguments = (inference_settings(context, config.dtype), config.max_new_tokens, parts)
+        arguments = (inference_settings(context, config.dtype), config.max_new_tokens, parts, split)
         results = actor_pool(
             Answerer, arguments, open_blocks, "write_part", site=context.site, check=context.check
         )
         for _, num_samples in results:
             num_done += num_samples
-            context.progress(num_done, total, "samples")
+            context.progress(num_done, total, f"{split} samples")
     predictions = pa.concat_tables(
-        [pq.read_table(parts.output / part_name(block.number)) for block in blocks]
+        [pq.read_table(parts.output / block_part(split, block.number)) for block in blocks]
     )
-    pq.write_table(predictions, parts.partial(PREDICTIONS_FILE))
-    parts.publish(PREDICTIONS_FILE, replace=True)
+    if split == "test":
+        pq.write_table(predictions, parts.partial(PREDICTIONS_FILE))
+        parts.publish(PREDICTIONS_FILE, replace=True)
     return predictions

@@ -5,18 +5,20 @@ The evaluate stage writes it as `table.md`.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.controls import (
     COMPARED,
     COMPRESSED,
+    FEWER_TILES,
     FULL,
     PIXEL_RULE,
     REFERENCE,
     ROUTED,
     SERVED,
+    Control,
     PointMetrics,
     calibrated_points,
     point_of,
@@ -42,22 +44,30 @@ def evaluation_table(metrics: Mapping[str, Any]) -> str:
     each above the controls at the same tokens.
     """
     rows = [
-        row(REFERENCE.label, point_of(metrics, REFERENCE)),
-        row(FULL.label, point_of(metrics, FULL)),
+        row(f"**{control.label}**{note}" if control is ROUTED else f"{control.label}{note}", point)
+        for control, note, point in table_points(metrics)
     ]
+    return HEAD + "\n".join(rows) + "\n\n" + "\n".join(f"- {line}" for line in findings(metrics)) + "\n"
+
+
+def table_points(metrics: Mapping[str, Any]) -> list[tuple[Control, str, PointMetrics]]:
+    """Return the points of the table in its order: control, what the control's label lacks, point."""
+    rows = [(control, "", point_of(metrics, control)) for control in (REFERENCE, FULL)]
     calibrated = calibrated_points(metrics)
     for number in shown_points(metrics):
         point = points_of(metrics, ROUTED)[number]
-        suffix = ", calibrated threshold" if point in calibrated else ""
-        rows.append(row(f"**{ROUTED.label}**{suffix}", point))
+        rows.append((ROUTED, ", calibrated threshold" if point in calibrated else "", point))
         rows += [
-            row(control.label, points_of(metrics, control)[number])
+            (control, "", points_of(metrics, control)[number])
             for control in COMPARED
-            if points_of(metrics, control)
+            if control.is_shown and points_of(metrics, control)
         ]
-    rows += [row(SERVED.label, point) for point in points_of(metrics, SERVED)]
-    rows.append(row(COMPRESSED.label, point_of(metrics, COMPRESSED)))
-    return HEAD + "\n".join(rows) + "\n\n" + "\n".join(f"- {line}" for line in findings(metrics)) + "\n"
+    rows += [
+        (FEWER_TILES, f", at most {point['max_tiles']} per picture", point)
+        for point in distinct_points(points_of(metrics, FEWER_TILES))
+    ]
+    rows += [(SERVED, "", point) for point in points_of(metrics, SERVED)]
+    return [*rows, (COMPRESSED, "", point_of(metrics, COMPRESSED))]
 
 
 def shown_points(metrics: Mapping[str, Any]) -> list[int]:
@@ -75,6 +85,17 @@ def shown_points(metrics: Mapping[str, Any]) -> list[int]:
     return sorted(numbers, key=lambda n: routed[n]["tokens_saved"])
 
 
+def distinct_points(fewer_tiles: Sequence[PointMetrics]) -> list[PointMetrics]:
+    """Return the points by tokens saved, without limits that cut no picture differently: no grid of square
+    pictures has 2 or 3 tiles, for example."""
+    points = sorted(fewer_tiles, key=lambda point: (point["tokens_saved"], point["max_tiles"]))
+    return [
+        point
+        for number, point in enumerate(points)
+        if number == 0 or point["tokens_saved"] != points[number - 1]["tokens_saved"]
+    ]
+
+
 def row(label: str, point: PointMetrics) -> str:
     """Return one row of the table."""
     cells = (
@@ -89,8 +110,11 @@ def row(label: str, point: PointMetrics) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def findings(metrics: Mapping[str, Any]) -> list[str]:
-    """Return one line for each statement about the router as a whole, with its interval."""
+def findings(metrics: Mapping[str, Any], shown: Callable[[str], str] = markdown) -> list[str]:
+    """Return one line for each statement about the router as a whole, with its interval.
+
+    `shown` makes names of the records fit for the page; by default it is Markdown.
+    """
     basis, router = metrics["intervals"], metrics["router"]
     lines = [
         f"{metrics['num_samples']:,} test questions on {metrics['num_tiles']:,} tiles; {basis['level']:.0%} "
@@ -98,7 +122,7 @@ def findings(metrics: Mapping[str, Any]) -> list[str]:
         f"router AUC on {router['num_tiles']:,} labelled test tiles: {_number(router['auc'])}, "
         f"{_span(router['auc_interval'])}",
     ]
-    return [*lines, *_pixel_rule_line(metrics), *_gap_lines(metrics), *_content_line(metrics)]
+    return [*lines, *_pixel_rule_line(metrics), *_gap_lines(metrics), *_content_line(metrics, shown)]
 
 
 def _units(basis: Mapping[str, Any]) -> str:
@@ -130,21 +154,32 @@ def _gap_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
             f"{position}, the router closes {_share(gap['share'])} of the gap from random tiles to the "
             f"oracle, {_span(gap['interval'])}"
         )
-        if PIXEL_RULE.name in differences:
-            difference = differences[PIXEL_RULE.name]
+        for control, name in ((PIXEL_RULE, "the pixel rule"), (FEWER_TILES, "fewer tiles")):
+            difference = differences.get(control.name, {"difference": None})
+            if difference["difference"] is not None:
+                yield (
+                    f"{position}, quality kept by the router minus that of {name}: {_difference(difference)}"
+                )
+        if metrics["oracle_split"]:
+            split = metrics["oracle_split"][key]
             yield (
-                f"{position}, quality kept by the router minus that of the pixel rule: "
-                f"{_number(difference['difference'], '+.3f')}, {_span(difference['interval'], '+.3f')}"
+                f"{position}, quality kept by the blind oracle minus that of the router: "
+                f"{_difference(split['better_router'])}; by the oracle on the same tiles minus that of the "
+                f"blind one, which only the question tells: {_difference(split['question'])}"
             )
 
 
-def _content_line(metrics: Mapping[str, Any]) -> Iterator[str]:
+def _content_line(metrics: Mapping[str, Any], shown: Callable[[str], str]) -> Iterator[str]:
     contents = metrics.get("ratio_by_content")
     if contents:
         ratios = (
-            f"{markdown(name)} {ratio['median']:.2f} ({ratio['tiles']})" for name, ratio in contents.items()
+            f"{shown(name)} {ratio['median']:.2f} ({ratio['tiles']})" for name, ratio in contents.items()
         )
         yield f"median loss ratio of test tiles by what they show: {', '.join(ratios)}"
+
+
+def _difference(difference: Mapping[str, Any]) -> str:
+    return f"{_number(difference['difference'], '+.3f')}, {_span(difference['interval'], '+.3f')}"
 
 
 def _number(value: float | None, form: str = ".3f") -> str:

@@ -13,24 +13,32 @@ from cluster.tasks import actor_pool
 from data_prep.draws import chosen_rows
 from data_prep.shards.index import load_index
 from stages.context import Context
+from stages.controls import BLIND_ORACLE, FEWER_TILES
 from stages.evaluate.actors import TileScorer
 from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
-from stages.evaluate.pixel_rule import TILE_KEY_COLUMNS, TileKey, tile_keys, tile_labels
 from stages.evaluate.points import UNLABELLED, EvaluatedTiles
+from stages.evaluate.tile_measures.pixel_rule import TILE_KEY_COLUMNS, TileKey, tile_keys, tile_labels
+from stages.evaluate.tile_measures.question_ratios import blind_ratios
 from stages.inference import inference_settings
-from stages.outputs import RATIOS_FILE, ROUTER_FILE, SCORES_FILE
+from stages.losses_policy import check_policy
+from stages.outputs import BLANK_SPLIT, POLICY_FOLDER, RATIOS_FILE, ROUTER_FILE, SCORES_FILE
 from vico.errors import UserError
-from vico.inference.routing import calibrated_threshold
+from vico.inference.calibration import placed_threshold
+from vico.settings import ModelSettings, load_settings
+from vico.tiling import num_tiles
+
+_SAMPLE_COLUMNS = ("key", "kind", "group", "tiles", "answer_tokens", "widths", "heights", "max_tiles")
 
 
-def chosen_samples(config: EvaluateConfig, context: Context) -> pa.Table:
-    """Return row, key, kind, group and tiles of the chosen test samples with an answer, in index order."""
+def chosen_samples(config: EvaluateConfig, context: Context, split: str = "test") -> pa.Table:
+    """Return the index rows of the chosen samples of a split with an answer, in index order: row, key, kind,
+    group, tiles, sizes of pictures."""
     folder = context.folder("shard")
-    table = load_index(folder).table(["key", "kind", "group", "tiles", "answer_tokens"], "test")
+    table = load_index(folder).table(_SAMPLE_COLUMNS, split)
     table = table.filter(pc.greater(table["answer_tokens"], 0))
     if not len(table):
         raise UserError(
-            f"{folder}: no test sample has an answer; raise shard.test_share or give more records"
+            f"{folder}: no {split} sample has an answer; raise shard.{split}_share or give more records"
         )
     chosen = chosen_rows(table["row"].to_numpy(), config.max_samples, config.seed)
     return table.filter(pc.is_in(table["row"], pa.array(chosen)))
@@ -39,8 +47,11 @@ def chosen_samples(config: EvaluateConfig, context: Context) -> pa.Table:
 def swept_thresholds(config: EvaluateConfig, context: Context, calibrated: float) -> list[float]:
     """Return the thresholds to measure, falling: one per share of the config, and the calibrated one."""
     scores = pq.read_table(context.folder("router") / SCORES_FILE, columns=["split", "p_compress"])
-    calib = scores.filter(pc.equal(scores["split"], "calib"))["p_compress"].to_numpy()
-    thresholds = {calibrated_threshold(calib, share) for share in config.shares}
+    calib, blank = (
+        scores.filter(pc.equal(scores["split"], split))["p_compress"].to_numpy()
+        for split in ("calib", BLANK_SPLIT)
+    )
+    thresholds = {placed_threshold(calib, share, blank_probability_B=blank).value for share in config.shares}
     return sorted(thresholds | {calibrated}, reverse=True)
 
 
@@ -52,7 +63,9 @@ def evaluated_tiles(
     Needs Ray if the router stage did not score all of them.
     """
     keys = sample_tile_keys(samples)
-    ratios = ratios_of_test_tiles(context.folder("ratio") / RATIOS_FILE)
+    ratio_path = context.folder("ratio") / RATIOS_FILE
+    check_policy(ratio_path, context.folder("consistency") / POLICY_FOLDER, "ratio")
+    ratios = ratios_of_test_tiles(ratio_path)
     ratio_N = None
     if all(key in ratios for key in keys):
         ratio_N = np.array([ratios[key] for key in keys], np.float64)
@@ -60,6 +73,10 @@ def evaluated_tiles(
     labels = tile_labels(context)
     detail = {} if feature is None else column_by_tile(measured, feature)
     contents = column_by_tile(measured, "content")
+    blind_N = None
+    if BLIND_ORACLE.name in config.controls and ratio_N is not None:
+        blind = blind_ratios(config, context, samples, ratios)
+        blind_N = np.array([blind.get(key, np.nan) for key in keys], np.float64) if blind else None
     return EvaluatedTiles(
         tiles_per_image=[tuple(tiles) for tiles in samples["tiles"].to_pylist()],
         p_compress_N=np.array([scores[key] for key in keys], np.float32),
@@ -67,7 +84,30 @@ def evaluated_tiles(
         detail_N=None if feature is None else np.array([detail[key] for key in keys], np.float64),
         label_N=np.array([labels.get(key, UNLABELLED) for key in keys], np.int8),
         contents=[contents[key] for key in keys],
+        blind_ratio_N=blind_N,
+        retiled_S=retiled(config, samples, load_settings(context.folder("model"))),
     )
+
+
+def retiled(config: EvaluateConfig, samples: pa.Table, settings: ModelSettings) -> dict[int, np.ndarray]:
+    """Return each sample's number of tiles, int64 [S], by the most tiles per picture of the control
+    `fewer_tiles`. Limits under which every sample keeps its tiles are left out."""
+    if FEWER_TILES.name not in config.controls:
+        return {}
+    columns = (samples[name].to_pylist() for name in ("widths", "heights", "max_tiles", "tiles"))
+    rows = list(zip(*columns, strict=True))
+    counts_of: dict[int, np.ndarray] = {}
+    for limit in sorted(set(config.fewer_tiles)):
+        counts_S = [
+            sum(
+                num_tiles(width, height, settings.tiling(min(limit, max_tiles)))
+                for width, height in zip(widths, heights, strict=True)
+            )
+            for widths, heights, max_tiles, _ in rows
+        ]
+        if counts_S != [sum(tiles) for _, _, _, tiles in rows]:
+            counts_of[limit] = np.array(counts_S, np.int64)
+    return counts_of
 
 
 def ratios_of_test_tiles(path: Path) -> dict[TileKey, float]:
@@ -119,12 +159,17 @@ def ratio_by_content(tiles: EvaluatedTiles) -> dict[str, ContentRatio]:
 
 def router_scores(config: EvaluateConfig, context: Context, samples: pa.Table) -> dict[TileKey, float]:
     """Return P(compress) of the samples' tiles, computed for those that the router stage did not score."""
-    scores = column_by_tile(pq.read_table(context.folder("router") / SCORES_FILE), "p_compress")
+    scores = scored_tiles(context)
     unscored = {key for key, image, tile in sample_tile_keys(samples) if (key, image, tile) not in scores}
     if unscored:
         chosen = samples.filter(pc.is_in(samples["key"], pa.array(sorted(unscored))))
         scores |= column_by_tile(_computed_scores(config, context, chosen), "p_compress")
     return scores
+
+
+def scored_tiles(context: Context) -> dict[TileKey, float]:
+    """Return P(compress) of the tiles that the router stage scored."""
+    return column_by_tile(pq.read_table(context.folder("router") / SCORES_FILE), "p_compress")
 
 
 def _computed_scores(config: EvaluateConfig, context: Context, samples: pa.Table) -> pa.Table:

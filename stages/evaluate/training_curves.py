@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from stages.context import Context
 from stages.outputs import CURVE_FILE
+from vico.shown_text import printable
 
 Curve = tuple[np.ndarray, np.ndarray]
 """(steps, values)."""
@@ -30,7 +31,7 @@ def _is_ratio(name: str) -> bool:
     return name.endswith("_over_best")
 
 
-_PANELS = (
+PANELS = (
     Panel(
         "loss",
         "nats",
@@ -61,7 +62,7 @@ def training_curves(tables: Mapping[str, pa.Table]) -> Figure:
     all_curves = {stage: curves_of(table) for stage, table in tables.items()}
     panels = [
         panel
-        for panel in _PANELS
+        for panel in PANELS
         if any(panel.belongs(name) for curves in all_curves.values() for name in curves)
     ]
     figure = Figure(figsize=(4.1 * len(panels), 4.0 * len(tables)), layout="constrained")
@@ -69,16 +70,17 @@ def training_curves(tables: Mapping[str, pa.Table]) -> Figure:
     for row, (stage, curves) in zip(grid, all_curves.items(), strict=True):
         for axes, panel in zip(row, panels, strict=True):
             drawn = {name: curve for name, curve in curves.items() if panel.belongs(name)}
-            _draw_curves(axes, stage, panel, drawn)
+            draw_curves(axes, stage, panel, drawn)
     return figure
 
 
-def _draw_curves(axes: Axes, stage: str, panel: Panel, curves: Mapping[str, Curve]) -> None:
+def draw_curves(axes: Axes, stage: str, panel: Panel, curves: Mapping[str, Curve]) -> None:
+    """Draw the curves of one panel of a stage; without any, hide the axes."""
     if not curves:
         axes.set_axis_off()
         return
     for number, (name, (steps, values)) in enumerate(curves.items()):
-        colour, label = f"C{number}", name.replace("_", " ")
+        colour, label = f"C{number}", printable(name.replace("_", " ")).replace("$", r"\$")
         if len(steps) < _LONG_CURVE or name == "learning_rate":
             is_short = len(steps) < _SHORT_CURVE
             marker = "o" if is_short else None

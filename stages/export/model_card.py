@@ -43,13 +43,15 @@ simple. {layout}
 A tile is compressed if the router's probability of *compress* is at least the threshold; `config.json`
 contains the calibrated one ({threshold:.6g}) as `{threshold_key}`. Measured on {num_samples} test
 samples that no stage trained or calibrated on. Similarity is ANLS with cut 0.5; kept is its share of the base
-model's similarity, {reference_similarity:.3f}.
+model's similarity, {reference_similarity:.3f}, with a {level:.0%} interval over resamples of these samples.
 
-| rule | threshold | tiles compressed | tokens saved | similarity | kept | exact match |
-|---|---:|---:|---:|---:|---:|---:|
+| rule | threshold | tiles compressed | tokens saved | similarity | kept | interval | exact match |
+|---|---:|---:|---:|---:|---:|---:|---:|
 {rows}
 
-The calibrated threshold is in bold. *ours* decides each tile separately; *served* is the rule of a server
+The calibrated threshold is in bold; `thresholds.json` contains the rows of *ours*.{calibration}
+
+*ours* decides each tile separately; *served* is the rule of a server
 of the published Flash layout with the run's `evaluate.relative_threshold` (0.0 unless set; a Flash export
 has 0.0): it keeps at least one tile of every prompt.
 
@@ -100,10 +102,12 @@ def model_card(sources: CardSources) -> str:
         tokens_compressed=evaluation["tokens_a_tile"]["compressed"],
         auc="not defined" if router["auc"] is None else f"{router['auc']:.3f}",
         num_test=f"{router['num_test']:,}",
-        threshold=router["absolute_threshold"],
+        threshold=evaluation["absolute_threshold"],
+        level=evaluation["intervals"]["level"],
+        calibration=_calibration(evaluation, router),
         num_samples=f"{evaluation['num_samples']:,}",
         reference_similarity=point_of(evaluation, REFERENCE)["similarity"],
-        rows="\n".join(_rows(evaluation, router["absolute_threshold"])),
+        rows="\n".join(_rows(evaluation, evaluation["absolute_threshold"])),
         full=point_of(evaluation, FULL)["similarity"],
         compressed=compressed["similarity"],
         compressed_saved=compressed["tokens_saved"],
@@ -136,6 +140,25 @@ def _stated(counts: Mapping[str, int], how: str) -> str:
     return f"{how}: {', '.join(named)}" + (f"; {unstated:,} not stated" if unstated else "")
 
 
+def _calibration(evaluation: Mapping[str, Any], router: Mapping[str, Any]) -> str:
+    """Return sentences on how the threshold was chosen and how firm it is."""
+    choice = evaluation.get("wanted_quality")
+    if choice is not None:
+        return (
+            f" It was chosen on {choice['num_samples']:,} calibration samples for a kept quality of "
+            f"{choice['wanted']:.1%}"
+            + ("." if choice["reached"] else ", which no measured threshold reached there.")
+        )
+    if "threshold_margin" not in router:
+        return ""
+    return (
+        f" It compresses {router['calibrated_share']:.1%} of the calibration tiles and "
+        f"{router['blank_compressed']:,} of {router['blank_tiles']:,} blank ones; the nearest of their "
+        f"scores is {router['threshold_margin']:.2g} away in log-odds, {router['share_in_margin']:.1%} of "
+        "the test tiles are nearer."
+    )
+
+
 def _rows(evaluation: Mapping[str, Any], calibrated: float) -> list[str]:
     return [
         _row(control.rule, point, point["threshold"] == calibrated)
@@ -146,7 +169,7 @@ def _rows(evaluation: Mapping[str, Any], calibrated: float) -> list[str]:
 
 
 def _row(rule: str, point: PointMetrics, is_bold: bool) -> str:
-    kept = point["quality_kept"]
+    kept, span = point["quality_kept"], point.get("quality_kept_interval")
     cells = [
         rule,
         f"{point['threshold']:.6g}",
@@ -154,6 +177,7 @@ def _row(rule: str, point: PointMetrics, is_bold: bool) -> str:
         f"{point['tokens_saved']:.1%}",
         f"{point['similarity']:.3f}",
         "-" if kept is None else f"{kept:.1%}",
+        "-" if span is None else f"{span[0]:.1%} to {span[1]:.1%}",
         f"{point['exact_match']:.1%}",
     ]
     return "| " + " | ".join(f"**{cell}**" if is_bold else cell for cell in cells) + " |"

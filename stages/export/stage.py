@@ -12,9 +12,10 @@ from stages.context import Context
 from stages.export.config import ExportConfig
 from stages.export.model_card import CARD_FILE, CardSources, model_card
 from stages.export.start_model import start_model, stated_licence
+from stages.export.thresholds import write_thresholds
 from stages.outputs import METRICS_FILE, MODEL_FOLDER, POLICY_FOLDER, ROUTER_FILE
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 INPUTS = ("shard", "model", "consistency", "router", "evaluate")
 NEEDS_RAY = False
 Config = ExportConfig
@@ -22,7 +23,7 @@ Config = ExportConfig
 
 def run(config: ExportConfig, context: Context) -> dict[str, float | int | str]:
     """Publish `model/`, the trained policy with its router, as one part."""
-    threshold = _json(context.folder("router") / METRICS_FILE)["absolute_threshold"]
+    threshold = _json(context.folder("evaluate") / METRICS_FILE)["absolute_threshold"]
     if not context.parts.done(MODEL_FOLDER):
         folder = context.parts.partial(MODEL_FOLDER)
         shutil.rmtree(folder, ignore_errors=True)
@@ -35,22 +36,22 @@ def run(config: ExportConfig, context: Context) -> dict[str, float | int | str]:
 
 
 def write_model(context: Context, folder: Path, threshold: float) -> None:
-    """Write the policy with the router's tensors, the threshold in config.json, and a model card."""
+    """Write the policy with the router's tensors, the threshold in config.json, a model card and the table of
+    thresholds."""
     from vico.checkpoints.write import write_hf_folder
 
     folder.mkdir()
     policy = context.folder("consistency") / POLICY_FOLDER
     router_file = context.folder("router") / ROUTER_FILE
     write_hf_folder(policy, folder, router_file=router_file, absolute_threshold=threshold)
-    card = model_card(
-        CardSources(
-            start=start_model(context.folder("model")),
-            manifest=_json(context.folder("shard") / MANIFEST_FILE),
-            evaluation=_json(context.folder("evaluate") / METRICS_FILE),
-            router=_json(context.folder("router") / METRICS_FILE),
-        )
+    sources = CardSources(
+        start=start_model(context.folder("model")),
+        manifest=_json(context.folder("shard") / MANIFEST_FILE),
+        evaluation=_json(context.folder("evaluate") / METRICS_FILE),
+        router=_json(context.folder("router") / METRICS_FILE),
     )
-    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    (folder / CARD_FILE).write_text(model_card(sources), encoding="utf-8")
+    write_thresholds(folder, sources.evaluation)
 
 
 def _json(path: Path) -> dict[str, Any]:

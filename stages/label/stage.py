@@ -43,11 +43,13 @@ def run(config: LabelConfig, context: Context) -> dict[str, float | int | str]:
 
     from stages.figures import publish_figure
     from stages.label.figure import losses_by_kind
+    from stages.losses_policy import with_policy_of
 
     path = context.folder("ratio") / RATIOS_FILE
     ratios = pq.read_table(path)
     labels, last_tau = label_table(ratios, config, config.floor, str(path))
-    pq.write_table(labels, context.parts.partial(LABELS_FILE))
+    check_both_labels(labels, str(path))
+    pq.write_table(with_policy_of(labels, ratios), context.parts.partial(LABELS_FILE))
     context.parts.publish(LABELS_FILE, replace=True)
     metrics = label_metrics(ratios, labels, config, str(path))
     values = {"last_tau": last_tau, **metrics}
@@ -90,6 +92,21 @@ def label_table(ratios: pa.Table, config: LabelConfig, floor: float, path: str) 
     columns = {name: ratios[name] for name in ("key", "split", "image", "tile")}
     labels = pa.table({**columns, "ratio": ratio, "tau": tau, "label": tile_labels(ratio, tau)})
     return labels, float(taus[-1])
+
+
+def check_both_labels(labels: pa.Table, path: str) -> None:
+    """Raise UserError if all train tiles have the same label, from which no router learns anything."""
+    import pyarrow.compute as pc
+
+    train = labels.filter(pc.equal(labels["split"], "train"))
+    if pc.count_distinct(train["label"]).as_py() > 1:
+        return
+    ends = pc.min_max(train["ratio"])
+    raise UserError(
+        f"{path}: all {len(train)} train tiles get the label compress, as no ratio is above its tau (ratios "
+        f"{ends['min'].as_py():.6g} to {ends['max'].as_py():.6g}); give more train tiles, lower "
+        "label.percentile, or lower label.floor if ratios are equal because of it"
+    )
 
 
 def label_metrics(ratios: pa.Table, labels: pa.Table, config: LabelConfig, path: str) -> LabelMetrics:

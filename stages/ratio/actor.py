@@ -1,23 +1,24 @@
 """The actor of the ratio stage: losses of samples at the full rate and with each tile compressed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.draws import chosen_rows
-from data_prep.shards.index import load_index
 from stages.inference import InferenceSettings, load_models, open_reader
 from stages.outputs import part_name
 from stages.parts import Parts
-from stages.ratio.config import RatioConfig, Unit
-from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
+from stages.ratio.config import RatioConfig
+from stages.ratio.isolation import rate_vectors, tile_losses
+from stages.ratio.samples import ShardRows, positions_by_value
+from vico.errors import UserError
+from vico.inference.branches import RatedSample
+from vico.inference.tile_losses import encoded_pair, rate_losses
 from vico.objectives.labels import loss_ratio
 from vico.packing import EncodedSample
+from vico.shown_text import printable
 
 # T tiles of a sample
 SCHEMA = pa.schema(
@@ -52,44 +53,11 @@ class TileRow(TypedDict):
     kind: str
 
 
-@dataclass(frozen=True)
-class ShardRows:
-    """The chosen rows of one shard."""
-
-    shard: int
-    rows: tuple[int, ...]
-
-
-def shards_of(config: RatioConfig, shard_folder: Path) -> list[ShardRows]:
-    """Return the chosen rows by shard: samples of the config's splits with a tile and an answer token."""
-    index = load_index(shard_folder)
-    rows, shards = [], []
-    for split in config.splits:
-        table = index.table(["shard", "num_tiles", "answer_tokens"], split)
-        columns = {name: table[name].to_numpy() for name in table.column_names}
-        usable = (columns["num_tiles"] > 0) & (columns["answer_tokens"] > 0)
-        chosen = chosen_rows(columns["row"][usable], config.max_samples, config.seed)
-        rows.append(chosen)
-        shards.append(columns["shard"][np.searchsorted(columns["row"], chosen)])
-    row, shard = np.concatenate(rows), np.concatenate(shards)
-    return [
-        ShardRows(number, tuple(np.sort(row[positions]).tolist()))
-        for number, positions in positions_by_value(shard)
-    ]
-
-
-def positions_by_value(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield each distinct value, rising, with its positions, rising. One sort serves all values."""
-    order = np.argsort(values, kind="stable")
-    distinct, first = np.unique(values[order], return_index=True)
-    return zip(distinct.tolist(), np.split(order, first)[1:], strict=True)
-
-
 class RatioActor:
     """A policy and its reference; `write_part` computes the losses of one shard."""
 
-    def __init__(self, settings: InferenceSettings, unit: Unit, parts: Parts):
-        self.settings, self.unit, self.parts = settings, unit, parts
+    def __init__(self, settings: InferenceSettings, config: RatioConfig, parts: Parts):
+        self.settings, self.config, self.parts = settings, config, parts
         self.reader = open_reader(settings)
         self.policy, self.reference = load_models(settings, self.reader)
 
@@ -104,71 +72,73 @@ class RatioActor:
         return len(rows)
 
     def _batches(self, rows: Sequence[int]) -> Iterator[list[EncodedSample]]:
-        """Yield the samples in groups that fill the vision tower once."""
+        """Yield the samples in groups of at most `batch_tiles` tiles; a larger sample is a group of its own.
+
+        Groups depend on the shard's rows alone, so that losses are the same whichever actor computes them.
+        """
         batch: list[EncodedSample] = []
+        num_tiles = 0
         for row in rows:
-            batch.append(self.reader.sample(row))
-            if sum(len(sample.pixels) for sample in batch) >= self.settings.batch_tiles:
+            sample = self.reader.sample(row)
+            if batch and num_tiles + len(sample.pixels) > self.settings.batch_tiles:
                 yield batch
-                batch = []
+                batch, num_tiles = [], 0
+            batch.append(sample)
+            num_tiles += len(sample.pixels)
         if batch:
             yield batch
 
     def _tile_rows(self, samples: Sequence[EncodedSample]) -> Iterator[TileRow]:
         pixels = np.concatenate([sample.pixels for sample in samples])
         first_tiles = np.cumsum([0, *(len(sample.pixels) for sample in samples)]).tolist()
+        rates = [rate_vectors(sample.tiles_per_image, sample.key, self.config) for sample in samples]
         losses = rate_losses(
-            encoded_tiles(self.policy, pixels, self.settings.batch_tiles),
-            encoded_tiles(self.reference, pixels, self.settings.batch_tiles),
+            *encoded_pair(self.policy, self.reference, pixels, self.settings.batch_tiles),
             [
-                RatedSample(sample.skeleton, first, rate_vectors(sample.tiles_per_image, self.unit))
-                for sample, first in zip(samples, first_tiles, strict=False)
+                RatedSample(sample.skeleton, first, vectors)
+                for sample, first, vectors in zip(samples, first_tiles, rates, strict=False)
             ],
             row_tokens=self.settings.row_tokens,
             kl_chunk_rows=self.settings.kl_chunk_rows,
         )
-        for sample, sample_losses in zip(samples, losses, strict=True):
-            yield from tile_rows(sample, self.reader.index.row(sample.row), sample_losses, self.unit)
-
-
-def rate_vectors(tiles_per_image: Sequence[int], unit: Unit) -> list[np.ndarray]:
-    """Return the rate vectors of a sample, bool [T] each: first all tiles at the full rate.
-
-    Then follows one vector per tile with only that tile compressed, or with unit image one vector per image
-    with all of its tiles compressed.
-    """
-    image_of_tile = np.repeat(np.arange(len(tiles_per_image)), tiles_per_image)
-    compressed = np.eye(len(image_of_tile), dtype=bool)
-    if unit == "image":
-        compressed = image_of_tile == np.arange(len(tiles_per_image))[:, None]
-    return [np.zeros(len(image_of_tile), bool), *compressed]
+        for sample, vectors, sample_losses in zip(samples, rates, losses, strict=True):
+            check_finite(sample.key, sample_losses, self.settings.dtype)
+            both = tile_losses(sample.tiles_per_image, vectors, sample_losses, self.config)
+            yield from tile_rows(sample, self.reader.index.row(sample.row), *both)
 
 
 def tile_rows(
-    sample: EncodedSample, indexed: Mapping[str, Any], losses: np.ndarray, unit: Unit
+    sample: EncodedSample, indexed: Mapping[str, Any], losses_full: np.ndarray, losses_compressed: np.ndarray
 ) -> Iterator[TileRow]:
-    """Yield the rows of a sample's tiles; `losses` are those of its `rate_vectors`, `indexed` its index row.
+    """Yield the rows of a sample's tiles; the losses are float64 [T], `indexed` its index row."""
+    tiles = ((image, tile) for image, count in enumerate(sample.tiles_per_image) for tile in range(count))
+    values = zip(losses_full.tolist(), losses_compressed.tolist(), strict=True)
+    for (image, tile), (loss_full, loss_compressed) in zip(tiles, values, strict=True):
+        yield {
+            "key": sample.key,
+            "split": indexed["split"],
+            "image": image,
+            "tile": tile,
+            "num_tiles": sample.tiles_per_image[image],
+            "num_answer_tokens": sample.skeleton.num_answer_tokens,
+            "loss_full": loss_full,
+            "loss_compressed": loss_compressed,
+            "ratio": float(loss_ratio(loss_compressed, loss_full)),
+            "kind": indexed["kind"],
+        }
 
-    With unit image all tiles of an image have its loss.
-    """
-    loss_full, *compressed = losses.tolist()
-    number = 0
-    for image, num_tiles in enumerate(sample.tiles_per_image):
-        for tile in range(num_tiles):
-            loss_compressed = compressed[image if unit == "image" else number]
-            number += 1
-            yield {
-                "key": sample.key,
-                "split": indexed["split"],
-                "image": image,
-                "tile": tile,
-                "num_tiles": num_tiles,
-                "num_answer_tokens": sample.skeleton.num_answer_tokens,
-                "loss_full": loss_full,
-                "loss_compressed": loss_compressed,
-                "ratio": float(loss_ratio(loss_compressed, loss_full)),
-                "kind": indexed["kind"],
-            }
+
+def check_finite(key: str, losses: np.ndarray, dtype: str) -> None:
+    """Raise UserError if a loss of the sample is not finite: it would enter medians, tau and labels."""
+    if np.isfinite(losses).all():
+        return
+    num_bad = int(np.sum(~np.isfinite(losses)))
+    remedy = "check the policy: its weights or activations overflow"
+    if dtype != "float32":
+        remedy = f"set ratio.dtype: float32 instead of {dtype}; if that does not help, {remedy}"
+    raise UserError(
+        f"sample {printable(key)}: {num_bad} of its {len(losses)} losses are not finite; {remedy}"
+    )
 
 
 def medians(ratios: pa.Table) -> dict[str, Any]:

@@ -2,26 +2,40 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.inference import Dtype
 from stages.stage_config import StageConfig
 
-Unit = Literal["tile", "image"]
+Isolation = Literal["tile", "image", "random"]
 
 
 class RatioConfig(StageConfig):
     """Losses of the policy against the reference, with each tile at both rates."""
 
     seed: int = Field(ge=0)
-    """Seed of the choice of samples."""
+    """Seed of the choice of samples and of random masks."""
     splits: tuple[Literal["train", "calib", "test"], ...] = ("train", "calib", "test")
     """The splits whose tiles get losses. train is required, because tau comes from train tiles."""
     max_samples: int = Field(0, ge=0)
     """Number of samples per split, drawn by seed. 0: all."""
-    unit: Unit = "tile"
-    """What is compressed for one loss: one tile with all others at the full rate, or all tiles of one
-    image."""
+    sources: tuple[str, ...] = ()
+    """Sources of the train samples that get losses, as the shards name them. Empty: all. Calib and test
+    samples are not chosen by source or kind, as threshold and scores are for all of them."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of the train samples that get losses, such as ocr. Empty: all."""
+    isolation: Isolation = "tile"
+    """How the effect of one tile is isolated. `tile`: only that tile is compressed. `image`: all tiles of its
+    picture are compressed and share one loss. `random`: the tile's effect is estimated by ridge regression
+    from the losses of `masks` random masks, in which other tiles are compressed, too."""
+    masks: int = Field(24, ge=4)
+    """Random masks per sample with isolation `random`. Their losses take the time of about as many rate
+    vectors; `tile` has one per tile and one more."""
+    compress_share: float = Field(0.5, gt=0, lt=1)
+    """Share of a sample's tiles that each random mask compresses: the share that the router is wanted to
+    compress."""
+    ridge: float = Field(0.5, gt=0)
+    """Penalty of the ridge regression, in units of masks."""
     dtype: Dtype = "float32"
     """Data type of the weights and activations of policy and reference; bfloat16 is faster on CUDA."""
 
@@ -31,3 +45,22 @@ class RatioConfig(StageConfig):
         if "train" not in splits or len(set(splits)) != len(splits):
             raise ValueError("needs train, and no split twice: tau comes from train tiles")
         return splits
+
+    @model_validator(mode="after")
+    def _settings_take_effect(self) -> "RatioConfig":
+        if self.isolation != "random":
+            for field in ("masks", "compress_share", "ridge"):
+                value, default = getattr(self, field), type(self).model_fields[field].default
+                if value != default:
+                    raise ValueError(
+                        f"{field}={value} has no effect with isolation={self.isolation}; leave it out, or "
+                        "set isolation: random"
+                    )
+            return self
+        rarer = min(self.compress_share, 1 - self.compress_share)
+        if self.masks * rarer < 2:
+            raise ValueError(
+                f"masks={self.masks} is too few for compress_share={self.compress_share:g}, as each tile "
+                f"needs masks with both rates; set at least {-int(-2 // rarer)} masks"
+            )
+        return self

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from stages.context import Context
 from stages.inference import inference_settings
-from stages.outputs import METRICS_FILE, RATIOS_FILE, part_name
+from stages.outputs import METRICS_FILE, POLICY_FOLDER, RATIOS_FILE, part_name
 from stages.ratio.config import RatioConfig
 
 CODE_VERSION = 1
@@ -21,13 +21,14 @@ def run(config: RatioConfig, context: Context) -> dict[str, float | int | str]:
     """Publish one part per shard, then `ratios.parquet`, one row per tile, and `metrics.json`."""
     from cluster.ray_session import ray_session
     from cluster.tasks import actor_pool
-    from stages.ratio.actor import RatioActor, shards_of
+    from stages.ratio.actor import RatioActor
+    from stages.ratio.samples import shards_of
 
     shards = shards_of(config, context.folder("shard"))
     open_shards = [shard for shard in shards if not context.parts.done(part_name(shard.shard))]
     num_done = len(shards) - len(open_shards)
     context.progress(num_done, len(shards), "shards")
-    arguments = (inference_settings(context, config.dtype), config.unit, context.parts)
+    arguments = (inference_settings(context, config.dtype), config, context.parts)
     if open_shards:
         with ray_session(context.site):
             for _ in actor_pool(
@@ -44,11 +45,13 @@ def _merge(context: Context, names: Sequence[str]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from stages.losses_policy import with_policy
     from stages.ratio.actor import SCHEMA, medians
 
     parts = context.parts
     tables = [pq.read_table(parts.output / name) for name in names]
     ratios = pa.concat_tables([SCHEMA.empty_table(), *tables])
+    ratios = with_policy(ratios, context.folder("consistency") / POLICY_FOLDER)
     pq.write_table(ratios, parts.partial(RATIOS_FILE))
     parts.publish(RATIOS_FILE, replace=True)
     metrics = medians(ratios)

@@ -1,5 +1,6 @@
 """The data of a router training: labelled tiles in packs, the same on every rank."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +18,16 @@ from data_prep.packs.plan import PackPlan, PlanSettings
 from data_prep.packs.rates import RateDraw
 from data_prep.shards.index import IndexColumns, load_index
 from data_prep.shards.reader import SampleReader
+from stages.losses_policy import check_policy
+from stages.outputs import LABELS_FILE
 from stages.parts import Parts
+from stages.router.blank_tiles import NUM_BLANK, blank_tiles
 from stages.router.config import RouterConfig
+from stages.router.features import BLANK_FILE, FeatureFiles, shard_file
 from stages.router.tile_labels import TileLabels
 from stages.training.engine_settings import check_engine_settings
 from vico.errors import UserError
-from vico.objectives.router import IGNORED, LabelledTiles
+from vico.objectives.router import IGNORED, TargetTiles
 from vico.prompt import load_prompt_format
 from vico.settings import ModelSettings
 
@@ -49,24 +54,56 @@ class TilePosition(TypedDict):
     tile: int
 
 
+@dataclass(frozen=True)
+class ShardTiles:
+    """The labelled train and calib samples of one shard: `rows` int64 [S], rising, and the tiles before each,
+    `starts` int64 [S + 1]."""
+
+    shard: int
+    rows: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def num_tiles(self) -> int:
+        return int(self.starts[-1])
+
+    def span(self, row: int) -> tuple[int, int]:
+        """Return the first tile of a sample and the one after its last, in the shard's feature file."""
+        position = int(np.searchsorted(self.rows, row))
+        return int(self.starts[position]), int(self.starts[position + 1])
+
+    def batches(self, num_tiles: int) -> Iterator[list[int]]:
+        """Yield the rows in runs of at least `num_tiles` tiles, the last one with what is left."""
+        first = 0
+        for end in range(1, len(self.rows) + 1):
+            if end == len(self.rows) or self.starts[end] - self.starts[first] >= num_tiles:
+                yield self.rows[first:end].tolist()
+                first = end
+
+
 class RouterPacks:
-    """Labelled train samples in packs over all epochs, and those of the other splits in `of_split`."""
+    """Labelled train samples in packs over all epochs, and those of the other splits in `of_split`.
+
+    `features` are set by a rank that has computed them; without them a batch has pixels.
+    """
 
     def __init__(self, settings: RouterSettings):
-        self.config = settings.config
+        config = self.config = settings.config
         self._format = load_prompt_format(settings.policy_folder)
         self._index = load_index(settings.shard_folder)
         self._reader = SampleReader(
             settings.shard_folder, self._format, self._index, threads=settings.train.data_threads
         )
-        self.labels = TileLabels(settings.label_folder)
+        self.features: FeatureFiles | None = None
+        soft = config.targets == "soft"
+        self.labels = TileLabels(settings.label_folder, config.soft_spread if soft else None)
         self._train = self._labelled("train")
         if not len(self._train):
             raise UserError(
                 f"{settings.label_folder}: no label for any train sample; raise ratio.max_samples "
                 "(samples per split)"
             )
-        self._epochs = EpochPlans(self._new_plan, self.config.epochs, self.config.max_steps)
+        self._epochs = EpochPlans(self._new_plan, config.epochs, config.max_steps)
         self.num_steps = self._epochs.num_steps
 
     @property
@@ -110,41 +147,141 @@ class RouterPacks:
         calib = self.of_split("calib")
         return calib[:: max(-(-len(calib) // self.config.validation_packs), 1)]
 
-    def batch(self, pack: Pack) -> LabelledTiles:
-        """Return the pack decoded, with labels."""
-        return self.tiles(pack)[0] if len(pack.rows) else self.empty()
+    def check_validation(self) -> None:
+        """Raise UserError unless the tiles of a validation have both labels, which an AUC needs."""
+        labels_N = np.concatenate([self._labels(pack)[0] for pack in self.validation_packs])
+        num_keep, num_compress = int((labels_N == 1).sum()), int((labels_N == 0).sum())
+        if not num_keep or not num_compress:
+            raise UserError(
+                f"the calib tiles of a validation have {num_keep} labels keep and {num_compress} compress, "
+                "and the best router is chosen by how it ranks both; raise shard.calib_share or "
+                f"router.validation_packs ({self.config.validation_packs})"
+            )
 
-    def tiles(self, pack: Pack) -> tuple[LabelledTiles, list[TilePosition]]:
-        """Return the tiles of a pack that is not empty, with labels, and the position of each."""
-        samples = self._reader.samples(pack.rows.tolist())
-        labels = np.concatenate([self.labels.of(sample.key, sample.tiles_per_image) for sample in samples])
-        pixels = torch.from_numpy(np.concatenate([sample.pixels for sample in samples]))
+    @cached_property
+    def shard_tiles(self) -> dict[int, ShardTiles]:
+        """The labelled train and calib samples by shard: those whose features are kept."""
+        splits = [self._train, self._labelled("calib")]
+        rows, shards, counts = (
+            np.concatenate([getattr(columns, name) for columns in splits])
+            for name in ("rows", "shard", "num_tiles")
+        )
+        order = np.argsort(rows)
+        rows, shards, counts = rows[order], shards[order], counts[order]
+        return {
+            shard: ShardTiles(
+                shard, rows[shards == shard], np.concatenate([[0], np.cumsum(counts[shards == shard])])
+            )
+            for shard in np.unique(shards).tolist()
+        }
+
+    @cached_property
+    def _weights(self) -> tuple[float, float]:
+        return self.labels.weights(self.config.class_weights)
+
+    def batch(self, pack: Pack) -> TargetTiles:
+        """Return the pack with targets, and with its blank tiles."""
+        if not len(pack.rows):
+            return self.empty()
+        batch = self.measured(pack)
+        numbers = self._blank_numbers(pack)
+        tiles = [batch.tiles, self._blank(numbers)] if len(numbers) else [batch.tiles]
+        blank_weights = torch.full((len(numbers),), self._weights[0])
+        weights_N = torch.cat([batch.weights_N, blank_weights])
+        return TargetTiles(
+            torch.cat(tiles),
+            torch.cat([batch.targets_N, torch.zeros(len(numbers))]),
+            weights_N,
+            torch.cat([batch.labels_N, torch.full((len(numbers),), IGNORED)]),
+            float(weights_N.sum()),
+        )
+
+    def measured(self, pack: Pack) -> TargetTiles:
+        """Return a pack of train or calib samples with targets, without blank tiles."""
+        return self._with_targets(pack, self._tiles(pack))
+
+    def _with_targets(self, pack: Pack, tiles: torch.Tensor) -> TargetTiles:
+        labels_N, targets_N = self._labels(pack)
+        of_compress, of_keep = self._weights
+        weights_N = np.where(labels_N == IGNORED, 0, of_compress + (of_keep - of_compress) * targets_N)
+        return TargetTiles(
+            tiles,
+            torch.from_numpy(targets_N),
+            torch.from_numpy(weights_N.astype(np.float32)),
+            torch.from_numpy(labels_N),
+            float(weights_N.sum()),
+        )
+
+    def _labels(self, pack: Pack) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels int64 [N] and targets float32 [N] of a pack's tiles."""
+        indexed = [self._index.row(int(row), ("key", "tiles")) for row in pack.rows]
+        by_sample = [self.labels.of(sample["key"], tuple(sample["tiles"])) for sample in indexed]
+        labels, targets = zip(*by_sample, strict=True)
+        return np.concatenate(labels), np.concatenate(targets)
+
+    def _tiles(self, pack: Pack) -> torch.Tensor:
+        """Return the tiles of a pack's samples: their features if they are kept, else their pixels."""
+        if self.features is None:
+            return self.pixels(pack.rows.tolist())
+        parts = []
+        for row in pack.rows.tolist():
+            shard = self._index.row(row, ("shard",))["shard"]
+            parts.append(self.features.read(shard_file(shard), slice(*self.shard_tiles[shard].span(row))))
+        return torch.cat(parts)
+
+    def pixels(self, rows: list[int]) -> torch.Tensor:
+        """Return the tiles of samples, uint8 [N, 3, S, S]."""
+        return torch.from_numpy(np.concatenate([sample.pixels for sample in self._reader.samples(rows)]))
+
+    def blank_pixels(self, split: str, numbers: list[int]) -> torch.Tensor:
+        """Return blank tiles of train or calib, uint8 [N, 3, S, S]."""
+        return torch.from_numpy(blank_tiles(self.config.seed, split, numbers, self.settings.tile_size))
+
+    def _blank_numbers(self, pack: Pack) -> list[int]:
+        """Draw the blank tiles of a pack, by seed and the pack's samples."""
+        random = np.random.default_rng([self.config.seed, len(pack.rows), *pack.rows.tolist()])
+        count = int(self.config.blank_share * pack.num_tiles + random.random())
+        return random.integers(0, NUM_BLANK, count).tolist()
+
+    def _blank(self, numbers: list[int]) -> torch.Tensor:
+        if self.features is None:
+            return self.blank_pixels("train", numbers)
+        return self.features.read(BLANK_FILE, numbers)
+
+    def positioned(self, pack: Pack) -> tuple[TargetTiles, list[TilePosition]]:
+        """Return the pixels of a pack that is not empty, with labels, and the position of each tile."""
+        batch = self._with_targets(pack, self.pixels(pack.rows.tolist()))
         positions: list[TilePosition] = [
-            {"key": sample.key, "image": image, "tile": tile}
-            for sample in samples
-            for image, count in enumerate(sample.tiles_per_image)
+            {"key": indexed["key"], "image": image, "tile": tile}
+            for indexed in (self._index.row(int(row), ("key", "tiles")) for row in pack.rows)
+            for image, count in enumerate(indexed["tiles"])
             for tile in range(count)
         ]
-        num_labels = float((labels != IGNORED).sum())
-        return LabelledTiles(pixels, torch.from_numpy(labels), num_labels), positions
+        return batch, positions
 
-    def empty(self) -> LabelledTiles:
-        """Return one tile of zeros without a label."""
+    def empty(self) -> TargetTiles:
+        """Return one tile of zeros without weight."""
         size = self.settings.tile_size
-        return LabelledTiles(torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.tensor([IGNORED]), 0.0)
+        zeros = torch.zeros(1)
+        return TargetTiles(
+            torch.zeros(1, 3, size, size, dtype=torch.uint8), zeros, zeros, torch.tensor([IGNORED]), 0.0
+        )
 
 
 def prepared(settings: RouterSettings) -> int:
-    """Return the number of updates, after all checks that are possible before a worker starts.
+    """Return the largest number of updates, after all checks that are possible before a worker starts.
 
     Raises UserError for what cannot work.
     """
     check_engine_settings(settings.train)
+    check_policy(settings.label_folder / LABELS_FILE, settings.policy_folder, "label")
     packs = RouterPacks(settings)
+    packs.labels.weights(settings.config.class_weights)
     packs.of_split("test")  # a sample too large for a pack fails here, not after the training
     if not packs.of_split("calib"):
         raise UserError(
             f"{settings.label_folder}: no labelled calib tiles to calibrate the threshold on; raise "
             "shard.calib_share, or add calib to ratio.splits"
         )
+    packs.check_validation()
     return packs.num_steps

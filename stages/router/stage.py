@@ -1,22 +1,24 @@
-"""The router stage: the router learns the labels from vision tokens, then its absolute threshold is
-calibrated.
+"""The router stage: routers learn the labels from vision features, the best on calib tiles is kept, then its
+absolute threshold is calibrated.
 
 `stages/router/worker.py` is the code of a rank.
 """
 
 from stages.context import Context
+from stages.durable_files import delete
 from stages.outputs import POLICY_FOLDER, SCORES_FILE
 from stages.router.config import RouterConfig
 from stages.training.optimizer import note_slow_dtype
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 INPUTS = ("shard", "consistency", "label")
 NEEDS_RAY = True
 Config = RouterConfig
 
 
 def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
-    """Train on all ranks; publish the router, its scores, `metrics.json` and `curve.parquet`."""
+    """Train on all ranks; publish the router, its scores, `metrics.json`, `curve.parquet` and a figure."""
+    from stages.router.features import features_folder
     from stages.router.metrics import publish_metrics
     from stages.router.packs import RouterSettings, prepared
     from stages.router.worker import measure_router, train_router
@@ -39,8 +41,10 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
         note_slow_dtype(config.optimizer, context)
         run_throughput(measure_router, settings, context, num_steps=num_steps)
         run_workers(train_router, settings, context, num_steps=num_steps, last_part=SCORES_FILE)
-    metrics = publish_metrics(context.parts, context.folder("label"), config.compress_share)
+    metrics = publish_metrics(config, context, num_steps)
     publish_curve(context.parts)
     remove_checkpoints(context.parts)
+    delete(features_folder(context.parts))
     measured = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
-    return {"steps": num_steps, **restart_counts(context.parts), **measured}
+    last_step = max(metrics["candidates"], key=lambda candidate: candidate["auc_calib"])["step"]
+    return {"steps": last_step, **restart_counts(context.parts), **measured}

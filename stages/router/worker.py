@@ -1,15 +1,22 @@
-"""The code of one rank of the router stage: train, validate, then score calib and test tiles."""
+"""The code of one rank of the router stage: features, training, validation, then scores of calib and test
+tiles."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
-from stages.outputs import ROUTER_FILE, SCORES_FILE
+from stages.outputs import BLANK_SPLIT, ROUTER_FILE, SCORES_FILE
 from stages.parts import Parts
-from stages.router.packs import RouterPacks, RouterSettings, TilePosition
+from stages.router.best_routers import AUC_METRIC, BestRouters
+from stages.router.blank_tiles import NUM_BLANK
+from stages.router.features import BLANK_FILE, FeatureFiles, features_folder, shard_file, tower_digest
+from stages.router.packs import RouterPacks, RouterSettings, ShardTiles, TilePosition
+from stages.router_files import policy_mark
 from stages.training.engine import Engine, init_distributed
 from stages.training.engine_settings import engine_settings
 from stages.training.loop import StageTask, TrainingLoop, TrainingPlan, training_plan
@@ -17,7 +24,9 @@ from stages.training.parameter_groups import parameter_groups
 from stages.training.step import derived_seed, share_of_rank, sum_over_ranks
 from stages.training.throughput import measure_throughput
 from vico.checkpoints import load_model
-from vico.objectives.router import RouterTask
+from vico.model.internvl import VicoModel
+from vico.model.router import Router
+from vico.objectives.router import FEATURE_DTYPE, IGNORED, RouterTask
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -31,9 +40,6 @@ SCORES_SCHEMA = pa.schema(
 )
 
 
-_NO_POSITIONS: list[TilePosition] = []
-
-
 class ScoreRow(TilePosition):
     """One row of `scores.parquet`."""
 
@@ -43,7 +49,7 @@ class ScoreRow(TilePosition):
 
 
 def _started(settings: RouterSettings) -> tuple[RouterPacks, Engine, TrainingPlan]:
-    """Return the packs, the engine over a new router with the frozen policy, and the plan, on this rank."""
+    """Return the packs, the engine over new routers with the frozen policy, and the plan, on this rank."""
     config = settings.config
     init_distributed(settings.train.restarts.collective_timeout_s)
     packs = RouterPacks(settings)
@@ -51,15 +57,56 @@ def _started(settings: RouterSettings) -> tuple[RouterPacks, Engine, TrainingPla
     policy.requires_grad_(False)
     if torch.cuda.is_available():
         policy.to("cuda")
-    policy.add_router(derived_seed(config.seed, "router"))
-    assert policy.router is not None
-    task = RouterTask(policy.router.train(), policy.vision_features)
+    keep_features(settings, packs, policy)
+    routers = [new_router(policy, derived_seed(config.seed, "router", c)) for c in range(config.candidates)]
+    task = RouterTask(routers, policy.vision_features, config.token_dropout)
     engine = Engine(
         task,
         parameter_groups(task, config.optimizer),
         engine_settings(config.optimizer, config.packs_per_step, settings.train),
     )
     return packs, engine, training_plan("router", config, packs.num_steps, settings.parts, settings.train)
+
+
+def new_router(policy: VicoModel, seed: int) -> Router:
+    """Return a router for the policy with random weights, in training mode."""
+    policy.add_router(seed)
+    router, policy.router = policy.router, None
+    assert router is not None
+    return router.train()
+
+
+def keep_features(settings: RouterSettings, packs: RouterPacks, policy: VicoModel) -> None:
+    """Let the packs read vision features from files, if these fit into the site's limit; all ranks compute
+    and write those that are missing. Otherwise every step computes its features."""
+    device = policy.lm_head.weight.device
+    tile_bytes = packs.settings.vision_tokens * policy.vision_width * FEATURE_DTYPE.itemsize
+    num_tiles = NUM_BLANK + sum(shard.num_tiles for shard in packs.shard_tiles.values())
+    limit = settings.train.memory.router_features_gb * 1e9
+    if num_tiles * tile_bytes > limit:
+        return
+    files = FeatureFiles(features_folder(settings.parts), tower_digest(policy.base.model.vision_tower))
+    batch_tiles = settings.config.tiles_per_pack
+
+    @torch.no_grad()
+    def of_shard(shard: ShardTiles) -> Iterator[torch.Tensor]:
+        for rows in shard.batches(batch_tiles):
+            yield policy.vision_features(packs.pixels(rows).to(device))
+
+    @torch.no_grad()
+    def of_blank() -> Iterator[torch.Tensor]:
+        for numbers in torch.arange(NUM_BLANK).split(batch_tiles):
+            yield policy.vision_features(packs.blank_pixels("train", numbers.tolist()).to(device))
+
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    shards = sorted(packs.shard_tiles.values(), key=lambda shard: shard.shard)
+    for _, shard in share_of_rank(shards, rank, world_size):
+        if shard is not None:
+            files.write(shard_file(shard.shard), shard.num_tiles, partial(of_shard, shard))
+    if rank == world_size - 1:
+        files.write(BLANK_FILE, NUM_BLANK, of_blank)
+    torch.distributed.barrier()
+    packs.features = files
 
 
 def _task(engine: Engine) -> RouterTask:
@@ -75,16 +122,37 @@ def measure_router(settings: RouterSettings) -> None:
 
 def train_router(settings: RouterSettings) -> None:
     """Run the whole stage on one rank; rank 0 publishes the router and the scores of calib and test tiles."""
+    config = settings.config
     packs, engine, plan = _started(settings)
-    task = StageTask(packs, summary, lambda engine, _: validation(engine, packs))
-    TrainingLoop(engine, task, plan).run()
-    state = engine.whole_state()
-    own_rows = [row for split in ("calib", "test") for row in scores(engine, packs, split)]
+    best = BestRouters(settings.parts, config.candidates, config.patience, engine.of_rank_0)
+
+    def validate(engine: Engine, step: int) -> dict[str, float]:
+        metrics = validation(engine, packs)
+        aucs = [metrics[AUC_METRIC.format(candidate=c)] for c in range(config.candidates)]
+        best.offer(step, aucs, engine.whole_state)
+        return metrics
+
+    step = TrainingLoop(engine, StageTask(packs, summary, validate, best.finished), plan).run()
+    tensors = best.winner(step)
+    router = trained_router(tensors, engine.device, getattr(torch, config.optimizer.dtype))
+    own_rows = [
+        *(row for split in ("calib", "test") for row in scores(engine, router, packs, split)),
+        *blank_scores(engine, router, packs),
+    ]
     rows_of_ranks: list[list[ScoreRow]] = [[]] * engine.world_size
     torch.distributed.all_gather_object(rows_of_ranks, own_rows)
-    if state is not None:  # on rank 0
-        publish(settings.parts, state, [row for rows in rows_of_ranks for row in rows])
+    if engine.rank == 0:
+        mark = policy_mark(settings.policy_folder)
+        publish(settings.parts, tensors, mark, [row for rows in rows_of_ranks for row in rows])
     torch.distributed.barrier()
+
+
+def trained_router(tensors: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Router:
+    """Return a router with the tensors `router.*`, to score with."""
+    own = {name.removeprefix("router."): tensor for name, tensor in tensors.items()}
+    router = Router(own["pooling_before_gating.query_token"].shape[1])
+    router.load_state_dict(own)
+    return router.to(device, dtype).eval()
 
 
 def summary(sums: Mapping[str, float]) -> dict[str, float]:
@@ -99,47 +167,83 @@ def summary(sums: Mapping[str, float]) -> dict[str, float]:
 
 @torch.no_grad()
 def validation(engine: Engine, packs: RouterPacks) -> dict[str, float]:
-    """Return the cross entropy and accuracy over calibration tiles."""
-    router = _task(engine).router
-    router.eval()
+    """Return cross entropy and accuracy over calibration tiles, averaged over the candidates, and the AUC of
+    each candidate."""
+    from sklearn.metrics import roc_auc_score
+
+    task = _task(engine)
+    task.eval()
     sums: dict[str, float | torch.Tensor] = {"loss": 0.0, "correct": 0.0, "labelled_tiles": 0.0}
+    log_odds, labels = [], []
     for _, pack in share_of_rank(packs.validation_packs, engine.rank, engine.world_size):
-        batch = packs.empty() if pack is None else packs.batch(pack)
-        loss, counts = engine(batch.to(engine.device))
+        batch = (packs.empty() if pack is None else packs.measured(pack)).to(engine.device)
+        loss, counts = engine(batch, with_log_odds=True)
+        log_odds.append(counts.pop("log_odds_CN").cpu().numpy())
         values = {"loss": loss, **counts}
         sums = {name: total + values[name] for name, total in sums.items()}
-    router.train()
+        labels.append(batch.labels_N.cpu().numpy())
+    task.train()
     total = sum_over_ranks(sums, engine.device)
     tiles = max(total["labelled_tiles"], 1.0)
-    return {"loss": total["loss"] / tiles, "accuracy": total["correct"] / tiles}
+    by_rank = engine.of_all_ranks((np.concatenate(log_odds, axis=1), np.concatenate(labels)))
+    log_odds_CN, labels_N = (np.concatenate(parts, axis=-1) for parts in zip(*by_rank, strict=True))
+    labelled = labels_N != IGNORED
+    return {
+        "loss": total["loss"] / tiles,
+        "accuracy": total["correct"] / tiles,
+        **{
+            AUC_METRIC.format(candidate=c): float(roc_auc_score(labels_N[labelled] == 1, keep_N[labelled]))
+            for c, keep_N in enumerate(log_odds_CN)
+        },
+    }
 
 
 @torch.no_grad()
-def scores(engine: Engine, packs: RouterPacks, split: str) -> list[ScoreRow]:
-    """Return the tiles of this rank's share of the split, with their probability of compress."""
-    task = _task(engine)
-    task.router.eval()
+def scores(engine: Engine, router: Router, packs: RouterPacks, split: str) -> list[ScoreRow]:
+    """Return the tiles of this rank's share of the split, with their probability of compress.
+
+    Their features are computed and not rounded, as where the router is used.
+    """
     rows: list[ScoreRow] = []
     for _, pack in share_of_rank(packs.of_split(split), engine.rank, engine.world_size):
-        batch, positions = packs.tiles(pack) if pack is not None else (packs.empty(), _NO_POSITIONS)
-        features = task.vision_features(batch.pixel_values.to(engine.device))
-        probability = task.router.compress_probability(features).tolist()
-        labels = batch.labels_N.tolist()
-        for position, p_compress, label in zip(positions, probability, labels, strict=False):
+        if pack is None:
+            continue
+        batch, positions = packs.positioned(pack)
+        features_NPv = _task(engine).vision_features(batch.tiles.to(engine.device))
+        probability = router.compress_probability(features_NPv).tolist()
+        for position, p_compress, label in zip(positions, probability, batch.labels_N.tolist(), strict=True):
             rows.append({**position, "split": split, "p_compress": p_compress, "label": label})
-    task.router.train()
     return rows
 
 
-def publish(parts: Parts, state: Mapping[str, torch.Tensor], rows: Sequence[ScoreRow]) -> None:
-    """Publish the router's tensors together with the scores of all ranks, sorted by key.
+@torch.no_grad()
+def blank_scores(engine: Engine, router: Router, packs: RouterPacks) -> list[ScoreRow]:
+    """Return this rank's share of the blank calibration tiles, with their probability of compress."""
+    rows: list[ScoreRow] = []
+    batches = [batch.tolist() for batch in torch.arange(NUM_BLANK).split(packs.config.tiles_per_pack)]
+    for _, numbers in share_of_rank(batches, engine.rank, engine.world_size):
+        if numbers is not None:
+            pixels = packs.blank_pixels("calib", numbers).to(engine.device)
+            probability = router.compress_probability(_task(engine).vision_features(pixels)).tolist()
+            for number, p_compress in zip(numbers, probability, strict=True):
+                key = f"{BLANK_SPLIT}-{number:03d}"
+                position: TilePosition = {"key": key, "image": 0, "tile": 0}
+                rows.append({**position, "split": BLANK_SPLIT, "p_compress": p_compress, "label": 0})
+    return rows
+
+
+def publish(
+    parts: Parts, tensors: Mapping[str, torch.Tensor], mark: dict[str, str], rows: Sequence[ScoreRow]
+) -> None:
+    """Publish the router's tensors, with the mark of its policy, and the scores of all ranks, sorted by key.
 
     They are published together because a router that is trained again scores slightly differently on CUDA.
     """
     names = [SCORES_FILE]
     if not parts.done(ROUTER_FILE):
         names.insert(0, ROUTER_FILE)
-        save_file({name: t.contiguous() for name, t in state.items()}, parts.partial(ROUTER_FILE))
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, parts.partial(ROUTER_FILE), mark)
     ordered = sorted(rows, key=lambda row: (row["split"], row["key"], row["image"], row["tile"]))
     pq.write_table(pa.Table.from_pylist(ordered, SCORES_SCHEMA), parts.partial(SCORES_FILE))
     parts.publish(*names)

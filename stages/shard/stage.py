@@ -184,16 +184,14 @@ def refuse_small_disk(blocks: Sequence[Block], parts: Parts) -> None:
 
 def write_summary(parts: Parts, num_shards: int, sets: Sequence[RecordSet]) -> None:
     """Write index.parquet, quarantine.jsonl and, last, manifest.json from the shards' sidecars."""
-    from data_prep.shards.folder import contents, manifest, write_index, write_quarantine
+    from data_prep.shards.folder import contents, manifest, write_tables
     from data_prep.shards.names import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE
 
-    write_index(parts.partial(INDEX_FILE), (content.table for content in contents(parts.output, num_shards)))
-    parts.publish(INDEX_FILE, replace=True)
-    rows = (row for content in contents(parts.output, num_shards) for row in content.quarantine)
-    write_quarantine(parts.partial(QUARANTINE_FILE), rows)
-    parts.publish(QUARANTINE_FILE, replace=True)
+    index, ledger = parts.partial(INDEX_FILE), parts.partial(QUARANTINE_FILE)
     about = {record_set.name: {"repeat": record_set.repeat} for record_set in sets}
-    parts.write_json(MANIFEST_FILE, manifest(contents(parts.output, num_shards), about))
+    summary = manifest(write_tables(index, ledger, contents(parts.output, num_shards)), about)
+    parts.publish(INDEX_FILE, QUARANTINE_FILE, replace=True)
+    parts.write_json(MANIFEST_FILE, summary)
 
 
 def finished_counts(parts: Parts) -> dict[str, float | int | str]:

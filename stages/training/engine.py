@@ -48,13 +48,9 @@ def sharded_inference(module: nn.Module, offload: bool) -> nn.Module:
 
 
 def _gather_as_wholes(module: nn.Module) -> None:
-    """Make ZeRO-3 gather the parameters of some modules together, before it takes the module.
-
-    These are attention blocks of torch, which reads `out_proj.weight` without calling its module, and
-    compiled layers, into which the hooks of their parts would be compiled.
-    """
-    attention = {type(part) for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
-    wholes = attention | compiled_layer_types(module)
+    """Make ZeRO-3 gather the parameters of a compiled layer together, before it takes the module: the hooks
+    of the layer's parts would be compiled into it."""
+    wholes = compiled_layer_types(module)
     if wholes:
         deepspeed.utils.set_z3_leaf_modules(module, list(wholes))
 

@@ -84,6 +84,8 @@ class StageTask:
     """Turns the sums of a step over all ranks into metrics."""
     validate: Callable[[Engine, int], Metrics]
     """Returns the metrics of calibration data after so many updates; every rank calls it."""
+    finished: Callable[[int], bool] = lambda step: False
+    """Returns whether the training ends after so many updates, before its last step; alike on every rank."""
 
 
 @dataclass(frozen=True)
@@ -124,18 +126,19 @@ class TrainingLoop:
         )
         engine.phases.enabled = plan.site.profiling.profile
 
-    def run(self) -> None:
-        """Train to the end, from the last checkpoint if there is one."""
+    def run(self) -> int:
+        """Train to the end, from the last checkpoint if there is one; return the number of updates."""
         try:
             with stop_notice(self._plan.parts.attempt_folder, self._engine.rank) as notice:
                 self._resume()
-                while self._done < self._plan.num_steps:
+                while self._done < self._plan.num_steps and not self._task.finished(self._done):
                     self._step(notice)
                 self._trace.close(self._done)
                 self._checkpoints.finish()
         finally:
             self._prefetch.close()
             self._watchdog.close()
+        return self._done
 
     def _resume(self) -> None:
         """Load the last checkpoint and make the validation that was postponed when it was written."""

@@ -43,7 +43,15 @@ class NewSteps:
                 yield line.content.step, line.content.metrics
 
 
-CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "kl_per_token", "share_compressed", "accuracy")
+CURVE_METRICS = (
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "kl_per_token",
+    "cross_entropy_per_token",
+    "share_compressed",
+    "accuracy",
+)
 
 
 def publish_curve(parts: Parts) -> dict[str, float]:

@@ -24,7 +24,7 @@ from stages.parts import JOURNAL_FILE, Parts
 from stages.training.metrics import read_metrics
 
 MOMENTS = ("before", "middle", "unrecorded", "recorded")
-TRAININGS = ("consistency", "router")
+TRAININGS = ("consistency", "router", "joint_consistency", "joint_router")
 FIRST_CHECKPOINT = 3
 """Steps after which the test pipeline has a checkpoint; a training dies after it."""
 

@@ -20,21 +20,26 @@ from data_prep.records.config import RecordsConfig
 from data_prep.shards.index import load_index
 from data_prep.shards.reader import SampleReader
 from stages.evaluate import stage as evaluate
+from stages.evaluate.scores import rate_text
 from stages.evaluate.table import evaluation_table
+from stages.evaluate.wanted_quality import threshold_for_quality
 from stages.export import stage as export
 from stages.inference import inference_settings
 from stages.label import stage as label
 from stages.outputs import part_name
 from stages.parts import Parts
 from stages.ratio import stage as ratio
-from stages.ratio.actor import RatioActor, shards_of
+from stages.ratio.actor import RatioActor
+from stages.ratio.samples import shards_of
 from stages.shard import stage as shard
 from tests.stage_context import stage_context
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
-from vico.inference.routing import calibrated_threshold
-from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
+from vico.errors import UserError
+from vico.inference.branches import RatedSample
+from vico.inference.calibration import placed_threshold
+from vico.inference.tile_losses import encoded_tiles, rate_losses
 from vico.prompt import load_prompt_format
 
 STAGES = ("shard", "consistency", "ratio", "label", "router", "evaluate")
@@ -94,7 +99,7 @@ def write_router_scores(folder):
     p_compress = 1 / (1 + np.exp(3 * table["label"].to_numpy() - 1.5 + noise))
     table = table.append_column("p_compress", pa.array(p_compress))
     calib = table.filter(pc.equal(table["split"], "calib"))
-    threshold = calibrated_threshold(calib["p_compress"].to_numpy(), 0.5)
+    threshold = placed_threshold(calib["p_compress"].to_numpy(), 0.5).value
     test_keys = sorted(set(table.filter(pc.equal(table["split"], "test"))["key"].to_pylist()))
     unscored = pa.array(test_keys[::2])
     output = folder / "router" / "output"
@@ -138,12 +143,12 @@ def test_losses_are_the_same_for_a_sample_alone(storage):
                 assert row[column] == pytest.approx(value[0], rel=1e-4)
 
 
-def test_unit_image_shares_the_loss_of_all_tiles(storage, tmp_path):
+def test_isolation_image_shares_the_loss_of_all_tiles(storage, tmp_path):
     context = context_of(storage, "ratio", ratio)
-    config = ratio.RatioConfig(seed=1, unit="image", splits=("train",), max_samples=9)
+    config = ratio.RatioConfig(seed=1, isolation="image", splits=("train",), max_samples=9)
     shards = shards_of(config, storage / "shard" / "output")
     assert sum(len(chosen.rows) for chosen in shards) == 9
-    actor = RatioActor(inference_settings(context, "float32"), "image", Parts(tmp_path, 1))
+    actor = RatioActor(inference_settings(context, "float32"), config, Parts(tmp_path, 1))
     for chosen in shards:
         actor.write_part(chosen)
         table = pq.read_table(tmp_path / "output" / part_name(chosen.shard))
@@ -161,8 +166,11 @@ def test_evaluation_is_complete(storage):
         and metrics["ratios_known"]
         and metrics["num_answers"] == len(predictions)
     )
-    listed = ("routed", "random", "shuffled", "pixel_rule", "oracle")
-    assert [len(metrics[name]) for name in listed] == [3] * 5
+    listed = ("routed", "random", "shuffled", "pixel_rule", "blind_oracle", "seeing_oracle", "oracle")
+    assert [len(metrics[name]) for name in listed] == [3] * 7
+    fewer = metrics["fewer_tiles"]
+    assert [point["max_tiles"] for point in fewer] == sorted(point["max_tiles"] for point in fewer)
+    assert fewer[0]["max_tiles"] == 1 and fewer[0]["tokens_saved"] > fewer[-1]["tokens_saved"] > 0
     assert metrics["full"]["tokens_saved"] == metrics["reference"]["kl"] == 0
     assert (
         metrics["compressed"]["tokens_saved"] == 0.75
@@ -211,6 +219,12 @@ def test_comparisons_between_points_have_intervals(storage):
     for where in ("at_point", "over_curve"):
         assert set(metrics["gap_closed"][where]) >= {"routed", "random", "oracle", "share", "interval"}
         assert set(metrics["routed_minus"][where]) >= {"random", "shuffled", "pixel_rule", "oracle"}
+        split = metrics["oracle_split"][where]
+        routed_minus = metrics["routed_minus"][where]
+        assert set(split) >= {"better_router", "question"}
+        for difference in (split["better_router"], routed_minus["blind_oracle"]):
+            # the random model answers no question, so no quality is defined
+            assert difference == {"difference": None, "interval": None}
     table = (output / "table.md").read_text()
     assert table == evaluation_table(metrics)
     assert table.count("pixel rule |") == table.count("| **router**") >= 2
@@ -223,6 +237,80 @@ def test_each_answer_is_generated_once(storage):
     assert len(answered) == len(set(answered))
     reference = predictions.filter(pc.equal(predictions["model"], "reference"))
     assert set(reference["rates"].to_pylist()) <= {"0" * n for n in range(14)} and len(reference) == 24
+
+
+def test_the_ratios_of_other_questions_are_those_of_the_earlier_turns(storage):
+    table = pq.read_table(storage / "evaluate" / "output" / "question_ratios.parquet")
+    reader = SampleReader(storage / "shard" / "output", load_prompt_format(storage / "start"))
+    policy = load_model(storage / "consistency" / "output" / "policy")
+    reference = load_model(storage / "start")
+    rows = {indexed["key"]: indexed["row"] for indexed in reader.index.table(["key"]).to_pylist()}
+    by_key: dict[str, list[dict]] = {}
+    for tile in table.to_pylist():
+        by_key.setdefault(tile["key"], []).append(tile)
+    several = 0
+    for key, tiles in by_key.items():
+        turns = reader.record(rows[key])["conversations"]
+        assert tiles[0]["scored"] == turns[-2]["value"].replace("<image>", "").strip()
+        if len(turns) == 2:
+            assert {tile["log_ratio"] for tile in tiles} == {None}
+            continue
+        several += 1
+        sample = reader.sample(rows[key])
+        skeleton = reader.prompt_format.encode(turns[:-2], sample.tiles_per_image)
+        encoded = [encoded_tiles(model, sample.pixels, 4) for model in (policy, reference)]
+        rates = [np.zeros(len(tiles), bool), *np.eye(len(tiles), dtype=bool)]
+        (losses,) = rate_losses(
+            *encoded, [RatedSample(skeleton, 0, rates)], row_tokens=10_000, kl_chunk_rows=100
+        )
+        expected = np.log((losses[1:] + 0.01) / (losses[0] + 0.01))
+        np.testing.assert_allclose([tile["log_ratio"] for tile in tiles], expected, rtol=1e-3, atol=1e-5)
+    assert several > 3
+
+
+def test_the_threshold_for_a_wanted_quality_is_the_one_that_saves_most_on_calib(storage):
+    """The reference answers everything; the policy loses half of it if all tiles are compressed."""
+    context = context_of(storage, "evaluate", evaluate)
+    scores = pq.read_table(storage / "router" / "output" / "scores.parquet")
+    scores = scores.filter(pc.equal(scores["split"], "calib"))
+    keys = np.asarray(scores["key"].to_pylist())
+    p_compress = scores["p_compress"].to_numpy().astype(np.float32)
+    row_keys = {
+        row["row"]: row["key"] for row in load_index(storage / "shard" / "output").table().to_pylist()
+    }
+
+    def answers(blocks):
+        rows = []
+        for row, rates in ((r, v) for block in blocks for r, v in zip(block.rows, block.rates, strict=True)):
+            of_row = [("reference", rates[0] & False), *(("policy", flags) for flags in rates)]
+            rows += [
+                {"key": row_keys[row], "model": model, "rates": rate_text(flags), "exact_match": False}
+                | {"similarity": 1 - flags.mean() / 2, "kl": 0.0, "truncated": False}
+                for model, flags in of_row
+            ]
+        return pa.Table.from_pylist(rows)
+
+    thresholds = [0.2, 0.4, 0.6, 0.8]
+    kept = [
+        np.mean([1 - np.mean(p_compress[keys == key] >= threshold) / 2 for key in set(keys.tolist())])
+        for threshold in thresholds
+    ]
+    assert kept == sorted(kept) and kept[0] < kept[2] < 1
+    for wanted, chosen in ((0.99 * kept[0], 0), (kept[2] - 1e-6, 2), (1.0, 3)):
+        config = EVALUATE.model_copy(update={"wanted_quality": wanted, "max_samples": 0})
+        choice = threshold_for_quality(config, context, thresholds, answers)
+        assert choice["threshold"] == thresholds[chosen] and choice["reached"] == (wanted < 1.0)
+        assert choice["quality_kept"] == pytest.approx(kept[chosen], abs=1e-6)
+        assert choice["num_samples"] == len(set(keys.tolist()))
+
+
+def test_no_threshold_is_chosen_for_a_reference_that_answers_nothing(storage, tmp_path):
+    context = context_of(storage, "evaluate", evaluate)
+    context.parts = stage_context("evaluate", tmp_path, {}).parts
+    with pytest.raises(UserError, match=r"^evaluate\.wanted_quality: the reference answers no calibration"):
+        evaluate.run(EVALUATE.model_copy(update={"wanted_quality": 0.9}), context)
+    parts = [path.name for path in (context.parts.output / "parts").glob("*")]
+    assert parts and all(name.startswith("calib-") for name in parts), "calibration samples come first"
 
 
 def test_the_last_question_is_asked_with_its_history(storage):
@@ -293,7 +381,10 @@ def test_the_exported_folder_contains_policy_and_router(storage):
     exported = model.state_dict()
     assert all(exported[name].equal(tensor) for name, tensor in policy.items())
     assert {name.split(".")[0] for name in set(exported) - set(policy)} == {"router"}
-    threshold = json.loads((storage / "router" / "output" / "metrics.json").read_text())["absolute_threshold"]
+    evaluation = json.loads((storage / "evaluate" / "output" / "metrics.json").read_text())
+    threshold = evaluation["absolute_threshold"]
+    table = json.loads((folder / "thresholds.json").read_text())["thresholds"]
+    assert [row["threshold"] for row in table if row["is_default"]] == [threshold]
     assert json.loads((folder / "config.json").read_text())["vico"]["absolute_threshold"] == threshold
     card = (folder / "README.md").read_text()
     assert card.count("\n| ") > 6 and f"{threshold:.6g}" in card and str(storage) not in card

@@ -84,6 +84,7 @@ def test_what_a_library_quotes_in_an_error_a_log_line_and_on_standard_error(tmp_
     command("run", "--set", "seed=8")
     command("diff", *project.runs())
     command("reproduce", "latest", "--out", str(tmp_path / "reproduced"))
+    command("report", first, "--out", str(tmp_path / "report.html"))
     command("audit", "latest")
     project.close()
     marks = [*environment.values(), *in_urls.values()]

@@ -120,6 +120,8 @@ def store(tmp_path_factory):
         ("gc", "--dry-run"),
         ("gc", "--dry-run", "--json"),
         ("reproduce", "RUN", "--out", "FRESH"),
+        ("report", "RUN", "--out", "FRESH"),
+        ("report", "RUN", "--out", "FRESH", "--json"),
         ("plan", "pipeline.yaml"),
         ("plan", "pipeline.yaml", "--set", f"draw.scale={PLANTED}"),
         ("plan", "planted.yaml"),

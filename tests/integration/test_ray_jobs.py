@@ -92,6 +92,7 @@ def project(tmp_path) -> Project:
     return Project(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_job_that_never_started_is_submitted_again_and_followed_to_the_end(server, project):
     """The first job fails before its driver starts."""
     code, out, err = finished(

@@ -171,6 +171,7 @@ def test_a_repaired_row_that_connects_old_pictures_of_two_sides_stays_in_quarant
     assert [(r["line"], r["split"]) for r in after[30:]] == [(31, "train"), (32, "train")]
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_resumes_gives_the_bytes_of_an_undisturbed_run(tmp_path, model):
     meta = write_meta(tmp_path / "records", bad={})
     for n in range(120):

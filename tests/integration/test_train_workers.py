@@ -186,6 +186,7 @@ def test_a_rank_that_dies_after_the_last_part_causes_no_restart(context):
     assert starts(context.parts, 0) == starts(context.parts, 1) == 1
 
 
+@pytest.mark.slow
 def test_deaths_are_limited(context):
     with pytest.raises(WorkersFailed, match=r"worker failure: .*train.restarts.max_failures=1 is used up"):
         run_workers(train, (context.parts, "before", 9), context, num_steps=1, last_part="policy")

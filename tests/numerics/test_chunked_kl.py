@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vico.losses import KLHead, chunked_kl
+from vico.losses import KLHead, chunked_cross_entropy, chunked_kl
 
 A, V, D = 23, 101, 16  # answer tokens, vocabulary, width
 
@@ -47,6 +47,41 @@ def test_equal_to_dense_in_float64(chunk_rows):
     torch.testing.assert_close(kl, expected_kl, rtol=1e-12, atol=1e-15)
     for mine, other in zip(ours[:2], theirs[:2], strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 4, 23, 1000])
+def test_cross_entropy_is_equal_to_dense_in_float64(chunk_rows):
+    (hidden, weight, *_, weights), (exact_hidden, exact_weight, *_) = case(torch.float64), case(torch.float64)
+    num_ids = 90  # the last rows of the head are padding
+    ids = torch.randint(0, num_ids, (A,), generator=torch.Generator().manual_seed(3))
+    loss, loss_A = chunked_cross_entropy(hidden, weight, ids, weights, chunk_rows, num_ids)
+    logits = exact_hidden @ exact_weight[:num_ids].T
+    expected_A = F.cross_entropy(logits, ids, reduction="none")
+    expected = (expected_A * weights).sum()
+    (loss * 3).backward()
+    (expected * 3).backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss_A, expected_A.detach(), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(hidden.grad, exact_hidden.grad, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(weight.grad, exact_weight.grad, rtol=1e-12, atol=1e-14)
+    assert (weight.grad[num_ids:] == 0).all()
+
+
+def test_cross_entropy_is_the_kl_to_a_reference_that_is_certain():
+    hidden, weight, *_, weights = case(torch.float64)
+    ids = torch.randint(0, V, (A,), generator=torch.Generator().manual_seed(3))
+    certain = 1e3 * F.one_hot(ids, V).double()
+    kl, _ = chunked_kl(hidden, weight, certain, torch.eye(V, dtype=torch.float64), weights)
+    loss, _ = chunked_cross_entropy(hidden, weight, ids, weights)
+    torch.testing.assert_close(loss, kl, rtol=1e-12, atol=0)
+
+
+def test_cross_entropy_in_bfloat16_stays_near_float64_of_the_same_numbers():
+    hidden, weight, *_, weights = case(torch.bfloat16)
+    ids = torch.randint(0, V, (A,), generator=torch.Generator().manual_seed(3))
+    loss, _ = chunked_cross_entropy(hidden, weight, ids, weights, chunk_rows=4)
+    exact = F.cross_entropy(hidden.detach().double() @ weight.detach().double().T, ids, reduction="none")
+    assert abs(loss.item() - (exact * weights.double()).sum()) < 2e-2 * loss.item()
 
 
 def test_bfloat16_stays_near_float64_of_the_same_numbers():

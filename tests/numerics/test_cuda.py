@@ -1,6 +1,8 @@
 """Checks that need a CUDA device: varlen attention of packed rows, the loss and its kernel, a training under
 every ZeRO stage on one rank."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from tests.numerics.test_zero_equalities import (
 from tests.tiny_model import make_tiny_model
 from vico.losses import chunked_kl
 from vico.model.segments import segment_attention
+from vico.model.shared_keys import SharedKeys
 from vico.packing import packed_batch
 from vico.prompt import load_prompt_format
 
@@ -43,6 +46,36 @@ def test_varlen_attention_equals_attention_by_segment(key_heads):
         results += [tensor.float().cpu() for tensor in outputs]
     for mine, other in zip(on_cuda, expected, strict=True):
         assert (mine - other).norm() <= 2e-2 * other.norm()
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_varlen_attention_to_shared_keys_equals_that_of_sdpa(key_heads):
+    """Ends of sequences attend to kept tokens and to tokens of another segment of the row."""
+    generator = torch.Generator().manual_seed(0)
+    lengths, seen, kept = (5, 130, 64), [], 40
+    starts = np.cumsum([kept, *lengths])
+    for number, before in enumerate((np.arange(30), np.arange(0), np.r_[np.arange(7), np.arange(45, 100)])):
+        seen.append(np.r_[before, np.arange(starts[number], starts[number + 1])])
+    drawn = [
+        torch.randn(1, heads, sum(lengths), 64, generator=generator) for heads in (4, key_heads, key_heads)
+    ]
+    earlier = [torch.randn(1, key_heads, kept, 64, generator=generator) for _ in range(2)]
+    results = []
+    for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float32)):
+        query, key, value, *before = (t.to(torch.bfloat16).to(device, dtype) for t in (*drawn, *earlier))
+        shared_keys = SharedKeys(
+            seen=torch.from_numpy(np.concatenate(seen)).to(device),
+            seen_lengths=tuple(map(len, seen)),
+            kept=torch.arange(3, device=device),
+            earlier={1: (before[0], before[1])},
+        )
+        layer = SimpleNamespace(layer_idx=1)
+        attended, _ = segment_attention(
+            layer, query, key, value, None, segment_lengths=lengths, shared_keys=shared_keys
+        )
+        results.append(attended.float().cpu())
+        assert shared_keys.later[1][0].shape == (1, key_heads, 3, 64)
+    assert (results[0] - results[1]).norm() <= 2e-2 * results[1].norm()
 
 
 def test_float32_attention_takes_no_varlen_kernel():

@@ -95,7 +95,11 @@ def test_logits_of_the_last_positions(case, routed):
         assert torch.equal(row.input_ids, case.expected["compressed_ids"])
     expected = case.expected["logits_tail" if routed else "logits_full_tail"]
     last = torch.arange(len(row.input_ids))[-len(expected) :]
-    hidden = case.tiles.answer_hidden_states(dataclasses.replace(row, answer_index=last))
+    hidden = case.model.answer_hidden_states(
+        dataclasses.replace(row, answer_index=last),
+        case.tiles.full_NFD[row.full_tiles],
+        case.tiles.compressed_NCD[row.compressed_tiles],
+    )
     assert_agree(case.model.lm_head(hidden), expected)
 
 

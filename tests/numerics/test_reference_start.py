@@ -14,8 +14,10 @@ from tests.numerics.consistency_case import consistency_task, samples, sharp_mod
 from tests.tiny_model import VOCABULARY, make_tiny_model
 from vico.checkpoints import load_model
 from vico.errors import UserError
-from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
-from vico.objectives.consistency import ConsistencyTask
+from vico.inference.branches import RatedSample
+from vico.inference.tile_losses import encoded_tiles, rate_losses
+from vico.model.internvl import VicoModel
+from vico.objectives.consistency import ConsistencyTask, answer_hidden_states
 from vico.packing import packed_batch
 from vico.prompt import check_same_tokens, load_prompt_format
 
@@ -118,3 +120,58 @@ def test_one_vision_pass_equals_two_in_loss_and_gradients(folder):
             assert parameter.grad is None
         else:
             torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-6, atol=1e-9)
+
+
+def with_other_tower(task: ConsistencyTask) -> VicoModel:
+    """Change the policy's tower, as an earlier training of it does; return the policy."""
+    with torch.no_grad():
+        for parameter in task.policy.base.model.vision_tower.parameters():
+            parameter.mul_(1.1)
+    return task.policy
+
+
+def test_a_frozen_tower_of_its_own_is_not_given_to_the_reference(folder):
+    """A joint training may freeze a tower that the first training has changed."""
+    pack = a_pack(load_prompt_format(folder))
+    trained = consistency_task(folder)
+    with_other_tower(trained)
+    trained.eval()
+    policy = with_other_tower(consistency_task(folder))
+    policy.base.model.vision_tower.requires_grad_(False)
+    reference = sharp_model(folder, torch.float32)
+    frozen_task = ConsistencyTask(policy, reference, trained.kl_chunk_rows)
+    assert reference.base.model.vision_tower is not None
+    loss, counts = frozen_task.eval()(pack)
+    expected, expected_counts = trained(pack)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6) and loss.item() > 0
+    loss.backward()
+    named = dict(frozen_task.named_parameters())
+    assert all(named[name].grad is None for name in named if "vision_tower" in name)
+    assert any(parameter.grad is not None for parameter in named.values())
+    assert counts["flops"] < expected_counts["flops"], "no gradient of the tower"
+    assert not frozen_task.train().policy.base.model.vision_tower.training
+
+
+def test_against_the_answers_the_loss_is_their_cross_entropy_and_no_reference_runs(folder):
+    prompt_format = load_prompt_format(folder)
+    pack, task = a_pack(prompt_format), consistency_task(folder)
+    reference = sharp_model(folder, torch.float32)
+    calls: list[int] = []
+    reference.base.model.language_model.register_forward_hook(lambda *_: calls.append(1))
+    answers = ConsistencyTask(task.policy, reference, task.kl_chunk_rows, learns_answers=True)
+    answers.train().policy.compressed_connector.eval()  # its dropout would be drawn again
+    loss, counts = answers(pack)
+    assert not calls
+    policy = task.policy
+    with torch.no_grad():
+        hidden_AD, _ = answer_hidden_states(policy, policy.vision_features(pack.pixel_values), pack.policy)
+        logits_AV = hidden_AD.double() @ policy.lm_head.weight.double().T
+        expected_A = torch.nn.functional.cross_entropy(
+            logits_AV[:, : answers.num_ids], pack.policy.answer_ids, reduction="none"
+        )
+    assert loss.item() == pytest.approx(float((expected_A * pack.weights_A).sum()), rel=1e-5)
+    assert float(counts["kl_sum"]) == pytest.approx(float(expected_A.sum()), rel=1e-5)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in policy.parameters() if parameter.requires_grad)
+    kl, _ = answers.eval()(pack)
+    assert calls and kl.item() == pytest.approx(task.eval()(pack)[0].item(), rel=1e-6)

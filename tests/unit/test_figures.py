@@ -18,7 +18,7 @@ import make_figures  # noqa: E402
 
 _RESULT = re.compile(r"(?<![\w.])(?:[01]\.\d{3}|\d+\.\d ?%)(?!\w|\.\d)")
 """What a result looks like: a quality or AUC of three decimals, a share with one."""
-DUE = ("demo",)
+DUE: tuple[str, ...] = ()
 """Runs that are not kept for the current code yet. After `make figures` (an hour) they pass, and strict marks
 demand that they are removed here."""
 
@@ -47,7 +47,7 @@ def test_every_quoted_result_is_the_kept_one(page):
 @pytest.mark.parametrize(
     "old, new",
     [
-        ("keeps 0.989 of the quality", "keeps 0.998 of the quality"),
+        (r"keeps 0\.\d{3}", "keeps 0.123"),
         ("run 20", "run 19"),
         ("<!-- end of figures -->", "AUC is 0.837.\n<!-- end of figures -->"),
         ("## Quickstart", "The router keeps 0.981.\n\n## Quickstart"),
@@ -55,10 +55,8 @@ def test_every_quoted_result_is_the_kept_one(page):
     ],
 )
 def test_a_result_that_was_changed_or_has_no_run_is_seen(old, new):
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    page = re.sub(r"keeps\s+0\.\d{3}\s+of the quality", "keeps 0.989 of the quality", page)
-    page = make_figures.written_page(page)
-    changed = page.replace(old, new, 1)
+    page = make_figures.written_page((ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
+    changed = re.sub(old, new, page, count=1)
     assert changed != page
     assert problems(changed)
 

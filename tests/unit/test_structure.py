@@ -22,13 +22,13 @@ ARROWS = {
     "stages": {"data_prep", "vico", "cluster"},
     "pipeline": {"stages", "data_prep", "vico", "cluster"},
 }
-STAGES = ("shard", "consistency", "ratio", "label", "router", "evaluate", "export")
+STAGES = ("shard", "consistency", "ratio", "label", "router", "rates", "evaluate", "export")
 # package -> its rooms (files or folders) in rows; each may import only rooms in later rows
 ORDERS = {
     "pipeline": (
         ("cli",),
         ("commands",),
-        ("explain", "submission"),
+        ("explain", "submission", "report"),
         ("audit", "running"),
         ("planning", "tracking"),
         ("results",),
@@ -39,7 +39,8 @@ ORDERS = {
     ),
     "stages": (
         STAGES,
-        ("training", "inference", "adopted", "figures"),
+        ("training", "inference", "adopted", "figures", "router_files"),
+        ("losses_policy",),
         ("context",),
         ("parts", "controls"),
         ("stops", "durable_files", "outputs", "palette", "stage_config"),
@@ -60,6 +61,7 @@ DOORS = {
     "uvicorn": ("pipeline/serving/server.py", "pipeline/serving/http/"),
     "rich": ("pipeline/terminal/",),
     "tensorboardX": ("pipeline/tracking/tensorboard.py",),
+    "jinja2": ("pipeline/report/page.py",),
 }
 LIBRARIES = frozenset(door.partition(".")[0] for door in DOORS)
 
@@ -242,6 +244,8 @@ def test_wheel_holds_the_five_packages_and_no_tests(tmp_path):
     assert {name.partition("/")[0] for name in names} == {*ARROWS, "vico_command.py"}
     modules = {p.relative_to(ROOT).as_posix() for package in ARROWS for p in (ROOT / package).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == {*modules, "vico_command.py"}
+    templates = {f"pipeline/report/templates/{name}" for name in ("page.html", "macros.html", "style.css")}
+    assert templates <= set(names), "`vico report` works without a checkout"
     starter = {
         name.removeprefix("pipeline/starter/") for name in names if name.startswith("pipeline/starter/")
     }

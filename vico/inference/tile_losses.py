@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vico.inference.branches import KeptTokens, RatedSample, plan_of, rows_of
 from vico.losses import chunked_kl
 from vico.model.internvl import VicoModel
+from vico.model.shared_keys import SharedKeys
+from vico.objectives.consistency import same_tower
 from vico.packing import PackedRow, TiledSequence, packed_row
-from vico.prompt import Skeleton
 from vico.settings import ModelSettings
 
 
@@ -36,9 +38,14 @@ class EncodedTiles:
         compressed = None if self.compressed_NCD is None else self.compressed_NCD[row.compressed_tiles]
         return self.full_NFD[row.full_tiles], compressed
 
-    def answer_hidden_states(self, row: PackedRow) -> torch.Tensor:
-        """Return the hidden states [A, D] that predict the row's answer tokens."""
-        return self.model.answer_hidden_states(row, *self._row_tokens(row))
+    def answers_by_sequence(
+        self, sequences: Sequence[TiledSequence], shared_keys: SharedKeys | None = None
+    ) -> list[torch.Tensor]:
+        """Return the hidden states [A, D] that predict the answer tokens of each sequence, computed as one
+        packed row."""
+        row = packed_row(sequences, self.model.settings).to(self.device)
+        hidden_AD = self.model.answer_hidden_states(row, *self._row_tokens(row), shared_keys)
+        return list(hidden_AD.split(row.num_answers))
 
     def embeddings(self, sequences: Sequence[TiledSequence]) -> list[torch.Tensor]:
         """Return the input embeddings [L, D] of each sequence."""
@@ -46,38 +53,58 @@ class EncodedTiles:
         return list(self.model.embedded_row(row, *self._row_tokens(row)).split(row.lengths))
 
 
-@torch.no_grad()
 def encoded_tiles(model: VicoModel, pixels_N3SS: np.ndarray, batch_tiles: int) -> EncodedTiles:
-    """Run vision tower and connectors over tiles uint8 [N, 3, S, S], `batch_tiles` at a time."""
+    """Run vision tower and connectors over tiles uint8 [N, 3, S, S], about `batch_tiles` at a time."""
+    (tiles,) = _encoded([model], pixels_N3SS, batch_tiles)
+    return tiles
+
+
+def encoded_pair(
+    policy: VicoModel, reference: VicoModel, pixels_N3SS: np.ndarray, batch_tiles: int
+) -> tuple[EncodedTiles, EncodedTiles]:
+    """Return the tiles of both models. A tower that they share (`share_tower`) runs once."""
+    policy_tiles, reference_tiles = _encoded([policy, reference], pixels_N3SS, batch_tiles)
+    return policy_tiles, reference_tiles
+
+
+def share_tower(policy: VicoModel, reference: VicoModel) -> bool:
+    """Give the reference the policy's vision tower if both have equal weights, and return whether they have.
+
+    So one pass serves both, and one copy is freed: a consistency training may freeze the tower.
+    """
+    if not same_tower(policy, reference):
+        return False
+    reference.base.model.vision_tower = policy.base.model.vision_tower
+    return True
+
+
+@torch.no_grad()
+def _encoded(models: Sequence[VicoModel], pixels_N3SS: np.ndarray, batch_tiles: int) -> list[EncodedTiles]:
+    batches = np.array_split(pixels_N3SS, max(-(-len(pixels_N3SS) // batch_tiles), 1))
+    full: list[list[torch.Tensor]] = [[] for _ in models]
+    compressed: list[list[torch.Tensor]] = [[] for _ in models]
+    for batch in batches:
+        features_NPv, tower = None, None
+        for number, model in enumerate(models):
+            if features_NPv is None or model.base.model.vision_tower is not tower:
+                features_NPv, tower = _features(model, batch), model.base.model.vision_tower
+            full[number].append(model.full_tokens(features_NPv))
+            if model.compressed_connector is not None:
+                compressed[number].append(model.compressed_tokens(features_NPv))
+    return [
+        EncodedTiles(
+            model, torch.cat(full[number]), torch.cat(parts) if (parts := compressed[number]) else None
+        )
+        for number, model in enumerate(models)
+    ]
+
+
+def _features(model: VicoModel, pixels_N3SS: np.ndarray) -> torch.Tensor:
+    """Return the vision tokens [N, P, v] of a batch, which may have no tiles."""
     weight = model.lm_head.weight
-    full = [weight.new_zeros(0, model.settings.tokens_full, model.language_width)]
-    compressed = [weight.new_zeros(0, model.settings.tokens_compressed, model.language_width)]
-    for start in range(0, len(pixels_N3SS), batch_tiles):
-        pixels = torch.from_numpy(pixels_N3SS[start : start + batch_tiles]).to(weight.device)
-        features_NPv = model.vision_features(pixels)
-        full.append(model.full_tokens(features_NPv))
-        if model.compressed_connector is not None:
-            compressed.append(model.compressed_tokens(features_NPv))
-    return EncodedTiles(
-        model, torch.cat(full), None if model.compressed_connector is None else torch.cat(compressed)
-    )
-
-
-@dataclass(frozen=True)
-class RatedSample:
-    """A sample whose encoded tiles start at `first_tile`, and rate vectors (compressed, bool [T] each)."""
-
-    skeleton: Skeleton
-    first_tile: int
-    rates: Sequence[np.ndarray]
-
-    def sequences(self) -> list[TiledSequence]:
-        """Return the sample's sequence at each rate vector."""
-        return [TiledSequence(self.skeleton, compressed, self.first_tile) for compressed in self.rates]
-
-    def at_full_rate(self) -> TiledSequence:
-        """Return the sample's sequence with all tiles at the full rate."""
-        return TiledSequence(self.skeleton, np.zeros(self.skeleton.num_tiles, bool), self.first_tile)
+    if not len(pixels_N3SS):
+        return weight.new_zeros(0, model.settings.vision_tokens, model.vision_width)
+    return model.vision_features(torch.from_numpy(pixels_N3SS).to(weight.device))
 
 
 @torch.no_grad()
@@ -92,26 +119,36 @@ def rate_losses(
     """Return ViCO's loss of each sample at each of its rate vectors, one float64 array per sample.
 
     The loss is the mean over the sample's answer tokens of KL(reference at the full rate || policy at the
-    rates), in nats; rounding errors below zero become 0. Sequences are packed into rows of about
-    `row_tokens` tokens. Every sample needs an answer token.
+    rates), in nats; rounding errors below zero become 0. The language model computes a beginning that several
+    rate vectors of a sample share once (`vico/inference/branches.py`), in rows of about `row_tokens` tokens.
+    Every sample needs an answer token.
     """
+    expected = _reference_answers(reference, samples, row_tokens)
+    plan = plan_of(samples, policy.model.settings)
+    kept = KeptTokens()
+    kl_by_branch: list[np.ndarray] = []
+    for row in rows_of(plan.branches, row_tokens):
+        branches = [plan.branches[number] for number in row.branches]
+        shared_keys = kept.next_row(plan.branches, row, policy.device)
+        hidden = policy.answers_by_sequence([branch.sequence for branch in branches], shared_keys)
+        targets = [expected[branch.sample][branch.num_earlier_answers :] for branch in branches]
+        kl_A = _token_kl(policy.model, torch.cat(hidden), reference.model, torch.cat(targets), kl_chunk_rows)
+        own = np.split(kl_A.double().cpu().numpy(), np.cumsum([len(part) for part in hidden])[:-1])
+        for branch, own_kl in zip(branches, own, strict=True):
+            if branch.parent is not None:
+                own_kl = np.concatenate([kl_by_branch[branch.parent][: branch.num_earlier_answers], own_kl])
+            kl_by_branch.append(own_kl)
+    losses = [max(float(kl_A.mean()), 0.0) for kl_A in kl_by_branch]
+    return [np.array([losses[number] for number in numbers]) for numbers in plan.branch_of]
+
+
+def _reference_answers(
+    reference: EncodedTiles, samples: Sequence[RatedSample], row_tokens: int
+) -> list[torch.Tensor]:
+    """Return the reference's hidden states [A, D] of each sample at the full rate."""
     full_rate = [sample.at_full_rate() for sample in samples]
-    reference_hidden = [
-        part
-        for row in _rows(full_rate, reference.model.settings, row_tokens)
-        for part in _answers_by_sequence(reference, row)
-    ]
-    sample_numbers = [n for n, sample in enumerate(samples) for _ in sample.rates]
-    sequences = [sequence for sample in samples for sequence in sample.sequences()]
-    losses: list[float] = []
-    for row in _rows(sequences, policy.model.settings, row_tokens):
-        hidden = _answers_by_sequence(policy, row)
-        expected = [reference_hidden[n] for n in sample_numbers[len(losses) : len(losses) + len(row)]]
-        kl_A = _token_kl(policy.model, torch.cat(hidden), reference.model, torch.cat(expected), kl_chunk_rows)
-        means = [part.double().mean() for part in kl_A.split([len(part) for part in hidden])]
-        losses += torch.stack(means).clamp_min(0).tolist()
-    bounds = np.cumsum([len(sample.rates) for sample in samples])[:-1]
-    return np.split(np.asarray(losses, np.float64), bounds) if samples else []
+    rows = _rows(full_rate, reference.model.settings, row_tokens)
+    return [answers for row in rows for answers in reference.answers_by_sequence(row)]
 
 
 def _token_kl(
@@ -128,13 +165,6 @@ def _token_kl(
         hidden_AD, heads[0], reference_hidden_AD, heads[1], weights_A, kl_chunk_rows, num_ids
     )
     return kl_A
-
-
-def _answers_by_sequence(tiles: EncodedTiles, sequences: Sequence[TiledSequence]) -> list[torch.Tensor]:
-    """Return the answer hidden states [A, D] of each sequence, computed as one packed row."""
-    row = packed_row(sequences, tiles.model.settings).to(tiles.device)
-    num_answers = [sequence.skeleton.num_answer_tokens for sequence in sequences]
-    return list(tiles.answer_hidden_states(row).split(num_answers))
 
 
 def num_tokens(sequence: TiledSequence, settings: ModelSettings) -> int:

@@ -14,6 +14,7 @@ from vico.model.connectors import CompressedConnector, pixel_shuffle
 from vico.model.pixels import normalised
 from vico.model.router import Router
 from vico.model.segments import IMPLEMENTATION
+from vico.model.shared_keys import SharedKeys
 from vico.packing import PackedRow
 from vico.settings import ModelSettings
 
@@ -122,9 +123,16 @@ class VicoModel(nn.Module):
         return embeds_LD
 
     def answer_hidden_states(
-        self, row: PackedRow, full_tokens: torch.Tensor, compressed_tokens: torch.Tensor | None
+        self,
+        row: PackedRow,
+        full_tokens: torch.Tensor,
+        compressed_tokens: torch.Tensor | None,
+        shared_keys: SharedKeys | None = None,
     ) -> torch.Tensor:
-        """Return the hidden states [A, D] that predict the answer tokens of the row."""
+        """Return the hidden states [A, D] that predict the answer tokens of the row.
+
+        With `shared_keys`, the row holds ends of sequences, whose beginnings those keys describe.
+        """
         embeds_BLD = self.embedded_row(row, full_tokens, compressed_tokens).unsqueeze(0)
         hidden_BLD = self.base.model.language_model(
             inputs_embeds=embeds_BLD,
@@ -134,5 +142,6 @@ class VicoModel(nn.Module):
             position_ids=row.position_ids.unsqueeze(0),
             use_cache=False,
             segment_lengths=list(row.lengths),
+            shared_keys=shared_keys,
         ).last_hidden_state
         return hidden_BLD[0, row.answer_index]

@@ -7,9 +7,42 @@ Shapes: N tiles, P vision tokens per tile (before the pixel shuffle), v vision w
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 NUM_HEADS = 16
+
+
+class QueryAttention(nn.Module):
+    """Multi-head attention of one query per tile over the tile's vision tokens.
+
+    Equal to torch's MultiheadAttention, with its parameter names, at 1 / (width of a head) of the work on
+    tokens: instead of projecting every token to a key and a value, it projects the query back to the tokens'
+    space, and projects the weighted mean of the tokens. The bias of the keys drops out of the softmax.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query_Nv: torch.Tensor, features_NPv: torch.Tensor) -> torch.Tensor:
+        """Return the attended token of each tile, [N, v]."""
+        num_tiles, width = query_Nv.shape
+        # H heads of D
+        query_weight, key_weight_HDv, value_weight_HDv = (
+            self.in_proj_weight[:width],
+            *self.in_proj_weight[width:].view(2, NUM_HEADS, width // NUM_HEADS, width),
+        )
+        query_bias, _, value_bias = self.in_proj_bias.chunk(3)
+        query_NHD = F.linear(query_Nv, query_weight, query_bias).view(num_tiles, NUM_HEADS, -1)
+        probe_NHv = torch.einsum("nhd,hdv->nhv", query_NHD * query_NHD.shape[-1] ** -0.5, key_weight_HDv)
+        weights_NHP = (probe_NHv @ features_NPv.transpose(1, 2)).softmax(-1)
+        value_NHD = torch.einsum("nhv,hdv->nhd", weights_NHP @ features_NPv, value_weight_HDv)
+        return self.out_proj(value_NHD.reshape(num_tiles, width) + value_bias)
 
 
 class AttentionPooling(nn.Module):
@@ -19,10 +52,10 @@ class AttentionPooling(nn.Module):
     frozen here, so that no optimizer, gradient or ZeRO hook waits for them.
     """
 
-    attn1: nn.MultiheadAttention
-    attn2: nn.MultiheadAttention
-    attn3: nn.MultiheadAttention
-    attn4: nn.MultiheadAttention
+    attn1: QueryAttention
+    attn2: QueryAttention
+    attn3: QueryAttention
+    attn4: QueryAttention
     norm1: nn.LayerNorm
     norm2: nn.LayerNorm
     norm3: nn.LayerNorm
@@ -33,17 +66,17 @@ class AttentionPooling(nn.Module):
         self.query_token = nn.Parameter(torch.empty(1, width))
         nn.init.normal_(self.query_token, std=0.02)
         for number in range(1, 5):
-            self.add_module(f"attn{number}", nn.MultiheadAttention(width, NUM_HEADS, batch_first=True))
+            self.add_module(f"attn{number}", QueryAttention(width))
             self.add_module(f"norm{number}", nn.LayerNorm(width))
         for unused in (self.attn3, self.attn4, self.norm3, self.norm4):
             unused.requires_grad_(False)
 
     def forward(self, features_NPv: torch.Tensor) -> torch.Tensor:
         """Return one pooled token per tile: [N, P, v] -> [N, v]."""
-        pooled_N1v = self.query_token.unsqueeze(0).expand(len(features_NPv), -1, -1)
+        pooled_Nv = self.query_token.expand(len(features_NPv), -1)
         for attention, norm in ((self.attn1, self.norm1), *[(self.attn2, self.norm2)] * 3):
-            pooled_N1v = norm(attention(pooled_N1v, features_NPv, features_NPv, need_weights=False)[0])
-        return pooled_N1v.squeeze(1)
+            pooled_Nv = norm(attention(pooled_Nv, features_NPv))
+        return pooled_Nv
 
 
 class GatingBlock(nn.Sequential):

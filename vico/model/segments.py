@@ -2,10 +2,11 @@
 
 Importing this file registers it with transformers. On CUDA in bfloat16 or float16 it is one varlen kernel
 (flash-attn if installed, else torch's own). Elsewhere, and in float32, which no varlen kernel supports, it is
-exact SDPA, one sequence after another.
+exact SDPA, one sequence after another. A segment may be the end of a sequence whose beginning is elsewhere
+(`vico/model/shared_keys.py`).
 
 Shapes: B = 1 row, L tokens of the row (its segments end to end), H query heads, K key and value heads, d
-width of a head.
+width of a head, S tokens that all segments see together (L without shared keys).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +25,14 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from vico.errors import UserError
 from vico.model.row_cache import RowCache, cached_attention
+from vico.model.shared_keys import SharedKeys
 
 IMPLEMENTATION = "vico_segments"
+_QUERY_BLOCK = 128
+"""Queries of a segment that SDPA gets at once, if the segment continues another one."""
 
 
-# eight parameters: transformers calls every attention function with this signature
+# nine parameters: transformers calls every attention function with this signature
 def segment_attention(
     module: nn.Module,
     query_BHLd: torch.Tensor,
@@ -38,13 +42,15 @@ def segment_attention(
     *,
     segment_lengths: Sequence[int] | None = None,
     row_caches: Sequence[RowCache] | None = None,
+    shared_keys: SharedKeys | None = None,
     **kwargs: Any,  # transformers passes dropout, scaling and features of the model by keyword
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention within each segment, [1, L, H, d], and None for the attention weights.
 
-    `segment_lengths` sum to L. With `row_caches`, one per segment, its tokens continue a cached prompt.
-    Without both, this is the SDPA of transformers. Raises ValueError for features of a language model that
-    packed rows do not support.
+    `segment_lengths` sum to L. With `row_caches`, one per segment, its tokens continue a cached prompt; with
+    `shared_keys`, a segment also attends to all tokens that they say are before it. Without any of them, this
+    is the SDPA of transformers. Raises ValueError for features of a language model that packed rows do not
+    support.
     """
     if segment_lengths is None and row_caches is None:
         return sdpa_attention_forward(module, query_BHLd, key_BKLd, value_BKLd, attention_mask, **kwargs)
@@ -52,24 +58,65 @@ def segment_attention(
         if kwargs.get(feature) is not None:
             raise ValueError(f"this language model's {feature} is not supported in packed rows")
     if row_caches is not None:
-        row = query_BHLd[0], key_BKLd[0], value_BKLd[0]
-        return cached_attention(_layer(module), *row, row_caches, kwargs.get("scaling")), None
+        rows = query_BHLd[0], key_BKLd[0], value_BKLd[0]
+        return cached_attention(_layer(module), *rows, row_caches, kwargs.get("scaling")), None
     assert segment_lengths is not None
     dropout, scaling = kwargs.get("dropout", 0.0), kwargs.get("scaling")
+    lengths, seen_lengths = tuple(segment_lengths), tuple(segment_lengths)
+    if shared_keys is not None:
+        key_BKLd, value_BKLd = shared_keys.extended(_layer(module), key_BKLd, value_BKLd)
+        key_BKLd, value_BKLd = (part.index_select(2, shared_keys.seen) for part in (key_BKLd, value_BKLd))
+        seen_lengths = shared_keys.seen_lengths
+    row = _Row(query_BHLd, key_BKLd, value_BKLd, lengths, seen_lengths)
     if query_BHLd.is_cuda and query_BHLd.dtype in (torch.bfloat16, torch.float16):
-        attended = _varlen(query_BHLd, key_BKLd, value_BKLd, segment_lengths, dropout, scaling)
-        return attended, None
-    groups = query_BHLd.shape[1] // key_BKLd.shape[1]
+        return _varlen(row, dropout, scaling), None
+    return _sdpa(row, dropout, scaling), None
+
+
+class _Row(NamedTuple):
+    """Queries of segments end to end, and keys and values of all that each segment sees, end to end."""
+
+    query_BHLd: torch.Tensor
+    key_BKSd: torch.Tensor
+    value_BKSd: torch.Tensor
+    lengths: tuple[int, ...]
+    seen_lengths: tuple[int, ...]
+
+
+def _sdpa(row: _Row, dropout: float, scaling: float | None) -> torch.Tensor:
+    """Return the attention [1, L, H, d] by SDPA, segment by segment."""
+    key, value = row.key_BKSd, row.value_BKSd
+    groups = row.query_BHLd.shape[1] // key.shape[1]
     if groups > 1:
-        key_BKLd, value_BKLd = (part.repeat_interleave(groups, dim=1) for part in (key_BKLd, value_BKLd))
-    parts = [
-        F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True)
-        for q, k, v in zip(
-            *(part.split(list(segment_lengths), dim=2) for part in (query_BHLd, key_BKLd, value_BKLd)),
-            strict=True,
-        )
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    queries = row.query_BHLd.split(list(row.lengths), dim=2)
+    seen = (part.split(list(row.seen_lengths), dim=2) for part in (key, value))
+    attended = []
+    for q, k, v in zip(queries, *seen, strict=True):
+        if q.shape[2] == k.shape[2]:
+            attended.append(
+                F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True)
+            )
+            continue
+        before = k.shape[2] - q.shape[2]
+        # SDPA aligns a causal mask with the first key, and computes what a mask of its own hides. So queries
+        # go in blocks, each with the keys up to its last query.
+        for start in range(0, q.shape[2], _QUERY_BLOCK):
+            block = q[:, :, start : start + _QUERY_BLOCK]
+            end = before + start + block.shape[2]
+            mask = _end_mask(block.shape[2], end, q.device)
+            attended.append(
+                F.scaled_dot_product_attention(
+                    block, k[:, :, :end], v[:, :, :end], attn_mask=mask, dropout_p=dropout, scale=scaling
+                )
+            )
+    return torch.cat(attended, dim=2).transpose(1, 2).contiguous()
+
+
+@lru_cache(maxsize=64)
+def _end_mask(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:
+    """Return bool [num_queries, num_keys]: the last query sees all keys, each one before it one less."""
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
 
 
 def _layer(module: nn.Module) -> int:
@@ -92,24 +139,27 @@ def _segments(lengths: tuple[int, ...], device: torch.device) -> _Segments:
     return _Segments(bounds, max(lengths))
 
 
-def _varlen(
-    query_BHLd: torch.Tensor,
-    key_BKLd: torch.Tensor,
-    value_BKLd: torch.Tensor,
-    segment_lengths: Sequence[int],
-    dropout: float,
-    scaling: float | None,
-) -> torch.Tensor:
-    """Return the same attention from a CUDA varlen kernel, [1, L, H, d]."""
-    query, key, value = (part[0].transpose(0, 1) for part in (query_BHLd, key_BKLd, value_BKLd))
-    segments = _segments(tuple(segment_lengths), query.device)
+def _varlen(row: _Row, dropout: float, scaling: float | None) -> torch.Tensor:
+    """Return the same attention from a CUDA varlen kernel, [1, L, H, d].
+
+    With fewer queries than keys, the kernels align the causal mask with the last key.
+    """
+    query, key, value = (part[0].transpose(0, 1) for part in row[:3])
+    segments = _segments(row.lengths, query.device), _segments(row.seen_lengths, query.device)
     flash = flash_attn_varlen()
     if flash is None:
         attended = _torch_varlen(query, key, value, segments, dropout, scaling)
     else:
-        ends = segments.bounds, segments.bounds, segments.longest, segments.longest
-        attended = flash(query, key, value, *ends, dropout_p=dropout, softmax_scale=scaling, causal=True)
+        attended = flash(
+            query, key, value, *_ends(segments), dropout_p=dropout, softmax_scale=scaling, causal=True
+        )
     return attended.unsqueeze(0)
+
+
+def _ends(segments: tuple[_Segments, _Segments]) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    """Return bounds and longest segment of queries and keys, in the order of varlen kernels."""
+    queries, keys = segments
+    return queries.bounds, keys.bounds, queries.longest, keys.longest
 
 
 @lru_cache(maxsize=1)
@@ -135,7 +185,7 @@ def _torch_varlen(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    segments: _Segments,
+    segments: tuple[_Segments, _Segments],
     dropout: float,
     scaling: float | None,
 ) -> torch.Tensor:
@@ -149,8 +199,7 @@ def _torch_varlen(
     if width % 8:
         scaling = width**-0.5 if scaling is None else scaling
         query, key, value = (F.pad(part, (0, -width % 8)) for part in (query, key, value))
-    ends = segments.bounds, segments.bounds, segments.longest, segments.longest
-    attended = _torch_kernel()(query, key, value, *ends, window_size=(-1, 0), scale=scaling)
+    attended = _torch_kernel()(query, key, value, *_ends(segments), window_size=(-1, 0), scale=scaling)
     return attended[..., :width]
 
 

@@ -51,6 +51,12 @@ def check_same_start(policy: VicoModel, reference: VicoModel, num_token_ids: int
     return smaller
 
 
+def same_tower(policy: VicoModel, reference: VicoModel) -> bool:
+    """Return whether both models have vision towers of equal weights."""
+    own, other = (model.base.model.vision_tower.state_dict() for model in (policy, reference))
+    return own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
+
+
 class ReferenceStates(nn.Module):
     """The frozen reference as a module of its own, which returns hidden states of answers."""
 
@@ -87,8 +93,9 @@ class ConsistencyTask(nn.Module):
 
     Only the policy's parameters are registered. The reference is kept outside of module registration, so
     that no optimizer, state dict or partitioning includes it. If no parameter of the policy's vision tower
-    needs a gradient, policy and reference still have the same tower: one pass in eval mode serves both, and
-    the reference's copy is dropped. `phases` may be replaced to time the parts of a step.
+    needs a gradient and the reference has the same tower, one pass in eval mode serves both, and the
+    reference's copy is dropped. A policy that continues an earlier training may have a tower of its own.
+    `phases` may be replaced to time the parts of a step.
     """
 
     def __init__(
@@ -99,21 +106,26 @@ class ConsistencyTask(nn.Module):
         shard: Callable[[nn.Module], Callable[..., torch.Tensor]] = lambda states: states,
         whole: Callable[[nn.Parameter], AbstractContextManager[object]] = nullcontext,
         num_token_ids: int | None = None,
+        learns_answers: bool = False,
     ):
         """Raise UserError unless the reference is the policy's start model (`check_same_start`).
 
         `shard` may spread the reference's parameters over ranks; `whole` then gathers one of them within a
-        context.
+        context. With `learns_answers`, the loss in training mode is the cross entropy of the answer tokens,
+        and the reference does not run.
         """
         super().__init__()
         self.num_ids = check_same_start(policy, reference, num_token_ids)
         self.policy = policy
         self.kl_chunk_rows = kl_chunk_rows
         self.phases = Phases()
+        self.learns_answers = learns_answers
         tower = policy.base.model.vision_tower
-        self.one_vision_pass = not any(parameter.requires_grad for parameter in tower.parameters())
-        if self.one_vision_pass:
+        self.trains_vision = any(parameter.requires_grad for parameter in tower.parameters())
+        self.one_vision_pass = not self.trains_vision and same_tower(policy, reference)
+        if not self.trains_vision:
             tower.eval()
+        if self.one_vision_pass:
             reference.base.model.vision_tower = None
         head = reference.lm_head.weight
         assert isinstance(head, nn.Parameter)
@@ -126,16 +138,18 @@ class ConsistencyTask(nn.Module):
     def train(self, mode: bool = True) -> "ConsistencyTask":
         """Set the training mode; a frozen vision tower stays in eval mode, as the reference uses it too."""
         super().train(mode)
-        if self.one_vision_pass:
+        if not self.trains_vision:
             self.policy.base.model.vision_tower.eval()
         return self
 
     def forward(self, pack: PackedBatch, by_sample: bool = False) -> tuple[torch.Tensor, Counts]:
         """Return (loss sum, counts of the pack); divide the loss by the weight of the whole global batch.
 
-        Counts: summed KL in nats, answer tokens, samples, tiles, tokens of both rows, FLOPs. `by_sample` adds
-        `kl_S`, the summed KL of each sample.
+        Counts: summed KL (with `learns_answers` in training: cross entropy) in nats, answer tokens, samples,
+        tiles, tokens of both rows, FLOPs. `by_sample` adds `kl_S`, the summed KL of each sample.
         """
+        if self.learns_answers and self.training:
+            return self._of_answers(pack)
         reference_states, reference_head_VD, whole = self._reference
         if self.one_vision_pass:
             with torch.no_grad():
@@ -163,11 +177,27 @@ class ConsistencyTask(nn.Module):
             counts["kl_S"] = kl_S.index_add(0, pack.sample_of_answer, kl_A)
         return loss + tie.to(loss.dtype), counts
 
+    def _of_answers(self, pack: PackedBatch) -> tuple[torch.Tensor, Counts]:
+        """Return what `forward` does for the loss against the answer tokens."""
+        with torch.set_grad_enabled(self.trains_vision and torch.is_grad_enabled()):
+            features_NPv = self._policy_features(pack)
+        with self.phases.phase("language"):
+            hidden_AD, tie = answer_hidden_states(self.policy, features_NPv, pack.policy)
+        with self.phases.phase("loss"):
+            loss, loss_A = self.policy.lm_head(
+                hidden_AD,
+                weights_A=pack.weights_A,
+                chunk_rows=self.kl_chunk_rows,
+                num_ids=self.num_ids,
+                answer_ids_A=pack.policy.answer_ids,
+            )
+        return loss + tie.to(loss.dtype), self._counts(pack, loss_A, with_reference=False)
+
     def _policy_features(self, pack: PackedBatch) -> torch.Tensor:
         with self.phases.phase("vision"):
             return self.policy.vision_features(pack.pixel_values)
 
-    def _counts(self, pack: PackedBatch, kl_A: torch.Tensor) -> Counts:
+    def _counts(self, pack: PackedBatch, kl_A: torch.Tensor, *, with_reference: bool = True) -> Counts:
         empty = not pack.rows
         return {
             "kl_sum": kl_A.sum(),
@@ -183,6 +213,7 @@ class ConsistencyTask(nn.Module):
                 pack.num_tiles,
                 row_work(pack.policy),
                 row_work(pack.reference),
-                train_vision=not self.one_vision_pass,
+                train_vision=self.trains_vision,
+                with_reference=with_reference,
             ),
         }

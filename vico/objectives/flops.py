@@ -118,11 +118,12 @@ def consistency_flops(
     reference: RowWork,
     *,
     train_vision: bool = True,
+    with_reference: bool = True,
     causal: bool = True,
 ) -> float:
     """Return the FLOPs of a consistency step on one pack: policy forward and backward, reference forward.
 
-    A frozen vision tower runs forward once for both.
+    A frozen vision tower runs forward once for both. `with_reference` false: the reference does not run.
     """
     vision = vision_flops(config, num_tiles)
     trained = [
@@ -137,6 +138,9 @@ def consistency_flops(
         head_flops(config, reference),
     ]
     policy_vision = vision.training if train_vision else 0.0
+    if not with_reference:
+        policy_vision = policy_vision or vision.forward
+        return policy_vision + sum(part.training for part in trained)
     return policy_vision + sum(part.training for part in trained) + sum(part.forward for part in forward)
 
 

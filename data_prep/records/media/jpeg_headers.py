@@ -3,8 +3,9 @@
 Pillow takes 22 µs to open a JPEG, this code 6 µs; sharding a sample takes about 230 µs.
 """
 
-from dataclasses import dataclass
+from functools import lru_cache
 from struct import Struct
+from typing import NamedTuple
 
 _SEGMENT = Struct(">BBH")  # 0xFF, marker, length including its own two bytes
 _FRAME = Struct(">BHHB")  # bits, height, width, components
@@ -14,8 +15,7 @@ _SKIPPED = frozenset((0xC4, 0xDD, 0xFE, *range(0xE3, 0xED), 0xEF))  # DHT, DRI, 
 _TABLE_BYTES = 65
 
 
-@dataclass(frozen=True)
-class JpegHeader:
+class JpegHeader(NamedTuple):
     """Size in pixels. `even`: each component's sampling divides the largest one, as all encoders write it."""
 
     width: int
@@ -57,18 +57,22 @@ def _frame_header(segment: bytes) -> JpegHeader | None:
         return None
     if not width or not height:
         return None
-    samplings = segment[7::3]
+    return JpegHeader(width, height, _is_even(segment[7::3]))
+
+
+@lru_cache(maxsize=256)  # encoders write few different ones
+def _is_even(samplings: bytes) -> bool:
+    """Return whether each component's sampling, one byte with both directions, divides the largest one."""
     across, down = [sampling >> 4 for sampling in samplings], [sampling & 15 for sampling in samplings]
-    even = all(
+    return all(
         1 <= factor <= 4 and max(factors) % factor == 0 for factors in (across, down) for factor in factors
     )
-    return JpegHeader(width, height, even)
 
 
 def _is_plain(marker: int, segment: bytes) -> bool:
     """Return whether Pillow reads nothing from this segment that could be wrong in it."""
     if marker == _DQT:  # tables of one byte per entry, the only ones for 8 bits per sample
-        return len(segment) % _TABLE_BYTES == 0 and all(first < 16 for first in segment[::_TABLE_BYTES])
+        return len(segment) % _TABLE_BYTES == 0 and max(segment[::_TABLE_BYTES], default=0) < 16
     if marker == _APP0:
         return len(segment) >= 14 or not segment.startswith(b"JFIF")
     if marker == _APP1:

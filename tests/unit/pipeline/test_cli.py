@@ -22,6 +22,7 @@ COMMAND_NAMES = (
     "status",
     "logs",
     "cancel",
+    "report",
     "audit",
     "diff",
     "reproduce",

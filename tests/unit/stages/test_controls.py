@@ -2,13 +2,25 @@
 
 from typing import get_args
 
-from stages.controls import ALL, BY_NAME, COMPARED, ROUTED, SERVED, ControlName, points_of
+from stages.controls import (
+    ALL,
+    BY_NAME,
+    COMPARED,
+    FEWER_TILES,
+    ROUTED,
+    SEEING_ORACLE,
+    SERVED,
+    ControlName,
+    points_of,
+)
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.points import CHOICES
 
 
-def test_a_config_may_name_each_compared_control_and_names_all_by_default():
-    names = tuple(control.name for control in COMPARED)
+def test_a_config_may_name_each_control_and_names_all_by_default():
+    """The seeing oracle comes with the blind one, to be compared with it."""
+    named = (*COMPARED, FEWER_TILES)
+    names = tuple(control.name for control in named if control is not SEEING_ORACLE)
     assert get_args(ControlName) == names == EvaluateConfig(seed=0).controls
 
 

@@ -1,26 +1,29 @@
 """Control tokens are looked for in texts where that is exact, else in ids: both give the same prompts."""
 
 import dataclasses
+import itertools
 import random
 
 import pytest
 from tokenizers import normalizers
+from tokenizers.models import BPE
 
 from tests.newline_tokenizer import newline_tokenizer
 from tests.tiny_model import make_tiny_model
 from vico.prompt import PromptFormat
 from vico.settings import ModelSettings, load_settings
-from vico.turn_tokenizer import SpelledToken
+from vico.turn_tokenizer import SpelledToken, _never_made
 
 EXACT = {
     "NFC": {},
     "NFKC": {"normalizer": normalizers.NFKC()},
     "lower case": {"normalizer": normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])},
+    "tokens in the vocabulary": {"in_vocabulary": True},
 }
 ONLY_IDS_TELL = {
     "normalized tokens": {"normalizer": normalizers.NFKC(), "normalized": True},
     "tokens that take spaces": {"lstrip": True, "rstrip": True},
-    "tokens of the model itself": {"in_vocabulary": True},
+    "tokens that the model makes": {"merged": True},
     "tokens over the role line": {"added": ("user\n\n", "assistant\n\n")},
     "tokens over the end of the value": {"added": ("x<", "a<|im")},
 }
@@ -93,3 +96,41 @@ def test_ids_tell_where_a_text_does_not(kind, settings):
         assert tokens.count("<|im_start|>") == tokens.count("<|im_end|>") == len(conversation)
         assert tokens.count("<img>") == len(tiles) and tokens.count("<IMG_CONTEXT>") == sum(tiles)
         assert not {"[SEP]", "<|fim_prefix|>"}.intersection(tokens)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_token_of_the_vocabulary_is_never_made_if_no_text_makes_it(seed):
+    """Compare with all texts of up to seven characters."""
+    rng = random.Random(seed)
+    made, merges = list("abc"), []
+    while len(made) < 12:
+        left, right = rng.choice(made), rng.choice(made)
+        if len(left + right) <= 5 and left + right not in made:
+            made.append(left + right)
+            merges.append((left, right))
+    others = {"".join(rng.choices("abc", k=rng.randint(2, 5))) for _ in range(12)}.difference(made)
+    vocabulary = {token: n for n, token in enumerate([*made, *sorted(others)])}
+    model = BPE(vocabulary, merges)
+    texts = ("".join(text) for length in range(1, 8) for text in itertools.product("abc", repeat=length))
+    seen = {token.id for text in texts for token in model.tokenize(text)}
+    for text, token_id in vocabulary.items():
+        if len(text) > 1:
+            assert _never_made(model, token_id, text) == (token_id not in seen), (text, merges)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ignore_merges": True},
+        {"unk_token": "<x>"},
+        {"dropout": 0.1},
+        {"byte_fallback": True},
+        {"continuing_subword_prefix": "##"},
+        {"end_of_word_suffix": "</w>"},
+    ],
+    ids=str,
+)
+def test_some_models_may_make_any_token_of_their_vocabulary(options):
+    vocabulary = {"<": 0, "x": 1, ">": 2, "<x>": 3}
+    assert _never_made(BPE(vocabulary, []), 3, "<x>")
+    assert not _never_made(BPE(vocabulary, [], **options), 3, "<x>")

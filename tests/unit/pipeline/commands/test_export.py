@@ -36,6 +36,8 @@ ENTRY = {
 METRICS = {
     "tokens_a_tile": {"full": 4, "compressed": 1},
     "num_samples": 12,
+    "absolute_threshold": THRESHOLD,
+    "intervals": {"level": 0.95},
     "reference": ENTRY,
     "full": ENTRY,
     "compressed": ENTRY,

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.explain.logs import Tail, log_lines
 from pipeline.results.runs import Runs
-from pipeline.storage.leases import Leases
+from pipeline.storage.leases import Leases, holder_at_work
 from vico.errors import UserError
 
 
@@ -44,12 +44,16 @@ def test_following_continues_until_the_run_ends_and_misses_nothing(runs, run):
                     file.write(f"line before {state}\n")
                 run.state = state
                 runs.save(run, lease)
+            time.sleep(1)  # the driver still sends metrics and stops Ray
+            with path.open("a") as file:
+                file.write("line after done\n")
 
     driver = threading.Thread(target=drive)
     driver.start()
     lines = list(log_lines(runs, "latest", stage=None, follow=True))
+    assert holder_at_work(runs.run_folder(run.run)) is None, "vico gc may follow at once"
     driver.join()
-    assert lines == ["line before running", "line before done"]
+    assert lines == ["line before running", "line before done", "line after done"]
 
 
 def test_the_logs_of_a_stage_are_those_of_its_driver_and_ranks(runs, run, tmp_path):

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from pipeline.config.graph import pipeline_graph
+from pipeline.config.graph import pipeline_graph, with_joint
 from pipeline.identity.fingerprints import (
     UnstableValue,
     canonical_json,
@@ -125,17 +125,34 @@ STAGES = {
     "consistency": "d47353ab25f1bd8e",
     "ratio": "6339dd9a98c14a6f",
     "label": "a9d4e14f775bac4f",
-    "router": "3c5f995de316fb49",
-    "evaluate": "a47c7127d576f72a",
-    "export": "6b6d123680dbd20d",
+    "router": "cd0c484e70978857",
+    "evaluate": "4a06a063c0f8b88b",
+    "export": "b3c9e2fd531a81b5",
 }
 
 
-def test_the_stages_fingerprints_do_not_change():
+# With joint stages the first five are the same.
+WITH_JOINT = {
+    "joint_rates": "ce83820ff4a012e9",
+    "joint_consistency": "c6a3b715b0701f92",
+    "joint_ratio": "cbc78e0e5c1846bf",
+    "joint_label": "0276824c3519e198",
+    "joint_router": "572e2e0e227f300a",
+    "evaluate": "68aff30bea5d3b20",
+    "export": "aae5fb60341f9135",
+}
+
+
+@pytest.mark.parametrize(
+    "graph, expected",
+    [(pipeline_graph(), STAGES), (with_joint(pipeline_graph()), {**STAGES, **WITH_JOINT})],
+    ids=["alone", "with joint"],
+)
+def test_the_stages_fingerprints_do_not_change(graph, expected):
     fingerprints = {name: name for name in ("records", "tokenizer", "model")}
-    for spec in pipeline_graph().stages:
+    for spec in graph.stages:
         config = spec.config_class(**({"seed": 0} if "seed" in spec.config_class.model_fields else {}))
         inputs = {name: fingerprints[name] for name in spec.inputs if name in fingerprints}
         identity = stage_identity(spec.code_version, config, inputs)
         fingerprints[spec.name] = stage_fingerprint(spec.name, identity)
-    assert {name: fingerprints[name][:16] for name in pipeline_graph().names} == STAGES
+    assert {name: fingerprints[name][:16] for name in graph.names} == expected

@@ -83,7 +83,7 @@ def test_the_summary_names_model_quality_controls_and_the_next_commands(tmp_path
     text = "\n".join(lines)
     kept = run_quality(run, tmp_path).kept
     assert lines[0] == f"model:    {tmp_path}/latest/model"
-    assert f"keeps {kept:.3f} (" in lines[1] and "316 test questions" in lines[1]
+    assert f"keeps {kept:.3f} (" in lines[1] and f"{METRICS['num_samples']} test questions" in lines[1]
     assert "router:   beats every control" in text
     for command in ("vico route", "vico serve", f"vico export {run.run} OUT --layout flash --storage"):
         assert command in text
@@ -101,7 +101,7 @@ def test_a_warning_says_that_the_model_is_no_candidate_or_was_accepted(tmp_path)
     run = finished_run(tmp_path, changed(num_samples=7), quality_gate={"min_questions": 8, "min_kept": 0.99})
     text = "\n".join(summary_lines(run, tmp_path, str(tmp_path)))
     assert "warning:  measured on 7 test questions" in text
-    assert "warning:  keeps 0.989 of the quality" in text
+    assert f"warning:  keeps {run_quality(run, tmp_path).kept:.3f} of the quality" in text
     assert "not the candidate" in text
     run.accepted = True
     assert "accepted with --accept" in "\n".join(summary_lines(run, tmp_path, str(tmp_path)))
@@ -111,3 +111,10 @@ def test_a_run_without_an_export_has_no_summary(tmp_path):
     run = finished_run(tmp_path, METRICS)
     run.stages["export"].state = "pending"
     assert summary_lines(run, tmp_path, str(tmp_path)) == []
+
+
+def test_bounds_that_know_the_test_tiles_are_no_controls_and_fewer_tiles_are_one():
+    lead = {"difference": -0.1, "interval": [-0.2, -0.05]}
+    names = ("random", "fewer_tiles", "oracle", "blind_oracle", "seeing_oracle")
+    metrics = {**METRICS, "routed_minus": {"over_curve": dict.fromkeys(names, lead)}}
+    assert list(quality_of(metrics).leads) == ["random", "fewer_tiles"]

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from cluster.train_settings import TrainSettings
-from stages.consistency.config import ConsistencyConfig
+from stages.consistency.config import ConsistencyConfig, JointConsistencyConfig
 from stages.consistency.disk import check_disk
-from stages.consistency.packs import ConsistencySettings, check_connector_start
+from stages.consistency.packs import ConsistencySettings, JointInputs, check_connector_start
+from stages.losses_policy import policy_digest
+from stages.outputs import METRICS_FILE
 from stages.parts import Parts
 from stages.training.checkpoints import METADATA_FILE
 from tests.tiny_model import make_tiny_model
@@ -102,3 +104,27 @@ def test_a_start_for_a_connector_that_the_model_has_already_is_refused(model, tm
     check_connector_start(replace(settings, model_folder=tmp_path / "policy"))
     with pytest.raises(UserError, match=r"connector_start=random has no effect: .* has a compressed"):
         check_connector_start(replace(started, model_folder=tmp_path / "policy"))
+
+
+def test_the_joint_policy_starts_from_the_first_one_and_rates_of_another_router_are_refused(model, tmp_path):
+    import torch
+
+    from stages.consistency.worker import start_policy
+
+    policy = load_model(model)
+    policy.add_compressed_connector(1)
+    with torch.no_grad():
+        policy.lm_head.weight.add_(0.5)
+    policy_folder = tmp_path / "policy"
+    save_model(policy.state_dict(), model, policy_folder)
+    joint = JointInputs(policy_folder, tmp_path)
+    settings = replace(settings_of(model, tmp_path), config=JointConsistencyConfig(seed=0), joint=joint)
+    started = start_policy(settings, torch.float32).state_dict()
+    assert all(torch.equal(started[name], tensor) for name, tensor in policy.state_dict().items())
+    assert settings.seed != settings.config.seed == replace(settings, joint=None).seed
+    metrics = {"policy": policy_digest(policy_folder), "absolute_threshold": 0.5}
+    (tmp_path / METRICS_FILE).write_text(json.dumps(metrics))
+    joint.check()
+    (tmp_path / METRICS_FILE).write_text(json.dumps({**metrics, "policy": policy_digest(model)}))
+    with pytest.raises(UserError, match=r"of another policy than .*leave out inputs.adopt.joint_rates$"):
+        joint.check()

@@ -15,10 +15,13 @@ LEVELS = {"routed": (0.95, 0.85), "random": (0.9, 0.7), "pixel_rule": (0.94, 0.8
 """Similarity with one and with two of the three tiles of a sample compressed."""
 
 
-def scores(name: str, similarity: float, num_compressed: int, noise: np.ndarray, threshold=None):
+def scores(
+    name: str, similarity: float, num_compressed: int, noise: np.ndarray, threshold=None, num_dropped=0
+):
     values = {"similarity": similarity + noise[None]}
     point = Point(BY_NAME[name], (), threshold)
-    return PointScores(point, values, np.full((1, NUM_SAMPLES), num_compressed))
+    compressed = np.full((1, NUM_SAMPLES), num_compressed)
+    return PointScores(point, values, compressed, np.full(NUM_SAMPLES, num_dropped))
 
 
 def scored_points(levels=LEVELS, spread=0.05):
@@ -71,13 +74,40 @@ def test_without_an_oracle_the_other_differences_stay():
     assert point["pixel_rule"]["interval"][0] > 0
 
 
+def test_the_distance_to_the_oracle_is_split_by_the_blind_oracle():
+    levels = LEVELS | {"blind_oracle": (0.98, 0.88), "seeing_oracle": (0.99, 0.89)}
+    split = comparisons(resampled(scored_points(levels)), SAVING)["oracle_split"]
+    at_point = split["at_point"]
+    assert at_point["threshold"] == 0.4 and at_point["tokens_saved"] == pytest.approx(0.5)
+    assert at_point["better_router"]["difference"] == pytest.approx(0.88 - 0.85, abs=2e-3)
+    assert at_point["question"]["difference"] == pytest.approx(0.01, abs=2e-3)
+    low, high = at_point["better_router"]["interval"]
+    assert 0.02 < low < high < 0.04
+    assert split["over_curve"]["question"]["difference"] > 0
+    assert comparisons(resampled(scored_points()), SAVING)["oracle_split"] is None
+
+
+def test_fewer_tiles_are_compared_where_their_curve_reaches():
+    noise = np.random.default_rng(0).normal(0, 0.05, NUM_SAMPLES)
+    fewer = [scores("fewer_tiles", 0.7, 0, noise, num_dropped=2)]  # 2 of 3 tiles: 2/3 of the tokens
+    minus = comparisons(resampled([*scored_points(), *fewer]), SAVING)["routed_minus"]
+    # on the line from (0, 1.0) to (2/3, 0.7) at half of the tokens
+    assert minus["at_point"]["fewer_tiles"]["difference"] == pytest.approx(0.85 - 0.775, abs=3e-3)
+    assert minus["over_curve"]["fewer_tiles"] == {"difference": None, "interval": None}
+
+
 def test_groups_give_wider_intervals_than_samples_of_like_quality():
     """Twenty groups whose samples share a random effect are twenty observations, not four hundred."""
     group = np.arange(NUM_SAMPLES) % 20
     effect = np.random.default_rng(1).normal(0, 0.3, 20)[group]
     base = np.ones(NUM_SAMPLES)
     scored = [
-        PointScores(Point(BY_NAME[name], ()), {"similarity": values[None]}, np.zeros((1, NUM_SAMPLES)))
+        PointScores(
+            Point(BY_NAME[name], ()),
+            {"similarity": values[None]},
+            np.zeros((1, NUM_SAMPLES)),
+            np.zeros(NUM_SAMPLES),
+        )
         for name, values in (("reference", base), ("full", base + effect), ("compressed", base))
     ]
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from data_prep.demo.records import drawn_record
 from data_prep.records.config import RecordsConfig
-from stages.evaluate.pixel_features import FEATURES, SCHEMA, pixel_features
-from stages.evaluate.pixel_rule import demo_sources, feature_aucs, pixel_rule_choice
+from stages.evaluate.tile_measures.pixel_features import FEATURES, SCHEMA, pixel_features
+from stages.evaluate.tile_measures.pixel_rule import demo_sources, feature_aucs, pixel_rule_choice
 from vico.tiling import Tiling, tile_pixels
 
 

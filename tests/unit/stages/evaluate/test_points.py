@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.points import EvaluatedTiles, operating_points
+from stages.evaluate.points import EvaluatedTiles, measured_controls, operating_points
 
 SHAPES = [(3,), (1,), (1,), (3,), (2, 1), (), (1,), (3,), (5,), (2, 1)]
 NUM_TILES = sum(sum(shape) for shape in SHAPES)
-CONTROLS = ("random", "shuffled", "oracle")
+CONTROLS = ("random", "shuffled", "blind_oracle", "oracle")
 THRESHOLDS = (0.8, 0.5, 0.2)
 CALIBRATED = 0.5
 
@@ -18,7 +18,10 @@ CALIBRATED = 0.5
 def tiles(with_ratio: bool = True) -> EvaluatedTiles:
     random = np.random.default_rng(1)
     ratio = random.lognormal(size=NUM_TILES) if with_ratio else None
-    return EvaluatedTiles(SHAPES, random.random(NUM_TILES).astype(np.float32), ratio)
+    p_compress = random.random(NUM_TILES).astype(np.float32)
+    blind = random.lognormal(size=NUM_TILES)
+    blind[:4] = np.nan  # the first two samples have one question
+    return EvaluatedTiles(SHAPES, p_compress, ratio, blind_ratio_N=blind if with_ratio else None)
 
 
 def points(evaluated: EvaluatedTiles, seed: int = 0, relative_threshold: float = 0.0) -> dict[str, list]:
@@ -111,3 +114,37 @@ def test_the_oracle_compresses_the_smallest_ratios():
 
 def test_without_ratios_there_is_no_oracle():
     assert "oracle" not in points(tiles(with_ratio=False))
+
+
+def test_the_blind_oracle_ranks_by_other_questions_and_leaves_tiles_without_any_to_the_router():
+    evaluated = tiles()
+    by_control = points(evaluated)
+    known = np.isfinite(evaluated.blind_ratio_N)
+    for name, ratio in (("blind_oracle", evaluated.blind_ratio_N), ("seeing_oracle", evaluated.ratio_N)):
+        for routed, point in zip(by_control["routed"], by_control[name], strict=True):
+            routed_N, flags = routed.replicates[0], point.replicates[0]
+            assert (flags[~known] == routed_N[~known]).all()
+            assert flags[known].sum() == routed_N[known].sum()
+            assert ratio[known & flags].max() < ratio[known & ~flags].min()
+
+
+def test_without_other_questions_there_is_no_blind_oracle():
+    by_control = points(tiles(with_ratio=False))
+    assert not {"blind_oracle", "seeing_oracle"} & by_control.keys()
+
+
+def test_the_seeing_oracle_comes_with_the_blind_one():
+    names = [
+        control.name for control in measured_controls(EvaluateConfig(seed=0, controls=("blind_oracle",)))
+    ]
+    assert names == ["blind_oracle", "seeing_oracle"]
+
+
+def test_fewer_tiles_keep_all_of_them_at_the_full_rate():
+    evaluated = tiles()
+    counts_S = np.minimum(evaluated.num_tiles_S, 2)
+    evaluated = EvaluatedTiles(SHAPES, evaluated.p_compress_N, None, retiled_S={2: counts_S})
+    (point,) = points(evaluated)["fewer_tiles"]
+    (flags,) = point.replicates
+    assert point.max_tiles == 2 and point.threshold is None and not flags.any()
+    assert [len(part) for part in point.by_sample(evaluated, flags)] == counts_S.tolist()

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.controls import COMPRESSED, FULL, RANDOM, ROUTED
+from stages.controls import COMPRESSED, FEWER_TILES, FULL, RANDOM, ROUTED
 from stages.evaluate.points import EvaluatedTiles, Point
 from stages.evaluate.scores import all_point_scores, evaluation_metrics, rate_text
 from tests.tiny_model import make_tiny_model
@@ -13,7 +13,8 @@ from vico.settings import load_settings
 SHAPES = [(3,), (1,), (), (1, 1)]
 KINDS = ["prose", "plain", "text", "prose"]
 KEYS = ["a", "b", "c", "d"]
-TILES = EvaluatedTiles(SHAPES, np.zeros(6, np.float32), None)
+FEWER_S = np.array([1, 1, 0, 2])
+TILES = EvaluatedTiles(SHAPES, np.zeros(6, np.float32), None, retiled_S={1: FEWER_S})
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def prediction(sample: int, model: str, rates: str) -> dict:
         "rates": rates,
         "exact_match": "1" not in rates,
         "similarity": similarity,
-        "kl": 0.01 * rates.count("1"),
+        "kl": float("nan") if len(rates) < sum(SHAPES[sample]) else 0.01 * rates.count("1"),
         "truncated": sample == 2,
     }
 
@@ -44,11 +45,12 @@ def metrics(model):
         Point(COMPRESSED, (flags[2],)),
         Point(ROUTED, (flags[0],), 0.5),
         Point(RANDOM, (flags[0], flags[1], flags[3]), 0.5),
+        Point(FEWER_TILES, (np.zeros(4, bool),), max_tiles=1),
     ]
     rows = [prediction(s, "reference", "0" * sum(shape)) for s, shape in enumerate(SHAPES)]
     for point in points:
         for replicate in point.replicates:
-            by_sample = TILES.by_sample(replicate)
+            by_sample = point.by_sample(TILES, replicate)
             rows += [prediction(s, "policy", rate_text(part)) for s, part in enumerate(by_sample)]
     samples = pa.table({"key": KEYS, "kind": KINDS, "tiles": [list(shape) for shape in SHAPES]})
     scored = all_point_scores(samples, TILES, points, pa.Table.from_pylist(rows))
@@ -62,6 +64,14 @@ def test_tokens_are_exact_counts(metrics):
     (routed,) = metrics["routed"]
     assert routed["visual_tokens"] == 18 and routed["share_compressed"] == 2 / 6
     assert routed["tokens_saved"] == 0.25 and routed["threshold"] == 0.5
+
+
+def test_dropped_tiles_save_all_of_their_tokens(metrics):
+    (fewer,) = metrics["fewer_tiles"]
+    assert fewer["max_tiles"] == 1 and "threshold" not in fewer
+    assert fewer["visual_tokens"] == 16 and fewer["tokens_saved"] == pytest.approx(2 / 6)
+    assert fewer["share_compressed"] == 0 and fewer["kl"] is None
+    assert fewer["quality_kept"] == 1
 
 
 def test_means_over_samples(metrics):
@@ -83,7 +93,7 @@ def test_random_points_are_means_with_a_standard_deviation(metrics):
 
 
 def test_every_control_has_a_key_and_lists_may_be_empty(metrics):
-    for name in ("served", "shuffled", "pixel_rule", "oracle"):
+    for name in ("served", "shuffled", "pixel_rule", "blind_oracle", "seeing_oracle", "oracle"):
         assert metrics[name] == []
     assert metrics["num_samples"] == 4 and metrics["num_tiles"] == 6 and metrics["ratios_known"] is False
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.evaluate.table import findings, shown_points
+from stages.evaluate.table import distinct_points, findings, shown_points
 
 
 def metrics_of(shares: list[float], calibrated: int) -> dict:
@@ -25,6 +25,12 @@ def metrics_of(shares: list[float], calibrated: int) -> dict:
 )
 def test_points_that_are_nearly_the_same_are_shown_once(shares, calibrated, shown):
     assert shown_points(metrics_of(shares, calibrated)) == shown
+
+
+def test_limits_that_cut_no_picture_differently_are_shown_once():
+    saved = {1: 0.6, 2: 0.5, 3: 0.5, 4: 0.0, 6: 0.0}
+    points = [{"max_tiles": most, "tokens_saved": share} for most, share in saved.items()]
+    assert [point["max_tiles"] for point in distinct_points(points)] == [4, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from stages.label.config import LabelConfig
 from stages.label.stage import label_metrics, label_table, run
+from stages.losses_policy import check_policy, with_policy
 from stages.outputs import FIGURES_FOLDER, LABELS_FILE, METRICS_FILE, RATIOS_FILE
 from tests.growth import cpu_growth
 from tests.stage_context import stage_context
@@ -130,3 +131,25 @@ def test_losses_that_cannot_be_labelled_are_refused(labelled):
     zero = table.set_column(table.column_names.index("loss_full"), "loss_full", pa.array(np.zeros(10)))
     with pytest.raises(UserError, match=r"tile 0 of demo-0000 .* label\.floor=0\.0"):
         labelled(zero, floor=0.0)
+
+
+def test_one_label_for_all_train_tiles_is_refused(labelled):
+    table = losses(40)
+    same = table.set_column(4, "loss_full", pa.array(np.full(40, 0.1)))
+    same = same.set_column(5, "loss_compressed", pa.array(np.full(40, 0.2)))
+    with pytest.raises(UserError, match=r"all 24 train tiles get the label compress.*1.90909 to 1.90909"):
+        labelled(same)
+
+
+def test_labels_carry_the_policy_of_their_losses(labelled, tmp_path):
+    policies = [tmp_path / name for name in ("policy", "other")]
+    for number, policy in enumerate(policies):
+        policy.mkdir()
+        (policy / "model.safetensors").write_bytes(bytes([number]))
+    _, _, context = labelled(with_policy(losses(), policies[0]))
+    path = context.parts.output / LABELS_FILE
+    check_policy(path, policies[0], "label")
+    with pytest.raises(UserError, match=r"of another policy than .*leave out inputs.adopt.label"):
+        check_policy(path, policies[1], "label")
+    _, _, context = labelled(losses())  # of an earlier version: nothing to compare
+    check_policy(context.parts.output / LABELS_FILE, policies[1], "label")

@@ -10,9 +10,12 @@ from data_prep.shards.folder import write_index
 from data_prep.shards.index import SCHEMA
 from data_prep.shards.names import INDEX_FILE
 from stages.evaluate.config import EvaluateConfig
-from stages.ratio.actor import medians, rate_vectors, shards_of
+from stages.ratio.actor import check_finite, medians
 from stages.ratio.config import RatioConfig
+from stages.ratio.isolation import random_masks, rate_vectors, tile_losses
+from stages.ratio.samples import shards_of
 from tests.growth import cpu_growth
+from vico.errors import UserError
 
 LOSSES = ("loss_full", "loss_compressed", "ratio")
 
@@ -21,14 +24,54 @@ def as_text(vectors) -> list[str]:
     return ["".join(str(int(flag)) for flag in vector) for vector in vectors]
 
 
+TILE, IMAGE = RatioConfig(seed=1), RatioConfig(seed=1, isolation="image")
+RANDOM = RatioConfig(seed=1, isolation="random", masks=12, ridge=1e-9)
+
+
 def test_one_tile_at_a_time_after_the_full_rate():
-    assert as_text(rate_vectors((2, 1), "tile")) == ["000", "100", "010", "001"]
-    assert as_text(rate_vectors((1,), "tile")) == ["0", "1"]
+    assert as_text(rate_vectors((2, 1), "k", TILE)) == ["000", "100", "010", "001"]
+    assert as_text(rate_vectors((1,), "k", TILE)) == ["0", "1"]
+    full, compressed = tile_losses((2, 1), [], np.array([0.1, 1.0, 2.0, 3.0]), TILE)
+    assert full.tolist() == [0.1] * 3 and compressed.tolist() == [1.0, 2.0, 3.0]
 
 
 def test_all_tiles_of_an_image_at_a_time():
-    assert as_text(rate_vectors((2, 1), "image")) == ["000", "110", "001"]
-    assert as_text(rate_vectors((3,), "image")) == ["000", "111"]
+    assert as_text(rate_vectors((2, 1), "k", IMAGE)) == ["000", "110", "001"]
+    assert as_text(rate_vectors((3,), "k", IMAGE)) == ["000", "111"]
+    full, compressed = tile_losses((2, 1), [], np.array([0.1, 1.0, 2.0]), IMAGE)
+    assert full.tolist() == [0.1] * 3 and compressed.tolist() == [1.0, 1.0, 2.0]
+
+
+def test_random_masks_are_a_function_of_sample_and_config():
+    masks = random_masks(5, "k", RANDOM)
+    assert (random_masks(5, "k", RANDOM) == masks).all()
+    others = [random_masks(5, "l", RANDOM), random_masks(5, "k", RANDOM.model_copy(update={"seed": 2}))]
+    assert not any((other == masks).all() for other in others)
+    losses = 1.0 + masks @ np.arange(5.0)
+    full, compressed = tile_losses((3, 2), list(masks), losses, RANDOM)
+    np.testing.assert_allclose(compressed - full, np.arange(5.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.667])
+@pytest.mark.parametrize("num_tiles", [1, 2, 3, 7, 12, 40])
+def test_random_masks_compress_each_tile_equally_often(num_tiles, share):
+    config = RatioConfig(seed=3, isolation="random", compress_share=share)
+    for key in map(str, range(20)):
+        masks = random_masks(num_tiles, key, config)
+        assert masks.shape == (24, num_tiles)
+        assert set(masks.sum(0).tolist()) == {round(share * 24)}
+        assert num_tiles == 40 or np.ptp(masks.sum(1)) > 0  # else the mean effect would not show
+        if num_tiles <= 12:  # twice as many masks as tiles: every effect shows
+            assert np.linalg.matrix_rank(masks - masks.mean(0)) == num_tiles
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_is_refused_with_its_sample(value):
+    check_finite("k", np.array([0.0, 1e30]), "float32")
+    with pytest.raises(UserError, match=r"sample a-1: 1 of its 2 losses are not finite; set ratio.dtype"):
+        check_finite("a-1", np.array([0.1, value]), "bfloat16")
+    with pytest.raises(UserError, match="not finite; check the policy"):
+        check_finite("a-1", np.array([0.1, value]), "float32")
 
 
 def test_a_smaller_choice_is_part_of_a_larger_one():
@@ -53,13 +96,14 @@ def empty_column(field: pa.Field, length: int) -> pa.Array:
     return pa.repeat(pa.scalar(value, field.type), length)
 
 
-def write_shard_index(folder, shard, split, num_tiles):
-    """Write an index of rows with an answer; all other columns are empty."""
+def write_shard_index(folder, shard, split, num_tiles, **more):
+    """Write an index of rows with an answer; columns that are not given are empty."""
     values = {
         "shard": shard,
         "split": split,
         "num_tiles": num_tiles,
         "answer_tokens": np.ones(len(shard), int),
+        **more,
     }
     columns = [
         pa.array(values[field.name], field.type) if field.name in values else empty_column(field, len(shard))
@@ -86,6 +130,43 @@ def test_shards_get_their_usable_rows(tmp_path):
         (3, (6, 7)),
     ]
     assert len(shards) == 1000
+
+
+def write_named_shards(folder) -> None:
+    sample = np.arange(40)
+    write_shard_index(
+        folder,
+        sample // 10,
+        np.where(sample % 2 == 0, "train", "calib"),
+        np.ones(40, int),
+        source=np.where(sample < 20, "web", "scans"),
+        kind=np.where(sample % 4 < 2, "ocr", "chart"),
+    )
+
+
+def test_sources_and_kinds_choose_train_samples(tmp_path):
+    write_named_shards(tmp_path)
+
+    def rows(**changed: object) -> list[int]:
+        config = RatioConfig(splits=("train", "calib"), seed=1, **changed)
+        return [row for shard in shards_of(config, tmp_path) for row in shard.rows]
+
+    calib = list(range(1, 40, 2))
+    assert rows(kinds=("ocr",)) == sorted(calib + list(range(0, 40, 4)))
+    assert rows(kinds=("ocr",), sources=("scans",)) == sorted(calib + list(range(20, 40, 4)))
+    assert rows(kinds=("ocr", "chart")) == rows() == list(range(40))
+    some = rows(kinds=("ocr",), max_samples=3)
+    assert len(some) == 6 and all(row % 4 == 0 for row in some if row % 2 == 0)
+
+
+def test_an_unknown_source_or_kind_is_refused_with_those_that_exist(tmp_path):
+    write_named_shards(tmp_path)
+    for changed, message in (
+        ({"kinds": ("orc",)}, r"ratio\.kinds names orc, .*name some of: chart, ocr"),
+        ({"sources": ("we",)}, r"ratio\.sources names we, .*name some of: scans, web"),
+    ):
+        with pytest.raises(UserError, match=message):
+            shards_of(RatioConfig(seed=1, **changed), tmp_path)
 
 
 def test_rows_of_shards_need_one_pass_for_any_number_of_shards(tmp_path):
@@ -124,10 +205,14 @@ def test_medians_by_kind_need_one_pass_for_any_number_of_kinds():
     [
         (RatioConfig, {"splits": ("calib", "test")}, "needs train"),
         (RatioConfig, {"splits": ("train", "train")}, "no split twice"),
+        (RatioConfig, {"masks": 30}, "masks=30 has no effect with isolation=tile"),
+        (RatioConfig, {"isolation": "image", "ridge": 2.0}, "ridge=2.0 has no effect"),
+        (RatioConfig, {"isolation": "random", "compress_share": 0.95}, "set at least 40 masks"),
+        (RatioConfig, {"isolation": "random", "compress_share": 1.0}, "less than 1"),
         (EvaluateConfig, {"shares": (0.5, 1.0)}, "between 0 and 1"),
         (EvaluateConfig, {"controls": ("rendom",)}, "random"),
     ],
 )
 def test_configs_refuse_values_that_make_no_sense(config, values, message):
     with pytest.raises(ValidationError, match=message):
-        config(**values)
+        config(seed=0, **values)

@@ -16,8 +16,9 @@ from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
 from vico.checkpoints.write import write_hf_folder
+from vico.inference.calibration import placed_threshold
 from vico.inference.generation import greedy_answers
-from vico.inference.routing import absolute_rule, calibrated_threshold
+from vico.inference.routing import absolute_rule
 from vico.inference.tile_losses import encoded_tiles
 from vico.model_files import stored_threshold
 from vico.packing import TiledSequence
@@ -68,7 +69,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     pixels = np.concatenate([pixel_values(image, model.settings.tiling()) for image in pictures() if image])
     with torch.no_grad():  # between those of the tiles, so that decisions differ
         probability = model.router.compress_probability(model.vision_features(torch.from_numpy(pixels)))
-    threshold = calibrated_threshold(probability.numpy(), 0.5)
+    threshold = placed_threshold(probability.numpy(), 0.5).value
     save_model(model.state_dict(), root / "base", root / "saved", {"absolute_threshold": threshold})
     (root / "exported").mkdir()
     write_hf_folder(root / "saved", root / "exported")

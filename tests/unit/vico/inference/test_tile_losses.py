@@ -1,5 +1,7 @@
 """Packed losses at many rates, compared with one dense forward pass each."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ import torch.nn.functional as F
 from tests.numerics.consistency_case import samples
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
-from vico.inference.tile_losses import RatedSample, encoded_tiles, rate_losses
+from vico.inference.branches import RatedSample
+from vico.inference.tile_losses import encoded_pair, encoded_tiles, rate_losses, share_tower
+from vico.packing import EncodedSample
 from vico.prompt import load_prompt_format
 
 SHAPES = [(3,), (1,), (2, 1), (), (4,), (1, 1, 1)]
@@ -17,14 +21,36 @@ SHAPES = [(3,), (1,), (2, 1), (), (4,), (1, 1, 1)]
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """A policy that differs from its reference, and samples with all their rate vectors."""
-    folder = make_tiny_model(tmp_path_factory.mktemp("model") / "m")
-    policy, reference = load_model(folder), load_model(folder)
+    return case_in(tmp_path_factory.mktemp("model") / "m", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def exact_case(tmp_path_factory):
+    """The same in float64, and a conversation whose first answer comes before its second picture."""
+    folder = tmp_path_factory.mktemp("model") / "m"
+    policy, reference, encoded, rates = case_in(folder, torch.float64)
+    prompt_format = load_prompt_format(folder)
+    turns = [
+        {"from": "human", "value": "what is <image> here"},
+        {"from": "gpt", "value": "written here"},
+        {"from": "human", "value": "and <image>"},
+        {"from": "gpt", "value": "what"},
+    ]
+    size = prompt_format.settings.tile_size
+    pixels = np.random.default_rng(5).standard_normal((4, 3, size, size))
+    talk = EncodedSample("talk", 99, prompt_format.encode(turns, (2, 2)), pixels, (2, 2))
+    return policy, reference, [*encoded, talk], [*rates, all_rates(4)]
+
+
+def case_in(folder, dtype):
+    make_tiny_model(folder)
+    policy, reference = load_model(folder, dtype), load_model(folder, dtype)
     policy.add_compressed_connector(1)
     policy.eval()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(dtype) * 0.02)
     prompt_format = load_prompt_format(folder)
     encoded = [samples(prompt_format, number, shape) for number, shape in enumerate(SHAPES)]
     rates = [all_rates(sample.skeleton.num_tiles) for sample in encoded]
@@ -84,6 +110,63 @@ def test_packed_losses_equal_one_dense_forward_each(case):
             assert value == pytest.approx(kl.item(), rel=1e-4, abs=1e-7)
         # compressing a tile changes the loss, otherwise the comparison would prove nothing
         assert sample.skeleton.num_tiles == 0 or np.ptp(values) > 1e-5
+
+
+@pytest.mark.parametrize("row_tokens", [1, 60, 200, 10**6])
+def test_shared_beginnings_change_no_loss(exact_case, row_tokens):
+    """In float64 the losses are those of whole forward passes one by one, whatever the rows are."""
+    policy, reference, encoded, rates = exact_case
+    shared = losses(*exact_case, row_tokens=row_tokens)
+    for sample, vectors, values in zip(encoded, rates, shared, strict=True):
+        full = np.zeros(sample.skeleton.num_tiles, bool)
+        target = dense_answer_logits(reference, sample, full).log_softmax(-1)
+        for compressed, value in zip(vectors, values, strict=True):
+            log_policy = dense_answer_logits(policy, sample, compressed).log_softmax(-1)
+            kl = F.kl_div(log_policy, target, log_target=True, reduction="sum") / len(target)
+            assert value == pytest.approx(kl.item(), rel=1e-9)
+
+
+def test_the_language_model_computes_a_shared_beginning_once(case, monkeypatch):
+    policy, reference, encoded, _ = case
+    sample = encoded[SHAPES.index((4,))]
+    one_at_a_time = [np.zeros(4, bool), *np.eye(4, dtype=bool)]
+    num_tokens = {id(policy): 0, id(reference): 0}
+    forward = type(policy).answer_hidden_states
+
+    def counting(self, row, *arguments):
+        num_tokens[id(self)] += len(row.input_ids)
+        return forward(self, row, *arguments)
+
+    monkeypatch.setattr(type(policy), "answer_hidden_states", counting)
+    losses(policy, reference, [sample], [one_at_a_time], row_tokens=30)
+    before = int(np.flatnonzero(sample.skeleton.ids == policy.settings.image_token_id)[0])
+    text = sample.skeleton.num_text_tokens
+    after = text - before
+    branches = sum(1 + 4 * later + after for later in range(4))
+    assert num_tokens[id(reference)] == text + 16
+    assert num_tokens[id(policy)] == text + 16 + branches
+
+
+def test_a_tower_that_both_models_have_runs_once(case):
+    _, reference, encoded, _ = case
+    policy, other = copy.deepcopy(reference), copy.deepcopy(reference)
+    policy.add_compressed_connector(1)
+    pixels = encoded[0].pixels
+    apart = encoded_pair(policy, other, pixels, 2)
+    assert share_tower(policy, other)
+    tower, seen = policy.base.model.vision_tower, []
+    assert other.base.model.vision_tower is tower
+    hook = tower.register_forward_hook(lambda _, inputs, output: seen.append(len(output[0])))
+    together = encoded_pair(policy, other, pixels, 2)
+    hook.remove()
+    assert sum(seen) == len(pixels)
+    for a, b in zip(apart, together, strict=True):
+        assert torch.equal(a.full_NFD, b.full_NFD)
+    assert torch.equal(apart[0].compressed_NCD, together[0].compressed_NCD)
+    changed = copy.deepcopy(reference)
+    with torch.no_grad():
+        next(changed.base.model.vision_tower.parameters()).view(-1)[0] += 1
+    assert not share_tower(policy, changed)
 
 
 def test_rows_chunks_and_batches_change_nothing(case):

@@ -15,7 +15,7 @@ from data_prep.records.sets import demo_sets
 from data_prep.shards.index import load_index
 from stages.context import Context
 from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
-from stages.evaluate.pixel_features import FEATURES, TileMeasurer
+from stages.evaluate.tile_measures.pixel_features import FEATURES, TileMeasurer
 from stages.inference import inference_settings
 from stages.outputs import SCORES_FILE, TILES_FILE
 

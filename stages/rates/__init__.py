@@ -1,0 +1,1 @@
+"""Stage rates: the rate that a router chooses for every train tile, for the joint training."""
