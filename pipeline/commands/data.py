@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from data_prep.records.rejection import shown_line
 from pipeline.commands.options import (
     ConfigArgument,
     JsonOption,
@@ -134,5 +135,6 @@ def _report_lines(report: "CheckReport") -> list[str]:
     for reason, count in report["reasons"].items():
         lines.append(f"{reason}: {count}")
         for row in report["examples"][reason]:
-            lines.append(f"  {row['source']} line {row['line']}: {one_line(row['message'], max_chars=None)}")
+            message = one_line(row["message"], max_chars=None)
+            lines.append(f"  {row['source']} line {shown_line(row)}: {message}")
     return [*lines, *report["notes"]]
