@@ -46,6 +46,11 @@ class LedgerRow(TypedDict):
     message: str
 
 
+def shown_line(row: LedgerRow) -> int:
+    """Return the row's line for a message to people: it counts from 1, as editors do."""
+    return row["line"] + 1
+
+
 class Rejected(Exception):
     """A row that goes to quarantine: `reason` is a word of REASONS, `message` gives the details."""
 

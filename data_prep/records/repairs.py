@@ -69,9 +69,9 @@ def repaired_rows(path: Path, quarantined: set[RowAddress]) -> dict[RowAddress, 
             address, content = _repair(line, f"inputs.repaired={path}: line {number}")
             if address not in quarantined or address in rows:
                 problem = "is repeated" if address in rows else "is not in quarantine"
+                row = json.dumps({"source": address.source, "line": address.line}, ensure_ascii=False)
                 raise UserError(
-                    f"inputs.repaired={path}: line {number}: line {address.line} of {address.source} "
-                    f"{problem}; remove it from the file"
+                    f"inputs.repaired={path}: line {number}: {row} {problem}; remove it from the file"
                 )
             rows[address] = content
     if not rows:

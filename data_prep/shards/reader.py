@@ -141,7 +141,7 @@ class SampleReader:
         except (ValueError, KeyError, TypeError) as error:
             raise self._shards.mismatch(index_row, "its offset does not hold a sample") from error
         if (source, line) != (index_row["source"], index_row["line"]):
-            raise self._shards.mismatch(index_row, f"its offset holds line {line} of {source}")
+            raise self._shards.mismatch(index_row, f'its offset holds "line": {line} of {source}')
         return record
 
     def _decoded(self, index_row: dict[str, Any], pictures: list[bytes]) -> list[Image.Image]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from data_prep.records.rejection import shown_line
 from pipeline.commands.options import (
     ConfigArgument,
     JsonOption,
@@ -86,7 +87,8 @@ def retry(
 
     The new shards are written beside the old ones, which stay as they are.
 
-    A line of ROWS is {"source", "line", "row"}; without "row" the original line is checked again.
+    A line of ROWS is {"source", "line", "row"}, with source and line as in quarantine.jsonl; without "row" the
+    original line is checked again.
     """
     from pipeline.commands.repaired_rows import NOTHING_REPAIRED, nothing_repaired, outcome, retry_files
     from pipeline.config.graph import pipeline_graph
@@ -134,5 +136,6 @@ def _report_lines(report: "CheckReport") -> list[str]:
     for reason, count in report["reasons"].items():
         lines.append(f"{reason}: {count}")
         for row in report["examples"][reason]:
-            lines.append(f"  {row['source']} line {row['line']}: {one_line(row['message'], max_chars=None)}")
+            message = one_line(row["message"], max_chars=None)
+            lines.append(f"  {row['source']} line {shown_line(row)}: {message}")
     return [*lines, *report["notes"]]

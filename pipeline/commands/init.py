@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_prep.records.rejection import shown_line
 from pipeline.terminal.output import terminal
 from vico.errors import UserError, one_line
 
@@ -189,7 +190,7 @@ def _checked_lines(file: "CheckedFile") -> list[str]:
     return [
         f"{file.path.name}: format {file.format}{pictures}; first rows: {text}",
         *(
-            f"  line {row['line']}, {reason}: {one_line(row['message'], max_chars=None)}"
+            f"  line {shown_line(row)}, {reason}: {one_line(row['message'], max_chars=None)}"
             for reason, row in sorted(first_rows.items())
         ),
     ]

@@ -179,7 +179,10 @@ def serve(
         typer.Option("--engine", help="What runs the language model; vllm needs an environment with vLLM."),
     ] = "builtin",
     engine_python: Annotated[
-        str, typer.Option("--engine-python", help="Python of the environment with vLLM; default: this one.")
+        str,
+        typer.Option(
+            "--engine-python", help="Python of the environment with vLLM; default: this one.", show_default=False
+        ),
     ] = sys.executable,
     engine_folder: Annotated[
         Path | None,

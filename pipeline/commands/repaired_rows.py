@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.site import Site
+from data_prep.records.rejection import shown_line
 from pipeline.config.graph import pipeline_graph
 from pipeline.planning.request import RunRequest
 from pipeline.results.run_results import record_of
@@ -77,7 +78,7 @@ def nothing_repaired(site: Site, result: RunResult, repaired: Sequence[RepairedF
     for line in ledger.read_text("utf-8").splitlines() if ledger is not None and ledger.is_file() else ():
         row = json.loads(line)
         if (row["source"], row["line"]) in addresses:
-            reasons = f" (line {row['line']} of {row['source']}: {row['reason']}, {row['message']})"
+            reasons = f" ({row['source']} line {shown_line(row)}: {row['reason']}, {row['message']})"
             break
     names = ", ".join(file.file for file in repaired)
     return f"{names}: no row is repaired{reasons}; correct the rows and run the command again"

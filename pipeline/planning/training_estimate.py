@@ -71,8 +71,8 @@ class TrainingEstimate:
         shown = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)
         return [
             f"memory: about {size(memory.device)} of {where} per rank at a full pack ({shown})",
-            f"host: {size(memory.host)} per rank besides, {size(memory.host * self.num_ranks)} for all "
-            f"{self.num_ranks} ranks",
+            f"host memory in addition: {size(memory.host)} per rank, "
+            f"{size(memory.host * self.num_ranks)} in all",
             f"disk: {self.num_checkpoints} checkpoints of {size(self.checkpoint)} at a time, and the policy, "
             f"{size(self.model)}",
             *self._speed_lines(),

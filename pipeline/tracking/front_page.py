@@ -90,14 +90,20 @@ def version_tags(run: RunFile, record: Record, address: str, site: Site) -> dict
 
 
 def version_description(tags: Mapping[str, str]) -> str:
-    """Return a sentence about a registered version from its tags; empty if its quality is not known."""
+    """Return what a registered version says of its model; empty if its quality is not known.
+
+    `tags` are those of `version_tags`. The figures are rounded as in the summary of a run.
+    """
     if "vico.quality_kept" not in tags:
         return ""
-    interval = tags.get("vico.quality_kept_interval")
+    low, between, high = tags.get("vico.quality_kept_interval", "").partition(" to ")
+    interval = f" (95 % interval {float(low):.3f} to {float(high):.3f})" if between else ""
+    threshold = tags.get("vico.threshold")
     return (
-        f"Keeps {tags['vico.quality_kept']} of the quality{f' ({interval})' if interval else ''} and saves "
-        f"{tags['vico.tokens_saved']} of the visual tokens at threshold {tags.get('vico.threshold', '?')}, "
-        f"on {tags['vico.test_questions']} test questions. Files: {tags['vico.address']}"
+        f"Saves {float(tags['vico.tokens_saved']):.1%} of the visual tokens and keeps "
+        f"{float(tags['vico.quality_kept']):.3f} of the quality{interval}, on "
+        f"{int(tags['vico.test_questions']):,} test questions"
+        f"{f', at threshold {float(threshold):.3f}' if threshold else ''}. Files: {tags['vico.address']}"
     )
 
 

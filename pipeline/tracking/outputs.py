@@ -28,6 +28,8 @@ DIGEST_LENGTH = 36
 CANDIDATE = "candidate"
 """The alias of the newest registered version that passed its quality gate or was accepted."""
 
+_VERSIONS = "mlflow.modelVersions"
+
 
 @dataclass(frozen=True)
 class OutputSender:
@@ -110,6 +112,7 @@ class OutputSender:
             version = self.sent.versions.get(model.key)
             if version is None:
                 version = self._version(registered, model) or self._new_version(registered, model)
+                self._show_version(registered, version, self.sent.models[model.key])
                 self.sent.versions[model.key] = version
             if self.desired.is_candidate and self.sent.candidate != version:
                 self.client.set_registered_model_alias(registered, CANDIDATE, version)
@@ -120,6 +123,17 @@ class OutputSender:
         versions = self.client.search_model_versions(f"name = '{registered}' and run_id = '{self.sent.id}'")
         matching = (version for version in versions if version.tags.get("vico.digest") == model.digest)
         return next((str(version.version) for version in matching), None)
+
+    def _show_version(self, registered: str, version: str, model_id: str) -> None:
+        """Make the pages of runs with this model show its version, those of its stage and of the pipeline.
+
+        They read it from a tag of the model, which a server sets when it creates a version, and a database does
+        not.
+        """
+        shown = {"name": registered, "version": version}
+        versions = json.loads(self.client.get_logged_model(model_id).tags.get(_VERSIONS, "[]"))
+        if shown not in versions:
+            self.client.set_logged_model_tags(model_id, {_VERSIONS: json.dumps([*versions, shown])})
 
     def _new_version(self, registered: str, model: ModelOutput) -> str:
         from mlflow.exceptions import MlflowException

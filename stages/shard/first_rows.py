@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from data_prep.records.blocks import first_block
 from data_prep.records.config import Format, RecordsConfig
 from data_prep.records.json_lists import first_byte
+from data_prep.records.rejection import shown_line
 from data_prep.records.sets import SUFFIXES, RecordFile, RecordSet, record_sets
 from stages.shard.check import CheckTask, check_part
 from stages.shard.config import ShardConfig
@@ -210,7 +211,7 @@ def _no_good_row(folder: Path, files: Sequence[CheckedFile]) -> UserError:
     row = file.faults[0]
     return UserError(
         f"--data {folder} has no good row among the first of each file; as {file.format} row "
-        f"{row['line']} of {file.path.name} is {row['reason']} ({one_line(row['message'])}); correct the "
+        f"{shown_line(row)} of {file.path.name} is {row['reason']} ({one_line(row['message'])}); correct the "
         "rows or put the pictures there (settings of inputs.records go into the file that `vico init` writes "
         "without --data); docs/data.md lists formats and reasons"
     )

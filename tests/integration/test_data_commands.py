@@ -44,7 +44,7 @@ def test_check_and_build_account_for_every_row_of_a_hostile_set(project):
     examples = [row for rows in report["examples"].values() for row in rows]
     assert {row["line"] for row in examples} <= set(reasons)
     code, out, err = finished(vico("data", "check", *where))
-    lines = [f"bad line {row['line']}: {printable(row['message'])}\n" for row in examples]
+    lines = [f"bad line {row['line'] + 1}: {printable(row['message'])}\n" for row in examples]
     assert code == 0 and [line for line in lines if line not in out] == [], err[-2000:]
 
     code, out, err = finished(vico("data", "build", *where))
@@ -119,7 +119,7 @@ def test_rows_of_a_tar_or_a_parquet_file_are_repaired(project, tmp_path, format)
     code, out, err, path = retried("bad", conversations=bad[:1])
     assert code == 1 and "use these shards" not in out, out
     assert f"{path}: 0 of 1 rows repaired" in out
-    assert f"{path}: no row is repaired (line 0 of a: no_answer, " in err and "Traceback" not in err
+    assert f"{path}: no row is repaired (a line 1: no_answer, " in err and "Traceback" not in err
     code, out, err, path = retried("good", conversations=good)
     assert code == 0, err[-2000:]
     assert f"{path}: 1 of 1 rows repaired" in out and f'inputs.repaired: ["{path}"]' in out

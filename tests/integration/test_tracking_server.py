@@ -133,13 +133,16 @@ def export_run(digest: str, *, is_candidate: bool = True) -> DesiredRun:
     )
 
 
-def test_exported_models_become_versions_and_the_newest_is_the_candidate(server):
-    client = mlflow.MlflowClient(server.uri)
+@pytest.mark.parametrize("store", ["server", "database"])
+def test_exported_models_become_versions_and_the_newest_is_the_candidate(request, tmp_path, store):
+    is_server = store == "server"
+    uri = request.getfixturevalue("server").uri if is_server else f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment("registry")
     for number, digest in enumerate(["d1", "d2"], start=1):
         run = client.create_run(experiment).info.run_id
         for sent in (SentRun(id=run, began="1"), SentRun(id=run, began="1")):  # the second: our note is lost
-            sender = OutputSender(client, server.uri, experiment, export_run(digest), sent)
+            sender = OutputSender(client, uri, experiment, export_run(digest), sent)
             sender.send_models()
             sender.send_versions()
             sender.send_versions()
@@ -149,12 +152,14 @@ def test_exported_models_become_versions_and_the_newest_is_the_candidate(server)
         assert candidate.tags["vico.digest"] == digest
         assert candidate.tags["vico.uri"] == f"file:///elsewhere/{digest}"
         assert (
-            candidate.tags["vico.quality_kept"] == "0.98" and "0.98 of the quality" in candidate.description
+            candidate.tags["vico.quality_kept"] == "0.98" and "0.980 of the quality" in candidate.description
         )
         parent = SentRun(id=client.create_run(experiment).info.run_id, began="1")
         for _ in range(2):
             replace(sender, sent=parent).link_models(sent.models)
             parent.models.clear()  # the note is lost
+        [shown] = json.loads(client.get_logged_model(*sent.models.values()).tags["mlflow.modelVersions"])
+        assert (shown["name"], int(shown["version"])) == (candidate.name, number), "on the pages of both runs"
         [output] = client.get_run(parent.id).outputs.model_outputs
         assert [output.model_id] == list(sent.models.values())
     assert len(client.search_model_versions("name = 'registry_ a_test'")) == 2

@@ -173,7 +173,7 @@ def damage(folder: Path, kind: str) -> None:
         ("other picture", "picture 0 differs from the one that was written"),
         ("undecodable from the start", "picture 0 does not decode"),
         ("control token", "turn 0: the text spells the token <|im_end|>"),
-        ("other line", "its offset holds line 12 of good"),
+        ("other line", 'its offset holds "line": 12 of good'),
     ],
 )
 def test_a_shard_that_differs_from_its_index_is_named(copied, prompt_format, kind, words):

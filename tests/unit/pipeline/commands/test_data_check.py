@@ -31,7 +31,7 @@ def test_elsewhere_than_on_a_terminal_every_reason_is_one_whole_line():
     stream = io.StringIO()
     show_report(report(MESSAGE.replace("; ", ";\n ")), stream)
     lines = stream.getvalue().splitlines()
-    assert f"  mine line 7: {MESSAGE}" in lines and lines[-1] == NOTE
+    assert f"  mine line 8: {MESSAGE}" in lines and lines[-1] == NOTE
 
 
 def test_a_terminal_wraps_reasons_below_their_beginning(monkeypatch):
@@ -40,7 +40,7 @@ def test_a_terminal_wraps_reasons_below_their_beginning(monkeypatch):
     show_report(report(MESSAGE + " /a" + "/folder" * 30), stream)
     lines = stream.getvalue().splitlines()
     assert max(len(line) for line in lines if "/folder" not in line) <= 60
-    first = next(n for n, line in enumerate(lines) if line.startswith("  mine line 7"))
+    first = next(n for n, line in enumerate(lines) if line.startswith("  mine line 8"))
     assert all(line.startswith("      ") for line in lines[first + 1 : first + 5])
     assert "and the end matters most" in " ".join(" ".join(lines).split())
     assert "/a" + "/folder" * 30 in " ".join(lines).split(), "a path stays whole, to be copied"

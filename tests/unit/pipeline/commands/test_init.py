@@ -71,7 +71,7 @@ def test_sharegpt_rows_are_recognised_and_read(data, model):
     result = init(data, model)
     assert result.exit_code == 0, result.exception
     assert "rows.jsonl: format sharegpt" in result.stdout and "1 good, 1 missing_image" in result.stdout
-    assert "line 1, missing_image: b.png is not in its root" in result.stdout
+    assert "line 2, missing_image: b.png is not in its root" in result.stdout
     assert not (data / "meta.json").exists()
     assert checked(data.parent / "pipeline.yaml") == (2, 1)
 
