@@ -298,7 +298,8 @@ def main() -> int:
         runner = Runner(options.out, options.dry_run, time.monotonic() + limit_s, Path(scratch))
         for name in names:
             report["parts"][name] = entry = record(runner, PARTS[name])
-            report["ok"] = all(part["ok"] for part in report["parts"].values())
+            ended = report["parts"]
+            report["ok"] = len(ended) == len(set(names)) and all(part["ok"] for part in ended.values())
             (options.out / "device.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             print(f"{name}: {'ok' if entry['ok'] else entry['error']} ({entry['seconds']} s)", flush=True)
     return 0 if report["ok"] else 1
