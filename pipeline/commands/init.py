@@ -191,6 +191,6 @@ def _checked_lines(file: "CheckedFile") -> list[str]:
         f"{file.path.name}: format {file.format}{pictures}; first rows: {text}",
         *(
             f"  line {shown_line(row)}, {reason}: {one_line(row['message'], max_chars=None)}"
-            for reason, row in sorted(first_rows.items())
+            for reason, row in sorted(first_rows.items(), key=lambda item: item[1]["line"])
         ),
     ]
