@@ -37,9 +37,9 @@ TRAINING = "workflowType=machine_learning"
 START_S = 120
 """Seconds that a server has for its first answer."""
 PAGE_MS = 120_000
-"""Milliseconds that a page has to load."""
+"""Milliseconds that a page has to load; MLflow's pages ask the server for news and are never idle."""
 SETTLED_MS = 3_000
-"""Milliseconds from a page's last request to its picture, for charts to be drawn."""
+"""Milliseconds from the text that a picture must show to the picture, for charts to be drawn."""
 INSTALLED = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -83,15 +83,17 @@ def browser_page() -> Iterator[Page]:
         browser.close()
 
 
-def take(page: Page, url: str, file: Path, height: int, click: str = "") -> None:
-    """Write a picture of an address, `height` pixels high, after a click on what the selector `click` names."""
+def take(page: Page, url: str, file: Path, height: int, shows: str, click: str = "") -> None:
+    """Write a picture of an address, `height` pixels high, as soon as it shows a text.
+
+    `click` is the selector of what is clicked once it is there, to make the page show the text.
+    """
     page.set_viewport_size({"width": WIDTH, "height": height})
     page.goto("about:blank")  # else a change behind the address's # loads nothing
     page.goto(url, timeout=PAGE_MS)
-    page.wait_for_load_state("networkidle", timeout=PAGE_MS)
     if click:
-        page.locator(click).first.click()
-        page.wait_for_load_state("networkidle", timeout=PAGE_MS)
+        page.locator(click).first.click(timeout=PAGE_MS)
+    page.get_by_text(shows, exact=True).first.wait_for(timeout=PAGE_MS)
     page.wait_for_timeout(SETTLED_MS)
     page.screenshot(path=file)
     print(f"wrote {file}", flush=True)
@@ -118,14 +120,15 @@ def mlflow_pictures(page: Page, database: Path, out: Path) -> None:
     with served([*command, "--workers", "1", *hosts], port) as address:
         experiment = f"{address}/#/experiments/{parent.experiment_id}"
         stage = f"{experiment}/runs/{stages['consistency']}"
-        expander = ".ag-center-cols-container [role=row] button"
-        take(page, f"{experiment}/runs?{TRAINING}", out / "mlflow_runs.png", 600, click=expander)
-        take(page, f"{experiment}/runs/{parent.run_id}?{TRAINING}", out / "mlflow_run.png", 1250)
-        take(page, f"{stage}?{TRAINING}", out / "mlflow_stage.png", 1250)
-        take(page, f"{stage}/model-metrics?{TRAINING}", out / "mlflow_metrics.png", 1500)
+        listed = f"{experiment}/runs?{TRAINING}"
+        take(page, listed, out / "mlflow_runs.png", 600, "consistency", "[role=gridcell] button[type=button]")
+        run = f"{experiment}/runs/{parent.run_id}?{TRAINING}"
+        take(page, run, out / "mlflow_run.png", 1250, "Registered models")
+        take(page, f"{stage}?{TRAINING}", out / "mlflow_stage.png", 1250, "Registered models")
+        take(page, f"{stage}/model-metrics?{TRAINING}", out / "mlflow_metrics.png", 1500, "learning_rate")
         for version in versions:
             place = f"{address}/#/models/{version.name}/versions/{version.version}"
-            take(page, f"{place}?{TRAINING}", out / "mlflow_version.png", 800)
+            take(page, f"{place}?{TRAINING}", out / "mlflow_version.png", 800, "vico.base_model")
 
 
 def tensorboard_picture(page: Page, events: Path, out: Path) -> None:
@@ -134,7 +137,8 @@ def tensorboard_picture(page: Page, events: Path, out: Path) -> None:
         raise SystemExit("tensorboard is not on the PATH; install it: pip install tensorboard")
     port = free_port()
     with served(["tensorboard", "--logdir", str(events), "--port", str(port)], port) as address:
-        take(page, f"{address}/?darkMode=false#timeseries", out / "tensorboard.png", 1100)
+        url = f"{address}/?darkMode=false#timeseries"
+        take(page, url, out / "tensorboard.png", 1100, "consistency")
 
 
 def main() -> None:

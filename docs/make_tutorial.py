@@ -32,8 +32,10 @@ _BLOCK = re.compile(
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 _WITH_BARS = ("vico run", "vico serve")
 """Commands whose progress bars a terminal would show; their output goes through a pipe, without the bars."""
-_PROGRESS = re.compile(r"[a-z]+: [\d,]+/[\d,]+ ")
-"""Lines on how far a stage is; how many there are depends on the speed of the machine."""
+_LEFT_OUT = re.compile(r"[a-z]+: [\d,]+/[\d,]+ |note: .* tracked files differed from commit ")
+"""Lines on how far a stage is, as many as the machine is slow, and on uncommitted changes of the checkout."""
+_BLANK_TILES = re.compile(r"router: the threshold keeps \d+ of ")
+"""A line of which another machine's rounding decides whether there is one."""
 _VARIES = {
     r"(\d+ h )?(\d+ min )?\d+(\.\d+)? m?s\b": "TIME",
     r"\d{8}-\d{6}-\w{4}": "RUN",
@@ -81,7 +83,7 @@ def _with_output(line: str, folder: Path) -> str:
     if code:
         raise SystemExit(f"{command} ended with exit code {code}:\n{output}")
     shown = _ESCAPES.sub("", output).replace(f"{folder}/", "")
-    lines = [text.rstrip() for text in shown.splitlines() if not _PROGRESS.match(text)]
+    lines = [text.rstrip() for text in shown.splitlines() if not _LEFT_OUT.match(text)]
     return "\n".join([line, *lines]) + "\n"
 
 
@@ -109,14 +111,14 @@ def _printed(command: str, folder: Path) -> tuple[int, str]:
 def comparable(text: str) -> list[str]:
     """Return the page's lines without what differs from run to run and from machine to machine.
 
-    That is run ids, fingerprints, paths of this machine, and, from the first `vico run` on, every number and
-    the width of columns.
+    That is run ids, fingerprints, paths of this machine, and, from the first `vico run` on, every number, the
+    width of columns, and advice about blank tiles.
     """
     for pattern, name in _VARIES.items():
         text = re.sub(pattern, name, text)
     before, command, after = text.partition("$ vico run ")
-    trained = (re.sub(r"[ ─━]+", " ", _NUMBER.sub("N", line)) for line in (command + after).splitlines())
-    return [*before.splitlines(), *trained]
+    lines = [line for line in (command + after).splitlines() if not _BLANK_TILES.match(line)]
+    return [*before.splitlines(), *(re.sub(r"[ ─━]+", " ", _NUMBER.sub("N", line)) for line in lines)]
 
 
 def main() -> int:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from data_prep.records.rejection import shown_line
 from pipeline.commands.options import (
     ConfigArgument,
     JsonOption,
@@ -128,6 +127,8 @@ def show_report(report: "CheckReport", stream: TextIO) -> None:
 
 
 def _report_lines(report: "CheckReport") -> list[str]:
+    from data_prep.records.rejection import shown_line
+
     lines = [f"read {report['read']} = good {report['written']} + to quarantine {report['quarantined']}"]
     for name, counts in report["sources"].items():
         lines.append(f"  {name}: read {counts['read']}, good {counts['written']}")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_prep.records.rejection import shown_line
 from pipeline.terminal.output import terminal
 from vico.errors import UserError, one_line
 
@@ -182,6 +181,8 @@ def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> "tuple
 
 def _checked_lines(file: "CheckedFile") -> list[str]:
     """Return a line about a file's first rows, and one for the first row of each reason."""
+    from data_prep.records.rejection import shown_line
+
     reasons = Counter(row["reason"] for row in file.faults)
     counts = {"good": file.num_good, **dict(reasons.most_common())}
     text = ", ".join(f"{count} {result}" for result, count in counts.items() if count) or "none"
@@ -191,6 +192,6 @@ def _checked_lines(file: "CheckedFile") -> list[str]:
         f"{file.path.name}: format {file.format}{pictures}; first rows: {text}",
         *(
             f"  line {shown_line(row)}, {reason}: {one_line(row['message'], max_chars=None)}"
-            for reason, row in sorted(first_rows.items())
+            for reason, row in sorted(first_rows.items(), key=lambda item: item[1]["line"])
         ),
     ]

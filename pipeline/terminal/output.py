@@ -68,10 +68,11 @@ class Terminal:
 
         from pipeline.terminal.tables import rendered
 
-        width = get_terminal_size().columns if self.is_terminal else None
-        Console(file=self._stream, width=width or _ANY_WIDTH).print(
-            rendered(table, width, self._shown), soft_wrap=True
-        )
+        size = get_terminal_size()
+        width = size.columns if self.is_terminal else None
+        # Without a height rich takes 80 columns for TERM=dumb (Emacs, CI) and cuts what is wider.
+        console = Console(file=self._stream, width=width or _ANY_WIDTH, height=size.lines)
+        console.print(rendered(table, width, self._shown), soft_wrap=True)
 
     def view(self, view: View) -> None:
         """Write lines and tables one below the other, as `wrapped` and `table` do."""

@@ -130,10 +130,10 @@ class OutputSender:
         They read it from a tag of the model, which a server sets when it creates a version, and a database does
         not.
         """
-        shown = {"name": registered, "version": version}
         versions = json.loads(self.client.get_logged_model(model_id).tags.get(_VERSIONS, "[]"))
-        if shown not in versions:
-            self.client.set_logged_model_tags(model_id, {_VERSIONS: json.dumps([*versions, shown])})
+        if (registered, version) not in {(entry["name"], str(entry["version"])) for entry in versions}:
+            versions.append({"name": registered, "version": version})
+            self.client.set_logged_model_tags(model_id, {_VERSIONS: json.dumps(versions)})
 
     def _new_version(self, registered: str, model: ModelOutput) -> str:
         from mlflow.exceptions import MlflowException

@@ -40,6 +40,14 @@ def test_columns_share_the_width_and_no_word_is_broken():
     assert {RUN, f"{KEY}:", f"{RUN},"} <= set(" ".join(lines_of([whole])).split())
 
 
+def test_a_terminal_without_escapes_has_its_own_width(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "100")
+    table = TextTable(("run", "why"), ((RUN, "more words " * 20),))
+    lines = lines_of([table])
+    assert RUN in lines[1] and 90 < max(map(len, lines)) <= 100
+
+
 def test_words_that_are_too_long_for_columns_are_shown_row_by_row():
     """A terminal continues a line that is too long, and what is copied from it is whole."""
     table = TextTable(("stage", "where"), (("shard", PATH), ("label", ("x", "y"))), title="2 problems")
