@@ -9,8 +9,8 @@ writes
     mlflow_stage.png      the page of its consistency stage
     mlflow_metrics.png    the metrics of that stage
     mlflow_version.png    the version of its model in the registry
-    tensorboard.png       the curves, if the run has event files (`tracking.tensorboard: true` in the site) and
-                          TensorBoard is installed
+    tensorboard.png       the curves, if the run has event files (`tracking.tensorboard: true` in the
+                          site) and TensorBoard is installed
 
 Playwright drives an installed Chromium (Debian and Ubuntu have it as a package), or its own.
 """

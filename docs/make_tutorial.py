@@ -53,8 +53,9 @@ def files(text: str) -> dict[str, str]:
 
 
 def run_page(text: str, folder: Path) -> str:
-    """Run the page's commands in a folder that has the checkout's `examples` and `models`; return the page with
-    their output and with the files that they wrote.
+    """Run the page's commands in a folder that has the checkout's `examples` and `models`.
+
+    Return the page with their output and with the files that they wrote.
 
     Raises SystemExit if a command fails.
     """

@@ -1,8 +1,8 @@
 """Make a folder as a user would bring it: pictures, rows in LLaVA's form, and a few faults.
 
-`python examples/own_data/make_folder.py FOLDER --rows 1200` writes FOLDER/rows.jsonl and FOLDER/pictures/, and
-FOLDER/new.png, a picture for the finished model that no row names. The contents are those of the built-in demo,
-which the demo model can read. docs/own-data.md trains on them.
+`python examples/own_data/make_folder.py FOLDER --rows 1200` writes FOLDER/rows.jsonl and FOLDER/pictures/,
+and FOLDER/new.png, a picture for the finished model that no row names. The contents are those of the
+built-in demo, which the demo model can read. docs/own-data.md trains on them.
 """
 
 import argparse
@@ -62,7 +62,9 @@ def make_folder(folder: Path, num_rows: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=1200, help="number of rows, 40 to 4000 (default: 1200)")
     options = parser.parse_args()

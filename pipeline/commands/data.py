@@ -86,8 +86,8 @@ def retry(
 
     The new shards are written beside the old ones, which stay as they are.
 
-    A line of ROWS is {"source", "line", "row"}, with source and line as in quarantine.jsonl; without "row" the
-    original line is checked again.
+    A line of ROWS is {"source", "line", "row"}, with source and line as in quarantine.jsonl; without "row"
+    the original line is checked again.
     """
     from pipeline.commands.repaired_rows import NOTHING_REPAIRED, nothing_repaired, outcome, retry_files
     from pipeline.config.graph import pipeline_graph

@@ -181,7 +181,9 @@ def serve(
     engine_python: Annotated[
         str,
         typer.Option(
-            "--engine-python", help="Python of the environment with vLLM; default: this one.", show_default=False
+            "--engine-python",
+            help="Python of the environment with vLLM; default: this one.",
+            show_default=False,
         ),
     ] = sys.executable,
     engine_folder: Annotated[

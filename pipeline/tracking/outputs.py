@@ -127,8 +127,8 @@ class OutputSender:
     def _show_version(self, registered: str, version: str, model_id: str) -> None:
         """Make the pages of runs with this model show its version, those of its stage and of the pipeline.
 
-        They read it from a tag of the model, which a server sets when it creates a version, and a database does
-        not.
+        They read it from a tag of the model, which a server sets when it creates a version, and a database
+        does not.
         """
         versions = json.loads(self.client.get_logged_model(model_id).tags.get(_VERSIONS, "[]"))
         if (registered, version) not in {(entry["name"], str(entry["version"])) for entry in versions}:

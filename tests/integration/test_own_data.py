@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
-import make_tutorial  # noqa: E402
+import make_tutorial
 
 
 @pytest.mark.slow

@@ -211,7 +211,10 @@ def test_a_changed_old_shard_and_rows_that_repair_nothing_are_refused(tmp_path, 
     run(CONFIG, context_of(base, model, internvl(meta)))
     line = min(reasons)
     cases = [
-        ([{"source": "bad", "line": 0, "row": row()}], r'line 1: {"source": "bad", "line": 0} is not in quarantine'),
+        (
+            [{"source": "bad", "line": 0, "row": row()}],
+            r'line 1: {"source": "bad", "line": 0} is not in quarantine',
+        ),
         ([{"source": "bad", "line": line}] * 2, r'line 2: {"source": "bad", "line": 1} is repeated'),
         ([{"source": "bad"}], "does not say which row it repairs"),
         ([{"source": "bad", "line": line, "row": "text"}], "row='text' is not an object"),

@@ -52,5 +52,5 @@ def test_a_changed_word_or_count_before_the_training_is_a_difference_and_a_loss_
 
 
 def test_a_command_that_fails_ends_the_tutorial(tmp_path):
-    with pytest.raises(SystemExit, match="vico data check absent.yaml ended with exit code 2"):
+    with pytest.raises(SystemExit, match=r"vico data check absent\.yaml ended with exit code 2"):
         make_tutorial.run_page("```console\n$ vico data check absent.yaml\n```\n", tmp_path)
