@@ -45,7 +45,7 @@ def run_training(settings: "ConsistencySettings", context: Context) -> dict[str,
     from stages.training.metrics import publish_curve
     from stages.training.ranks.rank_failures import restart_counts
     from stages.training.ranks.workers import run_workers
-    from stages.training.throughput import run_throughput
+    from stages.training.speed.throughput import run_throughput
     from stages.training.universal import remove_conversions
 
     num_steps = prepared(settings)

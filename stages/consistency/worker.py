@@ -21,8 +21,8 @@ from stages.training.engine import Engine, init_distributed, sharded_inference, 
 from stages.training.engine_settings import engine_settings
 from stages.training.loop import StageTask, TrainingLoop, TrainingPlan, training_plan
 from stages.training.parameter_groups import parameter_groups
+from stages.training.speed.throughput import measure_throughput
 from stages.training.step import derived_seed, share_of_rank, sum_over_ranks
-from stages.training.throughput import measure_throughput
 from vico.checkpoints import load_model, open_unread
 from vico.checkpoints.save import save_model
 from vico.model.attention_kernels import use_attention

@@ -25,7 +25,7 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     from stages.training.metrics import publish_curve
     from stages.training.ranks.rank_failures import restart_counts
     from stages.training.ranks.workers import run_workers
-    from stages.training.throughput import run_throughput
+    from stages.training.speed.throughput import run_throughput
 
     settings = RouterSettings(
         config=config,

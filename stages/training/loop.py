@@ -19,7 +19,7 @@ from stages.training.engine import Engine
 from stages.training.faults import LossWatch, Preempted, StopNotice, Watchdog, stop_notice
 from stages.training.kept_batches import KeptBatches
 from stages.training.optimizer import OptimizerConfig
-from stages.training.profiling import StepTrace, kernels_in_use, speed_metrics
+from stages.training.speed.profiling import StepTrace, kernels_in_use, speed_metrics
 from stages.training.step import (
     Batch,
     NumberedBatch,

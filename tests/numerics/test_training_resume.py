@@ -18,7 +18,7 @@ from stages.parts import Parts
 from stages.training.checkpoints import checkpoints
 from stages.training.faults import hung_ranks
 from stages.training.metrics import read_metrics
-from stages.training.throughput import throughput_of
+from stages.training.speed.throughput import throughput_of
 from stages.training.universal import convert_last_checkpoint
 from tests.numerics.ranks import check_ranks, finish, start_ranks, stop_ranks
 from tests.numerics.training_case import CHECKPOINT_EVERY, NUM_STEPS

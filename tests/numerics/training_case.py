@@ -25,7 +25,7 @@ from stages.training.faults import Diverged, Preempted
 from stages.training.loop import StageTask, TrainingLoop, TrainingPlan
 from stages.training.optimizer import OptimizerConfig
 from stages.training.parameter_groups import parameter_groups
-from stages.training.throughput import measure_throughput
+from stages.training.speed.throughput import measure_throughput
 from tests.numerics.consistency_case import PACKS_PER_STEP, RATES, SEED, consistency_task, pack
 from vico.packing import PackedBatch, packed_batch
 from vico.prompt import load_prompt_format

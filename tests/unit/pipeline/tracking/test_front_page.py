@@ -74,7 +74,8 @@ def test_a_version_says_how_good_its_model_is_and_where_it_is(run, tmp_path):
     low, high = point["quality_kept_interval"]
     assert version_description(tags) == (
         f"Saves {point['tokens_saved']:.1%} of the visual tokens and keeps {point['quality_kept']:.3f} of "
-        f"the quality (95 % interval {low:.3f} to {high:.3f}), on {METRICS['num_samples']:,} test questions, at "
+        f"the quality (95 % interval {low:.3f} to {high:.3f}), "
+        f"on {METRICS['num_samples']:,} test questions, at "
         f"threshold 0.812. Files: {tags['vico.address']}"
     )
     assert version_description({}) == ""

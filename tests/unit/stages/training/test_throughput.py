@@ -1,7 +1,7 @@
 """The line that predicts how long a training will take, and when nothing is measured."""
 
 from cluster.train_settings import ProfilingSettings, TrainSettings
-from stages.training.throughput import run_throughput, throughput_line
+from stages.training.speed.throughput import run_throughput, throughput_line
 from tests.stage_context import stage_context
 
 METRICS = {

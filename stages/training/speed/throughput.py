@@ -17,7 +17,7 @@ from stages.context import Context
 from stages.training.checkpoints import checkpoints
 from stages.training.engine import Engine
 from stages.training.loop import TrainingPlan
-from stages.training.profiling import speed_metrics
+from stages.training.speed.profiling import speed_metrics
 from stages.training.step import Prefetch, StepSource, train_step
 from vico.errors import UserError
 

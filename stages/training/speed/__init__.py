@@ -1,0 +1,1 @@
+"""How fast a training is: the parts of a step, traces, and updates measured before it begins."""
