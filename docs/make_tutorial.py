@@ -110,16 +110,17 @@ def _printed(command: str, folder: Path) -> tuple[int, str]:
 
 
 def comparable(text: str) -> list[str]:
-    """Return the page's lines without what differs from run to run and from machine to machine.
+    """Return the page's words without what differs from run to run and from machine to machine.
 
-    That is run ids, fingerprints, paths of this machine, and, from the first `vico run` on, every number, the
-    width of columns, and advice about blank tiles.
+    That is run ids, fingerprints, paths of this machine and where they wrap a line, and, from the first
+    `vico run` on, every number, the width of columns, and advice about blank tiles.
     """
     for pattern, name in _VARIES.items():
         text = re.sub(pattern, name, text)
     before, command, after = text.partition("$ vico run ")
     lines = [line for line in (command + after).splitlines() if not _BLANK_TILES.match(line)]
-    return [*before.splitlines(), *(re.sub(r"[ ─━]+", " ", _NUMBER.sub("N", line)) for line in lines)]
+    after = "\n".join(re.sub("[─━]+", " ", _NUMBER.sub("N", line)) for line in lines)
+    return [*before.split(), *after.split()]
 
 
 def main() -> int:
