@@ -288,7 +288,8 @@ def test_both_trainings_have_a_number_of_packs_per_step_to_compare_with(stage, t
         (("ratio.max_samples=50", "evaluate.max_samples=50"), True),
         (("ratio.max_samples=50", "evaluate.max_samples=51"), False),
         (("ratio.max_samples=50", "evaluate.max_samples=50", "evaluate.seed=9"), False),
-        (("evaluate.max_samples=50", "evaluate.seed=9"), True),
+        (("evaluate.max_samples=50", "evaluate.seed=9"), False),
+        (("ratio.max_samples=0", "evaluate.max_samples=50", "evaluate.seed=9"), True),
         (("ratio.splits=[train, calib]",), False),
     ],
 )
