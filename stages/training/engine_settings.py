@@ -35,7 +35,6 @@ SITE_ZERO_KEYS = frozenset(
         "overlap_comm",
         "reduce_bucket_size",
         "reduce_scatter",
-        "round_robin_gradients",
         "stage3_allgather_sequential",
         "stage3_max_live_parameters",
         "stage3_max_reuse_distance",

@@ -50,7 +50,6 @@ SITE_KEYS: dict[str, tuple[tuple[int, ...], object]] = {
     "overlap_comm": ((1, 2, 3), True),
     "reduce_bucket_size": ((1, 2, 3), 1000),
     "reduce_scatter": ((1, 2, 3), False),
-    "round_robin_gradients": ((2,), True),
     "stage3_allgather_sequential": ((3,), True),
     "stage3_max_live_parameters": ((3,), 1000),
     "stage3_max_reuse_distance": ((3,), 0),
