@@ -36,8 +36,9 @@ class PlanWithoutWeights:
 
 
 def plan_without_weights(request: RunRequest, graph: Graph) -> PlanWithoutWeights | None:
-    """Return the plan by the model's config.json alone; None if its weights are here, or if there is no such
-    model, which the usual plan reports.
+    """Return the plan by the model's config.json alone.
+
+    None if its weights are here, and for a model that does not exist, which the usual plan reports.
 
     Raises UserError for a faulty config, and for a model that is not supported.
     """

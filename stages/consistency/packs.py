@@ -155,7 +155,7 @@ class ConsistencyPacks:
         return self._calib[compressed]
 
     def calib_batch(self, pack: Pack, *, compressed: bool) -> PackedBatch:
-        """Return a pack of `calib_packs(compressed)` decoded: once, as far as memory is set aside for it."""
+        """Return a pack of `calib_packs(compressed)` decoded. It is kept if memory for it is left."""
         return self._calib_batches.get((compressed, pack.rows.tobytes()), lambda: self.batch(pack))
 
     def _all_calib_packs(self, compressed: bool) -> Iterator[Pack]:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.tasks import actor_pool
-from data_prep.draws import chosen_rows
+from data_prep.draws import chosen_rows, limited
 from data_prep.shards.index import load_index
 from stages.context import Context
 from stages.controls import BLIND_ORACLE, FEWER_TILES
@@ -41,6 +41,8 @@ def chosen_samples(config: EvaluateConfig, context: Context, split: str = "test"
             f"{folder}: no {split} sample has an answer; raise shard.{split}_share or give more records"
         )
     chosen = chosen_rows(table["row"].to_numpy(), config.max_samples, config.seed)
+    if len(chosen) < len(table):
+        context.note(limited(len(chosen), len(table), split))
     return table.filter(pc.is_in(table["row"], pa.array(chosen)))
 
 

@@ -1,6 +1,6 @@
 """Which samples get losses, by shard: those of the config's splits, sources and kinds, up to its budget."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.draws import chosen_rows
+from data_prep.draws import chosen_rows, limited
 from data_prep.shards.index import load_index
 from stages.ratio.config import RatioConfig
 from vico.errors import UserError
@@ -25,8 +25,12 @@ class ShardRows:
     rows: tuple[int, ...]
 
 
-def shards_of(config: RatioConfig, shard_folder: Path) -> list[ShardRows]:
+def shards_of(
+    config: RatioConfig, shard_folder: Path, note: Callable[[str], None] = lambda message: None
+) -> list[ShardRows]:
     """Return the chosen rows by shard: samples of the config's splits with a tile and an answer token.
+
+    `note` hears of each split from which only some are taken.
 
     Raises UserError if the config names a source or kind of which train has no such sample.
     """
@@ -42,6 +46,8 @@ def shards_of(config: RatioConfig, shard_folder: Path) -> list[ShardRows]:
             table = _named(table, column, names[column])
         candidates = table["row"].to_numpy()
         chosen = chosen_rows(candidates, config.max_samples, config.seed)
+        if len(chosen) < len(candidates):
+            note(limited(len(chosen), len(candidates), split))
         rows.append(chosen)
         shards.append(table["shard"].to_numpy()[np.searchsorted(candidates, chosen)])
     row, shard = np.concatenate(rows), np.concatenate(shards)

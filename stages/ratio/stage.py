@@ -24,7 +24,7 @@ def run(config: RatioConfig, context: Context) -> dict[str, float | int | str]:
     from stages.ratio.actor import RatioActor
     from stages.ratio.samples import shards_of
 
-    shards = shards_of(config, context.folder("shard"))
+    shards = shards_of(config, context.folder("shard"), context.note)
     open_shards = [shard for shard in shards if not context.parts.done(part_name(shard.shard))]
     num_done = len(shards) - len(open_shards)
     context.progress(num_done, len(shards), "shards")

@@ -146,16 +146,22 @@ def write_named_shards(folder) -> None:
 
 def test_sources_and_kinds_choose_train_samples(tmp_path):
     write_named_shards(tmp_path)
+    notes: list[str] = []
 
     def rows(**changed: object) -> list[int]:
         config = RatioConfig(splits=("train", "calib"), seed=1, **changed)
-        return [row for shard in shards_of(config, tmp_path) for row in shard.rows]
+        return [row for shard in shards_of(config, tmp_path, notes.append) for row in shard.rows]
 
     calib = list(range(1, 40, 2))
     assert rows(kinds=("ocr",)) == sorted(calib + list(range(0, 40, 4)))
     assert rows(kinds=("ocr",), sources=("scans",)) == sorted(calib + list(range(20, 40, 4)))
     assert rows(kinds=("ocr", "chart")) == rows() == list(range(40))
+    assert notes == []
     some = rows(kinds=("ocr",), max_samples=3)
+    assert notes == [
+        "takes 3 of 10 train samples (max_samples=3; 0 takes all)",
+        "takes 3 of 20 calib samples (max_samples=3; 0 takes all)",
+    ]
     assert len(some) == 6 and all(row % 4 == 0 for row in some if row % 2 == 0)
 
 
