@@ -31,6 +31,7 @@ class PointMetrics(TypedDict):
     truncated: float
     similarity_sd: NotRequired[float]
     quality_kept_interval: NotRequired[list[float] | None]
+    exact_match_interval: NotRequired[list[float] | None]
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,15 @@ class RouterAuc(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class ResampledPoints:
-    """Quality kept and tokens saved of every point: row 0 over the test samples, the others over resamples.
+    """Quality kept, exact matches and tokens saved of every point: row 0 over the test samples, the others over
+    resamples. All are shares.
 
     `quality_BP` is nan if the reference's similarity is 0.
     """
 
     scored: Sequence[PointScores]
     quality_BP: np.ndarray
+    exact_BP: np.ndarray
     saved_BP: np.ndarray
 
     def columns(self, control: Control) -> list[int]:
@@ -83,7 +85,10 @@ def resampled_points(
 
     `saving_per_tile` is the share of its tokens that a compressed tile saves.
     """
-    similarity_SP = np.stack([scores.scores["similarity"].mean(axis=0) for scores in scored], axis=1)
+    similarity_SP, exact_SP = (
+        np.stack([scores.scores[name].mean(axis=0) for scores in scored], axis=1)
+        for name in ("similarity", "exact_match")
+    )
     saved_SP = np.stack(
         [
             scores.num_compressed.mean(axis=0) * saving_per_tile + scores.num_dropped_S  # in tiles
@@ -91,20 +96,25 @@ def resampled_points(
         ],
         axis=1,
     )
-    columns_SX = np.concatenate([similarity_SP, saved_SP, num_tiles_S[:, None]], axis=1)
+    totals_S2 = np.stack([num_tiles_S, np.ones_like(num_tiles_S)], axis=1)
+    columns_SX = np.concatenate([similarity_SP, exact_SP, saved_SP, totals_S2], axis=1)
     sums_BX = np.concatenate([columns_SX.sum(axis=0)[None], resampling.sums(columns_SX)])
-    similarity_BP, saved_BP, tiles_B1 = np.split(sums_BX, [len(scored), 2 * len(scored)], axis=1)
+    similarity_BP, exact_BP, saved_BP, totals_B2 = np.split(
+        sums_BX, [len(scored), 2 * len(scored), 3 * len(scored)], axis=1
+    )
+    tiles_B1, samples_B1 = np.split(totals_B2, 2, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         quality_BP = np.where(similarity_BP[:, :1] > 0, similarity_BP / similarity_BP[:, :1], np.nan)
         saved_BP = np.where(tiles_B1 > 0, saved_BP / tiles_B1, 0.0)
-    return ResampledPoints(scored, quality_BP, saved_BP)
+    return ResampledPoints(scored, quality_BP, exact_BP / samples_B1, saved_BP)
 
 
 def add_intervals(metrics: Mapping[str, Any], points: ResampledPoints) -> None:
-    """Add `quality_kept_interval` to every point of the metrics."""
+    """Add `quality_kept_interval` and `exact_match_interval` to every point of the metrics."""
     for control in ALL:
         for point, column in zip(points_of(metrics, control), points.columns(control), strict=True):
             point["quality_kept_interval"] = interval(points.quality_BP[1:, column])
+            point["exact_match_interval"] = interval(points.exact_BP[1:, column])
 
 
 def comparisons(points: ResampledPoints, saving_per_tile: float) -> dict[str, Any]:

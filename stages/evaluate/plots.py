@@ -40,10 +40,9 @@ def quality_against_tokens(metrics: Mapping[str, Any]) -> Figure:
     left.set_ylabel("similarity (ANLS), share of the reference's")
     right.set_ylabel("questions answered exactly")
     basis = metrics["intervals"]
-    left.set_title(
-        f"Quality kept; bands: {basis['level']:.0%} intervals over test {basis['unit']}s", fontsize=10
-    )
-    right.set_title("Exact match", fontsize=10)
+    bands = f"bands: {basis['level']:.0%} intervals over test {basis['unit']}s"
+    left.set_title(f"Quality kept; {bands}", fontsize=10)
+    right.set_title(f"Exact match; {bands}", fontsize=10)
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.suptitle(
@@ -80,8 +79,9 @@ def draw_curve(axes: Axes, metrics: Mapping[str, Any], control: Control, quality
     axes.plot(x, y, control.line, color=control.colour, label=control.label, linewidth=width, zorder=order)
     num_own = len(measured)
     axes.plot(x[1 : 1 + num_own], y[1 : 1 + num_own], "o", color=control.colour, markersize=4, zorder=order)
-    spans = [span for point in joined if (span := point["quality_kept_interval"]) is not None]
-    if control.has_band and quality == "quality_kept" and len(spans) == len(joined):
+    kept = quality == "quality_kept"
+    spans = [point["quality_kept_interval" if kept else "exact_match_interval"] for point in joined]
+    if control.has_band and None not in spans:
         low, high = zip(*spans, strict=True)
         axes.fill_between(x, low, high, color=control.colour, alpha=0.13, linewidth=0, zorder=1)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stages.evaluate.scores import PointScores
 
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 INPUTS = ("records", "heldout", "shard", "model", "consistency", "ratio", "router")
 NEEDS_RAY = True
 Config = EvaluateConfig

@@ -104,7 +104,7 @@ def evaluation(quality_P, seed: int = 0, noise: float = 0.05, key: str = "a") ->
     ]
     metrics = {"routed": routed, "absolute_threshold": 0.7, "router": {"auc": 0.8}}
     samples = pa.table({"key": [key], "group": [""], "tiles": [[1]]})
-    resampled = ResampledPoints(scored, quality_BP, saved_BP)
+    resampled = ResampledPoints(scored, quality_BP, quality_BP, saved_BP)
     return Evaluation("r", metrics, samples, resampled, 120.0, 60.0, 0.75)
 
 

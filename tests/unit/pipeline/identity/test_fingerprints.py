@@ -127,8 +127,8 @@ STAGES = {
     "ratio": "6339dd9a98c14a6f",
     "label": "a9d4e14f775bac4f",
     "router": "cd0c484e70978857",
-    "evaluate": "4a06a063c0f8b88b",
-    "export": "b3c9e2fd531a81b5",
+    "evaluate": "47a2fd0c37196418",
+    "export": "28694c3336b484b7",
 }
 
 
@@ -139,8 +139,8 @@ WITH_JOINT = {
     "joint_ratio": "cbc78e0e5c1846bf",
     "joint_label": "0276824c3519e198",
     "joint_router": "572e2e0e227f300a",
-    "evaluate": "68aff30bea5d3b20",
-    "export": "aae5fb60341f9135",
+    "evaluate": "dfb52b973b11b3ea",
+    "export": "849765a363f7c69b",
 }
 
 

@@ -18,7 +18,7 @@ LEVELS = {"routed": (0.95, 0.85), "random": (0.9, 0.7), "pixel_rule": (0.94, 0.8
 def scores(
     name: str, similarity: float, num_compressed: int, noise: np.ndarray, threshold=None, num_dropped=0
 ):
-    values = {"similarity": similarity + noise[None]}
+    values = {"similarity": similarity + noise[None], "exact_match": noise[None] < similarity - 0.9}
     point = Point(BY_NAME[name], (), threshold)
     compressed = np.full((1, NUM_SAMPLES), num_compressed)
     return PointScores(point, values, compressed, np.full(NUM_SAMPLES, num_dropped))
@@ -104,7 +104,7 @@ def test_groups_give_wider_intervals_than_samples_of_like_quality():
     scored = [
         PointScores(
             Point(BY_NAME[name], ()),
-            {"similarity": values[None]},
+            {"similarity": values[None], "exact_match": values[None] > 1},
             np.zeros((1, NUM_SAMPLES)),
             np.zeros(NUM_SAMPLES),
         )
@@ -119,6 +119,20 @@ def test_groups_give_wider_intervals_than_samples_of_like_quality():
         return high - low
 
     assert width([str(number) for number in group]) > 2.5 * width([""] * NUM_SAMPLES)
+
+
+def test_exact_matches_have_the_interval_of_a_share():
+    metrics = {control.name: [] if control in LISTED else {} for control in ALL}
+    metrics |= {name: [{}, {}] for name in LEVELS}
+    scored = scored_points()
+    add_intervals(metrics, resampled(scored))
+    for point, scores in zip(metrics["routed"], scored[3:5], strict=True):
+        share = scores.scores["exact_match"].mean()
+        assert 0.1 < share < 0.9
+        half_width = 1.96 * np.sqrt(share * (1 - share) / NUM_SAMPLES)
+        assert point["exact_match_interval"] == pytest.approx(
+            [share - half_width, share + half_width], abs=0.2 * half_width
+        )
 
 
 def test_a_reference_that_answers_nothing_has_no_quality_to_keep():
