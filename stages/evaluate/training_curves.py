@@ -40,6 +40,7 @@ PANELS = (
     ),
     Panel("validation KL / its best", "ratio", _is_ratio),
     Panel("shares", "share", lambda name: "accuracy" in name or name.startswith("share")),
+    Panel("AUC on calibration tiles", "AUC", lambda name: name.startswith("validation_auc")),
     Panel("gradient norm", "norm before clipping", lambda name: name == "grad_norm", is_log=True),
     Panel("learning rate", "learning rate", lambda name: name == "learning_rate"),
 )

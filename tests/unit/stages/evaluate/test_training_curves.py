@@ -29,6 +29,14 @@ def test_every_plot_has_units_and_ratios_are_not_among_losses():
     assert not labels["consistency: gradient norm"] & {"learning rate"}
 
 
+def test_the_auc_of_every_candidate_is_in_one_plot():
+    metrics = {"loss": 0.4, "accuracy": 0.8, "validation_auc/0": 0.8, "validation_auc/1": 0.85}
+    figure = training_curves({"router": curve_table(10, **metrics)})
+    axes = {each.get_title(): each for each in figure.axes}
+    labels = [line.get_label() for line in axes["router: AUC on calibration tiles"].lines]
+    assert labels == ["validation auc/0", "validation auc/1"]
+
+
 def test_a_long_curve_is_smoothed_over_its_values_and_a_short_one_is_not():
     for num_steps, num_lines in ((100, 2), (20, 1)):
         figure = training_curves({"router": curve_table(num_steps, loss=0.5)})
