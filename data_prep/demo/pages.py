@@ -73,7 +73,8 @@ def code_picture(rng: random.Random, group: int) -> Content:
     shown = listing[start : start + room]
     indent = min(len(line) - len(line.lstrip()) for line in shown)
     num_letters = int(width / canvas.measure("m", MONO, size))
-    lines = [line[indent:].replace("    ", " ")[:num_letters].rstrip() for line in shown]
+    cut = (line[indent:].replace("    ", " ")[:num_letters].rstrip() for line in shown)
+    lines = [line for line in cut if line]  # a line that is indented by the whole width shows nothing
     draw_lines(canvas, lines, 4, 3, TextStyle(MONO, size, ink_on(rng, canvas.background)))
     return Content("code", canvas, [*line_questions(rng, lines), look_question(rng, "page")])
 

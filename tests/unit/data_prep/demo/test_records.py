@@ -116,6 +116,13 @@ def test_every_answer_is_drawn_in_the_picture():
                 assert any(question.answer in text.split() for text in lines), (question, lines)
 
 
+def test_no_answer_is_empty():
+    """The code of record 7937 of the demo begins with a line that is indented by the whole width."""
+    (question, _) = drawn_record(0, 7937).questions
+    assert question.task == "transcribe" and question.answer
+    assert all(question.answer for line in range(300) for question in drawn_record(0, line).questions)
+
+
 def test_the_value_of_a_bar_is_above_its_label():
     for drawn in (drawn_record(5, line) for line in range(400)):
         if drawn.kind != "chart":
