@@ -5,9 +5,10 @@
 Both models are spread over the ranks (ZeRO-3, `reference: sharded`, bfloat16). Every rank is a process of its
 own and builds its engine as the stage does. `whole` reads each model and lets DeepSpeed partition it;
 `unread` is what the stage does: each parameter is read when it is partitioned. Both ways run one after the
-other. Bytes are private memory of the process above the level after the imports: the highest of samples
-every 5 ms, and the level at the end. On a CPU they are the memory of device and host together. `mapped` is
-the pages of the checkpoint, which all ranks of a node share. Needs about 9 times the checkpoint in memory.
+other. Bytes are resident memory of the process above the level after the imports: `spread` is the highest of
+samples every 5 ms until both models are spread, `peak` the highest until the engine is ready, with float32
+master weights and buffers. On a CPU this is the memory of device and host together, including the pages of
+the checkpoint that the process uses. Needs about 9 times the checkpoint in memory.
 """
 
 import argparse
@@ -25,32 +26,33 @@ WAYS = ("whole", "unread")
 
 
 class Highest:
-    """Samples the highest `RssAnon` and `RssFile` since construction, above their values then."""
+    """Samples the highest resident memory since construction, above its value then."""
 
     def __init__(self) -> None:
-        self._fields = ("RssAnon", "RssFile")
-        self._before = {field: resident_bytes(field) for field in self._fields}
-        self._highest = dict(self._before)
+        self._before = self.highest = resident_bytes("VmRSS")
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._ended.wait(0.005):
-            for field in self._fields:
-                self._highest[field] = max(self._highest[field], resident_bytes(field))
+            self.highest = max(self.highest, resident_bytes("VmRSS"))
 
-    def end(self) -> dict[str, int]:
-        """Stop sampling; return the bytes by field, and as `settled` the `RssAnon` of now."""
+    def so_far(self) -> int:
+        """Return the highest bytes up to now."""
+        return self.highest - self._before
+
+    def end(self) -> int:
+        """Stop sampling; return the highest bytes."""
         self._ended.set()
         self._thread.join()
-        peaks = {field: self._highest[field] - self._before[field] for field in self._fields}
-        return {**peaks, "settled": resident_bytes("RssAnon") - self._before["RssAnon"]}
+        return self.so_far()
 
 
 def rank_row(folder: Path, way: str) -> dict[str, Any]:
     """Start one rank; return its row."""
     import torch
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as ZeroOptimizer
 
     from cluster.train_settings import TrainSettings
     from stages.consistency import worker
@@ -67,8 +69,16 @@ def rank_row(folder: Path, way: str) -> dict[str, Any]:
     if way == "whole":
         worker.open_unread = load_model
     highest, started = Highest(), time.perf_counter()
+    spread: list[int] = []
+    make_master_weights = ZeroOptimizer._create_fp32_partitions
+
+    def noted(optimizer: Any) -> None:
+        spread.append(highest.so_far())
+        make_master_weights(optimizer)
+
+    ZeroOptimizer._create_fp32_partitions = noted
     engine = worker.build_engine(settings)
-    memory = highest.end()
+    peak = highest.end()
     parameters = engine.module.parameters()
     model_bytes = sum(p.ds_numel * p.element_size() for p in parameters)  # type: ignore[attr-defined]
     torch.distributed.destroy_process_group()
@@ -77,10 +87,10 @@ def rank_row(folder: Path, way: str) -> dict[str, Any]:
         "rank": engine.rank,
         "ranks": engine.world_size,
         "model_bytes": model_bytes,
-        "peak": memory["RssAnon"],
-        "settled": memory["settled"],
-        "mapped": memory["RssFile"],
-        "peak_over_model": round(memory["RssAnon"] / model_bytes, 3),
+        "spread": spread[0],
+        "spread_over_model": round(spread[0] / model_bytes, 3),
+        "peak": peak,
+        "peak_over_model": round(peak / model_bytes, 3),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -94,7 +104,7 @@ def largest_rows(work: Path, num_ranks: int) -> list[dict[str, Any]]:
             start_ranks("benchmarks.start_memory", ["--child", str(work), way, str(out)], out, num_ranks), out
         )
         of_ranks = [json.loads(path.read_text()) for path in sorted(out.glob("row-*.json"))]
-        rows.append(max(of_ranks, key=lambda row: row["peak"]))
+        rows.append(max(of_ranks, key=lambda row: row["spread"]))
     return rows
 
 
@@ -115,7 +125,7 @@ def main() -> None:
         write_checkpoint(Path(work, "model"), options.layers)
         rows = [row for num_ranks in options.ranks for row in largest_rows(Path(work), num_ranks)]
     ratios = {
-        f"unread_over_whole_{unread['ranks']}_ranks": round(unread["peak"] / whole["peak"], 3)
+        f"unread_over_whole_{unread['ranks']}_ranks": round(unread["spread"] / whole["spread"], 3)
         for whole, unread in zip(rows[::2], rows[1::2], strict=True)
     }
     print(json.dumps({"name": "start_memory", "rows": rows, "ratios": ratios}) if options.json else rows)
