@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.records.forms.embedded import Attachment, Embedded
-from data_prep.records.forms.values import as_text, decoded_json
+from data_prep.records.forms.values import as_text, decoded_json, finite_or_null
 from data_prep.records.media.inline import inline_picture
 from data_prep.records.rejection import Rejected
 from vico.bounded_text import BeyondLimits, refuse_depth
@@ -36,7 +36,7 @@ def parsed_row(content: bytes | dict[str, Any]) -> dict[str, Any]:
             refuse_depth(content)
         except BeyondLimits as error:
             raise Rejected("broken_row", str(error)) from error
-        return content
+        return {name: finite_or_null(value) for name, value in content.items()}
     try:
         text = content.decode("utf-8-sig")  # files from Windows may start with a byte order mark
     except UnicodeDecodeError as error:

@@ -1,10 +1,11 @@
 """Values of rows as people write them: JSON in a text, structs of nulls, numbers where a text is expected."""
 
 import json
-from typing import Any, NoReturn
+import math
+from typing import Any
 
 from data_prep.records.rejection import Rejected
-from vico.bounded_text import bounded_int, depth_checked, finite_float, unique_names
+from vico.bounded_text import bounded_int, depth_checked, unique_names
 
 
 def has_content(value: Any) -> bool:
@@ -22,10 +23,10 @@ def has_content(value: Any) -> bool:
 
 
 def decoded_json(text: str) -> Any:
-    """Return the value of a JSON text.
+    """Return the value of a JSON text; numbers that are not finite are null.
 
-    Raises ValueError when it is none (NaN included), repeats a name or is beyond the limits, and Rejected
-    when an escape in it spells half of a surrogate pair.
+    Raises ValueError when it is none, repeats a name or is beyond the limits, and Rejected when an escape in
+    it spells half of a surrogate pair.
     """
     value = depth_checked(text, lambda: _DECODER.decode(text))
     if "\\u" in text:  # valid UTF-8 has no half of a pair; only an escape can spell one
@@ -36,15 +37,34 @@ def decoded_json(text: str) -> Any:
     return value
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def finite_or_null(value: Any) -> Any:
+    """Return the value with null for each number in it that is not finite.
+
+    Pandas and Python write NaN for a missing value, also as JSON. As an answer it would be the text "nan".
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: finite_or_null(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [finite_or_null(part) for part in value]
+    return value
+
+
+def _null(name: str) -> None:
+    return None
+
+
+def _finite_float(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
 # json.loads would create one for every row
 _DECODER = json.JSONDecoder(
-    parse_constant=_refuse_constant,
+    parse_constant=_null,
     parse_int=bounded_int,
-    parse_float=finite_float,
+    parse_float=_finite_float,
     object_pairs_hook=unique_names,
 )
 

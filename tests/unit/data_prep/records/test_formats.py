@@ -142,7 +142,16 @@ def test_our_own_shards_are_read_as_records(tmp_path, prompt_format):
 
 def test_bad_and_repeated_rows_of_a_list_have_their_reasons(tmp_path, prompt_format):
     good = json.dumps(row(answer="x")).encode()
-    elements = [good, b'"text"', b"12", b'{"id": NaN}', b'{"id": "\xff"}', good, b"{}", b'{"a": "]},{"}']
+    elements = [
+        good,
+        b'"text"',
+        b"12",
+        b'{"id": 1, "id": 2}',
+        b'{"id": "\xff"}',
+        good,
+        b"{}",
+        b'{"a": "]},{"}',
+    ]
     (tmp_path / "l.json").write_bytes(b"\xef\xbb\xbf [\n" + b" ,\n".join(elements) + b"\n]\n")
     config = RecordsConfig(format="llava", path=tmp_path / "l.json")
     for samples_per_shard in (1, 3, 100):

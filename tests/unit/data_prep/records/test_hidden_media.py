@@ -178,6 +178,26 @@ def test_two_columns_with_one_name_are_refused(tmp_path, inside):
         record_blocks(record_sets(RecordsConfig(format="parquet", path=tmp_path / "a.parquet")), 5)
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_a_missing_value(tmp_path, prompt_format, number):
+    """Pandas writes one for an empty cell. It is no reason to lose a row, and no answer."""
+    lines = [
+        f'{{"image": "a.png", "score": {number}, "conversations": {json.dumps(SHOWN)}}}',
+        f'{{"image": {number}, "conversations": {json.dumps(TURNS)}}}',
+        f'{{"question": "how many?", "answer": {number}}}',
+    ]
+    assert sample_of(lines[0].encode(), prompt_format).pictures
+    assert not sample_of(lines[1].encode(), prompt_format).pictures
+    with pytest.raises(Rejected, match="no field holds turns"):
+        sample_of(lines[2].encode(), prompt_format)
+    cells = {"question": ["how many?", "how many?"], "answer": [2.5, float(number)]}
+    pq.write_table(pa.table({**cells, "score": [float(number), 0.5]}), tmp_path / "a.parquet")
+    first, second = samples_by_line(
+        RecordsConfig(format="parquet", path=tmp_path / "a.parquet"), prompt_format
+    ).values()
+    assert first.conversations[-1]["value"] == "2.5" and second == "broken_row"
+
+
 @pytest.mark.parametrize(
     "row",
     [
