@@ -46,8 +46,8 @@ class RouterAuc(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class ResampledPoints:
-    """Quality kept, exact matches and tokens saved of every point: row 0 over the test samples, the others over
-    resamples. All are shares.
+    """Quality kept, exact matches and tokens saved of every point, as shares. Row 0 is of the test
+    samples, the others are of resamples.
 
     `quality_BP` is nan if the reference's similarity is 0.
     """
