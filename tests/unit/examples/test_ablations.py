@@ -141,3 +141,10 @@ def test_the_table_has_one_row_per_run_and_says_what_changed():
     assert lines[3].endswith("| 1.0 |") and lines[2].endswith("| 2.0 |")
     assert {line.count("|") for line in lines[:4]} == {13}
     assert lines[-1] == "- more: More epochs."
+
+
+def test_the_headline_continues_the_run_of_the_demo():
+    """Its header promises that the five stages before the joint ones are reused."""
+    demo, headline = fingerprints("demo.yaml"), fingerprints("headline.yaml")
+    shared = [name for name in demo if demo[name] == headline[name]]
+    assert shared == ["shard", "consistency", "ratio", "label", "router"]
