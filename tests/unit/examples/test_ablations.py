@@ -147,4 +147,4 @@ def test_the_headline_continues_the_run_of_the_demo():
     """Its header promises that the five stages before the joint ones are reused."""
     demo, headline = fingerprints("demo.yaml"), fingerprints("headline.yaml")
     shared = [name for name in demo if demo[name] == headline[name]]
-    assert shared[3:] == ["shard", "consistency", "ratio", "label", "router"]  # after records, tokenizer, model
+    assert shared[3:] == ["shard", "consistency", "ratio", "label", "router"]  # after three inputs
