@@ -22,7 +22,7 @@ from data_prep.shards.index import ShardIndex, load_index
 from data_prep.shards.open_shards import OpenShards
 from vico.packing import EncodedSample
 from vico.picture_files import open_picture
-from vico.prompt import PromptFormat
+from vico.prompt import PromptFormat, Skeleton
 from vico.tiling import Tiling, tile_pixels
 
 _READ_COLUMNS = (
@@ -90,11 +90,7 @@ class SampleReader:
             raise self._shards.mismatch(
                 index_row, f"pictures give {list(tiles_per_image)} tiles, the index has {index_row['tiles']}"
             )
-        conversation = self._parsed(index_row, text)["conversations"]
-        try:
-            skeleton = self.prompt_format.encode(conversation, tiles_per_image)
-        except ValueError as error:  # shards of a version that wrote other rows
-            raise self._shards.mismatch(index_row, str(error)) from error
+        skeleton = self._skeleton(index_row, text, tiles_per_image)
         if skeleton.num_text_tokens != index_row["text_tokens"]:
             raise self._shards.mismatch(
                 index_row,
@@ -109,7 +105,7 @@ class SampleReader:
         tiling = self.prompt_format.settings.tiling(min(max_tiles, index_row["max_tiles"]))
         tiles = [tile_pixels(image, tiling) for image in self._decoded(index_row, pictures)]
         counts = tuple(len(image_tiles) for image_tiles in tiles)
-        skeleton = self.prompt_format.encode(self._parsed(index_row, text)["conversations"], counts)
+        skeleton = self._skeleton(index_row, text, counts)
         return EncodedSample(index_row["key"], row, skeleton, _pixels(tiles, tiling), counts)
 
     def samples(self, rows: Iterable[int]) -> list[EncodedSample]:
@@ -138,11 +134,19 @@ class SampleReader:
         try:
             record = json.loads(text)
             source, line = record["source"], record["line"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._shards.mismatch(index_row, "its offset does not hold a sample") from error
         if (source, line) != (index_row["source"], index_row["line"]):
             raise self._shards.mismatch(index_row, f'its offset holds "line": {line} of {source}')
+        if not _has_turns(record):
+            raise self._shards.mismatch(index_row, "its conversations are not a list of from and value")
         return record
+
+    def _skeleton(self, index_row: dict[str, Any], text: bytes, tiles: tuple[int, ...]) -> Skeleton:
+        try:
+            return self.prompt_format.encode(self._parsed(index_row, text)["conversations"], tiles)
+        except ValueError as error:  # shards of a version that wrote other rows
+            raise self._shards.mismatch(index_row, str(error)) from error
 
     def _decoded(self, index_row: dict[str, Any], pictures: list[bytes]) -> list[Image.Image]:
         images: list[Image.Image] = []
@@ -192,6 +196,15 @@ class SampleReader:
         if len(offsets) != len(sizes):
             raise self._shards.mismatch(index_row, "the index has pictures without a place")
         return start, index_row["json_bytes"] if not sizes else offsets[-1] + sizes[-1] - start
+
+
+def _has_turns(record: dict[str, Any]) -> bool:
+    """Return whether a record has the turns that the shard stage writes."""
+    turns = record.get("conversations")
+    return isinstance(turns, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
+        for turn in turns
+    )
 
 
 def _pixels(tiles: list[np.ndarray], tiling: Tiling) -> np.ndarray:

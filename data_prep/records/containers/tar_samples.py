@@ -95,7 +95,8 @@ def sample_digests(path: Location) -> Iterator[tuple[int, bytes]]:
         for sample in _grouped(_members_with_offsets(file, path)):
             digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
             for member in sample.members:
-                digest.update(f"{member.extension} {len(member.data)} ".encode())
+                named = f"{member.extension} {len(member.data)} "
+                digest.update(named.encode("utf-8", "surrogateescape"))  # tarfile reads other bytes so
                 digest.update(member.data)
             yield sample.offset, digest.digest()
 

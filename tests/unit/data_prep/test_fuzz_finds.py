@@ -37,6 +37,20 @@ def test_a_member_of_a_tar_whose_name_is_not_utf8(tmp_path, prompt_format):
     assert "the sample \\udcff" in json.loads(line)["message"]
 
 
+def test_an_extension_in_a_tar_that_is_not_utf8(tmp_path, prompt_format):
+    """The member is none that is read; its bytes count for the digest by which duplicates are found."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, errors="surrogateescape") as tar:
+        for name in ("1.json", "1.j\udcff\udcfe", "2.json", "2.j\udcff\udcfd"):
+            data = json.dumps(row()).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, BytesIO(data))
+    (block,) = record_blocks(record_sets(RecordsConfig(format="webdataset", path=path)), 10)
+    content = write_shard(tmp_path / "00000.tar", block, SETTINGS, prompt_format)
+    assert content.table.num_rows == 2 and not content.quarantine
+
+
 def test_a_file_of_rows_whose_name_is_not_utf8(tmp_path):
     path = tmp_path / "\udcff.jsonl"
     path.write_text(json.dumps(row()))
@@ -78,6 +92,25 @@ def test_an_index_with_damaged_bytes(index, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=r"index.parquet is damaged \(.*--force shard"):
         load_index(index).table()
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        (b'"conversations"', b'"conversationz"'),
+        (b'"from"', b'"form"'),
+        (b'"conversations": [', b'"conversations":[['),
+        (b'"value": "', b'"value":["'),
+    ],
+)
+def test_a_shard_whose_records_have_no_turns(index, prompt_format, before, after):
+    path = index / "00000.tar"
+    data = path.read_bytes()
+    assert before in data
+    path.write_bytes(data.replace(before, after))
+    for method in ("sample", "record"):
+        with pytest.raises(ShardMismatch, match=r"good-00000000: its (conversations are not|offset does not)"):
+            getattr(SampleReader(index, prompt_format), method)(0)
 
 
 def test_an_index_without_a_column_or_with_another_type(index):
