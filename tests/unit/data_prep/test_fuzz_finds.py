@@ -109,7 +109,9 @@ def test_a_shard_whose_records_have_no_turns(index, prompt_format, before, after
     assert before in data
     path.write_bytes(data.replace(before, after))
     for method in ("sample", "record"):
-        with pytest.raises(ShardMismatch, match=r"good-00000000: its (conversations are not|offset does not)"):
+        with pytest.raises(
+            ShardMismatch, match=r"good-00000000: its (conversations are not|offset does not)"
+        ):
             getattr(SampleReader(index, prompt_format), method)(0)
 
 
