@@ -176,6 +176,7 @@ class ShardIndex:
         names = [name for name, _ in _COLUMNS] if columns is None else list(columns)
         with self._lock, self._reading():
             table = self._file.read(list({*names, "split"}))
+            table.validate(full=True)
         selected = table.select(names).append_column("row", pa.array(np.arange(len(table))))
         return selected if split is None else selected.filter(pc.equal(table["split"], split))
 
@@ -202,6 +203,7 @@ class ShardIndex:
             if columns is None:
                 with self._reading():
                     table = self._file.read_row_group(group)
+                    table.validate(full=True)  # texts of a damaged file may not be UTF-8
                 columns = {name: _values(table[name].combine_chunks()) for name in table.column_names}
             self._groups[group] = columns
             if len(self._groups) > _CACHED_ROW_GROUPS:

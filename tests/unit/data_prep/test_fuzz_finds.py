@@ -94,6 +94,19 @@ def test_an_index_with_damaged_bytes(index, damage):
         load_index(index).table()
 
 
+def test_an_index_with_a_text_that_is_not_utf8(index, prompt_format):
+    path = index / "index.parquet"
+    table = pq.read_table(path)
+    for name in ("key", "source"):
+        texts = pa.array([value.encode() + b"\xca" for value in table[name].to_pylist()])
+        column = pa.Array.from_buffers(pa.string(), len(texts), texts.buffers())
+        changed = table.set_column(table.column_names.index(name), name, column)
+        pq.write_table(changed, path)
+        for read in (lambda: load_index(index).table(), lambda: SampleReader(index, prompt_format).sample(0)):
+            with pytest.raises(UserError, match=r"index.parquet is damaged \(.*UTF8"):
+                read()
+
+
 @pytest.mark.parametrize(
     "before, after",
     [
