@@ -5,8 +5,8 @@
 measures every part that `serving.json` lacks and writes it there; the same command goes on after a stop, and
 with higher `--repetitions` it adds some. A part is an engine at a size, with 0, 1/3, 1/2 and 2/3 of the tiles
 compressed, asked one request at a time (batch 1) or `--requests` at once. Sizes are the demo model and the
-widths of InternVL3.5-1B and -8B with random weights and `--layers` of the layers of vision tower and language
-model alike (default 1/12: 2 and 2 layers, 2 and 3). Requests are those of `benchmarks/serving_requests.py`;
+widths of InternVL3.5-1B and -8B with random weights and the same share of the layers of vision tower and
+language model: 1/4 at 1B (6 of 24 and 7 of 28), 1/12 at 8B (2 of 24 and 3 of 36), or `--layers`. Requests are those of `benchmarks/serving_requests.py`;
 each size and engine is a process of its own with `--threads` threads, whose vLLM has as many.
 
 The table at the end, also in the file, has the medians over repetitions:
@@ -48,7 +48,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=("demo", *SIZES), default=["demo", *SIZES])
     parser.add_argument("--engines", nargs="+", choices=("builtin", "vllm"), default=["builtin", "vllm"])
     parser.add_argument("--vllm-python", help="Python of vLLM's environment; without it vLLM is left out")
-    parser.add_argument("--layers", type=float, help="share of the layers of both parts, instead of 1/12")
+    parser.add_argument(
+        "--layers", type=float, help="share of the layers of both parts, instead of 1/4 at 1B, 1/12 at 8B"
+    )
     parser.add_argument("--tiles", type=int, default=3, help="tiles per request, the thumbnail included")
     parser.add_argument("--requests", type=int, default=16, help="requests at once")
     parser.add_argument("--new-tokens", type=int, default=48)
@@ -56,7 +58,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="start no part after so many minutes")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--part", nargs=2, metavar=("SIZE", "ENGINE"), help=argparse.SUPPRESS)
     return parser.parse_args()
 

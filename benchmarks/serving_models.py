@@ -12,6 +12,7 @@ from vico.checkpoints.save import save_model
 from vico.inference.tile_losses import num_tokens
 from vico.objectives.flops import RowWork, connector_flops, language_flops, vision_flops
 from vico.packing import TiledSequence
+from vico.prompt import load_prompt_format
 from vico.settings import ModelSettings
 
 DEMO = Path(__file__).parents[1] / "models" / "small-internvl"
@@ -39,7 +40,7 @@ SIZES = {
         _VISION,
         {**_TEXT, "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16},
         (24, 28),
-        1 / 12,
+        1 / 4,
     ),
     "8b": Size(
         _VISION,
@@ -68,9 +69,7 @@ def written_model(folder: Path, size: str, layers: tuple[int, int], dtype: torch
     model.add_router(2)
     assert model.router is not None
     with torch.no_grad():
-        model.router.gating.gate[1].weight.mul_(30)
-        from vico.prompt import load_prompt_format
-
+        model.router.gating.gate[1].weight.mul_(12)
         model.lm_head.weight[load_prompt_format(source).end_of_turn_id] = 0
     save_model(model.state_dict(), source, folder / "model", {"absolute_threshold": 0.5})
     return folder / "model"

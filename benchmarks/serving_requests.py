@@ -8,6 +8,7 @@ work as in any request, and the share is exact. Pictures are not cached.
 import base64
 import io
 import json
+import math
 import threading
 import time
 from collections import defaultdict
@@ -39,8 +40,9 @@ LIMITS = Limits(
     picture_cache_bytes=0,
 )
 NUM_PICTURES = 2
-_SMALLEST_GAP = 1e-5
-"""Between the probabilities of two tiles: batches of other sizes round differently."""
+_SMALLEST_GAP, _LARGEST_LOGIT, _MOST_PICTURES = 0.5, 12.0, 60
+"""Between the logits of two tiles of a picture, as batches of other sizes round differently; above the other,
+probabilities are 1."""
 QUESTION = "What is in this picture? Name the colours and what is written on it."
 
 
@@ -148,22 +150,35 @@ class Requests:
 
     def __init__(self, engine: Engine, num_tiles: int, new_tokens: int, device: str):
         self.engine, self.num_tiles, self.new_tokens, self.device = engine, num_tiles, new_tokens, device
-        size = engine.served.model.settings.tile_size
-        random = np.random.default_rng(0)
-        self.pictures = [
-            # one tile less: the thumbnail is a tile too
-            _data_url(random.integers(0, 255, (size, size * max(num_tiles - 1, 1), 3), np.uint8))
-            for _ in range(NUM_PICTURES)
-        ]
-        self.sorted_p: list[list[float]] = []
-        for number in range(NUM_PICTURES):
-            answer = self.answered([self.job(number, {"rule": "full", "report": True})])
-            tiles = answer[0][1].routing["tiles"]
-            assert len(tiles) == num_tiles, f"{len(tiles)} tiles"
-            self.sorted_p.append(sorted((tile["p_compress"] for tile in tiles), reverse=True))
+        self.pictures: list[str] = []
+        self.logits: list[list[float]] = []
+        """Of each picture's tiles, the highest first."""
+        for seed in range(_MOST_PICTURES):
+            logits = self._logits(seed)
+            gaps = [a - b for a, b in zip(logits, logits[1:], strict=False)]
+            if max(map(abs, logits)) > _LARGEST_LOGIT or min(gaps, default=1) < _SMALLEST_GAP:
+                self.pictures.pop()
+                continue
+            self.logits.append(logits)
+            if len(self.pictures) == NUM_PICTURES:
+                return
+        raise SystemExit(f"of {_MOST_PICTURES} pictures, the router tells the tiles of too few apart")
+
+    def _logits(self, seed: int) -> list[float]:
+        """Add the picture of a seed, and return the logits of its tiles."""
+        size = self.engine.served.model.settings.tile_size
+        self.pictures.append(_data_url(_picture(seed, size, self.num_tiles)))
+        routing = {"rule": "full", "report": True}
+        [(_, event)] = self.answered([self.job(len(self.pictures) - 1, routing)])
+        assert event.routing is not None
+        p = np.array([tile["p_compress"] for tile in event.routing["tiles"]])
+        assert len(p) == self.num_tiles, f"{len(p)} tiles, not {self.num_tiles}"
+        with np.errstate(divide="ignore"):
+            return sorted(np.log(p / (1 - p)).tolist(), reverse=True)
 
     def job(self, number: int, vico: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        part = {"type": "image_url", "image_url": {"url": self.pictures[number % NUM_PICTURES]}}
+        picture = self.pictures[number % NUM_PICTURES]
+        part = {"type": "image_url", "image_url": {"url": picture}}
         content = [part, {"type": "text", "text": f"{QUESTION} {number}"}]
         body = {"model": "m", "messages": [{"role": "user", "content": content}], "vico": vico}
         return body | {"max_tokens": self.new_tokens}, number
@@ -173,11 +188,9 @@ class Requests:
         count = self.num_compressed(number, share)
         if not count:
             return {"rule": "full"}
-        p = [*self.sorted_p[number % NUM_PICTURES], 0.0]
-        gap = p[count - 1] - p[count]
-        if gap < _SMALLEST_GAP:
-            raise SystemExit(f"the router's probabilities {p} are too close to compress {count} tiles")
-        return {"rule": "absolute", "threshold": p[count - 1] - gap / 2, "report": True}
+        logits = [*self.logits[number % NUM_PICTURES], -2 * _LARGEST_LOGIT]
+        threshold = 1 / (1 + math.exp(-(logits[count - 1] + logits[count]) / 2))
+        return {"rule": "absolute", "threshold": threshold, "report": True}
 
     def prompts(self, share: float) -> list[TiledSequence]:
         """Return the prompts of four neighbouring requests at a share, whose mean is exactly the share."""
@@ -244,6 +257,15 @@ class Requests:
             if event.error is not None:
                 raise SystemExit(f"a request failed: {event.error}")
         return [last[number] for _, number in jobs]
+
+
+def _picture(seed: int, size: int, num_tiles: int) -> np.ndarray:
+    """Return a picture of large blocks and noise. One tile less: its thumbnail is a tile too."""
+    random = np.random.default_rng(seed)
+    columns = max(num_tiles - 1, 1)
+    blocks = random.integers(0, 255, (4, 4 * columns, 3)).repeat(size // 4, 0).repeat(size // 4, 1)
+    noise = random.integers(-40, 40, blocks.shape) * random.integers(0, 2, (1, blocks.shape[1], 1))
+    return np.clip(blocks + noise, 0, 255).astype(np.uint8)
 
 
 def _data_url(pixels: np.ndarray) -> str:
