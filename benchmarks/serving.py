@@ -6,8 +6,9 @@ measures every part that `serving.json` lacks and writes it there; the same comm
 with higher `--repetitions` it adds some. A part is an engine at a size, with 0, 1/3, 1/2 and 2/3 of the tiles
 compressed, asked one request at a time (batch 1) or `--requests` at once. Sizes are the demo model and the
 widths of InternVL3.5-1B and -8B with random weights and the same share of the layers of vision tower and
-language model: 1/4 at 1B (6 of 24 and 7 of 28), 1/12 at 8B (2 of 24 and 3 of 36), or `--layers`. Requests are those of `benchmarks/serving_requests.py`;
-each size and engine is a process of its own with `--threads` threads, whose vLLM has as many.
+language model: 1/4 at 1B (6 of 24 and 7 of 28), 1/12 at 8B (2 of 24 and 3 of 36), or `--layers`. Requests
+are those of `benchmarks/serving_requests.py`; each size and engine is a process of its own with `--threads`
+threads, whose vLLM has as many.
 
 The table at the end, also in the file, has the medians over repetitions:
 

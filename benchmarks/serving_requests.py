@@ -1,27 +1,27 @@
 """The same requests at given shares of compressed tiles, through the engine of `vico serve`, timed.
 
-A request has one picture of `tiles` tiles and a question. Its threshold is put between the router's
-probabilities of its own tiles, so that the wanted number of them is compressed: router, rule and connectors
-work as in any request, and the share is exact. Pictures are not cached.
+A request has one picture of `tiles` tiles and a question. The router runs, but its probabilities are replaced
+by the same falling ones for the tiles of every picture, and the threshold of a request says how many of them
+are compressed: so the shares are exact. Pictures are not cached.
 """
 
 import base64
 import io
 import json
-import math
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.serving.answer import Prompt, ServedModel
+from pipeline.serving.answer import Prompt
 from pipeline.serving.conversation import Chat, parsed_chat
 from pipeline.serving.engine import Engine
 from pipeline.serving.job import Event, Job
@@ -39,10 +39,6 @@ LIMITS = Limits(
     waiting=64,
     picture_cache_bytes=0,
 )
-NUM_PICTURES = 2
-_SMALLEST_GAP, _LARGEST_LOGIT, _MOST_PICTURES = 0.5, 12.0, 60
-"""Between the logits of two tiles of a picture, as batches of other sizes round differently; above the other,
-probabilities are 1."""
 QUESTION = "What is in this picture? Name the colours and what is written on it."
 
 
@@ -125,6 +121,19 @@ class _Watch:
         return call
 
 
+def _fixed(router: Any, num_tiles: int) -> None:
+    """Replace the probabilities of a router by falling ones, picture by picture; it runs all the same."""
+    own = router.compress_probability
+
+    def compress_probability(features_NPv: torch.Tensor) -> torch.Tensor:
+        probability_N = own(features_NPv)
+        assert len(probability_N) % num_tiles == 0, "a pass of the vision tower has whole pictures"
+        falling = 1 - (torch.arange(len(probability_N)) % num_tiles + 0.5) / num_tiles
+        return falling.to(probability_N)
+
+    router.compress_probability = compress_probability
+
+
 @contextmanager
 def _watched(engine: Engine, device: str) -> Iterator[_Watch]:
     """Watch the parts of an engine until the end of the block; nothing runs in it at both times."""
@@ -134,70 +143,44 @@ def _watched(engine: Engine, device: str) -> Iterator[_Watch]:
         (model, "full_tokens", "connectors"),
         (model, "compressed_tokens", "connectors"),
     ]
-    for owner, name, part in places:
-        setattr(owner, name, watch.timed(part, getattr(owner, name)))
-    object.__setattr__(decoder, "step", watch.stepped(decoder.step))
+    own = [getattr(owner, name) for owner, name, _ in places]
+    for (owner, name, part), function in zip(places, own, strict=True):
+        setattr(owner, name, watch.timed(part, function))
+    step = decoder.step
+    object.__setattr__(decoder, "step", watch.stepped(step))
     try:
         yield watch
     finally:
-        for owner, name, _ in places:
-            delattr(owner, name)
-        object.__delattr__(decoder, "step")
+        for (owner, name, _), function in zip(places, own, strict=True):
+            setattr(owner, name, function)
+        object.__setattr__(decoder, "step", step)
 
 
 class Requests:
-    """Requests to one engine. The first ones, in the constructor, warm it up and give the probabilities."""
+    """Requests to one engine; the first ones, in the constructor, warm it up."""
 
     def __init__(self, engine: Engine, num_tiles: int, new_tokens: int, device: str):
         self.engine, self.num_tiles, self.new_tokens, self.device = engine, num_tiles, new_tokens, device
-        self.pictures: list[str] = []
-        self.logits: list[list[float]] = []
-        """Of each picture's tiles, the highest first."""
-        for seed in range(_MOST_PICTURES):
-            logits = self._logits(seed)
-            gaps = [a - b for a, b in zip(logits, logits[1:], strict=False)]
-            if max(map(abs, logits)) > _LARGEST_LOGIT or min(gaps, default=1) < _SMALLEST_GAP:
-                self.pictures.pop()
-                continue
-            self.logits.append(logits)
-            if len(self.pictures) == NUM_PICTURES:
-                return
-        raise SystemExit(f"of {_MOST_PICTURES} pictures, the router tells the tiles of too few apart")
+        self.picture = _picture(engine.served.model.settings.tile_size, num_tiles)
+        _fixed(engine.served.model.router, num_tiles)
+        for share in (0.0, 1.0):
+            self.timed(1, True, share)
 
-    def _logits(self, seed: int) -> list[float]:
-        """Add the picture of a seed, and return the logits of its tiles."""
-        size = self.engine.served.model.settings.tile_size
-        self.pictures.append(_data_url(_picture(seed, size, self.num_tiles)))
-        routing = {"rule": "full", "report": True}
-        [(_, event)] = self.answered([self.job(len(self.pictures) - 1, routing)])
-        assert event.routing is not None
-        p = np.array([tile["p_compress"] for tile in event.routing["tiles"]])
-        assert len(p) == self.num_tiles, f"{len(p)} tiles, not {self.num_tiles}"
-        with np.errstate(divide="ignore"):
-            return sorted(np.log(p / (1 - p)).tolist(), reverse=True)
-
-    def job(self, number: int, vico: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        picture = self.pictures[number % NUM_PICTURES]
-        part = {"type": "image_url", "image_url": {"url": picture}}
-        content = [part, {"type": "text", "text": f"{QUESTION} {number}"}]
-        body = {"model": "m", "messages": [{"role": "user", "content": content}], "vico": vico}
-        return body | {"max_tokens": self.new_tokens}, number
-
-    def routing(self, number: int, share: float) -> dict[str, Any]:
-        """Return the routing by which a share of a request's tiles is compressed."""
+    def job(self, number: int, share: float) -> dict[str, Any]:
+        """Return the body of a request, of whose tiles a share is compressed."""
+        part = {"type": "image_url", "image_url": {"url": self.picture}}
+        text = {"type": "text", "text": f"{QUESTION} {number}"}
         count = self.num_compressed(number, share)
-        if not count:
-            return {"rule": "full"}
-        logits = [*self.logits[number % NUM_PICTURES], -2 * _LARGEST_LOGIT]
-        threshold = 1 / (1 + math.exp(-(logits[count - 1] + logits[count]) / 2))
-        return {"rule": "absolute", "threshold": threshold, "report": True}
+        threshold = 1 - count / self.num_tiles
+        vico = {"rule": "absolute", "threshold": threshold} if count else {"rule": "full"}
+        message = {"role": "user", "content": [part, text]}
+        return {"model": "m", "messages": [message], "vico": vico, "max_tokens": self.new_tokens}
 
     def prompts(self, share: float) -> list[TiledSequence]:
         """Return the prompts of four neighbouring requests at a share, whose mean is exactly the share."""
         sequences = []
         for number in range(4):
-            body, _ = self.job(number, {})
-            skeleton = self._prompt(body).skeleton
+            skeleton = self._prompt(self.job(number, share)).skeleton
             compressed = np.zeros(skeleton.num_tiles, bool)
             compressed[: self.num_compressed(number, share)] = True
             sequences.append(TiledSequence(skeleton, compressed, 0))
@@ -213,7 +196,7 @@ class Requests:
 
     def timed(self, count: int, at_once: bool, share: float) -> Timed:
         """Answer `count` requests, all at once or one after another."""
-        jobs = [self.job(number, self.routing(number, share)) for number in range(count)]
+        jobs = [self.job(number, share) for number in range(count)]
         groups = [jobs] if at_once else [[job] for job in jobs]
         timed = Timed()
         compressed = 0
@@ -222,8 +205,10 @@ class Requests:
                 started = time.perf_counter()
                 answers = self.answered(group)
             timed.add(watch, started, [end for end, _ in answers])
-            compressed += sum(tile["compressed"] for _, last in answers for tile in last.routing["tiles"])
-        wanted = round(share * self.num_tiles * count)
+            tiles = [tile for _, last in answers for tile in (last.routing or {})["tiles"]]
+            assert len(tiles) == self.num_tiles * len(group), f"{len(tiles)} tiles"
+            compressed += sum(tile["compressed"] for tile in tiles)
+        wanted = sum(self.num_compressed(number, share) for number in range(count))
         assert compressed == wanted, f"{compressed} tiles are compressed, not {wanted}"
         return timed
 
@@ -234,9 +219,8 @@ class Requests:
     def _prompt(self, body: dict[str, Any]) -> Prompt:
         return self.engine.served.prompt(self._chat(body))
 
-    def answered(self, jobs: list[tuple[dict[str, Any], int]]) -> list[tuple[float, Event]]:
+    def answered(self, bodies: list[dict[str, Any]]) -> list[tuple[float, Event]]:
         """Return for each request the time of its last event, and this event."""
-        served: ServedModel = self.engine.served
         over = threading.Semaphore(0)
         last: dict[int, tuple[float, Event]] = {}
 
@@ -245,30 +229,22 @@ class Requests:
                 last[number] = time.perf_counter(), event
                 over.release()
 
-        for body, number in jobs:
+        for number, body in enumerate(bodies):
             chat = self._chat(body)
-            job = Job(
-                chat, served.prompt(chat), lambda event, number=number: send(number, event), str(number)
-            )
-            self.engine.submit(job)
-        for _ in jobs:
+            prompt = self.engine.served.prompt(chat)
+            self.engine.submit(Job(chat, prompt, partial(send, number), str(number)))
+        for _ in bodies:
             over.acquire()
         for _, event in last.values():
             if event.error is not None:
                 raise SystemExit(f"a request failed: {event.error}")
-        return [last[number] for _, number in jobs]
+        return [last[number] for number in range(len(bodies))]
 
 
-def _picture(seed: int, size: int, num_tiles: int) -> np.ndarray:
-    """Return a picture of large blocks and noise. One tile less: its thumbnail is a tile too."""
-    random = np.random.default_rng(seed)
-    columns = max(num_tiles - 1, 1)
-    blocks = random.integers(0, 255, (4, 4 * columns, 3)).repeat(size // 4, 0).repeat(size // 4, 1)
-    noise = random.integers(-40, 40, blocks.shape) * random.integers(0, 2, (1, blocks.shape[1], 1))
-    return np.clip(blocks + noise, 0, 255).astype(np.uint8)
-
-
-def _data_url(pixels: np.ndarray) -> str:
+def _picture(size: int, num_tiles: int) -> str:
+    """Return noise as a data URL. One tile less: its thumbnail is a tile too."""
+    shape = (size, size * max(num_tiles - 1, 1), 3)
+    pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG")
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

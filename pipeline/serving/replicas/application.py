@@ -9,7 +9,7 @@ replicas that has fewer. Its own HTTP proxy is not started: `vico serve` keeps i
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -18,6 +18,7 @@ from ray import serve
 from cluster.process_environment import process_environment
 from cluster.ray_session import ray_session, worker_environment
 from cluster.sources.driver import driver_code
+from pipeline.serving.http.access import OPEN
 from pipeline.serving.replicas.replica import Replica
 from pipeline.serving.start.engine import Answering
 from pipeline.serving.start.settings import ReplicaOptions, ServerSettings
@@ -39,8 +40,7 @@ class Application:
         application = serve.status().applications.get(self.name)
         if application is None:
             return 0
-        states = application.deployments[_DEPLOYMENT].replica_states
-        return sum(number for state, number in states.items() if str(state) == "RUNNING")
+        return int(application.deployments[_DEPLOYMENT].replica_states.get("RUNNING", 0))
 
 
 @contextmanager
@@ -76,7 +76,9 @@ def application(name: str, answering: Answering, settings: ServerSettings) -> It
         )
         try:
             serve.start(proxy_location="Disabled")
-            bound = deployment.bind(driver_code()["digest"], answering, settings)
+            # without the keys: Ray Serve keeps these arguments, and its dashboard shows them
+            own = replace(settings, access=OPEN)
+            bound = deployment.bind(driver_code()["digest"], answering, own)
             handle = serve.run(bound, name=name, route_prefix=None)
         except RuntimeError as error:
             raise UserError(
@@ -95,6 +97,8 @@ def _is_local(options: ReplicaOptions) -> bool:
 def _refuse_small_cluster(options: ReplicaOptions, device: str) -> None:
     """Raise UserError if the replicas would wait for CPUs or GPUs for ever."""
     resources = options.site.resources
+    if ":" in device:
+        raise UserError(f"--device={device}: Ray chooses the GPU of each replica; give --device cuda")
     if device.startswith("cuda") != (resources.gpus_per_worker > 0):
         raise UserError(
             f"--device={device} with resources.gpus_per_worker={resources.gpus_per_worker:g} of site "
