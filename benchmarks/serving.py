@@ -33,11 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving_models import SIZES, request_flops, written_model
-from benchmarks.serving_requests import LIMITS, SHARES, Requests
+from benchmarks.serving_requests import LIMITS, SHARES, Requests, Timed
 
 ROOT = Path(__file__).parents[1]
 _SEQUENTIAL = 4
 """Requests of a repetition at batch 1."""
+_ROUNDS = {"demo": 8}
+"""How often a repetition asks all of its requests, where they take so little that noise would hide the rest."""
 _RATES = ("first_token_s", "first_tokens_per_s", "requests_per_s", "tokens_per_s", "decoded_tokens_per_s")
 _PARTS = ("router_share", "connectors_share")
 _VLLM = ("--enforce-eager", "--no-enable-prefix-caching", "--gpu-memory-utilization=0.5")
@@ -133,11 +135,12 @@ def measure(size: str, engine: str, arguments: argparse.Namespace, deadline: flo
                     print("the time is over; the same command goes on")
                     break
                 started = time.time()
-                shares = {}
-                for name, share in SHARES.items():
-                    count = batch if batch > 1 else _SEQUENTIAL
-                    shares[name] = requests.timed(count, batch > 1, share).measures
+                timed = {name: Timed() for name in SHARES}
+                for _ in range(_ROUNDS.get(size, 1)):
+                    for name, share in SHARES.items():
+                        requests.ask(batch if batch > 1 else _SEQUENTIAL, batch > 1, share, timed[name])
                 part = {"size": size, "engine": engine, "batch": batch, "repetition": repetition}
+                shares = {name: of_share.measures for name, of_share in timed.items()}
                 content["parts"].append({**part, "shares": shares})
                 save(arguments.file, content)
                 print(f"{part}: {time.time() - started:.0f} s", flush=True)

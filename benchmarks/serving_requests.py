@@ -164,7 +164,7 @@ class Requests:
         self.picture = _picture(engine.served.model.settings.tile_size, num_tiles)
         _fixed(engine.served.model.router, num_tiles)
         for share in (0.0, 1.0):
-            self.timed(1, True, share)
+            self.ask(1, True, share, Timed())
 
     def job(self, number: int, share: float) -> dict[str, Any]:
         """Return the body of a request, of whose tiles a share is compressed."""
@@ -194,11 +194,10 @@ class Requests:
         exact = round(share * self.num_tiles, 6)
         return int(exact) + (exact % 1 > 0 and number % 4 >= 2)
 
-    def timed(self, count: int, at_once: bool, share: float) -> Timed:
-        """Answer `count` requests, all at once or one after another."""
+    def ask(self, count: int, at_once: bool, share: float, timed: Timed) -> None:
+        """Answer `count` requests, all at once or one after another, and add what they took."""
         jobs = [self.job(number, share) for number in range(count)]
         groups = [jobs] if at_once else [[job] for job in jobs]
-        timed = Timed()
         compressed = 0
         for group in groups:
             with _watched(self.engine, self.device) as watch:
@@ -210,7 +209,6 @@ class Requests:
             compressed += sum(tile["compressed"] for tile in tiles)
         wanted = sum(self.num_compressed(number, share) for number in range(count))
         assert compressed == wanted, f"{compressed} tiles are compressed, not {wanted}"
-        return timed
 
     def _chat(self, body: dict[str, Any]) -> Chat:
         served = self.engine.served
