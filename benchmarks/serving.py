@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 _SEQUENTIAL = 4
 """Requests of a repetition at batch 1."""
 _ROUNDS = {"demo": 8}
-"""How often a repetition asks all of its requests, where they take so little that noise would hide the rest."""
+"""How often a repetition asks all of its requests: those of the demo model are over soon."""
 _RATES = ("first_token_s", "first_tokens_per_s", "requests_per_s", "tokens_per_s", "decoded_tokens_per_s")
 _PARTS = ("router_share", "connectors_share")
 _VLLM = ("--enforce-eager", "--no-enable-prefix-caching", "--gpu-memory-utilization=0.5")
