@@ -26,7 +26,7 @@ test test-slow drill: export CUDA_VISIBLE_DEVICES :=
 SBOM ?= build/sbom.json
 ADVISORIES ?= https://api.osv.dev/v1/query
 
-.PHONY: help venv quickstart test test-slow test-cuda drill fuzz lint sbom advisories docs figures clean
+.PHONY: help venv quickstart test test-slow test-cuda drill fuzz load lint sbom advisories docs figures clean
 
 help:
 	@echo "make quickstart   set up, then every stage of configs/quickstart.yaml on this machine"
@@ -38,6 +38,7 @@ help:
 	@echo "make sbom         set up, then write a CycloneDX list of all packages and licences to $(SBOM)"
 	@echo "make advisories   set up, then look for published advisories about the pinned packages (network)"
 	@echo "make fuzz         set up, then 30 minutes of hostile files for every reader; keeps the result"
+	@echo "make load         set up, then 20,000 hostile requests to a server; keeps the figures"
 	@echo "make docs         set up, then write docs/settings.md and docs/models.md from the code"
 	@echo "make figures      set up, run what README and docs quote, and write their tables and pictures"
 	@echo "make venv         set up only: environment and DeepSpeed extensions in $(VENV)"
@@ -108,6 +109,13 @@ fuzz: venv
 	mkdir -p docs/measurements
 	$(bin)/python -m tests.fuzz --minutes 30 \
 	  --report "docs/measurements/fuzz-$$(date -u +%Y-%m-%d)-$$(git rev-parse --short HEAD).jsonl"
+
+# Both end with an error after a 5xx, or if the server takes more memory than it announced.
+load: venv
+	mkdir -p docs/measurements
+	{ $(bin)/python -m benchmarks.hostile_load --requests 10000; \
+	  $(bin)/python -m benchmarks.schema_load --requests 10000; } \
+	  | tee "docs/measurements/load-$$(date -u +%Y-%m-%d)-$$(git rev-parse --short HEAD).jsonl"
 
 docs: venv
 	$(bin)/python docs/make_settings.py

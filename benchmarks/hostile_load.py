@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -97,9 +97,10 @@ def costly(changes: random.Random) -> bytes:
 class Load:
     """Threads that share a number of requests."""
 
-    def __init__(self, server: Served, num_requests: int):
+    def __init__(self, server: Served, num_requests: int, headers: dict[str, str] | None = None):
         host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
         self.address, self.left = (host, int(port)), num_requests
+        self.headers = {"Content-Type": "application/json", **(headers or {})}
         self.statuses: Counter[int] = Counter()
         self.num_left_early = 0
         self.lock = threading.Lock()
@@ -113,7 +114,7 @@ class Load:
         started = time.perf_counter()
         connection = http.client.HTTPConnection(*self.address, timeout=timeout_s, source_address=(source, 0))
         with closing(connection):
-            connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
+            connection.request("POST", CHAT, body, self.headers)
             response = connection.getresponse()
             response.read()
             return response.status, time.perf_counter() - started
@@ -161,7 +162,7 @@ def main() -> None:
     allowed = int(server.process.stdout.readline().split("at most ")[1].split()[0]) * 2**20
     before = memory(server, "VmRSS")
     load = Load(server, arguments.requests)
-    waits: dict[str, list[float]] = {"health": [], "answer": [], "refused 429": []}
+    waits: defaultdict[str, list[float]] = defaultdict(list)
     is_over = threading.Event()
     prober = threading.Thread(target=load.probe, args=(waits, is_over))
     workers = [threading.Thread(target=load.work, args=(n,)) for n in range(arguments.connections)]

@@ -1,181 +1,220 @@
-"""Time to first token and decoding of the serving engine, at shares of compressed tiles, against FLOPs.
+"""What compressed tiles save when a model is served, beside the bound by FLOPs; built-in engine and vLLM.
 
-    python -m benchmarks.serving --size 1b --layers 0.1 --json
+    python -m benchmarks.serving serving.json --vllm-python /opt/vllm/bin/python --minutes 20
 
-The model has the widths of InternVL3.5-1B or -8B (`--size`), random weights, and `--layers` of the layers of
-vision tower and language model alike, so that the ratio of both is the published one. One run asks the same
-requests, a picture and a question each, with 0, 1/3, 1/2 and 2/3 of the tiles compressed, alone (batch 1) and
-all at once. The shares are given, not routed; the router runs in all of them.
+measures every part that `serving.json` lacks and writes it there; the same command goes on after a stop, and
+with higher `--repetitions` it adds some. A part is an engine at a size, with 0, 1/3, 1/2 and 2/3 of the tiles
+compressed, asked one request at a time (batch 1) or `--requests` at once. Sizes are the demo model and the
+widths of InternVL3.5-1B and -8B with random weights and the same share of the layers of vision tower and
+language model: 1/4 at 1B (6 of 24 and 7 of 28), 1/12 at 8B (2 of 24 and 3 of 36), or `--layers`. Requests
+are those of `benchmarks/serving_requests.py`; each size and engine is a process of its own with `--threads`
+threads, whose vLLM has as many.
 
-- `first_token_per_s`: requests per second up to the first token of each.
-- `gain`: first tokens per second over those at the full rate, the median over repetitions.
-- `bound`: the gain that FLOPs allow, by `vico/objectives/flops.py`. The vision pass does not shrink.
-- `router_share`, `connector_share`: of the time to the first token.
-- `tokens_per_s`: generated tokens per second after the first tokens.
+The table at the end, also in the file, has the medians over repetitions:
 
-The vocabulary is 8,192: the head computes one position per request in any case.
+- `first_token_s`, `first_tokens_per_s`, `requests_per_s`, `tokens_per_s`; `decoded_tokens_per_s` while all
+  requests of a batch decode.
+- `gain`: first tokens per second over those at share 0 of the same repetition. `bound`: what FLOPs allow.
+- `router_share`, `connectors_share`: of the time to the first token. `parts_share_all_layers`: both
+  together if tower and language model had all their layers, which take the rest of the time.
+- `bound_all_layers`: the bound of the whole model.
 """
 
 import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from benchmarks.serving_models import SIZES, request_flops, written_model
+from benchmarks.serving_requests import LIMITS, SHARES, Requests, Timed
 
-from benchmarks.reports import ratio, report, row
-from benchmarks.train_step import IMAGE_TOKEN_ID, random_model
-from vico.inference.decoding import Decoder
-from vico.inference.picture_encoding import EncodedPicture, PendingPicture, as_encoded_tiles, encode_batch
-from vico.inference.tile_losses import num_tokens
-from vico.model.internvl import VicoModel
-from vico.objectives.flops import RowWork, connector_flops, language_flops, vision_flops
-from vico.packing import TiledSequence
-from vico.prompt import Skeleton
-
-VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "heads": 16}
-SIZES: dict[str, dict[str, Any]] = {
-    "1b": {
-        "vision": VISION,
-        "text": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "heads": 16},
-    },
-    "8b": {
-        "vision": VISION,
-        "text": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "heads": 32},
-    },
-    "tiny": {
-        "vision": {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 10, "heads": 6},
-        "text": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 10, "heads": 6},
-    },
-}
-SHARES = {"full": 0.0, "1/3": 1 / 3, "1/2": 1 / 2, "2/3": 2 / 3}
-TEXT_TOKENS = 32
+ROOT = Path(__file__).parents[1]
+_SEQUENTIAL = 4
+"""Requests of a repetition at batch 1."""
+_ROUNDS = {"demo": 8}
+"""How often a repetition asks all of its requests: those of the demo model are over soon."""
+_RATES = ("first_token_s", "first_tokens_per_s", "requests_per_s", "tokens_per_s", "decoded_tokens_per_s")
+_PARTS = ("router_share", "connectors_share")
+_VLLM = ("--enforce-eager", "--no-enable-prefix-caching", "--gpu-memory-utilization=0.5")
 
 
-def model_of(size: str, layers: float, tile_size: int, device: str, dtype: torch.dtype) -> VicoModel:
-    """Return a random model with a share of the layers of a published size."""
-    sizes = {part: dict(values) for part, values in SIZES[size].items()}
-    for part in sizes.values():
-        part["num_hidden_layers"] = max(1, round(part["num_hidden_layers"] * layers))
-    keys = 8 if size != "tiny" else 3
-    head_dim = 128 if size != "tiny" else 32
-    sizes |= {"keys": keys, "head_dim": head_dim, "vocab_size": 8192, "tile_size": tile_size}
-    model = random_model(sizes, device, dtype)
-    if model.compressed_connector is None:
-        model.add_compressed_connector(1)
-    model.add_router(2)
-    return model.eval()
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("file", type=Path, help="JSON with all results; it is read first")
+    parser.add_argument("--sizes", nargs="+", choices=("demo", *SIZES), default=["demo", *SIZES])
+    parser.add_argument("--engines", nargs="+", choices=("builtin", "vllm"), default=["builtin", "vllm"])
+    parser.add_argument("--vllm-python", help="Python of vLLM's environment; without it vLLM is left out")
+    parser.add_argument(
+        "--layers", type=float, help="share of the layers of both parts, instead of 1/4 at 1B, 1/12 at 8B"
+    )
+    parser.add_argument("--tiles", type=int, default=3, help="tiles per request, the thumbnail included")
+    parser.add_argument("--requests", type=int, default=16, help="requests at once")
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--repetitions", type=int, default=1)
+    parser.add_argument("--minutes", type=float, help="start no part after so many minutes")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--part", nargs=2, metavar=("SIZE", "ENGINE"), help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
-def prompt_of(num_tiles: int, share: float, request: int) -> TiledSequence:
-    """Return a prompt of one picture, at the rates of a share; all requests are different."""
-    text = np.random.default_rng(request).integers(10, 8000, TEXT_TOKENS)
-    ids = np.concatenate([text[:8], np.full(num_tiles, IMAGE_TOKEN_ID), text[8:]])
-    compressed = np.zeros(num_tiles, bool)
-    compressed[: round(share * num_tiles)] = True
-    return TiledSequence(Skeleton(ids, np.zeros(len(ids), bool), num_tiles), compressed, 0)
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what must be equal in all parts of a file."""
+    names = ("tiles", "requests", "new_tokens", "threads", "device", "dtype", "layers")
+    return {name: getattr(arguments, name) for name in names}
 
 
-class Requests:
-    """Requests with the same pictures at any share, through the parts of the serving engine."""
-
-    def __init__(self, model: VicoModel, num_requests: int, num_tiles: int, new_tokens: int):
-        self.model, self.new_tokens = model, new_tokens
-        size = model.settings.tile_size
-        random = np.random.default_rng(0)
-        shape = (num_requests, num_tiles, 3, size, size)
-        self.pixels = random.standard_normal(shape).astype(np.float32)
-
-    def timed(self, share: float) -> tuple[float, float]:
-        """Answer all requests at once; return seconds to the last first token, and from there to the end."""
-        started = time.perf_counter()
-        pending = [PendingPicture(pixels) for pixels in self.pixels]
-        while not all(picture.is_complete for picture in pending):
-            encode_batch(self.model, [picture for picture in pending if not picture.is_complete])
-        prompts = [prompt_of(len(pixels), share, n) for n, pixels in enumerate(self.pixels)]
-        decoder = Decoder(self.model, 10**9, len(prompts))
-        for picture, prompt in zip(pending, prompts, strict=True):
-            self._start(decoder, picture.encoded(), prompt)
-        waiting = set(decoder.rows)
-        while waiting:
-            waiting -= {row for row, _ in decoder.step()}
-        first = time.perf_counter() - started
-        for _ in range(self.new_tokens - 1):
-            decoder.step()
-        return first, time.perf_counter() - started - first
-
-    def _start(self, decoder: Decoder, encoded: EncodedPicture, prompt: TiledSequence) -> None:
-        [embeds_LD] = as_encoded_tiles(self.model, encoded).embeddings([prompt])
-        decoder.reserve(len(embeds_LD) + self.new_tokens).start(embeds_LD, self.new_tokens)
-
-    @torch.no_grad()
-    def seconds_of_parts(self) -> tuple[float, float]:
-        """Return the seconds that router and connectors take over the tiles of all requests."""
-        tiles = torch.from_numpy(self.pixels.reshape(-1, *self.pixels.shape[2:])[:16])
-        features = self.model.vision_features(tiles.to(self.model.lm_head.weight.device))
-        passes = self.pixels.shape[0] * self.pixels.shape[1] / len(tiles)
-        started = time.perf_counter()
-        self.model.router.compress_probability(features)
-        routed = time.perf_counter()
-        self.model.full_tokens(features)
-        self.model.compressed_tokens(features)
-        return passes * (routed - started), passes * (time.perf_counter() - routed)
+def load(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the content of the file, or an empty one. Raises SystemExit if it has other settings."""
+    if not arguments.file.exists():
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
+        )
+        machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
+        return {
+            "commit": commit.stdout.strip(),
+            "machine": machine,
+            "settings": settings_of(arguments),
+            "sizes": {},
+            "parts": [],
+        }
+    content: dict[str, Any] = json.loads(arguments.file.read_text())
+    if content["settings"] != settings_of(arguments):
+        raise SystemExit(
+            f"{arguments.file} has the settings {content['settings']}; give the same, or another file"
+        )
+    return content
 
 
-def flops(model: VicoModel, num_tiles: int, share: float) -> float:
-    """Return the FLOPs of one request up to its first token. Both connectors run on every tile."""
+def save(file: Path, content: dict[str, Any]) -> None:
+    content["table"] = table(content)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(file)
+
+
+def missing(content: dict[str, Any], size: str, engine: str, arguments: argparse.Namespace) -> list[Any]:
+    """Return the (repetition, batch) of a size and engine that are not measured yet."""
+    wanted = [(n, batch) for n in range(arguments.repetitions) for batch in sorted({1, arguments.requests})]
+    done = {
+        (part["repetition"], part["batch"])
+        for part in content["parts"]
+        if (part["size"], part["engine"]) == (size, engine)
+    }
+    return [key for key in wanted if key not in done]
+
+
+def measure(size: str, engine: str, arguments: argparse.Namespace, deadline: float) -> None:
+    """Measure the missing parts of one size and engine, in this process, and save each when it is done."""
+    import torch
+
+    from pipeline.serving.start.engine import Answering, running_engine
+    from pipeline.serving.start.settings import ServerSettings, VllmOptions
+
+    torch.set_num_threads(arguments.threads)
+    content = load(arguments)
+    layers = SIZES[size].measured_layers(arguments.layers) if size != "demo" else (0, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        model = written_model(Path(folder), size, layers, getattr(torch, arguments.dtype))
+        vllm = VllmOptions(arguments.vllm_python, _VLLM) if engine == "vllm" else None
+        settings = ServerSettings("", 0, arguments.device, arguments.dtype, vllm=vllm)
+        served = Answering(model, LIMITS).opened(settings)
+        with running_engine(served, model, settings) as running:
+            requests = Requests(running, arguments.tiles, arguments.new_tokens, arguments.device)
+            content["sizes"][size] = described(requests, size)
+            for repetition, batch in missing(content, size, engine, arguments):
+                if time.time() > deadline:
+                    print("the time is over; the same command goes on")
+                    break
+                started = time.time()
+                timed = {name: Timed() for name in SHARES}
+                for _ in range(_ROUNDS.get(size, 1)):
+                    for name, share in SHARES.items():
+                        requests.ask(batch if batch > 1 else _SEQUENTIAL, batch > 1, share, timed[name])
+                part = {"size": size, "engine": engine, "batch": batch, "repetition": repetition}
+                shares = {name: of_share.measures for name, of_share in timed.items()}
+                content["parts"].append({**part, "shares": shares})
+                save(arguments.file, content)
+                print(f"{part}: {time.time() - started:.0f} s", flush=True)
+
+
+def described(requests: Requests, size: str) -> dict[str, Any]:
+    """Return layers and bounds of a size: the FLOPs of the requests at share 0 over those at a share."""
+    model, whole = requests.engine.served.model, SIZES[size].layers if size != "demo" else None
     config = model.base.config
-    prompt = prompt_of(num_tiles, share, 0)
-    work = RowWork(num_tiles, num_tiles, (num_tokens(prompt, model.settings),), 0)
-    parts = vision_flops(config, num_tiles), connector_flops(config, work), language_flops(config, work)
-    return sum(part.forward for part in parts)
+    measured = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
+    entry: dict[str, Any] = {"layers": measured, "of": whole or measured}
+    for key, layers in (("bound", None), ("bound_all_layers", whole)):
+        flops = {
+            name: sum(
+                request_flops(config, model.settings, prompt, layers) for prompt in requests.prompts(share)
+            )
+            for name, share in SHARES.items()
+        }
+        entry[key] = {name: round(flops["0"] / value, 3) for name, value in flops.items()}
+    return entry
+
+
+def table(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one row per size, engine, batch and share: medians over the repetitions."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for part in content["parts"]:
+        groups.setdefault((part["size"], part["engine"], part["batch"]), []).append(part["shares"])
+    rows = []
+    for (size, engine, batch), repetitions in groups.items():
+        about = content["sizes"][size]
+        kept = about["layers"][0] / about["of"][0]
+        for name in SHARES:
+            row: dict[str, Any] = {"size": size, "engine": engine, "batch": batch, "share": name}
+            row |= {
+                key: float(f"{statistics.median(shares[name][key] for shares in repetitions):.4g}")
+                for key in (*_RATES, *_PARTS)
+                if all(key in shares[name] for shares in repetitions)
+            }
+            gains = [
+                shares[name]["first_tokens_per_s"] / shares["0"]["first_tokens_per_s"]
+                for shares in repetitions
+            ]
+            parts = sum(row[key] for key in _PARTS)
+            row["parts_share_all_layers"] = round(parts / (parts + (1 - parts) / kept), 4)
+            row["gain"], row["bound"] = round(statistics.median(gains), 3), about["bound"][name]
+            row["gain_over_bound"] = round(row["gain"] / row["bound"], 3)
+            row["bound_all_layers"] = about["bound_all_layers"][name]
+            rows.append(row)
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", choices=SIZES, default="1b")
-    parser.add_argument("--layers", type=float, default=0.1, help="share of the layers of both parts")
-    parser.add_argument("--tile-size", type=int, default=448)
-    parser.add_argument("--tiles", type=int, default=6)
-    parser.add_argument("--requests", type=int, default=16)
-    parser.add_argument("--new-tokens", type=int, default=16)
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    dtype = getattr(torch, arguments.dtype)
-    model = model_of(arguments.size, arguments.layers, arguments.tile_size, arguments.device, dtype)
-    rows: list[dict[str, Any]] = []
-    ratios: dict[str, float] = {}
-    for number in sorted({1, arguments.requests}):
-        requests = Requests(model, number, arguments.tiles, arguments.new_tokens)
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in SHARES}
-        requests.timed(0.0)  # the first run allocates
-        for _ in range(arguments.repetitions):
-            for name, share in SHARES.items():
-                times[name].append(requests.timed(share))
-        first_rows = [
-            row(f"batch {number} {name}", [number / first for first, _ in pairs], "first_token")
-            for name, pairs in times.items()
-        ]
-        rows += first_rows
-        generated = number * (arguments.new_tokens - 1)
-        rows += [
-            row(f"batch {number} {name} decode", [generated / rest for _, rest in pairs], "token")
-            for name, pairs in times.items()
-        ]
-        router_s, connector_s = requests.seconds_of_parts()
-        first_s = min(first for first, _ in times["full"])
-        ratios[f"batch {number} router_share"] = round(router_s / first_s, 4)
-        ratios[f"batch {number} connector_share"] = round(connector_s / first_s, 4)
-        for name, share in SHARES.items():
-            if share:
-                gain = ratio(first_rows, f"batch {number} {name}", f"batch {number} full")
-                bound = flops(model, arguments.tiles, 0.0) / flops(model, arguments.tiles, share)
-                ratios[f"batch {number} {name} gain"] = gain
-                ratios[f"batch {number} {name} bound"] = round(bound, 3)
-    report(f"serving_{arguments.size}", rows, ratios, arguments.json)
+    arguments = parsed()
+    deadline = time.time() + 60 * arguments.minutes if arguments.minutes else float("inf")
+    if arguments.part:
+        measure(*arguments.part, arguments, float(os.environ["BENCHMARK_DEADLINE"]))
+        return
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(arguments.threads),
+        "BENCHMARK_DEADLINE": str(deadline),
+    }
+    if arguments.device == "cpu":
+        environment |= {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        environment |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    for size in arguments.sizes:
+        for engine in arguments.engines:
+            if engine == "vllm" and not arguments.vllm_python:
+                print("vllm is left out: --vllm-python is not given")
+            elif time.time() < deadline and missing(load(arguments), size, engine, arguments):
+                command = [sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], "--part", size, engine]
+                if subprocess.run(command, env=environment, cwd=Path.cwd()).returncode:
+                    print(f"{size} {engine} failed; the others go on")
+    for row in load(arguments).get("table", ()):
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":

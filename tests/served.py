@@ -45,6 +45,26 @@ class Served:
         return self.process.returncode, errors
 
 
+def schemathesis_command(server: Served, key: str, max_examples: int, seed: int) -> list[str]:
+    """Return the command that sends requests by the server's own document, valid and invalid ones.
+
+    It ends with an error code if an answer is not as the document says, or a fault of the server.
+    """
+    checks = (
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_headers_conformance",
+        "response_schema_conformance",
+        "unsupported_method",
+        "ignored_auth",
+    )
+    program = str(Path(sys.executable).with_name("schemathesis"))
+    command = [program, "run", f"{server.url[:-3]}/openapi.json", "-H", f"Authorization: Bearer {key}"]
+    command += ["--checks", ",".join(checks), "--seed", str(seed), "--max-examples", str(max_examples)]
+    return [*command, "--request-timeout", "60", "--generation-database", "none"]
+
+
 def picture(seed: int = 0, size: tuple[int, int] = (190, 130)) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
     return Image.fromarray(pixels)

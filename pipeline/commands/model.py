@@ -8,6 +8,7 @@ import typer
 
 from pipeline.commands.options import JsonOption, RunArgument, SiteOption, StorageOption, site_of
 from pipeline.terminal.output import terminal
+from vico.errors import UserError
 
 ThresholdOption = Annotated[
     float | None,
@@ -194,6 +195,16 @@ def serve(
         list[str] | None,
         typer.Option("--engine-arg", help="Argument of `vllm serve`, as --name=value; repeatable."),
     ] = None,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            "--replicas",
+            min=0,
+            help="Copies of the model in processes of Ray Serve, on the Ray of --site; 0: one, in this "
+            "process.",
+        ),
+    ] = 0,
+    site: SiteOption = None,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -227,8 +238,8 @@ def serve(
     """
     from pipeline.serving.http.access import Access, api_keys, host_name
     from pipeline.serving.limits import Limits
-    from pipeline.serving.server import ServerSettings, VllmOptions
     from pipeline.serving.server import serve as serve_model
+    from pipeline.serving.start.settings import ReplicaOptions, ServerSettings, VllmOptions
     from pipeline.serving.vllm.process import engine_arguments
 
     limits = Limits(
@@ -253,5 +264,11 @@ def serve(
     vllm = None
     if engine == "vllm":
         vllm = VllmOptions(engine_python, engine_arguments(engine_arg or ()), engine_folder)
-    settings = ServerSettings(host, port, device, dtype, access, tuple(trusted_proxy or ()), vllm)
+    replicated = None
+    if replicas:
+        replicated = ReplicaOptions(replicas, site_of(site, None))
+    elif site is not None:
+        raise UserError(f"--site={site} has no effect without --replicas; give both or none")
+    proxies = tuple(trusted_proxy or ())
+    settings = ServerSettings(host, port, device, dtype, access, proxies, vllm, replicated)
     serve_model(model, settings, limits, threshold, rule)

@@ -19,7 +19,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pipeline.serving.answer import Prompt
 from pipeline.serving.chat_response import ChatResponse
 from pipeline.serving.conversation import Chat, parsed_chat
-from pipeline.serving.engine import Engine
 from pipeline.serving.http.access import Access, Places, header
 from pipeline.serving.http.bodies import Refusal, read_body
 from pipeline.serving.http.document import CHAT_ROUTE, JSON_ROUTE, METRICS_ROUTE, document
@@ -29,12 +28,13 @@ from pipeline.serving.http.presence import ClientLeft, Presence, presence
 from pipeline.serving.job import Event, Job
 from pipeline.serving.limits import RequestError, server_error
 from pipeline.serving.memory import NUM_READERS
+from pipeline.serving.running import AnswerEngine
 
 
 class Server:
     """The routes over one engine."""
 
-    def __init__(self, engine: Engine, name: str, metrics: Metrics, access: Access | None = None):
+    def __init__(self, engine: AnswerEngine, name: str, metrics: Metrics, access: Access | None = None):
         self.engine, self.name, self.metrics = engine, name, metrics
         self.access = access or Access()
         self.places = Places(engine.limits)
@@ -46,9 +46,8 @@ class Server:
         )
         metrics.gauge("vico_waiting_requests", "Requests without a row.", lambda: engine.num_waiting)
         metrics.gauge("vico_running_requests", "Requests with a row.", lambda: engine.num_running)
-        metrics.gauge(
-            "vico_cache_tokens", "Tokens for which rows have room.", lambda: engine.decoder.num_reserved
-        )
+        metrics.gauge("vico_replicas", "Engines that can answer.", lambda: engine.num_replicas)
+        metrics.gauge("vico_cache_tokens", "Tokens for which rows have room.", lambda: engine.num_reserved)
 
     def app(self) -> ASGIApp:
         """Return the routes behind the checks of host and key."""
@@ -68,7 +67,12 @@ class Server:
     async def health(self) -> JSONResponse:
         """Answer 200 while the engine works, 503 while it stops or starts again."""
         status = self.engine.status
-        content = {"status": status, "model": self.name, "requests": self.places.num_open}
+        content = {
+            "status": status,
+            "model": self.name,
+            "requests": self.places.num_open,
+            "replicas": self.engine.num_replicas,
+        }
         return JSONResponse(content, 200 if status == "ok" else 503)
 
     async def figures(self) -> Response:

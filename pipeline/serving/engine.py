@@ -30,6 +30,8 @@ _IDLE_S = 0.5
 class Engine:
     """Answers jobs, in a thread of its own, at most `limits.batch` at once, the clients in turn."""
 
+    num_replicas = 1
+
     def __init__(
         self,
         served: ServedModel,
@@ -82,6 +84,11 @@ class Engine:
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def num_reserved(self) -> int:
+        """The number of tokens for which rows have room."""
+        return self.decoder.num_reserved
 
     def drain(self) -> None:
         """Refuse the waiting jobs and all new ones; the running ones go on."""

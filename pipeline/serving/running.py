@@ -4,10 +4,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pipeline.serving.answer import RoutedPrompt
+from pipeline.serving.answer import RoutedPrompt, ServedModel
 from pipeline.serving.growing_text import GrowingText
 from pipeline.serving.job import Event, Job
-from pipeline.serving.limits import RequestError
+from pipeline.serving.limits import Limits, RequestError
 from vico.inference.picture_encoding import EncodedPicture
 from vico.inference.sampling import Token
 
@@ -24,6 +24,29 @@ class AnswerDecoder(Protocol):
     def reserve(self, num_tokens: int) -> Any: ...
     def remove(self, row: Any) -> None: ...
     def step(self) -> Sequence[tuple[Any, Token | RequestError]]: ...
+
+
+class AnswerEngine(Protocol):
+    """What the HTTP side asks of an engine: `pipeline.serving.engine.Engine`, or one that passes jobs on to
+    replicas."""
+
+    served: ServedModel
+    limits: Limits
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_reserved(self) -> int: ...
+    @property
+    def num_replicas(self) -> int: ...
+    def submit(self, job: Job) -> None: ...
+    def cancel(self, job: Job) -> None: ...
+    def drain(self) -> None: ...
+    def stop(self) -> None: ...
 
 
 @dataclass(eq=False)

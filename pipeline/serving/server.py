@@ -8,7 +8,8 @@ import ipaddress
 import logging
 import math
 import socket
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -17,49 +18,19 @@ import uvicorn
 
 from pipeline.serving.answer import ServedModel
 from pipeline.serving.app import Server
-from pipeline.serving.engine import Engine
-from pipeline.serving.http.access import OPEN, Access
 from pipeline.serving.http.connections import LimitedConnection, OpenConnections
 from pipeline.serving.http.metrics import Metrics
 from pipeline.serving.limits import Limits
 from pipeline.serving.memory import memory_bound
-from pipeline.serving.routing import Thresholds
-from pipeline.serving.vllm.decoder import VllmDecoder
-from pipeline.serving.vllm.process import VllmProcess, VllmSettings
+from pipeline.serving.running import AnswerEngine
+from pipeline.serving.start.engine import Answering, language_folder, running_engine
+from pipeline.serving.start.settings import ServerSettings
 from pipeline.terminal.output import TerminalHandler, error_terminal, terminal
 from vico.checkpoints.hub import model_folder
 from vico.errors import UserError
-from vico.model_files import check_model_folder, model_config, stored_threshold
 
 _GRACE_S = 3
 """How long clients may take to receive the end of their answers, after the last of them ended."""
-
-
-@dataclass(frozen=True)
-class VllmOptions:
-    """The Python of vLLM's environment, further arguments of `vllm serve`, and the folder of the language
-    model (None: beside the model, with the ending `.language`)."""
-
-    python: str
-    arguments: tuple[str, ...] = ()
-    folder: Path | None = None
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """The address of the server, and the device and dtype of the model. Port 0: a free port.
-
-    `proxies` are addresses whose X-Forwarded-For names the client.
-    """
-
-    host: str
-    port: int
-    device: str
-    dtype: str
-    access: Access = OPEN
-    proxies: tuple[str, ...] = ()
-    vllm: VllmOptions | None = None
-    """None: the built-in engine."""
 
 
 def serve(
@@ -73,52 +44,51 @@ def serve(
     limit.
 
     Raises UserError for limits that contradict each other, a model that cannot be opened, a router without a
-    threshold, and an address in use.
+    threshold, an address in use, and replicas that do not start.
     """
     _check_limits(limits)
     logging.getLogger("pipeline").addHandler(TerminalHandler())
     listener = _listener(settings)
-    with listener:
+    with listener, ExitStack() as held:
         model = model_folder(name_or_folder)
         metrics = Metrics()
-        served = _served_model(model, settings, limits, threshold)
-        served = replace(served, thresholds=replace(served.thresholds, rule=_rule(served, rule)))
-        engine, decoder = _engine(served, model, settings, metrics)
+        answering = Answering(model, limits, threshold, rule)
+        served = answering.opened(settings, weights=settings.replicas is None)
+        port = listener.getsockname()[1]
+        engine = held.enter_context(_engine(answering, served, settings, metrics, port))
         is_folder = Path(name_or_folder).is_dir()
         name = model.resolve().name if is_folder else name_or_folder
         config = _uvicorn_config(Server(engine, name, metrics, settings.access), settings, limits)
         _announce(name, listener, settings, memory_bound(served))
-        try:
-            _Stoppable(config, engine).run(sockets=[listener])
-        finally:
-            engine.stop()
-            engine.join()
-            if decoder is not None:
-                decoder.close()
+        _Stoppable(config, engine).run(sockets=[listener])
 
 
+@contextmanager
 def _engine(
-    served: ServedModel, model: Path, settings: ServerSettings, metrics: Metrics
-) -> tuple[Engine, VllmDecoder | None]:
-    """Return the engine, and the decoder to close after it if vLLM computes its steps."""
-    options, limits = settings.vllm, served.limits
-    if options is None:
-        return Engine(served, metrics.step), None
-    from vico.checkpoints.language_model import language_model_folder
-
-    beside = model.absolute().with_name(f"{model.name}.language")
-    folder = language_model_folder(model, options.folder or beside)
-    process = VllmProcess(
-        VllmSettings(
-            options.python, folder, settings.dtype, limits.total_tokens, limits.batch, options.arguments
-        )
-    )
-    served.model.drop_language_layers()
-    end_of_turn_id = served.prompts.end_of_turn_id
-    decoder = VllmDecoder(process, limits.decoded_tokens, limits.batch, end_of_turn_id)
-    engine = Engine(served, metrics.step, decoder, lambda: process.is_ready)
-    decoder.wake = engine.wake
-    return engine, decoder
+    answering: Answering, served: ServedModel, settings: ServerSettings, metrics: Metrics, port: int
+) -> Iterator[AnswerEngine]:
+    """Run the engine in this process, or replicas of it, until the end of the block."""
+    if settings.replicas is None:
+        with running_engine(served, answering.folder, settings, metrics.step) as engine:
+            yield engine
+        return
+    try:
+        from pipeline.serving.replicas.application import application
+        from pipeline.serving.replicas.engine import ReplicatedEngine
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--replicas: {error.name} is not installed; install the extra: pip install 'vico[replicas]'"
+        ) from error
+    if settings.vllm is not None:
+        language_folder(answering.folder, settings)  # once, before several replicas on this machine need it
+    name = f"vico-{socket.gethostname()}-{port}"  # a server that starts again replaces what it left
+    with application(name, answering, settings) as running:
+        replicated = ReplicatedEngine(served, running)
+        try:
+            yield replicated
+        finally:
+            replicated.stop()
+            replicated.join()
 
 
 def _uvicorn_config(server: Server, settings: ServerSettings, limits: Limits) -> uvicorn.Config:
@@ -127,6 +97,7 @@ def _uvicorn_config(server: Server, settings: ServerSettings, limits: Limits) ->
         server.app(),
         http=partial(LimitedConnection, connections),  # type: ignore[arg-type]  # it is called like a class
         ws="none",
+        loop="asyncio",  # not uvloop where it happens to be installed
         # uvicorn's own messages are about broken clients; the gate logs faults of the server
         log_level="critical",
         access_log=False,
@@ -142,7 +113,14 @@ def _announce(name: str, listener: socket.socket, settings: ServerSettings, memo
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     terminal().line(f"serving {name} at http://{shown}:{port}/v1")
-    terminal().line(f"answering takes at most {memory // 2**20} MiB of memory beside the model")
+    mebibytes = f"{memory // 2**20} MiB of memory beside the model"
+    if settings.replicas is None:
+        terminal().line(f"answering takes at most {mebibytes}")
+    else:
+        number = settings.replicas.number
+        terminal().line(
+            f"answering takes at most {mebibytes} in each of {number} replicas, and in the server"
+        )
     if not ipaddress.ip_address(host).is_loopback and not settings.access.keys:
         warning = "warning: no key is required; whoever reaches this address can use it; give --api-key-file"
         error_terminal().line(warning)
@@ -151,7 +129,7 @@ def _announce(name: str, listener: socket.socket, settings: ServerSettings, memo
 class _Stoppable(uvicorn.Server):
     """A server that also ends the running answers on a signal, and then exits with code 0."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine):
+    def __init__(self, config: uvicorn.Config, engine: AnswerEngine):
         super().__init__(config)
         self._engine = engine
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -206,40 +184,3 @@ def _listener(settings: ServerSettings) -> socket.socket:
             "give another --host or --port (0 takes a free port)"
         ) from error
     return listener
-
-
-def _rule(served: ServedModel, rule: str | None) -> str | None:
-    if rule not in (None, "full") and served.model.router is None:
-        raise UserError(f"--rule={rule}: this model has no router; leave it out, or give --rule full")
-    return rule
-
-
-def _served_model(
-    model: Path, settings: ServerSettings, limits: Limits, threshold: float | None
-) -> ServedModel:
-    import torch
-
-    from vico.checkpoints import load_model
-    from vico.prompt import load_prompt_format
-
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device={settings.device}: torch sees no CUDA device here; give --device cpu")
-    check_model_folder(model)
-    config = model_config(model)
-    prompts = load_prompt_format(model)
-    own_limit = int(config["text_config"].get("max_position_embeddings", 32768))
-    if limits.total_tokens > own_limit:
-        raise UserError(f"--max-total-tokens={limits.total_tokens} is above the model's own {own_limit}")
-    limits = replace(limits, total_tokens=limits.total_tokens or own_limit)
-    if limits.decoded_tokens < limits.total_tokens:
-        raise UserError(
-            f"--cache-tokens={limits.cache_tokens} is below the {limits.total_tokens} tokens that one "
-            "request may have (--max-total-tokens); raise it or lower the other"
-        )
-    routed = load_model(model, getattr(torch, settings.dtype), settings.device)
-    if routed.router is None and threshold is not None:
-        raise UserError(f"--threshold={threshold}: {model} has no router; leave it out")
-    if routed.router is not None and threshold is None:
-        threshold = stored_threshold(model)
-    relative = float(config.get("vico", {}).get("relative_threshold", 0.0))
-    return ServedModel(routed, prompts, limits, Thresholds(threshold, relative))

@@ -30,7 +30,8 @@ from pipeline.serving.engine import Engine
 from pipeline.serving.job import Event, Job
 from pipeline.serving.limits import Limits, RequestError
 from pipeline.serving.routing import Thresholds
-from pipeline.serving.server import ServerSettings, serve
+from pipeline.serving.server import serve
+from pipeline.serving.start.settings import ServerSettings
 from tests.served import Served, encoded, get, image_part, picture, user
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
@@ -423,7 +424,8 @@ def test_models_health_and_other_requests(routed):
     assert [model.id for model in routed.client.models.list()] == ["routed"]
     assert routed.client.models.retrieve("routed").owned_by == "vico"
     root = routed.url.removesuffix("/v1")
-    assert get(f"{root}/health") == (200, {"status": "ok", "model": "routed", "requests": 0})
+    health = {"status": "ok", "model": "routed", "requests": 0, "replicas": 1}
+    assert get(f"{root}/health") == (200, health)
     assert get(f"{root}/nothing")[1]["error"]["type"] == "invalid_request_error"
     chat = f"{root}/v1/chat/completions"
     assert get(chat)[0] == 405

@@ -49,7 +49,8 @@ ORDERS = {
 }
 # library -> files (or folders) that may import it; the longest matching name decides
 DOORS = {
-    "ray": ("cluster/",),
+    "ray": ("cluster/", "pipeline/serving/replicas/"),
+    "ray.serve": ("pipeline/serving/replicas/",),
     "ray.train": ("stages/training/ranks/ray_trainer.py",),
     "deepspeed": (
         "stages/training/engine.py",

@@ -37,6 +37,8 @@ def language_model_folder(model: Path, folder: Path) -> Path:
         partial.mkdir(parents=True)
         _write(model, partial)
         (partial / _SOURCE_FILE).write_text(json.dumps(source), encoding="utf-8")
+        if record.is_file() and json.loads(record.read_text(encoding="utf-8")) == source:
+            return folder  # another process has written it meanwhile
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:

@@ -46,15 +46,15 @@ class Metrics:
         Gauge(name, text, registry=self._registry).set_function(value)
 
     def step(self, seconds: float, num_tokens: int) -> None:
-        """Count a step of the engine that gave so many tokens."""
+        """Count a step of the engine."""
         self._step_s.observe(seconds)
-        self._tokens.labels("generated").inc(num_tokens)
 
     def answer(self, usage: Mapping[str, Any], routing: Mapping[str, Any]) -> None:
-        """Count the prompt of a finished answer by its usage and its routing report."""
+        """Count the tokens and tiles of a finished answer by its usage and its routing report."""
         image = usage["prompt_tokens_details"]["image_tokens"]
         self._tokens.labels("image").inc(image)
         self._tokens.labels("text").inc(usage["prompt_tokens"] - image)
+        self._tokens.labels("generated").inc(usage["completion_tokens"])
         compressed = sum(tile["compressed"] for tile in routing["tiles"])
         self._tiles.labels("compressed").inc(compressed)
         self._tiles.labels("full").inc(len(routing["tiles"]) - compressed)

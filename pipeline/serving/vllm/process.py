@@ -37,6 +37,8 @@ class VllmSettings:
     total_tokens: int
     batch: int
     arguments: tuple[str, ...] = ()
+    log: Path | None = None
+    """None: beside the folder, with the ending `.log`."""
 
 
 class VllmProcess:
@@ -46,7 +48,7 @@ class VllmProcess:
         self.settings = settings
         self.key = secrets.token_urlsafe(24)
         self.port = _free_port()
-        self.log = settings.folder.with_name(f"{settings.folder.name}.log")
+        self.log = settings.log or settings.folder.with_name(f"{settings.folder.name}.log")
         self.generation = self._log_start = 0
         self._is_ready, self._is_stopping = threading.Event(), threading.Event()
         self._process = self._started()

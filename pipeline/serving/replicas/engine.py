@@ -1,0 +1,170 @@
+"""The engine of a server whose answers come from replicas: it passes jobs on and their events back."""
+
+import asyncio
+import logging
+import threading
+from concurrent.futures import Future
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from pipeline.serving.answer import ServedModel
+from pipeline.serving.job import Event, Job
+from pipeline.serving.limits import RequestError, stopping_error
+from pipeline.serving.replicas.application import Application
+from vico.errors import one_line
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 3
+"""How many replicas may die on one job before its client gets the error."""
+_POLL_S, _END_S = 1.0, 10.0
+
+
+class ReplicatedEngine:
+    """Answers jobs through replicas, from one event loop in a thread of its own.
+
+    A job whose replica dies goes to another one, if its client has received nothing yet.
+    """
+
+    num_reserved = 0
+    """Rows are in the replicas."""
+
+    def __init__(self, served: ServedModel, application: Application):
+        self.served, self.limits = served, served.limits
+        self._application = application
+        self._num_replicas = application.num_running()
+        self._jobs: dict[Job, Future[None]] = {}
+        self._started: set[Job] = set()
+        self._lock = threading.Lock()
+        self._draining, self._stopping = threading.Event(), threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._threads = [
+            threading.Thread(target=self._loop.run_forever, name="jobs", daemon=True),
+            threading.Thread(target=self._watch, name="replicas", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job) -> None:
+        with self._lock:
+            is_taken = not self._draining.is_set()
+            if is_taken:
+                future = self._jobs[job] = asyncio.run_coroutine_threadsafe(self._answer(job), self._loop)
+        if is_taken:
+            future.add_done_callback(lambda _: self._forget(job))  # also of one that was never begun
+        else:
+            job.emit(Event(error=stopping_error()))
+
+    def cancel(self, job: Job) -> None:
+        """End a job that nobody waits for, in its replica too."""
+        job.cancelled.set()
+        with self._lock:
+            running = self._jobs.get(job)
+        if running is not None:
+            running.cancel()
+
+    @property
+    def status(self) -> str:
+        """`ok`, `stopping`, or `starting` while no replica runs."""
+        if self._draining.is_set():
+            return "stopping"
+        return "ok" if self._num_replicas else "starting"
+
+    @property
+    def num_replicas(self) -> int:
+        """The number of replicas that run."""
+        return self._num_replicas
+
+    @property
+    def num_waiting(self) -> int:
+        with self._lock:
+            return len(self._jobs) - len(self._started)
+
+    @property
+    def num_running(self) -> int:
+        """The number of jobs of which the server has received a part."""
+        return len(self._started)
+
+    def drain(self) -> None:
+        """Refuse the jobs without a part of their answer and all new ones; the others go on."""
+        self._draining.set()
+        with self._lock:
+            waiting = [job for job in self._jobs if job not in self._started]
+        for job in waiting:
+            job.emit(Event(error=stopping_error()))
+            self.cancel(job)
+
+    def stop(self) -> None:
+        """End all jobs. Their clients get the error at once."""
+        self.drain()
+        self._stopping.set()
+        with self._lock:
+            jobs = list(self._jobs)
+        for job in jobs:
+            job.emit(Event(error=stopping_error()))
+            self.cancel(job)
+
+    def join(self) -> None:
+        """Wait until the jobs have ended, in the replicas too."""
+        asyncio.run_coroutine_threadsafe(self._ended(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        for thread in self._threads:
+            thread.join()
+
+    async def _answer(self, job: Job) -> None:
+        try:
+            for number in range(_TRIES):
+                try:
+                    await self._forward(job)
+                    return
+                except (RayError, RayServeException) as error:
+                    logger.error("a replica did not finish an answer: %s", one_line(error))
+                    if job in self._started or number == _TRIES - 1:
+                        job.emit(Event(error=_lost()))
+                        return
+        except Exception as error:
+            logger.error("an answer failed", exc_info=error)
+            job.emit(Event(error=RequestError("the server failed; see its log", status=500)))
+
+    def _forget(self, job: Job) -> None:
+        with self._lock:
+            self._jobs.pop(job, None)
+            self._started.discard(job)
+
+    async def _ended(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=_END_S)
+
+    async def _forward(self, job: Job) -> None:
+        """Pass on the events of an answer; cancel it in the replica if this task is cancelled."""
+        response = self._application.handle.answer.remote(job.chat, job.prompt, job.client)
+        try:
+            async for event in response:
+                self._started.add(job)
+                job.emit(event)
+        except asyncio.CancelledError:
+            # `cancel` waits for the replica's process, so it must not run in this loop
+            await asyncio.shield(self._loop.run_in_executor(None, response.cancel))
+            raise
+
+    def _watch(self) -> None:
+        """Count the replicas that run, about once per second."""
+        while not self._stopping.wait(_POLL_S):
+            try:
+                number = self._application.num_running()
+            except Exception as error:  # the controller itself may be starting again
+                logger.error("Ray Serve does not say which replicas run: %s", one_line(error))
+                continue
+            if number < self._num_replicas:
+                logger.error("%d of the replicas run; Ray Serve starts the others again", number)
+            self._num_replicas = number
+
+
+def _lost() -> RequestError:
+    """Return the error of an answer whose replica died after a part of it was sent, or again and again."""
+    message = "the replica that computed the answer ended; try again"
+    return RequestError(message, status=503, code="engine_failed", retry_after_s=5)

@@ -1,0 +1,104 @@
+"""`vico serve --replicas`: the built-in answers from two processes of Ray Serve, one of which is killed."""
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.site import Site
+from pipeline.serving.server import serve
+from pipeline.serving.start.settings import ReplicaOptions, ServerSettings
+from tests.integration.test_serve import LIMITS, SMALL, eventually, expected_answer
+from tests.integration.test_serve_decoding import demo_questions, message
+from tests.served import Served, get
+from vico.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with tempfile.TemporaryDirectory(prefix="v-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        site = Path(folder) / "site.yaml"  # a short path: Ray's sockets allow no long one
+        site.write_text(f"ray: {{temp_dir: {folder}, num_cpus: 2}}\n")
+        server = Served(SMALL, "--replicas", "2", "--site", str(site), "--max-batch", "4").started()
+        yield server
+        code, errors = server.end()
+        assert code == 0, errors
+        assert not list(Path(folder).glob("vico-ray-*")), "its Ray has ended"
+
+
+def replicas_of(server: Served) -> list[psutil.Process]:
+    processes = psutil.Process(server.process.pid).children(recursive=True)
+    return [process for process in processes if "ServeReplica" in " ".join(process.cmdline())]
+
+
+def health(server: Served) -> dict[str, Any]:
+    return get(f"{server.url[:-3]}/health")[1]
+
+
+def test_replicas_give_the_built_in_answers(server):
+    assert len(replicas_of(server)) == 2 and health(server)["replicas"] == 2
+    questions = demo_questions(12)
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda q: server.ask([message(*q)], max_tokens=20), questions))
+    for (turns, images), answer in zip(questions, answers, strict=True):
+        expected = expected_answer(SMALL, turns, images, 20, False)
+        assert answer.choices[0].message.content == expected.text
+        assert answer.usage.prompt_tokens == expected.num_prompt
+    events = list(server.ask([message(*questions[0])], max_tokens=20, stream=True))
+    assert (
+        "".join(event.choices[0].delta.content or "" for event in events)
+        == answers[0].choices[0].message.content
+    )
+    assert len(events) > 3, "it arrives in pieces"
+
+
+def test_a_killed_replica_loses_no_answer_and_is_replaced(server):
+    """Clients do not try again by themselves here; the killed replica's jobs go to the other one."""
+    [question] = demo_questions(1)
+    expected = server.ask([message(*question)], max_tokens=20).choices[0].message.content
+    before = {process.pid for process in replicas_of(server)}
+    killed = threading.Event()
+
+    def ask(number: int) -> str | None:
+        if number == 24:
+            os.kill(min(before), signal.SIGKILL)
+            killed.set()
+        return server.ask([message(*question)], max_tokens=20).choices[0].message.content
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(ask, range(72))) == {expected}
+    assert killed.is_set()
+    eventually(lambda: health(server)["replicas"] == 2 and len(replicas_of(server)) == 2)
+    after = {process.pid for process in replicas_of(server)}
+    assert min(before) not in after and max(before) in after
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(ask, range(16))) == {expected}
+    eventually(lambda: health(server)["requests"] == 0)
+
+
+def test_a_client_that_leaves_frees_its_replica(server):
+    """All rows of both replicas are taken by long answers; when their clients leave, others are answered."""
+    [question] = demo_questions(1)
+    options = {"max_tokens": 1000, "temperature": 2, "stream": True}
+    streams = [server.ask([message(*question)], seed=number, **options) for number in range(8)]
+    for stream in streams:
+        next(iter(stream))
+        stream.close()
+    eventually(lambda: health(server)["requests"] == 0)
+    for replica in replicas_of(server):
+        eventually(lambda replica=replica: replica.cpu_percent(1) < 50)
+    assert server.ask([message(*question)], max_tokens=2).usage.completion_tokens == 2
+
+
+def test_replicas_that_do_not_fit_are_an_error_of_one_line(tmp_path):
+    site = Site.model_validate({"ray": {"num_cpus": 2, "temp_dir": "/tmp"}})
+    settings = ServerSettings("127.0.0.1", 0, "cpu", "float32", replicas=ReplicaOptions(3, site))
+    with pytest.raises(UserError, match="--replicas=3 need 3 CPU, Ray has 2; give fewer replicas"):
+        serve(str(SMALL), settings, LIMITS)
