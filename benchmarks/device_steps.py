@@ -10,7 +10,6 @@ kernel that is not installed) gives a row with the reason. Rows under DeepSpeed 
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.reports import append_row
 from benchmarks.train_step import SIZES, engine_of, random_model, random_pack
 from vico.errors import UserError, one_line
 from vico.memory.model_sizes import model_sizes
@@ -168,10 +168,12 @@ def measured(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
     """Return the row of a setting, or why it could not be measured."""
     device, repeats, peak_tflops = options.device, options.repeats, options.peak_tflops
     row: dict[str, Any] = asdict(setting)
+    held_gb = torch.cuda.memory_allocated() / 1e9 if device == "cuda" else 0.0  # of the settings before
     try:
         case = Case.of(setting, device, options.backend)
         row["tiles"] = case.pack.num_tiles
         if device == "cuda":
+            row["held_before_gb"] = held_gb
             torch.cuda.reset_peak_memory_stats()
         seconds = engine_seconds(case, repeats) if setting.zero_stage else step_seconds(case, repeats)
     except (UserError, RuntimeError, ValueError, AssertionError) as error:  # out of memory is a RuntimeError
@@ -210,9 +212,7 @@ def main() -> None:
             setting = Setting(**asdict(setting) | {"samples": options.samples})
         row = measured(setting, options)
         print(row, file=sys.stderr, flush=True)
-        if options.out:
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        append_row(options.out, row)
         gc.collect()
         if options.device == "cuda":
             torch.cuda.empty_cache()
