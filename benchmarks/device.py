@@ -91,7 +91,7 @@ def steps(group: str, *, may_skip: bool) -> Callable[[Runner], Any]:
     def part(runner: Runner) -> Any:
         command = [_PYTHON, "-m", "benchmarks.device_steps", "--group", group, "--device", runner.device]
         if runner.dry_run:
-            command += ["--samples", "1", "--repeats", "1", "--backend", "eager"]
+            command += ["--repeats", "1", "--backend", "eager"]
         else:
             command += ["--peak-tflops", str(_H100_H200_TFLOPS)]
         return rows_of(runner, command, lambda row: not may_skip)

@@ -5,7 +5,7 @@
 A group is a list of settings that one process measures one after another; a row is written as soon as it is
 measured, so that a process that is stopped leaves the rows before. A setting that fails (out of memory, a
 kernel that is not installed) gives a row with the reason. Rows under DeepSpeed also have the memory that
-`vico/memory/` computes for them. On a CPU the sizes are those of `benchmarks/train_step.py` there.
+`vico/memory/` computes for them. On a CPU the model is a tiny one, which shows only that every setting runs.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.reports import append_row
+from benchmarks.host_time import SIZE
 from benchmarks.train_step import SIZES, engine_of, random_model, random_pack
 from vico.errors import UserError, one_line
 from vico.memory.model_sizes import model_sizes
@@ -46,6 +47,11 @@ class Setting:
     vision: str = "auto"
     kl_chunk_rows: int = 1024
 
+
+_CPU_SIZE = SIZE | {
+    "vision": SIZE["vision"] | {"num_hidden_layers": 2},
+    "text": SIZE["text"] | {"num_hidden_layers": 2},
+}
 
 GROUPS: dict[str, list[Setting]] = {
     "compiled": [
@@ -77,7 +83,7 @@ class Case:
 
     @classmethod
     def of(cls, setting: Setting, device: str, backend: str) -> "Case":
-        size = SIZES[device] | {"samples": setting.samples}
+        size = (SIZES["cuda"] if device == "cuda" else _CPU_SIZE) | {"samples": setting.samples}
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         use_attention(setting.rows, setting.vision)
         policy, reference = random_model(size, device, dtype), random_model(size, device, dtype)
@@ -202,14 +208,11 @@ def main() -> None:
     parser.add_argument("--device", choices=list(SIZES), default="cpu")
     parser.add_argument("--out", type=Path, help="file that gets one line of JSON per row")
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--samples", type=int, help="instead of those of every setting, for a try")
     parser.add_argument("--backend", default="inductor", help="compiler of compiled layers; eager for a try")
     parser.add_argument("--peak-tflops", type=float, help="peak of the device: adds `mfu`")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for setting in GROUPS[options.group]:
-        if options.samples:
-            setting = Setting(**asdict(setting) | {"samples": options.samples})
         row = measured(setting, options)
         print(row, file=sys.stderr, flush=True)
         append_row(options.out, row)

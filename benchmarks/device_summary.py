@@ -5,6 +5,7 @@
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ def summary(report: Row) -> str:
         state = "ok" if part["ok"] else f"FAILED: {part['error']}"
         lines.append(f"{name:<17}{part['seconds']:>6.0f} s  {state}")
         lines += [f"    {line}" for line in _LINES.get(name, _steps)(part.get("results") or {})]
-    return "\n".join(line[:_WIDTH] for line in lines)
+    return "\n".join(_wrapped(line) for line in lines)
+
+
+def _wrapped(line: str) -> str:
+    """Return the line, continued below if it is long."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(line, _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _steps(results: Row) -> list[str]:
