@@ -28,6 +28,8 @@ _PYTHON = sys.executable
 _VICO = (_PYTHON, "-c", "from vico_command import main; main()")
 _H100_H200_TFLOPS = 989.4  # bfloat16, dense, by the data sheet
 _DRY_RUN_S = 3600.0
+_LAST_S = 10.0
+"""How long before the end of a part its last setting may start."""
 _SMALL_QUICKSTART = (
     "inputs.records.num_samples=160",
     "shard.samples_per_shard=40",
@@ -90,6 +92,7 @@ def steps(group: str, *, may_skip: bool) -> Callable[[Runner], Any]:
 
     def part(runner: Runner) -> Any:
         command = [_PYTHON, "-m", "benchmarks.device_steps", "--group", group, "--device", runner.device]
+        command += ["--ends-s", str(runner.part_ends_s - _LAST_S)]
         if runner.dry_run:
             command += ["--repeats", "1", "--backend", "eager"]
         else:
@@ -140,6 +143,7 @@ def loss(runner: Runner) -> Any:
         command += ["--tokens", "16", "--cases", "ours,ours-1024,dense,liger-kl"]
     else:
         command += ["--dtype", "bfloat16", "--tokens", "4096"]
+        command += ["--budget-s", f"{max(runner.seconds_left() - 2 * _LAST_S, 0):.0f}"]
         command += ["--cases", "ours,ours-1024,dense,liger-kl,trl,liger,liger-jsd"]
     own = ("ours", "ours-1024", "dense")
     return rows_of(runner, command, lambda row: row["case"] in own)

@@ -25,7 +25,7 @@ from benchmarks.train_step import SIZES, engine_of, random_model, random_pack
 from vico.errors import UserError, one_line
 from vico.memory.model_sizes import model_sizes
 from vico.memory.training_memory import TrainingShape, rank_memory
-from vico.model.attention_kernels import use_attention
+from vico.model.attention_kernels import row_kernel, use_attention
 from vico.model.compiled import compile_layers
 from vico.model.recomputed import recompute_layers
 from vico.objectives.consistency import ConsistencyTask
@@ -86,6 +86,8 @@ class Case:
         size = (SIZES["cuda"] if device == "cuda" else _CPU_SIZE) | {"samples": setting.samples}
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         use_attention(setting.rows, setting.vision)
+        if device == "cuda":  # refuses a kernel that is not there before a model is made
+            row_kernel(torch.cuda.get_device_capability()[0], size["head_dim"], dropout=0.0)
         policy, reference = random_model(size, device, dtype), random_model(size, device, dtype)
         policy.add_compressed_connector(0)
         policy.train()
@@ -209,11 +211,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file that gets one line of JSON per row")
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--backend", default="inductor", help="compiler of compiled layers; eager for a try")
+    parser.add_argument("--ends-s", type=float, help="start no setting after this time of the monotonic clock")
     parser.add_argument("--peak-tflops", type=float, help="peak of the device: adds `mfu`")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for setting in GROUPS[options.group]:
-        row = measured(setting, options)
+        if options.ends_s is not None and time.monotonic() > options.ends_s:
+            row = {**asdict(setting), "skipped": "no time left"}
+        else:
+            row = measured(setting, options)
         print(row, file=sys.stderr, flush=True)
         append_row(options.out, row)
         gc.collect()
