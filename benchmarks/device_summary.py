@@ -66,6 +66,8 @@ def _environment(results: Row) -> list[str]:
 
 
 def _quickstart(results: Row) -> list[str]:
+    if not results:
+        return []
     stages = [
         f"{stage['name']} {stage['state']}" + (f" {stage['seconds']:.0f} s" if stage["seconds"] else "")
         for stage in results.get("stages", [])
