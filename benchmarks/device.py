@@ -71,9 +71,7 @@ def environment(runner: Runner) -> Any:
     return facts
 
 
-def rows_of(
-    runner: Runner, command: Sequence[str], is_needed: Callable[[Mapping[str, Any]], bool]
-) -> Any:
+def rows_of(runner: Runner, command: Sequence[str], is_needed: Callable[[Mapping[str, Any]], bool]) -> Any:
     """Return the rows that a command measures.
 
     Raises PartFailed if a row that is needed was skipped, or every row.

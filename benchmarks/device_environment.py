@@ -1,6 +1,6 @@
 """Print as JSON what a device measurement depends on: device, versions, and dependencies that are missing.
 
-    python -m benchmarks.device_environment
+python -m benchmarks.device_environment
 """
 
 import importlib.metadata

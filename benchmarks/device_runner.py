@@ -68,7 +68,12 @@ class Runner:
             log.write(f"\n$ {' '.join(command)}\n")
             log.flush()
             process = subprocess.Popen(
-                command, cwd=ROOT, env=self._environment(mark), stdout=output, stderr=log, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=self._environment(mark),
+                stdout=output,
+                stderr=log,
+                start_new_session=True,
             )
             try:
                 process.wait(timeout=limit_s)

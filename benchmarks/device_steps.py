@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.reports import append_row
 from benchmarks.host_time import SIZE
+from benchmarks.reports import append_row
 from benchmarks.train_step import SIZES, engine_of, random_model, random_pack
 from vico.errors import UserError, one_line
 from vico.memory.model_sizes import model_sizes
@@ -211,7 +211,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file that gets one line of JSON per row")
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--backend", default="inductor", help="compiler of compiled layers; eager for a try")
-    parser.add_argument("--ends-s", type=float, help="start no setting after this time of the monotonic clock")
+    parser.add_argument(
+        "--ends-s", type=float, help="start no setting after this time of the monotonic clock"
+    )
     parser.add_argument("--peak-tflops", type=float, help="peak of the device: adds `mfu`")
     options = parser.parse_args()
     torch.set_num_threads(1)

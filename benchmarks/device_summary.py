@@ -1,6 +1,6 @@
 """The results of `benchmarks/device.sh` on one screen.
 
-    python -m benchmarks.device_summary results/device.json
+python -m benchmarks.device_summary results/device.json
 """
 
 import json

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import device
 from benchmarks.device import PARTS, part_end_s, record
-from benchmarks.device_runner import END_S, PartFailed, Runner
+from benchmarks.device_runner import END_S, Runner
 from benchmarks.device_summary import summary
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,9 @@ def test_a_part_that_fails_says_why_and_keeps_the_rows_before(runner):
         "print('error: no such thing', file=sys.stderr); sys.exit(3)"
     )
     entry = record(runner, lambda runner: runner.rows(python(code)))
-    assert entry["error"] == "ended with 3: error: no such thing" and entry["results"] == {"rows": [{"ms": 1}]}
+    assert entry["error"] == "ended with 3: error: no such thing" and entry["results"] == {
+        "rows": [{"ms": 1}]
+    }
 
 
 def test_no_part_starts_when_the_time_is_used_up(runner):
@@ -87,7 +89,7 @@ def test_shares_of_the_parts_fill_the_time_and_later_ones_are_kept(monkeypatch):
 
 
 def test_a_row_that_is_needed_and_was_skipped_fails_the_part(runner):
-    code = "import sys; open(sys.argv[2], 'a').write('{\"skipped\": \"out of memory\"}\\n{\"ms\": 1}\\n')"
+    code = 'import sys; open(sys.argv[2], \'a\').write(\'{"skipped": "out of memory"}\\n{"ms": 1}\\n\')'
 
     def part(needed):
         return record(runner, lambda runner: device.rows_of(runner, python(code), lambda row: needed))
