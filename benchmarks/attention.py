@@ -14,12 +14,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.reports import append_row
 from vico.errors import UserError, one_line
 from vico.model.attention_kernels import ROW_KERNELS, use_attention
 from vico.model.segments import segment_attention
@@ -123,12 +125,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     parser.add_argument("--device", choices=list(SIZES), default="cpu")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", type=Path, help="file that gets one line of JSON per row")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for part, kernels in (("packed row", row_kernels), ("tiles", tile_kernels)):
         for measured in kernels(SIZES[options.device], options.device, options.repeats):
             rows.append({"part": part, **measured})
+            append_row(options.out, rows[-1])
             print(rows[-1], file=sys.stderr, flush=True)
     print(json.dumps({"name": "attention", "device": options.device, "rows": rows, "ratios": {}}))
 

@@ -5,12 +5,11 @@
 A group is a list of settings that one process measures one after another; a row is written as soon as it is
 measured, so that a process that is stopped leaves the rows before. A setting that fails (out of memory, a
 kernel that is not installed) gives a row with the reason. Rows under DeepSpeed also have the memory that
-`vico/memory/` computes for them. On a CPU the sizes are those of `benchmarks/train_step.py` there.
+`vico/memory/` computes for them. On a CPU the model is a tiny one, which shows only that every setting runs.
 """
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -20,11 +19,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.host_time import SIZE
+from benchmarks.reports import append_row
 from benchmarks.train_step import SIZES, engine_of, random_model, random_pack
 from vico.errors import UserError, one_line
 from vico.memory.model_sizes import model_sizes
 from vico.memory.training_memory import TrainingShape, rank_memory
-from vico.model.attention_kernels import use_attention
+from vico.model.attention_kernels import row_kernel, use_attention
 from vico.model.compiled import compile_layers
 from vico.model.recomputed import recompute_layers
 from vico.objectives.consistency import ConsistencyTask
@@ -46,6 +47,11 @@ class Setting:
     vision: str = "auto"
     kl_chunk_rows: int = 1024
 
+
+_CPU_SIZE = SIZE | {
+    "vision": SIZE["vision"] | {"num_hidden_layers": 2},
+    "text": SIZE["text"] | {"num_hidden_layers": 2},
+}
 
 GROUPS: dict[str, list[Setting]] = {
     "compiled": [
@@ -77,9 +83,11 @@ class Case:
 
     @classmethod
     def of(cls, setting: Setting, device: str, backend: str) -> "Case":
-        size = SIZES[device] | {"samples": setting.samples}
+        size = (SIZES["cuda"] if device == "cuda" else _CPU_SIZE) | {"samples": setting.samples}
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         use_attention(setting.rows, setting.vision)
+        if device == "cuda":  # refuses a kernel that is not there before a model is made
+            row_kernel(torch.cuda.get_device_capability()[0], size["head_dim"], dropout=0.0)
         policy, reference = random_model(size, device, dtype), random_model(size, device, dtype)
         policy.add_compressed_connector(0)
         policy.train()
@@ -168,10 +176,12 @@ def measured(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
     """Return the row of a setting, or why it could not be measured."""
     device, repeats, peak_tflops = options.device, options.repeats, options.peak_tflops
     row: dict[str, Any] = asdict(setting)
+    held_gb = torch.cuda.memory_allocated() / 1e9 if device == "cuda" else 0.0  # of the settings before
     try:
         case = Case.of(setting, device, options.backend)
         row["tiles"] = case.pack.num_tiles
         if device == "cuda":
+            row["held_before_gb"] = held_gb
             torch.cuda.reset_peak_memory_stats()
         seconds = engine_seconds(case, repeats) if setting.zero_stage else step_seconds(case, repeats)
     except (UserError, RuntimeError, ValueError, AssertionError) as error:  # out of memory is a RuntimeError
@@ -200,19 +210,20 @@ def main() -> None:
     parser.add_argument("--device", choices=list(SIZES), default="cpu")
     parser.add_argument("--out", type=Path, help="file that gets one line of JSON per row")
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--samples", type=int, help="instead of those of every setting, for a try")
     parser.add_argument("--backend", default="inductor", help="compiler of compiled layers; eager for a try")
+    parser.add_argument(
+        "--ends-s", type=float, help="start no setting after this time of the monotonic clock"
+    )
     parser.add_argument("--peak-tflops", type=float, help="peak of the device: adds `mfu`")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for setting in GROUPS[options.group]:
-        if options.samples:
-            setting = Setting(**asdict(setting) | {"samples": options.samples})
-        row = measured(setting, options)
+        if options.ends_s is not None and time.monotonic() > options.ends_s:
+            row = {**asdict(setting), "skipped": "no time left"}
+        else:
+            row = measured(setting, options)
         print(row, file=sys.stderr, flush=True)
-        if options.out:
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        append_row(options.out, row)
         gc.collect()
         if options.device == "cuda":
             torch.cuda.empty_cache()

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from benchmarks.reports import append_row
 from vico.losses import chunked_kl
 
 VOCABULARY, WIDTH = 151_936, 1_024  # Qwen3-0.6B, the language model of InternVL3.5-1B
@@ -278,6 +279,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit-gb", type=float, help="refuse a case that needs more than this")
+    parser.add_argument("--out", type=Path, help="file that gets one line of JSON per row")
     parser.add_argument("--child", choices=list(CASES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -292,6 +294,7 @@ def main() -> None:
             rows.append({**skipped, "skipped": f"no time left of {options.budget_s:g} s"})
         else:
             rows.append(row(case, num_tokens, options))
+        append_row(options.out, rows[-1])
         print(rows[-1], file=sys.stderr, flush=True)
     print(
         json.dumps(

@@ -3,7 +3,8 @@
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 MACHINE_NOTE = "wall seconds; repetitions of all ways are interleaved, so a busy machine slows each alike"
@@ -37,6 +38,14 @@ def row(name: str, rates: list[float], unit: str = "samples") -> dict[str, Any]:
         "spread": round((max(rates) - min(rates)) / median, 3),
         "repetitions": [round(rate, 1) for rate in rates],
     }
+
+
+def append_row(path: Path | None, measured: Mapping[str, Any]) -> None:
+    """Append a row as a line of JSON, if there is a file for it: a benchmark that is stopped leaves the rows
+    before."""
+    if path:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(measured) + "\n")
 
 
 def ratio(rows: list[dict[str, Any]], ours: str, other: str) -> float:

@@ -5,10 +5,11 @@
 Both models are spread over the ranks (ZeRO-3, `reference: sharded`, bfloat16). Every rank is a process of its
 own and builds its engine as the stage does. `whole` reads each model and lets DeepSpeed partition it;
 `unread` is what the stage does: each parameter is read when it is partitioned. Both ways run one after the
-other. Bytes are resident memory of the process above the level after the imports: `spread` is the highest of
-samples every 5 ms until both models are spread, `peak` the highest until the engine is ready, with float32
-master weights and buffers. On a CPU this is the memory of device and host together, including the pages of
-the checkpoint that the process uses. Needs about 9 times the checkpoint in memory.
+other. Bytes are resident memory of the process above the level after the imports, as the highest of samples
+every 5 ms: `private` memory, on a CPU that of device and host together, and pages of `files`, which the
+processes of a node share (of the checkpoint, and of libraries that are loaded later). `spread` counts until
+both models are spread, `peak` until the engine is ready, with float32 master weights and buffers. Needs about
+9 times the checkpoint in memory.
 """
 
 import argparse
@@ -23,27 +24,35 @@ from benchmarks.export_memory import resident_bytes, write_checkpoint
 from tests.numerics.ranks import finish, start_ranks
 
 WAYS = ("whole", "unread")
+KINDS = {"private": "RssAnon", "files": "RssFile"}
+"""Kind of memory -> its field of /proc/self/status."""
 
 
 class Highest:
-    """Samples the highest resident memory since construction, above its value then."""
+    """Samples the highest resident memory since construction, by kind, above its value then."""
 
     def __init__(self) -> None:
-        self._before = self.highest = resident_bytes("VmRSS")
+        self._before = self._now()
+        self._highest = self._before
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
+    @staticmethod
+    def _now() -> dict[str, int]:
+        return {kind: resident_bytes(field) for kind, field in KINDS.items()}
+
     def _watch(self) -> None:
         while not self._ended.wait(0.005):
-            self.highest = max(self.highest, resident_bytes("VmRSS"))
+            now = self._now()
+            self._highest = {kind: max(highest, now[kind]) for kind, highest in self._highest.items()}
 
-    def so_far(self) -> int:
-        """Return the highest bytes up to now."""
-        return self.highest - self._before
+    def so_far(self) -> dict[str, int]:
+        """Return the highest bytes up to now, by kind."""
+        return {kind: highest - self._before[kind] for kind, highest in self._highest.items()}
 
-    def end(self) -> int:
-        """Stop sampling; return the highest bytes."""
+    def end(self) -> dict[str, int]:
+        """Stop sampling; return the highest bytes, by kind."""
         self._ended.set()
         self._thread.join()
         return self.so_far()
@@ -69,7 +78,7 @@ def rank_row(folder: Path, way: str) -> dict[str, Any]:
     if way == "whole":
         worker.open_unread = load_model
     highest, started = Highest(), time.perf_counter()
-    spread: list[int] = []
+    spread: list[dict[str, int]] = []
     make_master_weights = ZeroOptimizer._create_fp32_partitions
 
     def noted(optimizer: Any) -> None:
@@ -87,10 +96,10 @@ def rank_row(folder: Path, way: str) -> dict[str, Any]:
         "rank": engine.rank,
         "ranks": engine.world_size,
         "model_bytes": model_bytes,
-        "spread": spread[0],
-        "spread_over_model": round(spread[0] / model_bytes, 3),
-        "peak": peak,
-        "peak_over_model": round(peak / model_bytes, 3),
+        **{f"spread_{kind}": number for kind, number in spread[0].items()},
+        **{f"spread_{kind}_over_model": round(number / model_bytes, 3) for kind, number in spread[0].items()},
+        **{f"peak_{kind}": number for kind, number in peak.items()},
+        **{f"peak_{kind}_over_model": round(number / model_bytes, 3) for kind, number in peak.items()},
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -104,7 +113,7 @@ def largest_rows(work: Path, num_ranks: int) -> list[dict[str, Any]]:
             start_ranks("benchmarks.start_memory", ["--child", str(work), way, str(out)], out, num_ranks), out
         )
         of_ranks = [json.loads(path.read_text()) for path in sorted(out.glob("row-*.json"))]
-        rows.append(max(of_ranks, key=lambda row: row["spread"]))
+        rows.append(max(of_ranks, key=lambda row: row["spread_private"] + row["spread_files"]))
     return rows
 
 
@@ -125,8 +134,11 @@ def main() -> None:
         write_checkpoint(Path(work, "model"), options.layers)
         rows = [row for num_ranks in options.ranks for row in largest_rows(Path(work), num_ranks)]
     ratios = {
-        f"unread_over_whole_{unread['ranks']}_ranks": round(unread["spread"] / whole["spread"], 3)
+        f"unread_over_whole_{kind}_{unread['ranks']}_ranks": round(
+            unread[f"spread_{kind}"] / whole[f"spread_{kind}"], 3
+        )
         for whole, unread in zip(rows[::2], rows[1::2], strict=True)
+        for kind in KINDS
     }
     print(json.dumps({"name": "start_memory", "rows": rows, "ratios": ratios}) if options.json else rows)
 

@@ -287,6 +287,32 @@ def test_a_hung_rank_leaves_its_last_step_and_its_stacks(faults):
     assert "last step 7" in stacks and "training_case.py" in stacks and "in batch" in stacks
 
 
+def checkpoint_steps(folder: Path, attempt: int) -> list[int]:
+    """Return the steps after which the attempt began a checkpoint."""
+    lines = (folder / f"attempts/{attempt}/metrics.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    return [entry["step"] for entry in entries if "seconds_checkpoint" in entry["metrics"]]
+
+
+def test_a_killed_training_resumes_from_the_last_checkpoint_by_time(model, tmp_path):
+    """Rank 0's clock decides for all ranks: by rank 1's, a checkpoint would be due after every step."""
+    by_time = {"checkpoints": {"every_steps": 1000, "every_s": 3}}
+    more = {"site": by_time, "seconds_per_step": [1, 50]}
+    ranks, logs = started(model, tmp_path, [scenario("killed", 2, sleep_s=0.2, **more)], 2)
+    parts, deadline = Parts(tmp_path / "killed", 1), time.monotonic() + 300
+    while not checkpoints(parts) and time.monotonic() < deadline:
+        assert not check_ranks(ranks, logs), "ended without a checkpoint"
+        time.sleep(0.02)
+    stop_ranks(ranks)
+    assert checkpoint_steps(tmp_path / "killed", 1)[0] == 4
+    last = checkpoints(parts)[-1][0]
+    again = [scenario("killed", 2, attempt=2, **more), scenario("straight", 2)]
+    finish(*started(model, tmp_path, again, 2))
+    resumed = [step for step in range(last + 1, NUM_STEPS) if (step - last) % 4 == 0]
+    assert last % 4 == 0 and checkpoint_steps(tmp_path / "killed", 2) == resumed
+    assert curve(tmp_path / "killed") == curve(tmp_path / "straight")
+
+
 @pytest.mark.slow
 def test_ranks_wait_for_a_hung_rank_as_long_as_configured(tmp_path):
     """This includes DeepSpeed's own process group, where torch's timeout would be 30 minutes (NCCL: 10)."""

@@ -4,7 +4,8 @@
 `name` (folder of the stage), `attempt`, `zero_stage`, `dtype`; `site` (blocks of the site's `train`
 settings); `stop_after` a step (as a kill would end it); `nan_at`, `nan_gradient_at` or `hang_at` a step, on
 `rank`; `sleep_s` per pack; `validate_every` so many steps, each written to `validated-<rank>.txt` with the
-attempt; `tamper`: changes to the metadata of the last checkpoint, with `probe_loss` as a factor.
+attempt; `tamper`: changes to the metadata of the last checkpoint, with `probe_loss` as a factor;
+`seconds_per_step`: for each rank, by how much the loop's clock advances with every step.
 """
 
 import json
@@ -13,11 +14,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from cluster.train_settings import TrainSettings
 from stages.parts import Parts
+from stages.training import loop
 from stages.training.checkpoints import METADATA_FILE, CheckpointDiffers, checkpoints, read_metadata
 from stages.training.engine import Engine, init_distributed
 from stages.training.engine_settings import engine_settings
@@ -93,7 +96,7 @@ def site_of(scenario: dict[str, Any]) -> TrainSettings:
         {
             **blocks,
             "memory": {"zero_stage": stage, **blocks.get("memory", {})},
-            "checkpoints": {"every_steps": CHECKPOINT_EVERY},
+            "checkpoints": {"every_steps": CHECKPOINT_EVERY, **blocks.get("checkpoints", {})},
             "deepspeed": deepspeed,
         }
     )
@@ -111,16 +114,31 @@ class Validation:
         return {"step": float(step)}
 
 
+class Clock:
+    """Stands in for `time` in the loop: moves with the steps, and by a microsecond with every look at it."""
+
+    def __init__(self, seconds_per_step: float):
+        self._now, self._seconds_per_step = 0.0, seconds_per_step
+
+    def monotonic(self) -> float:
+        self._now += 1e-6
+        return self._now
+
+    def step(self) -> None:
+        self._now += self._seconds_per_step
+
+
 class StepWatch:
     """The metrics of a step; counts the steps, writes the count to `rank-<r>-step.txt`, and stops where the
     scenario says so."""
 
-    def __init__(self, folder: Path, engine: Engine, step: int, stop_after: int | None):
+    def __init__(self, folder: Path, engine: Engine, step: int, stop_after: int | None, clock: Clock):
         self._folder, self._engine, self._stop_after = folder, engine, stop_after
-        self.step = step
+        self.step, self._clock = step, clock
 
     def __call__(self, sums: Mapping[str, float]) -> dict[str, float]:
         self.step += 1
+        self._clock.step()
         (self._folder / f"rank-{self._engine.rank}-step.txt").write_text(str(self.step))
         if self.step == self._stop_after:
             self._engine.wait_for_checkpoint()  # so that the next step publishes it on every rank
@@ -153,7 +171,8 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict[str, Any]) -
         measure(model_folder, scenario, parts, optimizer)
     engine = engine_of(model_folder, site, optimizer)
     written = checkpoints(parts)
-    watch = StepWatch(folder, engine, written[-1][0] if written else 0, scenario.get("stop_after"))
+    clock = Clock(scenario.get("seconds_per_step", [0.0] * engine.world_size)[engine.rank])
+    watch = StepWatch(folder, engine, written[-1][0] if written else 0, scenario.get("stop_after"), clock)
     if "tamper" in scenario and engine.rank == 0:
         tamper(written[-1][1], scenario["tamper"])
     if "nan_gradient_at" in scenario and engine.rank == scenario["rank"]:
@@ -162,8 +181,10 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict[str, Any]) -
         bias.register_hook(lambda grad: grad * float("nan") if watch.step == at else grad)
     engine.barrier()
     task = StageTask(Packs(model_folder, engine.rank, scenario), watch, Validation(folder, attempt))
+    plan = plan_of(parts, site, scenario.get("validate_every", NUM_STEPS))
     try:
-        TrainingLoop(engine, task, plan_of(parts, site, scenario.get("validate_every", NUM_STEPS))).run()
+        with mock.patch.object(loop, "time", clock if "seconds_per_step" in scenario else time):
+            TrainingLoop(engine, task, plan).run()
         state = engine.whole_state()
         if state is not None:
             torch.save(state, folder / f"weights-{attempt}.pt")

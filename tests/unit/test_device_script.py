@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,50 +10,93 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.device import PARTS, PartFailed, Runner, record
+from benchmarks import device
+from benchmarks.device import PARTS, part_end_s, record
+from benchmarks.device_runner import END_S, Runner
+from benchmarks.device_summary import summary
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "device.sh"
+SLEEPER = (
+    "import subprocess, sys, time; "
+    "p = subprocess.Popen(['sleep', '600'], start_new_session=True); print(p.pid, flush=True); "
+)
 
 
 @pytest.fixture
 def runner(tmp_path):
-    return Runner(tmp_path, dry_run=False, ends_s=time.monotonic() + 100, scratch=tmp_path)
+    return Runner(tmp_path, dry_run=False, scratch=tmp_path, part_ends_s=time.monotonic() + 100, part="p")
 
 
 def python(code):
     return sys.executable, "-c", code
 
 
-def test_a_part_that_hangs_is_stopped_with_its_children(runner):
-    sleeper = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True)"
-    entry = record(runner, lambda runner: runner.output(python(f"{sleeper}; time.sleep(600)"), 3.0))
-    assert not entry["ok"] and entry["error"] == "stopped after 3 s" and entry["seconds"] < 60
-    child = int(runner.log.read_text().split()[-1])
+def has_ended(process):
     for _ in range(100):
-        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
-            break
+        status = Path(f"/proc/{process}/stat")
+        if not status.exists() or "Z" in status.read_text().split()[2]:
+            return True
         time.sleep(0.1)
-    else:
-        pytest.fail("the part's child still runs")
+    return False
 
 
-def test_a_part_that_fails_says_why_and_keeps_what_it_had(runner):
-    def part(runner):
-        try:
-            runner.output(
-                python("import sys; print('error: no such thing', file=sys.stderr); sys.exit(3)"), 60
-            )
-        except RuntimeError as failed:
-            raise PartFailed(str(failed), {"rows": [1]}) from failed
-
-    entry = record(runner, part)
-    assert entry["error"] == "ended with 3: error: no such thing" and entry["results"] == {"rows": [1]}
+def last_number(text):
+    return int(text.split()[-1])
 
 
-def test_no_part_starts_when_the_time_is_used_up(tmp_path):
-    late = Runner(tmp_path, dry_run=False, ends_s=time.monotonic() - 1, scratch=tmp_path)
-    assert record(late, PARTS["attention"])["error"] == "no time left"
+def test_a_part_that_hangs_is_stopped_with_all_that_it_started(runner):
+    """Also what left its session, as Ray's processes do: it would hold memory of the device."""
+    runner.part_ends_s = time.monotonic() + 3
+    entry = record(runner, lambda runner: runner.output(python(f"{SLEEPER}time.sleep(600)")))
+    assert not entry["ok"] and entry["error"] == "stopped after 3 s" and entry["seconds"] < 60
+    assert has_ended(last_number(runner.log.read_text()))
+
+
+def test_what_a_part_leaves_running_ends_with_it(runner):
+    assert has_ended(last_number(runner.output(python(SLEEPER))))
+
+
+def test_a_part_that_fails_says_why_and_keeps_the_rows_before(runner):
+    code = (
+        "import sys; file = open(sys.argv[2], 'a'); file.write('{\"ms\": 1}\\n{\"ms\"'); file.close(); "
+        "print('error: no such thing', file=sys.stderr); sys.exit(3)"
+    )
+    entry = record(runner, lambda runner: runner.rows(python(code)))
+    assert entry["error"] == "ended with 3: error: no such thing" and entry["results"] == {
+        "rows": [{"ms": 1}]
+    }
+
+
+def test_no_part_starts_when_the_time_is_used_up(runner):
+    runner.part_ends_s = time.monotonic() - 1
+    entry = record(runner, PARTS["attention"].run)
+    assert entry["error"] == "no time left" and entry["results"] == {"rows": []}
+
+
+def test_shares_of_the_parts_fill_the_time_and_later_ones_are_kept(monkeypatch):
+    names = list(PARTS)
+    assert sum(part.share_s for part in PARTS.values()) == 540 - END_S
+    now = 1000.0
+    monkeypatch.setattr(device.time, "monotonic", lambda: now)
+    for number, name in enumerate(names):  # every part uses all that it may
+        end = part_end_s(1520.0, names, number)
+        assert end - now == pytest.approx(PARTS[name].share_s)
+        now = end
+    now = 1000.0
+    assert part_end_s(1260.0, names, 1) - now < PARTS[names[1]].share_s, "half of the time: smaller shares"
+    assert part_end_s(1520.0, ["tests"], 0) == 1520.0
+
+
+def test_a_row_that_is_needed_and_was_skipped_fails_the_part(runner):
+    code = 'import sys; open(sys.argv[2], \'a\').write(\'{"skipped": "out of memory"}\\n{"ms": 1}\\n\')'
+
+    def part(needed):
+        return record(runner, lambda runner: device.rows_of(runner, python(code), lambda row: needed))
+
+    assert part(False)["ok"]
+    entry = part(True)
+    assert entry["error"] == "out of memory" and len(entry["results"]["rows"]) == 2
 
 
 def test_a_machine_without_the_dependencies_gets_a_result_too(tmp_path):
@@ -61,6 +105,23 @@ def test_a_machine_without_the_dependencies_gets_a_result_too(tmp_path):
     assert ended.returncode == 1
     report = json.loads((tmp_path / "out" / "device.json").read_text())
     assert not report["ok"] and "set PYTHON or WHEELS" in report["error"]
+
+
+def test_a_stopped_script_keeps_what_has_ended_and_prints_a_summary(tmp_path):
+    environment = {**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable}
+    process = subprocess.Popen(
+        [SCRIPT, "--dry-run", "--parts", "environment,attention_steps"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    first = process.stdout.readline()  # the line of the first part
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=120)
+    report = json.loads((tmp_path / "device.json").read_text())
+    assert first.startswith("environment: ok") and process.returncode == 1
+    assert report["parts"]["environment"]["ok"] and not report["parts"]["attention_steps"]["ok"]
+    assert "stopped by SIGTERM" in rest and "attention_steps" in rest
 
 
 @pytest.mark.slow
@@ -78,3 +139,5 @@ def test_the_dry_run_runs_every_part(tmp_path):
     engine_rows = report["parts"]["deepspeed"]["results"]["rows"]
     assert all(row["seconds"] > 0 and row["computed_memory_gb"] > 0 for row in engine_rows)
     assert {row["case"] for row in report["parts"]["loss"]["results"]["rows"]} >= {"ours", "dense"}
+    assert summary(report) in ended.stdout and len(summary(report).splitlines()) <= 50
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device.json", "log.txt"]
