@@ -51,7 +51,10 @@ Both are Llamas under other names. `vico` opens them as Llamas, as the Hugging F
 | `attention_norm`, `ffn_norm` | `input_layernorm`, `post_attention_layernorm` |
 | `attention.wo` | `self_attn.o_proj` |
 | `feed_forward.w1`, `w3`, `w2` | `mlp.gate_proj`, `up_proj`, `down_proj` |
-| `attention.wqkv`: for each key head, the rows of the query heads that share it, then those of the key, then those of the value | `self_attn.q_proj`, `k_proj`, `v_proj` |
+| `attention.wqkv` | `self_attn.q_proj`, `k_proj`, `v_proj` |
+
+The rows of `attention.wqkv` are, for each key head in turn, those of the query heads that share it, then
+those of the key, then those of the value.
 
 `bias` of InternLM2 is `attention_bias` of Llama. InternLM3 has Llama's tensors; its `qkv_bias` and `bias`
 must be equal. Refused: a `rope_pos_id_version` other than `default` (V2PE).

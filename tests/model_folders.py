@@ -60,7 +60,11 @@ def internlm2_folder(llama: Path, folder: Path) -> Path:
 
 def _as_internlm2(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     text = config["llm_config"]
-    text |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "attn_implementation": "eager"}
+    text |= {
+        "architectures": ["InternLM2ForCausalLM"],
+        "model_type": "internlm2",
+        "attn_implementation": "eager",
+    }
     text |= {"bias": text.pop("attention_bias"), "rope_scaling": {"type": "dynamic", "factor": 2.0}}
     text |= {"auto_map": {"AutoConfig": "configuration_internlm2.InternLM2Config"}}
     for name in ("mlp_bias", "head_dim"):
@@ -72,7 +76,9 @@ def _as_internlm2(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> N
         rows = []
         for key_head in range(key_heads):
             first = key_head * (heads // key_heads)
-            rows += [q[head * width : (head + 1) * width] for head in range(first, first + heads // key_heads)]
+            rows += [
+                q[head * width : (head + 1) * width] for head in range(first, first + heads // key_heads)
+            ]
             rows += [part[key_head * width : (key_head + 1) * width] for part in (k, v)]
         tensors[name.replace("self_attn.q_proj", "attention.wqkv")] = torch.cat(rows)
     for name in [name for name in tensors if name.startswith("language_model.")]:

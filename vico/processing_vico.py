@@ -77,7 +77,9 @@ class VicoProcessor(ProcessorMixin):
         beginning = _beginning(self.tokenizer)
         for part in texts:
             before, *after = part.removeprefix(beginning).split(_IMAGE)
-            expanded.append(beginning + before + "".join(f"<img>{_IMAGE * next(counts)}</img>{rest}" for rest in after))
+            expanded.append(
+                beginning + before + "".join(f"<img>{_IMAGE * next(counts)}</img>{rest}" for rest in after)
+            )
         encoded = self.tokenizer(
             expanded, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
         )

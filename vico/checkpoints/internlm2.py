@@ -73,6 +73,7 @@ def internlm2_tensors(
         elif split[2] == "q":
             of_layer = [tensors[f"{split[1]}self_attn.{part}_proj.{split[3]}"] for part in "qkv"]
             groups = zip(*(tensor.chunk(key_heads) for (tensor,) in of_layer), strict=True)
-            named[f"{split[1]}attention.wqkv.{split[3]}"] = tuple(piece for group in groups for piece in group)
+            named[f"{split[1]}attention.wqkv.{split[3]}"] = tuple(
+                piece for group in groups for piece in group
+            )
     return named
-

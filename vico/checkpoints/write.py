@@ -91,8 +91,9 @@ def write_published_folder(
     """Write the published layout: Flash if the source has connector and router, custom if it has neither.
 
     `base` is the checkpoint that the source was trained from. If it has the published layout, its config,
-    chat template and Python files are copied, and its language model's tensor names are used. A Flash folder needs the router's threshold. Raises UserError
-    without it, or if the source has only one of connector and router.
+    chat template and Python files are copied, and the language model gets its tensor names. A Flash folder
+    needs the router's threshold. Raises UserError without it, or if the source has only one of connector and
+    router.
     """
     tensors = checked_tensors(source)
     absolute_threshold = _flash_threshold(source, tensors, absolute_threshold)

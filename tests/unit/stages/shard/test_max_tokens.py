@@ -23,5 +23,5 @@ def test_dynamic_scaling_limits_the_tokens_of_a_sample(tmp_path, rope, limit, ki
     longer = ShardConfig(max_tokens=4097)
     if limit is None:
         return check_max_tokens(longer, model)
-    with pytest.raises(UserError, match=r"shard\.max_tokens=4097 is more than 4096, .*; set it to 4096 or less"):
+    with pytest.raises(UserError, match=r"max_tokens=4097 is more than 4096, .*; set it to 4096 or less"):
         check_max_tokens(longer, model)
