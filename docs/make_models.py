@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.planning.setups import smallest_setup
 from vico.errors import UserError
 from vico.memory.model_sizes import model_sizes
-from vico.published_config import LANGUAGE_MODELS, hf_config
+from vico.published_config import SUPPORTED, TEMPLATE_NAME, hf_config
 
 PAGE = Path(__file__).with_name("models.md")
 HEAD = """# Models
@@ -22,9 +22,12 @@ Which InternVL checkpoints `vico` trains, and what they need. This page is gener
 `make docs`. `vico init my.yaml --model MODEL` says the same of one checkpoint, from its `config.json`
 alone, and writes a pipeline file with budgets and dtype for it.
 
-A checkpoint is trained if its language model is one of {supported}, in the published layout
-(InternVLChatModel, also with Flash's connector and router) or the Hugging Face layout (`-HF`). A
-checkpoint with another language model is refused when its config is read, before any weight is.
+A checkpoint is trained if its language model is one of {supported},
+in the published layout (InternVLChatModel, also with Flash's connector and router) or the Hugging Face
+layout (`-HF`). A checkpoint with another language model is refused when its config is read, before any
+weight is. So is one with another prompt than `template: {template}` in its config.json: InternVL2's, for
+example, has no line break between turns. Set the field to `{template}` to train such a model,
+InternVL2-Llama3-76B for one, with the later prompt.
 
 `GPUs` is the smallest number of 80 GB GPUs on which the consistency stage fits in bfloat16 with the
 whole model trained, by the memory model of `vico plan` (90 % of the memory is used); more GPUs are
@@ -37,8 +40,37 @@ FOOT = """
 packs per step for the same update. Every rank first reads policy and reference into host memory:
 {host}.
 
-Tested with parity cases against the published code, at small widths: Qwen2, Qwen3 and Qwen3-MoE
-language models, both vision towers' norms, both layouts, Flash.
+## InternLM2 and InternLM3
+
+Both are Llamas under other names. `vico` opens them as Llamas, as the Hugging Face conversions do
+(InternVL2_5-2B-MPO-hf), and an export in the published layout has the base's own tensor names again:
+
+| InternLM2, below `language_model.` | Llama |
+|---|---|
+| `model.tok_embeddings`, `output` | `model.embed_tokens`, `lm_head` |
+| `attention_norm`, `ffn_norm` | `input_layernorm`, `post_attention_layernorm` |
+| `attention.wo` | `self_attn.o_proj` |
+| `feed_forward.w1`, `w3`, `w2` | `mlp.gate_proj`, `up_proj`, `down_proj` |
+| `attention.wqkv` | `self_attn.q_proj`, `k_proj`, `v_proj` |
+
+The rows of `attention.wqkv` are, for each key head in turn, those of the query heads that share it, then
+those of the key, then those of the value.
+
+`bias` of InternLM2 is `attention_bias` of Llama. InternLM3 has Llama's tensors; its `qkv_bias` and `bias`
+must be equal. Refused: a `rope_pos_id_version` other than `default` (V2PE).
+
+- **Tokenizer.** Published InternLM folders have a SentencePiece `tokenizer.model` and Python code for it,
+  which `vico` does not run. Copy `tokenizer.json` and `tokenizer_config.json` of the same model's Hugging
+  Face conversion over them; without them, the shard stage stops and says so.
+- **BOS.** Prompts begin with the BOS token if the tokenizer begins its texts with one, as in InternVL's code.
+- **Long samples.** With `rope_scaling` of type `dynamic` or `longrope`, positions beyond
+  `max_position_embeddings` change the frequencies of the whole batch, so that samples of a pack would
+  depend on each other. The shard stage refuses a `shard.max_tokens` above it; up to it, `dynamic` changes
+  nothing.
+
+Tested with parity cases against the published equations, at small widths: Llama, InternLM2, InternLM3,
+Qwen2, Qwen3 and Qwen3-MoE language models, both vision towers' norms, both layouts, Flash. No published
+InternLM or Llama checkpoint was opened yet.
 """
 VIT = {
     "300M": {
@@ -82,13 +114,13 @@ MOE = {  # and (experts, experts of a token, width of an expert)
     "Qwen3-30B-A3B": (2048, 6144, 48, 32, 4, 128, 8, 768),
     "Qwen3-235B-A22B": (4096, 12288, 94, 64, 4, 128, 8, 1536),
 }
-OTHERS = {
-    "InternLM2.5-1.8B": "InternLM2ForCausalLM",
-    "InternLM2.5-7B": "InternLM2ForCausalLM",
-    "InternLM2.5-20B": "InternLM2ForCausalLM",
-    "InternLM3-8B": "InternLM3ForCausalLM",
-    "GPT-OSS-20B": "GptOssForCausalLM",
+INTERNLM = {
+    "InternLM2.5-1.8B": (2048, 8192, 24, 16, 8),
+    "InternLM2.5-7B": (4096, 14336, 32, 32, 8),
+    "InternLM2.5-20B": (6144, 16384, 48, 48, 8),
+    "InternLM3-8B": (4096, 10240, 48, 32, 2),
 }
+OTHERS = {"GPT-OSS-20B": "GptOssForCausalLM"}
 FAMILIES = {
     "InternVL2.5": (
         ("1B", "300M", "Qwen2.5-0.5B"),
@@ -122,21 +154,30 @@ FAMILIES = {
 }
 
 
+def _of_kind(language: str) -> dict[str, Any]:
+    """Return the architecture of a language model and what all of its sizes have."""
+    if language in QWEN2:
+        return {"architectures": ["Qwen2ForCausalLM"], "vocab_size": 151674}
+    if language in INTERNLM:
+        kind, vocabulary = ("InternLM3", 128521) if language.startswith("InternLM3") else ("InternLM2", 92553)
+        architecture = {"architectures": [f"{kind}ForCausalLM"], "vocab_size": vocabulary}
+        return {**architecture, "rms_norm_eps": 1e-5, "bias": False}
+    return {"architectures": ["Qwen3ForCausalLM"], "vocab_size": 151936, "head_dim": 128}
+
+
 def published(vision: str, language: str) -> dict[str, Any]:
     """Return what decides about a checkpoint, as its published config.json has it."""
     if language in OTHERS:
         text: dict[str, Any] = {"architectures": [OTHERS[language]]}
     else:
-        width, mlp, layers, heads, keys, *experts = {**QWEN2, **QWEN3, **MOE}[language]
+        width, mlp, layers, heads, keys, *experts = {**QWEN2, **QWEN3, **MOE, **INTERNLM}[language]
         text = {
-            "architectures": ["Qwen2ForCausalLM" if language in QWEN2 else "Qwen3ForCausalLM"],
             "hidden_size": width,
             "intermediate_size": mlp,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": keys,
-            "vocab_size": 151674 if language in QWEN2 else 151936,
-            **({} if language in QWEN2 else {"head_dim": 128}),
+            **_of_kind(language),
         }
         if experts:
             names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
@@ -165,9 +206,8 @@ def row(size: str, vision: str, language: str) -> str:
 
 def page() -> str:
     """Return the whole page as Markdown."""
-    head = HEAD.format(
-        supported=", ".join(sorted(name.removesuffix("ForCausalLM") for name in LANGUAGE_MODELS))
-    )
+    supported = ", ".join(sorted(name.removesuffix("ForCausalLM") for name in SUPPORTED))
+    head = HEAD.format(supported=supported, template=TEMPLATE_NAME)
     tables = []
     for family, checkpoints in FAMILIES.items():
         lines = [f"## {family}\n", "| size | language model | | parameters | GPUs | pack | memory |"]

@@ -138,7 +138,7 @@ def tensorboard_picture(page: Page, events: Path, out: Path) -> None:
     port = free_port()
     with served(["tensorboard", "--logdir", str(events), "--port", str(port)], port) as address:
         url = f"{address}/?darkMode=false#timeseries"
-        take(page, url, out / "tensorboard.png", 1100, "consistency")
+        take(page, url, out / "tensorboard.png", 1100, "consistency_speed")
 
 
 def main() -> None:

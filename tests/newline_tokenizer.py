@@ -49,12 +49,14 @@ def newline_tokenizer(
     normalizer: normalizers.Normalizer | None = None,
     in_vocabulary: bool = False,
     merged: bool = False,
+    bos: bool = False,
     **of_special: bool,
 ) -> PreTrainedTokenizerFast:
     """Return the tokenizer; `added` are more tokens of its own, which are not special.
 
     `in_vocabulary`: the model itself knows the special tokens, too; `merged`: it even makes them of their
-    characters. `of_special` are options of these tokens, such as `rstrip`.
+    characters. `bos`: every text begins with `[BOS]`, as with Llama's tokenizers. `of_special` are options
+    of the special tokens, such as `rstrip`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizer or normalizers.NFC()
@@ -80,12 +82,22 @@ def newline_tokenizer(
     tokenizer.add_special_tokens([AddedToken(token, special=True, **options) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in (*NOT_SPECIAL, *added)])
     assert tokenizer.token_to_id("ĊĊĊ")
+    if bos:
+        _begin_texts_with(tokenizer, AddedToken("[BOS]", special=True, **options))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
+        bos_token="[BOS]" if bos else None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         chat_template=TEMPLATE,
     )
+
+
+def _begin_texts_with(tokenizer: Tokenizer, token: AddedToken) -> None:
+    tokenizer.add_special_tokens([token])
+    special = [(token.content, tokenizer.token_to_id(token.content))]
+    begins = processors.TemplateProcessing(single=f"{token.content} $A", special_tokens=special)
+    tokenizer.post_processor = processors.Sequence([tokenizer.post_processor, begins])
 
 
 def _with_merges(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:

@@ -198,6 +198,20 @@ def stored_threshold(folder: Path) -> float:
     return float(threshold)
 
 
+def sequence_limit(folder: Path) -> int | None:
+    """Return the most tokens of a sequence if longer ones change the model's rotary frequencies, else None.
+
+    With `dynamic` and `longrope` scaling they depend on the longest sequence of a batch. Sequences that are
+    packed together would then depend on each other.
+    """
+    text = model_config(folder)["text_config"]
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type")) not in ("dynamic", "longrope"):
+        return None
+    limits = (text.get("max_position_embeddings"), rope.get("original_max_position_embeddings"))
+    return min((int(limit) for limit in limits if limit), default=None)
+
+
 def total_tokens_limit(folder: Path) -> int:
     """Return how many tokens a model takes in prompt and answer together, by its config.json."""
     return int(model_config(folder)["text_config"].get("max_position_embeddings", 32768))

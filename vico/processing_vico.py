@@ -74,9 +74,12 @@ class VicoProcessor(ProcessorMixin):
         tiles = [pixel_values(picture, tiling) for picture in pictures]
         counts = iter([len(picture_tiles) * settings["tokens_full"] for picture_tiles in tiles])
         expanded = []
+        beginning = _beginning(self.tokenizer)
         for part in texts:
-            before, *after = part.split(_IMAGE)
-            expanded.append(before + "".join(f"<img>{_IMAGE * next(counts)}</img>{rest}" for rest in after))
+            before, *after = part.removeprefix(beginning).split(_IMAGE)
+            expanded.append(
+                beginning + before + "".join(f"<img>{_IMAGE * next(counts)}</img>{rest}" for rest in after)
+            )
         encoded = self.tokenizer(
             expanded, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
         )
@@ -84,6 +87,13 @@ class VicoProcessor(ProcessorMixin):
         if tiles:
             data["pixel_values"] = torch.from_numpy(np.concatenate(tiles))
         return BatchFeature(data)
+
+
+def _beginning(tokenizer: Any) -> str:
+    """Return the BOS token if the tokenizer puts it before every text, else an empty text."""
+    bos = tokenizer.bos_token_id
+    with_bos, without = (list(tokenizer("a", add_special_tokens=add)["input_ids"]) for add in (True, False))
+    return tokenizer.bos_token if bos is not None and with_bos[:1] == [bos] != without[:1] else ""
 
 
 def _flat(images: Any) -> list[Image.Image]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vico.errors import UserError, one_line
-from vico.model_files import check_model_folder, tokenizer_files
+from vico.model_files import check_model_folder, read_json, tokenizer_files
 from vico.settings import ModelSettings, load_settings
 from vico.special_tokens import IMAGE_MARK, IMAGE_TOKEN, TURN_END
 from vico.turn_tokenizer import NO_ANSWER, ROLES, EncodedTurn, Turn, TurnTokenizer
@@ -122,7 +122,7 @@ class PromptFormat:
         speaker is unknown or if `<image>` marks and pictures differ in number, and SpelledToken if a text
         spells one of `control_tokens`.
         """
-        ids: list[int] = []
+        ids = list(self._turn_tokenizer.beginning)
         answers: list[slice] = []
         tiles = iter(tiles_per_image)
         for turn in self._turns(conversation, len(tiles_per_image)):
@@ -142,7 +142,7 @@ class PromptFormat:
 
         Raises as `encode` does.
         """
-        num_tokens = num_answer_tokens = 0
+        num_tokens, num_answer_tokens = len(self._turn_tokenizer.beginning), 0
         for ids, num_images, answer in self._turns(conversation, len(tiles_per_image)):
             num_tokens += len(ids) - num_images
             num_answer_tokens += answer.stop - answer.start
@@ -165,11 +165,26 @@ def load_prompt_format(model_path: str | Path) -> PromptFormat:
             str(model_path), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # of many kinds: transformers and its tokenizers check little
+        if code := _tokenizer_code(Path(model_path)):
+            raise UserError(
+                f"inputs.model={model_path}: its tokenizer {code} is Python code of the checkpoint, which is "
+                "never run; copy tokenizer.json and tokenizer_config.json of the same model's Hugging Face "
+                "conversion there"
+            ) from error
         raise UserError(
             f"inputs.model={model_path}: its tokenizer cannot be read ({one_line(error)}); copy the "
             "tokenizer's files again"
         ) from error
     return PromptFormat(tokenizer, settings, str(model_path))
+
+
+def _tokenizer_code(folder: Path) -> str | None:
+    """Return the class in a checkpoint's own code that its tokenizer_config.json names, if it names one."""
+    path = folder / "tokenizer_config.json"
+    named = read_json(path).get("auto_map") if path.is_file() else None
+    named = named.get("AutoTokenizer") if isinstance(named, dict) else named
+    named = [name for name in named if name] if isinstance(named, list) else [named]
+    return one_line(named[0]) if named and isinstance(named[0], str) else None
 
 
 def check_same_tokens(policy: PromptFormat, reference: PromptFormat) -> None:

@@ -10,10 +10,17 @@ from vico.errors import UserError
 
 # architecture in `llm_config` -> model_type of transformers
 LANGUAGE_MODELS = {
+    "LlamaForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3_moe",
 }
+INTERNLM2 = "InternLM2ForCausalLM"
+# Llama with other names in the config, and for InternLM2 other tensors (`vico/checkpoints/internlm2.py`).
+LLAMA_LIKE = (INTERNLM2, "InternLM3ForCausalLM")
+SUPPORTED = (*LANGUAGE_MODELS, *LLAMA_LIKE)
+# fields for the code of InternLM's checkpoints, which never runs here
+_INTERNLM_ONLY = ("attn_implementation", "auto_map", "rope_pos_id_version", "rope_pos_id_stride")
 _VISION_FIELDS = (  # (Hugging Face, published, default of the published code)
     ("hidden_size", "hidden_size", 1024),
     ("intermediate_size", "intermediate_size", 4096),
@@ -38,6 +45,8 @@ _HF_ONLY = (  # (field of the vision config, the only value that the published c
     ("use_absolute_position_embeddings", True),
 )
 HF_QK_NORM_EPSILON = 1e-6
+TEMPLATE_NAME = "internvl2_5"
+"""The prompt template that `vico/prompt.py` writes, by its name in InternVL's code."""
 _TILING_FIELDS = ("min_dynamic_patch", "max_dynamic_patch", "use_thumbnail")
 
 
@@ -52,16 +61,11 @@ def hf_config(config: Mapping[str, Any], image_token_id: int | None, path: str) 
     `image_token_id` comes from the tokenizer, as the published config does not contain it.
     """
     vision, text = config["vision_config"], dict(config["llm_config"])
-    architecture = (text.get("architectures") or ["none"])[0]
-    if architecture not in LANGUAGE_MODELS:
-        raise UserError(
-            f"{path}: llm_config.architectures={architecture!r} is not supported; give a model with one of "
-            f"{', '.join(LANGUAGE_MODELS)}"
-        )
-    for field, supported in (("select_layer", -1), ("ps_version", "v2")):
-        if config.get(field, supported) != supported:
-            raise UserError(f"{path}: {field}={config[field]!r} is not supported, only {supported!r} is")
-    text["model_type"] = LANGUAGE_MODELS[architecture]
+    architecture = _supported_architecture(config, path)
+    if architecture in LLAMA_LIKE:
+        text = _llama_config(text, architecture, path)
+    else:
+        text["model_type"] = LANGUAGE_MODELS[architecture]
     tied = bool(text.get("tie_word_embeddings", False))
     size = config.get("force_image_size") or vision["image_size"]
     patch = vision.get("patch_size", 14)
@@ -88,6 +92,62 @@ def hf_config(config: Mapping[str, Any], image_token_id: int | None, path: str) 
         **{key: config[key] for key in _TILING_FIELDS if key in config},
         **({} if image_token_id is None else {"image_token_id": image_token_id}),
     }
+
+
+def _supported_architecture(config: Mapping[str, Any], path: str) -> str:
+    """Return the architecture of the language model; raise UserError if the config is not supported."""
+    architecture = language_architecture(config)
+    if architecture not in SUPPORTED:
+        raise UserError(
+            f"{path}: llm_config.architectures={architecture!r} is not supported; give a model with one of "
+            f"{', '.join(SUPPORTED)}"
+        )
+    for field, supported in (("select_layer", -1), ("ps_version", "v2")):
+        if config.get(field, supported) != supported:
+            raise UserError(f"{path}: {field}={config[field]!r} is not supported, only {supported!r} is")
+    if config.get("template") not in (None, TEMPLATE_NAME):
+        raise UserError(
+            f"{path}: template={config['template']!r} is not supported, as prompts are written in "
+            f"{TEMPLATE_NAME!r}; set it to {TEMPLATE_NAME!r} to train and serve the model with that prompt"
+        )
+    return architecture
+
+
+def language_architecture(config: Mapping[str, Any]) -> str:
+    """Return the architecture of a published config's language model, or "none"."""
+    return str((config["llm_config"].get("architectures") or ["none"])[0])
+
+
+def _llama_config(text: Mapping[str, Any], architecture: str, path: str) -> dict[str, Any]:
+    """Return InternLM's text config as Llama's, which computes the same.
+
+    InternLM2's `bias` is about attention alone. InternLM3 has a field for q, k and v and one for all other
+    layers; Llama has one for attention and one for the MLP.
+    """
+    llama = {name: value for name, value in text.items() if name not in _INTERNLM_ONLY}
+    version = text.get("rope_pos_id_version", "default")
+    if version != "default":
+        raise UserError(
+            f"{path}: llm_config.rope_pos_id_version={version!r} is not supported, only 'default' is"
+        )
+    llama["rms_norm_eps"] = text["rms_norm_eps"]  # defaults differ
+    heads = int(text["num_attention_heads"])
+    key_heads = int(text.get("num_key_value_heads") or heads)
+    if key_heads < 1 or heads % key_heads:
+        raise ValueError(f"{heads} heads do not share {key_heads} key heads evenly")
+    llama["num_key_value_heads"] = key_heads
+    if architecture == INTERNLM2:
+        biases = {"attention_bias": llama.pop("bias", True), "mlp_bias": False}
+        llama.pop("head_dim", None)  # which InternLM2 does not have
+    else:
+        bias = llama.pop("bias", False)
+        biases = {"attention_bias": llama.pop("qkv_bias", False), "mlp_bias": bias}
+        if biases["attention_bias"] != bias:
+            raise UserError(
+                f"{path}: llm_config.qkv_bias={biases['attention_bias']} with bias={bias} is not supported, "
+                "only equal values are"
+            )
+    return {**llama, **biases, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 
 def _qk_norm_epsilon(vision: Mapping[str, Any]) -> dict[str, float]:
@@ -148,7 +208,7 @@ def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "force_image_size": size,
         "select_layer": -1,
         "ps_version": "v2",
-        "template": "internvl2_5",
+        "template": TEMPLATE_NAME,
         "tie_word_embeddings": tied,
         "vision_config": {
             "architectures": ["InternVisionModel"],

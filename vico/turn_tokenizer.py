@@ -58,7 +58,8 @@ class EncodedTurn(NamedTuple):
 
 
 class TurnTokenizer:
-    """Encodes turns with one tokenizer. `ids` are those of the prompt's tokens, `opening` those that begin an
+    """Encodes turns with one tokenizer. `ids` are those of the prompt's tokens, `beginning` those before the
+    first turn (the BOS token, if the tokenizer begins its texts with one), `opening` those that begin an
     answer, and `control_tokens` the tokens that only the prompt may write.
 
     Raises UserError at construction if the tokenizer lacks InternVL's special tokens; `folder` is named.
@@ -72,6 +73,7 @@ class TurnTokenizer:
             if not isinstance(token_id, int) or token_id == tokenizer.unk_token_id:
                 raise UserError(f"{folder}: the tokenizer has no token {token}; InternVL prompts need it")
             self.ids[token] = token_id
+        self.beginning = _beginning(tokenizer)
         self._control = {token_id: token for token, token_id in self.ids.items()}
         self._control |= _own_control_tokens(tokenizer)
         self.control_tokens = tuple(self._control.values())
@@ -173,6 +175,13 @@ class TurnTokenizer:
         offsets = self._backend.encode(_turn_text("gpt", value), add_special_tokens=False).offsets
         begun = (n for n, (begin, _) in enumerate(offsets) if begin >= len(_ANSWER_OPENING))
         return next(begun, len(ids) - len(self._end_ids))  # the end token may take in all spaces before it
+
+
+def _beginning(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the BOS token if the tokenizer puts it before every text, as those of Llama and InternLM do."""
+    bos = tokenizer.bos_token_id
+    with_bos, without = (list(tokenizer("a", add_special_tokens=add)["input_ids"]) for add in (True, False))
+    return [bos] if bos is not None and with_bos[:1] == [bos] and without[:1] != [bos] else []
 
 
 def _turn_text(speaker: str, value: str) -> str:

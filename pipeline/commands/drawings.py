@@ -106,9 +106,9 @@ class _Sheet:
 
     def __init__(self, out: Path, num_pictures: int) -> None:
         self._out, self._num_columns = out, math.ceil(math.sqrt(num_pictures))
-        # A drawing is up to a quarter wider than its picture, for the thumbnail beside it.
+        # A drawing is up to half wider than its picture, for the frames and the thumbnail beside it.
         cell = _SHEET_WIDTH // self._num_columns - _GAP
-        self.long_side = max(MIN_LONG_SIDE, min(MAX_LONG_SIDE, round(cell / 1.3)))
+        self.long_side = max(MIN_LONG_SIDE, min(MAX_LONG_SIDE, round(cell / 1.5)))
         self._row: list[Image.Image] = []
         self._rows: list[Image.Image] = []
 

@@ -17,7 +17,8 @@ _ROUTER, _LABEL = "router", "label"
 def routed_pictures(files: RunFiles) -> Picture:
     """Return the sheet of routed test pictures; raise Missing."""
     alt = (
-        "Test pictures cut into tiles. Tiles at the full rate have a frame, compressed ones are hatched. "
+        "Test pictures cut into tiles, each below its tokens. Compressed tiles are tinted and have blue "
+        "frames, those at the full rate orange ones. "
         "Above each picture: kind, question, the routed model's answer, and whether it is right."
     )
     caption = "Test pictures with the router's decisions at the calibrated threshold"

@@ -8,6 +8,7 @@ each command writes the events of its run from the start, so a resumed training 
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -25,32 +26,58 @@ logger = logging.getLogger(__name__)
 FOLDER = "tensorboard"
 _EVERY_S = 2.0
 _VALUES_AT_ONCE = 10_000
+_PARTS = (
+    ("_validation", re.compile("validation_.+")),
+    ("_speed", re.compile("seconds_.+|.+_per_second|tflops_per_rank|peak_memory_bytes")),
+    ("_data", re.compile("(.+_)?(tokens|tiles|samples|packs)(_per_pack)?|fill_rate|share_.+")),
+)
+"""Part of a stage's metrics -> their names. The others, such as the loss, are of the stage itself."""
+
+
+def tag(stage: str, name: str) -> str:
+    """Return the tag of a metric: its name below the heading under which TensorBoard shows it.
+
+    Without headings, each metric would be one of its own. Stages have different ones, because metrics of
+    one name would share a chart, and the losses of two stages have different units.
+    """
+    part = next((part for part, names in _PARTS if names.fullmatch(name)), "")
+    return f"{stage}{part}/{name}"
 
 
 class StageEvents:
-    """The events of one stage, from all its attempts: of a step that was done twice, the first."""
+    """The events of one stage, from all its attempts: of a step that was done twice, the first.
+
+    `events` is their folder, named after the stage; a stage without metrics has none.
+    """
 
     def __init__(self, events: Path, attempts: Path):
-        from tensorboardX import SummaryWriter
-
         shutil.rmtree(events, ignore_errors=True)
-        self._writer: SummaryWriter = SummaryWriter(str(events), flush_secs=int(_EVERY_S))
+        self._events = events
+        self._writer: SummaryWriter | None = None
         self._metrics = GrowingMetrics(attempts, storage_of(attempts).shared_bytes)
         self._written: set[tuple[str, int]] = set()
 
     def write_new(self) -> None:
         """Write what was added to the metric files since the last call."""
         while lines := self._metrics.unread(_VALUES_AT_ONCE):
+            writer = self._writer = self._writer or self._new_writer()
             for line in (line.content for line in lines if line.content is not None):
                 for name, value in line.metrics.items():
                     if (name, line.step) not in self._written:
                         self._written.add((name, line.step))
-                        self._writer.add_scalar(name, value, line.step, line.time_s)
+                        writer.add_scalar(tag(self._events.name, name), value, line.step, line.time_s)
             self._metrics.take(lines)
-        self._writer.flush()
+        if self._writer:
+            self._writer.flush()
+
+    def _new_writer(self) -> SummaryWriter:
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self._events), flush_secs=int(_EVERY_S))
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
 
 
 class TensorBoardThread:

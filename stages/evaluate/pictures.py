@@ -20,14 +20,15 @@ from stages.evaluate.points import EvaluatedTiles
 from stages.evaluate.scores import rate_text
 from stages.evaluate.training_curves import read_curves, training_curves
 from stages.figures import publish_figure
-from vico.inference.routed_picture import COMPRESS_COLOUR, KEEP_COLOUR, routed_picture
+from vico.inference.routed_picture import COMPRESS_COLOUR, KEEP_COLOUR, routed_picture, tinted_colour
 from vico.inference.routing import absolute_rule
 from vico.prompt import load_prompt_format
 
 TitledPicture = tuple[str, Image.Image]
 Colour = tuple[float, float, float]
-LegendKey = tuple[str, Colour, str]
-"""(label, colour, hatch) of a mark."""
+LegendKey = tuple[str, Colour, Colour]
+"""(label, colour of the frame, colour of white paper in it) of a mark."""
+_WHITE = (255, 255, 255)
 SHEET_PICTURES, SHEET_COLUMNS = 12, 3
 _TITLE_COLUMNS = 52
 
@@ -52,8 +53,12 @@ def publish_plots(
     if pictures:
         tokens = metrics["tokens_a_tile"]
         legend = (
-            (f"kept at the full rate, {tokens['full']} tokens", _fractions(KEEP_COLOUR), ""),
-            (f"compressed to {tokens['compressed']} tokens", _fractions(COMPRESS_COLOUR), "////"),
+            (f"kept at the full rate, {tokens['full']} tokens", _fractions(KEEP_COLOUR), _fractions(_WHITE)),
+            (
+                f"compressed to {tokens['compressed']} tokens",
+                _fractions(COMPRESS_COLOUR),
+                _fractions(tinted_colour(_WHITE)),
+            ),
         )
         publish_figure(context, "routed_pictures", picture_sheet(pictures, legend))
 
@@ -133,8 +138,7 @@ def picture_sheet(pictures: Sequence[TitledPicture], legend: Sequence[LegendKey]
         axes.set_anchor("NW")
         axes.set_title(title, fontsize=9, loc="left", parse_math=False)
     keys = [
-        Patch(facecolor="white", edgecolor=colour, hatch=hatch, linewidth=2, label=label)
-        for label, colour, hatch in legend
+        Patch(facecolor=paper, edgecolor=frame, linewidth=2, label=label) for label, frame, paper in legend
     ]
     figure.legend(handles=keys, loc="outside upper center", ncols=len(keys), fontsize=11, frameon=False)
     return figure

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, TypedDict
 
 from cluster.site import Site
 from stages.shard.config import ShardConfig
-from stages.shard.tasks import check_system_message, heldout_names, prompt_format, shard_settings
+from stages.shard.tasks import (
+    check_max_tokens,
+    check_system_message,
+    heldout_names,
+    prompt_format,
+    shard_settings,
+)
 from stages.shard.tile_limit import tile_limit_notes
 from vico.errors import UserError
 
@@ -66,6 +72,7 @@ def check_records(
     from data_prep.shards.leaks import leaked_lines
     from data_prep.shards.picture_sides import picture_sides
 
+    check_max_tokens(config, tokenizer)
     check_system_message(config, tokenizer)
     blocks = record_blocks(sets, config.samples_per_shard)
     if not blocks:

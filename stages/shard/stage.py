@@ -42,11 +42,12 @@ def run(config: ShardConfig, context: Context) -> dict[str, float | int | str]:
     parts = context.parts
     if not parts.done(MANIFEST_FILE):
         from data_prep.records.blocks import record_blocks
-        from stages.shard.tasks import check_system_message
+        from stages.shard.tasks import check_max_tokens, check_system_message
 
         sets = all_sets(context)
         for text in tile_limit_notes(config, sets, context.folder("tokenizer")):
             context.note(text)
+        check_max_tokens(config, context.folder("tokenizer"))
         check_system_message(config, context.folder("tokenizer"))
         context.progress(0, 1, "rows")
         blocks = record_blocks(sets, config.samples_per_shard, context.check)

@@ -20,6 +20,7 @@ from data_prep.shards.names import kept_sidecar_name, shard_name, sidecar_name, 
 from data_prep.shards.split import Shares
 from data_prep.shards.write import ShardSettings, SplitDecisions, write_shard
 from vico.errors import UserError
+from vico.model_files import sequence_limit
 from vico.prompt import PromptFormat, load_prompt_format
 from vico.turn_tokenizer import SpelledToken
 
@@ -84,6 +85,16 @@ def shard_settings(config: ShardConfig, record_set: RecordSet, heldout: bool) ->
 def split_shares(config: ShardConfig, *, heldout: bool) -> Shares:
     """Return the shares of the splits; with held-out records, which are the test split, no other rows are."""
     return Shares(config.calib_share, 0.0 if heldout else config.test_share, config.split_seed)
+
+
+def check_max_tokens(config: ShardConfig, model: Path) -> None:
+    """Raise UserError if samples may be so long that they change the model's rotary frequencies."""
+    limit = sequence_limit(model)
+    if limit is not None and config.max_tokens > limit:
+        raise UserError(
+            f"shard.max_tokens={config.max_tokens} is more than {limit}, beyond which the model's rotary "
+            f"scaling depends on the other samples of a pack; set it to {limit} or less"
+        )
 
 
 def check_system_message(config: ShardConfig, tokenizer: Path) -> None:

@@ -3,7 +3,8 @@ equations.
 
 `write_case` writes a folder as `test_published_parity.py` reads it. The reference shares no code with `vico`:
 the vision tower, connectors and router are implemented here once more, in float64, with the published tensor
-names. The language model is transformers' own causal model with eager attention.
+names. The language model is transformers' own causal model with eager attention, or for InternLM2 that of
+`internlm2_model.py`.
 """
 
 # N tiles, L tokens, P vision tokens and class token, v vision width, h language width, H heads
@@ -19,10 +20,18 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.numerics.internlm2_model import InternLM2
 from tests.numerics.published_weights import Tensors, random_weights
 
 VOCABULARY, IMAGE, START, END = 160, 150, 151, 152
-_MODEL_TYPES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3", "Qwen3MoeForCausalLM": "qwen3_moe"}
+_MODEL_TYPES = {
+    "InternLM2ForCausalLM": "internlm2",
+    "InternLM3ForCausalLM": "internlm3",
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ def write_case(folder: Path, case: Case) -> Path:
     config = _config(case)
     language = _language_model(config["llm_config"])
     weights = random_weights(config) | {
-        f"language_model.{name}": tensor
+        f"language_model.{name}": tensor.float()
         for name, tensor in _unfused(language.state_dict()).items()
         if not (case.tied and name == "lm_head.weight")
     }
@@ -101,6 +110,8 @@ def _config(case: Case) -> dict[str, Any]:
 
 
 def _language_model(config: dict[str, Any]) -> torch.nn.Module:
+    if config["model_type"] == "internlm2":
+        return InternLM2(config)
     fields = {key: value for key, value in config.items() if key != "architectures"}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields), attn_implementation="eager")
     with torch.no_grad():
@@ -237,7 +248,7 @@ def _language_side(
     def logits(tokens: list[int], visual: torch.Tensor, new: list[int]) -> torch.Tensor:
         embeds = language.get_input_embeddings()(torch.tensor([tokens + new]))
         where = torch.tensor([token == IMAGE for token in tokens] + [False] * len(new))
-        embeds[0, where] = visual
+        embeds[0, where] = visual.to(embeds.dtype)
         return language(inputs_embeds=embeds, use_cache=False).logits[0]
 
     greedy: list[int] = []

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.models.llama import modeling_llama
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
@@ -21,7 +22,7 @@ SHAPES = [((3,), (1,)), ((2, 1), ()), ((4,), (1,), (1,)), ((1,),), ((), ())]
 
 def keep_rotary(monkeypatch):
     """Restore the rotary embedding after the test: it is compiled for the whole process."""
-    for code in (modeling_qwen2, modeling_qwen3):
+    for code in (modeling_llama, modeling_qwen2, modeling_qwen3):
         monkeypatch.setattr(code, "apply_rotary_pos_emb", code.apply_rotary_pos_emb)
 
 
@@ -60,7 +61,9 @@ def losses_and_gradients(task, prompt_format):
     return losses, evaluated, {name: p.grad for name, p in task.named_parameters()}
 
 
-@pytest.mark.parametrize("text", ["qwen3", pytest.param("qwen2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "text", ["qwen3", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2", "llama"))]
+)
 def test_results_equal_those_of_plain_layers_and_new_shapes_compile_nothing_new(tmp_path, monkeypatch, text):
     keep_rotary(monkeypatch)
     folder = make_tiny_model(tmp_path / "m", text={"model_type": text})

@@ -36,6 +36,24 @@ CASES = {
     ),
     "qwen2": Case(architecture="Qwen2ForCausalLM"),
     "qwen2_tied_one_tile": Case(architecture="Qwen2ForCausalLM", tied=True, tiles=(1,)),
+    "llama": Case(
+        architecture="LlamaForCausalLM",
+        text={"attention_bias": True, "mlp_bias": True, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    ),
+    # dynamic scaling changes nothing up to the length that the model was made for
+    "internlm2": Case(
+        architecture="InternLM2ForCausalLM",
+        text={"bias": False, "rms_norm_eps": 1e-5, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    ),
+    "internlm2_biases_one_key_head": Case(
+        architecture="InternLM2ForCausalLM",
+        text={"bias": True, "rms_norm_eps": 1e-3, "num_attention_heads": 6, "num_key_value_heads": 1},
+        tiles=(1, 3),
+    ),
+    "internlm3": Case(
+        architecture="InternLM3ForCausalLM",
+        text={"bias": True, "qkv_bias": True, "head_dim": 16, "rms_norm_eps": 1e-5},
+    ),
     "mixture_of_experts": Case(architecture="Qwen3MoeForCausalLM", text=MOE, tiles=(5,)),
 }
 

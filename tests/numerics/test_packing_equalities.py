@@ -13,9 +13,16 @@ from vico.prompt import load_prompt_format
 SHAPES = [((3,), (1,)), ((2, 1), ()), ((4,), (1,), (1,)), ((1,),), ((), ())]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+KINDS = {
+    "tied": {"tied": True},
+    "untied": {"tied": False},
+    "llama": {"tied": False, "text": {"model_type": "llama", "attention_bias": True}},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
 def model(request, tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("model") / "m", tied=request.param)
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "m", **request.param)
 
 
 @pytest.fixture(scope="module")

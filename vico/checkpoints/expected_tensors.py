@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
 
+from vico.checkpoints.internlm2 import llama_tensors
 from vico.checkpoints.layouts import tensors_in_our_layout
-from vico.checkpoints.tensor_files import StoredTensor, stored_tensors, tensors_of_file
+from vico.checkpoints.tensor_files import StoredTensor, joined, stored_tensors, tensors_of_file
 from vico.errors import UserError, one_line
 from vico.model.connectors import CompressedConnector
 from vico.model.router import Router
@@ -35,7 +36,8 @@ def checked_tensors(folder: Path, router_file: Path | None = None) -> dict[str, 
     `router_file` holds tensors by our names that replace the folder's. Raises UserError unless the tensors
     are those of the folder's config.json.
     """
-    tensors = tensors_in_our_layout(stored_tensors(folder))
+    config = model_config(folder)
+    tensors = tensors_in_our_layout(llama_tensors(stored_tensors(folder), config["text_config"], joined))
     if router_file is not None:
         tensors |= tensors_of_file(router_file)
     written = raw_config(folder)
@@ -45,7 +47,7 @@ def checked_tensors(folder: Path, router_file: Path | None = None) -> dict[str, 
             f"{folder}: the weights hold {len(own)} tensors of connector and router, but config.json has no "
             "flash_mode; set flash_mode to true (or false for a model that never compresses)"
         )
-    check_shapes({name: tensor.shape for name, tensor in tensors.items()}, model_config(folder), str(folder))
+    check_shapes({name: tensor.shape for name, tensor in tensors.items()}, config, str(folder))
     return tensors
 
 

@@ -69,7 +69,8 @@ def layout_of(names: Iterable[str]) -> Layout:
     return "hf"
 
 
-def _renamed(name: str, pairs: Iterable[tuple[str, str]], *, to_ours: bool) -> str:
+def renamed(name: str, pairs: Iterable[tuple[str, str]], *, to_ours: bool) -> str:
+    """Return a name with its beginning replaced by the first of the (ours, theirs) pairs that fits."""
     for ours, theirs in pairs:
         source, target = (theirs, ours) if to_ours else (ours, theirs)
         pattern = re.escape(source).replace(r"\#", r"(\d+)")
@@ -85,16 +86,16 @@ def tensors_in_our_layout(tensors: Mapping[str, T]) -> dict[str, T]:
     layout = layout_of(tensors)
     if layout == "hf":
         return dict(tensors)
-    renamed: dict[str, T] = {}
+    in_ours: dict[str, T] = {}
     for name, tensor in tensors.items():
-        ours = _renamed(name, _PAIRS[layout], to_ours=True)
+        ours = renamed(name, _PAIRS[layout], to_ours=True)
         fused = _FUSED.match(ours)
         if fused:
             for part, piece in zip(_QKV, tensor.chunk(3), strict=True):
-                renamed[f"{fused[1]}{part}_proj.{fused[2]}"] = piece
+                in_ours[f"{fused[1]}{part}_proj.{fused[2]}"] = piece
         else:
-            renamed[ours] = tensor
-    return renamed
+            in_ours[ours] = tensor
+    return in_ours
 
 
 def parts_by_published_name(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -103,9 +104,9 @@ def parts_by_published_name(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     for name in names:
         split = _SPLIT.match(name)
         if not split:
-            parts_by_name[_renamed(name, _PAIRS["published"], to_ours=False)] = (name,)
+            parts_by_name[renamed(name, _PAIRS["published"], to_ours=False)] = (name,)
         elif split[2] == "q":
             parts = tuple(f"{split[1]}{part}_proj.{split[3]}" for part in _QKV)
-            fused = _renamed(f"{split[1]}qkv.{split[3]}", _PAIRS["published"], to_ours=False)
+            fused = renamed(f"{split[1]}qkv.{split[3]}", _PAIRS["published"], to_ours=False)
             parts_by_name[fused] = parts
     return parts_by_name

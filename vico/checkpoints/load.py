@@ -3,7 +3,7 @@
 `load_model` reads the whole model. `open_unread` reads no weight: each is read when it is needed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from vico.checkpoints.expected_tensors import (
     unfused_experts,
 )
 from vico.checkpoints.hub import model_folder
+from vico.checkpoints.internlm2 import llama_tensors
 from vico.checkpoints.layouts import tensors_in_our_layout
 from vico.checkpoints.tensor_files import StoredTensor, read_into
 from vico.errors import UserError
@@ -42,10 +43,10 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str
     folder = model_folder(path)
     settings = load_settings(folder)
     checked_tensors(folder)
-    config = InternVLConfig(**model_config(folder))
-    tensors = tensors_in_our_layout(_read_tensors(folder))
+    config = model_config(folder)
+    tensors = tensors_in_our_layout(llama_tensors(_read_tensors(folder), config["text_config"], _joined))
     own = {key: tensors.pop(key).to(dtype) for key in list(tensors) if key.startswith(OWN_PREFIXES)}
-    model = VicoModel(_base_model(config, tensors, dtype), settings)
+    model = VicoModel(_base_model(InternVLConfig(**config), tensors, dtype), settings)
     _add_own_parts(model, own)
     model.load_state_dict(own, strict=False)
     return model.to(device).eval()
@@ -130,6 +131,10 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
     return tensors
+
+
+def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(list(pieces))
 
 
 def _base_model(

@@ -1,15 +1,16 @@
 """Tensors of safetensors files as byte ranges: inspected without reading them, written range by range.
 
-Renaming, splitting along the first axis and concatenating tensors copy bytes, so writing a checkpoint of
-any size needs the memory of one buffer.
+Renaming, splitting along the first axis and joining tensors copy bytes, so writing a checkpoint of any size
+needs the memory of one buffer.
 """
 
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +25,7 @@ _BUFFER_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor, or some of its rows: bytes `start` to `start + num_bytes` of a file.
+    """A tensor, or some of its rows, as (start, number of bytes) of consecutive `spans` of a file.
 
     `dtype` is a name of safetensors, such as BF16.
     """
@@ -32,8 +33,11 @@ class StoredTensor:
     path: Path
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    num_bytes: int
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(length for _, length in self.spans)
 
     def chunk(self, number: int) -> tuple["StoredTensor", ...]:
         """Return `number` equal pieces along the first axis; raise UserError if it does not divide evenly."""
@@ -46,9 +50,31 @@ class StoredTensor:
         size = self.num_bytes // number
         shape = (rows, *self.shape[1:])
         return tuple(
-            replace(self, shape=shape, start=self.start + part * size, num_bytes=size)
-            for part in range(number)
+            replace(self, shape=shape, spans=_cut(self.spans, part * size, size)) for part in range(number)
         )
+
+
+def joined(pieces: Sequence[StoredTensor]) -> StoredTensor:
+    """Return pieces of one file, of equal dtype and width, as a tensor of all their rows in this order."""
+    assert len({(piece.path, piece.dtype, piece.shape[1:]) for piece in pieces}) == 1
+    spans: list[tuple[int, int]] = []
+    for start, length in chain.from_iterable(piece.spans for piece in pieces):
+        if spans and sum(spans[-1]) == start:
+            start, length = spans[-1][0], spans.pop()[1] + length
+        spans.append((start, length))
+    rows = sum(piece.shape[0] for piece in pieces)
+    return replace(pieces[0], shape=(rows, *pieces[0].shape[1:]), spans=tuple(spans))
+
+
+def _cut(spans: Iterable[tuple[int, int]], begin: int, num_bytes: int) -> tuple[tuple[int, int], ...]:
+    """Return the spans of the `num_bytes` from byte `begin` on, counted over all spans."""
+    cut = []
+    for start, length in spans:
+        first, last = max(begin, 0), min(begin + num_bytes, length)
+        if first < last:
+            cut.append((start + first, last - first))
+        begin -= length
+    return tuple(cut)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -74,7 +100,8 @@ def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
         if name != "__metadata__":
             begin, end = about["data_offsets"]
             start = 8 + header_bytes + begin
-            tensors[name] = StoredTensor(path, about["dtype"], tuple(about["shape"]), start, end - begin)
+            spans = ((start, end - begin),)
+            tensors[name] = StoredTensor(path, about["dtype"], tuple(about["shape"]), spans)
     return tensors
 
 
@@ -103,13 +130,15 @@ def write_tensor_files(
 def read_into(part: StoredTensor, buffer: memoryview) -> None:
     """Read a tensor's bytes into a writable buffer of bytes; raise UserError if the file is too short."""
     with part.path.open("rb", buffering=0) as source:
-        source.seek(part.start)
         filled = 0
-        while filled < part.num_bytes:  # one call reads at most 2 GiB
-            num_read = source.readinto(buffer[filled : part.num_bytes])
-            if not num_read:
-                raise _became_shorter(part)
-            filled += num_read
+        for start, length in part.spans:
+            source.seek(start)
+            end = filled + length
+            while filled < end:  # one call reads at most 2 GiB
+                num_read = source.readinto(buffer[filled:end])
+                if not num_read:
+                    raise _became_shorter(part)
+                filled += num_read
 
 
 def _became_shorter(part: StoredTensor) -> UserError:
@@ -171,10 +200,11 @@ def _item_bits(dtype: str) -> int:
 
 def _copy(part: StoredTensor, target: BinaryIO) -> None:
     with part.path.open("rb", buffering=0) as source:
-        source.seek(part.start)
-        for number in range(math.ceil(part.num_bytes / _BUFFER_BYTES)):
-            piece_bytes = min(_BUFFER_BYTES, part.num_bytes - number * _BUFFER_BYTES)
-            piece = source.read(piece_bytes)
-            if len(piece) != piece_bytes:
-                raise _became_shorter(part)
-            target.write(piece)
+        for start, length in part.spans:
+            source.seek(start)
+            for number in range(math.ceil(length / _BUFFER_BYTES)):
+                piece_bytes = min(_BUFFER_BYTES, length - number * _BUFFER_BYTES)
+                piece = source.read(piece_bytes)
+                if len(piece) != piece_bytes:
+                    raise _became_shorter(part)
+                target.write(piece)

@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from vico.checkpoints.expected_tensors import EMBEDDING, HEAD, OWN_PARTS, OWN_PREFIXES, checked_tensors
+from vico.checkpoints.internlm2 import HEAD as INTERNLM2_HEAD
+from vico.checkpoints.internlm2 import internlm2_tensors
 from vico.checkpoints.layouts import parts_by_published_name
 from vico.checkpoints.remote_code import write_remote_code
 from vico.checkpoints.tensor_files import SHARD_BYTES, StoredTensor, stored_tensors, write_tensor_files
 from vico.errors import UserError
 from vico.model_files import model_config, raw_config
-from vico.published_config import is_published, published_config
+from vico.published_config import INTERNLM2, is_published, language_architecture, published_config
 from vico.settings import ModelSettings, load_settings
 from vico.tiling import IMAGENET_MEAN, IMAGENET_STD
 
 TEXT_SUFFIXES = frozenset({".json", ".jinja", ".model", ".txt"})
 _PUBLISHED_HEAD = "language_model.lm_head.weight"
+_PUBLISHED_HEADS = {_PUBLISHED_HEAD, INTERNLM2_HEAD}
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -88,8 +91,9 @@ def write_published_folder(
     """Write the published layout: Flash if the source has connector and router, custom if it has neither.
 
     `base` is the checkpoint that the source was trained from. If it has the published layout, its config,
-    chat template and Python files are copied. A Flash folder needs the router's threshold. Raises UserError
-    without it, or if the source has only one of connector and router.
+    chat template and Python files are copied, and the language model gets its tensor names. A Flash folder
+    needs the router's threshold. Raises UserError without it, or if the source has only one of connector and
+    router.
     """
     tensors = checked_tensors(source)
     absolute_threshold = _flash_threshold(source, tensors, absolute_threshold)
@@ -102,13 +106,16 @@ def write_published_folder(
         "use_thumbnail": settings.use_thumbnail,
     }
     base_config = None if base is None else raw_config(base)
-    config = published_config(model_config(source), tiling, _dtype(tensors), base_config, absolute_threshold)
+    source_config = model_config(source)
+    config = published_config(source_config, tiling, _dtype(tensors), base_config, absolute_threshold)
     published = {
         name: tuple(tensors[part] for part in parts)
         for name, parts in parts_by_published_name(tensors).items()
     }
-    if base is not None and HEAD not in tensors and _PUBLISHED_HEAD in stored_tensors(base):
+    if base is not None and HEAD not in tensors and _PUBLISHED_HEADS & stored_tensors(base).keys():
         published[_PUBLISHED_HEAD] = (tensors[EMBEDDING],)  # the base stores its tied head too
+    if language_architecture(config) == INTERNLM2:
+        published = internlm2_tensors(published, source_config["text_config"])
     write_tensor_files(folder, published, shard_bytes)
     copy_files(source, folder, TEXT_SUFFIXES)
     if base is not None:

@@ -1,4 +1,7 @@
-"""Draw the routing over a picture: the tokens of each tile, a veil on compressed ones, the thumbnail."""
+"""Draw the routing of a picture: its tiles apart, each below its tokens, compressed ones tinted.
+
+Nothing is drawn over the picture, so that all text in it stays legible.
+"""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -10,14 +13,16 @@ from vico.tiling import Tiling, tile_boxes
 
 Colour: TypeAlias = tuple[int, int, int]
 KEEP_COLOUR, COMPRESS_COLOUR = (230, 110, 20), (40, 90, 200)
-_VEIL = (190, 205, 235, 150)
-# Pixels of the longer side: smaller pictures are enlarged, larger ones reduced, so that labels are legible.
+_TINT, _TINT_SHARE = (100, 140, 240), 0.2
+# Pixels of the longer side: smaller pictures are enlarged, larger ones reduced, so that tiles are legible.
 MIN_LONG_SIDE, MAX_LONG_SIDE = 480, 1600
 _MIN_SHORT_SIDE = 48
-"""Pixels to which a thinner picture or thumbnail is stretched: its tiles and labels would not be legible."""
+"""Pixels to which a thinner picture or thumbnail is stretched: its tiles would not be legible."""
+_LABELLED, _FRAMED = 64, 32
+"""Pixels of the shortest side from which on tiles have labels, and thin frames: so that these never take
+half as much room as the tiles."""
 _GAP, _CAPTION = 16, 40
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
-_THUMBNAIL = "thumbnail"
 
 
 def routed_picture(
@@ -27,10 +32,10 @@ def routed_picture(
     compressed: Sequence[bool],
     max_long_side: int = MAX_LONG_SIDE,
 ) -> Image.Image:
-    """Return an RGB picture with a frame and the token count on every tile, and the thumbnail beside it.
+    """Return an RGB picture of the tiles, each in a frame below its token count, and the thumbnail beside.
 
-    `compressed` has one decision per tile in prompt order, the thumbnail last. The picture is drawn with at
-    most `max_long_side` pixels on its longer side. Raises ValueError if the numbers differ.
+    `compressed` has one decision per tile in prompt order, the thumbnail last. Without the frames, the
+    picture has at most `max_long_side` pixels on its longer side. Raises ValueError if the numbers differ.
     """
     boxes = tile_boxes(*image.size, tiling)
     if len(boxes) != len(compressed):
@@ -39,14 +44,25 @@ def routed_picture(
     scales = (picture.width / image.width, picture.height / image.height) * 2
     cells = len(boxes) - 1 if len(boxes) > 1 and tiling.use_thumbnail else len(boxes)
     tokens = [settings.tokens_compressed if flag else settings.tokens_full for flag in compressed]
-    marked = picture.copy()
-    for box, flag, count in list(zip(boxes, compressed, tokens, strict=True))[:cells]:
-        drawn_box = [round(side * scale) for side, scale in zip(box, scales, strict=True)]
-        marked = _with_tile(marked, drawn_box, flag, str(count))
-    parts = [marked]
+    drawn = [[round(side * scale) for side, scale in zip(box, scales, strict=True)] for box in boxes[:cells]]
+    labels = [str(count) for count in tokens[:cells]] if _shortest(drawn) >= _LABELLED else []
+    parts = [_spread(picture, drawn, compressed[:cells], labels)]
     if cells < len(boxes):
         parts.append(_thumbnail_panel(picture, compressed[-1], tokens[-1]))
     return _captioned(parts, _caption(compressed, sum(tokens), len(boxes) * settings.tokens_full))
+
+
+def tinted(tile: Image.Image) -> Image.Image:
+    """Return an RGB tile in the tint of compressed ones; differences of brightness stay, only smaller."""
+    return Image.blend(tile, Image.new("RGB", tile.size, _TINT), _TINT_SHARE)
+
+
+def tinted_colour(colour: Colour) -> Colour:
+    """Return the colour that the tint of compressed tiles makes of `colour`."""
+    red, green, blue = (
+        round(mine + (tint - mine) * _TINT_SHARE) for mine, tint in zip(colour, _TINT, strict=True)
+    )
+    return red, green, blue
 
 
 def _resized(image: Image.Image, max_long_side: int) -> Image.Image:
@@ -58,29 +74,37 @@ def _resized(image: Image.Image, max_long_side: int) -> Image.Image:
     )
 
 
-def _with_tile(picture: Image.Image, box: Sequence[int], compressed: bool, label: str) -> Image.Image:
-    """Return the picture with one tile marked: a frame, a label, and a veil with diagonals if compressed."""
-    left, top, right, bottom = box
-    colour = COMPRESS_COLOUR if compressed else KEEP_COLOUR
-    if compressed:
-        veil = Image.new("RGBA", (max(1, right - left), max(1, bottom - top)), _VEIL)
-        lines = ImageDraw.Draw(veil)
-        for x in range(-veil.height, veil.width, 14):
-            lines.line([(x, veil.height), (x + veil.height, 0)], fill=(*COMPRESS_COLOUR, 110), width=1)
-        picture = picture.copy()
-        picture.paste(veil, (left, top), veil)
-    draw = ImageDraw.Draw(picture)
-    if right - left > 2 and bottom - top > 2:  # Pillow refuses a rectangle whose ends are the wrong way round
-        draw.rectangle([left + 1, top + 1, right - 2, bottom - 2], outline=colour, width=3)
-    _label(draw, (left + 8, top + 8), label, colour, min(22, max(10, min(bottom - top, right - left) // 5)))
-    return picture
+def _shortest(boxes: Sequence[Sequence[int]]) -> int:
+    return min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
 
 
-def _label(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, colour: Colour, size: int) -> None:
-    font = ImageFont.load_default(size)
-    left, top, right, bottom = draw.textbbox(corner, text, font=font)
-    draw.rectangle([left - 4, top - 3, right + 4, bottom + 3], fill=colour)
-    draw.text(corner, text, fill=_PAPER, font=font)
+def _spread(
+    picture: Image.Image, boxes: Sequence[Sequence[int]], compressed: Sequence[bool], labels: Sequence[str]
+) -> Image.Image:
+    """Return the tiles of a picture moved apart, with frames around and `labels`, if any, above them."""
+    shortest = _shortest(boxes)
+    frame = 3 if labels else int(shortest >= _FRAMED)
+    font = ImageFont.load_default(min(20, max(12, shortest // 7)))
+    strip = int(font.size) + 8 if labels else 0
+    across, down = 3 * frame, 3 * frame + strip  # both frames and a gap
+    column = {left: n for n, left in enumerate(sorted({box[0] for box in boxes}))}
+    row = {top: n for n, top in enumerate(sorted({box[1] for box in boxes}))}
+    width = picture.width + len(column) * across - frame
+    widths = [round(font.getlength(label)) + 10 for label in labels]
+    sheet = Image.new("RGB", (max(width, *widths, 0), picture.height + len(row) * down - frame), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for n, (box, flag) in enumerate(zip(boxes, compressed, strict=True)):
+        colour = COMPRESS_COLOUR if flag else KEEP_COLOUR
+        left, top = box[0] + column[box[0]] * across, box[1] + row[box[1]] * down
+        tile = picture.crop((box[0], box[1], box[2], box[3]))
+        if labels:
+            draw.rectangle([left, top, left + widths[n] - 1, top + strip], fill=colour)
+            draw.text((left + 5, top + 2), labels[n], fill=_PAPER, font=font)
+        if frame:
+            right, bottom = left + tile.width + 2 * frame - 1, top + strip + tile.height + 2 * frame - 1
+            draw.rectangle([left, top + strip, right, bottom], fill=colour)
+        sheet.paste(tinted(tile) if flag else tile, (left + frame, top + strip + frame))
+    return sheet
 
 
 def _thumbnail_panel(picture: Image.Image, compressed: bool, tokens: int) -> Image.Image:
@@ -89,13 +113,7 @@ def _thumbnail_panel(picture: Image.Image, compressed: bool, tokens: int) -> Ima
     small = picture.resize(
         (width, max(_MIN_SHORT_SIDE, round(picture.height * width / picture.width))), Image.Resampling.BICUBIC
     )
-    small = _with_tile(small, (0, 0, *small.size), compressed, str(tokens))
-    font = ImageFont.load_default(16)
-    panel_width = max(width, round(font.getlength(_THUMBNAIL)))
-    panel = Image.new("RGB", (panel_width, small.height + 26), _PAPER)
-    ImageDraw.Draw(panel).text((0, 2), _THUMBNAIL, fill=_INK, font=font)
-    panel.paste(small, (0, 26))
-    return panel
+    return _spread(small, [(0, 0, *small.size)], [compressed], [f"thumbnail: {tokens}"])
 
 
 def _caption(compressed: Sequence[bool], tokens: int, tokens_full: int) -> str:

@@ -95,10 +95,14 @@ def _vision_parameters(vision: Mapping[str, Any], patches: int, patch: int) -> i
 
 def _language_parameters(text: Mapping[str, Any], queries: int, keys: int, head: int, experts: int) -> int:
     h, layers = text["hidden_size"], text["num_hidden_layers"]
-    is_qwen2 = text.get("model_type") == "qwen2"
+    kind, mlp = text.get("model_type"), text["intermediate_size"]
     attention = h * queries + 2 * h * keys + queries * h
-    attention += queries + 2 * keys if is_qwen2 else 2 * head  # biases of q, k, v; or the norms of q and k
-    dense = 3 * h * text["intermediate_size"]
+    dense = 3 * h * mlp
+    if kind == "llama":
+        attention += queries + 2 * keys + h if text.get("attention_bias") else 0
+        dense += 2 * mlp + h if text.get("mlp_bias") else 0
+    else:
+        attention += queries + 2 * keys if kind == "qwen2" else 2 * head  # biases of q, k, v; or q/k norms
     sparse = 3 * h * text["moe_intermediate_size"] * experts + h * experts if experts else dense
     num_dense = len(text.get("mlp_only_layers") or ()) if experts else layers
     return layers * (attention + 2 * h) + num_dense * dense + (layers - num_dense) * sparse + h

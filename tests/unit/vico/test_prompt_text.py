@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.newline_tokenizer import newline_tokenizer
 from vico.errors import UserError
+from vico.processing_vico import VicoProcessor
 from vico.prompt import PromptFormat
 from vico.settings import ModelSettings, load_settings
 from vico.turn_tokenizer import SpelledToken
@@ -28,6 +29,7 @@ KINDS = {
     "merges": {},
     "merges, trimmed offsets": {"trim_offsets": True},
     "added line breaks": {"added": ("\n\n", "\n\n\n\n")},
+    "begins with BOS": {"bos": True},
     "added over the role": {"added": ("assistant\n\n", "user\n\n")},
 }
 
@@ -63,7 +65,8 @@ def template_ids(prompt_format: PromptFormat, conversation, tiles=(), **options)
             content = content.replace("<image>", f"<img>{'<IMG_CONTEXT>' * counts.pop(0)}</img>", 1)
         messages.append({"role": roles[turn["from"]], "content": content})
     tokenizer = prompt_format.tokenizer
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    return tokenizer(text).input_ids  # with a BOS token if the tokenizer begins texts with one
 
 
 def turns(*values: str) -> list[dict[str, str]]:
@@ -85,6 +88,27 @@ def test_ids_are_those_of_the_chat_template(prompt_format, value):
     question = prompt_format.encode(conversation[:2], [3, 1], add_generation_prompt=True)
     expected = template_ids(prompt_format, conversation[:2], [3, 1], add_generation_prompt=True)
     assert question.ids.tolist() == expected
+
+
+def test_a_prompt_begins_once_with_the_bos_token_of_the_tokenizer(settings, plain):
+    begun = format_of(newline_tokenizer(bos=True), settings)
+    conversation = turns("what", "four", "and", "more")
+    ids, bos = begun.encode(conversation, []).ids.tolist(), begun.tokenizer.bos_token_id
+    assert ids == [bos, *plain.encode(conversation, []).ids.tolist()]
+    assert "[BOS]" in begun.control_tokens
+    with pytest.raises(SpelledToken, match=r"\[BOS\]"):
+        begun.encode(turns("a [BOS] b", "four"), [])
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_an_exported_processor_begins_prompts_as_we_do(settings, bos):
+    form = format_of(newline_tokenizer(bos=bos), settings)
+    limits = {"tile_size": 56, "tokens_full": 4, "min_tiles": 1, "max_tiles": 4, "use_thumbnail": True}
+    processor = VicoProcessor(form.tokenizer, limits)
+    text = "<|im_start|>user\nwhat<|im_end|>\n<|im_start|>assistant\n"
+    expected = form.encode(turns("what"), [], add_generation_prompt=True).ids.tolist()
+    for written in (text, "[BOS]" * bos + text):
+        assert processor(text=written)["input_ids"].tolist() == [expected]
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -110,7 +134,8 @@ def test_answer_tokens_begin_in_the_answer_and_no_token_is_left_out(prompt_forma
     assert begins.tolist() == list(range(begins[0], len(skeleton.ids) - 1)), "all but the last line break"
     decode = prompt_format.tokenizer.decode
     before, answer = decode(skeleton.ids[: begins[0]]), decode(skeleton.ids[begins[0] : -1])
-    opening = "<|im_start|>user\nwhat<|im_end|>\n<|im_start|>assistant\n"
+    bos = prompt_format.tokenizer.bos_token or ""
+    opening = f"{bos}<|im_start|>user\nwhat<|im_end|>\n<|im_start|>assistant\n"
     normalized = prompt_format.tokenizer.backend_tokenizer.normalizer.normalize_str(value)
     assert before + answer == f"{opening}{normalized}<|im_end|>"
     assert before.startswith(opening), "the role line is no answer"

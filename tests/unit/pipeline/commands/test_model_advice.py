@@ -61,9 +61,9 @@ def test_a_published_size_gets_a_site_and_budgets_in_bfloat16(tmp_path):
 
 
 def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_written(tmp_path):
-    model = config_alone(tmp_path / "InternVL2_5-8B", {"architectures": ["InternLM2ForCausalLM"]})
+    model = config_alone(tmp_path / "InternVL3_5-20B", {"architectures": ["GptOssForCausalLM"]})
     refused = init(tmp_path / "p.yaml", "--model", model)
-    assert "llm_config.architectures='InternLM2ForCausalLM' is not supported" in str(refused.exception)
+    assert "llm_config.architectures='GptOssForCausalLM' is not supported" in str(refused.exception)
     assert not (tmp_path / "p.yaml").exists()
     refused = init(tmp_path / "p.yaml", "--model", tmp_path / "nowhere")
     assert "is not a folder with a config.json" in str(refused.exception)

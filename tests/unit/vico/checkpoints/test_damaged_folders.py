@@ -75,11 +75,15 @@ def add_many(config, tensors):
             r"model.multi_modal_projector.linear_2.weight \[48, 47\] instead of \[48, 48\]",
         ),
         (
-            lambda config, tensors: config["llm_config"].update(architectures=["LlamaForCausalLM"]),
-            "llm_config.architectures='LlamaForCausalLM' is not supported; give a model with one of Qwen2",
+            lambda config, tensors: config["llm_config"].update(architectures=["Phi3ForCausalLM"]),
+            "llm_config.architectures='Phi3ForCausalLM' is not supported; give a model with one of Llama",
+        ),
+        (
+            lambda config, tensors: config.update(template="internlm2-chat"),
+            "template='internlm2-chat' is not supported, as prompts are written in 'internvl2_5'; set it",
         ),
     ],
-    ids=["router", "flash_mode", "missing", "surplus", "shapes", "language model"],
+    ids=["router", "flash_mode", "missing", "surplus", "shapes", "language model", "template"],
 )
 def test_a_flash_folder_that_does_not_match_is_refused(flash, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
@@ -88,11 +92,11 @@ def test_a_flash_folder_that_does_not_match_is_refused(flash, tmp_path, change, 
 
 def test_an_unknown_language_model_in_hf_layout_is_refused(tied, tmp_path):
     folder = changed_copy(
-        tied, tmp_path / "m", lambda config, _: config["text_config"].update(model_type="llama")
+        tied, tmp_path / "m", lambda config, _: config["text_config"].update(model_type="phi3")
     )
     with pytest.raises(
         UserError,
-        match=r"text_config\.model_type='llama' is not supported; .* one of qwen2, qwen3, qwen3_moe",
+        match=r"text_config\.model_type='phi3' is not supported; .* one of llama, qwen2, qwen3, qwen3_moe",
     ):
         load_model(folder)
 

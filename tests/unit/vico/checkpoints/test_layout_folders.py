@@ -26,6 +26,10 @@ KINDS = {
     },
     "qwen2 untied": {"tied": False, "text": {"model_type": "qwen2"}},
     "qwen2 tied, q/k norm": {"tied": True, "text": {"model_type": "qwen2"}, "vision": {"use_qk_norm": True}},
+    "llama untied, biases": {
+        "tied": False,
+        "text": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    },
     "qwen3_moe untied": {"tied": False, "text": {"model_type": "qwen3_moe", **MOE}},
 }
 

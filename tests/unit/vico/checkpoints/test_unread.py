@@ -16,6 +16,7 @@ MOE = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
 MODELS = {
     "qwen3 tied": {},
     "qwen2 untied": {"tied": False, "text": {"model_type": "qwen2"}},
+    "llama untied": {"tied": False, "text": {"model_type": "llama"}},
     "qwen3_moe": {"tied": False, "text": {"model_type": "qwen3_moe", **MOE}},
     "q/k norm": {"vision": {"use_qk_norm": True, "norm_type": "rms_norm", "qk_norm_eps": 1e-3}},
 }

@@ -32,9 +32,18 @@ def test_published_sizes(size):  # noqa: F811
     assert_equal_parts(hf_config(size[1], 151671, "config.json"))
 
 
-@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+@pytest.mark.parametrize(
+    "architecture, more",
+    [
+        ("Qwen2ForCausalLM", {}),
+        ("Qwen3ForCausalLM", {}),
+        ("LlamaForCausalLM", {}),
+        ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+        ("InternLM2ForCausalLM", {"bias": True, "rms_norm_eps": 1e-5}),
+    ],
+)
 @pytest.mark.parametrize("norm, bias, qk_norm", [("rms_norm", False, True), ("layer_norm", True, False)])
-def test_other_towers_and_language_models(architecture, norm, bias, qk_norm):
+def test_other_towers_and_language_models(architecture, more, norm, bias, qk_norm):
     vision = {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -54,6 +63,7 @@ def test_other_towers_and_language_models(architecture, norm, bias, qk_norm):
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
         "vocab_size": 500,
+        **more,
     }
     published = {"vision_config": vision, "llm_config": text, "force_image_size": 448, "flash_mode": True}
     assert_equal_parts(hf_config(published, 400, "config.json"))
