@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve._private.common import ReplicaState
 
 from cluster.process_environment import process_environment
 from cluster.ray_session import ray_session, worker_environment
@@ -40,7 +41,7 @@ class Application:
         application = serve.status().applications.get(self.name)
         if application is None:
             return 0
-        return int(application.deployments[_DEPLOYMENT].replica_states.get("RUNNING", 0))
+        return int(application.deployments[_DEPLOYMENT].replica_states.get(ReplicaState.RUNNING, 0))
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def application(name: str, answering: Answering, settings: ServerSettings) -> It
         _refuse_small_cluster(options, settings.device)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it reports each step of a start
         resources = options.site.resources
-        deployment = serve.deployment(
+        deployment: Any = serve.deployment(  # its stubs know only the decorator
             Replica,
             name=_DEPLOYMENT,
             num_replicas=options.number,
