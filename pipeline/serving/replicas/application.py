@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve._private.common import ReplicaState
 
 from cluster.process_environment import process_environment
 from cluster.ray_session import ray_session, worker_environment
@@ -41,7 +40,8 @@ class Application:
         application = serve.status().applications.get(self.name)
         if application is None:
             return 0
-        return int(application.deployments[_DEPLOYMENT].replica_states.get(ReplicaState.RUNNING, 0))
+        states = application.deployments[_DEPLOYMENT].replica_states
+        return sum(number for state, number in states.items() if state == "RUNNING")
 
 
 @contextmanager
