@@ -20,6 +20,8 @@ from tests.integration.test_serve_decoding import demo_questions, message
 from tests.served import Served, get
 from vico.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
