@@ -132,7 +132,7 @@ def test_a_meta_file_with_a_repeated_name_among_many(tmp_path):
     refused(lambda: read_meta(path), "the name 'n199999' appears twice")
 
 
-@pytest.mark.parametrize("bomb", JSON_BOMBS)
+@pytest.mark.parametrize("bomb", sorted(JSON_BOMBS.keys() - {"float"}))  # in a row 1e999 is a missing value
 def test_bombs_in_a_row(bomb):
     with pytest.raises(Rejected, match=r"nested more than|digits|too large|Expecting"):
         parsed_row(f'{{"id": {JSON_BOMBS[bomb]}}}'.encode())
