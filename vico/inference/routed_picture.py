@@ -84,8 +84,9 @@ def _spread(
     """Return the tiles of a picture moved apart, with frames around and `labels`, if any, above them."""
     shortest = _shortest(boxes)
     frame = 3 if labels else int(shortest >= _FRAMED)
-    font = ImageFont.load_default(min(20, max(12, shortest // 7)))
-    strip = int(font.size) + 8 if labels else 0
+    font_size = min(20, max(12, shortest // 7))
+    font = ImageFont.load_default(font_size)
+    strip = font_size + 8 if labels else 0
     across, down = 3 * frame, 3 * frame + strip  # both frames and a gap
     column = {left: n for n, left in enumerate(sorted({box[0] for box in boxes}))}
     row = {top: n for n, top in enumerate(sorted({box[1] for box in boxes}))}
