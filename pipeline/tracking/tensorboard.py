@@ -38,8 +38,11 @@ def tag(stage: str, name: str) -> str:
     """Return the tag of a metric: its name below the heading under which TensorBoard shows it.
 
     Without headings, each metric would be one of its own. Stages have different ones, because metrics of
-    one name would share a chart, and the losses of two stages have different units.
+    one name would share a chart, and the losses of two stages have different units. Names of system metrics
+    begin with their own heading.
     """
+    if "/" in name:
+        return name
     part = next((part for part, names in _PARTS if names.fullmatch(name)), "")
     return f"{stage}{part}/{name}"
 

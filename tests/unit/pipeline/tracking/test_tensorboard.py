@@ -18,6 +18,7 @@ from pipeline.tracking.tensorboard import tag
         ("tiles_per_pack", "router_data/tiles_per_pack"),
         ("policy_tokens", "router_data/policy_tokens"),
         ("share_compressed", "router_data/share_compressed"),
+        ("system/node1/cpu_utilization_percentage", "system/node1/cpu_utilization_percentage"),
     ],
 )
 def test_metrics_are_below_few_headings(name, expected):
