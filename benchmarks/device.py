@@ -238,13 +238,14 @@ def _raise_stopped(number: int, _: object) -> NoReturn:
 def measure(names: Sequence[str], out: Path, ends_s: float, report: dict[str, Any]) -> None:
     """Run the parts one after another, and write the report after each of them."""
     entries, all_parts = report["parts"], PARTS | OTHER_PARTS
+    entries |= {name: {"ok": False, "error": "not started", "seconds": 0.0} for name in names}
     with tempfile.TemporaryDirectory(prefix="vico-", ignore_cleanup_errors=True) as scratch:
         runner = Runner(out, report["dry_run"], Path(scratch), ends_s)
         for number, name in enumerate(names):
             runner.part, runner.part_ends_s = name, part_end_s(ends_s, names, number)
             entries[name] = {"ok": False, "error": "started and not ended", "seconds": 0.0}
             entries[name] = entry = record(runner, all_parts[name].run)
-            report["ok"] = len(entries) == len(names) and all(part["ok"] for part in entries.values())
+            report["ok"] = all(part["ok"] for part in entries.values())
             _write(out / "device.json", report)
             runner.rows_file.unlink(missing_ok=True)
             print(f"{name}: {'ok' if entry['ok'] else entry['error']} ({entry['seconds']} s)", flush=True)
