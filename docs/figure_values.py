@@ -14,6 +14,9 @@ from stages.controls import COMPARED, ROUTED, calibrated_points, points_of
 from stages.evaluate.table import SHOWN_SHARES, evaluation_table
 
 
+_WANTED = 0.99
+
+
 class Number(float):
     """A number of a run. A percentage is written `40.0 %`."""
 
@@ -34,12 +37,14 @@ def values(folder: Path) -> dict[str, Any]:
     """Return what the text of a page may name in braces, of a kept run.
 
     `low`, `calibrated` and `high` are the points at a third of the tiles, at the calibrated threshold and at
-    two thirds; each has `routed` and the controls.
+    two thirds; each has `routed` and the controls. `at_99` is the measured point of the router that saves the
+    most tokens among those that keep 0.99 of the quality, the one that keeps the most if none does.
     """
     metrics, router, run = (_json(folder / name) for name in ("metrics.json", "router.json", "run.json"))
     return {
         **{name: _value(value) for name, value in metrics.items()},
         **_points(metrics),
+        "at_99": _value(_saving_most(points_of(metrics, ROUTED))),
         "router_stage": _value(router),
         "table": evaluation_table(metrics).partition("\n\n")[0],
         "seconds": SimpleNamespace(**run["seconds"]),
@@ -62,6 +67,13 @@ def _points(metrics: dict[str, Any]) -> dict[str, SimpleNamespace]:
         )
         for name, n in numbers.items()
     }
+
+
+def _saving_most(routed: list[dict[str, Any]]) -> dict[str, Any]:
+    kept = [point for point in routed if point["quality_kept"] >= _WANTED]
+    if not kept:
+        return max(routed, key=lambda point: point["quality_kept"])
+    return max(kept, key=lambda point: point["tokens_saved"])
 
 
 def _value(value: Any) -> Any:
