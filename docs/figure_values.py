@@ -13,7 +13,6 @@ from pipeline.terminal.progress import duration
 from stages.controls import COMPARED, ROUTED, calibrated_points, points_of
 from stages.evaluate.table import SHOWN_SHARES, evaluation_table
 
-
 _WANTED = 0.99
 
 
