@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ _TOKENIZER_FILES = (
 
 
 _MAX_CONFIG_BYTES = 16 * 2**20
+_MOST_PARTS = 10_000
+"""Layers of a tower or language model, and experts of a layer. Published models have at most some hundred."""
 _MAX_BYTES = dict.fromkeys(
     ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json"), 2**28
 )
@@ -147,7 +150,9 @@ def model_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     config = read_json(path)
     try:
-        return _hf_form(config, folder, path)
+        form = _hf_form(config, folder, path)
+        _refuse_countless_parts(form)
+        return form
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
             f"{path}, or the tokenizer beside it, lacks a field or has it in another form "
@@ -174,6 +179,15 @@ def _hf_form(config: dict[str, Any], folder: Path, path: Path) -> dict[str, Any]
     if not isinstance(config.get("vico", {}), dict):
         raise TypeError("vico is not an object")
     return config
+
+
+def _refuse_countless_parts(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for numbers of layers or experts that transformers would count to for hours."""
+    for part in ("vision_config", "text_config"):
+        for field in ("num_hidden_layers", "num_experts", "num_local_experts"):
+            number = (config.get(part) or {}).get(field) or 0
+            if number > _MOST_PARTS:
+                raise ValueError(f"{part}.{field}={number} is more than {_MOST_PARTS:,}")
 
 
 def _image_token_id(folder: Path) -> int | None:

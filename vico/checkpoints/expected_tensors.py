@@ -85,6 +85,25 @@ def expected_shapes(config: Mapping[str, Any], own_parts: Collection[str]) -> di
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
+def _refuse_more_parts_than_tensors(num_tensors: int, config: Mapping[str, Any], folder: str) -> None:
+    """Raise UserError if the config has more layers, or experts in one, than the files have tensors.
+
+    Building them takes hours, even on the meta device.
+    """
+    vision, text = config["vision_config"], config["text_config"]
+    numbers = {
+        "vision_config.num_hidden_layers": vision.get("num_hidden_layers"),
+        "text_config.num_hidden_layers": text.get("num_hidden_layers"),
+        "text_config.num_experts": text.get("num_experts") or text.get("num_local_experts"),
+    }
+    for field, number in numbers.items():
+        if isinstance(number, int) and number > num_tensors:
+            raise UserError(
+                f"{folder}: config.json has {field}={number}, but the weights hold only {num_tensors} "
+                "tensors; copy the model folder again"
+            )
+
+
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], folder: str) -> None:
     """Raise UserError unless the files hold exactly the tensors of the config.
 
@@ -98,6 +117,7 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any
                 f"{folder}: config.json promises a {part.replace('_', ' ')}, but the weights hold none of "
                 "its tensors; copy the whole folder again, or take the promise out of config.json"
             )
+    _refuse_more_parts_than_tensors(len(shapes), config, folder)
     try:
         expected = expected_shapes(config, present)
     except Exception as error:  # transformers raises anything for a config that contradicts itself

@@ -101,6 +101,26 @@ def test_an_unknown_language_model_in_hf_layout_is_refused(tied, tmp_path):
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    "part, field",
+    [
+        ("vision_config", "num_hidden_layers"),
+        ("text_config", "num_hidden_layers"),
+        ("text_config", "num_experts"),
+        ("text_config", "num_local_experts"),
+    ],
+)
+def test_parts_that_take_hours_to_count_are_refused_at_once(tied, tmp_path, part, field):
+    for number, message in ((10**30, "is more than 10,000"), (9_000, "the weights hold only")):
+
+        def change(config, tensors, number=number):
+            config[part][field] = number
+
+        folder = changed_copy(tied, tmp_path / str(number), change)
+        with pytest.raises(UserError, match=message):
+            load_model(folder)
+
+
 def test_flash_mode_false_opens(flash, tmp_path):
     folder = changed_copy(flash, tmp_path / "m", lambda config, _: config.update(flash_mode=False))
     model = load_model(folder)
