@@ -107,7 +107,7 @@ def wait_until(
         time.sleep(0.05)
 
 
-def model_files(storage: Path) -> dict[str, bytes]:
-    """Return the weights of the consistency stage in a storage, by path in its output."""
-    (output,) = (storage / "consistency").glob("*/output")
+def model_files(storage: Path, stage: str = "consistency") -> dict[str, bytes]:
+    """Return the weights of a stage in a storage, by path in its output."""
+    (output,) = (storage / stage).glob("*/output")
     return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.safetensors")}
