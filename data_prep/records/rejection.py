@@ -6,8 +6,8 @@ REASONS: dict[str, str] = {
     "not_utf8": "The line is not UTF-8, or its text contains half of a surrogate pair.",
     "not_json": "The line is empty, not JSON, or has one name twice.",
     "not_an_object": "The line is JSON but not an object.",
-    "broken_row": "A field is missing or has the wrong type, or the turns do not alternate human, gpt. NaN and "
-    "infinite numbers count as missing.",
+    "broken_row": "A field is missing or has the wrong type, or the turns do not alternate human, gpt. NaN "
+    "and infinite numbers count as missing.",
     "video": "The row has a video; only pictures are supported.",
     "audio": "The row has a sound; only pictures are supported.",
     "unread_field": (
