@@ -22,7 +22,7 @@ from stages.training.engine_settings import engine_settings
 from stages.training.loop import StageTask, TrainingLoop, TrainingPlan, training_plan
 from stages.training.parameter_groups import parameter_groups
 from stages.training.speed.throughput import measure_throughput
-from stages.training.step import derived_seed, share_of_rank, sum_over_ranks
+from stages.training.step import derived_seed, evaluating, share_of_rank, sum_over_ranks
 from vico.checkpoints import load_model, open_unread
 from vico.checkpoints.save import save_model
 from vico.model.attention_kernels import use_attention
@@ -187,12 +187,11 @@ def validation(engine: Engine, packs: ConsistencyPacks) -> dict[str, float]:
     With several sources, `kl_full/SOURCE` and `kl_compressed/SOURCE` are those of each. Empty if there are no
     calibration samples.
     """
-    engine.module.eval()
     metrics: dict[str, float] = {}
-    for rate, compressed in (("full", False), ("compressed", True)):
-        sums = _calibration_sums(engine, packs, compressed=compressed)
-        metrics |= kl_of_sums(sum_over_ranks(sums, engine.device), f"kl_{rate}")
-    engine.module.train()
+    with evaluating(engine.module):
+        for rate, compressed in (("full", False), ("compressed", True)):
+            sums = _calibration_sums(engine, packs, compressed=compressed)
+            metrics |= kl_of_sums(sum_over_ranks(sums, engine.device), f"kl_{rate}")
     return metrics
 
 

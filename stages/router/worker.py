@@ -22,7 +22,7 @@ from stages.training.engine_settings import engine_settings
 from stages.training.loop import StageTask, TrainingLoop, TrainingPlan, training_plan
 from stages.training.parameter_groups import parameter_groups
 from stages.training.speed.throughput import measure_throughput
-from stages.training.step import derived_seed, share_of_rank, sum_over_ranks
+from stages.training.step import derived_seed, evaluating, share_of_rank, sum_over_ranks
 from vico.checkpoints import load_model
 from vico.model.attention_kernels import use_attention
 from vico.model.internvl import VicoModel
@@ -173,18 +173,16 @@ def validation(engine: Engine, packs: RouterPacks) -> dict[str, float]:
     each candidate."""
     from sklearn.metrics import roc_auc_score
 
-    task = _task(engine)
-    task.eval()
     sums: dict[str, float | torch.Tensor] = {"loss": 0.0, "correct": 0.0, "labelled_tiles": 0.0}
     log_odds, labels = [], []
-    for _, pack in share_of_rank(packs.validation_packs, engine.rank, engine.world_size):
-        batch = (packs.empty() if pack is None else packs.validation_batch(pack)).to(engine.device)
-        loss, counts = engine(batch, with_log_odds=True)
-        log_odds.append(counts.pop("log_odds_CN").cpu().numpy())
-        values = {"loss": loss, **counts}
-        sums = {name: total + values[name] for name, total in sums.items()}
-        labels.append(batch.labels_N.cpu().numpy())
-    task.train()
+    with evaluating(_task(engine)):
+        for _, pack in share_of_rank(packs.validation_packs, engine.rank, engine.world_size):
+            batch = (packs.empty() if pack is None else packs.validation_batch(pack)).to(engine.device)
+            loss, counts = engine(batch, with_log_odds=True)
+            log_odds.append(counts.pop("log_odds_CN").cpu().numpy())
+            values = {"loss": loss, **counts}
+            sums = {name: total + values[name] for name, total in sums.items()}
+            labels.append(batch.labels_N.cpu().numpy())
     total = sum_over_ranks(sums, engine.device)
     tiles = max(total["labelled_tiles"], 1.0)
     by_rank = engine.of_all_ranks((np.concatenate(log_odds, axis=1), np.concatenate(labels)))

@@ -6,12 +6,14 @@ What a step contains depends on the step alone, never on the number of ranks.
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import torch
+from torch import nn
 from torch.distributed import ReduceOp, all_reduce
 
 from stages.training.engine import Engine
@@ -171,8 +173,22 @@ def probe_loss(engine: Engine, source: StepSource[Any], step: int, kept: KeptBat
     """Return the loss sum of the first pack of the last of `step` updates, without dropout: the same number
     on every rank."""
     batch = kept.get(step, lambda: source.batch(source.packs(step - 1)[0]))
-    engine.module.eval()
-    with torch.no_grad():
+    with evaluating(engine.module), torch.no_grad():
         loss, _ = engine(batch.to(engine.device))
-    engine.module.train()
     return float(loss)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the context; after it every part has the mode that it had.
+
+    `module.train()` would put frozen parts into training mode, too, and steps after the first validation or
+    checkpoint would have dropout where those before it had none.
+    """
+    in_training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in in_training:
+            part.training = True
