@@ -151,9 +151,9 @@ def model_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     try:
         form = _hf_form(config, folder, path)
-        _refuse_countless_parts(form)
+        _check_parts(form)
         return form
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise UserError(
             f"{path}, or the tokenizer beside it, lacks a field or has it in another form "
             f"({type(error).__name__}: {one_line(error)}); copy the model folder again"
@@ -181,11 +181,14 @@ def _hf_form(config: dict[str, Any], folder: Path, path: Path) -> dict[str, Any]
     return config
 
 
-def _refuse_countless_parts(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for numbers of layers or experts that transformers would count to for hours."""
+def _check_parts(config: Mapping[str, Any]) -> None:
+    """Raise TypeError unless the configs of both parts are objects, and ValueError for numbers of layers or
+    experts that transformers would count to for hours."""
     for part in ("vision_config", "text_config"):
+        if not isinstance(config[part], dict):
+            raise TypeError(f"{part} is not an object")
         for field in ("num_hidden_layers", "num_experts", "num_local_experts"):
-            number = (config.get(part) or {}).get(field) or 0
+            number = config[part].get(field) or 0
             if number > _MOST_PARTS:
                 raise ValueError(f"{part}.{field}={number} is more than {_MOST_PARTS:,}")
 

@@ -164,6 +164,9 @@ def load_prompt_format(model_path: str | Path) -> PromptFormat:
         tokenizer = AutoTokenizer.from_pretrained(
             str(model_path), trust_remote_code=False, local_files_only=True
         )
+        return PromptFormat(tokenizer, settings, str(model_path))
+    except UserError:
+        raise
     except Exception as error:  # of many kinds: transformers and its tokenizers check little
         if code := _tokenizer_code(Path(model_path)):
             raise UserError(
@@ -175,7 +178,6 @@ def load_prompt_format(model_path: str | Path) -> PromptFormat:
             f"inputs.model={model_path}: its tokenizer cannot be read ({one_line(error)}); copy the "
             "tokenizer's files again"
         ) from error
-    return PromptFormat(tokenizer, settings, str(model_path))
 
 
 def _tokenizer_code(folder: Path) -> str | None:

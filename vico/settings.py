@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vico.errors import UserError
+from vico.errors import UserError, one_line
 from vico.model_files import check_weights_folder, model_config, raw_config, read_json
 from vico.published_config import is_published
 from vico.tiling import IMAGENET_MEAN, IMAGENET_STD, Tiling
@@ -54,18 +54,33 @@ def load_settings(path: str | Path) -> ModelSettings:
         patch_size = _square_side(vision["patch_size"], config_path, "vision_config.patch_size")
         vocab_size = int(text["vocab_size"])
         image_token_id = int(config["image_token_id"]) if not is_published(written) else -1
+        ratio = float(config.get("downsample_ratio", 0.5))
     except KeyError as error:
         raise UserError(
             f"{config_path} has no field {error}; this is not an InternVL config in HF layout"
         ) from error
-    ratio = float(config.get("downsample_ratio", 0.5))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"{config_path} has a number in another form ({one_line(error)}); copy the model folder again"
+        ) from error
+    if not 1e-3 <= ratio <= 1 or patch_size < 1 or tile_size < patch_size:
+        raise UserError(
+            f"{config_path}: image_size={tile_size}, patch_size={patch_size} and downsample_ratio={ratio} "
+            "give no tile; copy the model folder again"
+        )
     side, shuffle = tile_size // patch_size, round(1 / ratio)
     if side % (shuffle * shuffle):
         raise UserError(
             f"{config_path}: image_size={tile_size} and patch_size={patch_size} give {side} patches per "
             f"side, not a multiple of {shuffle**2}; the compressed rate needs one at downsample_ratio={ratio}"
         )
-    min_tiles, max_tiles = _tile_limits(folder, written)
+    try:
+        min_tiles, max_tiles = _tile_limits(folder, written)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"{folder}: config.json or the processor's config beside it has a number in another form "
+            f"({one_line(error)}); copy the model folder again"
+        ) from error
     return ModelSettings(
         tile_size=tile_size,
         tokens_full=(side // shuffle) ** 2,

@@ -20,6 +20,7 @@ from vico.errors import UserError
 from vico.model_files import check_model_folder, check_weights_folder, model_config, tokenizer_files
 from vico.prompt import PromptFormat, load_prompt_format
 from vico.published_config import published_config
+from vico.settings import load_settings
 from vico.turn_tokenizer import SpelledToken
 
 _ROWS = 4
@@ -56,6 +57,12 @@ def targets(folder: Path) -> list[Target]:
             st.just("tokenizer_config.json"),
             json_of([{"model_max_length": 10**30, "eos_token": "<|im_end|>"}]),
         ),
+        st.tuples(
+            st.just("preprocessor_config.json"),
+            json_of(
+                [{"max_patches": 12, "min_patches": 1, "image_mean": [0.485, 0.456, 0.406], "resample": 3}]
+            ),
+        ),
         st.tuples(st.just("model.safetensors"), weights),
         st.tuples(st.just("model.safetensors.index.json"), json_of([index_json])),
     )
@@ -89,6 +96,7 @@ def _model(good: Path, folder: Path, case: tuple[str, bytes]) -> None:
     check_model_folder(folder)
     check_weights_folder(folder)
     model_config(folder)
+    load_settings(folder)
     tokenizer_files(folder)
     checked_tensors(folder)
     if "safetensors" not in name:

@@ -121,6 +121,27 @@ def test_parts_that_take_hours_to_count_are_refused_at_once(tied, tmp_path, part
             load_model(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vision_config": []},
+        {"text_config": "a"},
+        {"downsample_ratio": float("inf")},
+        {"vision_config": {"patch_size": 0}},
+    ],
+)
+@pytest.mark.parametrize("layout", ["tied", "flash"])
+def test_a_config_of_other_forms_is_one_line(request, layout, tmp_path, change):
+    def changed(config, tensors):
+        for field, value in change.items():
+            name = "llm_config" if layout == "flash" and field == "text_config" else field
+            config[name] = {**config[name], **value} if isinstance(value, dict) else value
+
+    folder = changed_copy(request.getfixturevalue(layout), tmp_path / "changed", changed)
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_model(folder)
+
+
 def test_flash_mode_false_opens(flash, tmp_path):
     folder = changed_copy(flash, tmp_path / "m", lambda config, _: config.update(flash_mode=False))
     model = load_model(folder)
