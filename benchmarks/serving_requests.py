@@ -189,7 +189,7 @@ class Requests:
     def num_compressed(self, number: int, share: float) -> int:
         """Return how many tiles of a request are compressed.
 
-        If the share is no whole number of tiles, half of the requests have one more.
+        If the share is not a whole number of tiles, half of the requests have one more.
         """
         exact = round(share * self.num_tiles, 6)
         return int(exact) + (exact % 1 > 0 and number % 4 >= 2)

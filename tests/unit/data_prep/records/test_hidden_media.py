@@ -180,7 +180,7 @@ def test_two_columns_with_one_name_are_refused(tmp_path, inside):
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
 def test_a_number_that_is_not_finite_is_a_missing_value(tmp_path, prompt_format, number):
-    """Pandas writes one for an empty cell. It is no reason to lose a row, and no answer."""
+    """Pandas writes one for an empty cell. The row is kept, and the cell is never an answer."""
     lines = [
         f'{{"image": "a.png", "score": {number}, "conversations": {json.dumps(SHOWN)}}}',
         f'{{"image": {number}, "conversations": {json.dumps(TURNS)}}}',
