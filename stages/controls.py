@@ -128,3 +128,15 @@ def calibrated_points(metrics: Mapping[str, Any]) -> list[PointMetrics]:
     """Return the router's point at its calibrated threshold, in a list."""
     threshold = metrics["absolute_threshold"]
     return [point for point in points_of(metrics, ROUTED) if point.get("threshold") == threshold]
+
+
+def resampled_units(basis: Mapping[str, Any]) -> str:
+    """Return what was resampled for the intervals, from the entry `intervals` of metrics.json, and how many
+    groups the samples come from if their records state groups."""
+    num_units, num_groups = basis["num_units"], basis["num_groups"]
+    if basis["unit"] == "group":
+        num_single = num_units - num_groups
+        rest = f" and {num_single:,} sample{'s' * (num_single > 1)} without a group" if num_single else ""
+        return f"{num_groups:,} groups{rest}"
+    groups = f"{num_groups:,} group{'s' * (num_groups > 1)}"
+    return f"{num_units:,} samples" + (f" (the samples come from {groups})" if num_groups else "")

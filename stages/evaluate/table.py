@@ -23,6 +23,7 @@ from stages.controls import (
     calibrated_points,
     point_of,
     points_of,
+    resampled_units,
 )
 from vico.shown_text import markdown
 
@@ -118,22 +119,11 @@ def findings(metrics: Mapping[str, Any], shown: Callable[[str], str] = markdown)
     basis, router = metrics["intervals"], metrics["router"]
     lines = [
         f"{metrics['num_samples']:,} test questions on {metrics['num_tiles']:,} tiles; {basis['level']:.0%} "
-        f"intervals over {basis['resamples']:,} resamples of {_units(basis)}",
+        f"intervals over {basis['resamples']:,} resamples of {resampled_units(basis)}",
         f"router AUC on {router['num_tiles']:,} labelled test tiles: {_number(router['auc'])}, "
         f"{_span(router['auc_interval'])}",
     ]
     return [*lines, *_pixel_rule_line(metrics), *_gap_lines(metrics), *_content_line(metrics, shown)]
-
-
-def _units(basis: Mapping[str, Any]) -> str:
-    """Return what was resampled, and how many groups the samples come from if their records state groups."""
-    num_units, num_groups = basis["num_units"], basis["num_groups"]
-    if basis["unit"] == "group":
-        num_single = num_units - num_groups
-        rest = f" and {num_single:,} sample{'s' * (num_single > 1)} without a group" if num_single else ""
-        return f"{num_groups:,} groups{rest}"
-    groups = f"{num_groups:,} group{'s' * (num_groups > 1)}"
-    return f"{num_units:,} samples" + (f" (the samples come from {groups})" if num_groups else "")
 
 
 def _pixel_rule_line(metrics: Mapping[str, Any]) -> Iterator[str]:

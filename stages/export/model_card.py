@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stages.controls import COMPRESSED, FULL, LISTED, REFERENCE, PointMetrics, point_of, points_of
+from stages.controls import COMPRESSED, FULL, LISTED, REFERENCE, PointMetrics, point_of, points_of, resampled_units
 from stages.export.start_model import StartModel
 from vico.shown_text import markdown, markdown_code
 
@@ -43,7 +43,8 @@ simple. {layout}
 A tile is compressed if the router's probability of *compress* is at least the threshold; `config.json`
 contains the calibrated one ({threshold:.6g}) as `{threshold_key}`. Measured on {num_samples} test
 samples that no stage trained or calibrated on. Similarity is ANLS with cut 0.5; kept is its share of the base
-model's similarity, {reference_similarity:.3f}, with a {level:.0%} interval over resamples of these samples.
+model's similarity, {reference_similarity:.3f}, with a {level:.0%} interval over {resamples:,} resamples of
+{units}.
 
 | rule | threshold | tiles compressed | tokens saved | similarity | kept | interval | exact match |
 |---|---:|---:|---:|---:|---:|---:|---:|
@@ -104,6 +105,8 @@ def model_card(sources: CardSources) -> str:
         num_test=f"{router['num_test']:,}",
         threshold=evaluation["absolute_threshold"],
         level=evaluation["intervals"]["level"],
+        resamples=evaluation["intervals"]["resamples"],
+        units=resampled_units(evaluation["intervals"]),
         calibration=_calibration(evaluation, router),
         num_samples=f"{evaluation['num_samples']:,}",
         reference_similarity=point_of(evaluation, REFERENCE)["similarity"],

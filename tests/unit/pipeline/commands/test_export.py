@@ -37,7 +37,7 @@ METRICS = {
     "tokens_a_tile": {"full": 4, "compressed": 1},
     "num_samples": 12,
     "absolute_threshold": THRESHOLD,
-    "intervals": {"level": 0.95},
+    "intervals": {"level": 0.95, "resamples": 1000, "unit": "sample", "num_units": 10, "num_groups": 0},
     "reference": ENTRY,
     "full": ENTRY,
     "compressed": ENTRY,

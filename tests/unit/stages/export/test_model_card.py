@@ -21,7 +21,7 @@ METRICS = {
     "tokens_a_tile": {"full": 256, "compressed": 64},
     "num_samples": 10,
     "absolute_threshold": 0.5,
-    "intervals": {"level": 0.95},
+    "intervals": {"level": 0.95, "resamples": 1000, "unit": "sample", "num_units": 10, "num_groups": 0},
     "reference": POINT,
     "full": POINT,
     "compressed": POINT,
@@ -61,6 +61,22 @@ def test_the_thresholds_of_both_rules_are_listed():
 def test_each_threshold_has_the_interval_of_its_quality():
     rows = [line for line in card().splitlines() if line.startswith("| **ours**")]
     assert [row.split(" | ")[5:7] for row in rows] == [["**100.0%**", "**97.0% to 102.0%**"]]
+
+
+@pytest.mark.parametrize(
+    ("unit", "num_units", "num_groups", "expected"),
+    [
+        ("sample", 10, 0, "over 1,000 resamples of 10 samples."),
+        ("sample", 10, 3, "over 1,000 resamples of 10 samples (the samples come from 3 groups)."),
+        ("group", 21, 21, "over 1,000 resamples of 21 groups."),
+    ],
+)
+def test_the_card_says_what_its_intervals_resample(unit, num_units, num_groups, expected):
+    basis = {**METRICS["intervals"], "unit": unit, "num_units": num_units, "num_groups": num_groups}
+    sources = CardSources(
+        StartModel("base", "cd", "x"), {"written": 1, "shards": []}, {**METRICS, "intervals": basis}, ROUTER
+    )
+    assert expected in " ".join(model_card(sources).split())
 
 
 CHOICE = {"wanted": 0.99, "reached": True, "num_samples": 160, "threshold": 0.5}
