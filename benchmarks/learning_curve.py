@@ -3,7 +3,9 @@
     python -m benchmarks.learning_curve RUN --storage FOLDER --out FOLDER --json
 
 Trains the router of the run's config on nested subsets of the train samples with labels, several times with
-different seeds, on the run's shards, policy and labels. Test labels, and so tau, stay those of all tiles.
+different seeds, on the run's shards, policy and labels. Each training has one candidate, so that the spread
+over seeds is that of a router that was not chosen among others. Labels of test tiles, and so tau, stay those
+of all tiles; `--test-tiles` scores the first samples, in a fixed order, that have so many.
 `gap_closed` is (random - router) / (random - oracle), where each compresses `--share` of the test tiles and
 is measured by the summed increase of their losses; the oracle takes the tiles with the smallest. Writes
 `learning_curve.md` and `learning_curve.png` to `--out`.
@@ -52,19 +54,19 @@ def outputs_of(storage: Path, run_name: str) -> tuple[dict[str, Path], RouterCon
     return outputs, RouterConfig(**run.config["router"])
 
 
-def labels_of_some(labels: pa.Table, num_tiles: int) -> pa.Table:
-    """Return all calib and test labels, and those of train samples until they have `num_tiles` tiles.
+def labels_of_some(labels: pa.Table, split: str, num_tiles: int) -> pa.Table:
+    """Return the labels of the other splits, and of as many samples of `split` as have `num_tiles` tiles.
 
     Samples come in a fixed order, so a smaller choice is part of a larger one.
     """
-    is_train = pc.equal(labels["split"], "train")
-    train, others = labels.filter(is_train), labels.filter(pc.invert(is_train))
-    counts = pc.value_counts(train["key"])
+    is_chosen_from = pc.equal(labels["split"], split)
+    some, others = labels.filter(is_chosen_from), labels.filter(pc.invert(is_chosen_from))
+    counts = pc.value_counts(some["key"])
     keys, sizes = counts.field("values"), counts.field("counts").to_numpy()
     order = draw_order("learning curve", 0, np.arange(len(keys)))
     num_samples = int(np.searchsorted(np.cumsum(sizes[order]), num_tiles)) + 1
     chosen = keys.take(pa.array(order[:num_samples]))
-    return pa.concat_tables([train.filter(pc.is_in(train["key"], chosen)), others])
+    return pa.concat_tables([some.filter(pc.is_in(some["key"], chosen)), others])
 
 
 def gap_closed(scores: pa.Table, ratios: pa.Table, share: float) -> float:
@@ -154,14 +156,18 @@ def main() -> None:
     parser.add_argument("--shares", default="0.125,0.25,0.5,1", help="shares of the labelled train tiles")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--share", type=float, default=2 / 3, help="share of test tiles to compress")
+    parser.add_argument("--test-tiles", type=int, default=0, help="test tiles to score; 0: all")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     options = parser.parse_args()
     outputs, config = outputs_of(options.storage, options.run)
+    config = config.model_copy(update={"candidates": 1})
     labels = pq.read_table(outputs["label"] / LABELS_FILE)
+    if options.test_tiles:
+        labels = labels_of_some(labels, "test", options.test_tiles)
     num_train = pc.sum(pc.equal(labels["split"], "train")).as_py()
     points = []
     for share in map(float, options.shares.split(",")):
-        some, started = labels_of_some(labels, round(share * num_train)), time.perf_counter()
+        some, started = labels_of_some(labels, "train", round(share * num_train)), time.perf_counter()
         results = [
             trained(outputs, some, config.model_copy(update={"seed": config.seed + n}), options.share)
             for n in range(options.seeds)
