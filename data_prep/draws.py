@@ -55,6 +55,6 @@ def chosen_rows(rows: np.ndarray, max_samples: int, seed: int) -> np.ndarray:
     return np.sort(rows[draw_order("choice of samples", seed, rows)[:max_samples]])
 
 
-def limited(num_chosen: int, num_all: int, split: str) -> str:
-    """Return what a stage says when `chosen_rows` left some of its samples out."""
-    return f"takes {num_chosen:,} of {num_all:,} {split} samples (max_samples={num_chosen}; 0 takes all)"
+def limited(num_chosen: int, num_all: int, split: str, field: str = "max_samples") -> str:
+    """Return what a stage says when `chosen_rows` left some of its samples out; `field` is the limit's."""
+    return f"takes {num_chosen:,} of {num_all:,} {split} samples ({field}={num_chosen}; 0 takes all)"

@@ -31,17 +31,19 @@ shard:
 
 {training}"""
 _HALF_ON_CUDA = "  # on CUDA add dtype: bfloat16, here and in the other stages"
-_HALF_EVERYWHERE = "\n\nratio: {dtype: bfloat16}\nevaluate: {dtype: bfloat16}"
 _TRAINING = """\
 consistency:
   epochs: 1
   packs_per_step: 8     # at least resources.workers of the site
 {budget}  optimizer: {{learning_rate: 2.0e-5{dtype}}}{dtype_comment}
 
+ratio:
+  max_test_samples: 2000    # of train up to 20,000; of test as many as evaluate.max_samples
+{dtype_of_ratio}
 router:
   epochs: 1
   packs_per_step: 8     # at least resources.workers of the site
-"""
+{evaluate}"""
 DEMO_TRAINING = """\
 # Budgets and learning rates are those of configs/quickstart.yaml: for a model of 4M parameters on CPUs.
 consistency:
@@ -87,7 +89,9 @@ def training_blocks(consistency: Mapping[str, object]) -> str:
     return _TRAINING.format(
         budget="".join(f"  {_yaml_line(key, value)}\n" for key, value in consistency.items()),
         dtype=", dtype: bfloat16" if consistency else "",
-        dtype_comment=_HALF_EVERYWHERE if consistency else _HALF_ON_CUDA,
+        dtype_comment="" if consistency else _HALF_ON_CUDA,
+        dtype_of_ratio="  dtype: bfloat16\n" if consistency else "",
+        evaluate="\nevaluate: {dtype: bfloat16}\n" if consistency else "",
     )
 
 

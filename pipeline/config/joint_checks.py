@@ -65,15 +65,16 @@ def _check_oracle_has_ratios(config: PipelineConfig) -> None:
     named = [name for name in ("oracle", "blind_oracle") if name in controls]
     if not isinstance(ratio, RatioConfig) or not isinstance(evaluate, EvaluateConfig) or not named:
         return
-    fewer_samples = 0 < evaluate.max_samples <= ratio.max_samples and evaluate.seed == ratio.seed
-    if "test" not in ratio.splits or (ratio.max_samples and not fewer_samples):
+    field, most = ratio.budget("test")
+    fewer_samples = 0 < evaluate.max_samples <= most and evaluate.seed == ratio.seed
+    if "test" not in ratio.splits or (most and not fewer_samples):
         raise UserError(
             f"evaluate.controls names {' and '.join(named)}, "
             "which needs the ratios of all tiles that evaluate measures, but "
-            f"{block}.splits={','.join(ratio.splits)} and {block}.max_samples={ratio.max_samples} (per "
-            f"split, drawn by {block}.seed={ratio.seed}) leave out some of the "
+            f"{block}.splits={','.join(ratio.splits)} and {block}.{field}={most} "
+            f"(drawn by {block}.seed={ratio.seed}) leave out some of the "
             f"{evaluate.max_samples or 'all'} samples of evaluate.max_samples={evaluate.max_samples} "
             f"(drawn by evaluate.seed={evaluate.seed}); "
             f"take {' and '.join(named)} out of evaluate.controls, or let it cover the test split "
-            f"({block}.max_samples=0)"
+            f"({block}.{field}=0)"
         )

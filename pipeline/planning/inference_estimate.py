@@ -48,7 +48,8 @@ def inference_estimate(
         if peak is not None:
             passes = config.masks if config.isolation == "random" else None
             seconds = 1000 * ratio_seconds(sizes, peak, passes)
-        most = config.max_samples * len(config.splits) or None
+        budgets = [config.budget(split)[1] for split in config.splits]
+        most = sum(budgets) if all(budgets) else None
         return InferenceEstimate(most, seconds, actors, f" in {len(config.splits)} splits")
     if isinstance(config, EvaluateConfig):
         points = 3 + (len(config.shares) + 1) * (1 + len(config.controls))

@@ -22,6 +22,10 @@ class RatioConfig(StageConfig):
     """The splits whose tiles get losses. train is required, because tau comes from train tiles."""
     max_samples: int = Field(20_000, ge=0)
     """Largest number of samples per split, drawn by seed. 0: all."""
+    max_test_samples: int | None = Field(None, ge=0)
+    """Largest number of test samples, instead of `max_samples`. Labels come from train tiles, the threshold
+    from calib tiles, and test tiles only measure the router: `evaluate.max_samples` of them are enough, drawn
+    by the same seed. 0: all."""
     sources: tuple[str, ...] = ()
     """Sources of the train samples that get losses, as the shards name them. Empty: all. Calib and test
     samples are not chosen by source or kind, as threshold and scores are for all of them."""
@@ -50,8 +54,19 @@ class RatioConfig(StageConfig):
             raise ValueError("needs train, and no split twice: tau comes from train tiles")
         return splits
 
+    def budget(self, split: str) -> tuple[str, int]:
+        """Return the field that limits the samples of a split, and its value; 0: all."""
+        if split == "test" and self.max_test_samples is not None:
+            return "max_test_samples", self.max_test_samples
+        return "max_samples", self.max_samples
+
     @model_validator(mode="after")
     def _settings_take_effect(self) -> "RatioConfig":
+        if self.max_test_samples is not None and "test" not in self.splits:
+            raise ValueError(
+                f"max_test_samples={self.max_test_samples} has no effect with splits={','.join(self.splits)}; "
+                "leave it out, or add test to splits"
+            )
         if self.isolation != "random":
             for field in ("masks", "compress_share", "ridge"):
                 value, default = getattr(self, field), type(self).model_fields[field].default

@@ -45,9 +45,10 @@ def shards_of(
         for column in wanted:
             table = _named(table, column, names[column])
         candidates = table["row"].to_numpy()
-        chosen = chosen_rows(candidates, config.max_samples, config.seed)
+        field, most = config.budget(split)
+        chosen = chosen_rows(candidates, most, config.seed)
         if len(chosen) < len(candidates):
-            note(limited(len(chosen), len(candidates), split))
+            note(limited(len(chosen), len(candidates), split, field))
         rows.append(chosen)
         shards.append(table["shard"].to_numpy()[np.searchsorted(candidates, chosen)])
     row, shard = np.concatenate(rows), np.concatenate(shards)

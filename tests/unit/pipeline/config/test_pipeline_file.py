@@ -291,6 +291,10 @@ def test_both_trainings_have_a_number_of_packs_per_step_to_compare_with(stage, t
         (("evaluate.max_samples=50", "evaluate.seed=9"), False),
         (("ratio.max_samples=0", "evaluate.max_samples=50", "evaluate.seed=9"), True),
         (("ratio.splits=[train, calib]",), False),
+        (("ratio.max_test_samples=50", "evaluate.max_samples=50"), True),
+        (("ratio.max_test_samples=50", "evaluate.max_samples=51"), False),
+        (("ratio.max_test_samples=50", "evaluate.max_samples=50", "evaluate.seed=9"), False),
+        (("ratio.max_samples=50", "ratio.max_test_samples=0"), True),
     ],
 )
 def test_the_oracle_needs_the_ratios_of_the_samples_that_evaluate_takes(overrides, is_covered, tmp_path):
@@ -300,7 +304,7 @@ def test_the_oracle_needs_the_ratios_of_the_samples_that_evaluate_takes(override
     if is_covered:
         check_together(config, Site())
         return
-    with pytest.raises(UserError, match=r"oracle.*ratio.max_samples=\d+ \(per split, drawn by ratio.seed=0"):
+    with pytest.raises(UserError, match=r"oracle.*ratio.max_(test_)?samples=\d+ \(drawn by ratio.seed=0"):
         check_together(config, Site())
 
 

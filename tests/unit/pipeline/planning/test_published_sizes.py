@@ -46,12 +46,12 @@ def test_stages_that_never_ran_have_an_end_and_an_estimate():
     request = RunRequest(config=CONFIGS / "internvl3_5-1b.yaml", site=site)
     estimates = plan_without_weights(request, pipeline_graph()).estimates
     ratio = estimates["ratio"].inference
-    assert ratio.num_samples == 60_000 and ratio.num_actors == 16  # 32 actors on half a GPU each
+    assert ratio.num_samples == 42_000 and ratio.num_actors == 16  # 32 actors on half a GPU each
     assert 30 < ratio.seconds_per_1000 < 600
-    assert "at most 60,000 samples in 3 splits: about" in "".join(estimates["ratio"].lines())
+    assert "at most 42,000 samples in 3 splits: about" in "".join(estimates["ratio"].lines())
     assert "at most 2,000 samples, answered at about" in "".join(estimates["evaluate"].lines())
     request = RunRequest(
-        config=CONFIGS / "internvl3_5-1b.yaml", site=site, overrides=("ratio.max_samples=0",)
+        config=CONFIGS / "internvl3_5-1b.yaml", site=site, overrides=("ratio.max_samples=0", "ratio.max_test_samples=null")
     )
     text = "".join(plan_without_weights(request, pipeline_graph()).estimates["ratio"].lines())
     assert text.startswith("all samples in 3 splits: about") and "in all" not in text
