@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stages.controls import COMPRESSED, FULL, LISTED, REFERENCE, PointMetrics, point_of, points_of, resampled_units
+from stages.controls import (
+    COMPRESSED,
+    FULL,
+    LISTED,
+    REFERENCE,
+    PointMetrics,
+    point_of,
+    points_of,
+    resampled_units,
+)
 from stages.export.start_model import StartModel
 from vico.shown_text import markdown, markdown_code
 

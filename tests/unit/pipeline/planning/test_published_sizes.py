@@ -51,7 +51,9 @@ def test_stages_that_never_ran_have_an_end_and_an_estimate():
     assert "at most 42,000 samples in 3 splits: about" in "".join(estimates["ratio"].lines())
     assert "at most 2,000 samples, answered at about" in "".join(estimates["evaluate"].lines())
     request = RunRequest(
-        config=CONFIGS / "internvl3_5-1b.yaml", site=site, overrides=("ratio.max_samples=0", "ratio.max_test_samples=null")
+        config=CONFIGS / "internvl3_5-1b.yaml",
+        site=site,
+        overrides=("ratio.max_samples=0", "ratio.max_test_samples=null"),
     )
     text = "".join(plan_without_weights(request, pipeline_graph()).estimates["ratio"].lines())
     assert text.startswith("all samples in 3 splits: about") and "in all" not in text

@@ -167,7 +167,8 @@ def test_sources_and_kinds_choose_train_samples(tmp_path):
 
 def test_test_samples_have_a_budget_of_their_own(tmp_path):
     sample = np.arange(60)
-    write_shard_index(tmp_path, sample // 10, np.array(["train", "calib", "test"])[sample % 3], np.ones(60, int))
+    split = np.array(["train", "calib", "test"])[sample % 3]
+    write_shard_index(tmp_path, sample // 10, split, np.ones(60, int))
     notes: list[str] = []
 
     def rows(split: int, **changed: int) -> list[int]:
@@ -176,7 +177,9 @@ def test_test_samples_have_a_budget_of_their_own(tmp_path):
 
     few = rows(2, max_test_samples=4)
     assert notes == ["takes 4 of 20 test samples (max_test_samples=4; 0 takes all)"]
-    assert len(few) == 4 and set(few) < set(rows(2, max_samples=9))  # those of a smaller budget are among them
+    assert len(few) == 4 and set(few) < set(
+        rows(2, max_samples=9)
+    )  # a smaller choice is part of a larger one
     assert [len(rows(split, max_samples=9, max_test_samples=0)) for split in range(3)] == [9, 9, 20]
     with pytest.raises(ValueError, match="max_test_samples=4 has no effect with splits=train,calib; leave"):
         RatioConfig(seed=1, splits=("train", "calib"), max_test_samples=4)
