@@ -26,7 +26,7 @@ class ProgressFile(StoredModel):
     figures: dict[str, float] = Field(default_factory=dict)
     """The newest figures of a training: loss, learning_rate, tokens_per_second."""
     first_done: int
-    """What was done already when this attempt first reported."""
+    """What was done already when this attempt first reported work of this unit."""
     started_s: float
     reported_s: float
 
@@ -58,7 +58,8 @@ class ProgressWriter:
         """Note how far the stage is, and write it if it is due or all is done."""
         now = time.time()
         first = self._latest
-        restarted = first is None or first.first_done == 0  # what was done before must not enter the speed
+        # what was done before, or was other work, must not enter the speed
+        restarted = first is None or first.first_done == 0 or first.unit != unit
         self._latest = ProgressFile(
             done=done,
             total=total,

@@ -99,9 +99,9 @@ class Display(AbstractContextManager["Display"]):
             if progress is None:
                 return
             now = time.monotonic()
-            # What was done before this command must not enter the rate.
-            if not progress.started_s or progress.first_done == 0:
-                progress.started_s, progress.first_done = now, new.done
+            # What was done before this command, or was other work, must not enter the rate.
+            if not progress.started_s or progress.first_done == 0 or progress.unit != new.unit:
+                progress.started_s, progress.first_done, progress.unit = now, new.done, new.unit
             left_s = progress.seconds_left(new, now)
             if self._bars:
                 self._update_bar(stage, progress, new, left_s)
@@ -153,6 +153,7 @@ class _StageProgress:
     last_line_s: float
     started_s: float = 0.0
     first_done: int = 0
+    unit: str = ""
     bar: TaskID | None = None
 
     def seconds_left(self, new: Progress, now: float) -> float | None:

@@ -9,7 +9,7 @@ from cluster.site import Site
 from pipeline.commands.run_tables import plan_table, run_view, runs_view
 from pipeline.planning.estimates import StageEstimate
 from pipeline.planning.plan import PlannedStage
-from pipeline.results.progress_file import ProgressWriter
+from pipeline.results.progress_file import ProgressFile, ProgressWriter
 from pipeline.results.runs import RunFile, StageEntry
 from pipeline.terminal.output import Terminal, View
 
@@ -97,6 +97,17 @@ def test_a_running_training_shows_its_figures_and_the_time_left(tmp_path, monkey
     text = printed(run_view(run, Site(storage=tmp_path)))
     assert "consistency: 120/250 steps, loss 0.412, lr 2.9e-04, 1,240 tokens/s" in text
     assert "about 2 min 10 s left" in " ".join(text.split())
+
+
+def test_the_time_left_starts_anew_with_another_kind_of_work(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("pipeline.results.progress_file.time.time", lambda: now[0])
+    monkeypatch.setattr("pipeline.results.progress_file._WRITE_EVERY_S", 0.0)
+    writer = ProgressWriter(tmp_path)
+    for done, unit in ((10, "blocks"), (20, "blocks"), (10, "samples"), (20, "samples")):
+        writer.report(done, 100, unit, {})
+        now[0] += 20
+    assert ProgressFile.of(tmp_path).seconds_left() == 80 * 20 / 10
 
 
 def test_a_folder_that_cannot_be_written_costs_no_progress(tmp_path):

@@ -46,6 +46,22 @@ def test_work_done_before_this_command_does_not_enter_the_time_left(monkeypatch)
     assert stream.getvalue().splitlines()[-1] == "train: 905/1000 steps, about 1 min 35 s left"
 
 
+def test_the_time_left_of_the_next_work_does_not_contain_that_of_the_last(monkeypatch):
+    """A stage may have several kinds of work, such as ratios of other questions and then test samples."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    display = Display(stream)
+    display.stage_started("evaluate", "starts")
+    for done, unit in ((0, "blocks"), (100, "blocks"), (200, "blocks"), (10, "samples"), (20, "samples")):
+        now[0] += 20.0
+        display.progress("evaluate", Progress(done, 200 if unit == "blocks" else 1000, unit))
+    assert stream.getvalue().splitlines()[-2:] == [
+        "evaluate: 10/1000 samples",
+        "evaluate: 20/1000 samples, about 32 min 40 s left",
+    ]
+
+
 def test_a_terminal_gets_bars(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     stream = Terminal()
