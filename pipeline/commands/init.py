@@ -123,9 +123,10 @@ def _pipeline_file(out: Path, data: Path | None, model: str) -> tuple[str, list[
     blocks = DEMO_TRAINING
     if model != DEMO_MODEL:
         advice = model_advice(model)
-        for line in advice.lines():
-            terminal().line(line)
-        blocks = training_blocks(advice.consistency())
+        terminal().wrapped(advice.headline)
+        for line in advice.site():
+            terminal().line(f"  {line}")
+        blocks = training_blocks(advice.budget())
     records: Records = {"format": "demo", "num_samples": 1600}
     max_tiles, files = ShardConfig().max_tiles, list[NewFile]()
     here = STARTER_FOLDER / model if model == DEMO_MODEL and not Path(model).exists() else Path(model)

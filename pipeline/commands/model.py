@@ -28,9 +28,7 @@ DtypeOption = Annotated[
 
 # Long because every option is declared here; the body only passes them on.
 def route(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a model with a router.")
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a model with a router.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files, or folders of them.")],
     out: Annotated[
         Path | None,

@@ -127,7 +127,13 @@ def test_all_faults_of_a_site_are_reported_together(site_file, tmp_path):
         site_file("nam: here\nresources: {workers: -4, actor: 4, gpus_per_worker: x}\nray: {num_cpus: 0}")
     lines = str(error.value).splitlines()
     fields = {re.match(rf"{tmp_path}/here.yaml: ([\w.]+)", line)[1] for line in lines}
-    assert fields == {"nam", "ray.num_cpus", "resources.actor", "resources.gpus_per_worker", "resources.workers"}
+    assert fields == {
+        "nam",
+        "ray.num_cpus",
+        "resources.actor",
+        "resources.gpus_per_worker",
+        "resources.workers",
+    }
     assert len(lines) == len(fields)
 
 

@@ -208,7 +208,9 @@ def test_a_model_without_router_or_threshold_is_refused(base, routed, picture, t
     assert "no vico.absolute_threshold" in str(route(base, picture).exception)
     assert "has no router" in str(route(base, picture, "--threshold", 0.5).exception)
     missing = route(tmp_path / "nowhere", picture).exception
-    assert isinstance(missing, UserError) and str(missing).startswith(f"model={tmp_path}/nowhere is not a folder")
+    assert isinstance(missing, UserError) and str(missing).startswith(
+        f"model={tmp_path}/nowhere is not a folder"
+    )
 
 
 def test_a_path_that_cannot_be_drawn_to_is_refused(routed, picture, tmp_path):
