@@ -47,8 +47,8 @@ def init(
 ) -> None:
     """Write a commented pipeline file.
 
-    For the demo model, and for a model of a published size, it has budgets that suit the model. The demo
-    model is copied to this folder if it is not there.
+    Its budgets suit the demo model and models of published sizes; for the latter a site file is shown, too.
+    The demo model is copied to this folder if it is not there.
 
     With --data also check the first rows of the folder, name their format, and write an InternVL meta file if
     they need one.
