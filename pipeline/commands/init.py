@@ -150,7 +150,7 @@ def _model_of_rows(model: str) -> Path:
             f"--model {model} is not a folder; the rows are checked for it, so give the folder or Hub id of "
             "an InternVL checkpoint"
         )
-    return check_model_folder(folder)
+    return check_model_folder(folder, "--model")
 
 
 def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> "tuple[Records, list[NewFile]]":
