@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from cluster.project import STARTER_FOLDER
 from cluster.settings.blocks import SiteBlock
@@ -18,6 +19,7 @@ from vico.bounded_text import BeyondLimits, refuse_yaml_bomb
 from vico.errors import UserError, one_line
 
 SITES_FOLDER = STARTER_FOLDER / "sites"
+_MOST_PROBLEMS = 50
 
 
 def load_site(site: str | Path | None = None, *, storage: str | Path | None = None) -> Site:
@@ -25,7 +27,7 @@ def load_site(site: str | Path | None = None, *, storage: str | Path | None = No
     file's.
 
     The `storage` of the result is absolute; a relative one is taken from the working directory.
-    Raises UserError if the file is missing or wrong.
+    Raises UserError if the file is missing, and one with a line per fault if it is wrong.
     """
     path = site_path(site)
     settings = {} if path is None else site_settings(path)
@@ -34,7 +36,7 @@ def load_site(site: str | Path | None = None, *, storage: str | Path | None = No
     try:
         loaded = Site.model_validate(settings)
     except ValidationError as error:
-        raise UserError(f"{path}: {first_problem(error)}") from error
+        raise UserError("\n".join(f"{path}: {line}" for line in problems(error))) from error
     absolute = Path(os.path.abspath(loaded.storage.expanduser()))
     return loaded.model_copy(update={"storage": absolute})
 
@@ -101,9 +103,13 @@ def _repeated_key(node: yaml.Node | None) -> yaml.ScalarNode | None:
     return next(filter(None, map(_repeated_key, nodes)), None)
 
 
-def first_problem(error: ValidationError) -> str:
-    """Return the first problem of a site in one line: field, value, remedy."""
-    problem = error.errors()[0]
+def problems(error: ValidationError) -> list[str]:
+    """Return the problems of a site, one line each: field, value, remedy."""
+    lines = [_problem(problem) for problem in error.errors()[:_MOST_PROBLEMS]]
+    return list(dict.fromkeys(lines))
+
+
+def _problem(problem: ErrorDetails) -> str:
     location = tuple(str(part) for part in problem["loc"])
     field = ".".join(location)
     if problem["type"] == "extra_forbidden":
@@ -111,7 +117,9 @@ def first_problem(error: ValidationError) -> str:
     if problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
     message = problem["msg"][:1].lower() + problem["msg"][1:]
-    return f"{field}={problem['input']!r}: {message}; change it in the site file"
+    if problem["type"] == "missing":
+        return f"{field} is missing; add it to the site file"
+    return f"{field}={one_line(repr(problem['input']), max_chars=60)}: {message}; change it in the site file"
 
 
 def _known_name(location: tuple[str, ...]) -> str:
@@ -124,7 +132,8 @@ def _known_name(location: tuple[str, ...]) -> str:
             return f"did you mean {'.'.join((*parents, *path))}?"
     similar = difflib.get_close_matches(name, block.model_fields, n=1)
     if not similar:
-        return f"known here: {', '.join(block.model_fields)}"
+        stages = "" if parents else "; keys of stages belong in the pipeline file"
+        return f"known here: {', '.join(block.model_fields)}{stages}"
     inner = _blocks(block).get(similar[0])
     fields = f" (with {', '.join(inner.model_fields)})" if inner and parents else ""
     return f"did you mean {similar[0]}{fields}?"

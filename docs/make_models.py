@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.planning.setups import smallest_setup
+from pipeline.planning.setups import MOST_GPUS, smallest_setup
 from vico.errors import UserError
 from vico.memory.model_sizes import model_sizes
 from vico.published_config import SUPPORTED, TEMPLATE_NAME, hf_config
@@ -19,26 +19,29 @@ PAGE = Path(__file__).with_name("models.md")
 HEAD = """# Models
 
 Which InternVL checkpoints `vico` trains, and what they need. This page is generated from the code by
-`make docs`. `vico init my.yaml --model MODEL` says the same of one checkpoint, from its `config.json`
-alone, and writes a pipeline file with budgets and dtype for it.
+`make docs`. `vico init my.yaml --model MODEL` checks one checkpoint in the same way, from its `config.json`
+alone. It prints a site file for the smallest number of GPUs, and writes a pipeline file with packs, learning
+rate and dtype for the model.
 
 A checkpoint is trained if its language model is one of {supported},
 in the published layout (InternVLChatModel, also with Flash's connector and router) or the Hugging Face
-layout (`-HF`). A checkpoint with another language model is refused when its config is read, before any
-weight is. So is one with another prompt than `template: {template}` in its config.json: InternVL2's, for
-example, has no line break between turns. Set the field to `{template}` to train such a model,
-InternVL2-Llama3-76B for one, with the later prompt.
+layout (`-HF`). A checkpoint with another language model is refused by its config, before any weight is
+read. A checkpoint whose config.json has another `template` than `{template}` is refused, too: the prompt of
+InternVL2, for example, has no line break between turns. To train such a model (InternVL2-Llama3-76B is one)
+with the later prompt, set its `template` to `{template}`.
 
 `GPUs` is the smallest number of 80 GB GPUs on which the consistency stage fits in bfloat16 with the
 whole model trained, by the memory model of `vico plan` (90 % of the memory is used); more GPUs are
-faster. `memory` is that of one of these GPUs at a full pack. **These numbers are computed, not
+faster. `memory` is that of one of these GPUs at a full pack; `host` is the host memory of its rank beside
+the pictures ([training.md](training.md#budgets-and-learning-rate)). **These numbers are computed, not
 measured**: no published size was trained yet ([README](../README.md#what-is-tested-where)).
 """
 FOOT = """
 `ZeRO 3` here also spreads the reference (`train.memory.reference: sharded`). `pack` is
 `consistency.tiles_per_pack` and `consistency.reference_tokens_per_pack`; a smaller pack needs more
-packs per step for the same update. Every rank first reads policy and reference into host memory:
-{host}.
+packs per step for the same update. With ZeRO 2 each rank first reads policy and reference into host
+memory; with ZeRO 3 and a sharded reference it reads only its part. At the end rank 0 gathers the policy
+in host memory to write it: 2 bytes per parameter.
 
 ## InternLM2 and InternLM3
 
@@ -191,17 +194,18 @@ def row(size: str, vision: str, language: str) -> str:
         config = hf_config(published(vision, language), None, "config.json")
     except UserError as error:
         reason = str(error).partition(": ")[2].partition(";")[0]
-        return f"| {size} | {language} | refused: {reason} | | | | |"
+        return f"| {size} | {language} | refused: {reason} | | | | | |"
     sizes = model_sizes(config)
     setup = smallest_setup(sizes)
     parameters = f"{sizes.base / 1e9:.1f}B"
     if setup is None:
-        return f"| {size} | {language} | trained | {parameters} | more than 64 | | |"
+        return f"| {size} | {language} | trained | {parameters} | more than {MOST_GPUS} | | | |"
     recomputed = "" if setup.checkpointing == "none" else f", {setup.checkpointing} checkpointing"
     how = f"ZeRO {setup.zero_stage}{recomputed}"
     pack = f"{setup.tiles_per_pack} tiles, {setup.tokens_per_pack:,} tokens"
-    memory = f"{setup.memory.device / 1e9:.0f} GB"
-    return f"| {size} | {language} | trained | {parameters} | {setup.num_gpus}: {how} | {pack} | {memory} |"
+    memory, host = (f"{value / 1e9:.0f} GB" for value in (setup.memory.device, setup.memory.host))
+    cells = (size, language, "trained", parameters, f"{setup.num_gpus}: {how}", pack, memory, host)
+    return f"| {' | '.join(cells)} |"
 
 
 def page() -> str:
@@ -210,15 +214,10 @@ def page() -> str:
     head = HEAD.format(supported=supported, template=TEMPLATE_NAME)
     tables = []
     for family, checkpoints in FAMILIES.items():
-        lines = [f"## {family}\n", "| size | language model | | parameters | GPUs | pack | memory |"]
-        lines += ["|---|---|---|---:|---|---|---:|", *(row(*checkpoint) for checkpoint in checkpoints)]
+        lines = [f"## {family}\n", "| size | language model | | parameters | GPUs | pack | memory | host |"]
+        lines += ["|---|---|---|---:|---|---|---:|---:|", *(row(*checkpoint) for checkpoint in checkpoints)]
         tables.append("\n".join(lines))
-    examples = {"InternVL3.5-8B": ("300M", "Qwen3-8B"), "-38B": ("6B", "Qwen3-32B")}
-    host = ", ".join(
-        f"{4 * model_sizes(hf_config(published(*parts), None, '')).base / 1e9:.0f} GB per rank for {name}"
-        for name, parts in examples.items()
-    )
-    return head + "\n" + "\n\n".join(tables) + "\n" + FOOT.format(host=host)
+    return head + "\n" + "\n\n".join(tables) + "\n" + FOOT
 
 
 def main() -> int:

@@ -9,13 +9,13 @@ from pipeline.results.stage_folder import StageFolder
 from pipeline.storage.leases import Leases
 
 
-def finished_stage(storage, run, name, files, counts, **fields):
+def finished_stage(storage, run, name, files, counts, made_from=None, **fields):
     """Write the finished result of a stage as a run would; return its fingerprint.
 
     `files` are texts or bytes by name, those of `attempt/NAME` go into the folder of the attempt. `fields`
-    replace those of the record.
+    replace those of the record. `made_from`: input -> fingerprint.
     """
-    identity = {"code_version": 1, "config": {"of": run}, "inputs": {}}
+    identity = {"code_version": 1, "config": {"of": run}, "inputs": made_from or {}}
     folder = StageFolder(storage, name, stage_fingerprint(name, identity))
     with Leases(folder.storage).acquire(folder.path, run) as lease:
         parts = folder.begin(lease, {"records": "d" * 64, "model": "e" * 64}, (), "2026-01-01T00:00:00+00:00")

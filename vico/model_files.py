@@ -31,24 +31,28 @@ _MAX_BYTES = dict.fromkeys(
 )
 
 
-def check_model_folder(path: str | Path) -> Path:
-    """Return the folder as a Path; raise UserError if config, weights or tokenizer are missing."""
-    folder = check_weights_folder(path)
+def check_model_folder(path: str | Path, field: str = "model") -> Path:
+    """Return the folder as a Path; raise UserError if config, weights or tokenizer are missing.
+
+    `field` is what the user gave the path as, for the message.
+    """
+    folder = check_weights_folder(path, field)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise UserError(f"inputs.model={folder} has no tokenizer.json; copy the tokenizer's files there")
+        raise UserError(f"{field}={folder} has no tokenizer.json; copy the tokenizer's files there")
     return folder
 
 
-def check_weights_folder(path: str | Path) -> Path:
-    """Return the folder as a Path; raise UserError if config or weights are missing."""
+def check_weights_folder(path: str | Path, field: str = "model") -> Path:
+    """Return the folder as a Path; raise UserError if config or weights are missing. `field` as in
+    `check_model_folder`."""
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"inputs.model={folder} is not a folder; give the folder of an InternVL checkpoint")
+        raise UserError(f"{field}={folder} is not a folder; give the folder of an InternVL checkpoint")
     if not (folder / "config.json").is_file():
-        raise UserError(f"inputs.model={folder} has no config.json; give an InternVL checkpoint's folder")
+        raise UserError(f"{field}={folder} has no config.json; give an InternVL checkpoint's folder")
     refuse_outside_links(folder)
     if not weight_files(folder):
-        raise UserError(f"inputs.model={folder} has no model.safetensors (or index); copy the weights there")
+        raise UserError(f"{field}={folder} has no model.safetensors (or index); copy the weights there")
     return folder
 
 

@@ -170,12 +170,12 @@ def load_prompt_format(model_path: str | Path) -> PromptFormat:
     except Exception as error:  # of many kinds: transformers and its tokenizers check little
         if code := _tokenizer_code(Path(model_path)):
             raise UserError(
-                f"inputs.model={model_path}: its tokenizer {code} is Python code of the checkpoint, which is "
+                f"model={model_path}: its tokenizer {code} is Python code of the checkpoint, which is "
                 "never run; copy tokenizer.json and tokenizer_config.json of the same model's Hugging Face "
                 "conversion there"
             ) from error
         raise UserError(
-            f"inputs.model={model_path}: its tokenizer cannot be read ({one_line(error)}); copy the "
+            f"model={model_path}: its tokenizer cannot be read ({one_line(error)}); copy the "
             "tokenizer's files again"
         ) from error
 

@@ -45,7 +45,7 @@ def check(
     pipeline_config = load_config(config, pipeline_graph(), overrides or ())
     inputs, shard_config = pipeline_config.inputs, pipeline_config.stage("shard")
     assert isinstance(shard_config, ShardConfig)
-    check_model_folder(inputs.model_folder)
+    check_model_folder(inputs.model_folder, "inputs.model")
     sets = record_sets(inputs.records)
     if inputs.heldout is not None:
         sets += record_sets(inputs.heldout, heldout=True)

@@ -47,8 +47,8 @@ def init(
 ) -> None:
     """Write a commented pipeline file.
 
-    For the demo model, and for a model of a published size, it has budgets that suit the model. The demo
-    model is copied to this folder if it is not there.
+    Its budgets suit the demo model and models of published sizes; for the latter a site file is shown, too.
+    The demo model is copied to this folder if it is not there.
 
     With --data also check the first rows of the folder, name their format, and write an InternVL meta file if
     they need one.
@@ -123,9 +123,10 @@ def _pipeline_file(out: Path, data: Path | None, model: str) -> tuple[str, list[
     blocks = DEMO_TRAINING
     if model != DEMO_MODEL:
         advice = model_advice(model)
-        for line in advice.lines():
-            terminal().line(line)
-        blocks = training_blocks(advice.consistency())
+        terminal().wrapped(advice.headline)
+        for line in advice.site():
+            terminal().line(f"  {line}")
+        blocks = training_blocks(advice.budget())
     records: Records = {"format": "demo", "num_samples": 1600}
     max_tiles, files = ShardConfig().max_tiles, list[NewFile]()
     here = STARTER_FOLDER / model if model == DEMO_MODEL and not Path(model).exists() else Path(model)
@@ -149,7 +150,7 @@ def _model_of_rows(model: str) -> Path:
             f"--model {model} is not a folder; the rows are checked for it, so give the folder or Hub id of "
             "an InternVL checkpoint"
         )
-    return check_model_folder(folder)
+    return check_model_folder(folder, "--model")
 
 
 def _records_of_folder(data: Path, config: "ShardConfig", model: Path) -> "tuple[Records, list[NewFile]]":

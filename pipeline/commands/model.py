@@ -28,7 +28,7 @@ DtypeOption = Annotated[
 
 # Long because every option is declared here; the body only passes them on.
 def route(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a model with a router.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a model with a router.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files, or folders of them.")],
     out: Annotated[
         Path | None,
@@ -46,8 +46,9 @@ def route(
     """Show how many tokens each tile of a picture gets."""
     from pipeline.commands.route import Placement
     from pipeline.commands.route import route as route_images
+    from vico.checkpoints.hub import model_folder
 
-    route_images(model, images, out, threshold, as_json, Placement(device, dtype))
+    route_images(model_folder(model), images, out, threshold, as_json, Placement(device, dtype))
 
 
 def export(

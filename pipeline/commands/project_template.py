@@ -1,12 +1,28 @@
 """`vico init`: the text of a first pipeline file, with comments."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 import yaml
 
 META_NAME = "meta.json"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sizes of the updates of both trainings, and the learning rate of consistency training."""
+
+    packs_per_step: int = 8
+    router_packs_per_step: int = 8
+    learning_rate: float = 2e-5
+    pack: Mapping[str, int] = field(default_factory=dict)
+    """Limits of a pack of consistency training; empty: the defaults."""
+    in_bfloat16: bool = False
+    """Whether every stage computes in bfloat16, as a model of a published size does on GPUs."""
+
+
 Records: TypeAlias = Mapping[str, object] | Sequence[Mapping[str, object]]
 """The value of `inputs.records`: a source, or a list of sources."""
 _PIPELINE = """\
@@ -34,16 +50,16 @@ _HALF_ON_CUDA = "  # on CUDA add dtype: bfloat16, here and in the other stages"
 _TRAINING = """\
 consistency:
   epochs: 1
-  packs_per_step: 8     # at least resources.workers of the site
-{budget}  optimizer: {{learning_rate: 2.0e-5{dtype}}}{dtype_comment}
+  {packs:<19}   # at least resources.workers of the site
+{pack}  optimizer: {{learning_rate: {rate}{dtype}}}{dtype_comment}
 
 ratio:
   max_test_samples: 2000    # of train up to 20,000; of test as many as evaluate.max_samples
 {dtype_of_ratio}
 router:
   epochs: 1
-  packs_per_step: 8     # at least resources.workers of the site
-{evaluate}"""
+  {router_packs:<19}   # at least resources.workers of the site
+{router_dtype}{evaluate}"""
 DEMO_TRAINING = """\
 # Budgets and learning rates are those of configs/quickstart.yaml: for a model of 4M parameters on CPUs.
 consistency:
@@ -81,17 +97,19 @@ def pipeline_text(name: str, records: Records, model: str, max_tiles: int, train
     )
 
 
-def training_blocks(consistency: Mapping[str, object]) -> str:
-    """Return the blocks of the trainings for any other model.
-
-    `consistency` are the budgets that suit a model of a published size, which trains in bfloat16 on GPUs.
-    """
+def training_blocks(budget: Budget) -> str:
+    """Return the blocks of the trainings for any model but the demo's."""
+    half = budget.in_bfloat16
     return _TRAINING.format(
-        budget="".join(f"  {_yaml_line(key, value)}\n" for key, value in consistency.items()),
-        dtype=", dtype: bfloat16" if consistency else "",
-        dtype_comment="" if consistency else _HALF_ON_CUDA,
-        dtype_of_ratio="  dtype: bfloat16\n" if consistency else "",
-        evaluate="\nevaluate: {dtype: bfloat16}\n" if consistency else "",
+        packs=_yaml_line("packs_per_step", budget.packs_per_step),
+        pack="".join(f"  {_yaml_line(key, value)}\n" for key, value in budget.pack.items()),
+        rate=f"{budget.learning_rate:.1e}".replace("e-0", "e-"),
+        dtype=", dtype: bfloat16" if half else "",
+        dtype_comment="" if half else _HALF_ON_CUDA,
+        dtype_of_ratio="  dtype: bfloat16\n" if half else "",
+        router_packs=_yaml_line("packs_per_step", budget.router_packs_per_step),
+        router_dtype="  optimizer: {dtype: bfloat16}\n" if half else "",
+        evaluate="\nevaluate: {dtype: bfloat16}\n" if half else "",
     )
 
 

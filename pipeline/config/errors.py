@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from cluster.site import Site
 from vico.shown_text import printable
 
 _KINDS = (
@@ -81,6 +82,10 @@ def _short(value: Any) -> str:
 
 def _unknown_key(location: list[str], root: type[BaseModel]) -> str:
     path, name = ".".join(location), location[-1]
+    if path in Site.model_fields:
+        return (
+            f"unknown key {path}; it is a key of the site file: set it there, and name the file with --site"
+        )
     model = _model_at(location[:-1], root)
     field_names = list(model.model_fields) if model else []
     near = difflib.get_close_matches(name, field_names, n=1, cutoff=0.6)

@@ -82,7 +82,7 @@ def _with_absolute_records(records: RecordsConfig) -> RecordsConfig:
 def _pinned_model(model: Path) -> Path:
     """Return the absolute path, or the Hub id with the commit it means now, so that a resumed, submitted or
     reproduced run takes the same one. If `owner` is a folder here, `owner/name` is a path."""
-    hub_id = None if model.exists() or model.parent.exists() else pinned_hub_id(str(model))
+    hub_id = pinned_hub_id(str(model))
     return _absolute(model) if hub_id is None else Path(hub_id)
 
 

@@ -160,12 +160,15 @@ def _refuse_passwords(content: dict[str, Any]) -> None:
 
 
 def _fill_in_seeds(content: dict[str, Any], graph: Graph) -> None:
-    """Give the pipeline's seed to every stage that has a seed and does not set it."""
+    """Give the pipeline's seed to every stage that has a seed and does not set it.
+
+    A wrong seed is refused as the pipeline's, not once more for every stage.
+    """
     seed = content.get("seed", 0)
+    seed = max(seed, 0) if isinstance(seed, int) else 0
     for spec in graph.stages:
         if "seed" not in spec.config_class.model_fields:
             continue
         block = content.get(spec.name, {})
-        if isinstance(block, dict) and block.get("seed") is None and isinstance(seed, int):
-            # A negative seed is refused as the pipeline's, not once more for every stage.
-            content[spec.name] = {**block, "seed": max(seed, 0)}
+        if isinstance(block, dict) and block.get("seed") is None:
+            content[spec.name] = {**block, "seed": seed}

@@ -39,7 +39,7 @@ def model_fingerprint(folder: Path, cache: DigestCache) -> str:
     """Return a digest of the names and contents of the model's files; the folder's path does not enter."""
     from vico.model_files import check_model_folder
 
-    check_model_folder(folder)
+    check_model_folder(folder, "inputs.model")
     return digest({path.name: _input_sha256(path, cache) for path in model_files(folder)})
 
 

@@ -1,19 +1,21 @@
-"""Estimates of the time, storage and memory that a stage takes: from its latest record, and of a training
-also from the sizes of its model. For `vico plan`; a hint, never a limit.
+"""Estimates of the time, storage and memory that a stage takes: from its latest record with the same model,
+and of a training also from the sizes of its model. For `vico plan`; a hint, never a limit.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cluster.site import Site
-from pipeline.config.graph import block_path
+from pipeline.config.graph import SOURCES, block_path
 from pipeline.planning.inference_estimate import InferenceEstimate, inference_estimate
 from pipeline.planning.request import OpenPipeline
+from pipeline.planning.shard_contents import TrainSize, train_size
 from pipeline.planning.training_estimate import TrainingEstimate, size, training_estimate
 from pipeline.results.attempt_metrics import metrics_of_attempts
 from pipeline.results.records import Record
-from pipeline.results.stage_folder import records_of
+from pipeline.results.stage_folder import StageFolder, records_of
 from pipeline.storage.lookup import storage_of
 from pipeline.terminal.progress import duration
 from stages.consistency.config import ConsistencyConfig
@@ -64,19 +66,49 @@ class StageEstimate:
 def stage_estimates(opened: OpenPipeline, site: Site) -> dict[str, StageEstimate]:
     """Return stage -> estimate for the stages that would run, if anything is known about them."""
     estimates = {}
+    train = _train_size(opened, site)
     for task in opened.pipeline.tasks:
         if task.name not in opened.stages_to_run or task.adopted_from is not None:
             continue
-        records = records_of(site.storage, task.name)
+        model = opened.pipeline.sources.get("model")
+        records = [
+            record
+            for record in records_of(site.storage, task.name)
+            if _is_of_model(record, model, site.storage)
+        ]
         estimate = _from_record(records[-1], site) if records else StageEstimate(None, None, None, "")
         estimate = replace(
             estimate,
-            training=_training(task.name, opened, site),
+            training=_training(task.name, opened, site, train),
             inference=_inference(task.name, task.config, opened, site),
         )
         if estimate.lines():
             estimates[task.name] = estimate
     return estimates
+
+
+def _train_size(opened: OpenPipeline, site: Site) -> TrainSize | None:
+    """Return the size of the train split if the shards are made and on this machine."""
+    shard = next((task for task in opened.pipeline.tasks if task.name == "shard"), None)
+    if shard is None or shard.name in opened.stages_to_run:
+        return None
+    return train_size(shard.folder(site.storage).output)
+
+
+def _is_of_model(record: Record, model: str | None, storage: Path) -> bool:
+    """Return whether a result was made from this start model, or from none: other models take other times.
+
+    Not known, and so false, if the result of an earlier stage is gone.
+    """
+    inputs = record.identity.get("inputs", {})
+    if "model" in inputs:
+        return inputs["model"] == model
+    stages = [(name, value) for name, value in inputs.items() if name not in SOURCES]
+    try:
+        earlier = [StageFolder(storage, name, fingerprint).record() for name, fingerprint in stages]
+    except UserError:
+        return False  # damaged; reported by commands that need this very record
+    return all(result is not None and _is_of_model(result, model, storage) for result in earlier)
 
 
 def _from_record(record: Record, site: Site) -> StageEstimate:
@@ -92,14 +124,17 @@ def _from_record(record: Record, site: Site) -> StageEstimate:
     )
 
 
-def _training(stage: str, opened: OpenPipeline, site: Site) -> TrainingEstimate | None:
+def _training(
+    stage: str, opened: OpenPipeline, site: Site, train: TrainSize | None = None
+) -> TrainingEstimate | None:
     """Return the estimate of a consistency training, which trains all weights; None for another stage."""
     from vico.model_files import model_config
 
     if block_path(stage)[-1] != "consistency":
         return None
     config = next(task.config for task in opened.pipeline.tasks if task.name == stage)
-    return training_of(stage, config, model_config(opened.pipeline.config.inputs.model_folder), site)
+    model = model_config(opened.pipeline.config.inputs.model_folder)
+    return training_of(stage, config, model, site, train)
 
 
 def _inference(stage: str, config: StageConfig, opened: OpenPipeline, site: Site) -> InferenceEstimate | None:
@@ -121,7 +156,7 @@ def inference_of(
 
 
 def training_of(
-    stage: str, config: StageConfig, model: Mapping[str, Any], site: Site
+    stage: str, config: StageConfig, model: Mapping[str, Any], site: Site, train: TrainSize | None = None
 ) -> TrainingEstimate | None:
     """Return the estimate of a consistency training of the model with this config.json (in Hugging Face
     form); None for a stage of another kind."""
@@ -131,7 +166,7 @@ def training_of(
     from vico.memory.model_sizes import model_sizes
 
     num_checkpoints = most_checkpoints(site.train.checkpoints.keep, remote=site.remote is not None)
-    return training_estimate(config, model_sizes(model), site, num_checkpoints, stage)
+    return training_estimate(config, model_sizes(model), site, num_checkpoints, stage, train)
 
 
 def check_memory(opened: OpenPipeline, site: Site) -> None:

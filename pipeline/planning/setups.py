@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster.settings.blocks import RaySettings
 from pipeline.planning.fitting import USABLE
 from vico.memory.model_sizes import ModelSizes
 from vico.memory.training_memory import RankMemory, TrainingShape, rank_memory
 
 GPU_BYTES = 80 * 10**9
+_GPUS_OF_A_MACHINE = 8
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
-_PACKS = ((96, 32768), (48, 16384), (24, 8192), (12, 4096))
+MOST_GPUS = _RANKS[-1]
+PACKS = ((96, 32768), (48, 16384), (24, 8192), (12, 4096))
 """(tiles, tokens at the full rate) of a pack, the stage's defaults first."""
 
 
@@ -26,18 +29,25 @@ class Setup:
     tokens_per_pack: int
     memory: RankMemory
 
-    def site(self) -> str:
-        """Return the settings as lines of a site file."""
+    def site(self) -> list[str]:
+        """Return the lines of a site file: one machine with these GPUs, or a Ray cluster of several."""
+        count = self.num_gpus
         memory = f"zero_stage: {self.zero_stage}, activation_checkpointing: {self.checkpointing}"
         memory += "" if self.reference == "replicated" else f", reference: {self.reference}"
-        workers = f"resources: {{workers: {self.num_gpus}, gpus_per_worker: 1}}"
-        return f"{workers}\ntrain: {{memory: {{{memory}}}}}"
+        ray = f"ray: {{num_cpus: {count}}}"
+        if count > _GPUS_OF_A_MACHINE:
+            ray = "ray: {address: auto}   # several machines: run the command on a node of their Ray cluster"
+        return [
+            *([ray] if count > RaySettings().num_cpus else []),
+            f"resources: {{workers: {count}, actors: {count}, gpus_per_worker: 1}}",
+            f"train: {{memory: {{{memory}}}}}",
+        ]
 
 
 def smallest_setup(sizes: ModelSizes, gpu_bytes: int = GPU_BYTES) -> Setup | None:
     """Return the setup with the fewest GPUs; with as many, the one that recomputes and moves least."""
     for ranks in _RANKS:
-        for tiles, tokens in _PACKS:
+        for tiles, tokens in PACKS:
             fitting = (setup for setup in _setups(sizes, ranks, tiles, tokens) if _fits(setup, gpu_bytes))
             setup = next(fitting, None)
             if setup is not None:

@@ -71,6 +71,33 @@ def split_counts(shard_folder: Path) -> dict[str, SplitCounts]:
     return {split: SplitCounts(*numbers) for split, numbers in totals.items()}
 
 
+@dataclass(frozen=True)
+class TrainSize:
+    """An epoch of the train split: its text tokens and tiles, each sample as often as it is repeated."""
+
+    text_tokens: float
+    tiles: float
+
+
+def train_size(shard_folder: Path) -> TrainSize | None:
+    """Return the size of the train split; None if the index is not on this machine."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from data_prep.shards.names import INDEX_FILE
+
+    path = shard_folder / INDEX_FILE
+    if not path.is_file():
+        return None
+    names, totals = ("text_tokens", "num_tiles"), [0.0, 0.0]
+    with pq.ParquetFile(path) as index:
+        for batch in index.iter_batches(columns=["split", "repeat", *names]):
+            weights = pc.if_else(pc.equal(batch["split"], "train"), batch["repeat"], 0.0)
+            for n, name in enumerate(names):
+                totals[n] += pc.sum(pc.multiply(weights, batch[name])).as_py() or 0.0
+    return TrainSize(*totals)
+
+
 def _remedy(
     config: PipelineConfig,
     shard_folder: Path,

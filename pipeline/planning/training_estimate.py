@@ -1,12 +1,15 @@
 """What a consistency training will need, before it ever ran: memory per rank, host memory, checkpoints, and
 its speed."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.site import Site
 from pipeline.config.graph import block_path
 from pipeline.planning.fitting import compared
+from pipeline.planning.shard_contents import TrainSize
+from pipeline.terminal.progress import duration
 from stages.consistency.config import ConsistencyConfig
 from stages.consistency.rate_rule import rate_warning
 from vico.memory.model_sizes import ModelSizes
@@ -32,6 +35,10 @@ class TrainingEstimate:
     refusal: str | None
     """Why the stage is refused, with a remedy; None if it fits, or if the site does not state the memory of
     its GPUs."""
+    num_updates: int | None = None
+    """None: not known before the shards are made."""
+    seconds: float | None = None
+    """Time of the updates at that speed; None if speed or number is not known."""
     warning: str | None = None
     """About a learning rate that is far above what belongs to the size of an update."""
 
@@ -49,9 +56,13 @@ class TrainingEstimate:
         if self.tokens_per_second is None:
             return ["speed: unknown; train.profiling.peak_tflops of the site gives an estimate"]
         per_rank = self.tokens_per_second / self.num_ranks
+        time = "time: known once the shards are made (`vico data build`)"
+        if self.seconds is not None:
+            time = f"time: about {duration(self.seconds)} for {self.num_updates:,} updates at that speed"
         return [
             f"speed: about {self.tokens_per_second:,.0f} tokens per second, {per_rank:,.0f} per rank "
-            "(computed, with the efficiency measured at 1B)"
+            "(computed, with the efficiency measured at 1B)",
+            time,
         ]
 
     def lines(self) -> list[str]:
@@ -87,12 +98,20 @@ def training_estimate(
     site: Site,
     num_checkpoints: int,
     stage: str = "consistency",
+    train: TrainSize | None = None,
 ) -> TrainingEstimate:
-    """Return the estimate of a training on `site`, whose resources are those of all stages."""
+    """Return the estimate of a training on `site`, whose resources are those of all stages.
+
+    `train` is the size of the train split; None before the shards are made.
+    """
     of_stage, block = site.for_stage(stage), ".".join(block_path(stage))
     weight_bytes = 4 if config.optimizer.dtype == "float32" else 2
     shape = training_shape(config, sizes, of_stage)
     fit = compared(config, sizes, of_stage, shape, block)
+    speed, num_updates = _pack_speed(config, sizes, of_stage, shape), _num_updates(config, sizes, train)
+    seconds = None
+    if speed is not None and num_updates is not None:
+        seconds = num_updates * math.ceil(config.packs_per_step / shape.num_ranks) * speed.pack_seconds
     return TrainingEstimate(
         memory=fit.memory,
         num_ranks=shape.num_ranks,
@@ -100,7 +119,9 @@ def training_estimate(
         checkpoint=checkpoint_bytes(sizes, weight_bytes, train_vision=config.train_vision),
         num_checkpoints=num_checkpoints,
         model=weight_bytes * sizes.policy,
-        tokens_per_second=_tokens_per_second(config, sizes, of_stage, shape),
+        tokens_per_second=None if speed is None else shape.num_ranks * speed.tokens / speed.pack_seconds,
+        num_updates=num_updates,
+        seconds=seconds,
         refusal=fit.refusal(stage, site.resources.field_of(stage, "gpu_memory_gb")),
         warning=rate_warning(config, sizes.base, block),
     )
@@ -123,9 +144,26 @@ def training_shape(config: ConsistencyConfig, sizes: ModelSizes, site: Site) -> 
     )
 
 
-def _tokens_per_second(
+def _num_updates(config: ConsistencyConfig, sizes: ModelSizes, train: TrainSize | None) -> int | None:
+    """Return the updates of the training if its packs are full; None if the data are not known."""
+    if train is None:
+        return None
+    tokens = train.text_tokens + train.tiles * sizes.full_tokens
+    packs = max(tokens / config.reference_tokens_per_pack, train.tiles / config.tiles_per_pack)
+    updates = max(1, math.ceil(config.epochs * packs / config.packs_per_step))
+    return min(updates, config.max_steps) if config.max_steps else updates
+
+
+@dataclass(frozen=True)
+class _PackSpeed:
+    tokens: int
+    pack_seconds: float
+
+
+def _pack_speed(
     config: ConsistencyConfig, sizes: ModelSizes, site: Site, shape: TrainingShape
-) -> float | None:
+) -> _PackSpeed | None:
+    """Return tokens and time of a full pack on one rank; None if the peak of the GPUs is not known."""
     peak = site.train.profiling.peak_tflops
     if peak is None or not site.resources.gpus_per_worker:
         return None
@@ -136,7 +174,7 @@ def _tokens_per_second(
         train_vision=config.train_vision,
         checkpointing=shape.checkpointing,
     )
-    return shape.num_ranks * work.tokens / pack_seconds(sizes, work, peak, compiled=site.train.compile)
+    return _PackSpeed(work.tokens, pack_seconds(sizes, work, peak, compiled=site.train.compile))
 
 
 def pack_tokens(config: ConsistencyConfig, sizes: ModelSizes) -> int:

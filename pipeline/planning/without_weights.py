@@ -77,15 +77,25 @@ def _model_of(request: RunRequest) -> str | None:
     return model if isinstance(model, str) else None
 
 
-def _config_folder(model: str) -> Path | None:
-    """Return a folder with the config.json of a model without weights here; None if it has them."""
+def known_config_folder(model: str) -> Path:
+    """Return the folder with a model's config.json: its own, one that the project brings along, or from the
+    Hub, of which nothing else is fetched. Without a config.json: a model that does not exist.
+
+    Raises as `vico.checkpoints.hub.config_folder` does.
+    """
     here, name = folder_here(model), hub_name(model)
-    if (here / "config.json").is_file():
-        return None if _has_weights(here) else here
-    if name is None:
-        return None
-    bundled = PUBLISHED / name
+    if (here / "config.json").is_file() or name is None:
+        return here
+    # Both layouts have the same sizes.
+    bundled = PUBLISHED / name.removesuffix("-HF")
     return bundled if (bundled / "config.json").is_file() else config_folder(model)
+
+
+def _config_folder(model: str) -> Path | None:
+    """Return a folder with the config.json of a model without weights here; None if it has them, or does not
+    exist."""
+    folder = known_config_folder(model)
+    return folder if (folder / "config.json").is_file() and not _has_weights(folder) else None
 
 
 def _has_weights(folder: Path) -> bool:

@@ -21,7 +21,7 @@ def summary_lines(run: RunFile, storage: Path, address: str) -> list[str]:
     shown = shown_path(model)
     lines = [f"model:    {shown}"]
     if quality is not None:
-        lines += [f"quality:  {_quality_line(quality)}", *_router_lines(quality.leads)]
+        lines += [*_quality_lines(quality), *_router_lines(quality.leads)]
         lines += _gate_lines(quality, run)
     option = "" if Path(address).resolve() == Path("runs").resolve() else f" --storage {address}"
     return [
@@ -32,15 +32,14 @@ def summary_lines(run: RunFile, storage: Path, address: str) -> list[str]:
     ]
 
 
-def _quality_line(quality: Quality) -> str:
-    if quality.kept is None:
-        return f"not defined on {quality.num_questions:,} test questions"
+def _quality_lines(quality: Quality) -> Iterator[str]:
+    """Yield the share of the quality that is kept, and the share of the visual tokens that is saved."""
+    questions = f"on {quality.num_questions:,} test questions"
     interval = quality.kept_interval
-    span = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
-    return (
-        f"keeps {quality.kept:.3f}{span}, saves {quality.tokens_saved:.1%} of the visual tokens; "
-        f"{quality.num_questions:,} test questions"
-    )
+    span = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
+    kept = "not defined" if quality.kept is None else f"keeps {quality.kept:.3f}{span}"
+    yield f"quality:  {kept}, {questions}"
+    yield f"tokens:   saves {quality.tokens_saved:.1%} of the visual tokens"
 
 
 def _router_lines(leads: Mapping[str, Lead]) -> Iterator[str]:
@@ -50,7 +49,7 @@ def _router_lines(leads: Mapping[str, Lead]) -> Iterator[str]:
         return
     beaten = all(lead.is_certain for lead in leads.values())
     head = "beats every control" if beaten else "does NOT beat every control with certainty"
-    yield f"router:   {head}; quality kept more than by"
+    yield f"router:   {head}; lead in quality kept over"
     for name, lead in leads.items():
         span = "" if lead.interval is None else f" ({lead.interval[0]:+.3f} to {lead.interval[1]:+.3f})"
         yield f"            {BY_NAME[name].label}: {lead.difference:+.3f}{span}"

@@ -6,6 +6,7 @@ through a `PlainStream`, which `main` puts in the place of the standard streams.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -63,7 +64,8 @@ class Terminal:
                 self.line(f"error: {line}")
 
     def table(self, table: TextTable) -> None:
-        """Write a table: on a terminal long cells wrap between words; none is cut."""
+        """Write a table: on a terminal long cells wrap between words; none is cut. Elsewhere a line has no
+        trailing spaces."""
         from rich.console import Console
 
         from pipeline.terminal.tables import rendered
@@ -71,8 +73,11 @@ class Terminal:
         size = get_terminal_size()
         width = size.columns if self.is_terminal else None
         # Without a height rich takes 80 columns for TERM=dumb (Emacs, CI) and cuts what is wider.
-        console = Console(file=self._stream, width=width or _ANY_WIDTH, height=size.lines)
+        plain = io.StringIO()
+        stream = self._stream if self.is_terminal else plain
+        console = Console(file=stream, width=width or _ANY_WIDTH, height=size.lines)
         console.print(rendered(table, width, self._shown), soft_wrap=True)
+        self._stream.writelines(f"{line.rstrip()}\n" for line in plain.getvalue().split("\n")[:-1])
 
     def view(self, view: View) -> None:
         """Write lines and tables one below the other, as `wrapped` and `table` do."""

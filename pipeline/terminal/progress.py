@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 
 from cluster.passwords import without_passwords
 from pipeline.terminal.output import Terminal, unfiltered
+from pipeline.terminal.tables import wrapped_lines
 from vico.errors import one_line
 from vico.shown_text import printable
 
@@ -74,6 +75,11 @@ class Display(AbstractContextManager["Display"]):
     def __exit__(self, *exception: object) -> None:
         logging.getLogger().removeHandler(self._warnings)
         if self._bars:
+            with self._lock:  # the bars of stages that did not end would stay on the terminal
+                for stage in self._stages.values():
+                    if stage.bar is not None:
+                        self._bars.remove_task(stage.bar)
+                self._stages.clear()
             self._bars.stop()
 
     def line(self, text: str) -> None:
@@ -82,9 +88,14 @@ class Display(AbstractContextManager["Display"]):
         self.show(text)
 
     def show(self, text: str) -> None:
-        """Show one line that is in the log already."""
+        """Show one line that is in the log already; a terminal gets it wrapped between words."""
+        width = self._console.width
+        # Masked first: a secret may have more than one word.
+        shown = printable(without_passwords(text))
+        lines = wrapped_lines(shown, width) if self._console.is_terminal else []
         with suppress(OSError):
-            self._console.print(self._terminal.drawn(text, self._console.width), soft_wrap=True)
+            for line in lines or [shown]:
+                self._console.print(self._terminal.drawn(line, width), soft_wrap=True)
 
     def stage_started(self, stage: str, text: str) -> None:
         """Show one line and accept the stage's progress from now on."""

@@ -35,7 +35,7 @@ pipeline_tag: image-text-to-text
 
 Each tile of a picture takes {tokens_full} visual tokens, or {tokens_compressed} if the router finds it
 simple. {layout}
-`vico.load(folder).answer(picture, question)` answers with it, `vico route` shows its decisions on a picture.
+Ask it with `vico.load(folder).answer(picture, question)`; `vico route` shows its decisions on a picture.
 
 | | |
 |---|---|

@@ -19,12 +19,12 @@ def model_folder(path: str | Path) -> Path:
 
     Without a revision, the commit of `main` in the cache is used, so that later calls find the same model;
     without one in the cache, the Hub's. A name that is not a Hub id is returned as it is: whoever opens it
-    reports what is missing. Raises UserError if the Hub refuses the id or cannot be reached.
+    reports what is missing. So is a path in a folder that is here. Raises UserError if the Hub refuses the id
+    or cannot be reached.
     """
-    folder = Path(path)
-    hub_id = None if folder.exists() or isinstance(path, Path) else _HUB_ID.match(path)
+    hub_id = _hub_id(path)
     if hub_id is None:
-        return folder
+        return Path(path)
     name, revision = hub_id.groups()
     return _snapshot(name, revision or _cached_commit(name))
 
@@ -34,10 +34,9 @@ def config_folder(path: str | Path) -> Path:
 
     Raises as `model_folder` does.
     """
-    folder = Path(path)
-    hub_id = None if folder.exists() or isinstance(path, Path) else _HUB_ID.match(path)
+    hub_id = _hub_id(path)
     if hub_id is None:
-        return folder
+        return Path(path)
     name, revision = hub_id.groups()
     return _snapshot(name, revision or _cached_commit(name), ("*.json",))
 
@@ -59,11 +58,17 @@ def folder_here(path: str | Path) -> Path:
 
 def hub_name(path: str | Path) -> str | None:
     """Return `owner/name` of a Hub id that is not a folder here; None for anything else."""
-    folder = Path(path)
-    if folder.exists() or folder.parent.exists():
-        return None
-    hub_id = _HUB_ID.match(str(path))
+    hub_id = _hub_id(str(path))
     return None if hub_id is None else hub_id[1]
+
+
+def _hub_id(path: str | Path) -> re.Match[str] | None:
+    """Return the parts of a Hub id; None for a Path, a path that exists, and a name without a revision in a
+    folder that exists: it is a mistyped path."""
+    if isinstance(path, Path) or Path(path).exists():
+        return None
+    hub_id = _HUB_ID.match(path)
+    return None if hub_id and not hub_id[2] and Path(path).parent.exists() else hub_id
 
 
 def pinned_hub_id(path: str | Path) -> str | None:

@@ -200,13 +200,21 @@ def load(
 def _opened(picture: Picture) -> Image.Image:
     """Return the picture as RGB; raise UserError if it is missing or does not decode."""
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return _as_rgb(picture, f"{picture.format or picture.mode} picture")
     try:
         data = Path(picture).read_bytes()
     except OSError as error:
         raise UserError(f"picture={picture} is not readable ({error.strerror}); give another path") from error
     try:
         with open_picture(data) as image:
-            return image.convert("RGB")
+            return _as_rgb(image, picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"picture={picture} does not decode ({one_line(error)}); give another") from error
+
+
+def _as_rgb(image: Image.Image, name: Path | str) -> Image.Image:
+    """Return the pixels; a picture that Pillow has opened decodes only now."""
+    try:
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"picture={name} does not decode ({one_line(error)}); give another") from error

@@ -1,5 +1,6 @@
 """Site files: the one in the repository, and the message about a wrong one."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def test_tracking_uri_defaults_to_sqlite_in_the_storage_folder(site_file, tmp_pa
         ("environment: {MY_DB_PASSWORD: x}", "MY_DB_PASSWORD is a secret by its name"),
         ("resources: {worker: 1}", "resources.worker is not a field of a site; did you mean workers?"),
         ("resources: {x: 1}", "known here: workers, actors"),
+        ("quality: 1", "known here: name, .*, hook; keys of stages belong in the pipeline file"),
+        ("nodes: [{name: a}]", r"nodes\.0\.cpus is missing; add it to the site file"),
         ("resources: {workers: two}", "resources.workers='two': input should be a valid integer"),
         ("resources: {workers: 0}", "resources.workers=0: input should be greater than or equal to 1"),
         ("train: {memory: {zero_stage: 4}}", "train.memory.zero_stage=4: input should be 1, 2 or 3"),
@@ -117,6 +120,21 @@ def test_wrong_site_gives_one_line_with_field_and_remedy(site_file, text, messag
         site_file(text)
     assert "\n" not in str(error.value)
     assert "here.yaml" in str(error.value)
+
+
+def test_all_faults_of_a_site_are_reported_together(site_file, tmp_path):
+    with pytest.raises(UserError) as error:
+        site_file("nam: here\nresources: {workers: -4, actor: 4, gpus_per_worker: x}\nray: {num_cpus: 0}")
+    lines = str(error.value).splitlines()
+    fields = {re.match(rf"{tmp_path}/here.yaml: ([\w.]+)", line)[1] for line in lines}
+    assert fields == {
+        "nam",
+        "ray.num_cpus",
+        "resources.actor",
+        "resources.gpus_per_worker",
+        "resources.workers",
+    }
+    assert len(lines) == len(fields)
 
 
 @pytest.mark.parametrize(

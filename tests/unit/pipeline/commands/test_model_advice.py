@@ -5,10 +5,14 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from cluster.site_files import load_site
 from pipeline.cli import app
+from pipeline.commands.model_advice import model_advice
 from pipeline.config.graph import pipeline_graph
 from pipeline.config.pipeline_file import load_config
+from pipeline.planning.request import RunRequest
 from pipeline.planning.setups import GPU_BYTES, USABLE, smallest_setup
+from pipeline.planning.without_weights import plan_without_weights
 from tests.tiny_model import make_tiny_model
 from vico.memory.model_sizes import model_sizes
 from vico.model_files import model_config
@@ -52,12 +56,47 @@ def test_a_published_size_gets_a_site_and_budgets_in_bfloat16(tmp_path):
     shown = init(tmp_path / "p.yaml", "--model", model)
     assert shown.exit_code == 0, shown.output
     setup = smallest_setup(model_sizes(model_config(model)))
-    assert f"qwen3, 8.5B parameters: can be trained, from {setup.num_gpus} GPUs of 80 GB on" in shown.stdout
-    assert setup.site().splitlines()[0] in shown.stdout
+    assert f"8.5B parameters: can be trained, on {setup.num_gpus} GPUs of 80 GB or more" in shown.stdout
+    assert all(f"\n  {line}\n" in shown.stdout for line in setup.site())
     config = load_config(tmp_path / "p.yaml", pipeline_graph())
     assert config.consistency.tiles_per_pack == setup.tiles_per_pack
     assert config.consistency.reference_tokens_per_pack == setup.tokens_per_pack
-    assert {config.consistency.optimizer.dtype, config.ratio.dtype, config.evaluate.dtype} == {"bfloat16"}
+    dtypes = {config.consistency.optimizer.dtype, config.router.optimizer.dtype}
+    assert {*dtypes, config.ratio.dtype, config.evaluate.dtype} == {"bfloat16"}
+
+
+def with_layers(layers):
+    return {**QWEN3_8B, "num_hidden_layers": layers}
+
+
+@pytest.mark.parametrize("layers", [1, 4, 12, 36, 100, 180, 1000])
+def test_the_file_and_the_site_that_init_gives_work_together(tmp_path, layers, monkeypatch):
+    """Nothing is refused or warned about: ranks and packs, CPUs of Ray, GPUs of actors, learning rate."""
+    model = config_alone(tmp_path / "m", with_layers(layers))
+    shown = init(tmp_path / "p.yaml", "--model", model)
+    assert shown.exit_code == 0, shown.output
+    advice = model_advice(str(model))
+    (tmp_path / "site.yaml").write_text("\n".join(["storage: store", *advice.site()]))
+    monkeypatch.chdir(tmp_path)
+    site = load_site("site.yaml")
+    plan = plan_without_weights(RunRequest(tmp_path / "p.yaml", site), pipeline_graph())
+    training = plan.estimates["consistency"].training
+    assert (training.refusal, training.warning) == (None, None)
+    gpus = advice.setup.num_gpus if advice.setup else 128
+    block = load_config(tmp_path / "p.yaml", pipeline_graph())
+    assert min(block.consistency.packs_per_step, block.router.packs_per_step) >= gpus
+    if advice.setup is not None:
+        assert site.resources.workers == site.resources.actors == gpus
+        assert site.kind == ("local" if gpus <= 8 else "ray")
+        assert training.memory.device == advice.setup.memory.device
+
+
+def test_a_model_on_the_hub_that_the_project_knows_needs_no_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("InternVL3_5-8B", "InternVL3_5-8B-HF"):
+        shown = init(f"{name}.yaml", "--model", f"OpenGVLab/{name}")
+        assert f"OpenGVLab/{name}: InternVL with qwen3, 8.5B parameters: can be trained" in shown.stdout
 
 
 def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_written(tmp_path):

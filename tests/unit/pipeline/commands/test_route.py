@@ -207,7 +207,10 @@ def test_a_truncated_picture_is_refused(routed, picture):
 def test_a_model_without_router_or_threshold_is_refused(base, routed, picture, tmp_path):
     assert "no vico.absolute_threshold" in str(route(base, picture).exception)
     assert "has no router" in str(route(base, picture, "--threshold", 0.5).exception)
-    assert isinstance(route(tmp_path / "nowhere", picture).exception, UserError)
+    missing = route(tmp_path / "nowhere", picture).exception
+    assert isinstance(missing, UserError) and str(missing).startswith(
+        f"model={tmp_path}/nowhere is not a folder"
+    )
 
 
 def test_a_path_that_cannot_be_drawn_to_is_refused(routed, picture, tmp_path):

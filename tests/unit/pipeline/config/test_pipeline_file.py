@@ -125,7 +125,11 @@ def test_records_may_be_a_list_of_sources(load, form):
         ("plain: {shuffle: true}", "unknown key plain.shuffle; did you mean drawing.shuffle?"),
         (
             "storage: /data",
-            "unknown key storage; known there: seed, experiment, quality_gate, inputs, drawing, plain",
+            "unknown key storage; it is a key of the site file: set it there, and name the file with --site",
+        ),
+        (
+            "tiles: 4",
+            "unknown key tiles; known there: seed, experiment, quality_gate, inputs, drawing, plain",
         ),
     ],
 )
@@ -171,6 +175,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(load, text, line):
             "drawing.optimizer.betas=1 is not a list; give one such as [0.9, 0.95] (the default)",
         ),
         ("seed: -1", "seed=-1 must be at least 0"),
+        ("seed: x", "seed='x' is not a whole number; give one such as 0 (the default)"),
+        ("seed: 1.5", "seed=1.5 is not a whole number; give one such as 0 (the default)"),
+        ("seed: null", "seed=null is not a whole number; give one such as 0 (the default)"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_field_value_and_remedy(load, text, line):
@@ -202,6 +209,7 @@ def test_a_missing_key_is_named(load):
         ("seed.low=3", "seed=4 is not a block of keys"),
         ("drawing.low=[", "line 1"),
         ("drawing.lows=1", "did you mean drawing.low?"),
+        ("train.memory.zero_stage=3", "unknown key train; it is a key of the site file"),
     ],
 )
 def test_a_wrong_override_is_refused(load, override, message):

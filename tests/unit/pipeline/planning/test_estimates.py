@@ -5,15 +5,20 @@ import math
 import pytest
 
 from cluster.site import Site
+from data_prep.shards.index import load_index
 from pipeline.config.graph import pipeline_graph
 from pipeline.planning.estimates import stage_estimates
 from pipeline.planning.request import RunRequest, open_pipeline
-from pipeline.planning.training_estimate import training_estimate
+from pipeline.planning.shard_contents import TrainSize, train_size
+from pipeline.planning.training_estimate import pack_tokens, training_estimate
 from stages.consistency.config import ConsistencyConfig
+from tests.finished_runs import finished_stage
+from tests.record_tars import write_shard_folder
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints.tensor_files import stored_tensors
 from vico.memory.model_sizes import model_sizes
 from vico.model_files import model_config
+from vico.prompt import load_prompt_format
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +84,58 @@ def test_a_frozen_tower_keeps_nothing_and_is_not_trained(model, tmp_path):
     )
     assert frozen.memory.vision_activations == 0
     assert frozen.checkpoint == whole.checkpoint - 12 * sizes.vision
+
+
+def test_a_stage_is_estimated_by_results_of_the_same_model_alone(model, tmp_path):
+    """The demo's minutes say nothing about another model in the same storage."""
+    (tmp_path / "pipeline.yaml").write_text(
+        f"inputs: {{records: {{format: demo, num_samples: 20}}, model: {model}}}\n"
+    )
+    store = tmp_path / "store"
+    request = RunRequest(tmp_path / "pipeline.yaml", Site(name="test", storage=store))
+    own = open_pipeline(request, pipeline_graph()).pipeline.sources["model"]
+    for run, fingerprint, seconds in (("own", own, 60.0), ("other", "0" * 64, 7.0)):
+        times = {"seconds": seconds, "ended": f"2026-01-0{2 if run == 'other' else 1}T00:00:00+00:00"}
+        policy = finished_stage(
+            store, run, "consistency", {"p": "x"}, {}, made_from={"model": fingerprint}, **times
+        )
+        finished_stage(store, run, "router", {"r": "x"}, {}, made_from={"consistency": policy}, **times)
+    finished_stage(store, "gone", "router", {"r": "x"}, {}, made_from={"consistency": "1" * 64}, seconds=9.0)
+    estimates = stage_estimates(open_pipeline(request, pipeline_graph()), request.site)
+    shown = {name: (estimate.seconds, estimate.source) for name, estimate in estimates.items()}
+    assert shown == dict.fromkeys(("consistency", "router"), (60.0, "as in run own"))
+
+
+def test_the_time_of_a_training_is_known_with_its_shards_and_speed(model, tmp_path):
+    sizes = model_sizes(model_config(model))
+    config = ConsistencyConfig(
+        seed=0, epochs=1.5, packs_per_step=6, tiles_per_pack=10, reference_tokens_per_pack=1000
+    )
+    resources = {"workers": 4, "gpus_per_worker": 1}
+    train = {"profiling": {"peak_tflops": 900}}
+    site = Site(name="test", storage=tmp_path, ray={"address": "auto"}, resources=resources, train=train)
+
+    def estimated(size, **changes):
+        return training_estimate(config.model_copy(update=changes), sizes, site, 3, train=size)
+
+    unknown = estimated(None)
+    assert (unknown.num_updates, unknown.seconds) == (None, None)
+    assert "time: known once the shards are made (`vico data build`)" in unknown.lines()
+    by_tiles = estimated(TrainSize(text_tokens=100, tiles=400))  # 40 packs, 1.5 times, 6 per update
+    assert by_tiles.num_updates == 10
+    assert estimated(TrainSize(text_tokens=80_000, tiles=0)).num_updates == 20
+    assert estimated(TrainSize(text_tokens=80_000, tiles=0), max_steps=7).num_updates == 7
+    # Of 6 packs, the slowest of 4 ranks has 2.
+    pack_seconds = 4 * (pack_tokens(config, sizes) + 1000) / unknown.tokens_per_second
+    assert by_tiles.seconds == pytest.approx(10 * 2 * pack_seconds)
+    assert any(line.endswith("for 10 updates at that speed") for line in by_tiles.lines())
+
+
+def test_the_size_of_the_train_split_is_that_of_the_index(model, tmp_path):
+    assert train_size(tmp_path) is None
+    write_shard_folder(tmp_path, 30, 10, load_prompt_format(model))
+    rows = load_index(tmp_path).table(["text_tokens", "num_tiles"], "train").to_pylist()
+    assert 0 < len(rows) < 30
+    assert train_size(tmp_path) == TrainSize(
+        sum(row["text_tokens"] for row in rows), sum(row["num_tiles"] for row in rows)
+    )

@@ -83,7 +83,10 @@ def test_the_summary_names_model_quality_controls_and_the_next_commands(tmp_path
     text = "\n".join(lines)
     kept = run_quality(run, tmp_path).kept
     assert lines[0] == f"model:    {tmp_path}/latest/model"
-    assert f"keeps {kept:.3f} (" in lines[1] and f"{METRICS['num_samples']} test questions" in lines[1]
+    assert f"keeps {kept:.3f} (95 % interval " in lines[1]
+    assert lines[1].endswith(f", on {METRICS['num_samples']} test questions")
+    assert lines[2].startswith("tokens:   saves ")
+    assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
     assert "router:   beats every control" in text
     for command in ("vico route", "vico serve", f"vico export {run.run} OUT --layout flash --storage"):
         assert command in text

@@ -3,6 +3,7 @@
 import errno
 import io
 import logging
+import re
 import threading
 
 import pytest
@@ -71,6 +72,38 @@ def test_a_terminal_gets_bars(monkeypatch):
         display.stage_ended("shard", "shard: done")
     assert "3/7" in stream.getvalue() and "rows" in stream.getvalue()
     assert "shard: done" in stream.getvalue()
+
+
+def shown_on_terminal(text):
+    """Return the lines of a text that a terminal got, without escapes."""
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", text).split("\n")]
+
+
+def test_a_terminal_gets_no_broken_word(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    stream, words = Terminal(), [f"last_kl_per_token_{n} 0.00926" for n in range(9)]
+    path = "/mnt/storage/" + "long/" * 14 + "driver.log"
+    with Display(stream) as display:
+        display.line(f"consistency: done in 3 min 54 s: {', '.join(words)}")
+        display.line(f"consistency failed: see {path}")
+    lines = shown_on_terminal(stream.getvalue())
+    assert all(any(word.split()[0] in line for line in lines) for word in words)
+    assert all(len(line) <= 80 for line in lines if path not in line)
+    assert any(line.strip() == path for line in lines)
+
+
+def test_a_stage_that_did_not_end_leaves_no_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    with Display(stream) as display:
+        display.stage_started("ratio", "ratio: starts")
+        display.progress("ratio", Progress(0, 2, "shards"))
+        display.line("run r: interrupted")
+        during = stream.getvalue()
+    last = stream.getvalue()[len(during) :]
+    assert "0/2 shards" not in last
 
 
 FIGURES = {"loss": 0.41234, "learning_rate": 2.9e-4, "tokens_per_second": 1240.4}

@@ -157,6 +157,22 @@ def test_a_pipeline_may_name_its_model_by_id(hub, tmp_path):
     assert not hub.requests, "models/ is a local folder, so this is a path and the Hub is not asked"
 
 
+def test_route_takes_an_id_and_asks_no_hub_for_a_path(hub, tmp_path):
+    route = (
+        "import sys; from pipeline.cli import main\n"
+        "sys.argv = ['vico', 'route', sys.argv[1], 'none.png']\n"
+        "sys.stderr = sys.stdout\n"
+        "try: main()\nexcept SystemExit: pass"
+    )
+    # The model was fetched: what is missing is its router's threshold.
+    fetched = printed(route, "someone/tiny", hub.address, tmp_path)
+    assert f"{COMMIT}/config.json has no vico.absolute_threshold" in fetched
+    hub.requests.clear()
+    mistyped = printed(route, "models/mistyped", hub.address, tmp_path)
+    assert mistyped.startswith("error: model=models/mistyped is not a folder")
+    assert not hub.requests
+
+
 def test_a_cached_commit_is_kept_when_main_moves(hub, tmp_path):
     """Another commit is another model for every stage; the next command must find the first one."""
     address = hub.address
@@ -168,6 +184,10 @@ def test_a_cached_commit_is_kept_when_main_moves(hub, tmp_path):
         assert Path(printed(FIND, "someone/tiny@main", address, tmp_path)).name == NEXT
     finally:
         hub.main = COMMIT
+    # A run has the id with its commit: it means the same in a folder that has a subfolder `someone`.
+    (tmp_path / "cwd" / "someone").mkdir(parents=True)
+    inside = f"import os; os.chdir({str(tmp_path / 'cwd')!r})\n{FIND}"
+    assert Path(printed(inside, f"someone/tiny@{COMMIT}", address, tmp_path)).name == COMMIT
     offline = printed(FIND, f"someone/tiny@{COMMIT}", address, tmp_path, HF_HUB_OFFLINE="1")
     assert Path(offline).name == COMMIT
 

@@ -124,6 +124,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(base, routed, tmp_path):
         (tmp_path / "none.png", {}, "picture=.*none.png is not readable"),
         (tmp_path, {}, "is not readable .Is a directory"),
         (cut, {}, "picture=.*cut.png does not decode"),
+        (Image.open(cut), {}, "picture=PNG picture does not decode"),
         (picture(), {"question": "<image> and <image>"}, "2 <image> marks for 1 pictures"),
         (picture(), {"question": "end <|im_end|>"}, "spells the token <|im_end|>"),
         (picture(), {"max_new_tokens": 0}, "max_new_tokens=0"),
