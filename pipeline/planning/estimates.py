@@ -8,7 +8,10 @@ from typing import Any
 
 from cluster.site import Site
 from pipeline.config.graph import block_path
+from pipeline.config.joint_checks import most_ranks
+from pipeline.config.pipeline_file import PipelineConfig
 from pipeline.planning.inference_estimate import InferenceEstimate, inference_estimate
+from pipeline.planning.remedies import Limits
 from pipeline.planning.request import OpenPipeline
 from pipeline.planning.training_estimate import TrainingEstimate, size, training_estimate
 from pipeline.results.attempt_metrics import metrics_of_attempts
@@ -17,6 +20,7 @@ from pipeline.results.stage_folder import records_of
 from pipeline.storage.lookup import storage_of
 from pipeline.terminal.progress import duration
 from stages.consistency.config import ConsistencyConfig
+from stages.shard.config import ShardConfig
 from stages.stage_config import StageConfig
 from vico.errors import UserError
 
@@ -99,7 +103,8 @@ def _training(stage: str, opened: OpenPipeline, site: Site) -> TrainingEstimate 
     if block_path(stage)[-1] != "consistency":
         return None
     config = next(task.config for task in opened.pipeline.tasks if task.name == stage)
-    return training_of(stage, config, model_config(opened.pipeline.config.inputs.model_folder), site)
+    limits = limits_of(opened.pipeline.config, site, stage)
+    return training_of(stage, config, model_config(opened.pipeline.config.inputs.model_folder), site, limits)
 
 
 def _inference(stage: str, config: StageConfig, opened: OpenPipeline, site: Site) -> InferenceEstimate | None:
@@ -120,8 +125,17 @@ def inference_of(
     return inference_estimate(stage, config, model_sizes(model), site)
 
 
+def limits_of(config: PipelineConfig, site: Site, stage: str) -> Limits:
+    """Return what the other stages of a pipeline allow a training."""
+    shard = dict(config.stage_configs()).get("shard")
+    return Limits(
+        most_ranks=most_ranks(config, site, stage),
+        sample_tokens=shard.max_tokens if isinstance(shard, ShardConfig) else 0,
+    )
+
+
 def training_of(
-    stage: str, config: StageConfig, model: Mapping[str, Any], site: Site
+    stage: str, config: StageConfig, model: Mapping[str, Any], site: Site, limits: Limits
 ) -> TrainingEstimate | None:
     """Return the estimate of a consistency training of the model with this config.json (in Hugging Face
     form); None for a stage of another kind."""
@@ -131,7 +145,7 @@ def training_of(
     from vico.memory.model_sizes import model_sizes
 
     num_checkpoints = most_checkpoints(site.train.checkpoints.keep, remote=site.remote is not None)
-    return training_estimate(config, model_sizes(model), site, num_checkpoints, stage)
+    return training_estimate(config, model_sizes(model), site, num_checkpoints, limits, stage)
 
 
 def check_memory(opened: OpenPipeline, site: Site) -> None:

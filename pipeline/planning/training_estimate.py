@@ -7,6 +7,8 @@ from typing import Any
 from cluster.site import Site
 from pipeline.config.graph import block_path
 from pipeline.planning.fitting import compared
+from pipeline.planning.remedies import Limits, Training
+from pipeline.planning.training_shape import training_shape
 from stages.consistency.config import ConsistencyConfig
 from stages.consistency.rate_rule import rate_warning
 from vico.memory.model_sizes import ModelSizes
@@ -86,13 +88,15 @@ def training_estimate(
     sizes: ModelSizes,
     site: Site,
     num_checkpoints: int,
+    limits: Limits,
     stage: str = "consistency",
 ) -> TrainingEstimate:
     """Return the estimate of a training on `site`, whose resources are those of all stages."""
     of_stage, block = site.for_stage(stage), ".".join(block_path(stage))
     weight_bytes = 4 if config.optimizer.dtype == "float32" else 2
     shape = training_shape(config, sizes, of_stage)
-    fit = compared(config, sizes, of_stage, shape, block)
+    ranks_field = site.resources.field_of(stage, "workers")
+    fit = compared(Training(config, sizes, of_stage, limits, block, ranks_field), shape)
     return TrainingEstimate(
         memory=fit.memory,
         num_ranks=shape.num_ranks,
@@ -106,23 +110,6 @@ def training_estimate(
     )
 
 
-def training_shape(config: ConsistencyConfig, sizes: ModelSizes, site: Site) -> TrainingShape:
-    """Return what decides the memory of a training on `site`, the site as its stage sees it."""
-    memory, resources = site.train.memory, site.resources
-    return TrainingShape(
-        tokens=pack_tokens(config, sizes),
-        tiles=config.tiles_per_pack,
-        num_ranks=resources.workers,
-        weight_bytes=4 if config.optimizer.dtype == "float32" else 2,
-        zero_stage=memory.zero_stage,
-        offload=memory.offload,
-        reference=memory.reference,
-        checkpointing=memory.activation_checkpointing,
-        train_vision=config.train_vision,
-        kl_chunk_rows=memory.chunk_rows(on_gpus=resources.gpus_per_worker > 0),
-    )
-
-
 def _tokens_per_second(
     config: ConsistencyConfig, sizes: ModelSizes, site: Site, shape: TrainingShape
 ) -> float | None:
@@ -130,20 +117,13 @@ def _tokens_per_second(
     if peak is None or not site.resources.gpus_per_worker:
         return None
     work = PackWork(
-        tiles=min(config.tiles_per_pack, config.reference_tokens_per_pack // sizes.full_tokens),
+        tiles=shape.tiles,
         policy_tokens=shape.tokens,
         reference_tokens=config.reference_tokens_per_pack,
         train_vision=config.train_vision,
         checkpointing=shape.checkpointing,
     )
     return shape.num_ranks * work.tokens / pack_seconds(sizes, work, peak, compiled=site.train.compile)
-
-
-def pack_tokens(config: ConsistencyConfig, sizes: ModelSizes) -> int:
-    """Return the policy's tokens in a full pack: its budget less what the drawn rates save of the tiles."""
-    tiles = min(config.tiles_per_pack, config.reference_tokens_per_pack // sizes.full_tokens)
-    saved = config.compress_share * 0.75 * sizes.full_tokens * tiles
-    return round(config.reference_tokens_per_pack - saved)
 
 
 def size(num_bytes: float) -> str:
