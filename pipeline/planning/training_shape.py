@@ -24,6 +24,7 @@ def training_shape(config: ConsistencyConfig, sizes: ModelSizes, site: Site) -> 
         kl_chunk_rows=memory.chunk_rows(on_gpus=resources.gpus_per_worker > 0),
         packs_per_rank=-(-config.packs_per_step // resources.workers),
         exchange=_exchange(config, sizes, site),
+        fused=resources.gpus_per_worker > 0,
     )
 
 

@@ -51,6 +51,8 @@ class TrainingShape:
     kl_chunk_rows: int
     packs_per_rank: int = 2
     exchange: GradientExchange = GradientExchange()
+    fused: bool = True
+    """Whether one kernel updates the weights, as on CUDA."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class RankMemory:
 
 def rank_memory(sizes: ModelSizes, shape: TrainingShape) -> RankMemory:
     """Return the memory of a rank at the peak of a step: the start of the backward pass of a full pack, the
-    last one of an update."""
+    last one of an update. With few activations it is later, when gradients are sent or weights updated."""
     b, ranks, zero = shape.weight_bytes, shape.num_ranks, shape.zero_stage
     trained = sizes.policy - (0 if shape.train_vision else sizes.vision)
     shared_tower = 0 if shape.train_vision else sizes.vision
@@ -87,6 +89,8 @@ def rank_memory(sizes: ModelSizes, shape: TrainingShape) -> RankMemory:
     optimizer = _OPTIMIZER_BYTES * trained // ranks
     reference = b * (sizes.base - shared_tower)
     vision, language = saved_vision_bytes(sizes, shape), saved_language_bytes(sizes, shape)
+    loss = loss_bytes(sizes, shape)
+    later = _later_bytes(sizes, trained, shape) - vision - language - loss  # of which nothing is left then
     on_host = _read_whole(sizes, shape)
     if shape.offload != "none":
         on_host += optimizer + _offloaded_gradient_bytes(trained, shape)
@@ -101,8 +105,8 @@ def rank_memory(sizes: ModelSizes, shape: TrainingShape) -> RankMemory:
         optimizer=optimizer,
         vision_activations=vision,
         language_activations=language,
-        loss=loss_bytes(sizes, shape),
-        buffers=buffer_bytes(sizes, trained, shape),
+        loss=loss,
+        buffers=max(buffer_bytes(sizes, trained, shape), later),
         host=on_host + (reference // ranks if shape.reference == "cpu" else 0),
     )
 
@@ -110,17 +114,45 @@ def rank_memory(sizes: ModelSizes, shape: TrainingShape) -> RankMemory:
 def gradient_bytes(trained: int, shape: TrainingShape) -> int:
     """Return the float32 gradients on the device.
 
-    ZeRO-1 adds up whole gradients over the packs of an update; with the last pack come the sums over the
-    ranks. In float32, ZeRO-2 keeps the sum of the packs so far beside the gradients of the next. With
-    offloading, ZeRO-1 and ZeRO-2 still add up on the device, and only ZeRO-3 in host memory.
+    ZeRO-1 adds up whole gradients over the packs of an update. In float32, ZeRO-2 keeps the sum of the packs
+    so far beside the gradients of the next. With offloading, ZeRO-1 and ZeRO-2 still add up on the device,
+    and only ZeRO-3 in host memory.
     """
     whole, part = 4 * trained, 4 * trained // shape.num_ranks
-    several = shape.packs_per_rank > 1
     if shape.zero_stage == 1:
-        return whole + (part if several else 0)
+        return whole
     if shape.zero_stage == 2:
-        return part * (2 if several and shape.weight_bytes == 4 else 1)
+        return part * (2 if shape.packs_per_rank > 1 and shape.weight_bytes == 4 else 1)
     return part if shape.offload == "none" else 0
+
+
+def _later_bytes(sizes: ModelSizes, trained: int, shape: TrainingShape) -> int:
+    """Return what a rank needs when the backward pass is over: to send the gradients under ZeRO-1, and for
+    the update.
+
+    ZeRO-1 sends copies of whole gradients, and gets its part of the sums. AdamW without a fused kernel has
+    two copies of a moment; under ZeRO-3 there is a copy of the gradients, too, for 10^9 parameters at a time.
+    """
+    part, exchange = trained // shape.num_ranks, shape.exchange
+    copies = 0 if shape.fused or shape.offload != "none" else 8
+    if shape.zero_stage == 1:
+        sent = (4 + (exchange.sum_bytes if exchange.sum_bytes != 4 else 0)) * _sent(sizes, trained, shape)
+        return max(4 * part + sent + _norm_bytes(sizes, trained, shape), copies * part)
+    if shape.zero_stage == 3 and shape.offload == "none":
+        return (copies + 4) * min(part, 10**9) + exchange.sum_bytes * exchange.bucket_elements
+    return copies * part
+
+
+def _sent(sizes: ModelSizes, trained: int, shape: TrainingShape) -> int:
+    """Return the gradients that are sent together; one that is larger than a bucket is sent alone."""
+    return min(max(shape.exchange.bucket_elements, sizes.vocabulary * sizes.width), trained)
+
+
+def _norm_bytes(sizes: ModelSizes, trained: int, shape: TrainingShape) -> int:
+    """Return a copy of the largest gradient in float64, for its norm, before it is offloaded."""
+    if shape.offload == "none":
+        return 0
+    return 8 * min(sizes.vocabulary * sizes.width, trained // shape.num_ranks)
 
 
 def _offloaded_gradient_bytes(trained: int, shape: TrainingShape) -> int:
@@ -134,22 +166,20 @@ def buffer_bytes(sizes: ModelSizes, trained: int, shape: TrainingShape) -> int:
     """Return the buffers of DeepSpeed's exchange at the start of the backward pass, when activations are
     still kept, and whole parameters that ZeRO-3 and a reference in parts have gathered.
 
-    A bucket has the dtype of its gradients (ZeRO-1: float32 sums) or of the sums (ZeRO-3), and is copied,
-    and converted, to be sent.
+    ZeRO-2 and ZeRO-3 send a bucket of gradients when it is full. It has the dtype of the weights, or under
+    ZeRO-3 of the sums, and is copied, and converted, to be sent. ZeRO-1 sends all of them later.
     """
-    b, exchange = shape.weight_bytes, shape.exchange
-    bucket, head = exchange.bucket_elements, sizes.vocabulary * sizes.width
-    sent = min(max(bucket, head), trained)  # a gradient that is larger than a bucket is sent alone
-    gathered = b * head if shape.reference != "replicated" and shape.num_ranks > 1 else 0
+    b, exchange, several = shape.weight_bytes, shape.exchange, shape.num_ranks > 1
+    gathered = b * sizes.vocabulary * sizes.width if several and shape.reference != "replicated" else 0
+    bucket, sent = exchange.bucket_elements, _sent(sizes, trained, shape)
+    if shape.zero_stage == 1:
+        return gathered
     if shape.zero_stage == 3:
-        live = b * min(exchange.live_elements, sizes.policy) if shape.num_ranks > 1 else 0
+        live = b * min(exchange.live_elements, sizes.policy) if several else 0
         return exchange.sum_bytes * (bucket + sent) + live + gathered
-    kept = 4 if shape.zero_stage == 1 else b
-    buckets = 2 if exchange.overlaps and shape.num_ranks > 1 else 1
-    converted = exchange.sum_bytes if exchange.sum_bytes != kept else 0
-    # the norm of an offloaded gradient is computed in float64 as soon as the gradient is there
-    norms = 8 * min(head, trained // shape.num_ranks) if shape.offload != "none" else 0
-    return kept * buckets * bucket + (kept + converted) * sent + gathered + norms
+    buckets = 2 if exchange.overlaps and several else 1
+    converted = exchange.sum_bytes if exchange.sum_bytes != b else 0
+    return b * buckets * bucket + (b + converted) * sent + gathered + _norm_bytes(sizes, trained, shape)
 
 
 def _read_whole(sizes: ModelSizes, shape: TrainingShape) -> int:
