@@ -46,7 +46,7 @@ class StageEstimate:
     @property
     def refusal(self) -> str | None:
         """Return why the stage is refused on this site; None if it is not."""
-        return self.training.refusal if self.training else None
+        return next((part.refusal for part in (self.training, self.inference) if part and part.refusal), None)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "training": self.training.as_json() if self.training else None}
@@ -55,7 +55,7 @@ class StageEstimate:
         """Return what `vico plan` shows: what was measured in an earlier run, then what was computed."""
         is_measured = (self.seconds, self.storage_bytes, self.memory_bytes) != (None, None, None)
         measured = [f"takes about {self}"] if is_measured else []
-        inferred = self.inference.lines() if self.inference and not measured else []
+        inferred = self.inference.lines(measured=is_measured) if self.inference else []
         return [*measured, *inferred, *(self.training.lines() if self.training else [])]
 
     def __str__(self) -> str:
@@ -149,9 +149,11 @@ def training_of(
 
 
 def check_memory(opened: OpenPipeline, site: Site) -> None:
-    """Raise UserError if a training that would run does not fit the GPUs that the site states."""
+    """Raise UserError if a stage that would run does not fit the GPUs that the site states."""
     for task in opened.pipeline.tasks:
         if task.name in opened.stages_to_run and task.adopted_from is None:
             training = _training(task.name, opened, site)
-            if training is not None and training.refusal:
-                raise UserError(training.refusal)
+            inference = _inference(task.name, task.config, opened, site)
+            for refusal in (part.refusal for part in (training, inference) if part):
+                if refusal:
+                    raise UserError(refusal)

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from cluster.settings.blocks import NodeGroup
+from cluster.settings.rules import num_places
+from cluster.site import Site
 from pipeline.planning.remedies import Training, remedies
 from vico.memory.training_memory import RankMemory, TrainingShape, rank_memory
 
@@ -47,7 +50,24 @@ def compared(training: Training, shape: TrainingShape) -> Fit:
 
 def _remedy(training: Training, shape: TrainingShape, usable_bytes: float) -> str | None:
     for remedy in remedies(training, shape):
-        device = rank_memory(training.sizes, remedy.shape).device
-        if device <= usable_bytes:
-            return f"set {', '.join(remedy.settings)} (about {device / 1e9:.1f} GB then)"
+        memory = rank_memory(training.sizes, remedy.shape)
+        if memory.device <= usable_bytes and _fits_host(memory, remedy.shape, training.site):
+            return f"set {', '.join(remedy.settings)} (about {memory.device / 1e9:.1f} GB then)"
     return None
+
+
+def _fits_host(memory: RankMemory, shape: TrainingShape, site: Site) -> bool:
+    """Return whether what the ranks of a node move to host memory fits there, as far as the site states it."""
+    groups = [group for group in site.nodes if site.resources.nodes in (None, group.name)]
+    if (shape.offload, shape.reference != "cpu") == ("none", True) or not groups:
+        return True
+    on_node = min(shape.num_ranks, max(_places(group, site) for group in groups))
+    return all(
+        group.memory_gib is None or on_node * memory.host <= USABLE * group.memory_gib * 2**30
+        for group in groups
+    )
+
+
+def _places(group: NodeGroup, site: Site) -> int:
+    """Return how many ranks one node of the group takes."""
+    return num_places(site.resources, [group.model_copy(update={"count": 1})])

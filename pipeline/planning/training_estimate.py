@@ -10,6 +10,7 @@ from pipeline.planning.fitting import compared
 from pipeline.planning.remedies import Limits, Training
 from pipeline.planning.training_shape import training_shape
 from stages.consistency.config import ConsistencyConfig
+from stages.consistency.disk import most_policies
 from stages.consistency.rate_rule import rate_warning
 from vico.memory.model_sizes import ModelSizes
 from vico.memory.speed import PackWork, pack_seconds
@@ -29,6 +30,7 @@ class TrainingEstimate:
     checkpoint: int
     num_checkpoints: int
     model: int
+    num_models: int
     tokens_per_second: float | None
     """Of all ranks, both rows; None: the site does not state the peak of its GPUs."""
     refusal: str | None
@@ -39,8 +41,8 @@ class TrainingEstimate:
 
     @property
     def disk(self) -> int:
-        """All checkpoints that exist at the same time, and the policy."""
-        return self.checkpoint * self.num_checkpoints + self.model
+        """All checkpoints and model folders that exist at the same time."""
+        return self.checkpoint * self.num_checkpoints + self.model * self.num_models
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "device_bytes": self.memory.device, "disk_bytes": self.disk}
@@ -59,6 +61,9 @@ class TrainingEstimate:
     def lines(self) -> list[str]:
         """Return the estimate for `vico plan`: one line per resource."""
         memory = self.memory
+        models = f"the policy, {size(self.model)}"
+        if self.num_models > 1:  # select: best
+            models = f"{self.num_models} policies of {size(self.model)}"
         where = "GPU memory" if self.on_gpus else "host memory"
         activations = memory.vision_activations + memory.language_activations
         parts = {
@@ -75,8 +80,7 @@ class TrainingEstimate:
             f"memory: about {size(memory.device)} of {where} per rank at a full pack ({shown})",
             f"host memory in addition: {size(memory.host)} per rank, "
             f"{size(memory.host * self.num_ranks)} in all",
-            f"disk: {self.num_checkpoints} checkpoints of {size(self.checkpoint)} at a time, and the policy, "
-            f"{size(self.model)}",
+            f"disk: {self.num_checkpoints} checkpoints of {size(self.checkpoint)} at a time, and {models}",
             *self._speed_lines(),
             *([f"warning: {self.warning}"] if self.warning else []),
             *([f"refused: {self.refusal}"] if self.refusal else []),
@@ -104,6 +108,7 @@ def training_estimate(
         checkpoint=checkpoint_bytes(sizes, weight_bytes, train_vision=config.train_vision),
         num_checkpoints=num_checkpoints,
         model=weight_bytes * sizes.policy,
+        num_models=most_policies(config),
         tokens_per_second=_tokens_per_second(config, sizes, of_stage, shape),
         refusal=fit.refusal(stage, site.resources.field_of(stage, "gpu_memory_gb")),
         warning=rate_warning(config, sizes.base, block),

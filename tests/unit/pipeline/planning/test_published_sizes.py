@@ -88,6 +88,29 @@ def test_a_site_too_small_is_refused_and_the_remedy_fits():
     assert planned("30B-A3B", with_settings(site, zero_stage=3, reference="sharded")).refusal is None
 
 
+@pytest.mark.parametrize(("memory", "fits"), [(160, True), (80, False)])
+def test_a_stage_whose_models_do_not_fit_is_refused_before_the_training(memory, fits):
+    """The training of 30B-A3B is spread over the GPUs; the actors of ratio each hold policy and reference."""
+    site = Site.model_validate(slurm(gpu_memory_gb=memory))
+    request = RunRequest(config=CONFIGS / "internvl3_5-30b-a3b.yaml", site=site)
+    estimates = plan_without_weights(request, pipeline_graph()).estimates
+    refusal = estimates["ratio"].refusal
+    assert "247.0 GB of GPU memory for policy and reference of each of 2 actors per GPU alone" in refusal
+    if fits:
+        overrides = slurm(gpu_memory_gb=memory)
+        own = overrides["resources"]["stages"]["ratio"]
+        for setting in refusal.partition("; set ")[2].split(", "):
+            path, _, value = setting.partition(": ")
+            own[path.rpartition(".")[2]] = yaml.safe_load(value)
+        assert own["gpus_per_worker"] == 1 and own["actors"] == 16
+        request = RunRequest(config=request.config, site=Site.model_validate(overrides))
+        estimates = plan_without_weights(request, pipeline_graph()).estimates
+        assert estimates["ratio"].refusal is None and estimates["evaluate"].refusal is None
+    else:
+        assert "at least 137 GB" in refusal and "--until consistency" in refusal
+        assert "refused: " in "".join(estimates["evaluate"].lines())
+
+
 def slurm(**resources):
     """Return the content of the site file with other resources."""
     content = json.loads(load_site(ROOT / "sites" / "slurm.yaml").model_dump_json())
@@ -144,11 +167,11 @@ ROWS, LONG = {"kl_chunk_rows": 16384}, ("consistency.reference_tokens_per_pack=1
 @pytest.mark.parametrize(
     ("size", "workers", "gigabytes", "memory", "overrides", "named"),
     [
-        ("1B", 1, 40, ROWS, (), "train.memory.kl_chunk_rows: 1024"),
+        ("1B", 1, 60, ROWS, (), "train.memory.kl_chunk_rows: 1024"),
         ("8B", 1, 24, {}, LONG, "consistency.reference_tokens_per_pack: "),
         ("4B", 16, 16, {}, ("consistency.optimizer.dtype=float32",), "optimizer.dtype: bfloat16"),
-        ("4B", 16, 8, {}, (), "train.deepspeed.zero_optimization.reduce_bucket_size: "),
-        ("30B-A3B", 16, 16, {}, (), ", count of gpu in nodes: 4"),
+        ("4B", 16, 12, {}, (), "train.deepspeed.zero_optimization.reduce_bucket_size: "),
+        ("30B-A3B", 16, 24, {}, (), ", count of gpu in nodes: "),
     ],
 )
 def test_the_named_settings_are_of_every_kind(size, workers, gigabytes, memory, overrides, named):
@@ -169,7 +192,7 @@ def test_more_ranks_are_named_only_if_every_stage_and_the_nodes_take_them():
 
 def test_a_smaller_pack_still_takes_every_sample():
     """A sample of shard.max_tokens tokens, all of them tiles, fits into it; or the samples become shorter."""
-    content = slurm(workers=4, gpu_memory_gb=30)
+    content = slurm(workers=16, gpu_memory_gb=20)
     refusal = assert_the_remedy_fits("8B", content, "shard.max_tokens=8000")
     tokens, tiles = (
         int(refusal.partition(f"consistency.{name}: ")[2].partition(",")[0])
