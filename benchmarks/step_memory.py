@@ -116,9 +116,7 @@ def measured(setting: Setting) -> dict[str, Any]:
 @contextmanager
 def engine_of(task: ConsistencyTask, setting: Setting) -> Iterator[Engine]:
     """Return the task under DeepSpeed on one rank, closed at the end."""
-    optimizer = OptimizerConfig(
-        learning_rate=1e-5, dtype=setting.dtype, gradient_sums=setting.gradient_sums
-    )
+    optimizer = OptimizerConfig(learning_rate=1e-5, dtype=setting.dtype, gradient_sums=setting.gradient_sums)
     layers = len(task.policy.base.model.vision_tower.encoder.layer)
     groups = parameter_groups(task, optimizer, consistency_rates(ConsistencyConfig(seed=0), layers))
     site = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.planning.setups import smallest_setup
 from vico.errors import UserError
-from vico.memory.model_sizes import model_sizes
+from vico.memory.model_sizes import ModelSizes, model_sizes
 from vico.published_config import SUPPORTED, TEMPLATE_NAME, hf_config
 
 PAGE = Path(__file__).with_name("models.md")
@@ -37,8 +37,11 @@ measured**: no published size was trained yet ([README](../README.md#what-is-tes
 FOOT = """
 `ZeRO 3` here also spreads the reference (`train.memory.reference: sharded`). `pack` is
 `consistency.tiles_per_pack` and `consistency.reference_tokens_per_pack`; a smaller pack needs more
-packs per step for the same update. Every rank first reads policy and reference into host memory:
-{host}.
+packs per step for the same update. With ZeRO 2, every rank first reads policy and reference into host
+memory: 34 GB per rank for InternVL3.5-8B.
+
+The table is about training. `ratio` and `evaluate` keep policy and reference on one GPU each: {whole} in
+bfloat16. `vico plan` refuses GPUs that are too small for that, and `--until consistency` trains without them.
 
 ## InternLM2 and InternLM3
 
@@ -213,12 +216,17 @@ def page() -> str:
         lines = [f"## {family}\n", "| size | language model | | parameters | GPUs | pack | memory |"]
         lines += ["|---|---|---|---:|---|---|---:|", *(row(*checkpoint) for checkpoint in checkpoints)]
         tables.append("\n".join(lines))
-    examples = {"InternVL3.5-8B": ("300M", "Qwen3-8B"), "-38B": ("6B", "Qwen3-32B")}
-    host = ", ".join(
-        f"{4 * model_sizes(hf_config(published(*parts), None, '')).base / 1e9:.0f} GB per rank for {name}"
+    examples = {"InternVL3.5-8B": ("300M", "Qwen3-8B"), "30B-A3B": ("300M", "Qwen3-30B-A3B")}
+    whole = ", ".join(
+        f"{_both_gb(model_sizes(hf_config(published(*parts), None, ''))):.0f} GB for {name}"
         for name, parts in examples.items()
     )
-    return head + "\n" + "\n\n".join(tables) + "\n" + FOOT.format(host=host)
+    return head + "\n" + "\n\n".join(tables) + "\n" + FOOT.format(whole=whole)
+
+
+def _both_gb(sizes: ModelSizes) -> float:
+    """Return the gigabytes of policy and reference in bfloat16."""
+    return 2 * (sizes.policy + sizes.base) / 1e9
 
 
 def main() -> int:

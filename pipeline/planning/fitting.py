@@ -59,7 +59,8 @@ def _remedy(training: Training, shape: TrainingShape, usable_bytes: float) -> st
 def _fits_host(memory: RankMemory, shape: TrainingShape, site: Site) -> bool:
     """Return whether what the ranks of a node move to host memory fits there, as far as the site states it."""
     groups = [group for group in site.nodes if site.resources.nodes in (None, group.name)]
-    if (shape.offload, shape.reference != "cpu") == ("none", True) or not groups:
+    moves = shape.offload != "none" or shape.reference == "cpu"
+    if not moves or not groups:
         return True
     on_node = min(shape.num_ranks, max(_places(group, site) for group in groups))
     return all(

@@ -27,7 +27,10 @@ class InferenceEstimate:
 
     def lines(self, *, measured: bool = False) -> list[str]:
         """Return the estimate for `vico plan`, without samples and time if the stage was measured."""
-        return [*([] if measured else self._samples()), *([f"refused: {self.refusal}"] if self.refusal else [])]
+        return [
+            *([] if measured else self._samples()),
+            *([f"refused: {self.refusal}"] if self.refusal else []),
+        ]
 
     def _samples(self) -> list[str]:
         many = "all samples" if self.num_samples is None else f"at most {self.num_samples:,} samples"
@@ -86,7 +89,9 @@ def _refusal(stage: str, weights: int, site: Site) -> str | None:
         remedy = f"set {own}.gpus_per_worker: {1 / fitting:.3g}, {own}.actors: {actors}"
     else:
         least = weights / USABLE / 1e9
-        remedy = f"take GPUs with at least {least:.0f} GB ({own}.nodes, {own}.gpu_memory_gb), or stop before it"
+        remedy = (
+            f"take GPUs with at least {least:.0f} GB ({own}.nodes, {own}.gpu_memory_gb), or stop before it"
+        )
         remedy += " with --until consistency"
     field = site.resources.field_of(stage, "gpu_memory_gb")
     of_many = f"of each of {sharing} actors per GPU " if sharing > 1 else ""

@@ -110,16 +110,16 @@ def _with(
         settings = (*_ranks_settings(training, ranks), *_shown(changes, shape), *pack.settings)
         if settings:
             packs = -(-pack.config.packs_per_step // ranks)
-            yield Remedy(
-                settings, replace(_changed(of_pack, changes), num_ranks=ranks, packs_per_rank=packs)
-            )
+            yield Remedy(settings, replace(_changed(of_pack, changes), num_ranks=ranks, packs_per_rank=packs))
 
 
 def _machines(shape: TrainingShape) -> list[tuple[int, dict[str, Any]]]:
     """Return (cost, settings of the site) that need no more memory than those of the shape, cheapest
     first."""
     now = {name: costs[getattr(shape, name)] for name, costs in _COSTS.items()}
-    choices = [[value for value, cost in costs.items() if cost >= now[name]] for name, costs in _COSTS.items()]
+    choices = [
+        [value for value, cost in costs.items() if cost >= now[name]] for name, costs in _COSTS.items()
+    ]
     buffers = _buffers(shape)
     machines = []
     for (more, sizes), values in product(buffers, product(*choices)):
@@ -134,7 +134,7 @@ def _buffers(shape: TrainingShape) -> list[tuple[int, dict[str, int]]]:
     """Return (cost, sizes of buffers): the present ones, and smaller ones."""
     rows = [shape.kl_chunk_rows, *(rows for rows in _CHUNK_ROWS if rows < shape.kl_chunk_rows)]
     bucket = shape.exchange.bucket_elements
-    buckets = [bucket, *([_SMALL_BUCKET] if _SMALL_BUCKET < bucket else [])]
+    buckets = [bucket, *([_SMALL_BUCKET] if bucket > _SMALL_BUCKET else [])]
     return [
         (number + 2 * (elements != bucket), {"kl_chunk_rows": chunk, "bucket_elements": elements})
         for elements in buckets

@@ -85,6 +85,10 @@ def test_the_memory_of_a_whole_update_is_within_10_percent():
     command = [sys.executable, "-m", "benchmarks.step_memory", "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1200)
     rows = json.loads(ended.stdout.splitlines()[-1])["rows"]
-    assert {(row["zero_stage"], row["offload"]) for row in rows} >= {(1, "none"), (2, "optimizer"), (3, "none")}
+    assert {(row["zero_stage"], row["offload"]) for row in rows} >= {
+        (1, "none"),
+        (2, "optimizer"),
+        (3, "none"),
+    }
     for row in rows:
         assert row["ratio"] == pytest.approx(1, abs=0.1), row

@@ -16,7 +16,6 @@ from vico.checkpoints.tensor_files import stored_tensors
 from vico.memory.model_sizes import model_sizes
 from vico.model_files import model_config
 
-
 LIMITS = Limits(most_ranks=8, sample_tokens=8192)
 
 
