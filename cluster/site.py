@@ -149,7 +149,7 @@ class Site(SiteBlock):
 
     @property
     def most_processes(self) -> int | None:
-        """Return how many processes of `resources` the site takes at the same time; None if it is not known."""
+        """Return how many processes of `resources` run at the same time; None if it is not known."""
         if self.nodes:
             return num_places(self.resources, self.nodes)
         return self.ray.num_cpus // self.resources.threads_per_worker if self.kind == "local" else None

@@ -57,7 +57,7 @@ def _remedy(training: Training, shape: TrainingShape, usable_bytes: float) -> st
 
 
 def _fits_host(memory: RankMemory, shape: TrainingShape, site: Site) -> bool:
-    """Return whether what the ranks of a node move to host memory fits there, as far as the site states it."""
+    """Return whether what the ranks of a node move to host memory fits, if the site states its size."""
     groups = [group for group in site.nodes if site.resources.nodes in (None, group.name)]
     moves = shape.offload != "none" or shape.reference == "cpu"
     if not moves or not groups:

@@ -96,6 +96,6 @@ def _refusal(stage: str, weights: int, site: Site) -> str | None:
     field = site.resources.field_of(stage, "gpu_memory_gb")
     of_many = f"of each of {sharing} actors per GPU " if sharing > 1 else ""
     return (
-        f"{stage} needs {sharing * weights / 1e9:.1f} GB of GPU memory for policy and reference {of_many}alone, "
-        f"and {field}={resources.gpu_memory_gb:g} leaves {usable / 1e9:.1f} GB; {remedy}"
+        f"{stage} needs {sharing * weights / 1e9:.1f} GB of GPU memory for policy and reference {of_many}"
+        f"alone, and {field}={resources.gpu_memory_gb:g} leaves {usable / 1e9:.1f} GB; {remedy}"
     )

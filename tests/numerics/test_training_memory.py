@@ -1,5 +1,5 @@
-"""The memory model's activations are the bytes that autograd keeps, counted with saved-tensor hooks; its sum is
-what torch's allocator counts."""
+"""The memory model's activations are the bytes that autograd keeps, counted with saved-tensor hooks; its
+sum is what torch's allocator counts."""
 
 import json
 import subprocess
