@@ -19,11 +19,14 @@
 # The exit status is 0 if all parts ended well, otherwise 1.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "$root" || exit 1
 limit=${LIMIT_S:-540}
 out=${OUT:?set OUT to a folder for the results}
+# Folders are relative to where the script was called.
 mkdir -p "$out" || exit 1
 out=$(cd "$out" && pwd)
+[ -z "${WHEELS:-}" ] || WHEELS=$(cd "$WHEELS" && pwd) || exit 1
+case ${PYTHON:-} in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") || exit 1 ;; esac
+cd "$root" || exit 1
 packages=  # folder of packages beside those of the interpreter
 steps="deepspeed numpy pydantic torch transformers"
 all="$steps mlflow ray typer webdataset"

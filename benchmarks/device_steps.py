@@ -120,13 +120,14 @@ class Case:
             checkpointing=self.setting.checkpointing,
             train_vision=True,
             kl_chunk_rows=self.setting.kl_chunk_rows,
+            packs_per_rank=1,
         )
         return rank_memory(model_sizes(self.task.policy.base.config.to_dict()), shape).device
 
 
 def step_seconds(case: Case, repeats: int) -> list[float]:
     """Return the seconds of updates by torch alone, after two to warm up."""
-    optimizer = torch.optim.AdamW(case.task.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(case.task.parameters(), lr=1e-5, fused=True)
     case.task.phases = Phases()
 
     def update() -> None:

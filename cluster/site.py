@@ -28,7 +28,12 @@ from cluster.settings.blocks import (
     SiteBlock,
     Tracking,
 )
-from cluster.settings.rules import refuse_settings_without_effect, refuse_small_local_ray, refuse_unfit_nodes
+from cluster.settings.rules import (
+    num_places,
+    refuse_settings_without_effect,
+    refuse_small_local_ray,
+    refuse_unfit_nodes,
+)
 from cluster.sqlite_uris import sqlite_uri
 from cluster.train_settings import TrainSettings
 
@@ -141,6 +146,13 @@ class Site(SiteBlock):
     def for_stage(self, stage: str) -> Site:
         """Return this site with the resources of one stage."""
         return self.model_copy(update={"resources": self.resources.of_stage(stage)})
+
+    @property
+    def most_processes(self) -> int | None:
+        """Return how many processes of `resources` run at the same time; None if it is not known."""
+        if self.nodes:
+            return num_places(self.resources, self.nodes)
+        return self.ray.num_cpus // self.resources.threads_per_worker if self.kind == "local" else None
 
     def in_job(self) -> Site:
         """Return the site as the driver of a submitted job reads it: it joins the cluster that it runs in."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.planning.setups import MOST_GPUS, smallest_setup
 from vico.errors import UserError
-from vico.memory.model_sizes import model_sizes
+from vico.memory.model_sizes import ModelSizes, model_sizes
 from vico.published_config import SUPPORTED, TEMPLATE_NAME, hf_config
 
 PAGE = Path(__file__).with_name("models.md")
@@ -42,6 +42,9 @@ FOOT = """
 packs per step for the same update. With ZeRO 2 each rank first reads policy and reference into host
 memory; with ZeRO 3 and a sharded reference it reads only its part. At the end rank 0 gathers the policy
 in host memory to write it: 2 bytes per parameter.
+
+The table is about training. `ratio` and `evaluate` keep policy and reference on one GPU each: {whole} in
+bfloat16. `vico plan` refuses GPUs that are too small for that, and `--until consistency` trains without them.
 
 ## InternLM2 and InternLM3
 
@@ -217,7 +220,17 @@ def page() -> str:
         lines = [f"## {family}\n", "| size | language model | | parameters | GPUs | pack | memory | host |"]
         lines += ["|---|---|---|---:|---|---|---:|---:|", *(row(*checkpoint) for checkpoint in checkpoints)]
         tables.append("\n".join(lines))
-    return head + "\n" + "\n\n".join(tables) + "\n" + FOOT
+    examples = {"InternVL3.5-8B": ("300M", "Qwen3-8B"), "30B-A3B": ("300M", "Qwen3-30B-A3B")}
+    whole = ", ".join(
+        f"{_both_gb(model_sizes(hf_config(published(*parts), None, ''))):.0f} GB for {name}"
+        for name, parts in examples.items()
+    )
+    return head + "\n" + "\n\n".join(tables) + "\n" + FOOT.format(whole=whole)
+
+
+def _both_gb(sizes: ModelSizes) -> float:
+    """Return the gigabytes of policy and reference in bfloat16."""
+    return 2 * (sizes.policy + sizes.base) / 1e9
 
 
 def main() -> int:

@@ -84,13 +84,23 @@ def own_resources(resources: Resources) -> list[tuple[str, Resources]]:
     return [(f"stages.{stage}.", resources.of_stage(stage)) for stage in resources.stages]
 
 
-def _refuse_too_few(prefix: str, resources: Resources, nodes: list[NodeGroup]) -> None:
-    groups = [group for group in nodes if resources.nodes in (None, group.name)]
+def num_places(resources: Resources, nodes: list[NodeGroup]) -> int:
+    """Return how many processes with these resources the nodes take at the same time."""
     cpus, gpus = resources.threads_per_worker, resources.gpus_per_worker
     places = 0
-    for group in groups:
+    for group in _groups(resources, nodes):
         by_cpus = group.cpus // cpus
         places += group.count * (min(by_cpus, int(group.gpus / gpus)) if gpus else by_cpus)
+    return places
+
+
+def _groups(resources: Resources, nodes: list[NodeGroup]) -> list[NodeGroup]:
+    return [group for group in nodes if resources.nodes in (None, group.name)]
+
+
+def _refuse_too_few(prefix: str, resources: Resources, nodes: list[NodeGroup]) -> None:
+    groups, places = _groups(resources, nodes), num_places(resources, nodes)
+    cpus, gpus = resources.threads_per_worker, resources.gpus_per_worker
     needs = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
     if not places:
         raise ValueError(

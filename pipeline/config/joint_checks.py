@@ -20,6 +20,18 @@ def check_together(config: PipelineConfig, site: Site) -> None:
     faults.raise_all()
 
 
+def most_ranks(config: PipelineConfig, site: Site, stage: str) -> int:
+    """Return the most ranks of a training with which `check_together` lets it and the other trainings pass
+    that have their number of ranks from the same field of the site."""
+    field = site.resources.field_of(stage, "workers")
+    return min(
+        packs
+        for name, block in config.stage_configs()
+        if isinstance(packs := getattr(block, "packs_per_step", None), int)
+        and site.resources.field_of(name, "workers") == field
+    )
+
+
 def _check_ranks_have_packs(config: PipelineConfig, site: Site) -> None:
     """Every rank of a training needs at least one pack per step; with none it would have nothing to do."""
     ranks: dict[str, int] = {}

@@ -9,7 +9,10 @@ from typing import Any
 
 from cluster.site import Site
 from pipeline.config.graph import SOURCES, block_path
+from pipeline.config.joint_checks import most_ranks
+from pipeline.config.pipeline_file import PipelineConfig
 from pipeline.planning.inference_estimate import InferenceEstimate, inference_estimate
+from pipeline.planning.remedies import Limits
 from pipeline.planning.request import OpenPipeline
 from pipeline.planning.shard_contents import TrainSize, train_size
 from pipeline.planning.training_estimate import TrainingEstimate, size, training_estimate
@@ -19,6 +22,7 @@ from pipeline.results.stage_folder import StageFolder, records_of
 from pipeline.storage.lookup import storage_of
 from pipeline.terminal.progress import duration
 from stages.consistency.config import ConsistencyConfig
+from stages.shard.config import ShardConfig
 from stages.stage_config import StageConfig
 from vico.errors import UserError
 
@@ -44,7 +48,7 @@ class StageEstimate:
     @property
     def refusal(self) -> str | None:
         """Return why the stage is refused on this site; None if it is not."""
-        return self.training.refusal if self.training else None
+        return next((part.refusal for part in (self.training, self.inference) if part and part.refusal), None)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "training": self.training.as_json() if self.training else None}
@@ -53,7 +57,7 @@ class StageEstimate:
         """Return what `vico plan` shows: what was measured in an earlier run, then what was computed."""
         is_measured = (self.seconds, self.storage_bytes, self.memory_bytes) != (None, None, None)
         measured = [f"takes about {self}"] if is_measured else []
-        inferred = self.inference.lines() if self.inference and not measured else []
+        inferred = self.inference.lines(measured=is_measured) if self.inference else []
         return [*measured, *inferred, *(self.training.lines() if self.training else [])]
 
     def __str__(self) -> str:
@@ -133,8 +137,9 @@ def _training(
     if block_path(stage)[-1] != "consistency":
         return None
     config = next(task.config for task in opened.pipeline.tasks if task.name == stage)
+    limits = limits_of(opened.pipeline.config, site, stage)
     model = model_config(opened.pipeline.config.inputs.model_folder)
-    return training_of(stage, config, model, site, train)
+    return training_of(stage, config, model, site, limits, train)
 
 
 def _inference(stage: str, config: StageConfig, opened: OpenPipeline, site: Site) -> InferenceEstimate | None:
@@ -155,8 +160,22 @@ def inference_of(
     return inference_estimate(stage, config, model_sizes(model), site)
 
 
+def limits_of(config: PipelineConfig, site: Site, stage: str) -> Limits:
+    """Return what the other stages of a pipeline allow a training."""
+    shard = dict(config.stage_configs()).get("shard")
+    return Limits(
+        most_ranks=most_ranks(config, site, stage),
+        sample_tokens=shard.max_tokens if isinstance(shard, ShardConfig) else 0,
+    )
+
+
 def training_of(
-    stage: str, config: StageConfig, model: Mapping[str, Any], site: Site, train: TrainSize | None = None
+    stage: str,
+    config: StageConfig,
+    model: Mapping[str, Any],
+    site: Site,
+    limits: Limits,
+    train: TrainSize | None = None,
 ) -> TrainingEstimate | None:
     """Return the estimate of a consistency training of the model with this config.json (in Hugging Face
     form); None for a stage of another kind."""
@@ -166,13 +185,15 @@ def training_of(
     from vico.memory.model_sizes import model_sizes
 
     num_checkpoints = most_checkpoints(site.train.checkpoints.keep, remote=site.remote is not None)
-    return training_estimate(config, model_sizes(model), site, num_checkpoints, stage, train)
+    return training_estimate(config, model_sizes(model), site, num_checkpoints, limits, stage, train)
 
 
 def check_memory(opened: OpenPipeline, site: Site) -> None:
-    """Raise UserError if a training that would run does not fit the GPUs that the site states."""
+    """Raise UserError if a stage that would run does not fit the GPUs that the site states."""
     for task in opened.pipeline.tasks:
         if task.name in opened.stages_to_run and task.adopted_from is None:
             training = _training(task.name, opened, site)
-            if training is not None and training.refusal:
-                raise UserError(training.refusal)
+            inference = _inference(task.name, task.config, opened, site)
+            for refusal in (part.refusal for part in (training, inference) if part):
+                if refusal:
+                    raise UserError(refusal)

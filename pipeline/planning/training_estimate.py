@@ -8,9 +8,12 @@ from typing import Any
 from cluster.site import Site
 from pipeline.config.graph import block_path
 from pipeline.planning.fitting import compared
+from pipeline.planning.remedies import Limits, Training
 from pipeline.planning.shard_contents import TrainSize
+from pipeline.planning.training_shape import training_shape
 from pipeline.terminal.progress import duration
 from stages.consistency.config import ConsistencyConfig
+from stages.consistency.disk import most_policies
 from stages.consistency.rate_rule import rate_warning
 from vico.memory.model_sizes import ModelSizes
 from vico.memory.speed import PackWork, pack_seconds
@@ -30,6 +33,7 @@ class TrainingEstimate:
     checkpoint: int
     num_checkpoints: int
     model: int
+    num_models: int
     tokens_per_second: float | None
     """Of all ranks, both rows; None: the site does not state the peak of its GPUs."""
     refusal: str | None
@@ -44,8 +48,8 @@ class TrainingEstimate:
 
     @property
     def disk(self) -> int:
-        """All checkpoints that exist at the same time, and the policy."""
-        return self.checkpoint * self.num_checkpoints + self.model
+        """All checkpoints and model folders that exist at the same time."""
+        return self.checkpoint * self.num_checkpoints + self.model * self.num_models
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "device_bytes": self.memory.device, "disk_bytes": self.disk}
@@ -68,6 +72,9 @@ class TrainingEstimate:
     def lines(self) -> list[str]:
         """Return the estimate for `vico plan`: one line per resource."""
         memory = self.memory
+        models = f"the policy, {size(self.model)}"
+        if self.num_models > 1:  # select: best
+            models = f"{self.num_models} policies of {size(self.model)}"
         where = "GPU memory" if self.on_gpus else "host memory"
         activations = memory.vision_activations + memory.language_activations
         parts = {
@@ -84,8 +91,7 @@ class TrainingEstimate:
             f"memory: about {size(memory.device)} of {where} per rank at a full pack ({shown})",
             f"host memory in addition: {size(memory.host)} per rank, "
             f"{size(memory.host * self.num_ranks)} in all",
-            f"disk: {self.num_checkpoints} checkpoints of {size(self.checkpoint)} at a time, and the policy, "
-            f"{size(self.model)}",
+            f"disk: {self.num_checkpoints} checkpoints of {size(self.checkpoint)} at a time, and {models}",
             *self._speed_lines(),
             *([f"warning: {self.warning}"] if self.warning else []),
             *([f"refused: {self.refusal}"] if self.refusal else []),
@@ -97,6 +103,7 @@ def training_estimate(
     sizes: ModelSizes,
     site: Site,
     num_checkpoints: int,
+    limits: Limits,
     stage: str = "consistency",
     train: TrainSize | None = None,
 ) -> TrainingEstimate:
@@ -107,7 +114,8 @@ def training_estimate(
     of_stage, block = site.for_stage(stage), ".".join(block_path(stage))
     weight_bytes = 4 if config.optimizer.dtype == "float32" else 2
     shape = training_shape(config, sizes, of_stage)
-    fit = compared(config, sizes, of_stage, shape, block)
+    ranks_field = site.resources.field_of(stage, "workers")
+    fit = compared(Training(config, sizes, of_stage, limits, block, ranks_field), shape)
     speed, num_updates = _pack_speed(config, sizes, of_stage, shape), _num_updates(config, sizes, train)
     seconds = None
     if speed is not None and num_updates is not None:
@@ -119,28 +127,12 @@ def training_estimate(
         checkpoint=checkpoint_bytes(sizes, weight_bytes, train_vision=config.train_vision),
         num_checkpoints=num_checkpoints,
         model=weight_bytes * sizes.policy,
+        num_models=most_policies(config),
         tokens_per_second=None if speed is None else shape.num_ranks * speed.tokens / speed.pack_seconds,
         num_updates=num_updates,
         seconds=seconds,
         refusal=fit.refusal(stage, site.resources.field_of(stage, "gpu_memory_gb")),
         warning=rate_warning(config, sizes.base, block),
-    )
-
-
-def training_shape(config: ConsistencyConfig, sizes: ModelSizes, site: Site) -> TrainingShape:
-    """Return what decides the memory of a training on `site`, the site as its stage sees it."""
-    memory, resources = site.train.memory, site.resources
-    return TrainingShape(
-        tokens=pack_tokens(config, sizes),
-        tiles=config.tiles_per_pack,
-        num_ranks=resources.workers,
-        weight_bytes=4 if config.optimizer.dtype == "float32" else 2,
-        zero_stage=memory.zero_stage,
-        offload=memory.offload,
-        reference=memory.reference,
-        checkpointing=memory.activation_checkpointing,
-        train_vision=config.train_vision,
-        kl_chunk_rows=memory.chunk_rows(on_gpus=resources.gpus_per_worker > 0),
     )
 
 
@@ -168,20 +160,13 @@ def _pack_speed(
     if peak is None or not site.resources.gpus_per_worker:
         return None
     work = PackWork(
-        tiles=min(config.tiles_per_pack, config.reference_tokens_per_pack // sizes.full_tokens),
+        tiles=shape.tiles,
         policy_tokens=shape.tokens,
         reference_tokens=config.reference_tokens_per_pack,
         train_vision=config.train_vision,
         checkpointing=shape.checkpointing,
     )
     return _PackSpeed(work.tokens, pack_seconds(sizes, work, peak, compiled=site.train.compile))
-
-
-def pack_tokens(config: ConsistencyConfig, sizes: ModelSizes) -> int:
-    """Return the policy's tokens in a full pack: its budget less what the drawn rates save of the tiles."""
-    tiles = min(config.tiles_per_pack, config.reference_tokens_per_pack // sizes.full_tokens)
-    saved = config.compress_share * 0.75 * sizes.full_tokens * tiles
-    return round(config.reference_tokens_per_pack - saved)
 
 
 def size(num_bytes: float) -> str:

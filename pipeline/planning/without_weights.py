@@ -15,7 +15,7 @@ from pipeline.config.graph import Graph
 from pipeline.config.joint_checks import check_together
 from pipeline.config.pipeline_file import PipelineConfig, config_with_faults
 from pipeline.config.yaml_files import yaml_mapping
-from pipeline.planning.estimates import StageEstimate, inference_of, training_of
+from pipeline.planning.estimates import StageEstimate, inference_of, limits_of, training_of
 from pipeline.planning.plan import PlannedStage
 from pipeline.planning.request import RunRequest
 from vico.checkpoints.hub import config_folder, folder_here, hub_name
@@ -113,7 +113,7 @@ def _estimates(
         if name in config.inputs.adopt:
             continue
         block = config.stage(name)
-        training = training_of(name, block, model, request.site)
+        training = training_of(name, block, model, request.site, limits_of(config, request.site, name))
         inference = inference_of(name, block, model, request.site)
         if training is not None or inference is not None:
             estimates[name] = StageEstimate(None, None, None, "", inference, training)

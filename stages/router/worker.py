@@ -23,10 +23,11 @@ from stages.training.loop import StageTask, TrainingLoop, TrainingPlan, training
 from stages.training.parameter_groups import parameter_groups
 from stages.training.speed.throughput import measure_throughput
 from stages.training.step import derived_seed, evaluating, share_of_rank, sum_over_ranks
-from vico.checkpoints import load_model
+from vico.checkpoints import open_unread
 from vico.model.attention_kernels import use_attention
 from vico.model.internvl import VicoModel
 from vico.model.router import Router
+from vico.model.unread import read_all
 from vico.objectives.router import FEATURE_DTYPE, IGNORED, RouterTask
 
 SCORES_SCHEMA = pa.schema(
@@ -55,10 +56,11 @@ def _started(settings: RouterSettings) -> tuple[RouterPacks, Engine, TrainingPla
     init_distributed(settings.train.restarts.collective_timeout_s)
     use_attention(settings.train.attention.rows, settings.train.attention.vision)
     packs = RouterPacks(settings)
-    policy = load_model(settings.policy_folder, getattr(torch, config.optimizer.dtype))
+    policy = open_unread(settings.policy_folder, getattr(torch, config.optimizer.dtype))
     policy.requires_grad_(False)
-    if torch.cuda.is_available():
-        policy.to("cuda")
+    tower = policy.base.model.vision_tower  # of the policy, only this runs; the rest stays unread
+    read_all(tower.parameters())
+    tower.to("cuda" if torch.cuda.is_available() else "cpu")
     keep_features(settings, packs, policy)
     routers = [new_router(policy, derived_seed(config.seed, "router", c)) for c in range(config.candidates)]
     task = RouterTask(routers, policy.vision_features, config.token_dropout)
@@ -81,7 +83,7 @@ def new_router(policy: VicoModel, seed: int) -> Router:
 def keep_features(settings: RouterSettings, packs: RouterPacks, policy: VicoModel) -> None:
     """Let the packs read vision features from files, if these fit into the site's limit; all ranks compute
     and write those that are missing. Otherwise every step computes its features."""
-    device = policy.lm_head.weight.device
+    device = next(policy.base.model.vision_tower.parameters()).device
     tile_bytes = packs.settings.vision_tokens * policy.vision_width * FEATURE_DTYPE.itemsize
     num_tiles = NUM_BLANK + sum(shard.num_tiles for shard in packs.shard_tiles.values())
     limit = settings.train.memory.router_features_gb * 1e9

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,7 +96,9 @@ class Engine:
         self.phases = Phases()
         self._rates = [group.rate for group in groups]
         # DeepSpeed has an AdamW of its own for states in host memory, where torch's would be slow.
-        adamw = torch.optim.AdamW if settings.offload == "none" else DeepSpeedCPUAdam
+        adamw = DeepSpeedCPUAdam
+        if settings.offload == "none":
+            adamw = partial(torch.optim.AdamW, fused=True if settings.fused else None)
         optimizer = adamw(
             [{"params": list(group.parameters), "weight_decay": group.weight_decay} for group in groups],
             lr=1.0,
@@ -206,15 +209,22 @@ class Engine:
         # first.
         for group, settings in zip(self._engine.optimizer.param_groups, own, strict=True):
             group.update(settings)
-        if universal:
-            self._separate_step_counters()
+        self._own_step_counters()
 
-    def _separate_step_counters(self) -> None:
-        """Fix a fault of ZeRO-3's universal load in DeepSpeed 0.19: all parameters share one step counter,
-        which each of them then increments."""
-        for state in self._engine.optimizer.optimizer.state.values():
-            if isinstance(state.get("step"), torch.Tensor):
-                state["step"] = state["step"].clone()
+    def _own_step_counters(self) -> None:
+        """Give every parameter a step counter of its own that the optimizer counts up.
+
+        DeepSpeed 0.19 loads a universal checkpoint with one counter for all parameters under ZeRO-3, which
+        each of them would count up. Its AdamW writes numbers, on which torch's would not count. The fused
+        one needs the counters on the device.
+        """
+        for parameter, state in self._engine.optimizer.optimizer.state.items():
+            step = state.get("step")
+            if isinstance(step, torch.Tensor):
+                state["step"] = step.to(parameter.device if self.settings.fused else step.device, copy=True)
+            elif step is not None and self.settings.offload == "none":
+                device = parameter.device if self.settings.fused else "cpu"
+                state["step"] = torch.tensor(float(step), device=device)
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:
         """Return the module's state dict on rank 0 (on the CPU with whole tensors under ZeRO-3), None

@@ -77,6 +77,8 @@ class EngineSettings:
     deepspeed: Mapping[str, Any]
     gradient_sums: torch.dtype = torch.float32
     num_ranks: int = 1
+    fused: bool = False
+    """Update by torch's fused AdamW: one kernel, without copies of the moments. Rounds differently."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the DeepSpeed config; UserError names a key of the site's JSON that a site may not set."""
@@ -118,6 +120,7 @@ def engine_settings(optimizer: OptimizerConfig, packs_per_step: int, site: Train
         deepspeed=site.deepspeed,
         gradient_sums=getattr(torch, optimizer.gradient_sums),
         num_ranks=num_ranks,
+        fused=torch.cuda.is_available(),
     )
 
 

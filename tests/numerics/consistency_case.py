@@ -11,6 +11,7 @@ As a program this is one rank of a DeepSpeed training, in an environment as torc
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -200,8 +201,8 @@ def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant
     """Run the same training on this rank under DeepSpeed; return what rank 0 saw, None elsewhere.
 
     `variant`: `offload-optimizer`, `offload-parameters`, `reference-sharded`, `reference-cpu`,
-    `reference-sharded-compiled`, `checkpointing-none|selective|full`, which may end in `-compiled`, or
-    `key-KEY` with a key of `SITE_KEYS`.
+    `reference-sharded-compiled`, `checkpointing-none|selective|full`, which may end in `-compiled`, `fused`
+    (AdamW as on CUDA), or `key-KEY` with a key of `SITE_KEYS`.
     """
     init_distributed(timeout_s=1800)
     model_folder, kind = model_of(model_folder, kind)
@@ -225,6 +226,7 @@ def rank_run(model_folder: Path, kind: str, zero_stage: int, dtype: str, variant
         zero[what] = SITE_KEYS[what][1]
     site = TrainSettings(memory=memory, deepspeed={"zero_optimization": zero})
     settings = engine_settings(OPTIMIZER.model_copy(update={"dtype": dtype}), PACKS_PER_STEP, site)
+    settings = replace(settings, fused=settings.fused or where == "fused")
     engine = Engine(task, parameter_groups(task, OPTIMIZER, RATES), settings)
     assert_in_effect(task, engine, where, what)
     losses, gradients = [], {}

@@ -1,5 +1,9 @@
-"""The memory model's activations are the bytes that autograd keeps, counted with saved-tensor hooks."""
+"""The memory model's activations are the bytes that autograd keeps, counted with saved-tensor hooks; its
+sum is what torch's allocator counts."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -52,3 +56,39 @@ def test_the_memory_model_is_within_10_percent_at_real_widths(widths):
     for row in rows:
         assert row["ratio"] == pytest.approx(1, abs=0.1), row
         assert row["ratio_per_layer"] == pytest.approx(1, abs=0.05), row
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_of_experts_keeps_a_copy_of_each_token_per_expert(tmp_path, dtype):
+    experts = {
+        "model_type": "qwen3_moe",
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "moe_intermediate_size": 96,
+        "num_experts": 16,
+        "num_experts_per_tok": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    }
+    shape = counting_shape(TOKENS, TILES, dtype.itemsize)
+    few, many = (
+        counted(tmp_path / str(layers), (WIDTHS["published"][0], experts), layers, shape) for layers in (1, 3)
+    )
+    expected = saved_language_bytes(many.sizes, shape) - saved_language_bytes(few.sizes, shape)
+    assert many.language - few.language == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_whole_update_is_within_10_percent():
+    """Weights, optimizer, gradients and DeepSpeed's buffers, as torch's allocator counts them."""
+    command = [sys.executable, "-m", "benchmarks.step_memory", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1200)
+    rows = json.loads(ended.stdout.splitlines()[-1])["rows"]
+    assert {(row["zero_stage"], row["offload"]) for row in rows} >= {
+        (1, "none"),
+        (2, "optimizer"),
+        (3, "none"),
+    }
+    for row in rows:
+        assert row["ratio"] == pytest.approx(1, abs=0.1), row

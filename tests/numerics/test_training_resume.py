@@ -65,7 +65,13 @@ def two_ranks(model, tmp_path_factory) -> Path:
     wanted.append(scenario("resumed-2", 2, attempt=3, tamper={"probe_loss": 1.0005}))
     wanted.append(scenario("resumed-2", 2, attempt=4, tamper={"kernels": "another device"}))
     wanted.append(scenario("offloaded", 2, stop_after=11))
-    wanted.append(scenario("offloaded", 2, attempt=2, site={"memory": {"offload": "optimizer"}}))
+    offloads = {"memory": {"offload": "optimizer"}}
+    wanted.append(scenario("offloaded", 2, attempt=2, site=offloads))
+    wanted.append(scenario("brought-back", 2, stop_after=11, site=offloads))
+    wanted.append(scenario("brought-back", 2, attempt=2))
+    for name, attempts in {"fused": [{}], "fused-resumed": [{"stop_after": 11}, {}]}.items():
+        for attempt, more in enumerate(attempts, start=1):
+            wanted.append(scenario(name, 3, attempt, fused=True, **more))
     finish(*started(model, folder, wanted, 2))
     return folder
 
@@ -95,6 +101,18 @@ def test_a_training_that_ran_out_of_memory_resumes_with_its_optimizer_offloaded(
     losses = curve(two_ranks / "offloaded")
     assert losses.keys() == set(range(1, NUM_STEPS + 1))
     assert_follows(losses, curve(two_ranks / "straight-2"))
+
+
+def test_a_training_resumes_without_offloading(two_ranks):
+    """torch's AdamW counts on from the steps of DeepSpeed's own."""
+    losses = curve(two_ranks / "brought-back")
+    assert losses.keys() == set(range(1, NUM_STEPS + 1))
+    assert_follows(losses, curve(two_ranks / "straight-2"))
+
+
+def test_a_training_with_the_fused_optimizer_resumes_bit_for_bit(two_ranks):
+    assert curve(two_ranks / "fused-resumed") == curve(two_ranks / "fused")
+    assert_follows(curve(two_ranks / "fused"), curve(two_ranks / "straight-3"))
 
 
 def test_a_checkpoint_is_published_without_stopping_the_steps(two_ranks):

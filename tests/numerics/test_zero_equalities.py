@@ -28,7 +28,7 @@ TIED = ("lm_head.weight", "model.language_model.embed_tokens.weight")
 STAGES = (1, 2, 3)
 # The fast part: every stage on one and two ranks with all kinds of packs; the whole matrix is slow.
 FAST = {world_size: [f"mixed:{stage}:float32" for stage in STAGES] for world_size in (1, 2)}
-FAST[2] += ["moe:2:float32", "moe:3:float32"]
+FAST[2] += ["moe:2:float32", "moe:3:float32", *(f"mixed:{stage}:float32:fused" for stage in STAGES)]
 EXPERTS = {"model_type": "qwen3_moe", "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
 # Ranks and cases by key; a key that groups ranks needs two groups of two.
 KEYS = {

@@ -1,9 +1,9 @@
 """One rank that runs whole trainings, one after another: checkpoints, resumes, faults.
 
 `python -m tests.numerics.training_case MODEL FOLDER SCENARIO...`, each scenario a JSON object:
-`name` (folder of the stage), `attempt`, `zero_stage`, `dtype`; `site` (blocks of the site's `train`
-settings); `stop_after` a step (as a kill would end it); `nan_at`, `nan_gradient_at` or `hang_at` a step, on
-`rank`; `sleep_s` per pack; `validate_every` so many steps, each written to `validated-<rank>.txt` with the
+`name` (folder of the stage), `attempt`, `zero_stage`, `dtype`; `fused` (AdamW as on CUDA); `site` (blocks of
+the site's `train` settings); `stop_after` a step (as a kill would end it); `nan_at`, `nan_gradient_at` or
+`hang_at` a step, on `rank`; `sleep_s` per pack; `validate_every` so many steps, each written to `validated-<rank>.txt` with the
 attempt; `tamper`: changes to the metadata of the last checkpoint, with `probe_loss` as a factor;
 `seconds_per_step`: for each rank, by how much the loop's clock advances with every step.
 """
@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -67,9 +68,12 @@ class Packs:
         return packed_batch([], [], self._format.settings, "sample")
 
 
-def engine_of(model_folder: Path, site: TrainSettings, optimizer: OptimizerConfig) -> Engine:
+def engine_of(
+    model_folder: Path, site: TrainSettings, optimizer: OptimizerConfig, fused: bool = False
+) -> Engine:
     task = consistency_task(model_folder, getattr(torch, optimizer.dtype))
     settings = engine_settings(optimizer, PACKS_PER_STEP, site)
+    settings = replace(settings, fused=settings.fused or fused)
     engine = Engine(task, parameter_groups(task, optimizer, RATES), settings)
     task.phases = engine.phases
     return engine
@@ -169,7 +173,7 @@ def train_scenario(model_folder: Path, folder: Path, scenario: dict[str, Any]) -
     parts = Parts(folder, attempt)
     if site.profiling.throughput_steps:
         measure(model_folder, scenario, parts, optimizer)
-    engine = engine_of(model_folder, site, optimizer)
+    engine = engine_of(model_folder, site, optimizer, scenario.get("fused", False))
     written = checkpoints(parts)
     clock = Clock(scenario.get("seconds_per_step", [0.0] * engine.world_size)[engine.rank])
     watch = StepWatch(folder, engine, written[-1][0] if written else 0, scenario.get("stop_after"), clock)

@@ -107,6 +107,15 @@ def test_a_machine_without_the_dependencies_gets_a_result_too(tmp_path):
     assert not report["ok"] and "set PYTHON or WHEELS" in report["error"]
 
 
+def test_folders_are_relative_to_where_the_script_is_called(tmp_path):
+    environment = {**os.environ, "OUT": "out", "PYTHON": "./false"}
+    (tmp_path / "false").symlink_to("/bin/false")
+    ended = subprocess.run(
+        [SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == 1 and (tmp_path / "out" / "device.json").is_file()
+
+
 def test_a_stopped_script_keeps_what_has_ended_and_prints_a_summary(tmp_path):
     environment = {**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable}
     process = subprocess.Popen(

@@ -33,6 +33,9 @@ class ModelSizes:
     vocabulary: int
     full_tokens: int
     """Tokens per tile at the full rate."""
+    experts: int = 0
+    """Experts of a layer; 0: no mixture of experts. `mlp` is then the width of those that a token uses."""
+    experts_per_token: int = 0
 
     @property
     def base(self) -> int:
@@ -80,6 +83,8 @@ def model_sizes(config: Mapping[str, Any]) -> ModelSizes:
         heads=heads,
         vocabulary=text["vocab_size"],
         full_tokens=patches // shuffle**2,
+        experts=experts,
+        experts_per_token=text["num_experts_per_tok"] if experts else 0,
     )
 
 

@@ -8,6 +8,7 @@ from cluster.site import Site
 from data_prep.shards.index import load_index
 from pipeline.config.graph import pipeline_graph
 from pipeline.planning.estimates import stage_estimates
+from pipeline.planning.remedies import Limits
 from pipeline.planning.request import RunRequest, open_pipeline
 from pipeline.planning.shard_contents import TrainSize, train_size
 from pipeline.planning.training_estimate import pack_tokens, training_estimate
@@ -19,6 +20,8 @@ from vico.checkpoints.tensor_files import stored_tensors
 from vico.memory.model_sizes import model_sizes
 from vico.model_files import model_config
 from vico.prompt import load_prompt_format
+
+LIMITS = Limits(most_ranks=8, sample_tokens=8192)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +63,18 @@ def test_the_site_moves_memory_to_where_it_says(model, tmp_path):
     def memory(**settings):
         site = Site(name="test", storage=tmp_path, train={"memory": settings})
         sizes = model_sizes(model_config(model))
-        return training_estimate(ConsistencyConfig(seed=0), sizes, site, 3).memory
+        return training_estimate(ConsistencyConfig(seed=0), sizes, site, 3, LIMITS).memory
 
     plain = memory()
     assert memory(zero_stage=3).weights == plain.weights // 2
-    assert memory(zero_stage=1).gradients == plain.gradients * 2
+    part = plain.optimizer // 3  # 4 of 12 bytes of each trained parameter of a rank
+    assert plain.gradients == 2 * part  # in float32, those of a pack beside the sum of the packs before
+    assert memory(zero_stage=1).gradients == 2 * part  # whole ones
+    assert memory(zero_stage=3).gradients == part
     offloaded = memory(offload="optimizer")
-    assert offloaded.optimizer == offloaded.gradients == 0
-    assert offloaded.host == plain.host + plain.optimizer + plain.gradients
+    assert offloaded.optimizer == 0 and offloaded.gradients == plain.gradients
+    assert offloaded.host == plain.host + plain.optimizer + 2 * part  # gradients, and the new weights
+    assert memory(zero_stage=3, offload="optimizer").gradients == 0
     assert memory(reference="cpu").reference == 0
     assert memory(zero_stage=3, reference="sharded").host == plain.weights // 2  # read part by part
     assert memory(zero_stage=3).host == plain.reference + plain.weights // 2
@@ -79,7 +86,7 @@ def test_the_site_moves_memory_to_where_it_says(model, tmp_path):
 def test_a_frozen_tower_keeps_nothing_and_is_not_trained(model, tmp_path):
     site, sizes = Site(name="test", storage=tmp_path), model_sizes(model_config(model))
     whole, frozen = (
-        training_estimate(ConsistencyConfig(seed=0, train_vision=train), sizes, site, 3)
+        training_estimate(ConsistencyConfig(seed=0, train_vision=train), sizes, site, 3, LIMITS)
         for train in (True, False)
     )
     assert frozen.memory.vision_activations == 0

@@ -90,6 +90,65 @@ def test_a_site_too_small_is_refused_and_the_remedy_fits():
     assert planned("30B-A3B", with_settings(site, zero_stage=3, reference="sharded")).refusal is None
 
 
+@pytest.mark.parametrize(("memory", "fits"), [(160, True), (80, False)])
+def test_a_stage_whose_models_do_not_fit_is_refused_before_the_training(memory, fits):
+    """The training of 30B-A3B is spread over the GPUs; the actors of ratio each hold policy and reference."""
+    site = Site.model_validate(slurm(gpu_memory_gb=memory))
+    request = RunRequest(config=CONFIGS / "internvl3_5-30b-a3b.yaml", site=site)
+    estimates = plan_without_weights(request, pipeline_graph()).estimates
+    refusal = estimates["ratio"].refusal
+    assert "247.0 GB of GPU memory for policy and reference of each of 2 actors per GPU alone" in refusal
+    if fits:
+        overrides = slurm(gpu_memory_gb=memory)
+        own = overrides["resources"]["stages"]["ratio"]
+        for setting in refusal.partition("; set ")[2].split(", "):
+            path, _, value = setting.partition(": ")
+            own[path.rpartition(".")[2]] = yaml.safe_load(value)
+        assert own["gpus_per_worker"] == 1 and own["actors"] == 16
+        request = RunRequest(config=request.config, site=Site.model_validate(overrides))
+        estimates = plan_without_weights(request, pipeline_graph()).estimates
+        assert estimates["ratio"].refusal is None and estimates["evaluate"].refusal is None
+    else:
+        assert "at least 137 GB" in refusal and "--until consistency" in refusal
+        assert "refused: " in "".join(estimates["evaluate"].lines())
+
+
+def slurm(**resources):
+    """Return the content of the site file with other resources."""
+    content = json.loads(load_site(ROOT / "sites" / "slurm.yaml").model_dump_json())
+    content["resources"] |= resources
+    return content
+
+
+def applied(refusal, content):
+    """Change the content of a site file by the settings that a refusal names, as a user would; return the
+    overrides of the pipeline file."""
+    overrides = []
+    for setting in refusal.partition("; set ")[2].partition(" (about")[0].split(", "):
+        path, _, value = setting.partition(": ")
+        value = value.partition(" for ")[0]
+        if path.startswith("count of "):
+            [group] = [group for group in content["nodes"] if group["name"] == path.split()[2]]
+            group["count"] = int(value)
+            continue
+        *blocks, last = path.split(".")
+        if blocks[0] in ("consistency", "shard"):
+            overrides.append(f"{path}={value}")
+            continue
+        block = content
+        for part in blocks:
+            block = block.setdefault(part, {})
+        block[last] = yaml.safe_load(value)
+    return overrides
+
+
+def assert_the_remedy_fits(size, content, *overrides):
+    refusal = planned(size, Site.model_validate(content), *overrides).refusal
+    more = applied(refusal, content)
+    assert planned(size, Site.model_validate(content), *overrides, *more).refusal is None
+    return refusal
+
+
 @pytest.mark.parametrize(
     ("workers", "gigabytes", "named"),
     [
@@ -100,25 +159,55 @@ def test_a_site_too_small_is_refused_and_the_remedy_fits():
     ],
 )
 def test_the_named_settings_make_it_fit(workers, gigabytes, named):
-    """Whatever is named is applied here as a user would, by its path."""
+    content = slurm(workers=workers, gpu_memory_gb=gigabytes)
+    assert named in assert_the_remedy_fits("8B", content)
+
+
+ROWS, LONG = {"kl_chunk_rows": 16384}, ("consistency.reference_tokens_per_pack=131072",)
+
+
+@pytest.mark.parametrize(
+    ("size", "workers", "gigabytes", "memory", "overrides", "named"),
+    [
+        ("1B", 1, 60, ROWS, (), "train.memory.kl_chunk_rows: 1024"),
+        ("8B", 1, 24, {}, LONG, "consistency.reference_tokens_per_pack: "),
+        ("4B", 16, 16, {}, ("consistency.optimizer.dtype=float32",), "optimizer.dtype: bfloat16"),
+        ("4B", 16, 12, {}, (), "train.deepspeed.zero_optimization.reduce_bucket_size: "),
+        ("30B-A3B", 16, 24, {}, (), ", count of gpu in nodes: "),
+    ],
+)
+def test_the_named_settings_are_of_every_kind(size, workers, gigabytes, memory, overrides, named):
+    content = slurm(workers=workers, gpu_memory_gb=gigabytes)
+    content["train"]["memory"] |= memory
+    assert named in assert_the_remedy_fits(size, content, *overrides)
+
+
+def test_more_ranks_are_named_only_if_every_stage_and_the_nodes_take_them():
+    content = slurm(workers=2, gpu_memory_gb=24)
+    refusal = assert_the_remedy_fits("8B", content, "router.packs_per_step=8")
+    assert content["resources"]["workers"] <= 8 and "count of" not in refusal
+    own = slurm(workers=2, gpu_memory_gb=24)
+    own["resources"]["stages"]["consistency"] = {"workers": 4}
+    refusal = assert_the_remedy_fits("8B", own, "router.packs_per_step=2")
+    assert "resources.stages.consistency.workers: " in refusal and "resources.workers" not in refusal
+
+
+def test_a_smaller_pack_still_takes_every_sample():
+    """A sample of shard.max_tokens tokens, all of them tiles, fits into it; or the samples become shorter."""
+    content = slurm(workers=16, gpu_memory_gb=20)
+    refusal = assert_the_remedy_fits("8B", content, "shard.max_tokens=8000")
+    tokens, tiles = (
+        int(refusal.partition(f"consistency.{name}: ")[2].partition(",")[0])
+        for name in ("reference_tokens_per_pack", "tiles_per_pack")
+    )
+    assert "shard.max_tokens" not in refusal and tokens >= 8000 and tiles >= 8000 // 256
+
+
+def test_a_pack_has_no_more_tiles_than_its_tokens():
     site = load_site(ROOT / "sites" / "slurm.yaml")
-    content = json.loads(site.model_dump_json())
-    content["resources"] |= {"workers": workers, "gpu_memory_gb": gigabytes}
-    refusal = planned("8B", Site.model_validate(content)).refusal
-    assert named in refusal
-    overrides = []
-    for setting in refusal.partition("; set ")[2].partition(" (about")[0].split(", "):
-        path, _, value = setting.partition(": ")
-        value = value.partition(" for ")[0]
-        *blocks, last = path.split(".")
-        if blocks[0] == "consistency":
-            overrides.append(f"{path}={value}")
-            continue
-        block = content
-        for part in blocks:
-            block = block[part]
-        block[last] = yaml.safe_load(value)
-    assert planned("8B", Site.model_validate(content), *overrides).refusal is None
+    few = ("consistency.reference_tokens_per_pack=8192", "consistency.tiles_per_pack=32")
+    many = ("consistency.reference_tokens_per_pack=8192", "consistency.tiles_per_pack=96")
+    assert planned("8B", site, *many).memory == planned("8B", site, *few).memory
 
 
 def test_a_local_folder_without_weights_is_planned_by_its_config(tmp_path):
