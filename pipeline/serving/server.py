@@ -10,6 +10,7 @@ import math
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -26,7 +27,7 @@ from pipeline.serving.running import AnswerEngine
 from pipeline.serving.start.engine import Answering, language_folder, running_engine
 from pipeline.serving.start.settings import ServerSettings
 from pipeline.terminal.output import TerminalHandler, error_terminal, terminal
-from vico.checkpoints.hub import model_folder
+from vico.checkpoints.hub import model_folder, pinned_hub_id
 from vico.errors import UserError
 
 _GRACE_S = 3
@@ -52,7 +53,7 @@ def serve(
     with listener, ExitStack() as held:
         model = model_folder(name_or_folder)
         metrics = Metrics()
-        answering = Answering(model, limits, threshold, rule)
+        answering = Answering(model, limits, threshold, rule, pinned_hub_id(name_or_folder))
         served = answering.opened(settings, weights=settings.replicas is None)
         port = listener.getsockname()[1]
         engine = held.enter_context(_engine(answering, served, settings, metrics, port))
@@ -79,6 +80,7 @@ def _engine(
         raise UserError(
             f"--replicas: {error.name} is not installed; install the extra: pip install 'vico[replicas]'"
         ) from error
+    answering = replace(answering, folder=answering.folder.absolute())  # replicas work in other folders
     if settings.vllm is not None:
         language_folder(answering.folder, settings)  # once, before several replicas on this machine need it
     name = f"vico-{socket.gethostname()}-{port}"  # a server that starts again replaces what it left

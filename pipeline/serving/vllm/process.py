@@ -47,7 +47,7 @@ class VllmProcess:
     def __init__(self, settings: VllmSettings):
         self.settings = settings
         self.key = secrets.token_urlsafe(24)
-        self.port = _free_port()
+        self.port = 0
         self.log = settings.log or settings.folder.with_name(f"{settings.folder.name}.log")
         self.generation = self._log_start = 0
         self._is_ready, self._is_stopping = threading.Event(), threading.Event()
@@ -68,6 +68,7 @@ class VllmProcess:
 
     def _started(self) -> "subprocess.Popen[bytes]":
         settings = self.settings
+        self.port = _free_port()  # another process may have taken the last one meanwhile
         command = [settings.python, "-m", "vllm.entrypoints.openai.api_server"]
         command += [
             "--model",
