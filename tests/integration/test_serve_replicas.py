@@ -32,6 +32,7 @@ def server() -> Iterator[Served]:
         yield server
         code, errors = server.end()
         assert code == 0, errors
+        assert "1 of 2 replicas run" in errors and "all 2 replicas run again" in errors, "of the killed one"
         assert not list(Path(folder).glob("vico-ray-*")), "its Ray has ended"
 
 
@@ -99,8 +100,51 @@ def test_a_client_that_leaves_frees_its_replica(server):
     assert server.ask([message(*question)], max_tokens=2).usage.completion_tokens == 2
 
 
-def test_replicas_that_do_not_fit_are_an_error_of_one_line(tmp_path):
-    site = Site.model_validate({"ray": {"num_cpus": 2, "temp_dir": "/tmp"}})
-    settings = ServerSettings("127.0.0.1", 0, "cpu", "float32", replicas=ReplicaOptions(3, site))
-    with pytest.raises(UserError, match="--replicas=3 need 3 CPU, Ray has 2; give fewer replicas"):
-        serve(str(SMALL), settings, LIMITS)
+def test_a_replica_that_cannot_start_ends_the_server_with_its_reason(tmp_path):
+    """Here no replica has a vLLM; it is the same with a model or CUDA that some node lacks."""
+    with tempfile.TemporaryDirectory(prefix="v-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        site = Path(folder) / "site.yaml"
+        site.write_text(f"ray: {{temp_dir: {folder}, num_cpus: 2}}\n")
+        options = [
+            "--replicas",
+            "2",
+            "--site",
+            str(site),
+            "--engine",
+            "vllm",
+            "--engine-python",
+            "/bin/false",
+        ]
+        server = Served(SMALL, *options, "--engine-folder", str(tmp_path / "language"))
+        output, errors = server.process.communicate(timeout=400)
+    assert (server.process.returncode, output) == (2, "")
+    [line] = errors.splitlines()
+    assert line.startswith("error: --replicas=2: they do not start: host "), errors
+    assert "--engine vllm: vLLM ended at its start" in line
+
+
+def test_a_signal_while_replicas_start_ends_all(tmp_path):
+    with tempfile.TemporaryDirectory(prefix="v-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        site = Path(folder) / "site.yaml"
+        site.write_text(f"ray: {{temp_dir: {folder}, num_cpus: 2}}\n")
+        server = Served(SMALL, "--replicas", "2", "--site", str(site))
+        main = psutil.Process(server.process.pid)
+
+        def is_starting() -> bool:
+            assert main.is_running() and main.status() != psutil.STATUS_ZOMBIE, server.process.stderr.read()
+            return any("Serve" in " ".join(child.cmdline()) for child in main.children(recursive=True))
+
+        eventually(is_starting)
+        children = main.children(recursive=True)
+        code, errors = server.end()
+        assert (code, errors) == (128 + signal.SIGTERM, "")
+        eventually(lambda: not any(child.is_running() for child in children))
+        assert not list(Path(folder).glob("vico-ray-*"))
+
+
+def test_replicas_that_do_not_fit_are_an_error_of_one_line():
+    with tempfile.TemporaryDirectory(prefix="v-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        site = Site.model_validate({"ray": {"num_cpus": 2, "temp_dir": folder}})
+        settings = ServerSettings("127.0.0.1", 0, "cpu", "float32", replicas=ReplicaOptions(3, site))
+        with pytest.raises(UserError, match="--replicas=3 need 3 CPU, Ray has 2; give fewer replicas"):
+            serve(str(SMALL), settings, LIMITS)

@@ -95,6 +95,6 @@ def _refuse_other_code(expected: Expected) -> None:
 
 
 def _located(event: Event) -> Event:
-    """Return the last event of an answer that failed, with the process in which it did for the server's log."""
+    """Return the event of an error with the process that it is from, for the log of the server."""
     reason = event.fault or str(event.error)
     return replace(event, fault=f"host {socket.gethostname()}, process {os.getpid()}: {reason}")
