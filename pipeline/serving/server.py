@@ -60,7 +60,7 @@ def serve(
         is_folder = Path(name_or_folder).is_dir()
         name = model.resolve().name if is_folder else name_or_folder
         config = _uvicorn_config(Server(engine, name, metrics, settings.access), settings, limits)
-        _announce(name, listener, settings, memory_bound(served))
+        _announce(name, listener, settings, served)
         _Stoppable(config, engine).run(sockets=[listener])
 
 
@@ -111,11 +111,11 @@ def _uvicorn_config(server: Server, settings: ServerSettings, limits: Limits) ->
     )
 
 
-def _announce(name: str, listener: socket.socket, settings: ServerSettings, memory: int) -> None:
+def _announce(name: str, listener: socket.socket, settings: ServerSettings, served: ServedModel) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     terminal().line(f"serving {name} at http://{shown}:{port}/v1")
-    mebibytes = f"{memory // 2**20} MiB of memory beside the model"
+    mebibytes = f"{memory_bound(served) // 2**20} MiB of memory beside the model"
     if settings.replicas is None:
         terminal().line(f"answering takes at most {mebibytes}")
     else:
@@ -123,9 +123,20 @@ def _announce(name: str, listener: socket.socket, settings: ServerSettings, memo
         terminal().line(
             f"answering takes at most {mebibytes} in each of {number} replicas, and in the server"
         )
+    for warning in warnings(host, settings, served.limits):
+        error_terminal().line(f"warning: {warning}")
+
+
+def warnings(host: str, settings: ServerSettings, limits: Limits) -> Iterator[str]:
+    """Yield what is allowed and rarely meant: a server open to all, and replicas that cannot all work."""
     if not ipaddress.ip_address(host).is_loopback and not settings.access.keys:
-        warning = "warning: no key is required; whoever reaches this address can use it; give --api-key-file"
-        error_terminal().line(warning)
+        yield "no key is required; whoever reaches this address can use it; give --api-key-file"
+    number = 1 if settings.replicas is None else settings.replicas.number
+    if number > 1 and limits.waiting < number * limits.batch:
+        yield (
+            f"--max-requests={limits.waiting} of all clients is below the {number * limits.batch} answers "
+            f"that {number} replicas compute at once (--max-batch={limits.batch} each); raise it to use them all"
+        )
 
 
 class _Stoppable(uvicorn.Server):
