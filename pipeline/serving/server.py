@@ -135,7 +135,7 @@ def warnings(host: str, settings: ServerSettings, limits: Limits) -> Iterator[st
     if number > 1 and limits.waiting < number * limits.batch:
         yield (
             f"--max-requests={limits.waiting} of all clients is below the {number * limits.batch} answers "
-            f"that {number} replicas compute at once (--max-batch={limits.batch} each); raise it to use them all"
+            f"that {number} replicas compute at once (--max-batch={limits.batch} each); raise it"
         )
 
 
