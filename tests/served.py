@@ -39,9 +39,9 @@ class Served:
     def ask(self, messages: list[dict[str, Any]], **options: Any) -> Any:
         return self.client.chat.completions.create(model=self.name, messages=messages, **options)
 
-    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = 60) -> tuple[int, str]:
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=60)
+        _, errors = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, errors
 
 

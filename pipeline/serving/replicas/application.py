@@ -7,6 +7,7 @@ replicas that has fewer. Its own HTTP proxy is not started: `vico serve` keeps i
 """
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,6 +130,8 @@ def application(name: str, answering: Answering, settings: ServerSettings) -> It
     """
     options = settings.replicas
     assert options is not None
+    # Ray runs workers with niceness 15: other programs of this machine would come before every answer.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with stop_signals(), ray_session(options.site):
         refuse_small_cluster(options, settings.device)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it reports each step of a start
