@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import openai
+import psutil
 from PIL import Image
 
 
@@ -43,6 +44,14 @@ class Served:
         self.process.send_signal(number)
         _, errors = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, errors
+
+
+def command_of(process: psutil.Process) -> str:
+    """Return the command line of a process; empty if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def schemathesis_command(server: Served, key: str, max_examples: int, seed: int) -> list[str]:

@@ -17,7 +17,7 @@ from pipeline.serving.server import serve
 from pipeline.serving.start.settings import ReplicaOptions, ServerSettings
 from tests.integration.test_serve import LIMITS, SMALL, eventually, expected_answer
 from tests.integration.test_serve_decoding import demo_questions, message
-from tests.served import Served, get
+from tests.served import Served, command_of, get
 from vico.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def server() -> Iterator[Served]:
 
 def replicas_of(server: Served) -> list[psutil.Process]:
     processes = psutil.Process(server.process.pid).children(recursive=True)
-    return [process for process in processes if "ServeReplica" in " ".join(process.cmdline())]
+    return [process for process in processes if "ServeReplica" in command_of(process)]
 
 
 def health(server: Served) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def test_a_signal_while_replicas_start_ends_all(tmp_path):
 
         def is_starting() -> bool:
             assert main.is_running() and main.status() != psutil.STATUS_ZOMBIE, server.process.stderr.read()
-            return any("Serve" in " ".join(child.cmdline()) for child in main.children(recursive=True))
+            return any("Serve" in command_of(child) for child in main.children(recursive=True))
 
         eventually(is_starting, SLOW_S)
         children = main.children(recursive=True)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.integration.test_serve import SMALL, eventually
 from tests.ports import free_port
-from tests.served import Served, get, user
+from tests.served import Served, command_of, get, user
 
 pytestmark = pytest.mark.slow
 SLOW_S = 300
@@ -32,7 +32,7 @@ class Cluster:
     def processes(self, words: str) -> dict[int, psutil.Process]:
         """Return the processes of the cluster whose command line has these words, by their id."""
         every = self.head.children(recursive=True)
-        return {process.pid: process for process in every if words in " ".join(process.cmdline())}
+        return {process.pid: process for process in every if words in command_of(process)}
 
     def python(self, code: str) -> "subprocess.Popen[str]":
         """Start a program that has joined the cluster."""
