@@ -83,11 +83,11 @@ class Application:
         deployment = status.deployments.get(_DEPLOYMENT)
         if deployment is None:  # it was asked for a moment ago
             return State(0)
-        states: dict[str, int] = dict(deployment.replica_states)
+        num_running = sum(n for state, n in deployment.replica_states.items() if state == "RUNNING")
         is_failed = status.status == ApplicationStatus.DEPLOY_FAILED
         message = deployment.message or (status.message if is_failed else "")
         is_whole = status.status == ApplicationStatus.RUNNING
-        return State(states.get("RUNNING", 0), is_whole, is_failed, "" if is_whole else message)
+        return State(num_running, is_whole, is_failed, "" if is_whole else message)
 
     def await_replicas(self) -> None:
         """Return when all replicas run. What delays them is logged, each reason once.
