@@ -17,6 +17,7 @@ from pipeline.serving.server import serve
 from pipeline.serving.start.settings import ReplicaOptions, ServerSettings
 from tests.integration.test_serve import LIMITS, SMALL, eventually, expected_answer
 from tests.integration.test_serve_decoding import demo_questions, message
+from tests.integration.test_serve_vllm import PYTHON, needs_vllm
 from tests.served import Served, command_of, get
 from vico.errors import UserError
 
@@ -123,6 +124,43 @@ def test_a_replica_that_cannot_start_ends_the_server_with_its_reason(tmp_path):
     [line] = errors.splitlines()
     assert line.startswith("error: --replicas=2: they do not start: host "), errors
     assert "--engine vllm: vLLM ended at its start" in line
+
+
+@needs_vllm
+def test_a_replica_has_a_vllm_of_its_own(tmp_path):
+    """It comes back after it was killed, it ends with its replica, and the next replica has one again."""
+    questions = [message(*question) for question in demo_questions(4)]
+
+    def answers(server: Served) -> list[str | None]:
+        return [server.ask([question], max_tokens=20).choices[0].message.content for question in questions]
+
+    def vllm_of(server: Served) -> list[psutil.Process]:
+        [replica] = replicas_of(server)
+        return [process for process in replica.children() if "vllm.entrypoints" in command_of(process)]
+
+    with tempfile.TemporaryDirectory(prefix="v-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        site = Path(folder) / "site.yaml"
+        site.write_text(f"ray: {{temp_dir: {folder}, num_cpus: 2}}\n")
+        options = ["--replicas", "1", "--site", str(site), "--max-total-tokens", "2048", "--engine", "vllm"]
+        options += ["--engine-python", str(PYTHON), "--engine-arg=--enforce-eager"]
+        server = Served(SMALL, *options, "--engine-folder", str(tmp_path / "language")).started()
+        server.client = server.client.with_options(timeout=SLOW_S)
+        expected = [
+            expected_answer(SMALL, *question, 20, False).text for question in demo_questions(len(questions))
+        ]
+        assert answers(server) == expected
+        [first] = vllm_of(server)
+        first.kill()
+        assert answers(server) == expected
+        [second] = vllm_of(server)
+        [replica] = replicas_of(server)
+        replica.kill()
+        assert answers(server) == expected
+        eventually(lambda: not second.is_running(), SLOW_S)
+        [third] = vllm_of(server)
+        assert len({first.pid, second.pid, third.pid}) == 3
+        assert server.end(timeout_s=SLOW_S)[0] == 0
+        eventually(lambda: not third.is_running(), SLOW_S)
 
 
 def test_a_signal_while_replicas_start_ends_all(tmp_path):
