@@ -54,6 +54,14 @@ def command_of(process: psutil.Process) -> str:
         return ""
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process has ended, also if nobody has asked for its exit code."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def schemathesis_command(server: Served, key: str, max_examples: int, seed: int) -> list[str]:
     """Return the command that sends requests by the server's own document, valid and invalid ones.
 

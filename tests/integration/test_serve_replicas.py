@@ -18,7 +18,7 @@ from pipeline.serving.start.settings import ReplicaOptions, ServerSettings
 from tests.integration.test_serve import LIMITS, SMALL, eventually, expected_answer
 from tests.integration.test_serve_decoding import demo_questions, message
 from tests.integration.test_serve_vllm import PYTHON, needs_vllm
-from tests.served import Served, command_of, get
+from tests.served import Served, command_of, get, has_ended
 from vico.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -156,11 +156,11 @@ def test_a_replica_has_a_vllm_of_its_own(tmp_path):
         [replica] = replicas_of(server)
         replica.kill()
         assert answers(server) == expected
-        eventually(lambda: not second.is_running(), SLOW_S)
+        eventually(lambda: has_ended(second), SLOW_S)
         [third] = vllm_of(server)
         assert len({first.pid, second.pid, third.pid}) == 3
         assert server.end(timeout_s=SLOW_S)[0] == 0
-        eventually(lambda: not third.is_running(), SLOW_S)
+        eventually(lambda: has_ended(third), SLOW_S)
 
 
 def test_a_signal_while_replicas_start_ends_all(tmp_path):
@@ -171,14 +171,14 @@ def test_a_signal_while_replicas_start_ends_all(tmp_path):
         main = psutil.Process(server.process.pid)
 
         def is_starting() -> bool:
-            assert main.is_running() and main.status() != psutil.STATUS_ZOMBIE, server.process.stderr.read()
+            assert not has_ended(main), server.process.stderr.read()
             return any("Serve" in command_of(child) for child in main.children(recursive=True))
 
         eventually(is_starting, SLOW_S)
         children = main.children(recursive=True)
         code, errors = server.end(timeout_s=SLOW_S)
         assert (code, errors) == (128 + signal.SIGTERM, "")
-        eventually(lambda: not any(child.is_running() for child in children), SLOW_S)
+        eventually(lambda: all(map(has_ended, children)), SLOW_S)
         assert not list(Path(folder).glob("vico-ray-*"))
 
 
