@@ -18,9 +18,11 @@ from vico.errors import last_line, one_line
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 2
+_MOST_REPLICAS = 2
 """How many replicas may die on one job before its client gets the error: one that kills its replica must not
 kill all of them."""
+_PAUSE_S, _LONGEST_S = 0.5, 60.0
+"""Between two tries, and for all of them: a replica that died takes jobs until Ray Serve has noticed it."""
 _END_S = 10.0
 
 
@@ -31,7 +33,8 @@ class _Unanswered(Exception):
 class ReplicatedEngine:
     """Answers jobs through replicas, from one event loop in a thread of its own.
 
-    A job whose replica dies or stops goes to another one, if its client has received nothing yet.
+    A job whose replica dies or stops goes to another one, if its client has received nothing yet. Answers that
+    are not streamed are therefore held until they are whole.
     """
 
     num_reserved = math.nan
@@ -43,6 +46,7 @@ class ReplicatedEngine:
         self._watch = ReplicaWatch(application)
         self._jobs: dict[Job, Future[None]] = {}
         self._started: set[Job] = set()
+        self._sent: set[Job] = set()
         self._lock = threading.Lock()
         self._draining = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -116,7 +120,9 @@ class ReplicatedEngine:
         self._watch.join()
 
     async def _answer(self, job: Job) -> None:
-        for _ in range(_TRIES):
+        failed: set[object] = set()
+        until = self._loop.time() + _LONGEST_S
+        while len(failed) < _MOST_REPLICAS and self._loop.time() < until:
             try:
                 await self._forward(job)
                 return
@@ -125,19 +131,25 @@ class ReplicatedEngine:
                 job.emit(Event(error=server_error(error)))
                 return
             except (_Unanswered, RayError, RayServeException) as error:
-                logger.error("a replica did not finish an answer: %s", one_line(error))
-                if job in self._started:
+                replica = getattr(error, "actor_id", None) or object()
+                if replica not in failed:
+                    logger.error("a replica did not finish an answer: %s", one_line(error))
+                failed.add(replica)
+                if job in self._sent:
                     return
+                self._started.discard(job)
             except Exception as error:
                 logger.error("an answer failed", exc_info=error)
                 job.emit(Event(error=server_error(error)))
                 return
+            await asyncio.sleep(_PAUSE_S)
 
     def _end(self, job: Job) -> None:
         """Forget a job. A client that still waits gets an error, whatever ended the job."""
         with self._lock:
             self._jobs.pop(job, None)
             self._started.discard(job)
+            self._sent.discard(job)
         if not job.is_over:
             job.emit(Event(error=_lost()))
 
@@ -151,17 +163,23 @@ class ReplicatedEngine:
     async def _forward(self, job: Job) -> None:
         """Pass on the events of an answer; cancel it in the replica if this task is cancelled.
 
-        Raises _Unanswered if the replica, or the vLLM of it, stops before the first event.
+        Raises _Unanswered if the replica, or the vLLM of it, stops before the client has received anything.
         """
+        held: list[Event] = []
         response = self._application.handle.answer.remote(job.chat, job.prompt, job.client)
         try:
             async for event in response:
                 if event.error is not None and event.error.status >= 500:
-                    if event.error.status == 503 and job not in self._started:
+                    if event.error.status == 503 and job not in self._sent:
                         raise _Unanswered(event.fault)
                     logger.error("an answer failed in a replica: %s", event.fault)
                 self._started.add(job)
-                job.emit(event)
+                held.append(event)
+                if event.is_last or job.chat.request.stream:
+                    self._sent.add(job)
+                    for piece in held:
+                        job.emit(piece)
+                    held.clear()
         except asyncio.CancelledError as error:
             if not job.cancelled.is_set():  # Ray cancels the jobs of a replica that it ends
                 raise _Unanswered("it was cancelled") from error

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from pipeline.serving.answer import Prompt, ServedModel
@@ -77,15 +77,16 @@ def engine_of() -> Iterator[Callable[[list[Script]], tuple[ReplicatedEngine, Rep
         engine.join()
 
 
-def submitted(engine: ReplicatedEngine) -> tuple[Job, "queue.SimpleQueue[Event]"]:
+def submitted(engine: ReplicatedEngine, *, stream: bool = True) -> tuple[Job, "queue.SimpleQueue[Event]"]:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    job = Job(cast(Chat, None), cast(Prompt, None), events.put, "client")
+    chat = cast(Chat, SimpleNamespace(request=SimpleNamespace(stream=stream)))
+    job = Job(chat, cast(Prompt, None), events.put, "client")
     engine.submit(job)
     return job, events
 
 
-def events_of(engine: ReplicatedEngine) -> list[Event]:
-    _, events = submitted(engine)
+def events_of(engine: ReplicatedEngine, *, stream: bool = True) -> list[Event]:
+    _, events = submitted(engine, stream=stream)
     got = [events.get(timeout=20)]
     while not got[-1].is_last:
         got.append(events.get(timeout=20))
@@ -94,6 +95,10 @@ def events_of(engine: ReplicatedEngine) -> list[Event]:
 
 def died() -> ActorDiedError:
     return ActorDiedError()
+
+
+def unavailable(actor: bytes) -> ActorUnavailableError:
+    return ActorUnavailableError("connection lost", actor)
 
 
 def failed() -> RayTaskError:
@@ -126,11 +131,27 @@ def test_after_a_piece_the_client_gets_an_error_and_no_second_answer(engine_of, 
     assert len(replicas.calls) == 1
 
 
+@pytest.mark.parametrize("end", [died(), Event(error=stopping_error())], ids=["died", "stopping"])
+def test_an_answer_that_is_not_streamed_is_computed_again(engine_of, end):
+    other = Event("another piece")
+    engine, replicas = engine_of([[PIECE, end], [other, LAST]])
+    assert events_of(engine, stream=False) == [other, LAST]
+    assert engine.num_running == 0
+
+
 def test_a_job_does_not_kill_all_replicas(engine_of):
     engine, replicas = engine_of([[died()], [died()], [PIECE, LAST]])
     [last] = events_of(engine)
     assert last.error is not None and last.error.status == 503
     assert len(replicas.calls) == 2
+
+
+def test_a_dead_replica_that_takes_the_job_again_is_not_another(engine_of):
+    dead = [unavailable(bytes(16))]
+    engine, replicas = engine_of([dead, dead, dead, [PIECE, LAST]])
+    assert events_of(engine) == [PIECE, LAST]
+    engine, replicas = engine_of([dead, dead, [unavailable(b"1" * 16)], [PIECE, LAST]])
+    assert events_of(engine)[-1].error is not None and len(replicas.calls) == 3
 
 
 def test_a_fault_of_the_code_is_a_500_and_in_the_log(engine_of, caplog):
