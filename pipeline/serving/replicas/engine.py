@@ -33,8 +33,8 @@ class _Unanswered(Exception):
 class ReplicatedEngine:
     """Answers jobs through replicas, from one event loop in a thread of its own.
 
-    A job whose replica dies or stops goes to another one, if its client has received nothing yet. Answers that
-    are not streamed are therefore held until they are whole.
+    A job whose replica dies or stops goes to another one, if its client has received nothing yet. Therefore
+    answers that are not streamed are held until they are whole.
     """
 
     num_reserved = math.nan
