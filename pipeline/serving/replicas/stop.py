@@ -14,16 +14,22 @@ def stop_signals() -> Iterator[None]:
 
     While uvicorn runs, its handlers are in their place. Use it in the main thread.
     """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise Interrupted(signal.Signals(number).name)
+
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     for number in before:
-        signal.signal(number, _stop)
+        signal.signal(number, stop)
     try:
         yield
+    except KeyboardInterrupt as error:  # Ray's calls raise a plain one in the place of ours
+        if received and not isinstance(error, Interrupted):
+            raise Interrupted(signal.Signals(received[0]).name) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(signal.Signals(number).name)
