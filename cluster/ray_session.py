@@ -59,15 +59,15 @@ def ray_session(site: Site) -> Iterator[None]:
         return
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("the outermost ray_session must be entered in the main thread")
-    address = os.environ.get("RAY_ADDRESS") or site.ray.address
-    if not address and site.kind in ("kuberay", "slurm"):
+    address = _address(site)
+    if address is None and not os.environ.get("RAY_ADDRESS") and site.kind in ("kuberay", "slurm"):
         raise UserError(
             f"site {site.name} is of kind {site.kind}: its nodes exist only inside a job; use `vico "
             "submit`, or a site of kind local or ray"
         )
     driver_code()  # refused before Ray starts
     with ExitStack() as stack:
-        if address and address != "local":
+        if address is not None:
             stack.callback(ray.shutdown)
             join(address, site)
         else:
@@ -76,6 +76,17 @@ def ray_session(site: Site) -> Iterator[None]:
             start_local(folder, site)
         refuse_other_code()
         yield
+
+
+def is_local(site: Site) -> bool:
+    """Return whether `ray_session` starts a Ray on this machine for this site."""
+    return _address(site) is None
+
+
+def _address(site: Site) -> str | None:
+    """Return the address of the cluster to join; None: a local Ray is started."""
+    address = os.environ.get("RAY_ADDRESS") or site.ray.address
+    return None if address in (None, "", "local") else address
 
 
 def join(address: str, site: Site) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import openai
+import psutil
 from PIL import Image
 
 
@@ -39,10 +40,26 @@ class Served:
     def ask(self, messages: list[dict[str, Any]], **options: Any) -> Any:
         return self.client.chat.completions.create(model=self.name, messages=messages, **options)
 
-    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = 60) -> tuple[int, str]:
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=60)
+        _, errors = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, errors
+
+
+def command_of(process: psutil.Process) -> str:
+    """Return the command line of a process; empty if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process has ended, also if nobody has asked for its exit code."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def schemathesis_command(server: Served, key: str, max_examples: int, seed: int) -> list[str]:

@@ -19,6 +19,7 @@ from pipeline.serving.job import Event, Job
 from pipeline.serving.limits import RequestError, stopping_error
 from pipeline.serving.picture_work import PictureWork
 from pipeline.serving.running import AnswerDecoder, Running
+from vico.errors import one_line
 from vico.inference.decoding import Decoder
 
 logger = logging.getLogger(__name__)
@@ -188,10 +189,12 @@ class Engine:
         self.pictures.forget(running)
 
     def _fail(self, jobs: list[Running], error: BaseException) -> None:
+        fault = ""
         if not isinstance(error, RequestError):
             logger.error("an answer failed", exc_info=error)
             kind = type(error).__name__
+            fault = f"{kind}: {one_line(error)}"
             error = RequestError(f"the model failed ({kind}); see the server's log", status=500)
         for running in jobs:
-            running.job.emit(Event(error=error))
+            running.job.emit(Event(error=error, fault=fault))
             self._end(running)

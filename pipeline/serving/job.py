@@ -14,7 +14,8 @@ from pipeline.serving.limits import RequestError
 class Event:
     """A piece of an answer. The last event has `finish_reason` and `usage`, or `error`.
 
-    `logprobs` has an entry, in OpenAI's form, for each token whose text is in the event.
+    `logprobs` has an entry, in OpenAI's form, for each token whose text is in the event. `fault` is what the
+    server's log says about an error; the client does not get it.
     """
 
     text: str = ""
@@ -23,6 +24,7 @@ class Event:
     routing: Mapping[str, Any] | None = None
     error: RequestError | None = None
     logprobs: tuple[Mapping[str, Any], ...] = ()
+    fault: str = ""
 
     @property
     def is_last(self) -> bool:

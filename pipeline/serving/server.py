@@ -10,6 +10,7 @@ import math
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -26,7 +27,7 @@ from pipeline.serving.running import AnswerEngine
 from pipeline.serving.start.engine import Answering, language_folder, running_engine
 from pipeline.serving.start.settings import ServerSettings
 from pipeline.terminal.output import TerminalHandler, error_terminal, terminal
-from vico.checkpoints.hub import model_folder
+from vico.checkpoints.hub import model_folder, pinned_hub_id
 from vico.errors import UserError
 
 _GRACE_S = 3
@@ -52,14 +53,14 @@ def serve(
     with listener, ExitStack() as held:
         model = model_folder(name_or_folder)
         metrics = Metrics()
-        answering = Answering(model, limits, threshold, rule)
+        answering = Answering(model, limits, threshold, rule, pinned_hub_id(name_or_folder))
         served = answering.opened(settings, weights=settings.replicas is None)
         port = listener.getsockname()[1]
         engine = held.enter_context(_engine(answering, served, settings, metrics, port))
         is_folder = Path(name_or_folder).is_dir()
         name = model.resolve().name if is_folder else name_or_folder
         config = _uvicorn_config(Server(engine, name, metrics, settings.access), settings, limits)
-        _announce(name, listener, settings, memory_bound(served))
+        _announce(name, listener, settings, served)
         _Stoppable(config, engine).run(sockets=[listener])
 
 
@@ -79,6 +80,7 @@ def _engine(
         raise UserError(
             f"--replicas: {error.name} is not installed; install the extra: pip install 'vico[replicas]'"
         ) from error
+    answering = replace(answering, folder=answering.folder.absolute())  # replicas work in other folders
     if settings.vllm is not None:
         language_folder(answering.folder, settings)  # once, before several replicas on this machine need it
     name = f"vico-{socket.gethostname()}-{port}"  # a server that starts again replaces what it left
@@ -109,11 +111,11 @@ def _uvicorn_config(server: Server, settings: ServerSettings, limits: Limits) ->
     )
 
 
-def _announce(name: str, listener: socket.socket, settings: ServerSettings, memory: int) -> None:
+def _announce(name: str, listener: socket.socket, settings: ServerSettings, served: ServedModel) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     terminal().line(f"serving {name} at http://{shown}:{port}/v1")
-    mebibytes = f"{memory // 2**20} MiB of memory beside the model"
+    mebibytes = f"{memory_bound(served) // 2**20} MiB of memory beside the model"
     if settings.replicas is None:
         terminal().line(f"answering takes at most {mebibytes}")
     else:
@@ -121,9 +123,20 @@ def _announce(name: str, listener: socket.socket, settings: ServerSettings, memo
         terminal().line(
             f"answering takes at most {mebibytes} in each of {number} replicas, and in the server"
         )
+    for warning in warnings(host, settings, served.limits):
+        error_terminal().line(f"warning: {warning}")
+
+
+def warnings(host: str, settings: ServerSettings, limits: Limits) -> Iterator[str]:
+    """Yield what is allowed and rarely meant: a server open to all, and replicas that cannot all work."""
     if not ipaddress.ip_address(host).is_loopback and not settings.access.keys:
-        warning = "warning: no key is required; whoever reaches this address can use it; give --api-key-file"
-        error_terminal().line(warning)
+        yield "no key is required; whoever reaches this address can use it; give --api-key-file"
+    number = 1 if settings.replicas is None else settings.replicas.number
+    if number > 1 and limits.waiting < number * limits.batch:
+        yield (
+            f"--max-requests={limits.waiting} of all clients is below the {number * limits.batch} answers "
+            f"that {number} replicas compute at once (--max-batch={limits.batch} each); raise it"
+        )
 
 
 class _Stoppable(uvicorn.Server):

@@ -434,8 +434,8 @@ def test_models_health_and_other_requests(routed):
     assert status == 400 and "not valid JSON" in body["error"]["message"]
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+def eventually(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

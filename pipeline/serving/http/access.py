@@ -1,5 +1,6 @@
 """Who may use the server: API keys, names of the host, and the requests of one client at once."""
 
+import hashlib
 import hmac
 import ipaddress
 from collections import Counter
@@ -26,8 +27,13 @@ class Access:
     hosts: tuple[str, ...] = ()
 
     def client(self, address: str, authorization: str) -> str:
-        """Return who asks: the address, and the key where keys are checked."""
-        return f"{authorization} {address}" if self.keys else address
+        """Return who asks: the address, and where keys are checked a digest of the key.
+
+        The name goes to replicas, the key does not. Other spellings of the header are the same client.
+        """
+        if not self.keys:
+            return address
+        return f"{hashlib.sha256(_bearer_key(authorization)).hexdigest()[:16]} {address}"
 
     def check_host(self, host: str | None) -> None:
         """Raise RequestError unless the Host header is missing, an IP address, localhost or an allowed name.
@@ -48,13 +54,18 @@ class Access:
         """Raise RequestError unless the header has one of the keys."""
         if not self.keys:
             return
-        scheme, _, given = (authorization or "").partition(" ")
-        key = given.strip().encode() if scheme.lower() == "bearer" else b""
+        key = _bearer_key(authorization or "")
         # Every key is compared, in constant time, so the time tells nothing about them.
         matches = [hmac.compare_digest(key, expected) for expected in self.keys]
         if not any(matches):
             message = "give a valid API key: Authorization: Bearer KEY"
             raise RequestError(message, status=401, code="invalid_api_key")
+
+
+def _bearer_key(authorization: str) -> bytes:
+    """Return the key in an Authorization header; empty if it has none."""
+    scheme, _, given = authorization.partition(" ")
+    return given.strip().encode() if scheme.lower() == "bearer" else b""
 
 
 OPEN = Access()

@@ -17,6 +17,7 @@ from pipeline.serving.start.settings import ServerSettings
 from pipeline.serving.vllm.decoder import VllmDecoder
 from pipeline.serving.vllm.process import VllmProcess, VllmSettings
 from vico.checkpoints import load_model, open_unread
+from vico.checkpoints.hub import model_folder
 from vico.errors import UserError
 from vico.model_files import check_model_folder, model_config, stored_threshold
 from vico.prompt import load_prompt_format
@@ -26,13 +27,19 @@ from vico.prompt import load_prompt_format
 class Answering:
     """What to answer with: the model's folder, and what the command line says about limits and routing.
 
-    `threshold` and `rule` None are the model's own.
+    `threshold` and `rule` None are the model's own. `hub_id` is that of a model from the Hub, with its
+    commit: on another machine its folder may be elsewhere.
     """
 
     folder: Path
     limits: Limits
     threshold: float | None = None
     rule: str | None = None
+    hub_id: str | None = None
+
+    def here(self) -> "Answering":
+        """Return it with the folder on this machine; a model from the Hub is fetched if it is not there."""
+        return self if self.hub_id is None else replace(self, folder=model_folder(self.hub_id))
 
     def opened(self, settings: ServerSettings, *, weights: bool = True) -> ServedModel:
         """Open the model. `weights` false: its parameters are not read, so it can only make prompts.

@@ -3,6 +3,7 @@
 import http.client
 import logging
 import os
+import random
 import re
 import secrets
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 MODEL_NAME = "language"
 _LOG_BYTES = 2**20
 """How much of the end of vLLM's log is searched for the reason of its end."""
+_PORTS = range(20_000, 32_768)
+"""Linux gives ports from 32768 on to outgoing connections, Ray gives those up to 19999 to its workers."""
 _POLL_S, _END_S, _LONGEST_PAUSE_S = 0.5, 20.0, 60.0
 
 
@@ -47,7 +50,7 @@ class VllmProcess:
     def __init__(self, settings: VllmSettings):
         self.settings = settings
         self.key = secrets.token_urlsafe(24)
-        self.port = _free_port()
+        self.port = 0
         self.log = settings.log or settings.folder.with_name(f"{settings.folder.name}.log")
         self.generation = self._log_start = 0
         self._is_ready, self._is_stopping = threading.Event(), threading.Event()
@@ -68,6 +71,7 @@ class VllmProcess:
 
     def _started(self) -> "subprocess.Popen[bytes]":
         settings = self.settings
+        self.port = _free_port()  # another process may have taken the last one meanwhile
         command = [settings.python, "-m", "vllm.entrypoints.openai.api_server"]
         command += [
             "--model",
@@ -137,7 +141,11 @@ class VllmProcess:
             pause = 1.0 if time.monotonic() - started > _LONGEST_PAUSE_S else min(2 * pause, _LONGEST_PAUSE_S)
             if self._is_stopping.wait(pause):
                 return
-            self._process = self._started()
+            try:
+                self._process = self._started()
+            except UserError as error:  # its environment may be replaced at the moment
+                logger.error("%s", error)
+                continue
             self._await_ready()
 
     def _reason(self) -> str:
@@ -163,10 +171,12 @@ class VllmProcess:
 
 
 def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-    return port
+    """Return a port on which nothing listens, and which no other process gets by itself before vLLM does."""
+    while True:
+        port = random.choice(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def engine_arguments(values: Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,26 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     return root / "saved", root / "exported"
 
 
+def without_the_project(code: str, folder: Path, *arguments: Path) -> str:
+    """Run a program in `folder`, where it cannot import this project, and return what it prints."""
+    (folder / "script.py").write_text(code)
+    command = [sys.executable, "-P", str(folder / "script.py"), *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_example_of_the_page_answers(folders, tmp_path):
+    page = (Path(__file__).parents[4] / "docs" / "serving.md").read_text(encoding="utf-8")
+    [example] = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if '"OUT"' in code]
+    code = example.replace('"OUT"', repr(str(folders[1]))).replace('"text": "..."', '"text": "what is"')
+    pictures()[0].save(tmp_path / "0.png")
+    picture = "from PIL import Image\npicture = Image.open('0.png')\n"
+    assert without_the_project(f"{picture}{code}", tmp_path).startswith("['")
+
+
 def test_plain_transformers_routes_a_batch_as_we_do(folders, tmp_path):
     saved, exported = folders
     images = pictures()
@@ -83,12 +104,7 @@ def test_plain_transformers_routes_a_batch_as_we_do(folders, tmp_path):
         if image is not None:
             image.save(tmp_path / f"{n}.png")
     (tmp_path / "questions.json").write_text(json.dumps(QUESTIONS))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-P", str(tmp_path / "script.py"), str(exported), str(tmp_path)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    without_the_project(SCRIPT, tmp_path, exported, tmp_path)
     theirs = torch.load(tmp_path / "outputs.pt")
 
     model, form = load_model(saved), load_prompt_format(saved)

@@ -1,0 +1,35 @@
+"""Signals outside the time in which the server answers: while replicas start and end."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from stages.stops import Interrupted
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """Raise Interrupted at SIGTERM and SIGHUP, as Python does at SIGINT, so that the replicas are deleted.
+
+    While uvicorn runs, its handlers are in their place. Use it in the main thread.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise Interrupted(signal.Signals(number).name)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:  # Ray's calls raise a plain one in the place of ours
+        if received and not isinstance(error, Interrupted):
+            raise Interrupted(signal.Signals(received[0]).name) from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
