@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -110,7 +111,12 @@ def first_problem(error: ValidationError) -> str:
         return f"{field} is not a field of a site; {_known_name(location)}"
     if problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
-    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    if problem["type"] == "string_type" and isinstance(problem["input"], int | float | date):
+        return f"{field}={problem['input']} is no text in YAML; put it in quotes"
+    if problem["type"] in ("path_type", "path_str"):
+        return f"{field}={problem['input']!r} is not a path; write a text such as /shared/folder"
+    message = problem["msg"].partition(" or instance of ")[0]
+    message = message[:1].lower() + message[1:]
     return f"{field}={problem['input']!r}: {message}; change it in the site file"
 
 

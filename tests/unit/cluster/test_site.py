@@ -93,6 +93,16 @@ def test_tracking_uri_defaults_to_sqlite_in_the_storage_folder(site_file, tmp_pa
         ("environment: {MY_DB_PASSWORD: x}", "MY_DB_PASSWORD is a secret by its name"),
         ("resources: {worker: 1}", "resources.worker is not a field of a site; did you mean workers?"),
         ("resources: {x: 1}", "known here: workers, actors"),
+        ("environment: {A: 1}", "environment.A=1 is no text in YAML; put it in quotes"),
+        ("environment: {A B: x}", "environment: 'A B' is not the name of a variable; use letters"),
+        ('environment: {A: "x\\0"}', "environment.A='x.*' has a line break or a control character"),
+        ("environment: {RAY_ADDRESS: x}", "environment.RAY_ADDRESS would have no effect with kind: local"),
+        ("environment: {PYTHONUNBUFFERED: '0'}", "environment.PYTHONUNBUFFERED would have no effect"),
+        ('name: "a\\nb"', r"name='a\\nb' has a line break"),
+        ('storage: "/a\\nb"', r"storage='/a\\nb' has a line break"),
+        ("storage: ''", "storage='' is empty; give a folder"),
+        ("storage: 5", "storage=5 is not a path; write a text"),
+        ("jobs: {address: ''}", "jobs.address='' is empty; give a value, or leave jobs.address out"),
         ("resources: {workers: two}", "resources.workers='two': input should be a valid integer"),
         ("resources: {workers: 0}", "resources.workers=0: input should be greater than or equal to 1"),
         ("train: {memory: {zero_stage: 4}}", "train.memory.zero_stage=4: input should be 1, 2 or 3"),
@@ -222,6 +232,28 @@ GROUP = "nodes: [{name: gpu, count: 2, cpus: 8, gpus: 4, memory_gib: 64}]"
         ),
         ("kind: slurm\nslurm: {time_limit: 12 hours}\n" + GROUP, "slurm.time_limit='12 hours'"),
         ("kind: laptop", "kind='laptop'"),
+        (f"kind: slurm\n{GROUP}\nslurm: {{time_limit: 12:00:00}}", "slurm.time_limit=43200 is a number; write it in q"),
+        (f"kind: slurm\n{GROUP}\nslurm: {{time_limit: '1:2:3:4'}}", "slurm.time_limit='1:2:3:4' is not a time of Slurm"),
+        (f"kind: slurm\n{GROUP}\nslurm: {{time_limit: '6'}}", "slurm.time_limit=6 ends before a run can work"),
+        (f"kind: slurm\n{GROUP}\nslurm: {{stop_before_end_s: 70000}}", "slurm.stop_before_end_s=70000: input should be le"),
+        (f"kind: slurm\n{GROUP}\nslurm: {{partition: 'gpu two'}}", "slurm.partition='gpu two' is not a name of Slurm"),
+        (f'kind: slurm\n{GROUP}\nslurm: {{qos: "a\\nrm x"}}', "slurm.qos='a\\nrm x' is not a name of Slurm"),
+        (f'kind: slurm\n{GROUP}\nslurm: {{options: ["--comment=a\\nrm x"]}}', "slurm.options.0='--comment=a\\nrm x' has a line"),
+        (f"kind: slurm\n{GROUP}\nslurm: {{options: [--job-name=x]}}", "'--job-name=x' is set by vico; leave it out (jobs have"),
+        (f"kind: slurm\n{GROUP}\nslurm: {{options: [-t 5]}}", "'-t 5' is set by vico; leave it out (set slurm.time_limit)"),
+        (f"kind: slurm\n{GROUP}\nslurm: {{folder: jobs}}", "slurm.folder=jobs is not an absolute path"),
+        (f"kind: slurm\n{GROUP}\nslurm: {{node_folder: /a/folder/with/a/long/path}}", "too long for Ray's sockets; give one of at m"),
+        (f"kind: slurm\n{GROUP}\nenvironment: {{RAY_TMPDIR: /x}}", "environment.RAY_TMPDIR would have no effect with kind: slurm: set slurm.node"),
+        ("kind: slurm\nnodes: [{name: Gpu, cpus: 8}]", "nodes: name='Gpu' is not a name of a group; use"),
+        ("kind: slurm\nnodes: [{name: g, cpus: 8, memory_gib: 0.001}]", "nodes.0.memory_gib=0.001: input should be"),
+        ("kind: ray\nresources: {gpus_per_worker: 1.5}", "resources.gpus_per_worker=1.5 cannot be reserved in Ray"),
+        (
+            "kind: ray\nresources: {stages: {ratio: {gpus_per_worker: 2.5}}}",
+            "resources.stages.ratio.gpus_per_worker=2.5 cannot be reserved",
+        ),
+        ("kind: ray\njobs: {driver: {custom: {CPU: 1}}}", "jobs.driver.custom.CPU=1 is not a resource of its own kind; set j"),
+        ("kind: ray\njobs: {driver: {custom: {x: -1}}}", "jobs.driver.custom.x=-1 is not above 0"),
+        ("kind: ray\njobs: {driver: {cpus: 1.5}}", "jobs.driver.cpus=1.5 cannot be reserved"),
         ("jobs: {driver: {cpus: 1}}", "jobs.driver has no effect with kind: local; set kind: ray"),
     ],
 )
@@ -230,6 +262,19 @@ def test_settings_that_a_kind_ignores_and_nodes_that_do_not_fit_are_refused(site
         site_file(text)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "limit, seconds",
+    [("90", 5400), ("7:30", 450), ("12:00:00", 43200), ("2-00", 172800), ("1-12:30", 131400), ("1-0:0:5", 86405)],
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(site_file, limit, seconds):
+    """It must leave time before the stop; Slurm may stop a minute early."""
+    text = f"kind: slurm\n{GROUP}\nslurm: {{time_limit: '{limit}', stop_before_end_s: %d}}"
+    assert site_file(text % min(seconds - 61, 65535)).slurm.time_limit == limit
+    if seconds < 65535:
+        with pytest.raises(UserError, match="ends before a run can work"):
+            site_file(text % (seconds - 60))
 
 
 def test_a_file_without_kind_has_the_one_of_its_addresses(site_file):
