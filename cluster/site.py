@@ -136,7 +136,7 @@ class Site(SiteBlock):
 
     @model_validator(mode="after")
     def settings_fit_the_kind(self) -> Site:
-        refuse_unusable_texts(self.model_dump())
+        refuse_unusable_texts(self.kind, self.model_dump())
         refuse_variables(self.kind, self.environment)
         refuse_driver_resources(self.jobs.driver)
         refuse_settings_without_effect(self.kind, self)

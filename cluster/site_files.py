@@ -112,7 +112,8 @@ def first_problem(error: ValidationError) -> str:
     if problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "string_type" and isinstance(problem["input"], int | float | date):
-        return f"{field}={problem['input']} is no text in YAML; put it in quotes"
+        shown = "" if field.startswith("environment.") else f"={problem['input']}"  # may be a secret
+        return f"{field}{shown} is not a text in YAML; put it in quotes"
     if problem["type"] in ("path_type", "path_str"):
         return f"{field}={problem['input']!r} is not a path; write a text such as /shared/folder"
     message = problem["msg"].partition(" or instance of ")[0]

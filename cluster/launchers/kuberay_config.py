@@ -130,13 +130,13 @@ class KubeRay(SiteBlock):
             refuse_kubernetes_name("kuberay.volumes.claim", volume.claim)
             if not path.startswith("/") or ":" in path:
                 raise ValueError(
-                    f"kuberay.volumes.path={volume.path} is not an absolute path without colons; write it from / "
-                    "on"
+                    f"kuberay.volumes.path={volume.path} is not an absolute path without colons; write it "
+                    "from / on"
                 )
             if path in _OWN_PATHS or paths.count(path) > 1:
                 raise ValueError(
-                    f"kuberay.volumes.path={volume.path} has another volume already; choose another folder for "
-                    f"claim {volume.claim}"
+                    f"kuberay.volumes.path={volume.path} has another volume already; choose another folder "
+                    f"for claim {volume.claim}"
                 )
         return self
 

@@ -88,8 +88,8 @@ class RayJobs:
                 self._cancel_leftover(job.name)
                 if isinstance(error, RuntimeError):
                     raise UserError(
-                        f"jobs.address={self.address}: the server refuses the job ({one_line(error)}); correct "
-                        "the jobs block of the site"
+                        f"jobs.address={self.address}: the server refuses the job ({one_line(error)}); "
+                        "correct the jobs block of the site"
                     ) from error
                 raise
             return f"with a package of {package.stat().st_size / 1000:.0f} kB to {self.address}"

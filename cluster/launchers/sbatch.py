@@ -100,21 +100,17 @@ def _on_nodes(site: Site, folder: Path) -> str:
         return (
             'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\\n'
             # Since Slurm 22.05, srun does not take this from sbatch: Ray and all ranks could get one CPU.
-            f'    --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 bash "$folder/{NODE_SCRIPT}" &\n'
+            '    --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \\\n'
+            f'    bash "$folder/{NODE_SCRIPT}" &\n'
             "steps=$!"
         )
     if shlex.quote(str(folder)) != str(folder):
         raise UserError(
-            f"slurm.start_on_node: a shell on the node would split the path {folder}; set slurm.folder (or storage) "
-            "to one without spaces and special characters"
+            f"slurm.start_on_node: a shell on the node would split the path {folder}; set slurm.folder (or "
+            "storage) to one without spaces and special characters"
         )
     words = " ".join(_word(word) for word in site.slurm.start_on_node)
-    return (
-        "for host in $hosts; do\n"
-        f'    {words} bash "$folder/{NODE_SCRIPT}" &\n'
-        '    steps="$steps $!"\n'
-        "done"
-    )
+    return f'for host in $hosts; do\n    {words} bash "$folder/{NODE_SCRIPT}" &\n    steps="$steps $!"\ndone'
 
 
 def _word(word: str) -> str:

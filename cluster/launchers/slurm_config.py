@@ -17,7 +17,7 @@ _TIME = re.compile(
 )
 _EARLY_S = 60
 """Slurm may send the signal before a time limit this much earlier."""
-# The path of a socket has at most 107 bytes; Ray appends /session_<date>_<time>_<pid>/sockets/plasma_store, of 66.
+# The path of a socket has at most 107 bytes; Ray appends 66: /session_<date>_<time>_<pid>/sockets/plasma_...
 LONGEST_NODE_FOLDER = 107 - 66 - len("/vico-12345678-10/ray")
 _IN_JOB = "jobs have their own"
 _FIELDS_OF_OPTIONS = {
@@ -47,10 +47,10 @@ class Slurm(SiteBlock):
     qos: str | None = None
     """Quality of service (`--qos`); null: the default."""
     time_limit: str | None = None
-    """Longest duration of the job as Slurm writes it, in quotes, such as "12:00:00" or "2-00:00:00"; null: the
-    partition's. A run that needs longer is requeued and resumes."""
+    """Longest duration of the job as Slurm writes it, in quotes, such as "12:00:00" or "2-00:00:00"; null:
+    the partition's. A run that needs longer is requeued and resumes."""
     options: list[str] = Field([])
-    """More options of sbatch, one per line, such as `--constraint=h100`; none of those that jobs have already."""
+    """More options of sbatch, one per line, such as `--constraint=h100`; none that jobs have already."""
     setup: list[str] = Field([])
     """Shell lines that prepare the environment on a node, such as `module load cuda` and `source
     /shared/venv/bin/activate`."""
@@ -103,14 +103,14 @@ class Slurm(SiteBlock):
         seconds = _seconds(self.time_limit)
         if seconds is None:
             raise ValueError(
-                f"slurm.time_limit={self.time_limit!r} is not a time of Slurm; write HOURS:MINUTES:SECONDS or "
-                'DAYS-HOURS:MINUTES:SECONDS, such as "12:00:00"'
+                f"slurm.time_limit={self.time_limit!r} is not a time of Slurm; write HOURS:MINUTES:SECONDS "
+                'or DAYS-HOURS:MINUTES:SECONDS, such as "12:00:00"'
             )
         if 0 < seconds <= self.stop_before_end_s + _EARLY_S:  # 0: no limit
             raise ValueError(
                 f"slurm.time_limit={self.time_limit} ends before a run can work: the job would stop "
-                f"{self.stop_before_end_s} s earlier (slurm.stop_before_end_s), up to {_EARLY_S} s too soon, and "
-                "requeue itself; raise the limit"
+                f"{self.stop_before_end_s} s earlier (slurm.stop_before_end_s), up to {_EARLY_S} s too soon, "
+                "and requeue itself; raise the limit"
             )
         return self
 
@@ -122,8 +122,8 @@ class Slurm(SiteBlock):
                 raise ValueError(f"slurm.{field}={folder} is not an absolute path; write it from / on")
         if len(str(self.node_folder).encode(errors="replace")) > LONGEST_NODE_FOLDER:
             raise ValueError(
-                f"slurm.node_folder={self.node_folder}: the path is too long for Ray's sockets; give one of at "
-                f"most {LONGEST_NODE_FOLDER} bytes, such as /tmp"
+                f"slurm.node_folder={self.node_folder}: the path is too long for Ray's sockets; give one of "
+                f"at most {LONGEST_NODE_FOLDER} bytes, such as /tmp"
             )
         return self
 
@@ -149,7 +149,7 @@ class Slurm(SiteBlock):
 
 
 def _seconds(limit: str) -> int | None:
-    """Return the seconds of a time as Slurm reads it, such as "90" (minutes) or "1-12"; None if it is none."""
+    """Return the seconds of a time of Slurm, such as "90" (minutes) or "1-12"; None for any other text."""
     match = _TIME.fullmatch(limit)
     if match is None:
         return None

@@ -72,8 +72,8 @@ class NodeGroup(SiteBlock):
     def name_fits_ray_and_kubernetes(cls, name: str) -> str:
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
             raise ValueError(
-                f"nodes: name={name!r} is not a name of a group; use at most 40 lower-case letters, digits and "
-                "-, with a letter first"
+                f"nodes: name={name!r} is not a name of a group; use at most 40 lower-case letters, digits "
+                "and -, with a letter first"
             )
         return name
 

@@ -97,10 +97,12 @@ def refuse_driver_resources(driver: DriverResources) -> None:
     for name, quantity in driver.custom.items():
         if name in _OWN_FIELDS:
             raise ValueError(
-                f"jobs.driver.custom.{name}={quantity:g} is not a resource of its own kind; {_OWN_FIELDS[name]}"
+                f"jobs.driver.custom.{name}={quantity:g} is one of Ray's own resources; {_OWN_FIELDS[name]}"
             )
         if quantity <= 0:
-            raise ValueError(f"jobs.driver.custom.{name}={quantity:g} is not above 0; correct it, or leave it out")
+            raise ValueError(
+                f"jobs.driver.custom.{name}={quantity:g} is not above 0; correct it, or leave it out"
+            )
         _refuse_quantity(f"jobs.driver.custom.{name}", quantity)
 
 

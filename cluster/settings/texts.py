@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+_PATHS = ("storage", "work", "ray.temp_dir", "tracking.")
 _SEVERAL_LINES = ("environment.", "slurm.setup.", "kuberay.annotations.")
 _MAY_BE_EMPTY = (*_SEVERAL_LINES, "kuberay.labels.", "hook.command.")
 _PASSED_ON = re.compile(r"kuberay\.deletion_rules\.|(kuberay\.head|nodes\.\d+)\.(tolerations|selector)\.")
@@ -34,15 +35,16 @@ _OWN_VARIABLES_OF_SLURM = {
 """Variable -> why a site cannot set it."""
 
 
-def refuse_unusable_texts(settings: Mapping[str, Any]) -> None:
+def refuse_unusable_texts(kind: str, settings: Mapping[str, Any]) -> None:
     """Raise ValueError for a text with a line break or another control character, which would end a line of a
-    script, and for an empty one."""
+    script, and for an empty one. Only on Slurm are paths part of a script's lines."""
+    may_have_lines = _SEVERAL_LINES if kind == "slurm" else (*_SEVERAL_LINES, *_PATHS)
     for field, text in _texts(settings):
-        several_lines = field.startswith(_SEVERAL_LINES)
-        if _UNWRITABLE.search(text) or (not several_lines and _CONTROL.search(text)):
-            raise ValueError(f"{field}={text!r} has a line break or a control character; write it without")
+        shown = field if field.startswith("environment.") else f"{field}={text!r}"
+        if _UNWRITABLE.search(text) or (_CONTROL.search(text) and not field.startswith(may_have_lines)):
+            raise ValueError(f"{shown} has a line break or a control character; write it without")
         if not text.strip() and not field.startswith(_MAY_BE_EMPTY) and not _PASSED_ON.match(field):
-            raise ValueError(f"{field}={text!r} is empty; give a value, or leave {field} out")
+            raise ValueError(f"{shown} is empty; give a value, or leave {field} out")
 
 
 def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
@@ -88,8 +90,8 @@ def refuse_labels(field: str, labels: Mapping[str, str], *, are_annotations: boo
         prefix, slash, name = key.rpartition("/")
         if not _is_label_part(name) or (slash and not _SUBDOMAIN.fullmatch(prefix)):
             raise ValueError(
-                f"{field}: {key!r} is not a key of Kubernetes; write NAME or PREFIX/NAME with letters, digits, "
-                "-, _ and . in NAME, at most 63"
+                f"{field}: {key!r} is not a key of Kubernetes; write NAME or PREFIX/NAME, with at most 63 "
+                "letters, digits, -, _ and . in NAME"
             )
         if text and not are_annotations and not _is_label_part(text):
             raise ValueError(

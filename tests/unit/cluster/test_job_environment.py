@@ -26,7 +26,7 @@ from vico.errors import UserError
 
 ODD = {
     "ODD_WORDS": "two  words ",
-    "ODD_QUOTES": "it's \"quoted\" \\ `id`",
+    "ODD_QUOTES": 'it\'s "quoted" \\ `id`',
     "ODD_DOLLARS": "$HOME $(id) $$ ${X}",
     "ODD_LINES": "first\nsecond\tEND\n",
     "ODD_LETTERS": "naïve 日本 🙂",
@@ -100,9 +100,7 @@ env -0 > "{tmp_path}/env.txt"
 echo '{{"exit_code": 0}}' > ended.json"""
     code, output, folder = run_slurm_job(tmp_path, program, ray)
     assert code == 0, output
-    environment = dict(
-        line.split("=", 1) for line in (tmp_path / "env.txt").read_text().split("\0") if line
-    )
+    environment = dict(line.split("=", 1) for line in (tmp_path / "env.txt").read_text().split("\0") if line)
     assert odd_variables(environment) == ODD
     assert environment["SET_UP"] == "1"
     assert json.loads(environment["VICO_JOB"]) == JOB.submission

@@ -104,7 +104,9 @@ def test_a_server_that_breaks_off_or_refuses_is_one_line(broken_server):
             call(RayJobs(broken_server, site), "vico-x")
     submission = {"kind": "ray-jobs", "address": broken_server, "id": "vico-x"}
     assert job_status(submission).state == "unknown"
-    with pytest.raises(UserError, match=r"the server refuses the job \(.*no room for this job.*jobs block") as error:
+    with pytest.raises(
+        UserError, match=r"the server refuses the job \(.*no room for this job.*jobs block"
+    ) as error:
         RayJobs(broken_server, site).submit(Job("vico-x", ("run",)))
     assert "\n" not in str(error.value)
 

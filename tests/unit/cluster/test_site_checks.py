@@ -107,7 +107,10 @@ def test_other_sources_on_the_submitting_machine_are_named():
 
     assert _code([Here()], versions_here()).state == "ok"
     result = _code([Here()], {"vico": "0" * 64})
-    assert result.state == "failed" and "the submitting machine has vico 000000000000, the nodes" in result.detail
+    assert (
+        result.state == "failed"
+        and "the submitting machine has vico 000000000000, the nodes" in result.detail
+    )
 
 
 def test_results_go_through_the_log_of_a_job():
