@@ -15,6 +15,7 @@ The job starts Ray on all its nodes with `ray symmetric-run`. Its traps (Ray 2.6
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -83,8 +84,16 @@ def _options(job: Job, site: Site, folder: Path) -> list[str]:
         f"--signal=B:USR1@{slurm.stop_before_end_s}",
         "--open-mode=append",
         f"--output={shlex.quote(str(folder / DRIVER_LOG).replace('%', '%%'))}",
-        *slurm.options,
+        *map(_one_word, slurm.options),
     ]
+
+
+def _one_word(option: str) -> str:
+    """Return an option with quotes around a value that sbatch would split; one with quotes stays as it is."""
+    name, equals, value = option.partition("=")
+    if not re.search(r"[\s#]", value) or re.search(r"['\"\\]", value):
+        return option
+    return f"{name}{equals}{shlex.quote(value)}"
 
 
 def _setup(site: Site) -> str:

@@ -66,7 +66,7 @@ def run_slurm_job(tmp_path: Path, program: Callable[[str, str], Path], ray: str)
         nodes=[{"name": "gpu", "cpus": 2}],
         environment=ODD,
         jobs={"python": str(python)},
-        slurm={"node_folder": "/tmp", "setup": ["export SET_UP=1"]},
+        slurm={"setup": ["export SET_UP=1"], "options": ["--comment=two words", "-C 'a b'", "--x=1"]},
     )
     jobs = SlurmJobs(tmp_path / FOLDER, site)
     path = f"{python.parent}:{os.environ['PATH']}"
@@ -108,6 +108,11 @@ echo '{{"exit_code": 0}}' > ended.json"""
     words = (tmp_path / "words.txt").read_text().split("\0")[:-1]
     assert words[-4:] == list(JOB.arguments)
     assert f"--marker={folder / MARKER}" in words
+    script = (folder / "job.sh").read_text()
+    options = [
+        word for line in re.findall("^#SBATCH (.*)$", script, re.MULTILINE) for word in shlex.split(line)
+    ]
+    assert options[-4:] == ["--comment=two words", "-C", "a b", "--x=1"]
     (directive,) = re.findall(r"^#SBATCH (--output=.*)$", (folder / "job.sh").read_text(), re.MULTILINE)
     assert shlex.split(directive) == [f"--output={str(folder / DRIVER_LOG).replace('%', '%%')}"]
 
