@@ -195,6 +195,9 @@ def test_a_job_that_waits_shows_slurms_reason_and_a_cancelled_one_leaves_nothing
     try:
         submitted = project.answer("submit", project.config, *project.site)
         run = submitted["run"]
+        shown = project.slurm("scontrol", "show", "job")
+        log = project.folder / "runs" / "jobs" / submitted["submission"]["id"] / "job.log"
+        assert f"StdOut={log}\n".replace("%", "%%") in shown, shown
         code, out, err = project.vico("logs", "-f", run, *project.site, "--start-timeout", 10)
         assert code == 0, err
         assert "is PENDING (" in out and "it did not start within 10 s" in out
