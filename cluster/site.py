@@ -30,10 +30,12 @@ from cluster.settings.blocks import (
 )
 from cluster.settings.rules import (
     num_places,
+    refuse_driver_resources,
     refuse_settings_without_effect,
     refuse_small_local_ray,
     refuse_unfit_nodes,
 )
+from cluster.settings.texts import refuse_unusable_texts, refuse_variables
 from cluster.sqlite_uris import sqlite_uri
 from cluster.train_settings import TrainSettings
 
@@ -75,6 +77,8 @@ class Site(SiteBlock):
     @classmethod
     def storage_may_be_an_address(cls, settings: Any, handler: ModelWrapValidatorHandler[Site]) -> Site:
         address = str(settings.get("storage") or "").rstrip("/") if isinstance(settings, dict) else ""
+        if isinstance(settings, dict) and settings.get("storage") == "":
+            raise ValueError("storage='' is empty; give a folder, or leave storage out")
         if "://" not in address:
             site = handler(settings)
             if isinstance(settings, dict) and site.work is not None:
@@ -133,6 +137,9 @@ class Site(SiteBlock):
 
     @model_validator(mode="after")
     def settings_fit_the_kind(self) -> Site:
+        refuse_unusable_texts(self.kind, self.model_dump())
+        refuse_variables(self.kind, self.environment)
+        refuse_driver_resources(self.jobs.driver)
         refuse_settings_without_effect(self.kind, self)
         refuse_unfit_nodes(self.kind, self.nodes, self.resources)
         if self.kind == "local":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -116,10 +117,17 @@ def _problem(problem: ErrorDetails) -> str:
         return f"{field} is not a field of a site; {_known_name(location)}"
     if problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
-    message = problem["msg"][:1].lower() + problem["msg"][1:]
     if problem["type"] == "missing":
         return f"{field} is missing; add it to the site file"
-    return f"{field}={one_line(repr(problem['input']), max_chars=60)}: {message}; change it in the site file"
+    if problem["type"] == "string_type" and isinstance(problem["input"], int | float | date):
+        shown = "" if field.startswith("environment.") else f"={problem['input']}"  # may be a secret
+        return f"{field}{shown} is not a text in YAML; put it in quotes"
+    shown = one_line(repr(problem["input"]), max_chars=60)
+    if problem["type"] in ("path_type", "path_str"):
+        return f"{field}={shown} is not a path; write a text such as /shared/folder"
+    message = problem["msg"].partition(" or instance of ")[0]
+    message = message[:1].lower() + message[1:]
+    return f"{field}={shown}: {message}; change it in the site file"
 
 
 def _known_name(location: tuple[str, ...]) -> str:

@@ -48,7 +48,7 @@ class Build:
                 self._run(text)
                 steps += 1
             elif name == "COPY":
-                self._copy(*shlex.split(text))
+                self.copy(*shlex.split(text))
             elif name == "ENV":
                 pairs = (pair.partition("=") for pair in shlex.split(text))
                 self.environment |= {key: self._expanded(value) for key, _, value in pairs}
@@ -66,12 +66,14 @@ class Build:
     def _expanded(self, text: str) -> str:
         return re.sub(r"\$(\w+)", lambda match: self.environment.get(match[1], ""), text)
 
-    def _copy(self, *paths: str) -> None:
+    def copy(self, *paths: str) -> None:
+        """Copy files and folders of the context as COPY does; the last path is the target."""
         *sources, target = paths
         for source in sources:
             destination = self.root / target.lstrip("/")
             if (self.context / source).is_dir():
-                shutil.copytree(self.context / source, destination, dirs_exist_ok=True)
+                # Docker keeps links: those in pipeline/starter lead to folders that are copied beside it.
+                shutil.copytree(self.context / source, destination, symlinks=True, dirs_exist_ok=True)
             else:
                 destination.mkdir(parents=True, exist_ok=True)
                 shutil.copy(self.context / source, destination)

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import yaml
 
+from cluster.launchers.kuberay_config import JOB_LABEL
 from cluster.launchers.kubernetes_api import answer_reason, connected, explained
 from cluster.launchers.launcher import Job, JobState, JobStatus
-from cluster.launchers.rayjob import JOB_LABEL, config_map, ray_job
+from cluster.launchers.rayjob import config_map, ray_job
 from cluster.site import Site
 from vico.errors import UserError, one_line
 

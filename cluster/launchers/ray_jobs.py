@@ -82,29 +82,43 @@ class RayJobs:
                 **self._resources(),
             }
             try:
-                self._submit(options)
-            except BaseException:
+                with self._faults():
+                    self._submit(options)
+            except BaseException as error:
                 self._cancel_leftover(job.name)
+                if isinstance(error, RuntimeError):
+                    raise UserError(
+                        f"jobs.address={self.address}: the server refuses the job ({one_line(error)}); "
+                        "correct the jobs block of the site"
+                    ) from error
                 raise
             return f"with a package of {package.stat().st_size / 1000:.0f} kB to {self.address}"
 
     def status(self, name: str) -> JobStatus:
         try:
-            details = self._client().get_job_info(name)
+            with self._faults():
+                details = self._client().get_job_info(name)
         except RuntimeError as error:
             return JobStatus("unknown", f"{self.address} does not know job {name}: {one_line(error)}")
         return JobStatus(STATES[details.status.value], last_line(details.message or ""))
 
     def logs(self, name: str) -> str:
         try:
-            return self._client().get_job_logs(name)
+            with self._faults():
+                return self._client().get_job_logs(name)
         except RuntimeError as error:
             return f"{self.address} has no log of job {name}: {one_line(error)}"
 
     def cancel(self, name: str) -> bool:
         if self.status(name).state not in ("pending", "running"):
             return False
-        return self._client().stop_job(name)
+        try:
+            with self._faults():
+                return self._client().stop_job(name)
+        except RuntimeError as error:
+            raise UserError(
+                f"RUN: {self.address} does not stop job {name}: {one_line(error)}; try again"
+            ) from error
 
     def _runtime_env(self, job: Job) -> dict[str, Any]:
         return {
@@ -141,7 +155,7 @@ class RayJobs:
         """Stop a job whose submission was interrupted after the server had it."""
         try:
             self.cancel(name)
-        except (UserError, RuntimeError) as error:
+        except UserError as error:
             logging.getLogger(__name__).warning("job %s may be left on %s: %s", name, self.address, error)
 
     def _client(self) -> JobSubmissionClient:
@@ -156,30 +170,41 @@ class RayJobs:
                 f"jobs.address={self.address} is not the address of a Ray Jobs server; "
                 "write it as http://HOST:8265"
             )
-        no_answer = UserError(
-            f"jobs.address={self.address}: no Ray Jobs server answers there; "
-            "start one with `ray start --head`, or correct jobs.address in the site file"
-        )
         try:
             port = parts.port or (443 if parts.scheme == "https" else 80)
             socket.create_connection((parts.hostname, port), timeout=10).close()
         except (OSError, ValueError) as error:
-            raise no_answer from error
-        from ray.exceptions import AuthenticationError
+            raise self._no_answer() from error
         from ray.job_submission import JobSubmissionClient
 
         logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # it logs every upload
 
         try:
-            with pinned_address(self.address):
+            with self._faults(), pinned_address(self.address):
                 return JobSubmissionClient(self.address)
+        except RuntimeError as error:
+            raise self._no_answer() from error
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Raise a refused token, and a server that goes away, as UserError."""
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
         except AuthenticationError as error:
             raise UserError(
                 f"jobs.address={self.address}: the server refuses our token; give its token in "
                 "RAY_AUTH_TOKEN or in ~/.ray/auth_token, with RAY_AUTH_MODE=token"
             ) from error
-        except (ConnectionError, RuntimeError) as error:
-            raise no_answer from error
+        except OSError as error:  # errors of `requests` are among them
+            raise self._no_answer() from error
+
+    def _no_answer(self) -> UserError:
+        return UserError(
+            f"jobs.address={self.address}: no Ray Jobs server answers there; "
+            "start one with `ray start --head`, or correct jobs.address in the site file"
+        )
 
 
 @contextmanager

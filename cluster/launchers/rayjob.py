@@ -17,15 +17,13 @@ from typing import Any
 import yaml
 
 from cluster.launchers.archive import write_package_to
+from cluster.launchers.kuberay_config import JOB_LABEL, JOB_MOUNT, NAME_LABEL, QUEUE_LABEL
 from cluster.launchers.launcher import Job
 from cluster.settings.blocks import NodeGroup
 from cluster.site import Site
 from vico.errors import UserError
 
-MOUNT, PACKAGE = "/mnt/vico-job", "package.zip"
-"""Folder of every pod that has the job's package."""
-JOB_LABEL = "vico-job"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PACKAGE = "package.zip"
 MAX_NAME_CHARS = 47
 _CONFIG_MAP_BYTES = 1 << 20
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
@@ -91,7 +89,7 @@ def ray_job(job: Job, site: Site) -> dict[str, Any]:
 
 
 def _runtime_env(job: Job, site: Site) -> str:
-    content = {"working_dir": f"file://{MOUNT}/{PACKAGE}", "env_vars": job.environment()}
+    content = {"working_dir": f"file://{JOB_MOUNT}/{PACKAGE}", "env_vars": job.environment()}
     return yaml.safe_dump(content, sort_keys=False, width=1000)
 
 
@@ -180,7 +178,7 @@ def _container(
     kuberay = site.kuberay
     mounts: list[dict[str, Any]] = [
         {"name": "shared-memory", "mountPath": "/dev/shm"},
-        {"name": "job", "mountPath": MOUNT, "readOnly": True},
+        {"name": "job", "mountPath": JOB_MOUNT, "readOnly": True},
     ]
     mounts += [
         {"name": f"claim-{number}", "mountPath": volume.path, "readOnly": volume.read_only}
@@ -188,7 +186,11 @@ def _container(
     ]
     optional = {
         "ports": ports,
-        "env": [{"name": variable, "value": text} for variable, text in site.environment.items()],
+        # Kubernetes reads $(NAME) as another variable, and $$ as $.
+        "env": [
+            {"name": variable, "value": text.replace("$", "$$")}
+            for variable, text in site.environment.items()
+        ],
         "envFrom": [{"secretRef": {"name": secret}} for secret in kuberay.secrets],
     }
     container = {
@@ -213,7 +215,7 @@ def _metadata(job: Job, site: Site) -> dict[str, Any]:
 
 
 def _labels(job: Job, site: Site) -> dict[str, str]:
-    return {"app.kubernetes.io/name": "vico", JOB_LABEL: job.name, **site.kuberay.labels}
+    return {NAME_LABEL: "vico", JOB_LABEL: job.name, **site.kuberay.labels}
 
 
 def _gib(gib: float) -> str:

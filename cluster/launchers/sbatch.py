@@ -8,18 +8,21 @@ The job starts Ray on all its nodes with `ray symmetric-run`. Its traps (Ray 2.6
 - It refuses to start beside another Ray, and ends with a `ray stop` for all of the user's Rays: jobs are
   `--exclusive`.
 - It exits with 0 when `ray start` failed: success is the marker that the driver's process writes.
+- It looks at RAY_ADDRESS of the environment that sbatch passes on: the scripts unset it.
 - SIGTERM kills it without a word to the driver: the batch script signals the driver itself.
 - It looks for the cluster in Ray's default folder: `RAY_TMPDIR` moves that, and not `--temp-dir`.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
 from cluster.launchers.launcher import Job
 from cluster.launchers.shared_folder import DRIVER_LOG, MARKER, PID_FILE
 from cluster.site import Site
+from vico.errors import UserError
 
 BATCH_SCRIPT, NODE_SCRIPT = "job.sh", "node.sh"
 
@@ -32,7 +35,7 @@ def batch_script(job: Job, site: Site, folder: Path) -> str:
         folder=shlex.quote(str(folder)),
         setup=_setup(site),
         interface=shlex.quote(site.slurm.interface or ""),
-        on_nodes=_on_nodes(site),
+        on_nodes=_on_nodes(site, folder),
         requeue="1" if site.slurm.requeue else "",
         marker=MARKER,
         pid_file=PID_FILE,
@@ -80,31 +83,43 @@ def _options(job: Job, site: Site, folder: Path) -> list[str]:
         "--requeue" if slurm.requeue else "--no-requeue",
         f"--signal=B:USR1@{slurm.stop_before_end_s}",
         "--open-mode=append",
-        f"--output={str(folder / DRIVER_LOG).replace('%', '%%')}",
-        *slurm.options,
+        f"--output={shlex.quote(str(folder / DRIVER_LOG).replace('%', '%%'))}",
+        *map(_one_word, slurm.options),
     ]
+
+
+def _one_word(option: str) -> str:
+    """Return an option with quotes around a value that sbatch would split; one with quotes stays as it is."""
+    name, equals, value = option.partition("=")
+    if not re.search(r"[\s#]", value) or re.search(r"['\"\\]", value):
+        return option
+    return f"{name}{equals}{shlex.quote(value)}"
 
 
 def _setup(site: Site) -> str:
     return "\n".join(site.slurm.setup) or ":"
 
 
-def _on_nodes(site: Site) -> str:
-    """Return the shell lines that run node.sh on every node in the background."""
+def _on_nodes(site: Site, folder: Path) -> str:
+    """Return the shell lines that run node.sh on every node in the background.
+
+    Raises UserError if the shell that ssh starts would split the folder's name.
+    """
     if not site.slurm.start_on_node:
         return (
             'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\\n'
-            f'    --kill-on-bad-exit=1 bash "$folder/{NODE_SCRIPT}" &\n'
+            # Since Slurm 22.05, srun does not take this from sbatch: Ray and all ranks could get one CPU.
+            '    --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \\\n'
+            f'    bash "$folder/{NODE_SCRIPT}" &\n'
             "steps=$!"
         )
+    if shlex.quote(str(folder)) != str(folder):
+        raise UserError(
+            f"slurm.start_on_node: a shell on the node would split the path {folder}; set slurm.folder (or "
+            "storage) to one without spaces and special characters"
+        )
     words = " ".join(_word(word) for word in site.slurm.start_on_node)
-    return (
-        "steps=\n"
-        "for host in $hosts; do\n"
-        f'    {words} bash "$folder/{NODE_SCRIPT}" &\n'
-        '    steps="$steps $!"\n'
-        "done"
-    )
+    return f'for host in $hosts; do\n    {words} bash "$folder/{NODE_SCRIPT}" &\n    steps="$steps $!"\ndone'
 
 
 def _word(word: str) -> str:
@@ -141,11 +156,12 @@ rm -f {marker} {pid_file}
 echo "$(date '+%F %T') job $SLURM_JOB_ID, start ${{SLURM_RESTART_COUNT:-0}}: head $head, nodes" $hosts
 
 # USR1 comes from Slurm before the time limit, TERM from `vico cancel`. Both let the driver publish a
-# checkpoint first; after USR1 the job is requeued and resumes.
-again=
+# checkpoint first; after USR1 the job is requeued and resumes. Without a driver, Ray's start is stopped.
+again= steps=
 stop() {{
     echo "$(date '+%F %T') $1: the driver is stopped"
-    [ ! -s {pid_file} ] || kill -TERM "$(cat {pid_file})" 2> /dev/null || kill $steps
+    [ -n "$steps" ] || exit 143
+    {{ [ -s {pid_file} ] && kill -TERM "$(cat {pid_file})" 2> /dev/null; }} || kill $steps
 }}
 trap 'again={requeue}; stop USR1' USR1
 trap 'stop TERM' TERM
@@ -173,6 +189,7 @@ set -u
 folder={folder}
 cd "$folder" || exit 1
 {setup}
+unset RAY_ADDRESS
 . ./job.env || exit 1
 {exports}
 python=$(command -v {python}) || {{

@@ -46,20 +46,17 @@ class SlurmJobs(FolderJobs):
 
     def render(self, job: Job) -> str:
         folder = self.folder / job.name
-        files = {
-            BATCH_SCRIPT: batch_script(job, self.site, folder),
-            NODE_SCRIPT: node_script(job, self.site, folder),
-            **job.files,
-        }
+        files = {**self._scripts(job), **job.files}
         parts = [f"# {folder / name}\n{text.rstrip()}" for name, text in files.items()]
         return "\n\n".join([f"# sbatch {shlex.quote(str(folder / BATCH_SCRIPT))}", *parts])
 
     def submit(self, job: Job) -> str:
         folder = self.folder / job.name
+        scripts = self._scripts(job)
         write_job_folder(folder, job, with_sources=self.site.jobs.code == "archive")
-        (folder / NODE_SCRIPT).write_text(node_script(job, self.site, folder), encoding="utf-8")
+        for name, text in scripts.items():
+            (folder / name).write_text(text, encoding="utf-8")
         script = folder / BATCH_SCRIPT
-        script.write_text(batch_script(job, self.site, folder), encoding="utf-8")
         try:
             answer = _call(["sbatch", "--parsable", str(script)])
         except BaseException:
@@ -105,6 +102,13 @@ class SlurmJobs(FolderJobs):
         if answer.returncode:
             raise UserError(f"RUN: Slurm does not cancel job {name}: {one_line(answer.stderr)}; try again")
         return True
+
+    def _scripts(self, job: Job) -> dict[str, str]:
+        folder = self.folder / job.name
+        return {
+            BATCH_SCRIPT: batch_script(job, self.site, folder),
+            NODE_SCRIPT: node_script(job, self.site, folder),
+        }
 
     def _status(self, name: str, number: str, state: str, reason: str) -> JobStatus:
         """Return the status for a state of Slurm, such as "PENDING" with the reason "Resources"."""

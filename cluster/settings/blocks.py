@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Kind = Literal["local", "ray", "kuberay", "slurm"]
 GROUP_RESOURCE = "vico_"
@@ -51,20 +52,30 @@ class RaySettings(SiteBlock):
 class NodeGroup(SiteBlock):
     """Nodes of one kind: those of the cluster, or those to ask KubeRay or Slurm for."""
 
-    name: str = Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
-    """Name of the group, to which `resources.nodes` refers."""
+    name: str
+    """Name of the group, to which `resources.nodes` refers: lower-case letters, digits and -."""
     count: int = Field(1, ge=1)
     """Number of nodes."""
     cpus: int = Field(ge=1)
     """CPUs per node."""
     gpus: int = Field(0, ge=0)
     """GPUs per node."""
-    memory_gib: float | None = Field(None, gt=0)
+    memory_gib: float | None = Field(None, ge=0.5)
     """Host memory per node in GiB; null: what the scheduler gives. KubeRay needs it."""
     selector: dict[str, str] = {}
     """KubeRay: labels that a node must have (`nodeSelector`)."""
     tolerations: list[dict[str, Any]] = []
     """KubeRay: taints that the pods accept, passed on as they are."""
+
+    @field_validator("name")
+    @classmethod
+    def name_fits_ray_and_kubernetes(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
+            raise ValueError(
+                f"nodes: name={name!r} is not a name of a group; use at most 40 lower-case letters, digits "
+                "and -, with a letter first"
+            )
+        return name
 
     @property
     def resource(self) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from cluster.settings.blocks import NodeGroup, Resources
+from cluster.settings.blocks import DriverResources, NodeGroup, Resources
+from cluster.settings.texts import refuse_labels
 
 _KINDS = {
     "jobs.address": ("ray",),
@@ -20,6 +21,14 @@ _KINDS = {
     "jobs.driver.memory_gib": ("ray",),
 }
 """Field -> the kinds of site that read it."""
+_OWN_FIELDS = {
+    "CPU": "set jobs.driver.cpus",
+    "GPU": "the driver uses no GPU",
+    "memory": "set jobs.driver.memory_gib",
+    "object_store_memory": "leave it out",
+}
+"""Ray's own resources -> what to do instead of listing them among the others."""
+_LEAST_QUANTITY = 0.0001
 
 
 def refuse_settings_without_effect(kind: str, site: BaseModel) -> None:
@@ -57,7 +66,10 @@ def refuse_unfit_nodes(kind: str, nodes: list[NodeGroup], resources: Resources) 
         )
     if kind == "kuberay" and not nodes:
         raise ValueError("nodes is empty; list the worker groups of the RayJob")
+    for group in nodes:
+        refuse_labels(f"nodes: selector of group {group.name}", group.selector)
     for prefix, own in (("", resources), *own_resources(resources)):
+        _refuse_quantity(f"resources.{prefix}gpus_per_worker", own.gpus_per_worker)
         if own.nodes is not None and nodes and own.nodes not in names:
             raise ValueError(
                 f"resources.{prefix}nodes={own.nodes} is not a group in nodes; known: {', '.join(names)}"
@@ -77,6 +89,30 @@ def refuse_small_local_ray(num_cpus: int, resources: Resources) -> None:
                     f"{count * threads} CPUs, more than ray.num_cpus={num_cpus}; "
                     f"lower resources.{prefix}{name} or raise ray.num_cpus"
                 )
+
+
+def refuse_driver_resources(driver: DriverResources) -> None:
+    """Raise ValueError for resources of the driver that Ray refuses when the job is submitted."""
+    _refuse_quantity("jobs.driver.cpus", driver.cpus)
+    for name, quantity in driver.custom.items():
+        if name in _OWN_FIELDS:
+            raise ValueError(
+                f"jobs.driver.custom.{name}={quantity:g} is one of Ray's own resources; {_OWN_FIELDS[name]}"
+            )
+        if quantity <= 0:
+            raise ValueError(
+                f"jobs.driver.custom.{name}={quantity:g} is not above 0; correct it, or leave it out"
+            )
+        _refuse_quantity(f"jobs.driver.custom.{name}", quantity)
+
+
+def _refuse_quantity(field: str, quantity: float) -> None:
+    """Raise ValueError for what Ray does not reserve: 1.5 of something, or less than a 10,000th."""
+    if (quantity > 1 and quantity != int(quantity)) or 0 < quantity < _LEAST_QUANTITY:
+        raise ValueError(
+            f"{field}={quantity:g} cannot be reserved in Ray; give a whole number, or a share between "
+            f"{_LEAST_QUANTITY} and 1"
+        )
 
 
 def own_resources(resources: Resources) -> list[tuple[str, Resources]]:

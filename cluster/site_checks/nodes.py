@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vico.errors import one_line
 
 cloudpickle.register_pickle_by_value(in_node)
 cloudpickle.register_pickle_by_value(in_worker)
+_COMPARED = ("ray", "python", "torch")
 _ANSWER_TIMEOUT_S = 120.0
 _MIN_FREE = 1 << 30
 _MAX_CLOCK_OFFSET_S = 1.0
@@ -56,8 +57,8 @@ def nodes_of_cluster() -> list[Node]:
     return sorted(nodes, key=lambda node: (node.address, node.id))
 
 
-def check_nodes(site: Site) -> list[CheckResult]:
-    """Return the results of all checks that ask each node."""
+def check_nodes(site: Site, submitter: Mapping[str, str] | None = None) -> list[CheckResult]:
+    """Return the results of all checks that ask each node; `submitter`: see `check_site`."""
     nodes = nodes_of_cluster()
     facts: dict[str, dict[str, Any]] = {}
     silent = []
@@ -74,8 +75,8 @@ def check_nodes(site: Site) -> list[CheckResult]:
     answering = [node for node in nodes if node.id in facts]
     return [
         *results,
-        _versions(answering, facts),
-        _code(answering),
+        _versions(answering, facts, submitter or {}),
+        _code(answering, submitter or {}),
         _promised(site, answering, facts),
         _storage(site, answering),
         _clocks(answering),
@@ -83,9 +84,17 @@ def check_nodes(site: Site) -> list[CheckResult]:
     ]
 
 
-def _versions(nodes: list[Node], facts: dict[str, dict[str, Any]]) -> CheckResult:
+def versions_here() -> dict[str, str]:
+    """Return what the submitting machine has, for `check_site` in a job."""
     here = in_node.facts("/")
-    names = ("ray", "python", "torch")
+    return {**{name: here[name] for name in _COMPARED}, "vico": driver_code()["digest"]}
+
+
+def _versions(
+    nodes: list[Node], facts: dict[str, dict[str, Any]], submitter: Mapping[str, str]
+) -> CheckResult:
+    here = in_node.facts("/")
+    names = _COMPARED
     differing = [
         f"{node.address} has {name} {facts[node.id][name]}, here it is {here[name]}"
         for node in nodes
@@ -94,10 +103,26 @@ def _versions(nodes: list[Node], facts: dict[str, dict[str, Any]]) -> CheckResul
     ]
     if differing:
         return failed("versions", _listed(differing), "install the same versions on all nodes and here")
+    others = [
+        f"the submitting machine has {name} {submitter[name]}, the nodes have {here[name]}"
+        for name in names
+        if name in submitter and _compared(name, submitter[name]) != _compared(name, here[name])
+    ]
+    if others:
+        remedy = "install the nodes' versions on the submitting machine, or ours in jobs.python's environment"
+        return failed("versions", _listed(others), remedy)
     return passed("versions", ", ".join(f"{name} {here[name]}" for name in names))
 
 
-def _code(nodes: list[Node]) -> CheckResult:
+def _compared(name: str, version: str) -> str:
+    """Return the part of a version that submitting machine and nodes must share: builds of torch for CPUs and
+    for CUDA work together, and so do releases of one Python."""
+    if name == "python":
+        return version.rpartition(".")[0]
+    return version.partition("+")[0]
+
+
+def _code(nodes: list[Node], submitter: Mapping[str, str]) -> CheckResult:
     """Compare the digest of vico's sources, and say where nodes import them from."""
     ours, differing, places = driver_code(), list[str](), set[str]()
     for node in nodes:
@@ -112,6 +137,10 @@ def _code(nodes: list[Node]) -> CheckResult:
     if differing:
         remedy = "install the same version there, or use a folder that all nodes see (jobs.code: archive)"
         return failed("code", f"other code than here: {_listed(differing)}", remedy)
+    if submitter.get("vico", ours["digest"]) != ours["digest"]:
+        detail = f"the submitting machine has vico {submitter['vico'][:12]}, the nodes {ours['digest'][:12]}"
+        remedy = "install the same version there, or send the sources of this machine (jobs.code: archive)"
+        return failed("code", f"{detail} from {', '.join(sorted(places))}", remedy)
     return passed("code", f"vico {ours['digest'][:12]} from {', '.join(sorted(places))}")
 
 

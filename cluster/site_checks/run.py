@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import ray
@@ -20,8 +21,11 @@ from vico.errors import UserError, one_line
 _MLFLOW_TIMEOUT_S = 20
 
 
-def check_site(site: Site) -> list[CheckResult]:
-    """Return the results of all checks. Never raises for what is wrong with the site."""
+def check_site(site: Site, submitter: Mapping[str, str] | None = None) -> list[CheckResult]:
+    """Return the results of all checks. Never raises for what is wrong with the site.
+
+    In a job, `submitter` has the versions of the machine that submitted it, see `versions_here`.
+    """
     address = os.environ.get("RAY_ADDRESS") or site.ray.address
     with ExitStack() as stack:
         try:
@@ -33,7 +37,7 @@ def check_site(site: Site) -> list[CheckResult]:
         except UserError as error:
             return [failed("cluster", str(error), "see the message"), check_mlflow(site)]
         where = f"Ray at {address}" if address else "a local Ray"
-        checks = [passed("cluster", f"{where} answers"), *check_nodes(site), check_mlflow(site)]
+        checks = [passed("cluster", f"{where} answers"), *check_nodes(site, submitter), check_mlflow(site)]
         return [*checks, check_all_reduce(site)]
 
 

@@ -32,9 +32,9 @@ def check(
 
     opened_site = site_of(site, storage)
     if in_job:
-        from cluster.site_checks.run import check_site
+        from pipeline.submission.site_check import results_in_job
 
-        results = check_site(opened_site)
+        results = results_in_job(opened_site)
         terminal().lines(log_line(results))
         return
     from pipeline.submission.site_check import site_results

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 import yaml
 
@@ -18,6 +21,8 @@ from pipeline.submission.submit import SITE_FILE, code_files, new_submission, re
 from vico.errors import UserError, last_line
 
 _POLL_S = 2.0
+VERSIONS_FILE = "submitted/versions.json"
+"""Versions of the submitting machine, beside the site that the job reads."""
 
 
 def site_results(
@@ -45,6 +50,15 @@ def site_results(
     return [*results, *_results_of_job(site, launcher, timeout_s, say)]
 
 
+def results_in_job(site: Site) -> list[CheckResult]:
+    """Return the results of the checks from inside the job, whose folder has the submitting machine's
+    versions."""
+    from cluster.site_checks.run import check_site
+
+    file = Path(VERSIONS_FILE)
+    return check_site(site, json.loads(file.read_text(encoding="utf-8")) if file.exists() else None)
+
+
 def _needs_job(site: Site) -> bool:
     return site.kind in ("kuberay", "slurm") or (site.kind == "ray" and site.ray.address is None)
 
@@ -61,7 +75,10 @@ def _results_of_job(
     site: Site, launcher: Launcher, timeout_s: float, say: Callable[[str], None]
 ) -> list[CheckResult]:
     """Submit a job that checks the site from inside, and return what it found."""
+    from cluster.site_checks.nodes import versions_here
+
     files = {SITE_FILE: yaml.safe_dump(site.in_job().as_given(), sort_keys=False, allow_unicode=True)}
+    files[VERSIONS_FILE] = json.dumps(versions_here())
     if site.jobs.code == "archive":
         files |= code_files()
     name = f"vico-check-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -71,9 +88,16 @@ def _results_of_job(
     except UserError as error:
         return [failed("scheduler", str(error), "see the message")]
     try:
-        return _awaited(launcher, name, timeout_s, say)
-    finally:
-        launcher.cancel(name)  # also after Ctrl-C; nothing is left running
+        results = _awaited(launcher, name, timeout_s, say)
+    except BaseException:  # also Ctrl-C: nothing is left running
+        with suppress(UserError):
+            launcher.cancel(name)
+        raise
+    try:
+        launcher.cancel(name)
+    except UserError as error:
+        results.append(failed("job", f"job {name} may be left: {error}", "cancel it by its scheduler"))
+    return results
 
 
 def _awaited(

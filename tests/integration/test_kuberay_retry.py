@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.launchers.rayjob import MOUNT, PACKAGE
+from cluster.launchers.kuberay_config import JOB_MOUNT
+from cluster.launchers.rayjob import PACKAGE
 from tests.hosts import Host, hosts, needs_hosts
 from tests.integration.demo_pipeline import answer, finished, model_files, vico, wait_until, write_pipeline
 from tests.kubernetes.api_server import Cluster, kubernetes_cluster
@@ -31,7 +32,7 @@ NAMES = ("head1", "work1", "head2", "work2")
 def machines(tmp_path) -> Iterator[dict[str, Host]]:
     folder = tmp_path / "machines"
     folder.mkdir()
-    with hosts(NAMES, folder, private={name: [Path(MOUNT).parent] for name in NAMES}) as machines:
+    with hosts(NAMES, folder, private={name: [Path(JOB_MOUNT).parent] for name in NAMES}) as machines:
         yield machines
 
 
@@ -52,15 +53,15 @@ class RayCluster:
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RAY_raylet_start_wait_time_s": "180",  # busy machines
-            "RAY_TMPDIR": str(Path(MOUNT).parent),  # each host's own, as in pods
+            "RAY_TMPDIR": str(Path(JOB_MOUNT).parent),  # each host's own, as in pods
             "RAY_AUTH_MODE": spec["authOptions"]["mode"],
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
         self.environment.pop("RAY_ADDRESS", None)
         self.environment.pop("PYTHONPATH", None)
         for host in (head, worker):
-            host.run("mkdir", "-p", MOUNT, check=True)
-            host.run("cp", package, f"{MOUNT}/{PACKAGE}", check=True)
+            host.run("mkdir", "-p", JOB_MOUNT, check=True)
+            host.run("cp", package, f"{JOB_MOUNT}/{PACKAGE}", check=True)
         self._start(head, f"--head --port=6379 --node-ip-address={head.address}", spec["headGroupSpec"])
         self._start(worker, f"--address={head.address}:6379", spec["workerGroupSpecs"][0], "--num-cpus=2")
 

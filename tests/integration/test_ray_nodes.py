@@ -3,12 +3,14 @@
 The checks of a site are each made to fail once.
 """
 
+import importlib.metadata
 import json
 import os
 import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,27 +177,41 @@ def test_a_site_that_lacks_something_fails_its_check(nodes, site, settings, chec
     assert results[check].state == "failed" and detail in results[check].detail, results
 
 
-def test_a_node_with_other_versions_or_other_code_is_named(nodes, site, tmp_path):
-    """Other files are mounted over a module and over torch's metadata on one host."""
-    import importlib.metadata
-
+@contextmanager
+def other_torch_on(host: Host, folder: Path) -> Iterator[None]:
+    """Let torch have another version on one host: another file is mounted over its metadata."""
     (metadata,) = (
         file.locate() for file in importlib.metadata.files("torch") or () if file.name == "METADATA"
     )
-    other_torch, other_module = tmp_path / "METADATA", tmp_path / "project.py"
     text = Path(metadata).read_text()
-    other_torch.write_text(text.replace(f"Version: {importlib.metadata.version('torch')}", "Version: 1.0"))
-    module = ROOT / "cluster" / "project.py"
+    other = folder / "METADATA"
+    other.write_text(text.replace(f"Version: {importlib.metadata.version('torch')}", "Version: 1.0"))
+    with mounted(host, other, Path(metadata)):
+        yield
+
+
+@contextmanager
+def mounted(host: Host, other: Path, path: Path) -> Iterator[None]:
+    host.run("mount", "--bind", other, path, check=True)
+    try:
+        yield
+    finally:
+        host.run("umount", path, check=True)
+
+
+def test_other_versions_on_the_submitting_machine_are_named(nodes, site, tmp_path):
+    with other_torch_on(nodes.machines["client"], tmp_path):
+        results = nodes.checks("client", site())
+    assert results["versions"].detail.startswith("the submitting machine has torch 1.0, the nodes have ")
+    assert results["code"].state == "ok"
+
+
+def test_a_node_with_other_versions_or_other_code_is_named(nodes, site, tmp_path):
+    module, other_module = ROOT / "cluster" / "project.py", tmp_path / "project.py"
     other_module.write_text(module.read_text() + "# edited\n")
     host = nodes.machines["w1"]
-    mounts = ((other_torch, metadata), (other_module, module))
-    for other, path in mounts:
-        host.run("mount", "--bind", other, path, check=True)
-    try:
+    with other_torch_on(host, tmp_path), mounted(host, other_module, module):
         results = nodes.checks("head", site(jobs={}, ray={"address": nodes.address}))
-    finally:
-        for _, path in mounts:
-            host.run("umount", path, check=True)
     assert results["versions"].detail.startswith(f"{host.address} has torch 1.0, here it is")
     assert results["code"].detail.startswith(f"other code than here: {host.address} imports vico from {ROOT}")
 

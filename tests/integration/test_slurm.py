@@ -1,4 +1,7 @@
-"""A real Slurm of two nodes on one machine: submit, follow, requeue mid-training, resume, cancel."""
+"""A real Slurm of two nodes on one machine: submit, follow, requeue mid-training, resume, cancel.
+
+Each start of a job costs about a minute here: Ray on two hosts, then the ranks.
+"""
 
 import json
 import os
@@ -6,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +82,48 @@ class Project:
 
     def start_at_once(self, number: str) -> None:
         """Take the two minutes back that Slurm lets a requeued job wait."""
-        wait_until(lambda: "PENDING" in self.slurm("squeue", "-h", "--format=%T", f"--jobs={number}"), 100)
+
+        def is_pending() -> bool:
+            return self.slurm("squeue", "-h", "--format=%T", f"--jobs={number}") == "PENDING"
+
+        wait_until(is_pending, 200)
         self.slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+    def steps(self) -> int:
+        """Return the number of the last step that the training has logged."""
+        lines = [
+            line
+            for path in self.folder.glob("runs/consistency/*/attempts/*/metrics.jsonl")
+            for line in path.read_text().splitlines()
+        ]
+        return max((json.loads(line).get("step", 0) for line in lines), default=0)
+
+    def wait_until(self, condition: Callable[[], object], timeout_s: float) -> None:
+        """Wait for a condition; fail when the time is up, or when no job is left that could fulfil it."""
+
+        def holds() -> object:
+            if condition():
+                return True
+            assert self.slurm("squeue", "-h"), "the job has ended"
+            time.sleep(0.5)
+            return False
+
+        wait_until(holds, timeout_s)
+
+    @contextmanager
+    def logs_of_failure(self, *processes: subprocess.Popen[str]) -> Iterator[None]:
+        """Print what the jobs and the stages wrote if the body fails; end the processes then."""
+        try:
+            yield
+        except BaseException:
+            for process in processes:
+                process.kill()
+                print("\n".join(process.communicate()))
+            print(self.login.run("scontrol", "show", "job").stdout)
+            for path in sorted(self.folder.glob("runs/**/*.log")):
+                print(f"==== {path}\n{path.read_text(errors='replace')[-6000:]}")
+            self.login.run("scancel", "--full", "--state=RUNNING,PENDING,SUSPENDED")
+            raise
 
     def stage(self, run: str, name: str) -> dict[str, Any]:
         stages = self.answer("status", run, *self.site)["stages"]
@@ -95,58 +140,52 @@ def cluster() -> Iterator[dict[str, Host]]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture
-def project(tmp_path, cluster) -> Project:
-    path = write_pipeline(tmp_path)
+def small_project(folder: Path, login: Host) -> Project:
+    folder.mkdir()
+    path = write_pipeline(folder)
     pipeline = yaml.safe_load(path.read_text())
-    pipeline["consistency"] |= {"epochs": 30, "max_steps": 40}
+    pipeline["inputs"]["records"]["num_samples"] = 64
+    pipeline["consistency"] |= {"epochs": 30, "max_steps": 40, "validate_every_steps": 20}
     path.write_text(yaml.safe_dump(pipeline))
-    project = Project(tmp_path, cluster["login"])
+    project = Project(folder, login)
     project.write_site()
     return project
 
 
-def steps(project: Project) -> int:
-    """Return the number of the last step that the training has logged."""
-    lines = [
-        line
-        for path in project.folder.glob("runs/consistency/*/attempts/*/metrics.jsonl")
-        for line in path.read_text().splitlines()
-    ]
-    return max((json.loads(line).get("step", 0) for line in lines), default=0)
+@pytest.fixture
+def project(tmp_path, cluster) -> Project:
+    """A project in a folder whose name must be quoted in scripts and in directives of sbatch."""
+    return small_project(tmp_path / "it's 100% of $HOME", cluster["login"])
 
 
-def test_a_requeued_run_ends_with_the_weights_of_an_undisturbed_one(project, tmp_path):
+def test_a_requeued_run_ends_with_the_weights_of_an_undisturbed_one(project):
     """All stages. Stopped as before a time limit, which publishes a checkpoint, and then killed by a plain
     requeue."""
     submitted = project.answer("submit", project.config, *project.site)
     run, job = submitted["run"], submitted["submission"]["id"]
     following = project.start("logs", "-f", run, *project.site)
     log = project.folder / "runs" / "jobs" / job / "job.log"
-    try:
-        wait_until(lambda: steps(project) >= 4, 400)
+    with project.logs_of_failure(following):
+        project.wait_until(lambda: project.steps() >= 4, 600)
         number = project.slurm("squeue", "-h", f"--name={job}", "--format=%i")
         project.slurm("scancel", "--batch", "--signal=USR1", number)
-        wait_until(lambda: "requeued; the run resumes" in log.read_text(), 200)
+        project.wait_until(lambda: "requeued; the run resumes" in log.read_text(), 200)
         project.start_at_once(number)
-        before = steps(project)
-        wait_until(lambda: steps(project) >= before + 4, 400)
+        before = project.steps()
+        project.wait_until(lambda: project.steps() >= before + 4, 600)
         project.slurm("scontrol", "requeue", number)
         project.start_at_once(number)
         code, out, err = finished(following, timeout_s=900)
-    except BaseException:
-        print(log.read_text())
-        following.kill()
-        raise
     assert code == 0, err
     assert "consistency: resumes" in out or "attempt 2" in out
     assert f"run {run}: done" in out, (out, log.read_text())
     assert project.stage(run, "consistency")["attempt"] == 3
 
-    alone = answer("run", project.config, "--site", tmp_path / "site.yaml", "--storage", tmp_path / "alone")
+    folder = project.folder
+    alone = answer("run", project.config, "--site", folder / "site.yaml", "--storage", folder / "alone")
     assert alone["state"] == "done"
     for stage in ("consistency", "router", "export"):
-        weights = [model_files(tmp_path / storage, stage) for storage in ("runs", "alone")]
+        weights = [model_files(folder / storage, stage) for storage in ("runs", "alone")]
         assert weights[0] and weights[0] == weights[1], stage
     assert project.slurm("squeue", "-h") == ""
 
@@ -156,6 +195,9 @@ def test_a_job_that_waits_shows_slurms_reason_and_a_cancelled_one_leaves_nothing
     try:
         submitted = project.answer("submit", project.config, *project.site)
         run = submitted["run"]
+        shown = project.slurm("scontrol", "show", "job")
+        log = project.folder / "runs" / "jobs" / submitted["submission"]["id"] / "job.log"
+        assert f"StdOut={log}\n".replace("%", "%%") in shown, shown
         code, out, err = project.vico("logs", "-f", run, *project.site, "--start-timeout", 10)
         assert code == 0, err
         assert "is PENDING (" in out and "it did not start within 10 s" in out
@@ -172,14 +214,16 @@ def test_a_job_that_waits_shows_slurms_reason_and_a_cancelled_one_leaves_nothing
 
 
 @pytest.mark.skipif(shutil.which("sshd", path="/usr/sbin") is None, reason="needs openssh-server")
-def test_a_job_without_srun_is_cancelled_with_a_checkpoint(project, cluster):
+def test_a_job_without_srun_is_cancelled_with_a_checkpoint(tmp_path, cluster):
     """Nodes are started through a real ssh."""
+    project = small_project(tmp_path / "plain", cluster["login"])
     project.write_site(start_on_node=["ssh", "-F", str(ssh_config(project.folder, cluster)), "{host}"])
     submitted = project.answer("submit", project.config, *project.site, "--until", "consistency")
     run, job = submitted["run"], submitted["submission"]["id"]
-    wait_until(lambda: steps(project) >= 2, 400)
-    code, out, err = project.vico("cancel", run, *project.site)
-    assert code == 0 and "is cancelled" in out, err
+    with project.logs_of_failure():
+        project.wait_until(lambda: project.steps() >= 2, 600)
+        code, out, err = project.vico("cancel", run, *project.site)
+        assert code == 0 and "is cancelled" in out, err
     log = (project.folder / "runs" / "jobs" / job / "job.log").read_text()
     assert "the ranks end their step and publish a checkpoint" in log
     assert project.slurm("squeue", "-h") == ""

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ import yaml
 
 from cluster.launchers.by_kind import launcher_of, launcher_of_submission
 from cluster.launchers.kuberay import KubeRayJobs
+from cluster.launchers.kuberay_config import JOB_MOUNT
 from cluster.launchers.launcher import Job
-from cluster.launchers.rayjob import MOUNT, ray_job
+from cluster.launchers.rayjob import ray_job
 from cluster.site import Site
 from cluster.site_files import SITES_FOLDER, load_site
 from tests.kubernetes.api_server import FORBIDDEN, Cluster, check_ray_job, kubernetes_cluster
@@ -125,7 +127,7 @@ def test_the_package_is_mounted_where_the_runtime_environment_looks(cluster, sit
     launcher_of(site()).submit(JOB)
     job = cluster.read("vico", "rayjobs", JOB.name)
     runtime_env = yaml.safe_load(job["spec"]["runtimeEnvYAML"])
-    assert runtime_env["working_dir"] == f"file://{MOUNT}/package.zip"
+    assert runtime_env["working_dir"] == f"file://{JOB_MOUNT}/package.zip"
     files = cluster.read("vico", "configmaps", JOB.name)
     with zipfile.ZipFile(io.BytesIO(base64.b64decode(files["binaryData"]["package.zip"]))) as archive:
         assert {"pipeline/cli.py", "c.yaml"} <= set(archive.namelist())
@@ -136,7 +138,7 @@ def test_the_package_is_mounted_where_the_runtime_environment_looks(cluster, sit
         spec = group["template"]["spec"]
         assert {"name": "job", "configMap": {"name": JOB.name}} in spec["volumes"]
         (container,) = spec["containers"]
-        assert {"name": "job", "mountPath": MOUNT, "readOnly": True} in container["volumeMounts"]
+        assert {"name": "job", "mountPath": JOB_MOUNT, "readOnly": True} in container["volumeMounts"]
         assert {"name": "shared-memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
         assert container["envFrom"] == [{"secretRef": {"name": "s3-credentials"}}]
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]
@@ -189,6 +191,26 @@ def test_every_manifest_is_valid_by_kuberays_schema(site, kuberay):
         ({"queue": "q", "shutdown_after_finish": False}, "KubeRay suspends none"),
         ({"submission_mode": "SidecarMode", "submitter_backoff_limit": 3}, "has no effect with"),
         ({"submission_mode": "InteractiveMode"}, "kuberay.submission_mode"),
+        ({"image": ""}, "kuberay.image='' is empty"),
+        ({"image": "my image"}, "kuberay.image='my image' has a space"),
+        ({"ray_version": "latest"}, "kuberay.ray_version='latest' is not a version"),
+        ({"namespace": "My_NS"}, "kuberay.namespace='My_NS' is not a name of Kubernetes"),
+        ({"namespace": "a.b"}, "kuberay.namespace='a.b' is not a name of Kubernetes"),
+        ({"secrets": ["S3_Keys"]}, "kuberay.secrets='S3_Keys' is not a name of Kubernetes"),
+        ({"service_account": "a b"}, "kuberay.service_account='a b' is not"),
+        ({"image_pull_secrets": ["x" * 254]}, "at most 253 characters"),
+        ({"volumes": [{"claim": "A", "path": "/x"}]}, "kuberay.volumes.claim='A' is not"),
+        ({"volumes": [{"claim": "a", "path": "x"}]}, "kuberay.volumes.path=x is not an absolute path"),
+        ({"volumes": [{"claim": "a", "path": "/dev/shm/"}]}, "has another volume already"),
+        ({"volumes": [{"claim": "a", "path": "/x"}, {"claim": "b", "path": "/x/"}]}, "has another volume"),
+        ({"labels": {"vico-job": "x"}}, "kuberay.labels.vico-job=x is set by vico; leave it out"),
+        ({"labels": {"kueue.x-k8s.io/queue-name": "q"}}, "is set by vico; set kuberay.queue"),
+        ({"labels": {"team": "a b"}}, "kuberay.labels.team='a b' is not a value of a label"),
+        ({"labels": {"a b": "x"}}, "kuberay.labels: 'a b' is not a key of Kubernetes"),
+        ({"annotations": {"a b": "x"}}, "kuberay.annotations: 'a b' is not a key"),
+        ({"head": {"selector": {"pool": "x" * 64}}}, "is not a value of a label"),
+        ({"queue": "My Queue"}, "kuberay.queue='My Queue' is not a value of a label"),
+        ({"backoff_limit": 1 << 31}, "kuberay.backoff_limit=2147483648: input should be less than or equal"),
     ],
 )
 def test_settings_that_kuberay_would_refuse_are_refused_in_the_site(tmp_path, kuberay, message):
@@ -196,8 +218,16 @@ def test_settings_that_kuberay_would_refuse_are_refused_in_the_site(tmp_path, ku
     settings["kuberay"] |= kuberay
     path = tmp_path / "site.yaml"
     path.write_text(yaml.safe_dump(settings))
-    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         load_site(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_selector_that_kubernetes_refuses_is_refused_in_the_site(site):
+    settings = site().model_dump()
+    settings["nodes"][1]["selector"] = {"nvidia.com/gpu.product": "H100 80GB"}
+    with pytest.raises(ValueError, match=r"nodes: selector of group gpu\.nvidia.*='H100 80GB' is not"):
+        Site.model_validate(settings)
 
 
 def test_an_invalid_manifest_is_refused_by_the_server_and_leaves_nothing(cluster, site):
@@ -252,4 +282,4 @@ def test_the_manifest_file_can_be_read_by_kubectl(site):
     """The text of --print starts with a YAML document."""
     text = launcher_of(site()).render(JOB).split("\n\n# ConfigMap")[0]
     assert yaml.safe_load(text)["kind"] == "RayJob"
-    assert Path(MOUNT).is_absolute()
+    assert Path(JOB_MOUNT).is_absolute()

@@ -1,15 +1,23 @@
 """The package for a Ray Jobs server, and the errors about a server that does not answer."""
 
+import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
 from cluster.launchers.archive import write_package
+from cluster.launchers.launcher import Job
 from cluster.launchers.ray_jobs import ADDRESS_VARIABLE, RayJobs, pinned_address
+from cluster.site import Site
 from cluster.sources.in_worker import PACKAGES
+from pipeline.running.jobs import job_status
 from tests.ports import free_port
 from vico.errors import UserError
 
@@ -53,6 +61,53 @@ def test_a_server_that_does_not_answer_is_named():
     assert str(error.value).startswith(
         f"jobs.address=http://127.0.0.1:{port}: no Ray Jobs server answers there"
     )
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def broken_server() -> Iterator[str]:
+    """Yield the address of a server that answers as Ray's does when it is asked for its version, breaks the
+    connection when it is asked for a job, and has an error for each submission."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/api/version":
+                version = {"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "s"}
+                self._answer(200, json.dumps(version).encode())
+            elif "/packages/" in self.path:
+                self._answer(200, b"{}")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(500, b"Traceback: no room for this job")
+
+        def _answer(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_that_breaks_off_or_refuses_is_one_line(broken_server):
+    site = Site(kind="ray", jobs={"address": broken_server})
+    for call in (RayJobs.status, RayJobs.logs, RayJobs.cancel):
+        with pytest.raises(UserError, match="no Ray Jobs server answers there"):
+            call(RayJobs(broken_server, site), "vico-x")
+    submission = {"kind": "ray-jobs", "address": broken_server, "id": "vico-x"}
+    assert job_status(submission).state == "unknown"
+    with pytest.raises(
+        UserError, match=r"the server refuses the job \(.*no room for this job.*jobs block"
+    ) as error:
+        RayJobs(broken_server, site).submit(Job("vico-x", ("run",)))
     assert "\n" not in str(error.value)
 
 

@@ -13,19 +13,6 @@ from cluster.site_files import SITES_FOLDER, load_site
 from vico.errors import UserError
 
 
-@pytest.fixture
-def site_file(tmp_path, monkeypatch) -> Callable[..., Site]:
-    """Return a function that writes a site file and loads it."""
-    monkeypatch.chdir(tmp_path)
-
-    def load(text: str, **options: str) -> Site:
-        path = tmp_path / "here.yaml"
-        path.write_text(text)
-        return load_site(path, **options)
-
-    return load
-
-
 def test_local_site_file_shows_the_defaults():
     """An installed package has no sites folder; it must behave as the file that the checkout shows."""
     shown = load_site(SITES_FOLDER / "local.yaml")
@@ -96,6 +83,15 @@ def test_tracking_uri_defaults_to_sqlite_in_the_storage_folder(site_file, tmp_pa
         ("resources: {x: 1}", "known here: workers, actors"),
         ("quality: 1", "known here: name, .*, hook; keys of stages belong in the pipeline file"),
         ("nodes: [{name: a}]", r"nodes\.0\.cpus is missing; add it to the site file"),
+        ("environment: {A: 1}", "environment.A is not a text in YAML; put it in quotes"),
+        ("environment: {A B: x}", "environment: 'A B' is not the name of a variable; use letters"),
+        ('environment: {A: "x\\0"}', "environment.A has a line break or a control character"),
+        ("environment: {RAY_ADDRESS: x}", "environment.RAY_ADDRESS would have no effect with kind: local"),
+        ("environment: {PYTHONUNBUFFERED: '0'}", "environment.PYTHONUNBUFFERED would have no effect"),
+        ('name: "a\\nb"', r"name='a\\nb' has a line break"),
+        ("storage: ''", "storage='' is empty; give a folder"),
+        ("storage: 5", "storage=5 is not a path; write a text"),
+        ("jobs: {address: ''}", "jobs.address='' is empty; give a value, or leave jobs.address out"),
         ("resources: {workers: two}", "resources.workers='two': input should be a valid integer"),
         ("resources: {workers: 0}", "resources.workers=0: input should be greater than or equal to 1"),
         ("train: {memory: {zero_stage: 4}}", "train.memory.zero_stage=4: input should be 1, 2 or 3"),
@@ -199,72 +195,6 @@ def test_a_storage_that_cannot_work_is_refused_in_one_line(tmp_path, text, messa
     with pytest.raises(UserError) as error:
         load_site(str(path))
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-GROUP = "nodes: [{name: gpu, count: 2, cpus: 8, gpus: 4, memory_gib: 64}]"
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        (
-            "kind: local\nray: {address: auto}",
-            "ray.address=auto has no effect with kind: local; set kind: ray",
-        ),
-        (
-            "kind: slurm\njobs: {address: 'http://h:1'}",
-            "jobs.address=http://h:1 has no effect with kind: slurm",
-        ),
-        ("slurm: {partition: gpu}", "slurm has no effect with kind: local; set kind: slurm"),
-        ("kuberay: {image: i}", "kuberay has no effect with kind: local; set kind: kuberay"),
-        ("kind: slurm", "nodes has 0 groups; a Slurm job takes nodes of one size"),
-        ("kind: kuberay", "nodes is empty; list the worker groups"),
-        ("kind: kuberay\nnodes: [{name: a, cpus: 4}]", "group a has no memory_gib"),
-        (
-            f"kind: slurm\n{GROUP}\nresources: {{gpus_per_worker: 8}}",
-            "needs 1 CPUs and 8 GPUs, more than any",
-        ),
-        (f"kind: slurm\n{GROUP}\nresources: {{workers: 9, gpus_per_worker: 1}}", "which take 8; lower it"),
-        (
-            f"kind: slurm\n{GROUP}\nresources: {{stages: {{ratio: {{threads_per_worker: 9}}}}}}",
-            "resources.stages.ratio.threads_per_worker=9",
-        ),
-        (
-            f"kind: slurm\n{GROUP}\nresources: {{nodes: cpu}}",
-            "resources.nodes=cpu is not a group in nodes; known",
-        ),
-        ("kind: slurm\nslurm: {start_on_node: [ssh]}\n" + GROUP, "names no node; write {host} in its place"),
-        (
-            "kind: slurm\nslurm: {options: [constraint=x]}\n" + GROUP,
-            "'constraint=x' is not an option of sbatch",
-        ),
-        ("kind: slurm\nslurm: {time_limit: 12 hours}\n" + GROUP, "slurm.time_limit='12 hours'"),
-        ("kind: laptop", "kind='laptop'"),
-        ("jobs: {driver: {cpus: 1}}", "jobs.driver has no effect with kind: local; set kind: ray"),
-    ],
-)
-def test_settings_that_a_kind_ignores_and_nodes_that_do_not_fit_are_refused(site_file, text, message):
-    with pytest.raises(UserError) as error:
-        site_file(text)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_without_kind_has_the_one_of_its_addresses(site_file):
-    assert site_file("storage: a").kind == "local"
-    assert site_file("ray: {address: auto}").kind == "ray"
-    assert site_file("jobs: {address: 'http://host:8265'}").kind == "ray"
-
-
-def test_a_stage_has_its_own_resources(site_file):
-    site = site_file(
-        f"kind: slurm\n{GROUP}\nresources:\n  workers: 8\n  gpus_per_worker: 1\n  nodes: gpu\n"
-        "  stages: {shard: {tasks: 16, gpus_per_worker: 0}, ratio: {actors: 16, gpus_per_worker: 0.5}}"
-    )
-    assert site.for_stage("shard").resources.per_process == {"CPU": 1, "vico_gpu": 0.001}
-    assert site.for_stage("shard").resources.tasks == 16
-    assert site.for_stage("ratio").resources.per_process == {"CPU": 1, "GPU": 0.5, "vico_gpu": 0.001}
-    assert site.for_stage("router").resources.per_process == {"CPU": 1, "GPU": 1, "vico_gpu": 0.001}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.site import Site
 from cluster.site_checks import in_node
-from cluster.site_checks.nodes import _clocks
+from cluster.site_checks.nodes import Node, _clocks, _code, _versions, versions_here
 from cluster.site_checks.report import failed, log_line, passed, results_in_log
 from cluster.site_checks.run import check_mlflow
 from tests.ports import free_port
@@ -76,6 +76,41 @@ def test_a_clock_that_is_off_is_named(offset, state):
     assert result.state == state
     if state == "failed":
         assert result.detail == f"the clock of 10.0.0.2 is off by {offset:+.1f} s"
+
+
+@pytest.mark.parametrize(
+    "differences, detail",
+    [
+        ({}, None),
+        ({"torch": "{torch}+cu128"}, None),
+        ({"ray": "2.1.0"}, "the submitting machine has ray 2.1.0, the nodes have {ray}"),
+        ({"torch": "1.0.0"}, "the submitting machine has torch 1.0.0, the nodes have {torch}"),
+        ({"python": "3.9.1"}, "the submitting machine has python 3.9.1, the nodes have {python}"),
+    ],
+)
+def test_versions_of_the_submitting_machine_are_compared_with_those_of_the_nodes(differences, detail):
+    here = versions_here()
+    plain = {**here, "torch": here["torch"].partition("+")[0]}
+    submitter = {**here, **{name: text.format(**plain) for name, text in differences.items()}}
+    node = Node("id", "10.0.0.1", {})
+    result = _versions([node], {"id": in_node.facts("/")}, submitter)
+    assert result.state == ("ok" if detail is None else "failed")
+    assert detail is None or (result.detail == detail.format(**here) and result.remedy)
+
+
+def test_other_sources_on_the_submitting_machine_are_named():
+    class Here:
+        address = "10.0.0.1"
+
+        def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+            return function(*arguments)
+
+    assert _code([Here()], versions_here()).state == "ok"
+    result = _code([Here()], {"vico": "0" * 64})
+    assert (
+        result.state == "failed"
+        and "the submitting machine has vico 000000000000, the nodes" in result.detail
+    )
 
 
 def test_results_go_through_the_log_of_a_job():
