@@ -1,7 +1,6 @@
 """Site files: the one in the repository, and the message about a wrong one."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
