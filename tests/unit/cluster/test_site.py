@@ -119,11 +119,11 @@ def test_wrong_site_gives_one_line_with_field_and_remedy(site_file, text, messag
 
 def test_all_faults_of_a_site_are_reported_together(site_file, tmp_path):
     with pytest.raises(UserError) as error:
-        site_file("nam: here\nresources: {workers: -4, actor: 4, gpus_per_worker: x}\nray: {num_cpus: 0}")
+        site_file("owner: here\nresources: {workers: -4, actor: 4, gpus_per_worker: x}\nray: {num_cpus: 0}")
     lines = str(error.value).splitlines()
     fields = {re.match(rf"{tmp_path}/here.yaml: ([\w.]+)", line)[1] for line in lines}
     assert fields == {
-        "nam",
+        "owner",
         "ray.num_cpus",
         "resources.actor",
         "resources.gpus_per_worker",
