@@ -11,7 +11,8 @@ from pipeline.planning.estimates import stage_estimates
 from pipeline.planning.remedies import Limits
 from pipeline.planning.request import RunRequest, open_pipeline
 from pipeline.planning.shard_contents import TrainSize, train_size
-from pipeline.planning.training_estimate import pack_tokens, training_estimate
+from pipeline.planning.training_estimate import training_estimate
+from pipeline.planning.training_shape import pack_tokens
 from stages.consistency.config import ConsistencyConfig
 from tests.finished_runs import finished_stage
 from tests.record_tars import write_shard_folder
@@ -123,7 +124,7 @@ def test_the_time_of_a_training_is_known_with_its_shards_and_speed(model, tmp_pa
     site = Site(name="test", storage=tmp_path, ray={"address": "auto"}, resources=resources, train=train)
 
     def estimated(size, **changes):
-        return training_estimate(config.model_copy(update=changes), sizes, site, 3, train=size)
+        return training_estimate(config.model_copy(update=changes), sizes, site, 3, LIMITS, train=size)
 
     unknown = estimated(None)
     assert (unknown.num_updates, unknown.seconds) == (None, None)
