@@ -4,8 +4,9 @@
 `name` (folder of the stage), `attempt`, `zero_stage`, `dtype`; `fused` (AdamW as on CUDA); `site` (blocks of
 the site's `train` settings); `stop_after` a step (as a kill would end it); `nan_at`, `nan_gradient_at` or
 `hang_at` a step, on `rank`; `sleep_s` per pack; `validate_every` so many steps, each written to
-`validated-<rank>.txt` with the attempt; `tamper`: changes to the metadata of the last checkpoint, with `probe_loss` as a factor;
-`seconds_per_step`: for each rank, by how much the loop's clock advances with every step.
+`validated-<rank>.txt` with the attempt; `tamper`: changes to the metadata of the last checkpoint, with
+`probe_loss` as a factor; `seconds_per_step`: for each rank, by how much the loop's clock advances with every
+step.
 """
 
 import json
