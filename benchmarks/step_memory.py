@@ -133,6 +133,7 @@ def engine_of(task: ConsistencyTask, setting: Setting) -> Iterator[Engine]:
 
 def peak_bytes(profiler: profile) -> int:
     """Return the most bytes that were allocated during the counted update since the profiler started."""
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     update = next(event for event in events if event.name() == _COUNTED)
     begin, end = update.start_ns(), update.start_ns() + update.duration_ns()

@@ -181,7 +181,8 @@ def _ranks_settings(training: Training, ranks: int) -> list[str]:
 def _packs(training: Training) -> tuple[list[_Pack], list[_Pack]]:
     """Return the present pack and smaller ones that every sample fits into, and still smaller ones."""
     config, full = training.config, training.sizes.full_tokens
-    packs, small = [_Pack(config, ())], []
+    packs = [_Pack(config, ())]
+    small: list[_Pack] = []
     sample_tokens = min(training.limits.sample_tokens, config.reference_tokens_per_pack)
     parts = 2
     while config.reference_tokens_per_pack // parts >= _SMALLEST_PACK:

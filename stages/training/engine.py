@@ -6,7 +6,7 @@ trained.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
@@ -96,7 +96,7 @@ class Engine:
         self.phases = Phases()
         self._rates = [group.rate for group in groups]
         # DeepSpeed has an AdamW of its own for states in host memory, where torch's would be slow.
-        adamw = DeepSpeedCPUAdam
+        adamw: Callable[..., torch.optim.Optimizer] = DeepSpeedCPUAdam
         if settings.offload == "none":
             adamw = partial(torch.optim.AdamW, fused=True if settings.fused else None)
         optimizer = adamw(

@@ -5,8 +5,8 @@
 the site's `train` settings); `stop_after` a step (as a kill would end it); `nan_at`, `nan_gradient_at` or
 `hang_at` a step, on `rank`; `sleep_s` per pack; `validate_every` so many steps, each written to
 `validated-<rank>.txt` with the attempt; `tamper`: changes to the metadata of the last checkpoint, with
-`probe_loss` as a factor;
-`seconds_per_step`: for each rank, by how much the loop's clock advances with every step.
+`probe_loss` as a factor; `seconds_per_step`: for each rank, by how much the loop's clock advances with every
+step.
 """
 
 import json
