@@ -82,6 +82,7 @@ def nodes(tmp_path_factory) -> Iterator[RayNodes]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_raylet_start_wait_time_s": "180",  # busy machines
+        "RAY_worker_niceness": "0",  # 15 by default
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "2000",
         "RAY_health_check_failure_threshold": "10",

@@ -65,7 +65,9 @@ class Project:
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start the command line on the login node."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        # Jobs get this environment from sbatch. Ray's workers have niceness 15 by default, and starve on a
+        # busy machine.
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
         command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return self.login.start(*command, env=environment, **pipes)
