@@ -46,10 +46,11 @@ def model_fingerprint(folder: Path, cache: DigestCache) -> str:
 def tokenizer_fingerprint(folder: Path, cache: DigestCache) -> str:
     """Return a digest of what decides a sample's tokens and tiles: tokenizer files, prompt template, sizes
     and limits of the tiling."""
-    from vico.model_files import tokenizer_files
+    from vico.model_files import check_weights_folder, tokenizer_files
     from vico.settings import load_settings
     from vico.special_tokens import TEMPLATE
 
+    check_weights_folder(folder, "inputs.model")
     settings = asdict(load_settings(folder))
     names = ("tile_size", "tokens_full", "image_token_id", "min_tiles", "max_tiles", "use_thumbnail")
     return digest(
