@@ -128,7 +128,7 @@ STAGES = {
     "label": "9f13054d05fb9cd0",
     "router": "9acaf775e40a8a47",
     "evaluate": "71677e8a770ed8c5",
-    "export": "3c598f0efb1df23e",
+    "export": "3b964a375bee96e1",
 }
 
 
@@ -140,7 +140,7 @@ WITH_JOINT = {
     "joint_label": "bf249ddacc4f66bc",
     "joint_router": "fdc955b89fdfdb34",
     "evaluate": "83583009898558cb",
-    "export": "c73a0ff9cbd26aa5",
+    "export": "da16605f0df0f118",
 }
 
 
