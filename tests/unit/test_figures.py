@@ -98,7 +98,6 @@ def test_the_rows_of_both_runs_among_experiments_are_those_of_the_kept_runs(name
     assert (tiles, calib, test) == kept
 
 
-@pytest.mark.xfail(reason="due for both runs: python -m examples.routing_by_kind", strict=True)
 @pytest.mark.parametrize("name", make_figures.RUNS)
 def test_the_kinds_of_tiles_are_by_the_routers_of_the_kept_runs(name):
     text = (ROOT / "docs" / "router.md").read_text(encoding="utf-8")
