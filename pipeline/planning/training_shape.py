@@ -54,9 +54,9 @@ def _exchange(config: ConsistencyConfig, sizes: ModelSizes, site: Site) -> Gradi
 
 
 def _number(value: Any, default: int) -> int:
-    """Return a number of the site's DeepSpeed keys, which may be a text such as 5e8; the default otherwise.
+    """Return a number of the site's DeepSpeed keys, which may be a text such as 5e8.
 
-    DeepSpeed reports what is no number.
+    Any other value gives the default here; DeepSpeed itself refuses it when the training starts.
     """
     try:
         return int(float(value))

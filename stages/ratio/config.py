@@ -65,7 +65,7 @@ class RatioConfig(StageConfig):
         if self.max_test_samples is not None and "test" not in self.splits:
             raise ValueError(
                 f"max_test_samples={self.max_test_samples} has no effect with "
-                f"splits={','.join(self.splits)}; leave it out, or add test to splits"
+                f"splits={','.join(self.splits)}; set it to null, or add test to splits"
             )
         if self.isolation != "random":
             for field in ("masks", "compress_share", "ridge"):

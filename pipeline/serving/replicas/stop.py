@@ -26,7 +26,7 @@ def stop_signals() -> Iterator[None]:
         signal.signal(number, stop)
     try:
         yield
-    except KeyboardInterrupt as error:  # Ray's calls raise a plain one in the place of ours
+    except KeyboardInterrupt as error:  # inside a call of Ray, ours arrives as a plain one
         if received and not isinstance(error, Interrupted):
             raise Interrupted(signal.Signals(received[0]).name) from error
         raise

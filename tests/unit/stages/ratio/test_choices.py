@@ -179,7 +179,9 @@ def test_test_samples_have_a_budget_of_their_own(tmp_path):
     assert notes == ["takes 4 of 20 test samples (max_test_samples=4; 0 takes all)"]
     assert len(few) == 4 and set(few) < set(rows(2, max_samples=9))  # part of a larger choice
     assert [len(rows(split, max_samples=9, max_test_samples=0)) for split in range(3)] == [9, 9, 20]
-    with pytest.raises(ValueError, match="max_test_samples=4 has no effect with splits=train,calib; leave"):
+    with pytest.raises(
+        ValueError, match="max_test_samples=4 has no effect with splits=train,calib; set it to null"
+    ):
         RatioConfig(seed=1, splits=("train", "calib"), max_test_samples=4)
 
 
