@@ -1,4 +1,4 @@
-"""`vico serve --replicas` on a Ray cluster that outlives its servers: kills, `serve shutdown`, two of them."""
+"""`vico serve --replicas` on a Ray that outlives its servers: kills, `serve shutdown`, two servers."""
 
 import os
 import re
