@@ -13,7 +13,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.process_environment import process_environment
 from cluster.site import Site
 from cluster.site_checks import rank
-from cluster.site_checks.report import CheckResult, failed, passed
+from cluster.site_checks.nodes import nodes_of_cluster, num_fitting
+from cluster.site_checks.report import CheckResult, failed, passed, skipped
 from vico.errors import last_line, one_line
 
 cloudpickle.register_pickle_by_value(rank)
@@ -25,6 +26,9 @@ def check_all_reduce(site: Site) -> CheckResult:
     """Return whether the ranks of a training can sum a tensor, and how fast."""
     resources = max(site.resources.every, key=lambda own: (own.gpus_per_worker, own.workers))
     backend = "nccl" if resources.gpus_per_worker else "gloo"
+    room = num_fitting(nodes_of_cluster(), resources.per_process)
+    if room < resources.workers:
+        return skipped("all-reduce", f"{room} of {resources.workers} processes fit on the nodes")
     environment = {**process_environment(resources), **site.environment}
     group = placement_group([resources.per_process] * resources.workers, strategy="PACK")
     try:

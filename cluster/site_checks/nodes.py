@@ -57,6 +57,13 @@ def nodes_of_cluster() -> list[Node]:
     return sorted(nodes, key=lambda node: (node.address, node.id))
 
 
+def num_fitting(nodes: list[Node], needs: Mapping[str, float]) -> int:
+    """Return how many processes with these needs fit on the nodes when nothing else runs there."""
+    return sum(
+        int(min(node.resources.get(name, 0) / need for name, need in needs.items() if need)) for node in nodes
+    )
+
+
 def check_nodes(site: Site, submitter: Mapping[str, str] | None = None) -> list[CheckResult]:
     """Return the results of all checks that ask each node; `submitter`: see `check_site`."""
     nodes = nodes_of_cluster()
@@ -166,20 +173,14 @@ def _promised(site: Site, nodes: list[Node], facts: dict[str, dict[str, Any]]) -
         if gpus > facts[node.id]["gpus"]:
             wrong.append(f"{node.address} gives out {gpus} GPUs, its driver shows {facts[node.id]['gpus']}")
     for own in site.resources.every:
-        if not any(all(n.resources.get(r, 0) >= need for r, need in own.per_process.items()) for n in nodes):
+        room = num_fitting(nodes, own.per_process)
+        if room < own.workers:
             needs = ", ".join(f"{need:g} {name}" for name, need in own.per_process.items())
-            wrong.append(f"a process of {needs} fits on no node")
-    total = {name: sum(node.resources.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-    for own in site.resources.every:
-        for name, have in total.items():
-            if own.workers * own.per_process.get(name, 0) > have:
-                needed = own.workers * own.per_process[name]
-                wrong.append(
-                    f"resources.workers={own.workers} need {needed:g} {name}s, the nodes have {have:g}"
-                )
+            wrong.append(f"resources.workers={own.workers}: {room} processes of {needs} fit on the nodes")
     if wrong:
         remedy = "correct nodes and resources in the site, or wait for the missing nodes"
         return failed("resources", _listed(wrong), remedy)
+    total = {name: sum(node.resources.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     return passed("resources", f"{total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes)} nodes")
 
 

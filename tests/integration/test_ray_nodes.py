@@ -153,12 +153,12 @@ def test_a_sound_site_passes_all_checks_in_a_job(nodes, site):
         (
             {"nodes": [], "resources": {"threads_per_worker": 3}},
             "resources",
-            "a process of 3 CPU fits on no node",
+            "resources.workers=2: 0 processes of 3 CPU fit on the nodes",
         ),
         (
             {"nodes": [], "resources": {"workers": 7}},
             "resources",
-            "resources.workers=7 need 7 CPUs, the nodes have 6",
+            "resources.workers=7: 6 processes of 1 CPU fit on the nodes",
         ),
         (
             {"storage": str(PRIVATE / "runs")},
@@ -176,6 +176,8 @@ def test_a_site_that_lacks_something_fails_its_check(nodes, site, settings, chec
     joined = {"jobs": {}, "ray": {"address": nodes.address}}
     results = nodes.checks("head", site(**settings, **joined))
     assert results[check].state == "failed" and detail in results[check].detail, results
+    ranks_fit = settings.get("resources") is None
+    assert results["all-reduce"].state == ("ok" if ranks_fit else "skipped"), results
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.site import Site
 from cluster.site_checks import in_node
-from cluster.site_checks.nodes import Node, _clocks, _code, _versions, versions_here
+from cluster.site_checks.nodes import Node, _clocks, _code, _versions, num_fitting, versions_here
 from cluster.site_checks.report import failed, log_line, passed, results_in_log
 from cluster.site_checks.run import check_mlflow
 from tests.ports import free_port
@@ -57,6 +57,25 @@ def test_mlflow_that_is_away_is_named_without_its_password():
 def test_a_database_or_no_tracking_needs_no_answer():
     assert check_mlflow(Site()).state == "ok"
     assert check_mlflow(Site(tracking={"enabled": False})).state == "skipped"
+
+
+@pytest.mark.parametrize(
+    "needs, number",
+    [
+        ({"CPU": 1.0}, 9),
+        ({"CPU": 3.0}, 2),  # 9 CPUs, but the rest of each node is too small
+        ({"CPU": 2.0, "GPU": 1.0}, 2),
+        ({"CPU": 0.0, "GPU": 1.0}, 3),
+        ({"CPU": 1.0, "vico_gpu": 0.001}, 4),
+        ({"TPU": 1.0}, 0),
+    ],
+)
+def test_processes_must_fit_into_single_nodes(needs, number):
+    nodes = [
+        Node("1", "10.0.0.1", {"CPU": 5.0}),
+        Node("2", "10.0.0.2", {"CPU": 4.0, "GPU": 3.0, "vico_gpu": 1.0}),
+    ]
+    assert num_fitting(nodes, needs) == number
 
 
 class ShiftedNode:
