@@ -30,6 +30,7 @@ _ANSWER_TIMEOUT_S = 120.0
 _MIN_FREE = 1 << 30
 _MAX_CLOCK_OFFSET_S = 1.0
 _GIB = 1 << 30
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,15 @@ def nodes_of_cluster() -> list[Node]:
 
 def num_fitting(nodes: list[Node], needs: Mapping[str, float]) -> int:
     """Return how many processes with these needs fit on the nodes when nothing else runs there."""
+
+    def times(have: float, name: str, need: float) -> int:
+        if name == "GPU" and need < 1:  # a share is one of a single GPU
+            return int(have) * int(1 / need + _ROUNDING)
+        return int(have / need + _ROUNDING)
+
     return sum(
-        int(min(node.resources.get(name, 0) / need for name, need in needs.items() if need)) for node in nodes
+        min(times(node.resources.get(name, 0), name, need) for name, need in needs.items() if need)
+        for node in nodes
     )
 
 

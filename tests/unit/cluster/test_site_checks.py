@@ -67,6 +67,8 @@ def test_a_database_or_no_tracking_needs_no_answer():
         ({"CPU": 2.0, "GPU": 1.0}, 2),
         ({"CPU": 0.0, "GPU": 1.0}, 3),
         ({"CPU": 1.0, "vico_gpu": 0.001}, 4),
+        ({"CPU": 1.0, "GPU": 0.4}, 4),
+        ({"GPU": 0.4}, 6),  # two on each GPU, although 3 GPUs have 7.5 times as much
         ({"TPU": 1.0}, 0),
     ],
 )
