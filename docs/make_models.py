@@ -43,8 +43,9 @@ packs per step for the same update. With ZeRO 2 each rank first reads policy and
 memory; with ZeRO 3 and a sharded reference it reads only its part. At the end rank 0 gathers the policy
 in host memory to write it: 2 bytes per parameter.
 
-The table is about training. `ratio` and `evaluate` keep policy and reference on one GPU each: {whole} in
-bfloat16. `vico plan` refuses GPUs that are too small for that, and `--until consistency` trains without them.
+The table is about training. `ratio` and `evaluate` keep policy and reference whole on one GPU, which takes
+{whole} in bfloat16. `vico plan` refuses GPUs that are too small
+for that; `--until consistency` ends the run before `ratio`.
 
 ## InternLM2 and InternLM3
 

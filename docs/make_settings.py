@@ -34,7 +34,8 @@ PIPELINE = """## Pipeline file
 
 Everything here except `experiment` and `quality_gate` decides the results: it enters the fingerprints
 of the stages that read it. A stage that draws random numbers has its own `seed`; if the file leaves it
-out, the stage uses the pipeline's.
+out, the stage uses the pipeline's. Only `inputs` is required. Besides the keys of the first table a file
+may have one block per stage, and `joint`.
 """
 SITE = """## Site file
 

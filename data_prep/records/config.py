@@ -32,7 +32,7 @@ class RecordsConfig(BaseModel):
     path: str | None = None
     """Where the records are, local or at `s3://`, `gs://` or `hf://`: the meta file of `internvl`, else a
     file, a folder or a pattern such as `shards/*.tar` or `shards/{000..012}.tar`, with one set per file. Null
-    for `demo` only.
+    for `demo` and `sources`.
     """
     root: str | None = None
     """Folder of the pictures that rows name; null means the folder of each file. Only for `llava`, `sharegpt`

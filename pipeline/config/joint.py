@@ -15,10 +15,8 @@ _NOT_TAKEN_OVER = {"consistency": ("connector_start", "connector_warmup_steps")}
 
 
 class JointBlock(BaseModel):
-    """Continued consistency training at the router's rates, then losses, labels and router once more.
-
-    `{}`: with the settings of the first stages; null: off.
-    """
+    """Continued consistency training at the router's rates, then losses, labels and router once more. null,
+    the default: off; `{}`: on, with the settings of the first stages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
