@@ -8,7 +8,10 @@ from stages.shard.config import ShardConfig
 
 
 def tile_limit_notes(config: ShardConfig, sets: Sequence[RecordSet], model: Path) -> list[str]:
-    """Return a line for each setting that asks for more tiles than the model's own limit, which holds."""
+    """Return a line for each setting that asks for more tiles than the model's own limit, which holds.
+
+    The default of `shard.max_tiles` asks for nothing: it is that of the published models.
+    """
     from vico.settings import load_settings
 
     limit = load_settings(model).max_tiles
@@ -17,7 +20,8 @@ def tile_limit_notes(config: ShardConfig, sets: Sequence[RecordSet], model: Path
         for record_set in sets
         if record_set.max_tiles is not None
     }
-    if any(record_set.max_tiles is None for record_set in sets):
+    default = ShardConfig.model_fields["max_tiles"].default
+    if config.max_tiles != default and any(record_set.max_tiles is None for record_set in sets):
         asked[f"shard.max_tiles={config.max_tiles}"] = config.max_tiles
     return [
         f"{setting} has no full effect: the model cuts a picture into {limit} tiles at most"

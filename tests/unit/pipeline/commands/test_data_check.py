@@ -5,7 +5,7 @@ import io
 from pipeline.commands.data import show_report
 
 MESSAGE = "turn 3 is from 'narrator'; " + "turns go human, gpt, human, gpt " * 10 + "and the end matters most"
-NOTE = "shard.max_tiles=12 has no full effect: the model cuts a picture into 4 tiles at most"
+NOTE = "shard.max_tiles=6 has no full effect: the model cuts a picture into 4 tiles at most"
 
 
 class Terminal(io.StringIO):
