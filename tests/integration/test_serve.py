@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ from vico.checkpoints.save import save_model
 from vico.errors import UserError
 from vico.inference.generation import greedy_answers
 from vico.inference.tile_losses import encoded_tiles
+from vico.model.internvl import VicoModel
 from vico.packing import TiledSequence
-from vico.prompt import load_prompt_format
+from vico.prompt import PromptFormat, load_prompt_format
 from vico.tiling import Tiling, pixel_values
 
 SMALL = Path(__file__).parents[2] / "models" / "small-internvl"
@@ -99,10 +101,15 @@ class Expected:
     compressed: list[bool]
 
 
+@lru_cache(maxsize=2)
+def loaded(folder: Path) -> tuple[VicoModel, PromptFormat]:
+    return load_model(folder), load_prompt_format(folder)
+
+
 def expected_answer(
     folder: Path, turns: list[dict[str, str]], images: list[Image.Image], tokens: int, routing: bool
 ) -> Expected:
-    model, prompts = load_model(folder), load_prompt_format(folder)
+    model, prompts = loaded(folder)
     pixels = [pixel_values(image, model.settings.tiling()) for image in images]
     tiles = encoded_tiles(model, np.concatenate(pixels), 64)
     skeleton = prompts.encode(
