@@ -24,6 +24,11 @@ for rule in ${RULES:-full absolute}; do
   OPENAI_API_KEY=none ${LMMS_EVAL:-lmms-eval} eval --model openai --tasks "$tasks" --log_samples \
     --model_args "model=$name,base_url=$url,timeout=600,num_concurrent=${CONCURRENT:-16}" \
     --output_path "$run" ${LMMS_OPTIONS:-}
+  # lmms-eval also ends with 0 after an error
+  if [ -z "$(find "$run" -name '*_samples_*.jsonl' 2> /dev/null)" ]; then
+    echo "error: lmms-eval wrote no samples of $tasks to $run; its reason is above" >&2
+    exit 1
+  fi
   kill $server
   wait $server
   rm "$out/started"
