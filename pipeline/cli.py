@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -21,7 +20,6 @@ from pipeline.commands import model as cli_model
 from pipeline.commands import runs as cli_runs
 from pipeline.commands import site as cli_site
 from pipeline.terminal.output import filter_standard_streams, print_errors, terminal
-from stages.stops import Interrupted
 from vico.errors import Unreachable, UserError, one_line
 
 app = typer.Typer(
@@ -125,8 +123,6 @@ def main() -> None:
         path = one_line(str(error.filename))
         print_errors(f"{path}: {error.strerror}; give another path, or fix permissions and space there")
         sys.exit(2)
-    except Interrupted as stop:
-        sys.exit(128 + signal.Signals[str(stop)])
     except KeyboardInterrupt:
         sys.exit(130)
 

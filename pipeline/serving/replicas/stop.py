@@ -10,9 +10,10 @@ from stages.stops import Interrupted
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Raise Interrupted at SIGTERM and SIGHUP, as Python does at SIGINT, so that the replicas are deleted.
+    """Interrupt the block at SIGTERM and SIGHUP, as Python does at SIGINT, so that the replicas are deleted.
 
-    While uvicorn runs, its handlers are in their place. Use it in the main thread.
+    Then raise SystemExit with 128 and the signal's number. While uvicorn runs, its handlers are in the place
+    of these. Use it in the main thread.
     """
     received: list[int] = []
 
@@ -27,8 +28,8 @@ def stop_signals() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:  # inside a call of Ray, ours arrives as a plain one
-        if received and not isinstance(error, Interrupted):
-            raise Interrupted(signal.Signals(received[0]).name) from error
+        if received:
+            raise SystemExit(128 + received[0]) from error  # the command line makes 130 of every interrupt
         raise
     finally:
         for number, handler in before.items():
