@@ -1,7 +1,9 @@
 import json
+import shutil
 
 import pytest
 
+from pipeline.results.garbage import collect_garbage
 from pipeline.results.runs import Runs, pipeline_digest
 from pipeline.storage.leases import Leases
 from vico.errors import UserError
@@ -42,6 +44,27 @@ def test_a_name_that_fits_none_or_several_is_refused(runs):
     with pytest.raises(UserError, match="give more characters") as error:
         runs.named("20")
     assert first in str(error.value) and second in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_only_run(runs, name):
+    """As a shell passes a variable that is not set; every run begins with it."""
+    create(runs)
+    with pytest.raises(UserError, match="RUN is empty; give an id"):
+        runs.named(name)
+    with pytest.raises(UserError, match="RUN is empty; give an id"):
+        collect_garbage(runs.folder.parent, [name], dry_run=False)
+
+
+def test_a_copied_folder_is_not_taken_for_the_run_that_it_was_copied_from(runs):
+    run = create(runs)
+    shutil.copytree(runs.run_folder(run.run), runs.run_folder("copy"))
+    message = rf"copy/run.json is damaged \(it is of run '{run.run}'\); "
+    with pytest.raises(UserError, match=message):
+        runs.named("copy")
+    with pytest.raises(UserError, match=message):
+        collect_garbage(runs.folder.parent, ["copy"], dry_run=False)
+    assert runs.named(run.run) == run
 
 
 def test_the_latest_run_of_a_pipeline_is_not_a_cancelled_one(runs):

@@ -2,6 +2,7 @@
 the same with whole commands."""
 
 import json
+import shutil
 
 import pytest
 
@@ -80,6 +81,13 @@ def test_output_without_a_record_is_resumed_and_never_taken_for_done(folder):
     assert (status.kind, status.reason) == ("resume", "unfinished: resumes from attempt 1")
     attempt(folder, record=False)
     assert stage_status(folder, INPUTS).reason == "unfinished: resumes from attempt 2"
+
+
+def test_a_copy_of_an_attempt_is_no_attempt(folder):
+    attempt(folder, record=False)
+    shutil.copytree(folder.path / "attempts" / "1", folder.path / "attempts" / "1.bak")
+    assert [file.attempt for file in folder.attempt_files()] == [1]
+    assert folder.last_attempt() == 1
 
 
 def test_output_without_an_attempt_is_not_built_on(folder):
