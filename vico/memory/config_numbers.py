@@ -6,7 +6,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, TypeGuard
 
 from vico.errors import UserError, one_line
 
@@ -174,7 +174,7 @@ def _side_fault(vision: Mapping[str, Any], name: str, may_lack: bool) -> Iterato
         yield from _number_fault({name: sides[0]}, "vision_config", name)
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Return whether a value of JSON is a whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 

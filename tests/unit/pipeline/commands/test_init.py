@@ -319,3 +319,11 @@ def test_what_cannot_be_read_or_written_is_refused_in_one_line(data, model, tmp_
     (data / "meta.json").write_text("{}")
     assert "meta.json exists" in refusal(tmp_path / "a.yaml", *where)
     assert not (tmp_path / "a.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["08.yaml", "1e5.yaml", "12.yaml", "yes.yaml", "2026-01-01.yaml"])
+def test_a_file_whose_name_looks_like_a_number_is_read_again(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    written = CliRunner().invoke(app, ["init", name])
+    assert written.exit_code == 0, written.output
+    assert load_config(Path(name), pipeline_graph()).experiment == Path(name).stem
