@@ -80,7 +80,7 @@ class RunFile(StoredModel):
     """Absolute path of the site file of the last command; None if there was none, and from an older vico."""
     state: State = "pending"
     error: str | None = None
-    stages: dict[str, StageEntry]
+    stages: dict[str, StageEntry] = Field(min_length=1)
     mlflow_run_id: str | None = None
     submission: dict[str, Any] | None = None
     accepted: bool = False

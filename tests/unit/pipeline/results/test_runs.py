@@ -3,8 +3,10 @@ import shutil
 
 import pytest
 
+from cluster.launchers.by_kind import launcher_of_submission
 from pipeline.results.garbage import collect_garbage
 from pipeline.results.runs import Runs, pipeline_digest
+from pipeline.running.jobs import with_job_state
 from pipeline.storage.leases import Leases
 from vico.errors import UserError
 
@@ -108,6 +110,30 @@ def test_a_damaged_run_file_is_named_with_a_remedy(runs, content, message):
             look()
         assert message in str(error.value) and str(path) in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_a_run_file_without_stages_is_damaged(runs):
+    run = create(runs)
+    edit(runs, run, stages={})
+    with pytest.raises(UserError, match=r"is damaged \(stages: .* at least 1 item"):
+        runs.all()
+
+
+@pytest.mark.parametrize(
+    "submission, field",
+    [
+        ({"kind": "slurm", "id": "7"}, "folder=None"),
+        ({"kind": "local", "folder": 5, "id": "7"}, "folder=5"),
+        ({"kind": "ray-jobs", "address": "http://h:1"}, "id=None"),
+    ],
+)
+def test_a_submission_that_does_not_lead_to_its_job_is_one_line(runs, submission, field):
+    run = create(runs, submission=submission)
+    state = with_job_state(run)
+    assert state.state == "pending"
+    assert f"submission.{field} in run.json does not lead to the job; ask its scheduler" in state.error
+    with pytest.raises(UserError, match=f"submission.{field}"):
+        launcher_of_submission(submission)
 
 
 def test_a_pipeline_is_its_stages_in_order():
