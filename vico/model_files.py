@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vico.bounded_text import bounded_json
 from vico.errors import UserError, one_line
+from vico.memory.config_numbers import HUGGING_FACE, check_numbers, check_parts
 from vico.published_config import LANGUAGE_MODELS, hf_config, is_published
 from vico.special_tokens import IMAGE_TOKEN
 
@@ -24,8 +24,6 @@ _TOKENIZER_FILES = (
 
 
 _MAX_CONFIG_BYTES = 16 * 2**20
-_MOST_PARTS = 10_000
-"""Layers of a tower or language model, and experts of a layer. Published models have at most some hundred."""
 _MAX_BYTES = dict.fromkeys(
     ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json"), 2**28
 )
@@ -154,9 +152,7 @@ def model_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     config = read_json(path)
     try:
-        form = _hf_form(config, folder, path)
-        _check_parts(form)
-        return form
+        return _hf_form(config, folder, path)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise UserError(
             f"{path}, or the tokenizer beside it, lacks a field or has it in another form "
@@ -172,29 +168,17 @@ def _hf_form(config: dict[str, Any], folder: Path, path: Path) -> dict[str, Any]
             f"{path}: model_type={config.get('model_type')!r} is neither 'internvl' (Hugging Face layout) "
             "nor a published InternVLChatModel config with llm_config; give an InternVL model"
         )
-    text = config.get("text_config", {})
+    check_parts(config, HUGGING_FACE, str(path))
+    text = config["text_config"]
     if text.setdefault("model_type", "qwen2") not in LANGUAGE_MODELS.values():
         raise UserError(
             f"{path}: text_config.model_type={text['model_type']!r} is not supported; give a model with one "
             f"of {', '.join(LANGUAGE_MODELS.values())}"
         )
+    check_numbers(config, HUGGING_FACE, text["model_type"], str(path))
     # transformers 4 took this from the text config; transformers 5 takes a missing key for True
     config.setdefault("tie_word_embeddings", bool(text.get("tie_word_embeddings", False)))
-    if not isinstance(config.get("vico", {}), dict):
-        raise TypeError("vico is not an object")
     return config
-
-
-def _check_parts(config: Mapping[str, Any]) -> None:
-    """Raise TypeError unless the configs of both parts are objects, and ValueError for numbers of layers or
-    experts that transformers would count to for hours."""
-    for part in ("vision_config", "text_config"):
-        if not isinstance(config[part], dict):
-            raise TypeError(f"{part} is not an object")
-        for field in ("num_hidden_layers", "num_experts", "num_local_experts"):
-            number = config[part].get(field) or 0
-            if number > _MOST_PARTS:
-                raise ValueError(f"{part}.{field}={number} is more than {_MOST_PARTS:,}")
 
 
 def _image_token_id(folder: Path) -> int | None:

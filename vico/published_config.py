@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vico.errors import UserError
+from vico.memory.config_numbers import PUBLISHED, check_numbers, check_parts
 
 # architecture in `llm_config` -> model_type of transformers
 LANGUAGE_MODELS = {
@@ -60,8 +61,10 @@ def hf_config(config: Mapping[str, Any], image_token_id: int | None, path: str) 
 
     `image_token_id` comes from the tokenizer, as the published config does not contain it.
     """
-    vision, text = config["vision_config"], dict(config["llm_config"])
+    check_parts(config, PUBLISHED, path)
     architecture = _supported_architecture(config, path)
+    check_numbers(config, PUBLISHED, LANGUAGE_MODELS.get(architecture, "llama"), path)
+    vision, text = config["vision_config"], dict(config["llm_config"])
     if architecture in LLAMA_LIKE:
         text = _llama_config(text, architecture, path)
     else:
@@ -115,7 +118,8 @@ def _supported_architecture(config: Mapping[str, Any], path: str) -> str:
 
 def language_architecture(config: Mapping[str, Any]) -> str:
     """Return the architecture of a published config's language model, or "none"."""
-    return str((config["llm_config"].get("architectures") or ["none"])[0])
+    names = config["llm_config"].get("architectures") or ["none"]
+    return str(names[0] if isinstance(names, list) else names)
 
 
 def _llama_config(text: Mapping[str, Any], architecture: str, path: str) -> dict[str, Any]:
@@ -131,11 +135,7 @@ def _llama_config(text: Mapping[str, Any], architecture: str, path: str) -> dict
             f"{path}: llm_config.rope_pos_id_version={version!r} is not supported, only 'default' is"
         )
     llama["rms_norm_eps"] = text["rms_norm_eps"]  # defaults differ
-    heads = int(text["num_attention_heads"])
-    key_heads = int(text.get("num_key_value_heads") or heads)
-    if key_heads < 1 or heads % key_heads:
-        raise ValueError(f"{heads} heads do not share {key_heads} key heads evenly")
-    llama["num_key_value_heads"] = key_heads
+    llama["num_key_value_heads"] = text.get("num_key_value_heads") or text["num_attention_heads"]
     if architecture == INTERNLM2:
         biases = {"attention_bias": llama.pop("bias", True), "mlp_bias": False}
         llama.pop("head_dim", None)  # which InternLM2 does not have

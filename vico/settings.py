@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vico.errors import UserError, one_line
+from vico.memory.config_numbers import is_whole, tile_side
 from vico.model_files import check_weights_folder, model_config, raw_config, read_json
 from vico.published_config import is_published
 from vico.tiling import IMAGENET_MEAN, IMAGENET_STD, Tiling
@@ -48,32 +49,15 @@ def load_settings(path: str | Path) -> ModelSettings:
     folder = check_weights_folder(path)
     config_path = folder / "config.json"
     config, written = model_config(folder), raw_config(folder)
-    try:
-        vision, text = config["vision_config"], config["text_config"]
-        tile_size = _square_side(vision["image_size"], config_path, "vision_config.image_size")
-        patch_size = _square_side(vision["patch_size"], config_path, "vision_config.patch_size")
-        vocab_size = int(text["vocab_size"])
-        image_token_id = int(config["image_token_id"]) if not is_published(written) else -1
-        ratio = float(config.get("downsample_ratio", 0.5))
-    except KeyError as error:
+    vision = config["vision_config"]
+    tile_size, patch_size = tile_side(vision["image_size"]), tile_side(vision["patch_size"])
+    image_token_id = config.get("image_token_id", -1 if is_published(written) else None)
+    if not is_whole(image_token_id):
         raise UserError(
-            f"{config_path} has no field {error}; this is not an InternVL config in HF layout"
-        ) from error
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(
-            f"{config_path} has a number in another form ({one_line(error)}); copy the model folder again"
-        ) from error
-    if not 1e-3 <= ratio <= 1 or patch_size < 1 or tile_size < patch_size:
-        raise UserError(
-            f"{config_path}: image_size={tile_size}, patch_size={patch_size} and downsample_ratio={ratio} "
-            "give no tile; copy the model folder again"
+            f"{config_path}, or the tokenizer beside it: image_token_id={image_token_id!r} is not a whole "
+            "number; copy the model folder again"
         )
-    side, shuffle = tile_size // patch_size, round(1 / ratio)
-    if side % (shuffle * shuffle):
-        raise UserError(
-            f"{config_path}: image_size={tile_size} and patch_size={patch_size} give {side} patches per "
-            f"side, not a multiple of {shuffle**2}; the compressed rate needs one at downsample_ratio={ratio}"
-        )
+    side, shuffle = tile_size // patch_size, round(1 / config.get("downsample_ratio", 0.5))
     try:
         min_tiles, max_tiles = _tile_limits(folder, written)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -86,19 +70,12 @@ def load_settings(path: str | Path) -> ModelSettings:
         tokens_full=(side // shuffle) ** 2,
         tokens_compressed=(side // shuffle**2) ** 2,
         vision_tokens=side * side,
-        image_token_id=config.get("image_token_id", image_token_id),
+        image_token_id=image_token_id,
         min_tiles=min_tiles,
         max_tiles=max_tiles,
         use_thumbnail=bool(written.get("use_thumbnail", True)),
-        vocab_size=vocab_size,
+        vocab_size=config["text_config"]["vocab_size"],
     )
-
-
-def _square_side(value: int | list[int], path: Path, field: str) -> int:
-    sides = list(value) if isinstance(value, list) else [value, value]
-    if len(set(sides)) != 1:
-        raise UserError(f"{path}: {field}={value} is not square; only square tiles and patches are supported")
-    return int(sides[0])
 
 
 def _tile_limits(folder: Path, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -110,8 +87,18 @@ def _tile_limits(folder: Path, config: Mapping[str, Any]) -> tuple[int, int]:
             processor = processor.get("image_processor", processor)
             _check_normalisation(path, processor)
             if "max_patches" in processor:
-                return int(processor.get("min_patches", 1)), int(processor["max_patches"])
-    return int(config.get("min_dynamic_patch", 1)), int(config.get("max_dynamic_patch", 12))
+                return _limits(path, processor, "min_patches", "max_patches")
+    return _limits(folder / "config.json", config, "min_dynamic_patch", "max_dynamic_patch")
+
+
+def _limits(path: Path, config: Mapping[str, Any], fewest: str, most: str) -> tuple[int, int]:
+    limits = (config.get(fewest, 1), config.get(most, 12))
+    if not all(map(is_whole, limits)) or not 1 <= limits[0] <= limits[1]:
+        raise UserError(
+            f"{path}: {fewest}={limits[0]!r} and {most}={limits[1]!r} are not numbers of tiles, at least 1 "
+            "and in this order; copy the model folder again"
+        )
+    return limits
 
 
 def _check_normalisation(path: Path, processor: Mapping[str, Any]) -> None:

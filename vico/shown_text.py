@@ -16,6 +16,8 @@ _UNSHOWN = (
     r"\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     r"\ud800-\udfff\U000e0000-\U000e007f"
 )
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""What ends a line or is obeyed: no name that goes into messages, scripts and comments may have it."""
 _IN_LINE = re.compile(f"[{_UNSHOWN}]")
 _IN_LINES = re.compile(f"(?![\n\t])[{_UNSHOWN}]")
 # An underscore between letters is no emphasis.

@@ -46,10 +46,20 @@ def _shared_folder(site: Site) -> Path:
 
 
 def launcher_of_submission(submission: Mapping[str, Any]) -> Launcher:
-    """Return the launcher that reaches a job which was submitted before."""
-    kind = submission["kind"]
+    """Return the launcher that reaches a job which was submitted before.
+
+    Raises UserError if the submission, as run.json has it, lacks what leads to the job.
+    """
+    kind = submission.get("kind")
+    places = {KubeRayJobs.kind: (), SlurmJobs.kind: ("folder",), LocalJobs.kind: ("folder",)}
+    for name in ("kind", "id", *places.get(str(kind), ("address",))):
+        if not isinstance(submission.get(name), str):
+            raise UserError(
+                f"submission.{name}={submission.get(name)!r} in run.json does not lead to the job; ask its "
+                "scheduler, or restore run.json"
+            )
     if kind == KubeRayJobs.kind:
-        return KubeRayJobs(submission["context"], submission["namespace"])
+        return KubeRayJobs(submission.get("context"), submission.get("namespace"))
     if kind == SlurmJobs.kind:
         return SlurmJobs(submission["folder"])
     if kind == LocalJobs.kind:

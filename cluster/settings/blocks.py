@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 Kind = Literal["local", "ray", "kuberay", "slurm"]
 GROUP_RESOURCE = "vico_"
@@ -19,6 +20,21 @@ class SiteBlock(BaseModel):
     """What all blocks of a site file share: frozen, no unknown key, no nan or inf."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` and `yes` where a number belongs; pydantic takes them for 1."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and _is_number(kind):
+            raise PydanticCustomError("number_type", "Input should be a number, not true or false")
+        return value
+
+
+def _is_number(kind: Any) -> bool:
+    """Return whether an annotation allows numbers and no booleans: `int | None`, `Literal[1, 2, 3]`."""
+    kinds = (kind, *get_args(kind))
+    return bool not in kinds and any(part in (int, float) or isinstance(part, int) for part in kinds)
 
 
 class RaySettings(SiteBlock):

@@ -6,13 +6,8 @@ from pathlib import Path
 from cluster.sources.reports import WORKERS_FILE, worker_digests
 from pipeline.audit.findings import Findings
 from pipeline.identity.provenance import PATCH_FILE, git_state, has_commit, locked_versions, package_versions
-from pipeline.planning.reasons import (
-    CODES_OF_ATTEMPTS,
-    PACKAGES_OF_ATTEMPTS,
-    made_by_attempts,
-    mixed_code,
-)
-from pipeline.results.records import ATTEMPT_FILE, CODE, Record
+from pipeline.planning.reasons import made_by_attempts, mixed_code
+from pipeline.results.records import ATTEMPT_FILE, CODE, CODES_OF_ATTEMPTS, PACKAGES_OF_ATTEMPTS, Record
 from pipeline.results.stage_folder import StageFolder
 from vico.errors import UserError, one_line
 

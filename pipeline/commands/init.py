@@ -1,6 +1,8 @@
 """`vico init`: write a first pipeline file, and the demo model or the other files of the quickstart."""
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.terminal.output import terminal
-from vico.errors import UserError, one_line
+from vico.errors import Faults, UserError, one_line
+from vico.shown_text import printable
 
 if TYPE_CHECKING:
     from pipeline.commands.project_template import Records
@@ -19,6 +22,8 @@ DEMO_MODEL = "models/small-internvl"
 QUICKSTART = "configs/quickstart.yaml"
 _ABLATIONS = "ablations"
 """Folder of differences from a pipeline, for a command of a checkout."""
+
+_NOT_IN_YAML = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff\ud800-\udfff]")
 
 
 def init(
@@ -59,10 +64,22 @@ def init(
         _write_all(starter_files("models", "configs", "sites", "constraints.txt"))
         terminal().line(f"next: vico run {QUICKSTART}")
         return
+    _check_names({"FILE": out, "--data": data, "--model": model})
     new_files = starter_files(DEMO_MODEL) if model == DEMO_MODEL and not Path(model).exists() else []
     text, others = _pipeline_file(out, data, model)
     _write_all([*new_files, *others, NewFile(out, text.encode())])
     terminal().line(f"next: vico data check {out}")
+
+
+def _check_names(names: Mapping[str, Path | str | None]) -> None:
+    """Raise UserError for names that the pipeline file, which is UTF-8 text, cannot hold in one line."""
+    faults = Faults()
+    for field, name in names.items():
+        if not str(name).strip():
+            faults.note(f"{field} is empty; give a name, or leave it out")
+        elif _NOT_IN_YAML.search(str(name)):
+            faults.note(f"{field} {printable(name)} has characters that YAML cannot hold; give another name")
+    faults.raise_all()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from stages.consistency.config import ConsistencyConfig
 from stages.consistency.rate_rule import rate_by_rule
 from vico.errors import UserError
 from vico.memory.model_sizes import ModelSizes, model_sizes
-from vico.model_files import model_config
+from vico.model_files import model_config, refuse_outside_links
 
 _SMALL = 10**8
 """Parameters below which a model trains on CPUs, with the budgets of any pipeline file."""
@@ -71,6 +71,7 @@ def model_advice(model: str) -> ModelAdvice:
             f"--model {model} is not a folder with a config.json; give the folder or Hub id of an InternVL "
             "checkpoint"
         )
+    refuse_outside_links(folder)
     config = model_config(folder)
     sizes = model_sizes(config)
     setup = None if sizes.base < _SMALL else smallest_setup(sizes)

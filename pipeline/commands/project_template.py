@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-import yaml
+from pipeline.config.yaml_files import yaml_text
 
 META_NAME = "meta.json"
 
@@ -116,7 +116,5 @@ def training_blocks(budget: Budget) -> str:
 def _yaml_line(key: str, value: object) -> str:
     """Return `key: value` as one line of YAML, with quotes where the value needs them."""
     flow = isinstance(value, dict | list)
-    dumped: str = yaml.safe_dump(
-        value, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=1e9
-    )
+    dumped = yaml_text(value, flow=flow, width=1e9)
     return f"{key}: {dumped.removesuffix(chr(10)).removesuffix('...').strip()}"

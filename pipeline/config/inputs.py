@@ -1,14 +1,17 @@
 """The `inputs` block of a pipeline file: its fields, a check against the stages, and absolute paths."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from data_prep.records.config import RecordsConfig
 from pipeline.config.graph import Graph
 from vico.checkpoints.hub import model_folder, pinned_hub_id
 from vico.errors import Faults
+from vico.shown_text import CONTROL, printable
 
 
 class Inputs(BaseModel):
@@ -29,11 +32,33 @@ class Inputs(BaseModel):
     """Stage -> folder with a result that was made elsewhere. The stage does not run; its result is copied and
     identified by the digest of its files."""
 
+    @model_validator(mode="after")
+    def _paths_have_no_control_characters(self) -> Self:
+        for field, path in _paths(self):
+            if CONTROL.search(str(path)):
+                raise ValueError(
+                    f"inputs.{field}={printable(path)} has a line break or a control character; give a path "
+                    "without, such as a link"
+                )
+        return self
+
     @property
     def model_folder(self) -> Path:
         """The model's folder on this machine. A model on the Hub is downloaded if it is not here yet; raises
         what `vico.checkpoints.hub.model_folder` raises."""
         return self.model if self.model.is_absolute() else model_folder(str(self.model))
+
+
+def _paths(inputs: Inputs) -> Iterator[tuple[str, Path | str]]:
+    """Yield (field, path) of everything that a pipeline reads."""
+    yield "model", inputs.model
+    yield from (("repaired", path) for path in inputs.repaired)
+    yield from ((f"adopt.{stage}", folder) for stage, folder in inputs.adopt.items())
+    for name, records in (("records", inputs.records), ("heldout", inputs.heldout)):
+        for source in (records, *records.sources) if records is not None else ():
+            for field, path in (("path", source.path), ("root", source.root)):
+                if path is not None:
+                    yield f"{name}.{field}", path
 
 
 def check_inputs(inputs: Inputs, graph: Graph) -> None:

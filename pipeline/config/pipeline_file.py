@@ -165,7 +165,7 @@ def _fill_in_seeds(content: dict[str, Any], graph: Graph) -> None:
     A wrong seed is refused as the pipeline's, not once more for every stage.
     """
     seed = content.get("seed", 0)
-    seed = max(seed, 0) if isinstance(seed, int) else 0
+    seed = max(seed, 0) if isinstance(seed, int) and not isinstance(seed, bool) else 0
     for spec in graph.stages:
         if "seed" not in spec.config_class.model_fields:
             continue

@@ -22,14 +22,26 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_FLOAT, _INT)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    _FLOAT,
-    re.compile(
-        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$|[-+]?\.inf$|\.nan$"
+_NUMBERS = (
+    (
+        _FLOAT,
+        re.compile(
+            r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$"
+            r"|[-+]?\.inf$|\.nan$"
+        ),
+        list("-+0123456789."),
     ),
-    list("-+0123456789."),
+    (_INT, re.compile(r"[-+]?[0-9]+$"), list("-+0123456789")),
 )
-_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that `_Loader` or YAML 1.1 would take for a number or another type: 1e5, 08, yes."""
+
+
+for _resolver in _NUMBERS:
+    _Loader.add_implicit_resolver(*_resolver)
+    _Dumper.add_implicit_resolver(*_resolver)
 
 
 def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -72,6 +84,14 @@ def yaml_value(text: str, source: str) -> Any:
         raise UserError(f"{source}: values are nested too deep; fix the YAML there") from error
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{source}: {one_line(error)}; fix the YAML there") from error
+
+
+def yaml_text(value: Any, *, flow: bool = False, width: float = 80) -> str:
+    """Return a value as YAML that `yaml_value` reads as the same value; keys keep their order."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=width
+    )
+    return text
 
 
 def yaml_mapping(path: Path, kind: str) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
 
 from pipeline.config.dotted_keys import flattened_text
-from pipeline.planning.reasons import PACKAGES_OF_ATTEMPTS
 from pipeline.results.attempt_metrics import first_values
-from pipeline.results.records import Record
+from pipeline.results.records import PACKAGES_OF_ATTEMPTS, Record
 from pipeline.results.run_results import RunRecord, readable_records
 from pipeline.results.runs import RunFile, Runs
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
-
 from cluster.site import Site
 from pipeline.config.graph import Graph
 from pipeline.config.pipeline_file import load_config
+from pipeline.config.yaml_files import yaml_text
 from pipeline.identity.file_digests import DigestCache
 from pipeline.identity.provenance import git_state, package_versions
 from pipeline.planning.reasons import mixed_code
@@ -68,7 +67,7 @@ def write_recipe(
     commits = _commits(records)
     code = ", ".join(commits) or "unknown"
     header = f"# run {run.run}, every default and seed filled in; code: {code}\n"
-    text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
+    text = yaml_text(run.config)
     path.write_text(header + text, encoding="utf-8")
     until = list(run.stages)[-1]
     known_file = site_file or run.site_file

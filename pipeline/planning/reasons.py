@@ -12,7 +12,7 @@ from pipeline.config.dotted_keys import flattened
 from pipeline.config.graph import SOURCES
 from pipeline.identity.provenance import package_versions
 from pipeline.identity.source_files import imported_packages, source_digests, sources_digest
-from pipeline.results.records import AttemptFile, Record
+from pipeline.results.records import CODES_OF_ATTEMPTS, PACKAGES_OF_ATTEMPTS, AttemptFile, Record
 from pipeline.results.stage_folder import StageFolder, records_of
 from stages.parts import has_published
 
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from pipeline.planning.tasks import StageTask
 
 
-CODES_OF_ATTEMPTS = "sources_of_attempts"
-"""Key in `facts` of a record: attempt -> digest of its source files, if the attempts had different ones."""
-PACKAGES_OF_ATTEMPTS = "packages_of_attempts"
-"""Key in `facts` of a record: attempt -> versions (null: not installed) of the packages that were others than
-in the record, if there were any."""
 _MOST_SHOWN = 3
 
 

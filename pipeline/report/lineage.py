@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from pipeline.config.dotted_keys import flattened_text
 from pipeline.config.graph import SOURCES
+from pipeline.config.yaml_files import yaml_text
 from pipeline.planning.reasons import mixed_code
 from pipeline.report.run_files import RunFiles
 from pipeline.report.tables import Row, Table, moment, size
@@ -43,7 +42,7 @@ def lineage(files: RunFiles) -> Lineage:
         results=_results_table(files),
         commands=_commands_table(files),
         digests=_digests_table(files),
-        settings=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+        settings=yaml_text(run.config),
     )
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.identity.fingerprints import digest
 from pipeline.json_files import OutputFile, StoredModel
@@ -16,6 +16,11 @@ ATTEMPT_FILE = "attempt.json"
 CODE = "code"
 """Key in `facts` of a record: digest of all code of the project in the driver, and digest -> number of
 processes for the workers of the attempt."""
+CODES_OF_ATTEMPTS = "sources_of_attempts"
+"""Key in `facts` of a record: attempt -> digest of its source files, if the attempts had different ones."""
+PACKAGES_OF_ATTEMPTS = "packages_of_attempts"
+"""Key in `facts` of a record: attempt -> versions (null: not installed) of the packages that were others than
+in the record, if there were any."""
 
 
 class Record(StoredModel):
@@ -46,6 +51,25 @@ class Record(StoredModel):
     mlflow_run_id: str | None = None
     record_digest: str | None = None
     """Digest of the rest of the file; the audit sees by it that somebody edited the record."""
+
+    @field_validator("git")
+    @classmethod
+    def _texts_of_git(cls, git: dict[str, Any]) -> dict[str, Any]:
+        for name in ("commit", "patch", "error"):
+            if not isinstance(git.get(name), str | None):
+                raise ValueError(f"{name} is not text")
+        return git
+
+    @field_validator("facts")
+    @classmethod
+    def _blocks_of_facts(cls, facts: dict[str, Any]) -> dict[str, Any]:
+        versions = facts.get(PACKAGES_OF_ATTEMPTS) or {}
+        for name in (CODE, CODES_OF_ATTEMPTS, PACKAGES_OF_ATTEMPTS, "resources"):
+            if not isinstance(facts.get(name), dict | None):
+                raise ValueError(f"{name} is not an object")
+        if not all(isinstance(of_attempt, dict) for of_attempt in versions.values()):
+            raise ValueError(f"{PACKAGES_OF_ATTEMPTS} does not have an object for each attempt")
+        return facts
 
 
 class AttemptFile(StoredModel):

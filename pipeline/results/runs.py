@@ -80,7 +80,7 @@ class RunFile(StoredModel):
     """Absolute path of the site file of the last command; None if there was none, and from an older vico."""
     state: State = "pending"
     error: str | None = None
-    stages: dict[str, StageEntry]
+    stages: dict[str, StageEntry] = Field(min_length=1)
     mlflow_run_id: str | None = None
     submission: dict[str, Any] | None = None
     accepted: bool = False
@@ -109,6 +109,8 @@ class Runs:
 
     def named(self, name: str) -> RunFile:
         """Return the run with this id or unique beginning of an id, or the `latest`; else raise UserError."""
+        if not name.strip():  # `vico cancel "$RUN"` without RUN would stop the only run
+            raise UserError("RUN is empty; give an id, a unique beginning of one, or `latest`")
         ids = sorted(path.parent.name for path in self.folder.glob(f"*/{RUN_FILE}"))
         if not ids:
             raise UserError(f"RUN={name!r}: there are no runs in {self.address}; check --storage or --site")
@@ -195,6 +197,8 @@ def _run_file(folder: Path) -> RunFile:
     run = RunFile.read(folder / RUN_FILE, _REMEDY)
     if run is None:
         raise UserError(f"{folder / RUN_FILE} is gone; {_REMEDY}")
+    if run.run != folder.name:  # else `vico gc --drop COPY` would remove the run that was copied
+        raise UserError(f"{folder / RUN_FILE} is damaged (it is of run {run.run!r}); {_REMEDY}")
     return run
 
 

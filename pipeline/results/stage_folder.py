@@ -108,7 +108,9 @@ class StageFolder:
 
     def attempt_files(self) -> list[AttemptFile]:
         """Return the files of all attempts whose parts may be in the output, oldest first."""
-        paths = sorted(self.path.glob(f"attempts/*/{ATTEMPT_FILE}"), key=lambda path: int(path.parent.name))
+        found = self.path.glob(f"attempts/*/{ATTEMPT_FILE}")
+        numbered = (path for path in found if path.parent.name.isdigit())  # not a copy of one, such as 1.bak
+        paths = sorted(numbered, key=lambda path: int(path.parent.name))
         remedy = f"--force {self.stage} starts the stage from scratch"
         files = (AttemptFile.read(path, remedy) for path in paths)
         return [file for file in files if file is not None]

@@ -17,6 +17,7 @@ from cluster.passwords import password_fields
 from cluster.site import Site
 from cluster.sources.driver import driver_code
 from pipeline.config.graph import Graph
+from pipeline.config.yaml_files import yaml_text
 from pipeline.identity.provenance import PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE, git_patch, git_state
 from pipeline.planning.estimates import check_memory
 from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline
@@ -46,7 +47,7 @@ class Submitted:
 
 def job_of(request: RunRequest, opened: OpenPipeline, name: str, submission: Mapping[str, Any]) -> Job:
     """Return the job that runs what `vico run` would run here: paths are absolute, overrides applied."""
-    config = yaml.safe_dump(opened.pipeline.config.resolved(), sort_keys=False, allow_unicode=True)
+    config = yaml_text(opened.pipeline.config.resolved())
     site = yaml.safe_dump(request.site.in_job().as_given(), sort_keys=False, allow_unicode=True)
     files = {CONFIG_FILE: config, SITE_FILE: site}
     if request.site.jobs.code == "archive":

@@ -7,11 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.site import Site
 from pipeline.config.dotted_keys import flattened_text
 from pipeline.config.graph import block_of, block_path
+from pipeline.config.yaml_files import yaml_text
 from pipeline.identity.provenance import git_state
 from pipeline.results.quality import gate_of, run_quality
 from pipeline.results.records import Record
@@ -133,7 +132,7 @@ def desired_pipeline_run(run: RunFile, site: Site) -> DesiredRun:
         tags=tags,
         summary=final_metrics(run, site.storage),
         datasets=tuple(stage_datasets(run, sources, site)),
-        texts={"config.yaml": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)},
+        texts={"config.yaml": yaml_text(run.config)},
     )
 
 

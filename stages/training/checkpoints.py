@@ -75,9 +75,8 @@ class ResumePoint:
 
 def checkpoints(parts: Parts) -> list[tuple[int, Path]]:
     """Return (step, folder) of every complete checkpoint, oldest first."""
-    return sorted(
-        (int(path.name.removeprefix("step-")), path) for path in parts.output.glob(f"{CHECKPOINTS}/step-*")
-    )
+    named = ((path.name.removeprefix("step-"), path) for path in parts.output.glob(f"{CHECKPOINTS}/step-*"))
+    return sorted((int(step), path) for step, path in named if step.isdigit())  # no copy, such as step-20.bak
 
 
 def read_metadata(checkpoint: Path) -> CheckpointMetadata:

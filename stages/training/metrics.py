@@ -15,7 +15,8 @@ def read_metrics(parts: Parts) -> list[tuple[int, dict[str, float]]]:
     """
     steps: dict[int, dict[str, float]] = {}
     paths = (parts.folder / "attempts").glob(f"*/{STEP_METRICS_FILE}")
-    for path in sorted(paths, key=lambda path: int(path.parent.name)):
+    numbered = (path for path in paths if path.parent.name.isdigit())  # not a copy of one, such as 1.bak
+    for path in sorted(numbered, key=lambda path: int(path.parent.name)):
         for line in metric_lines(path):
             metrics = steps.setdefault(line.step, {})
             for name, value in line.metrics.items():

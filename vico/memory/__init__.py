@@ -1,1 +1,1 @@
-"""Memory of a training, computed from a config.json before anything runs: no torch, no weights."""
+"""Sizes of a model and memory of its training, by config.json before anything runs: no torch, no weights."""

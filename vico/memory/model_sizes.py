@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vico.memory.config_numbers import num_experts, tile_side
+
 
 @dataclass(frozen=True)
 class ModelSizes:
@@ -51,15 +53,15 @@ def model_sizes(config: Mapping[str, Any]) -> ModelSizes:
     """Return the sizes of a config in Hugging Face form (`vico.model_files.model_config`)."""
     vision, text = config["vision_config"], config["text_config"]
     v, h = vision["hidden_size"], text["hidden_size"]
-    size, patch = (_side(vision[name]) for name in ("image_size", "patch_size"))
+    size, patch = (tile_side(vision[name]) for name in ("image_size", "patch_size"))
     patches = (size // patch) ** 2
     shuffle = round(1 / config.get("downsample_ratio", 0.5))
     heads = text["num_attention_heads"]
     # transformers' default for Qwen3; the others divide the width
     head = text.get("head_dim") or (128 if text.get("model_type") == "qwen3" else h // heads)
-    keys = text.get("num_key_value_heads", heads) * head
+    keys = (text.get("num_key_value_heads") or heads) * head
     tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
-    experts = text.get("num_experts") or text.get("num_local_experts") or 0
+    experts = num_experts(text, str(text.get("model_type")))
     mlp = text["intermediate_size"]
     return ModelSizes(
         vision=_vision_parameters(vision, patches, patch),
@@ -109,13 +111,15 @@ def _language_parameters(text: Mapping[str, Any], queries: int, keys: int, head:
     else:
         attention += queries + 2 * keys if kind == "qwen2" else 2 * head  # biases of q, k, v; or q/k norms
     sparse = 3 * h * text["moe_intermediate_size"] * experts + h * experts if experts else dense
-    num_dense = len(text.get("mlp_only_layers") or ()) if experts else layers
+    num_dense = _dense_layers(text) if experts else layers
     return layers * (attention + 2 * h) + num_dense * dense + (layers - num_dense) * sparse + h
+
+
+def _dense_layers(text: Mapping[str, Any]) -> int:
+    """Return how many layers of a mixture of experts have one MLP for all tokens, by Qwen3-MoE's rule."""
+    dense, step = text.get("mlp_only_layers") or (), text.get("decoder_sparse_step") or 1
+    return sum(layer in dense or (layer + 1) % step != 0 for layer in range(text["num_hidden_layers"]))
 
 
 def _linear(width_in: int, width_out: int) -> int:
     return width_in * width_out + width_out
-
-
-def _side(value: int | list[int]) -> int:
-    return value[0] if isinstance(value, list | tuple) else value

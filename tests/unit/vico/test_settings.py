@@ -86,3 +86,18 @@ def test_another_normalisation_is_refused(folder):
     change(folder, "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
     with pytest.raises(UserError, match=r"image_mean=\[0.5, 0.5, 0.5\] is not supported"):
         load_settings(folder)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_patches": 0}, {"max_patches": "6"}, {"min_patches": 7, "max_patches": 6}]
+)
+def test_limits_that_allow_no_tile_are_refused(folder, limits):
+    change(folder, "preprocessor_config.json", **limits)
+    with pytest.raises(UserError, match=r"max_patches=\S+ are not numbers of tiles, at least 1 and in this"):
+        load_settings(folder)
+
+
+def test_an_image_token_id_of_another_form_is_refused(folder):
+    change(folder, "config.json", image_token_id="7")
+    with pytest.raises(UserError, match="image_token_id='7' is not a whole number"):
+        load_settings(folder)

@@ -85,6 +85,25 @@ def test_pictures_that_the_rows_hold_themselves_are_read(data, model):
     assert checked(data.parent / "pipeline.yaml") == (2, 2)
 
 
+@pytest.mark.parametrize(
+    "option, name, shown",
+    [
+        ("FILE", "a\nb.yaml", "a\\nb.yaml"),
+        ("FILE", "a\x1b[2J.yaml", "a\\x1b[2J.yaml"),
+        ("FILE", "a\udcff.yaml", "a\\udcff.yaml"),
+        ("--data", "d\nb", "d\\nb"),
+        ("--data", "d\udcff", "d\\udcff"),
+        ("--model", "m\nb", "m\\nb"),
+    ],
+)
+def test_a_name_that_a_pipeline_file_cannot_hold_is_refused_in_one_line(tmp_path, option, name, shown):
+    path = str(tmp_path / name)
+    arguments = [path] if option == "FILE" else [str(tmp_path / "p.yaml"), option, path]
+    refused = CliRunner().invoke(app, ["init", *arguments]).exception
+    assert isinstance(refused, UserError) and str(refused).startswith(f"{option} {tmp_path}/{shown} has")
+    assert "\n" not in str(refused) and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("write", ["lines", "list"])
 def test_llava_rows_are_recognised_and_read(data, model, write):
     rows = [row("a.png"), row()]
@@ -300,3 +319,11 @@ def test_what_cannot_be_read_or_written_is_refused_in_one_line(data, model, tmp_
     (data / "meta.json").write_text("{}")
     assert "meta.json exists" in refusal(tmp_path / "a.yaml", *where)
     assert not (tmp_path / "a.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["08.yaml", "1e5.yaml", "12.yaml", "yes.yaml", "2026-01-01.yaml"])
+def test_a_file_whose_name_looks_like_a_number_is_read_again(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    written = CliRunner().invoke(app, ["init", name])
+    assert written.exit_code == 0, written.output
+    assert load_config(Path(name), pipeline_graph()).experiment == Path(name).stem

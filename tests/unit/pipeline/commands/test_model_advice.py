@@ -108,6 +108,14 @@ def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_written(tm
     assert "is not a folder with a config.json" in str(refused.exception)
 
 
+def test_a_config_that_is_a_link_out_of_its_folder_is_refused_as_by_a_run(tmp_path):
+    model = config_alone(tmp_path / "m", QWEN3_8B)
+    (model / "config.json").rename(tmp_path / "elsewhere.json")
+    (model / "config.json").symlink_to(tmp_path / "elsewhere.json")
+    refused = init(tmp_path / "p.yaml", "--model", model)
+    assert "is a link to" in str(refused.exception) and not (tmp_path / "p.yaml").exists()
+
+
 def test_a_small_model_keeps_the_defaults(tmp_path):
     model = make_tiny_model(tmp_path / "tiny")
     shown = init(tmp_path / "p.yaml", "--model", model)

@@ -177,6 +177,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(load, text, line):
         ("seed: -1", "seed=-1 must be at least 0"),
         ("seed: x", "seed='x' is not a whole number; give one such as 0 (the default)"),
         ("seed: 1.5", "seed=1.5 is not a whole number; give one such as 0 (the default)"),
+        ("seed: true", "seed=true is not a whole number; give one such as 0 (the default)"),
         ("seed: null", "seed=null is not a whole number; give one such as 0 (the default)"),
     ],
 )
@@ -338,6 +339,21 @@ def test_a_text_of_the_file_makes_no_line_of_its_own_in_the_message(load):
     with pytest.raises(UserError) as refused:
         load('"a\\nerror: forged\\e[2J": 1')
     assert "unknown key a\\nerror: forged\\x1b[2J" in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "head, field",
+    [
+        ('{records: {format: demo}, model: "a\\nb"}', "model=a\\nb"),
+        ('{records: {format: llava, path: "a\\nb"}, model: m}', "records.path=a\\nb"),
+        ('{records: [{format: llava, path: a, root: "\\0"}], model: m}', "records.root=\\x00"),
+        ('{records: {format: demo}, model: m, adopt: {plain: "\\e"}}', "adopt.plain=\\x1b"),
+        ('{records: {format: demo}, model: m, repaired: ["\\r"]}', "repaired=\\r"),
+    ],
+)
+def test_a_path_with_a_line_break_is_refused_in_one_line(load, head, field):
+    [line] = refused(load, head=f"inputs: {head}\n")
+    assert line.startswith(f"inputs.{field} has a line break or a control character; give a path")
 
 
 def test_an_experiment_is_a_name_without_control_characters(load):

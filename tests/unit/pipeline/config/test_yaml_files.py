@@ -1,8 +1,9 @@
 """YAML files: numbers, repeated keys, and errors that name file and line."""
 
 import pytest
+import yaml
 
-from pipeline.config.yaml_files import yaml_mapping, yaml_value
+from pipeline.config.yaml_files import yaml_mapping, yaml_text, yaml_value
 from vico.errors import UserError
 
 
@@ -52,6 +53,18 @@ def test_a_fault_is_named_with_file_and_line(tmp_path, text, message):
 
 def test_a_merge_key_still_works():
     assert yaml_value("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}", "here")["b"] == {"x": 3, "y": 2}
+
+
+TEXTS = ("1e5", "123e4", "08", "010", "1:30", "1_000", "0x1f", ".5", "+7", "yes", "null", "~", "2026-01-01")
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "", "a: b", "#c", "- x", "a\nb", " a", "é", "e5", "1.2.3", "'\""])
+@pytest.mark.parametrize("flow", [False, True])
+def test_what_is_written_is_read_as_the_same_value(text, flow):
+    """By this reader and by YAML 1.1, as which other programs read the files."""
+    value = {"texts": [text], text: {"number": 1e-5, "count": 8, "large": 1e16, "on": True, "none": None}}
+    written = yaml_text(value, flow=flow)
+    assert yaml_value(written, "here") == yaml.safe_load(written) == value
 
 
 def test_a_missing_file_is_named(tmp_path):

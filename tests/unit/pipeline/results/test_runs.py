@@ -1,8 +1,12 @@
 import json
+import shutil
 
 import pytest
 
+from cluster.launchers.by_kind import launcher_of_submission
+from pipeline.results.garbage import collect_garbage
 from pipeline.results.runs import Runs, pipeline_digest
+from pipeline.running.jobs import with_job_state
 from pipeline.storage.leases import Leases
 from vico.errors import UserError
 
@@ -42,6 +46,27 @@ def test_a_name_that_fits_none_or_several_is_refused(runs):
     with pytest.raises(UserError, match="give more characters") as error:
         runs.named("20")
     assert first in str(error.value) and second in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_only_run(runs, name):
+    """As a shell passes a variable that is not set; every run begins with it."""
+    create(runs)
+    with pytest.raises(UserError, match="RUN is empty; give an id"):
+        runs.named(name)
+    with pytest.raises(UserError, match="RUN is empty; give an id"):
+        collect_garbage(runs.folder.parent, [name], dry_run=False)
+
+
+def test_a_copied_folder_is_not_taken_for_the_run_that_it_was_copied_from(runs):
+    run = create(runs)
+    shutil.copytree(runs.run_folder(run.run), runs.run_folder("copy"))
+    message = rf"copy/run.json is damaged \(it is of run '{run.run}'\); "
+    with pytest.raises(UserError, match=message):
+        runs.named("copy")
+    with pytest.raises(UserError, match=message):
+        collect_garbage(runs.folder.parent, ["copy"], dry_run=False)
+    assert runs.named(run.run) == run
 
 
 def test_the_latest_run_of_a_pipeline_is_not_a_cancelled_one(runs):
@@ -85,6 +110,30 @@ def test_a_damaged_run_file_is_named_with_a_remedy(runs, content, message):
             look()
         assert message in str(error.value) and str(path) in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_a_run_file_without_stages_is_damaged(runs):
+    run = create(runs)
+    edit(runs, run, stages={})
+    with pytest.raises(UserError, match=r"is damaged \(stages: .* at least 1 item"):
+        runs.all()
+
+
+@pytest.mark.parametrize(
+    "submission, field",
+    [
+        ({"kind": "slurm", "id": "7"}, "folder=None"),
+        ({"kind": "local", "folder": 5, "id": "7"}, "folder=5"),
+        ({"kind": "ray-jobs", "address": "http://h:1"}, "id=None"),
+    ],
+)
+def test_a_submission_that_does_not_lead_to_its_job_is_one_line(runs, submission, field):
+    run = create(runs, submission=submission)
+    state = with_job_state(run)
+    assert state.state == "pending"
+    assert f"submission.{field} in run.json does not lead to the job; ask its scheduler" in state.error
+    with pytest.raises(UserError, match=f"submission.{field}"):
+        launcher_of_submission(submission)
 
 
 def test_a_pipeline_is_its_stages_in_order():

@@ -2,6 +2,7 @@
 the same with whole commands."""
 
 import json
+import shutil
 
 import pytest
 
@@ -82,6 +83,13 @@ def test_output_without_a_record_is_resumed_and_never_taken_for_done(folder):
     assert stage_status(folder, INPUTS).reason == "unfinished: resumes from attempt 2"
 
 
+def test_a_copy_of_an_attempt_is_no_attempt(folder):
+    attempt(folder, record=False)
+    shutil.copytree(folder.path / "attempts" / "1", folder.path / "attempts" / "1.bak")
+    assert [file.attempt for file in folder.attempt_files()] == [1]
+    assert folder.last_attempt() == 1
+
+
 def test_output_without_an_attempt_is_not_built_on(folder):
     folder.output.mkdir(parents=True)
     (folder.output / "a.parquet").write_text("?")
@@ -137,6 +145,10 @@ def test_a_record_that_cannot_be_read_is_refused_with_path_and_remedy(folder, co
         ({"seconds": "long"}, "is damaged (seconds: "),
         ({"attempt": 1.5}, "is damaged (attempt: "),
         ({"outputs": {"a.parquet": {"bytes": "3", "sha256": "x"}}}, "is damaged (outputs.a.parquet.bytes: "),
+        ({"git": {"commit": 5}}, "is damaged (git: value error, commit is not text)"),
+        ({"facts": {"packages_of_attempts": 5}}, "value error, packages_of_attempts is not an object)"),
+        ({"facts": {"packages_of_attempts": {"1": []}}}, "does not have an object for each attempt)"),
+        ({"facts": {"code": [1]}}, "is damaged (facts: value error, code is not an object)"),
         ({"outputs": {}}, "was changed (output_digest does not fit its outputs)"),
         ({"identity": {**IDENTITY, "config": {"size": 3}}}, "does not belong here"),
         ({"fingerprint": "0" * 64}, "does not belong here"),

@@ -5,12 +5,14 @@ A file system that shows one node an old listing is not available here, so a fak
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from cluster.metric_lines import STEP_METRICS_FILE, MetricLine
 from stages.parts import Parts
 from stages.training import checkpoints as train_checkpoints
 from stages.training.checkpoints import (
@@ -21,6 +23,7 @@ from stages.training.checkpoints import (
     remove_half_deleted,
     wait_until_visible,
 )
+from stages.training.metrics import read_metrics
 from stages.training.universal import remove_conversions
 
 
@@ -101,3 +104,15 @@ def test_what_dead_ranks_left_of_checkpoints_is_removed_before_the_next_start(tm
     assert [path.name for path in tmp_path.glob("output/*/*")] == ["step-0000005"]
     assert [step for step, _ in checkpoints(parts)] == [5]
     assert not list(tmp_path.glob("attempts/*/universal/*"))
+
+
+def test_copies_of_checkpoints_and_attempts_are_none(tmp_path):
+    parts = Parts(tmp_path, 1)
+    checkpoint(parts, 5)
+    shutil.copytree(parts.output / "checkpoints/step-0000005", parts.output / "checkpoints/step-0000005.bak")
+    for name, step in (("1", 1), ("1.bak", 2)):
+        (parts.folder / "attempts" / name).mkdir(parents=True, exist_ok=True)
+        line = MetricLine(step, 0.0, {"loss": 0.5}).text()
+        (parts.folder / "attempts" / name / STEP_METRICS_FILE).write_text(line)
+    assert [step for step, _ in checkpoints(parts)] == [5]
+    assert read_metrics(parts) == [(1, {"loss": 0.5})]

@@ -10,6 +10,8 @@ from vico.memory.model_sizes import model_sizes
 from vico.model_files import model_config
 from vico.published_config import hf_config
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+
 
 def counted(config, prefixes, *, own=False):
     shapes = expected_shapes(config, OWN_PARTS)
@@ -40,6 +42,10 @@ def test_published_sizes(size):  # noqa: F811
         ("LlamaForCausalLM", {}),
         ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
         ("InternLM2ForCausalLM", {"bias": True, "rms_norm_eps": 1e-5}),
+        ("Qwen3MoeForCausalLM", {**EXPERTS, "num_hidden_layers": 5, "decoder_sparse_step": 2}),
+        ("Qwen3MoeForCausalLM", {**EXPERTS, "num_hidden_layers": 5, "mlp_only_layers": [0, 3, 9]}),
+        ("Qwen3ForCausalLM", EXPERTS),
+        ("LlamaForCausalLM", {"num_key_value_heads": None}),
     ],
 )
 @pytest.mark.parametrize("norm, bias, qk_norm", [("rms_norm", False, True), ("layer_norm", True, False)])
