@@ -26,7 +26,7 @@ def part_until(command: str) -> str:
 
 
 def test_what_comes_before_the_training_is_as_the_page_shows_it(tmp_path):
-    page = part_until("vico plan my.yaml")
+    page = part_until("vico run my.yaml")
     run = make_tutorial.run_page(page, tmp_path)
     assert make_tutorial.comparable(run) == make_tutorial.comparable(page)
     assert load_config(tmp_path / "my.yaml", pipeline_graph()).consistency.tiles_per_pack == 32

@@ -2,7 +2,7 @@
 
 from pipeline.audit.findings import Findings
 from pipeline.audit.report import report_texts
-from pipeline.results.runs import RunFile
+from pipeline.results.runs import RunFile, StageEntry
 from pipeline.tracking.desired import DesiredRun
 
 PLANTED = "[x](http://a)<b>|\x1b]0;t\x07\u202e\udcff"
@@ -13,7 +13,7 @@ RUN = RunFile(
     experiment=PLANTED,
     config={},
     site="s",
-    stages={},
+    stages={"shard": StageEntry(fingerprint="f1")},
 )
 
 
