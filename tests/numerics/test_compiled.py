@@ -126,8 +126,8 @@ def test_recomputed_layers_give_equal_gradients_and_selective_ones_keep_attentio
             computed = results[checkpointing][2][name]
             if backend is None:
                 assert torch.equal(computed, gradient), name
-            else:  # a compiled backward pass of other saved tensors rounds sums in another order
-                rounding = torch.finfo(gradient.dtype).eps * gradient.abs().max().item()
-                torch.testing.assert_close(computed, gradient, rtol=1e-5, atol=rounding, msg=name)
+            else:  # a compiled backward pass of other saved tensors rounds sums in another order; biases of
+                # keys have a gradient of 0 but for rounding
+                assert (computed - gradient).norm() <= 1e-6 * gradient.norm() + 1e-9, name
     # two layers of each tower; the language model's attend to each of the two samples by themselves
     assert calls == {"none": 0, "selective": 0, "full": 2 + 2 * 2}
