@@ -10,7 +10,7 @@ from stages.shard.config import ShardConfig
 def tile_limit_notes(config: ShardConfig, sets: Sequence[RecordSet], model: Path) -> list[str]:
     """Return a line for each setting that asks for more tiles than the model's own limit, which holds.
 
-    The default of `shard.max_tiles` asks for nothing: it is that of the published models.
+    The default of `shard.max_tiles`, the limit of the published models, gives no line: nobody set it.
     """
     from vico.settings import load_settings
 

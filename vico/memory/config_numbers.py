@@ -65,7 +65,7 @@ def tile_side(value: int | list[int]) -> int:
 
 
 def num_experts(text: Mapping[str, Any], kind: str) -> int:
-    """Return the number of experts of a layer; 0 if the language model is no mixture of experts."""
+    """Return the number of experts of a layer; 0 for a language model without experts."""
     return (text.get("num_experts") or text.get("num_local_experts") or 0) if kind == "qwen3_moe" else 0
 
 
