@@ -64,6 +64,7 @@ def test_check_and_build_account_for_every_row_of_a_hostile_set(project):
         assert code == 2 and f"quarantined: {last['reason']} (" in err, out + err
 
 
+@pytest.mark.slow  # eight commands; test_repaired_rows.py reads repaired rows
 def test_repaired_rows_are_built_beside_the_old_shards_and_a_pipeline_uses_them(project, tmp_path):
     folder, reasons = project
     where = (folder / "pipeline.yaml", "--site", folder / "site.yaml")

@@ -206,6 +206,7 @@ def test_a_model_below_the_gate_is_no_candidate_until_it_is_accepted(pipeline):
     assert len(client.search_model_versions("name = 'test'")) == 1
 
 
+@pytest.mark.slow  # two trainings; test_training_resume.py kills ranks, test_runner_crash.py drivers
 def test_after_a_kill_in_training_the_same_command_gives_the_same_policy(pipeline, outputs, tmp_path):
     config, site, _ = pipeline
     storage = tmp_path / "runs"

@@ -49,21 +49,36 @@ def started(
     return start_ranks(MODULE, [str(model), str(folder), *scenarios], logs, world_size), logs
 
 
+def resumed(stage: int, dtype: str = "", **more: object) -> list[str]:
+    """Return the scenarios of 20 undisturbed steps; and of 12 steps, then a resume from step 10."""
+    prefix = f"{dtype}-" if dtype else ""
+    fields = {"dtype": dtype} if dtype else {}
+    return [
+        scenario(f"{prefix}straight-{stage}", stage, **fields, **more),
+        scenario(f"{prefix}resumed-{stage}", stage, stop_after=11, **fields),
+        scenario(f"{prefix}resumed-{stage}", stage, attempt=2, **fields),
+    ]
+
+
 @pytest.fixture(scope="module")
 def two_ranks(model, tmp_path_factory) -> Path:
-    """On 2 ranks at each ZeRO stage: 20 undisturbed steps; and 12 steps, then a resume from step 10."""
+    """Resumes on 2 ranks at each ZeRO stage, and at ZeRO-2 in bfloat16 and from tampered checkpoints."""
     folder = tmp_path_factory.mktemp("two")
-    wanted = []
+    wanted = resumed(2, "bfloat16")
     for stage in (1, 2, 3):
         profiling = PROFILED | ({"throughput_steps": MEASURED_STEPS} if stage == 1 else {})
-        wanted.append(scenario(f"straight-{stage}", stage, site={"profiling": profiling}))
-        wanted.append(scenario(f"resumed-{stage}", stage, stop_after=11))
-        wanted.append(scenario(f"resumed-{stage}", stage, attempt=2))
-        for attempt, more in enumerate(({}, {"stop_after": 11}, {}), start=1):
-            name = f"bfloat16-{'straight' if attempt == 1 else 'resumed'}-{stage}"
-            wanted.append(scenario(name, stage, max(attempt - 1, 1), dtype="bfloat16", **more))
+        wanted += resumed(stage, site={"profiling": profiling})
     wanted.append(scenario("resumed-2", 2, attempt=3, tamper={"probe_loss": 1.0005}))
     wanted.append(scenario("resumed-2", 2, attempt=4, tamper={"kernels": "another device"}))
+    finish(*started(model, folder, wanted, 2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other_settings(model, tmp_path_factory) -> Path:
+    """More resumes on 2 ranks, for the slow tests: bfloat16 at ZeRO-1 and 3, offloaded, fused."""
+    folder = tmp_path_factory.mktemp("other")
+    wanted = [*resumed(1, "bfloat16"), *resumed(3, "bfloat16")]
     wanted.append(scenario("offloaded", 2, stop_after=11))
     offloads = {"memory": {"offload": "optimizer"}}
     wanted.append(scenario("offloaded", 2, attempt=2, site=offloads))
@@ -77,14 +92,30 @@ def two_ranks(model, tmp_path_factory) -> Path:
     return folder
 
 
+def where_resumed(request: pytest.FixtureRequest, dtype: str, stage: int) -> Path:
+    common = not dtype or stage == 2
+    folder: Path = request.getfixturevalue("two_ranks" if common else "other_settings")
+    return folder
+
+
 def curve(folder: Path) -> dict[int, float]:
     return {step: metrics["loss"] for step, metrics in read_metrics(Parts(folder, 1))}
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-@pytest.mark.parametrize("dtype", ["", "bfloat16-"])
-def test_a_resumed_training_is_the_undisturbed_one_bit_for_bit(two_ranks, dtype, stage):
-    straight, resumed = two_ranks / f"{dtype}straight-{stage}", two_ranks / f"{dtype}resumed-{stage}"
+@pytest.mark.parametrize(
+    ("dtype", "stage"),
+    [
+        ("", 1),
+        ("", 2),
+        ("", 3),
+        pytest.param("bfloat16-", 1, marks=pytest.mark.slow),
+        ("bfloat16-", 2),
+        pytest.param("bfloat16-", 3, marks=pytest.mark.slow),
+    ],
+)
+def test_a_resumed_training_is_the_undisturbed_one_bit_for_bit(request, dtype, stage):
+    folder = where_resumed(request, dtype, stage)
+    straight, resumed = folder / f"{dtype}straight-{stage}", folder / f"{dtype}resumed-{stage}"
     first = (resumed / "attempts/1/metrics.jsonl").read_text().splitlines()
     second = [json.loads(line) for line in (resumed / "attempts/2/metrics.jsonl").read_text().splitlines()]
     assert json.loads(first[-1])["step"] == 11
@@ -97,24 +128,27 @@ def test_a_resumed_training_is_the_undisturbed_one_bit_for_bit(two_ranks, dtype,
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_training_that_ran_out_of_memory_resumes_with_its_optimizer_offloaded(two_ranks):
+@pytest.mark.slow
+def test_a_training_that_ran_out_of_memory_resumes_with_its_optimizer_offloaded(two_ranks, other_settings):
     """DeepSpeed's own AdamW continues with states that torch's has written."""
-    losses = curve(two_ranks / "offloaded")
+    losses = curve(other_settings / "offloaded")
     assert losses.keys() == set(range(1, NUM_STEPS + 1))
     assert_follows(losses, curve(two_ranks / "straight-2"))
 
 
-def test_a_training_resumes_without_offloading(two_ranks):
+@pytest.mark.slow
+def test_a_training_resumes_without_offloading(other_settings):
     """torch's AdamW counts on from the steps of DeepSpeed's own, whose first steps round differently."""
-    losses, straight = curve(two_ranks / "brought-back"), curve(two_ranks / "offloaded-straight")
+    losses, straight = curve(other_settings / "brought-back"), curve(other_settings / "offloaded-straight")
     assert losses.keys() == set(range(1, NUM_STEPS + 1))
     assert all(losses[step] == straight[step] for step in range(1, CHECKPOINT_EVERY + 1))
     assert_follows(losses, straight)
 
 
-def test_a_training_with_the_fused_optimizer_resumes_bit_for_bit(two_ranks):
-    assert curve(two_ranks / "fused-resumed") == curve(two_ranks / "fused")
-    assert_follows(curve(two_ranks / "fused"), curve(two_ranks / "straight-3"))
+@pytest.mark.slow
+def test_a_training_with_the_fused_optimizer_resumes_bit_for_bit(two_ranks, other_settings):
+    assert curve(other_settings / "fused-resumed") == curve(other_settings / "fused")
+    assert_follows(curve(other_settings / "fused"), curve(two_ranks / "straight-3"))
 
 
 def test_a_checkpoint_is_published_without_stopping_the_steps(two_ranks):
@@ -142,14 +176,14 @@ def test_a_loss_computed_by_other_kernels_may_differ_by_their_rounding(two_ranks
 
 
 def elastic(
-    model: Path, two_ranks: Path, folder: Path, stage: int, parts: list[tuple[int, dict]]
+    model: Path, source: Path, folder: Path, stage: int, parts: list[tuple[int, dict]]
 ) -> dict[int, float]:
-    """Return the losses after step 10 of 2 ranks, resumed by `parts`: (number of ranks, more of the
-    scenario)."""
+    """Return the losses after step 10 of 2 ranks in `source`, resumed by `parts`: (number of ranks, more of
+    the scenario)."""
     dtype = next((f"{more['dtype']}-" for _, more in parts if "dtype" in more), "")
     name = f"{dtype}resumed-{stage}"  # its checkpoints contain this name
     kept = folder / name
-    shutil.copytree(two_ranks / name, kept)
+    shutil.copytree(source / name, kept)
     shutil.rmtree(kept / "attempts")
     losses = {}
     for attempt, (world_size, more) in enumerate(parts, start=1):
@@ -183,12 +217,13 @@ def test_two_then_one_then_three_ranks_follow_the_undisturbed_curve(model, two_r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_other_ranks_resume_in_bfloat16_from_the_same_weights(model, two_ranks, stage, tmp_path):
+def test_other_ranks_resume_in_bfloat16_from_the_same_weights(request, model, stage, tmp_path):
     """The loss after each resume equals the one before it; then gradients are summed in another order and
     round differently."""
     parts = [(1, {"stop_after": 16, "dtype": "bfloat16"}), (3, {"dtype": "bfloat16"})]
-    losses = elastic(model, two_ranks, tmp_path, stage, parts)
-    expected = curve(two_ranks / f"bfloat16-straight-{stage}")
+    source = where_resumed(request, "bfloat16", stage)
+    losses = elastic(model, source, tmp_path, stage, parts)
+    expected = curve(source / f"bfloat16-straight-{stage}")
     for step, loss in losses.items():
         assert loss == pytest.approx(expected[step], rel=0.02), f"step {step}"
 
