@@ -90,7 +90,8 @@ def table(content: Mapping[str, Any]) -> str:
     """Return settings and table in Markdown."""
     settings = ", ".join(f"{key} {value}" for key, value in content["settings"].items() if value is not None)
     number = 1 + max(part["repetition"] for part in content["parts"])
-    lines = [f"Commit {content['commit']}, {content['machine']}; {settings}; {number} repetitions.", ""]
+    repetitions = "one repetition" if number == 1 else f"medians of up to {number} repetitions"
+    lines = [f"Commit {content['commit']}, {content['machine']}; {settings}; {repetitions}.", ""]
     lines += [f"| {' | '.join(_COLUMNS.values())} |", "|" + "---|" * len(_COLUMNS)]
     for row in content["table"]:
         cells = [
@@ -101,22 +102,31 @@ def table(content: Mapping[str, Any]) -> str:
 
 
 def summary(content: Mapping[str, Any]) -> str:
-    """Return the gains of one request at a time at 2/3 of the tiles, and the figure, in Markdown."""
-    sentences = []
-    for size, name in _NAMES.items():
-        rows = [row for row in content["table"] if (row["size"], row["share"]) == (size, _SHARE)]
-        gains = [f"{row['gain']:.2f} ({_ENGINES[row['engine']][0]})" for row in rows if row["batch"] == 1]
-        if gains:
-            bound = content["sizes"][size]["bound"][_SHARE]
-            sentences.append(f"{name} {' and '.join(gains)} of {bound:.2f}")
+    """Return the gains at 2/3 of the tiles as a table beside their bounds, and the figure, in Markdown."""
+    rows = [row for row in content["table"] if row["share"] == _SHARE]
+    columns = sorted({(row["engine"], row["batch"]) for row in rows})
+    gains = {(row["size"], row["engine"], row["batch"]): f"{row['gain']:.2f}" for row in rows}
+    heads = [f"{_ENGINES[engine][0]}, {batch} at once" for engine, batch in columns]
     lines = [
-        "With 2/3 of the tiles compressed, which is half of the visual tokens, `vico serve` gives more first",
-        "tokens per second than at the full rate. Measured, and what FLOPs allow, as the vision tower sees",
-        f"every tile in any case: {'; '.join(sentences)} times. Settings, and 16 requests at once:",
-        "[docs/measurements/serving.md](docs/measurements/serving.md).",
+        "With 2/3 of the tiles compressed, which is half of the visual tokens, `vico serve` gives so many times",
+        "the first tokens per second of the full rate. The vision tower sees every tile in any case, so FLOPs",
+        "bound the gain:",
+        "",
+        f"| | {' | '.join(heads)} | bound |",
+        "|---|" + "---:|" * (len(heads) + 1),
     ]
-    image = "![First tokens per second against the share of compressed tiles](docs/images/serving_gain.png)"
-    return "\n".join([*lines, "", image])
+    for size, name in _NAMES.items():
+        if size in content["sizes"]:
+            cells = [gains.get((size, *column), "") for column in columns]
+            lines.append(f"| {name} | {' | '.join(cells)} | {content['sizes'][size]['bound'][_SHARE]:.2f} |")
+    lines += [
+        "",
+        "1B and 8B widths have random weights and a part of the layers; settings, and how far repetitions",
+        "differ: [docs/measurements/serving.md](docs/measurements/serving.md).",
+        "",
+        "![First tokens per second against the share of compressed tiles](docs/images/serving_gain.png)",
+    ]
+    return "\n".join(lines)
 
 
 def written_page(text: str, content: str) -> str:

@@ -58,5 +58,6 @@ def test_pages_and_figure_show_the_medians_beside_their_bounds(tmp_path):
     subprocess.run([*command, "--image", str(image), "--pages", *map(str, pages)], check=True)
     assert Image.open(image).width > 400
     assert "| 8b | builtin | 1 | 2/3 |" in pages[0].read_text() and "| 1.52 | 1.6 |" in pages[0].read_text()
-    assert "8B widths 1.52 (built-in) and 1.44 (vLLM) of 1.60 times" in pages[1].read_text()
+    assert "| built-in, 1 at once | vLLM, 1 at once | vLLM, 16 at once | bound |" in pages[1].read_text()
+    assert "| 8B widths | 1.52 | 1.44 | 1.40 | 1.60 |" in pages[1].read_text()
     assert "## What is tested where" in pages[1].read_text(), "the rest of the page stays"
