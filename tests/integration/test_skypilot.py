@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-pytestmark = pytest.mark.slow
+from tests.integration.demo_pipeline import finished, vico
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "skypilot.yaml"
 SCRIPT = """
 import sky, sys
@@ -18,6 +20,7 @@ print(task.name)
 """
 
 
+@pytest.mark.slow  # installs SkyPilot
 def test_skypilot_reads_the_example(tmp_path):
     """SkyPilot pins other versions than this project, so that it is installed beside it."""
     python = tmp_path / "venv" / "bin" / "python"
@@ -34,9 +37,19 @@ def test_skypilot_reads_the_example(tmp_path):
 
 
 def test_its_scripts_are_valid_for_bash(tmp_path):
-    import yaml
-
     task = yaml.safe_load(EXAMPLE.read_text())
     for part in ("setup", "run"):
         checked = subprocess.run(["bash", "-n"], input=task[part], text=True, capture_output=True)
         assert (checked.returncode, checked.stderr) == (0, ""), part
+
+
+def test_its_site_can_run_its_config(tmp_path):
+    task = yaml.safe_load(EXAMPLE.read_text())
+    site = task["run"].split("<<END\n")[1].split("END\n")[0]
+    values = {"$STORAGE": str(tmp_path / "runs"), "$SKYPILOT_NUM_GPUS_PER_NODE": "8"}
+    for name, value in values.items():
+        site = site.replace(name, value)
+    (tmp_path / "site.yaml").write_text(site)
+    config = EXAMPLE.parents[1] / task["envs"]["CONFIG"]
+    code, out, err = finished(vico("plan", config, "--site", tmp_path / "site.yaml"))
+    assert code == 0 and "consistency" in out, err
