@@ -110,8 +110,8 @@ def summary(content: Mapping[str, Any]) -> str:
     lines = [
         "The table shows first tokens per second with two thirds of the tiles compressed, which is half",
         "of the visual tokens, divided by the same at the full rate (1.44: 44 % more). The vision tower",
-        "sees every tile in any case, so by FLOPs the gain is at most the last column. Single measurements",
-        "differ by about 5 %, so some are above it:",
+        "sees every tile in any case, so by FLOPs the gain is at most the last column. So few requests give",
+        "noisy figures, and some are above it:",
         "",
         f"| | {' | '.join(heads)} | bound |",
         "|---|" + "---:|" * (len(heads) + 1),
