@@ -124,23 +124,23 @@ def test_a_value_without_a_stable_form_is_refused(value):
 STAGES = {
     "shard": "f687fb8ba32c1bfb",
     "consistency": "cf67c6dda962b3dc",
-    "ratio": "61486d110b05c5bf",
-    "label": "9f13054d05fb9cd0",
-    "router": "9acaf775e40a8a47",
-    "evaluate": "71677e8a770ed8c5",
-    "export": "3b964a375bee96e1",
+    "ratio": "885689319636c5f9",
+    "label": "c4d2fd0059bcde42",
+    "router": "f4e6006081d23a3d",
+    "evaluate": "b2398aaff013c331",
+    "export": "f1089bf07dff3e46",
 }
 
 
 # With joint stages the first five are the same.
 WITH_JOINT = {
-    "joint_rates": "5fc29685f94943f9",
-    "joint_consistency": "16b695bd28926c71",
-    "joint_ratio": "cf86705864401553",
-    "joint_label": "bf249ddacc4f66bc",
-    "joint_router": "fdc955b89fdfdb34",
-    "evaluate": "83583009898558cb",
-    "export": "da16605f0df0f118",
+    "joint_rates": "aacf11362177a277",
+    "joint_consistency": "ee1f0e7de8bcc1ba",
+    "joint_ratio": "0fc9720bf71c9cb8",
+    "joint_label": "812349304083f057",
+    "joint_router": "81079e5e0de0316c",
+    "evaluate": "3b6279cb28c5277a",
+    "export": "cf8ca7d124362741",
 }
 
 
