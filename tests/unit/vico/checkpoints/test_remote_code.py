@@ -171,7 +171,7 @@ def test_the_published_epsilon_of_the_towers_norm_is_used(tmp_path):
 import sys
 from transformers import AutoModelForImageTextToText
 model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True)
-layers = model.model.vision_tower.encoder.layer
-print({norm.variance_epsilon for layer in layers for norm in (layer.attention.q_norm, layer.attention.k_norm)})
+layers = [layer.attention for layer in model.model.vision_tower.encoder.layer]
+print({norm.variance_epsilon for layer in layers for norm in (layer.q_norm, layer.k_norm)})
 """
     assert without_the_project(code, tmp_path, tmp_path / "exported") == "{0.5}\n"
