@@ -132,11 +132,13 @@ def calibrated_points(metrics: Mapping[str, Any]) -> list[PointMetrics]:
 
 def resampled_units(basis: Mapping[str, Any]) -> str:
     """Return what was resampled for the intervals, from the entry `intervals` of metrics.json, and how many
-    groups the samples come from if their records state groups."""
+    groups the samples come from if their records state groups. Samples that share pictures count as one
+    picture."""
     num_units, num_groups = basis["num_units"], basis["num_groups"]
     if basis["unit"] == "group":
         num_single = num_units - num_groups
-        rest = f" and {num_single:,} sample{'s' * (num_single > 1)} without a group" if num_single else ""
+        rest = f" and {num_single:,} picture{'s' * (num_single > 1)} without a group" if num_single else ""
         return f"{num_groups:,} groups{rest}"
     groups = f"{num_groups:,} group{'s' * (num_groups > 1)}"
-    return f"{num_units:,} samples" + (f" (the samples come from {groups})" if num_groups else "")
+    units = f"{num_units:,} {basis['unit']}s"
+    return units + (f" (the samples come from {groups})" if num_groups else "")

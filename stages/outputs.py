@@ -19,6 +19,8 @@ ROUTER_FILE = "router.safetensors"
 SCORES_FILE = "scores.parquet"
 """The router's probability to compress, one row per tile (router: calib and test tiles with labels, and blank
 tiles; evaluate: test tiles that the router stage did not score)."""
+CALIB_SCORES_FILE = "calib_scores.parquet"
+"""The same for calib tiles that the router stage did not score (evaluate, for a wanted quality)."""
 BLANK_SPLIT = "blank"
 """The split of the router stage's synthesised calibration tiles in its scores."""
 TILES_FILE, PREDICTIONS_FILE, TABLE_FILE = "tiles.parquet", "predictions.parquet", "table.md"

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_prep.draws import draw_order
-from data_prep.packs.best_fit import best_fit
 from data_prep.packs.column_files import ColumnFiles
 from data_prep.packs.epoch_order import EpochOrder
+from data_prep.packs.even_fit import even_fit
 from data_prep.packs.pack import Pack, PackBudget
 from data_prep.packs.rates import RateDraw, tile_rates
 from data_prep.shards.index import IndexColumns
@@ -20,8 +20,9 @@ from vico.errors import UserError
 _CACHED_WINDOWS = 4
 _CHUNK_ROWS = 1 << 20
 # Cost of one tile in the vision tower, in tokens of the language model: 1,024 vision tokens at about a
-# tenth of the work of an 8B decoder. It decides only which packs share a step.
-TILE_COST = 100.0
+# tenth of the work of an 8B decoder. It decides only which samples share a pack, and
+# which packs of a step a micro-step.
+TILE_COST = 100
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ class PackPlan:
     """The packs of one epoch over the samples of one split.
 
     Shards are shuffled, then cut into windows of entries, whose samples are shuffled and packed within both
-    budgets. Packs that share a step have similar cost. A window is planned when one of its packs is needed;
-    of all windows only `summary` is kept (passing it saves a pass over the samples).
+    budgets. Packs have similar costs and similar mixtures of large and small samples. A window is planned
+    when one of its packs is needed; of all windows only `summary` is kept (passing it saves a pass over the
+    samples).
     """
 
     def __init__(
@@ -171,32 +173,26 @@ class PackPlan:
         shuffled = draw_order("entry order", settings.seed, settings.epoch, samples.rows, copies)
         samples, copies = samples.at(shuffled), copies[shuffled]
         tokens = budget.sample_tokens(samples)
-        packs, num_packs = best_fit(tokens, samples.num_tiles, budget.reference_tokens, budget.tiles)
+        packs, num_packs = even_fit(
+            tokens, samples.num_tiles, budget.reference_tokens, budget.tiles, TILE_COST
+        )
         by_pack = np.argsort(packs, kind="stable")
         members = np.split(by_pack, np.searchsorted(packs[by_pack], np.arange(1, num_packs)))
         return _Entries(samples, tokens, copies, members)
 
     def _pack_order(self, w: int, entries: _Entries) -> np.ndarray:
-        """Return the packs sorted by cost, cut into the window's parts of its steps, the parts shuffled.
+        """Return the packs of the window in random order, and those within each step by cost.
 
-        The window may share its first and last step with its neighbours. These steps take packs of middle
-        cost, which match whatever the neighbour contributes.
+        Steps are random, because a step's loss is divided by its own weight: in a step of few large samples
+        each would count more than others do. On any number of ranks, packs that share a micro-step then are
+        neighbours in cost.
         """
-        costs = [
-            TILE_COST * float(entries.samples.num_tiles[m].sum()) + float(entries.tokens[m].sum())
-            for m in entries.members
-        ]
-        by_cost = np.argsort(costs, kind="stable")
-        num_packs, per_step = len(by_cost), self.settings.packs_per_step
-        first = min(-int(self._window_starts[w]) % per_step, num_packs)
-        last = (num_packs - first) % per_step
-        num_whole = (num_packs - first - last) // per_step
-        middle = num_whole // 2
-        parts = _split(by_cost, [per_step] * middle + [first, last] + [per_step] * (num_whole - middle))
-        head, tail = parts.pop(middle), parts.pop(middle)
-        shuffled = draw_order("step order", self.settings.seed, self.settings.epoch, w, np.arange(num_whole))
-        return np.concatenate([head, *(parts[n] for n in shuffled), tail])
+        settings, samples = self.settings, entries.samples
+        costs = np.array([_cost(entries.tokens[m], samples.num_tiles[m]) for m in entries.members])
+        shuffled = draw_order("step order", settings.seed, settings.epoch, w, np.arange(len(costs)))
+        steps = (self._window_starts[w] + np.arange(len(costs))) // settings.packs_per_step
+        return shuffled[np.lexsort((costs[shuffled], steps))]
 
 
-def _split(values: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
-    return np.split(values, np.cumsum(lengths)[:-1])
+def _cost(tokens: np.ndarray, tiles: np.ndarray) -> int:
+    return int(tokens.sum()) + TILE_COST * int(tiles.sum())

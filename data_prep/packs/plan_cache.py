@@ -13,7 +13,7 @@ from data_prep.packs.plan import PackPlan, PlanSettings, PlanSummary
 from data_prep.shards.index import ShardIndex
 from data_prep.shards.names import INDEX_FILE
 
-_SUMMARY_SCHEMA = 1  # raised when the computation from columns to packs changes
+_SUMMARY_SCHEMA = 2  # raised when the computation from columns to packs changes
 
 
 def cached_plan(

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_prep.disjoint_sets import DisjointSets
 from data_prep.shards.leaks import SPLIT_COLUMNS, picture_digests
 from data_prep.shards.split import CALIB, TEST, TRAIN
 
@@ -162,32 +163,6 @@ def positions_of(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.
     positions = np.searchsorted(known, wanted)
     positions[positions == len(known)] = 0
     return positions, known[positions] == wanted
-
-
-class DisjointSets:
-    """Sets of the numbers 0 to n - 1, each known by its smallest number, its root.
-
-    Numbers are positions among sorted digests, so they are in random order, which keeps the paths to a root
-    short (linking by random index) without a rank per number.
-    """
-
-    def __init__(self, n: int) -> None:
-        self._parents = np.arange(n)
-
-    def roots(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the root of each number, and shorten its path."""
-        roots = self._parents[numbers]
-        while not np.array_equal(above := self._parents[roots], roots):
-            roots = above
-        self._parents[numbers] = roots
-        return roots
-
-    def join(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Join the sets of left[i] and right[i], for every i."""
-        while len(left):
-            a, b = self.roots(left), self.roots(right)
-            np.minimum.at(self._parents, np.maximum(a, b), np.minimum(a, b))
-            left, right = left[a != b], right[a != b]
 
 
 def _shared_pictures(

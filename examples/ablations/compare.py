@@ -22,7 +22,7 @@ from pipeline.results.runs import RunFile, Runs
 from stages.controls import COMPRESSED, FULL, ROUTED, calibrated_points
 from stages.evaluate.intervals import ResampledPoints, resampled_points
 from stages.evaluate.points import EvaluatedTiles, Point, routed_points
-from stages.evaluate.resampling import Resampling, interval, resampling
+from stages.evaluate.resampling import Resampling, interval, resampling, units_of
 from stages.evaluate.scores import all_point_scores
 from stages.evaluate.tiles import column_by_tile, sample_tile_keys
 from stages.outputs import METRICS_FILE, PREDICTIONS_FILE, SCORES_FILE
@@ -31,7 +31,7 @@ from vico.errors import UserError
 HALF = 0.5
 """Share of the visual tokens saved at which runs are compared, beside the whole curve."""
 _POSITIONS = 61
-_COLUMNS = ("key", "group", "tiles")
+_COLUMNS = ("key", "group", "tiles", "image_sha256")
 Interval = list[float] | None
 
 
@@ -109,7 +109,7 @@ def evaluation_of(run_name: str, storage: Path, base: RunFile | None = None) -> 
 
 def _draws(samples: pa.Table, run: RunFile) -> Resampling:
     config = run.config["evaluate"]
-    return resampling(samples["group"].to_pylist(), config["num_resamples"], config["seed"])
+    return resampling(*units_of(samples), config["num_resamples"], config["seed"])
 
 
 def _result(run: RunFile, stage: str, storage: Path) -> RunRecord:

@@ -60,7 +60,7 @@ def inference_estimate(
     if isinstance(config, RatioConfig):
         seconds = None
         if peak is not None:
-            passes = config.masks if config.isolation == "random" else None
+            passes = config.masks + 1 if config.isolation == "random" else None
             seconds = 1000 * ratio_seconds(sizes, peak, passes)
         budgets = [config.budget(split)[1] for split in config.splits]
         most = sum(budgets) if all(budgets) else None

@@ -66,7 +66,8 @@ def router_table(files: RunFiles) -> Table:
         ("AUC on calibration tiles", _with_spread(metrics)),
         ("expected calibration error on test tiles", number(metrics.get("ece"))),
         ("balanced accuracy on test tiles", number(metrics["balanced_accuracy"])),
-        ("threshold (compress at or above)", f"{metrics['absolute_threshold']:.6g}"),
+        ("threshold for the wanted share (compress at or above)", f"{metrics['absolute_threshold']:.6g}"),
+        *_wanted_quality(files),
         ("compressed calibration tiles: wanted", _share(metrics, "wanted_share")),
         ("compressed calibration tiles: reached", _share(metrics, "calibrated_share")),
         ("margin of the threshold, log-odds", _number(metrics, "threshold_margin", ".2g")),
@@ -76,6 +77,19 @@ def router_table(files: RunFiles) -> Table:
     )
     shown = [Row((name, value)) for name, value in rows if value is not None]
     return Table("Measures of the router", ("measure", "value"), shown)
+
+
+def _wanted_quality(files: RunFiles) -> list[tuple[str, str]]:
+    """Return the threshold for a wanted quality, which is exported then in place of the router stage's."""
+    try:
+        choice = evaluation(files).get("wanted_quality")
+    except Missing:
+        return []
+    if not choice:
+        return []
+    kept = f"keeps {number(choice['quality_kept'])} on {choice['num_samples']:,} calibration samples"
+    name = f"exported threshold, for a wanted quality of {choice['wanted']:g}"
+    return [(name, f"{choice['threshold']:.6g} ({kept}{'' if choice['reached'] else '; not reached'})")]
 
 
 def _with_spread(metrics: Mapping[str, Any]) -> str | None:

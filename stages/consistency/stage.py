@@ -16,7 +16,7 @@ from vico.model_files import model_config
 if TYPE_CHECKING:
     from stages.consistency.packs import ConsistencySettings
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 INPUTS = ("shard", "model")
 NEEDS_RAY = True
 Config = ConsistencyConfig

@@ -12,6 +12,7 @@ import torch
 from stages.evaluate.blocks import Block
 from stages.evaluate.questions import Question, last_question
 from stages.evaluate.scores import rate_text
+from stages.finite import check_finite
 from stages.inference import InferenceSettings, load_models, load_policy, load_router, open_reader
 from stages.outputs import block_part
 from stages.parts import Parts
@@ -77,7 +78,10 @@ class TileScorer:
             self.router.compress_probability(self.policy.vision_features(batch)).cpu().numpy()
             for batch in batches
         ]
-        return np.concatenate([np.zeros(0, np.float32), *scores])
+        p_compress = np.concatenate([np.zeros(0, np.float32), *scores])
+        key, dtype = self.reader.index.row(row, ("key",))["key"], self.settings.dtype
+        check_finite(key, p_compress, "probabilities to compress", dtype, "evaluate.dtype")
+        return p_compress
 
 
 class Answerer:
@@ -114,6 +118,8 @@ class Answerer:
             row_tokens=self.settings.row_tokens,
             kl_chunk_rows=self.settings.kl_chunk_rows,
         )
+        for sample, sample_losses in zip(samples, losses, strict=True):
+            check_finite(sample.key, sample_losses, "losses", self.settings.dtype, "evaluate.dtype")
         no_losses = [np.zeros(1)] * len(samples)
         for model, tiles, rates, kl in (
             ("reference", reference, full_rates, no_losses),

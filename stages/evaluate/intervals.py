@@ -210,13 +210,16 @@ def _difference(first_B: np.ndarray, second_B: np.ndarray) -> Difference:
 
 
 def router_auc(tiles: EvaluatedTiles, resampling: Resampling) -> RouterAuc:
-    """Return the router's AUC over the labelled tiles; the score is the probability of keep."""
+    """Return the AUC of the router's order of the labelled tiles, first the least to be compressed."""
     if tiles.label_N is None or (tiles.label_N == UNLABELLED).all():
         return {"auc": None, "auc_interval": None, "num_tiles": 0}
     unit_N = np.repeat(resampling.unit_S, tiles.num_tiles_S)
     labelled_N = tiles.label_N != UNLABELLED
     ranked = ranked_tiles(
-        unit_N[labelled_N], tiles.label_N[labelled_N] == 1, 1 - tiles.p_compress_N[labelled_N]
+        # not 1 - p: in float32 that is the same for all small p
+        unit_N[labelled_N],
+        tiles.label_N[labelled_N] == 1,
+        -tiles.p_compress_N[labelled_N],
     )
     auc_B = np.array([ranked.auc(counts_U) for counts_U in resampling.counts()])
     auc = ranked.auc(np.ones(resampling.num_units))

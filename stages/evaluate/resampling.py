@@ -2,30 +2,36 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+
+from data_prep.disjoint_sets import DisjointSets
 
 # S samples, U units, B resamples, X columns, N tiles, G runs of tiles with equal scores
 LEVEL = 0.95
 MIN_GROUPS = 20
 """With at least this many groups, groups are the units; fewer give intervals that are too narrow."""
+Unit = Literal["group", "picture", "sample"]
 
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
     """B draws of U units with replacement; `unit_S` int64 is the unit of each sample.
 
-    `unit` is "group" if samples that share their content (a record's `group`) are drawn together; a sample
-    without a group is then a unit of its own. It is "sample" if there are fewer than MIN_GROUPS groups; the
-    intervals then ignore what the samples of each of the `num_groups` groups have in common. Every pass over
-    `counts` gives the same draws, so statistics of two passes are paired.
+    `unit` is "group" if samples that share their content (a record's `group`) are drawn together; samples
+    without a group are then drawn together if they share a picture, as the answers to them are alike. With
+    fewer than MIN_GROUPS groups all samples are drawn by their pictures: it is "picture", or "sample" if none
+    share one, and the intervals ignore what the samples of each of the `num_groups` groups have in common.
+    Every pass over `counts` gives the same draws, so statistics of two passes are paired.
     """
 
     unit_S: np.ndarray
     num_units: int
     num_resamples: int
     seed: int
-    unit: str
+    unit: Unit
     num_groups: int
 
     def counts(self) -> Iterator[np.ndarray]:
@@ -41,13 +47,30 @@ class Resampling:
         return np.stack([counts_U @ by_unit_UX for counts_U in self.counts()])
 
 
-def resampling(groups: Sequence[str], num_resamples: int, seed: int) -> Resampling:
-    """Return the resampling of samples with these groups; an empty name means no group."""
+def resampling(
+    groups: Sequence[str], pictures: Sequence[Sequence[bytes]], num_resamples: int, seed: int
+) -> Resampling:
+    """Return the resampling of samples with these groups (an empty name means no group) and digests of
+    pictures."""
     num_groups = len(set(groups) - {""})
     by_group = num_groups >= MIN_GROUPS
-    names = [group if group and by_group else f"\0{number}" for number, group in enumerate(groups)]
-    units, unit_S = np.unique(names, return_inverse=True)
-    return Resampling(unit_S, len(units), num_resamples, seed, "group" if by_group else "sample", num_groups)
+    own = groups if by_group else [""] * len(groups)
+    first_with: dict[str | bytes, int] = {}
+    pairs = [
+        (sample, first_with.setdefault(name, sample))
+        for sample, (group, digests) in enumerate(zip(own, pictures, strict=True))
+        for name in ([group] if group else digests)
+    ]
+    sets = DisjointSets(len(groups))
+    sets.join(*np.array(pairs, np.int64).reshape(-1, 2).T)
+    units, unit_S = np.unique(sets.roots(np.arange(len(groups))), return_inverse=True)
+    unit: Unit = "group" if by_group else "sample" if len(units) == len(groups) else "picture"
+    return Resampling(unit_S, len(units), num_resamples, seed, unit, num_groups)
+
+
+def units_of(samples: pa.Table) -> tuple[list[str], list[list[bytes]]]:
+    """Return the groups and the digests of the pictures of rows of the index, for `resampling`."""
+    return samples["group"].to_pylist(), samples["image_sha256"].to_pylist()
 
 
 def interval(values_B: np.ndarray) -> list[float] | None:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from stages.evaluate.scores import PointScores
 
 
-CODE_VERSION = 5
-INPUTS = ("records", "heldout", "shard", "model", "consistency", "ratio", "router")
+CODE_VERSION = 6
+INPUTS = ("records", "heldout", "shard", "model", "consistency", "label", "router")
 NEEDS_RAY = True
 Config = EvaluateConfig
 
@@ -100,14 +100,14 @@ def _metrics(
         resampled_points,
         router_auc,
     )
-    from stages.evaluate.resampling import resampling
+    from stages.evaluate.resampling import resampling, units_of
     from stages.evaluate.scores import evaluation_metrics
     from vico.settings import load_settings
 
     settings = load_settings(context.folder("model"))
     saving_per_tile = 1 - settings.tokens_compressed / settings.tokens_full
     metrics = evaluation_metrics(samples, tiles, scored, settings)
-    draws = resampling(samples["group"].to_pylist(), config.num_resamples, config.seed)
+    draws = resampling(*units_of(samples), config.num_resamples, config.seed)
     resampled = resampled_points(scored, tiles.num_tiles_S, saving_per_tile, draws)
     add_intervals(metrics, resampled)
     return {

@@ -21,13 +21,23 @@ from stages.evaluate.tile_measures.pixel_rule import TILE_KEY_COLUMNS, TileKey, 
 from stages.evaluate.tile_measures.question_ratios import blind_ratios
 from stages.inference import inference_settings
 from stages.losses_policy import check_policy
-from stages.outputs import BLANK_SPLIT, POLICY_FOLDER, RATIOS_FILE, ROUTER_FILE, SCORES_FILE
+from stages.outputs import (
+    BLANK_SPLIT,
+    CALIB_SCORES_FILE,
+    LABELS_FILE,
+    POLICY_FOLDER,
+    ROUTER_FILE,
+    SCORES_FILE,
+)
+from stages.ratio_scale import ratio_scale
 from vico.errors import UserError
 from vico.inference.calibration import placed_threshold
 from vico.settings import ModelSettings, load_settings
 from vico.tiling import num_tiles
 
-_SAMPLE_COLUMNS = ("key", "kind", "group", "tiles", "answer_tokens", "widths", "heights", "max_tiles")
+_SAMPLE_COLUMNS = (
+    *("key", "kind", "group", "image_sha256", "tiles", "answer_tokens", "widths", "heights", "max_tiles"),
+)
 
 
 def chosen_samples(config: EvaluateConfig, context: Context, split: str = "test") -> pa.Table:
@@ -65,19 +75,19 @@ def evaluated_tiles(
     Needs Ray if the router stage did not score all of them.
     """
     keys = sample_tile_keys(samples)
-    ratio_path = context.folder("ratio") / RATIOS_FILE
-    check_policy(ratio_path, context.folder("consistency") / POLICY_FOLDER, "ratio")
-    ratios = ratios_of_test_tiles(ratio_path)
+    label_path = context.folder("label") / LABELS_FILE
+    check_policy(label_path, context.folder("consistency") / POLICY_FOLDER, "label")
+    ratios = ratios_of_test_tiles(label_path)
     ratio_N = None
     if all(key in ratios for key in keys):
         ratio_N = np.array([ratios[key] for key in keys], np.float64)
-    scores = router_scores(config, context, samples)
+    scores = router_scores(config, context, samples, "test")
     labels = tile_labels(context)
     detail = {} if feature is None else column_by_tile(measured, feature)
     contents = column_by_tile(measured, "content")
     blind_N = None
     if BLIND_ORACLE.name in config.controls and ratio_N is not None:
-        blind = blind_ratios(config, context, samples, ratios)
+        blind = blind_ratios(config, context, samples, ratios, ratio_scale(label_path))
         blind_N = np.array([blind.get(key, np.nan) for key in keys], np.float64) if blind else None
     return EvaluatedTiles(
         tiles_per_image=[tuple(tiles) for tiles in samples["tiles"].to_pylist()],
@@ -113,7 +123,8 @@ def retiled(config: EvaluateConfig, samples: pa.Table, settings: ModelSettings) 
 
 
 def ratios_of_test_tiles(path: Path) -> dict[TileKey, float]:
-    """Return the loss ratios of test tiles; those of train, which are most of the table, are not read."""
+    """Return the loss ratios of test tiles, with the floor of the labels; those of train, which are most of
+    the table, are not read."""
     columns = [*TILE_KEY_COLUMNS, "ratio"]
     return column_by_tile(pq.read_table(path, columns=columns, filters=[("split", "=", "test")]), "ratio")
 
@@ -159,13 +170,19 @@ def ratio_by_content(tiles: EvaluatedTiles) -> dict[str, ContentRatio]:
     return dict(sorted(ratios.items(), key=lambda item: -item[1]["median"]))
 
 
-def router_scores(config: EvaluateConfig, context: Context, samples: pa.Table) -> dict[TileKey, float]:
-    """Return P(compress) of the samples' tiles, computed for those that the router stage did not score."""
+def router_scores(
+    config: EvaluateConfig, context: Context, samples: pa.Table, split: str
+) -> dict[TileKey, float]:
+    """Return P(compress) of the tiles of samples of a split, computed for those that the router stage did not
+    score."""
     scores = scored_tiles(context)
     unscored = {key for key, image, tile in sample_tile_keys(samples) if (key, image, tile) not in scores}
     if unscored:
         chosen = samples.filter(pc.is_in(samples["key"], pa.array(sorted(unscored))))
-        scores |= column_by_tile(_computed_scores(config, context, chosen), "p_compress")
+        computed = _computed_scores(
+            config, context, chosen, CALIB_SCORES_FILE if split == "calib" else SCORES_FILE
+        )
+        scores |= column_by_tile(computed, "p_compress")
     return scores
 
 
@@ -174,11 +191,11 @@ def scored_tiles(context: Context) -> dict[TileKey, float]:
     return column_by_tile(pq.read_table(context.folder("router") / SCORES_FILE), "p_compress")
 
 
-def _computed_scores(config: EvaluateConfig, context: Context, samples: pa.Table) -> pa.Table:
-    """Score the samples' tiles with actors and publish `scores.parquet`."""
+def _computed_scores(config: EvaluateConfig, context: Context, samples: pa.Table, name: str) -> pa.Table:
+    """Score the samples' tiles with actors and publish the table under this name."""
     parts = context.parts
-    if parts.done(SCORES_FILE):
-        return pq.read_table(parts.output / SCORES_FILE)
+    if parts.done(name):
+        return pq.read_table(parts.output / name)
     rows = samples["row"].to_pylist()
     blocks = [rows[first : first + BLOCK_SAMPLES] for first in range(0, len(rows), BLOCK_SAMPLES)]
     arguments = (inference_settings(context, config.dtype), context.folder("router") / ROUTER_FILE)
@@ -190,6 +207,6 @@ def _computed_scores(config: EvaluateConfig, context: Context, samples: pa.Table
     key, image, tile = zip(*sample_tile_keys(samples), strict=True)
     values = np.concatenate([sample for number in sorted(scores) for sample in scores[number]])
     table = pa.table({"key": key, "image": image, "tile": tile, "p_compress": values})
-    pq.write_table(table, parts.partial(SCORES_FILE))
-    parts.publish(SCORES_FILE)
+    pq.write_table(table, parts.partial(name))
+    parts.publish(name)
     return table

@@ -12,9 +12,9 @@ from stages.evaluate.blocks import Block, blocks_of
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.intervals import resampled_points
 from stages.evaluate.points import EvaluatedTiles, Point, routed_points
-from stages.evaluate.resampling import interval, resampling
+from stages.evaluate.resampling import interval, resampling, units_of
 from stages.evaluate.scores import all_point_scores
-from stages.evaluate.tiles import chosen_samples, sample_tile_keys, scored_tiles
+from stages.evaluate.tiles import chosen_samples, router_scores, sample_tile_keys
 from vico.errors import UserError
 from vico.settings import load_settings
 
@@ -47,21 +47,12 @@ def threshold_for_quality(
 ) -> QualityChoice:
     """Answer the calibration samples at each threshold, and choose one for `config.wanted_quality`.
 
-    Samples with tiles that the router stage did not score are left out. Raises UserError if there are none
-    left, or if the reference answers none of them at all.
+    Needs Ray if the router stage did not score all of their tiles. Raises UserError if the reference answers
+    none of them at all.
     """
     assert config.wanted_quality is not None
     samples = chosen_samples(config, context, "calib")
-    scores = scored_tiles(context)
-    is_scored = [
-        all(key in scores for key in sample_tile_keys(samples.slice(s, 1))) for s in range(len(samples))
-    ]
-    samples = samples.filter(pa.array(is_scored))
-    if not len(samples):
-        raise UserError(
-            "evaluate.wanted_quality needs calibration samples whose tiles all have labels; raise "
-            "ratio.max_samples, or leave it out"
-        )
+    scores = router_scores(config, context, samples, "calib")
     p_compress = [scores[key] for key in sample_tile_keys(samples)]
     tiles = EvaluatedTiles(
         [tuple(counts) for counts in samples["tiles"].to_pylist()], np.array(p_compress, np.float32), None
@@ -76,7 +67,7 @@ def threshold_for_quality(
     scored = all_point_scores(samples, tiles, points, predictions)
     settings = load_settings(context.folder("model"))
     saving_per_tile = 1 - settings.tokens_compressed / settings.tokens_full
-    draws = resampling(samples["group"].to_pylist(), config.num_resamples, config.seed)
+    draws = resampling(*units_of(samples), config.num_resamples, config.seed)
     resampled = resampled_points(scored, tiles.num_tiles_S, saving_per_tile, draws)
     columns = resampled.columns(ROUTED)
     quality_P, saved_P = resampled.quality_BP[0, columns], resampled.saved_BP[0, columns]

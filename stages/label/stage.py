@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 INPUTS = ("ratio",)
 NEEDS_RAY = False
 Config = LabelConfig
@@ -44,12 +44,14 @@ def run(config: LabelConfig, context: Context) -> dict[str, float | int | str]:
     from stages.figures import publish_figure
     from stages.label.figure import losses_by_kind
     from stages.losses_policy import with_policy_of
+    from stages.ratio_scale import with_floor
 
     path = context.folder("ratio") / RATIOS_FILE
     ratios = pq.read_table(path)
     labels, last_tau = label_table(ratios, config, config.floor, str(path))
     check_both_labels(labels, str(path))
-    pq.write_table(with_policy_of(labels, ratios), context.parts.partial(LABELS_FILE))
+    marked = with_floor(with_policy_of(labels, ratios), ratios, config.floor)
+    pq.write_table(marked, context.parts.partial(LABELS_FILE))
     context.parts.publish(LABELS_FILE, replace=True)
     metrics = label_metrics(ratios, labels, config, str(path))
     values = {"last_tau": last_tau, **metrics}

@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 import torch
 
 from data_prep.shards.index import load_index
+from stages.finite import check_finite
 from stages.inference import InferenceSettings, load_policy, load_router, open_reader
 from stages.outputs import part_name
 from stages.parts import Parts
-from vico.errors import UserError
-from vico.shown_text import printable
 
 SCHEMA = pa.schema(
     [
@@ -71,12 +70,9 @@ class RatesActor:
         on its picture alone."""
         sample = self.reader.sample(row)
         p_compress = self._p_compress(sample.pixels)
-        if not np.isfinite(p_compress).all():
-            raise UserError(
-                f"sample {printable(sample.key)}: the router gives {int((~np.isfinite(p_compress)).sum())} "
-                f"of its {len(p_compress)} tiles a probability that is not finite; set joint.rates.dtype: "
-                "float32, or check the policy's weights"
-            )
+        check_finite(
+            sample.key, p_compress, "probabilities to compress", self.settings.dtype, "joint.rates.dtype"
+        )
         tiles = ((image, tile) for image, count in enumerate(sample.tiles_per_image) for tile in range(count))
         for (image, tile), probability in zip(tiles, p_compress.tolist(), strict=True):
             yield {"row": row, "key": sample.key, "image": image, "tile": tile, "p_compress": probability}

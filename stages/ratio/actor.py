@@ -7,18 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.finite import check_finite
 from stages.inference import InferenceSettings, load_models, open_reader
 from stages.outputs import part_name
 from stages.parts import Parts
 from stages.ratio.config import RatioConfig
 from stages.ratio.isolation import rate_vectors, tile_losses
 from stages.ratio.samples import ShardRows, positions_by_value
-from vico.errors import UserError
 from vico.inference.branches import RatedSample
 from vico.inference.tile_losses import encoded_pair, rate_losses
 from vico.objectives.labels import loss_ratio
 from vico.packing import EncodedSample
-from vico.shown_text import printable
 
 # T tiles of a sample
 SCHEMA = pa.schema(
@@ -102,7 +101,7 @@ class RatioActor:
             kl_chunk_rows=self.settings.kl_chunk_rows,
         )
         for sample, vectors, sample_losses in zip(samples, rates, losses, strict=True):
-            check_finite(sample.key, sample_losses, self.settings.dtype)
+            check_finite(sample.key, sample_losses, "losses", self.settings.dtype, "ratio.dtype")
             both = tile_losses(sample.tiles_per_image, vectors, sample_losses, self.config)
             yield from tile_rows(sample, self.reader.index.row(sample.row), *both)
 
@@ -126,19 +125,6 @@ def tile_rows(
             "ratio": float(loss_ratio(loss_compressed, loss_full)),
             "kind": indexed["kind"],
         }
-
-
-def check_finite(key: str, losses: np.ndarray, dtype: str) -> None:
-    """Raise UserError if a loss of the sample is not finite: it would enter medians, tau and labels."""
-    if np.isfinite(losses).all():
-        return
-    num_bad = int(np.sum(~np.isfinite(losses)))
-    remedy = "check the policy: its weights or activations overflow"
-    if dtype != "float32":
-        remedy = f"set ratio.dtype: float32 instead of {dtype}; if that does not help, {remedy}"
-    raise UserError(
-        f"sample {printable(key)}: {num_bad} of its {len(losses)} losses are not finite; {remedy}"
-    )
 
 
 def medians(ratios: pa.Table) -> dict[str, Any]:

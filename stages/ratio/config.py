@@ -36,8 +36,8 @@ class RatioConfig(StageConfig):
     picture are compressed and share one loss. `random`: the tile's effect is estimated by ridge regression
     from the losses of `masks` random masks, in which other tiles are compressed, too."""
     masks: int = Field(24, ge=4)
-    """Random masks per sample with isolation `random`. Their losses take the time of about as many rate
-    vectors; `tile` has one per tile and one more."""
+    """Random masks per sample with isolation `random`, which also has the vector without a compressed tile.
+    `tile` has one vector per tile and one more."""
     compress_share: float = Field(0.5, gt=0, lt=1)
     """Share of a sample's tiles that each random mask compresses: the share that the router is wanted to
     compress."""

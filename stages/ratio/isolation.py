@@ -10,18 +10,19 @@ import numpy as np
 
 from data_prep.draws import draw_order
 from stages.ratio.config import RatioConfig
-from vico.objectives.tile_effects import losses_at_both_rates
+from vico.objectives.tile_effects import compressed_losses
 
 
 def rate_vectors(tiles_per_image: Sequence[int], key: str, config: RatioConfig) -> list[np.ndarray]:
     """Return the rate vectors of a sample, bool [T] each, true for compressed.
 
-    Isolation `tile`: all tiles at the full rate, then one vector per tile with only that tile compressed.
-    `image`: the same with all tiles of one image. `random`: K masks, drawn by the sample's key and the
-    config's seed.
+    The first has all tiles at the full rate. Isolation `tile`: then one vector per tile with only that tile
+    compressed. `image`: the same with all tiles of one image. `random`: K masks, drawn by the sample's key
+    and the config's seed.
     """
     if config.isolation == "random":
-        return list(random_masks(sum(tiles_per_image), key, config))
+        num_tiles = sum(tiles_per_image)
+        return [np.zeros(num_tiles, bool), *random_masks(num_tiles, key, config)]
     image_of_tile = np.repeat(np.arange(len(tiles_per_image)), tiles_per_image)
     compressed = np.eye(len(image_of_tile), dtype=bool)
     if config.isolation == "image":
@@ -53,10 +54,10 @@ def tile_losses(
     `losses` are those of the sample's `rate_vectors`. With isolation `image` all tiles of an image have its
     loss.
     """
-    if config.isolation == "random":
-        return losses_at_both_rates(np.stack(rates), losses, config.ridge)
     num_tiles = sum(tiles_per_image)
     compressed = losses[1:]
     if config.isolation == "image":
         compressed = np.repeat(compressed, tiles_per_image)
+    if config.isolation == "random":
+        compressed = compressed_losses(np.stack(rates[1:]), losses[1:], float(losses[0]), config.ridge)
     return np.full(num_tiles, losses[0]), compressed

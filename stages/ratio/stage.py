@@ -11,7 +11,7 @@ from stages.inference import inference_settings
 from stages.outputs import METRICS_FILE, POLICY_FOLDER, RATIOS_FILE, part_name
 from stages.ratio.config import RatioConfig
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 INPUTS = ("shard", "model", "consistency")
 NEEDS_RAY = True
 Config = RatioConfig
@@ -36,22 +36,24 @@ def run(config: RatioConfig, context: Context) -> dict[str, float | int | str]:
             ):
                 num_done += 1
                 context.progress(num_done, len(shards), "shards")
-    num_tiles = _merge(context, [part_name(shard.shard) for shard in shards])
+    num_tiles = _merge(context, [part_name(shard.shard) for shard in shards], config.isolation)
     return {"samples": sum(len(shard.rows) for shard in shards), "tiles": num_tiles}
 
 
-def _merge(context: Context, names: Sequence[str]) -> int:
+def _merge(context: Context, names: Sequence[str], isolation: str) -> int:
     """Publish the table of all parts in shard order, and its medians; return the number of tiles."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from stages.losses_policy import with_policy
     from stages.ratio.actor import SCHEMA, medians
+    from stages.ratio_scale import with_isolation
 
     parts = context.parts
     tables = [pq.read_table(parts.output / name) for name in names]
     ratios = pa.concat_tables([SCHEMA.empty_table(), *tables])
     ratios = with_policy(ratios, context.folder("consistency") / POLICY_FOLDER)
+    ratios = with_isolation(ratios, isolation)
     pq.write_table(ratios, parts.partial(RATIOS_FILE))
     parts.publish(RATIOS_FILE, replace=True)
     metrics = medians(ratios)

@@ -24,7 +24,12 @@ def reliability_figure(tiles: Mapping[str, pa.Table], threshold: float) -> Figur
         grid[1, column].set_xlabel("probability of keep")
         grid[1, column].set_ylabel("tiles")
         for axes in grid[:, column]:
-            axes.axvline(1 - threshold, color=ORANGE, linestyle="--", label="threshold: left is compressed")
+            axes.axvline(
+                1 - threshold,
+                color=ORANGE,
+                linestyle="--",
+                label="threshold: left is compressed",
+            )
             axes.grid(alpha=0.3)
         grid[0, column].legend(fontsize=8, loc="upper left")
         grid[1, column].xaxis.set_major_formatter(PercentFormatter(1.0))

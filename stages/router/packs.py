@@ -1,6 +1,5 @@
 """The data of a router training: labelled tiles in packs, the same on every rank."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +23,12 @@ from stages.parts import Parts
 from stages.router.blank_tiles import NUM_BLANK, blank_tiles
 from stages.router.config import RouterConfig
 from stages.router.features import BLANK_FILE, FeatureFiles, shard_file
+from stages.router.shard_tiles import ShardTiles
 from stages.router.tile_labels import TileLabels
 from stages.training.engine_settings import check_engine_settings
 from stages.training.kept_batches import KeptBatches
 from vico.errors import UserError
-from vico.objectives.router import IGNORED, TargetTiles
+from vico.objectives.router import IGNORED, TargetTiles, class_weights
 from vico.prompt import load_prompt_format
 from vico.settings import ModelSettings
 
@@ -53,33 +53,6 @@ class TilePosition(TypedDict):
     key: str
     image: int
     tile: int
-
-
-@dataclass(frozen=True)
-class ShardTiles:
-    """The labelled train and calib samples of one shard: `rows` int64 [S], rising, and the tiles before each,
-    `starts` int64 [S + 1]."""
-
-    shard: int
-    rows: np.ndarray
-    starts: np.ndarray
-
-    @property
-    def num_tiles(self) -> int:
-        return int(self.starts[-1])
-
-    def span(self, row: int) -> tuple[int, int]:
-        """Return the first tile of a sample and the one after its last, in the shard's feature file."""
-        position = int(np.searchsorted(self.rows, row))
-        return int(self.starts[position]), int(self.starts[position + 1])
-
-    def batches(self, num_tiles: int) -> Iterator[list[int]]:
-        """Yield the rows in runs of at least `num_tiles` tiles, the last one with what is left."""
-        first = 0
-        for end in range(1, len(self.rows) + 1):
-            if end == len(self.rows) or self.starts[end] - self.starts[first] >= num_tiles:
-                yield self.rows[first:end].tolist()
-                first = end
 
 
 class RouterPacks:
@@ -179,7 +152,14 @@ class RouterPacks:
 
     @cached_property
     def _weights(self) -> tuple[float, float]:
-        return self.labels.weights(self.config.class_weights)
+        """The weights of (compress, keep); the blank tiles, which are compress, count, too."""
+        if self.config.class_weights == "none":
+            return 1.0, 1.0
+        keys, repeat_S = self._index.table(["key"], "train")["key"], self._index.columns("train").repeat
+        compress, keep = self.labels.totals(keys.to_pylist(), repeat_S)
+        return class_weights(
+            compress + self.config.blank_share * self._train.repeat @ self._train.num_tiles, keep
+        )
 
     def batch(self, pack: Pack) -> TargetTiles:
         """Return the pack with targets, and with its blank tiles."""
@@ -285,7 +265,7 @@ def prepared(settings: RouterSettings) -> int:
     check_engine_settings(settings.train)
     check_policy(settings.label_folder / LABELS_FILE, settings.policy_folder, "label")
     packs = RouterPacks(settings)
-    packs.labels.weights(settings.config.class_weights)
+    packs.labels.check_both_labels()
     packs.of_split("test")  # a sample too large for a pack fails here, not after the training
     if not packs.of_split("calib"):
         raise UserError(

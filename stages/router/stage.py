@@ -9,7 +9,7 @@ from stages.outputs import POLICY_FOLDER, SCORES_FILE
 from stages.router.config import RouterConfig
 from stages.training.optimizer import note_slow_dtype
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 INPUTS = ("shard", "consistency", "label")
 NEEDS_RAY = True
 Config = RouterConfig

@@ -1,7 +1,7 @@
 """The labels of the label stage, looked up by sample, and the targets that a router learns from them."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from stages.outputs import LABELS_FILE
 from vico.errors import UserError
-from vico.objectives.router import IGNORED, class_weights, soft_targets
+from vico.objectives.router import IGNORED, soft_targets
 
 # T tiles of a sample
 
@@ -62,11 +62,8 @@ class TileLabels:
         targets[positions] = self._target[first:end]
         return labels, targets
 
-    def weights(self, kind: Literal["none", "balanced"]) -> tuple[float, float]:
-        """Return the loss weights of (compress, keep) for `router.class_weights`.
-
-        Raises UserError if all train tiles have the same label, from which no router can learn.
-        """
+    def check_both_labels(self) -> None:
+        """Raise UserError if all train tiles have the same label, from which no router can learn."""
         num_compress, num_keep = self._train_counts.tolist()
         if not num_compress or not num_keep:
             raise UserError(
@@ -74,4 +71,11 @@ class TileLabels:
                 f"{'keep' if num_keep else 'compress'}; a router needs both: change label.percentile, or "
                 "give more records"
             )
-        return class_weights(num_compress, num_keep) if kind == "balanced" else (1.0, 1.0)
+
+    def totals(self, keys: Sequence[str], repeat_S: np.ndarray) -> tuple[float, float]:
+        """Return the totals of (compress, keep) over the labelled tiles of samples, each `repeat_S` (float
+        [S]) times; a soft target counts in part for both. Samples may have no labels."""
+        spans = np.array([self._spans.get(key, (0, 0)) for key in keys], np.int64).reshape(-1, 2)
+        keep_before = np.concatenate([[0.0], np.cumsum(self._target, dtype=np.float64)])
+        keep = float(repeat_S @ (keep_before[spans[:, 1]] - keep_before[spans[:, 0]]))
+        return float(repeat_S @ (spans[:, 1] - spans[:, 0])) - keep, keep

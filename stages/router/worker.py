@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
+from stages.finite import check_finite
 from stages.outputs import BLANK_SPLIT, ROUTER_FILE, SCORES_FILE
 from stages.parts import Parts
 from stages.router.best_routers import AUC_METRIC, BestRouters
 from stages.router.blank_tiles import NUM_BLANK
 from stages.router.features import BLANK_FILE, FeatureFiles, features_folder, shard_file, tower_digest
-from stages.router.packs import RouterPacks, RouterSettings, ShardTiles, TilePosition
+from stages.router.packs import RouterPacks, RouterSettings, TilePosition
+from stages.router.shard_tiles import ShardTiles
 from stages.router_files import policy_mark
 from stages.training.engine import Engine, init_distributed
 from stages.training.engine_settings import engine_settings
@@ -175,14 +177,15 @@ def validation(engine: Engine, packs: RouterPacks) -> dict[str, float]:
     each candidate."""
     from sklearn.metrics import roc_auc_score
 
-    sums: dict[str, float | torch.Tensor] = {"loss": 0.0, "correct": 0.0, "labelled_tiles": 0.0}
+    names = ("loss", "correct", "labelled_tiles", "weight")
+    sums: dict[str, float | torch.Tensor] = dict.fromkeys(names, 0.0)
     log_odds, labels = [], []
     with evaluating(_task(engine)):
         for _, pack in share_of_rank(packs.validation_packs, engine.rank, engine.world_size):
             batch = (packs.empty() if pack is None else packs.validation_batch(pack)).to(engine.device)
             loss, counts = engine(batch, with_log_odds=True)
             log_odds.append(counts.pop("log_odds_CN").cpu().numpy())
-            values = {"loss": loss, **counts}
+            values = {"loss": loss, "weight": batch.loss_weight, **counts}
             sums = {name: total + values[name] for name, total in sums.items()}
             labels.append(batch.labels_N.cpu().numpy())
     total = sum_over_ranks(sums, engine.device)
@@ -191,7 +194,7 @@ def validation(engine: Engine, packs: RouterPacks) -> dict[str, float]:
     log_odds_CN, labels_N = (np.concatenate(parts, axis=-1) for parts in zip(*by_rank, strict=True))
     labelled = labels_N != IGNORED
     return {
-        "loss": total["loss"] / tiles,
+        "loss": total["loss"] / (total["weight"] or 1.0),
         "accuracy": total["correct"] / tiles,
         **{
             AUC_METRIC.format(candidate=c): float(roc_auc_score(labels_N[labelled] == 1, keep_N[labelled]))
@@ -212,7 +215,10 @@ def scores(engine: Engine, router: Router, packs: RouterPacks, split: str) -> li
             continue
         batch, positions = packs.positioned(pack)
         features_NPv = _task(engine).vision_features(batch.tiles.to(engine.device))
-        probability = router.compress_probability(features_NPv).tolist()
+        p_compress_N = router.compress_probability(features_NPv).cpu().numpy()
+        dtype, setting = packs.config.optimizer.dtype, "router.optimizer.dtype"
+        check_finite(positions[0]["key"], p_compress_N, "probabilities to compress", dtype, setting)
+        probability = p_compress_N.tolist()
         for position, p_compress, label in zip(positions, probability, batch.labels_N.tolist(), strict=True):
             rows.append({**position, "split": split, "p_compress": p_compress, "label": label})
     return rows

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stages.parts import Parts
 
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 INPUTS = ("records", "heldout", "tokenizer", "repaired")
 NEEDS_RAY = True
 COUNTS = ("read", "written", "quarantined", "pictures", "tiles", "bytes")

@@ -268,16 +268,10 @@ def test_the_ratios_of_other_questions_are_those_of_the_earlier_turns(storage):
     assert several > 3
 
 
-def test_the_threshold_for_a_wanted_quality_is_the_one_that_saves_most_on_calib(storage):
-    """The reference answers everything; the policy loses half of it if all tiles are compressed."""
-    context = context_of(storage, "evaluate", evaluate)
-    scores = pq.read_table(storage / "router" / "output" / "scores.parquet")
-    scores = scores.filter(pc.equal(scores["split"], "calib"))
-    keys = np.asarray(scores["key"].to_pylist())
-    p_compress = scores["p_compress"].to_numpy().astype(np.float32)
-    row_keys = {
-        row["row"]: row["key"] for row in load_index(storage / "shard" / "output").table().to_pylist()
-    }
+def answers_by_rates(shards):
+    """Return a function that answers as if the reference knew everything, and the policy half of it with all
+    tiles compressed."""
+    row_keys = {row["row"]: row["key"] for row in load_index(shards).table().to_pylist()}
 
     def answers(blocks):
         rows = []
@@ -290,6 +284,16 @@ def test_the_threshold_for_a_wanted_quality_is_the_one_that_saves_most_on_calib(
             ]
         return pa.Table.from_pylist(rows)
 
+    return answers
+
+
+def test_the_threshold_for_a_wanted_quality_is_the_one_that_saves_most_on_calib(storage):
+    context = context_of(storage, "evaluate", evaluate)
+    scores = pq.read_table(storage / "router" / "output" / "scores.parquet")
+    scores = scores.filter(pc.equal(scores["split"], "calib"))
+    keys = np.asarray(scores["key"].to_pylist())
+    p_compress = scores["p_compress"].to_numpy().astype(np.float32)
+    answers = answers_by_rates(storage / "shard" / "output")
     thresholds = [0.2, 0.4, 0.6, 0.8]
     kept = [
         np.mean([1 - np.mean(p_compress[keys == key] >= threshold) / 2 for key in set(keys.tolist())])
@@ -302,6 +306,25 @@ def test_the_threshold_for_a_wanted_quality_is_the_one_that_saves_most_on_calib(
         assert choice["threshold"] == thresholds[chosen] and choice["reached"] == (wanted < 1.0)
         assert choice["quality_kept"] == pytest.approx(kept[chosen], abs=1e-6)
         assert choice["num_samples"] == len(set(keys.tolist()))
+
+
+def test_calib_tiles_that_the_router_did_not_score_are_scored_for_a_wanted_quality(storage, tmp_path):
+    """Without them the quality would be that of another mix of samples: those without tiles all stay."""
+    shutil.copytree(storage / "router" / "output", tmp_path / "router")
+    scores = pq.read_table(tmp_path / "router" / "scores.parquet")
+    calib = sorted(set(scores.filter(pc.equal(scores["split"], "calib"))["key"].to_pylist()))
+    unscored = pa.array(calib[::2])
+    pq.write_table(
+        scores.filter(pc.invert(pc.is_in(scores["key"], unscored))), tmp_path / "router" / "scores.parquet"
+    )
+    context = context_of(storage, "evaluate", evaluate)
+    context.parts = stage_context("evaluate", tmp_path, {}).parts
+    context.inputs["router"] = tmp_path / "router"
+    config = EVALUATE.model_copy(update={"wanted_quality": 0.5, "max_samples": 0})
+    choice = threshold_for_quality(config, context, [0.5], answers_by_rates(storage / "shard" / "output"))
+    assert choice["num_samples"] == len(calib)
+    computed = pq.read_table(context.parts.output / "calib_scores.parquet")
+    assert set(computed["key"].to_pylist()) == set(unscored.to_pylist())
 
 
 def test_no_threshold_is_chosen_for_a_reference_that_answers_nothing(storage, tmp_path):

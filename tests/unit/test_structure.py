@@ -40,12 +40,12 @@ ORDERS = {
     "stages": (
         STAGES,
         ("training", "inference", "adopted", "figures", "router_files"),
-        ("losses_policy",),
+        ("losses_policy", "ratio_scale", "finite"),
         ("context",),
         ("parts", "controls"),
         ("stops", "durable_files", "outputs", "palette", "stage_config"),
     ),
-    "data_prep": (("packs",), ("shards",), ("records",), ("demo", "draws", "remote_files")),
+    "data_prep": (("packs",), ("shards",), ("records",), ("demo", "disjoint_sets", "draws", "remote_files")),
 }
 # library -> files (or folders) that may import it; the longest matching name decides
 DOORS = {

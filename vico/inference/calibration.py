@@ -47,12 +47,14 @@ def placed_threshold(
     Of the gaps between scores within the tolerance, it takes those that leave the fewest blank tiles below,
     then the widest one in log-odds, and its middle: rounding on another machine, or a tile that differs a
     little, then changes no decision. A threshold for all tiles or none is used only if `share` is 1 or 0, or
-    if all scores are equal. Raises ValueError without tiles.
+    if all scores are equal. Raises ValueError without tiles, and for a score that is not finite.
     """
     real = np.sort(np.asarray(compress_probability_N, np.float64))[::-1]
     if not len(real):
         raise ValueError("no tiles to calibrate the threshold on")
     blank = np.asarray([] if blank_probability_B is None else blank_probability_B, np.float64)
+    if not (np.isfinite(real).all() and np.isfinite(blank).all()):
+        raise ValueError("a score is not finite; a tile without a probability has no place in the order")
     scores = np.unique(np.concatenate([real, blank]))[::-1]
     # of a cut below each score
     shares = 1 - np.searchsorted(real[::-1], scores, side="left") / len(real)
@@ -79,6 +81,8 @@ def _middle(upper: float, lower: float) -> float:
         return float((upper + lower) / 2)
     odds = float(log_odds(np.array([upper, lower])).mean())
     value = float(1 / (1 + np.exp(-odds)))
+    if np.float32(value) <= np.float32(lower):  # tiles are compared in float32: there it would be `lower`
+        value = float(np.nextafter(np.float32(lower), np.float32(2)))
     return value if lower < value <= upper else float((upper + lower) / 2)
 
 

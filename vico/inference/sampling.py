@@ -46,14 +46,19 @@ class Sampler:
     _random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
-        self._random = random.Random(self.sampling.seed)
+        seed = self.sampling.seed
+        self._random = random.Random(None if seed is None else seed % 2**64)  # else -3 would draw as 3
 
     def drawn(self, logits_V: torch.Tensor) -> int:
         """Return a token drawn at the temperature, from float32 logits.
 
         One uniform number is drawn per token, so an answer does not depend on those decoded beside it.
         """
-        probability, ids = (logits_V.double() / self.sampling.temperature).softmax(-1).sort(descending=True)
+        logits_V = logits_V.double()
+        scaled_V = (
+            logits_V - logits_V.max()
+        ) / self.sampling.temperature  # finite or -inf at any temperature
+        probability, ids = scaled_V.softmax(-1).sort(descending=True)
         cumulated = probability.cumsum(-1)
         likelier = cumulated - probability
         kept = int((likelier < self.sampling.top_p).sum().clamp_min(1))

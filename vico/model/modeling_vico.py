@@ -60,6 +60,10 @@ class VicoForConditionalGeneration(InternVLForConditionalGeneration):
         vision_width = vision.hidden_size
         self.compressed_connector = CompressedConnector(vision_width, text.hidden_size)
         self.router = Router(vision_width)
+        epsilon = getattr(vision, "qk_norm_eps", None)
+        if epsilon is not None:  # transformers has a fixed one
+            for layer in self.model.vision_tower.encoder.layer:
+                layer.attention.q_norm.variance_epsilon = layer.attention.k_norm.variance_epsilon = epsilon
         self.post_init()
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """ViCO's second stage, the router's training: cross entropy of its logits against the targets of tiles.
 
 Vision tower, connectors and language model are frozen. Several routers, the candidates, train side by side on
-the same vision features; they share nothing else.
+the same vision features. Besides those they share the clipping of gradients, whose norm is over all of them.
 
 Shapes: N tiles, S tile side in pixels, P vision tokens per tile, v vision width.
 """
@@ -109,7 +109,7 @@ def soft_targets(ratios_N: np.ndarray, taus_N: np.ndarray, spread: float) -> np.
     return 1 / (1 + np.exp(-distance_N / spread))
 
 
-def class_weights(num_compress: int, num_keep: int) -> tuple[float, float]:
+def class_weights(num_compress: float, num_keep: float) -> tuple[float, float]:
     """Return the loss weights of (compress, keep) that give both classes the same total, with mean 1.
 
     Raises ValueError if a class has no tiles.

@@ -6,8 +6,10 @@ A mask m says which tiles are compressed, m_t in {0, 1}. With the losses L_k of 
     b = argmin sum_k (L_k - a - sum_t b_t (m_kt - p_t))^2 + penalty * sum_t b_t^2
 
 b_t is what compressing tile t adds to the loss, on average over the rates that the other tiles have in the
-masks. So the tile's expected losses at both rates are a - b_t p_t (full) and a + b_t (1 - p_t) (compressed).
-The penalty is in units of masks: with few masks per tile it pulls effects towards 0. Numpy only.
+masks. The loss with no tile compressed, L_0, is computed, too, and the tile's losses at both rates are L_0
+and L_0 + b_t. Both are without the other tiles' effects: with them, the ratio of the two would approach 1
+the more tiles a sample has, and one tau for all samples would label by the number of tiles. The penalty is in
+units of masks: with few masks per tile it pulls effects towards 0. Numpy only.
 
 Shapes: T tiles of a sample, K masks.
 """
@@ -15,17 +17,15 @@ Shapes: T tiles of a sample, K masks.
 import numpy as np
 
 
-def losses_at_both_rates(
-    masks_KT: np.ndarray, losses_K: np.ndarray, penalty: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the expected loss of the sample with tile t full and with tile t compressed, float64 [T] each.
+def compressed_losses(
+    masks_KT: np.ndarray, losses_K: np.ndarray, loss_full: float, penalty: float
+) -> np.ndarray:
+    """Return the loss with each tile compressed, float64 [T]: that with none compressed plus its effect.
 
     Noise may make an estimate negative, which no loss is; it then is 0.
     """
     masks, losses = np.asarray(masks_KT, np.float64), np.asarray(losses_K, np.float64)
-    share_T, mean = masks.mean(0), losses.mean()
-    centred_KT = masks - share_T
-    products_TT = centred_KT.T @ centred_KT + penalty * np.eye(len(share_T))
-    effect_T = np.linalg.solve(products_TT, centred_KT.T @ (losses - mean))
-    full_T, compressed_T = mean - effect_T * share_T, mean + effect_T * (1 - share_T)
-    return np.maximum(full_T, 0.0), np.maximum(compressed_T, 0.0)
+    centred_KT = masks - masks.mean(0)
+    products_TT = centred_KT.T @ centred_KT + penalty * np.eye(masks.shape[1])
+    effect_T = np.linalg.solve(products_TT, centred_KT.T @ (losses - losses.mean()))
+    return np.maximum(loss_full + effect_T, 0.0)

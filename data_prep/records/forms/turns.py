@@ -4,7 +4,7 @@ A turn list is in `conversations`, `messages`, `conversation` or `texts`, possib
 one question with its answer. A turn may name its pictures itself, in parts of its content or in a field.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from data_prep.records.forms.embedded import Attachment, type_name
 from data_prep.records.forms.named_pictures import PICTURE_FIELDS, picture_list
 from data_prep.records.forms.parts import content_of_turn, joined_parts
 from data_prep.records.forms.unread import LEARNED_FIELDS, refuse_unread_of_turn
-from data_prep.records.forms.values import as_text, filled, has_content, json_value
+from data_prep.records.forms.values import as_text, fields_given, filled, is_given, json_value
 from data_prep.records.rejection import Rejected, shown
 from vico.special_tokens import IMAGE_MARK
 
@@ -78,11 +78,20 @@ def _turns_of_field(row: dict[str, Any], name: str) -> Turns:
     if not isinstance(value, list):
         raise Rejected("broken_row", f"{name} is not a list of turns")
     if all(_is_pair(element) for element in value):
-        return _turns_of_pairs([_pair(element) for element in value])
-    turns = Turns()
+        return _turns_of_pairs(value)
+    turns, is_spelled = Turns(), any(_asks_in_spelled_parts(turn) for turn in value)
     for number, turn in enumerate(value):
-        _add_turn(turns, turn, number)
+        _add_turn(turns, turn, number, is_spelled)
     return turns
+
+
+def _asks_in_spelled_parts(turn: Any) -> bool:
+    """Return whether the turn is no answer, and its content is parts that a text spells as JSON."""
+    if not isinstance(turn, dict):
+        return False
+    speakers = {_speaker(turn[name]) for name in _SPEAKER_FIELDS if isinstance(turn.get(name), str)}
+    texts = (turn[name] for name in _VALUE_FIELDS if isinstance(turn.get(name), str))
+    return "gpt" not in speakers and any(content_of_turn(text) is not text for text in texts)
 
 
 def _transposed(lists: dict[str, Any]) -> Any:
@@ -93,18 +102,20 @@ def _transposed(lists: dict[str, Any]) -> Any:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _add_turn(turns: Turns, turn: Any, number: int) -> None:
+def _add_turn(turns: Turns, turn: Any, number: int, is_spelled: bool = False) -> None:
+    """Add a turn. If the questions of a row spell their parts as JSON (`is_spelled`), so may its answers;
+    otherwise an answer that looks like parts is the text to learn."""
     if not isinstance(turn, dict):
         turns.turns.append(turn)
         return
     refuse_unread_of_turn(turn, number)
     speaker = _only([_speaker(turn[name]) for name in _SPEAKER_FIELDS if turn.get(name)], "speakers", number)
-    value = content_of_turn(
-        _only([turn[name] for name in _VALUE_FIELDS if turn.get(name) is not None], "texts", number)
-    )
+    value = _only([turn[name] for name in _VALUE_FIELDS if turn.get(name) is not None], "texts", number)
+    if speaker != "gpt" or is_spelled:
+        value = content_of_turn(value)
     marks: list[Attachment | str | int | None]
     if isinstance(value, list):
-        value, marks = joined_parts(value, f"turn {number}")
+        value, marks = joined_parts(value, f"turn {number}", speaker == "gpt")
     else:
         marks = [None] * value.count(IMAGE_MARK) if isinstance(value, str) else []
     names = [name for field in PICTURE_FIELDS for name in picture_list(turn.get(field), field)]
@@ -158,29 +169,44 @@ def _is_pair(element: Any) -> bool:
         return len(element) == 2 and all(isinstance(text, str) for text in element)
     return (
         isinstance(element, dict)
-        and bool(filled(element, _ASKED) or filled(element, _ANSWERED))
+        and bool(fields_given(element, _ASKED) or fields_given(element, _ANSWERED))
         and not (filled(element, _SPEAKER_FIELDS))
     )
 
 
-def _pair(element: Any) -> tuple[Any, Any]:
-    if isinstance(element, list):
-        return element[0], element[1]
-    asked, answered = filled(element, _ASKED), filled(element, _ANSWERED)
-    return (element[asked[0]] if asked else None), (element[answered[0]] if answered else None)
-
-
-def _turns_of_pairs(pairs: list[tuple[Any, Any]]) -> Turns:
+def _turns_of_pairs(pairs: Sequence[Any]) -> Turns:
     turns = Turns(marks_first=True)
-    for question, answer in pairs:
-        _add_turn(turns, {"from": "human", "value": question}, len(turns.turns))
-        _add_turn(turns, {"from": "gpt", "value": answer}, len(turns.turns))
+    for pair in pairs:
+        number = len(turns.turns)
+        question, answer = _of_fields(pair, number) if isinstance(pair, dict) else pair
+        learned = {}
+        if isinstance(pair, dict):
+            learned = {name: pair[name] for name in LEARNED_FIELDS if name in pair}
+        _add_turn(turns, {"from": "human", "value": question}, number)
+        _add_turn(turns, {"from": "gpt", "value": answer, **learned}, number + 1)
     return turns
+
+
+def _of_fields(pair: dict[str, Any], number: int) -> tuple[Any, Any]:
+    """Return question and answer of a pair with names. Raises Rejected for what it has besides and is not
+    read."""
+    asked, answered = fields_given(pair, _ASKED), fields_given(pair, _ANSWERED)
+    question, answer = (
+        _only([pair[name] for name in names], "questions or answers", number) for names in (asked, answered)
+    )
+    rest = {name: value for name, value in pair.items() if name not in (*_ASKED, *_ANSWERED)}
+    for name in (*filled(rest, ("system", *PICTURE_FIELDS)), *fields_given(rest, _BESIDE_A_QUESTION)):
+        message = (
+            f"turn {number} has {name} beside a question, which is not read; use turns of from and value"
+        )
+        raise Rejected("unread_field", message)
+    refuse_unread_of_turn(rest, number)
+    return question, answer
 
 
 def _turns_of_pair(row: dict[str, Any]) -> Turns | None:
     """Return the turns of one question and its answer, after those of `history`, if there are any."""
-    pairs = [pair for pair in PAIR_FIELDS if all(has_content(row.get(name)) for name in pair)]
+    pairs = [pair for pair in PAIR_FIELDS if all(is_given(row.get(name)) for name in pair)]
     if not pairs:
         return None
     asked, answered = pairs[0]
@@ -195,18 +221,18 @@ def _turns_of_pair(row: dict[str, Any]) -> Turns | None:
     history = json_value(row.get("history")) or []
     if not isinstance(history, list) or not all(map(_is_pair, history)):
         raise Rejected("broken_row", "history is not a list of [question, answer]")
-    for name in filled(row, _BESIDE_A_QUESTION):
+    for name in fields_given(row, _BESIDE_A_QUESTION):
         if (asked, name) != ("instruction", "input"):
             message = f"{name} is not read beside {asked}; put it into the text of {asked}"
             raise Rejected("unread_field", message)
     text = "\n".join(_pair_text(part) for part in _question_texts(row, asked))
-    turns = _turns_of_pairs([*map(_pair, history), (text, _pair_text(row[answered]))])
+    turns = _turns_of_pairs([*history, (text, _pair_text(row[answered]))])
     return replace(turns, fields=(*fields, "history", "input"))
 
 
 def _question_texts(row: dict[str, Any], asked: str) -> Iterator[Any]:
     yield row[asked]
-    if asked == "instruction" and has_content(row.get("input")):
+    if asked == "instruction" and is_given(row.get("input")):
         yield row["input"]  # as in Alpaca's rows
 
 

@@ -33,6 +33,7 @@ _THOUGHT_FIELDS = ("reasoningcontent", "reasoning", "thinking", "refusal")
 LEARNED_FIELDS = ("loss", "weight", "train", "loss_scale")
 """Fields of a turn that say whether it is learned."""
 _READ_OF_TURN = frozenset(("from", "role", "speaker", "value", "content", "text", "image", "images"))
+_READ_OF_PART = frozenset(("type", "text", "value", "content", "index"))
 _TOOL_SPEAKERS = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
 # a weight or mask by any name; of a turn, `forms/turns.py` reads some
 _WEIGHT = re.compile(
@@ -156,6 +157,24 @@ def refuse_unread_of_turn(turn: dict[str, Any], number: int) -> None:
         if (name in _TOOL_FIELDS or name in _THOUGHT_FIELDS) and has_content(value):
             raise Rejected("unread_field", f"turn {number} has {shown(field)}, which is not read")
         _refuse_media(f"turn {number}: {shown(field)}", value, _ReadPictures(()))
+
+
+def refuse_unread_of_part(part: dict[str, Any], where: str, is_text: bool) -> None:
+    """Raise Rejected when a part of a turn holds a weight, tools or thoughts, or a text a picture besides."""
+    for field, value in part.items():
+        if field in _READ_OF_PART:
+            continue
+        name = _plain_name(field)
+        is_weight = name in LEARNED_FIELDS and value not in (None, 1, "")
+        if is_weight or not _is_full_weight(name, value):
+            message = (
+                f"{where}: {shown(field)}={shown(str(value))} of a part is not read; learn whole answers"
+            )
+            raise Rejected("unread_field", message)
+        if (name in _TOOL_FIELDS or name in _THOUGHT_FIELDS) and has_content(value):
+            raise Rejected("unread_field", f"{where}: a part has {shown(field)}, which is not read")
+        if is_text:
+            _refuse_media(f"{where}: {shown(field)}", value, _ReadPictures(()))
 
 
 _WITH_ARTICLE: dict[Media, str] = {"video": "a video", "audio": "audio", "picture": "a picture"}

@@ -22,6 +22,18 @@ def has_content(value: Any) -> bool:
     return value is not None and value is not False
 
 
+def is_given(value: Any) -> bool:
+    """Return whether a question or an answer is there: any text that is not blank, also "None" and "[]"."""
+    if isinstance(value, dict | list):
+        return has_content(value)
+    return value is not None and (not isinstance(value, str) or bool(value.strip()))
+
+
+def fields_given(row: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+    """Return those of the fields that hold a question or an answer, in the order of `names`."""
+    return [name for name in names if is_given(row.get(name))]
+
+
 def decoded_json(text: str) -> Any:
     """Return the value of a JSON text; numbers that are not finite are null.
 

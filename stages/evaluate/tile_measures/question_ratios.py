@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.tasks import actor_pool
-from data_prep.shards.index import load_index
 from stages.context import Context
 from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
 from stages.evaluate.tile_measures.pixel_rule import TileKey
+from stages.finite import check_finite
 from stages.inference import InferenceSettings, inference_settings, load_models, open_reader
 from stages.outputs import QUESTION_RATIOS_FILE
+from stages.ratio_scale import RatioScale
 from vico.inference.branches import RatedSample
 from vico.inference.tile_losses import encoded_tiles, rate_losses
 from vico.objectives.labels import loss_ratio
@@ -37,21 +37,24 @@ SCHEMA = pa.schema(
         ("asked", pa.list_(pa.string())),
     ]
 )
+CutPictures = tuple[tuple[bytes, ...], tuple[int, ...], int]
+"""Digests of a sample's pictures, tiles per picture, and the sample's limit of tiles per picture."""
 
 
 class QuestionLosses:
     """A policy and its reference; `ratios` measures tiles by the earlier questions of their records."""
 
-    def __init__(self, settings: InferenceSettings):
-        self.settings = settings
+    def __init__(self, settings: InferenceSettings, scale: RatioScale):
+        self.settings, self.scale = settings, scale
         self.reader = open_reader(settings)
         self.policy, self.reference = load_models(settings, self.reader)
 
     def ratios(self, rows: Sequence[int]) -> pa.Table:
         """Return one row per tile (SCHEMA).
 
-        `log_ratio` is the log of the loss ratio over the answers before the last one, null if there are none
-        or if the tile's picture comes later. `scored` is the last question, `asked` are all.
+        `log_ratio` is the log of the loss ratio over the answers before the last one. It is null if there are
+        none, if they answer the last question, too, if the tile's picture comes later, and unless the scale's
+        isolation is `tile`, as it is measured here. `scored` is the last question, `asked` are all.
         """
         return pa.concat_tables([SCHEMA.empty_table(), *(self._sample_ratios(row) for row in rows)])
 
@@ -61,7 +64,9 @@ class QuestionLosses:
         history, num_images = history_before_last(turns)
         log_ratio_T: list[float | None] = [None] * len(sample.pixels)
         num_tiles = sum(sample.tiles_per_image[:num_images])
-        if num_tiles and any(map(is_learned, history)):
+        scored = _text(turns[len(history)])
+        is_other = scored not in [_text(turn) for turn in history if turn["from"] == "human"]
+        if num_tiles and is_other and any(map(is_learned, history)) and self.scale.isolation == "tile":
             skeleton = self.reader.prompt_format.encode(history, sample.tiles_per_image[:num_images])
             policy, reference = (
                 encoded_tiles(model, sample.pixels[:num_tiles], self.settings.batch_tiles)
@@ -75,7 +80,8 @@ class QuestionLosses:
                 row_tokens=self.settings.row_tokens,
                 kl_chunk_rows=self.settings.kl_chunk_rows,
             )
-            log_ratio_T[:num_tiles] = np.log(loss_ratio(losses[1:], losses[0])).tolist()
+            check_finite(sample.key, losses, "losses", self.settings.dtype, "evaluate.dtype")
+            log_ratio_T[:num_tiles] = np.log(loss_ratio(losses[1:], losses[0], self.scale.floor)).tolist()
         asked = [_text(turn) for turn in turns if turn["from"] == "human"]
         tiles = [(image, tile) for image, count in enumerate(sample.tiles_per_image) for tile in range(count)]
         columns = {
@@ -83,7 +89,7 @@ class QuestionLosses:
             "image": [image for image, _ in tiles],
             "tile": [tile for _, tile in tiles],
             "log_ratio": log_ratio_T,
-            "scored": [_text(turns[len(history)])] * len(tiles),
+            "scored": [scored] * len(tiles),
             "asked": [asked] * len(tiles),
         }
         return pa.table(columns, SCHEMA)
@@ -102,19 +108,23 @@ def history_before_last(turns: Sequence[Mapping[str, Any]]) -> tuple[list[Any], 
 
 
 def blind_ratios(
-    config: EvaluateConfig, context: Context, samples: pa.Table, ratios: Mapping[TileKey, float]
+    config: EvaluateConfig,
+    context: Context,
+    samples: pa.Table,
+    ratios: Mapping[TileKey, float],
+    scale: RatioScale,
 ) -> dict[TileKey, float]:
     """Return the geometric mean of a tile's loss ratios over other questions; tiles without any are left out.
 
-    `ratios` are the ratios of the ratio stage, for other records about the same pictures. Publishes the
-    measured ones.
+    `ratios` are the ratios of the labels, on this scale, for other records whose pictures are cut into the
+    same tiles. Publishes the measured ones.
     """
-    table = _measured(config, context, samples)
-    pictures = _pictures(context, samples)
+    table = _measured(config, context, samples, scale)
+    pictures = _cut_pictures(samples)
     asked = {key: set(questions) for key, questions in _by_sample(table, "asked").items()}
-    keys_of_pictures: dict[tuple[bytes, ...], list[str]] = {}
-    for key, digests in pictures.items():
-        keys_of_pictures.setdefault(digests, []).append(key)
+    keys_of_pictures: dict[CutPictures, list[str]] = {}
+    for key, cut in pictures.items():
+        keys_of_pictures.setdefault(cut, []).append(key)
     scored = _by_sample(table, "scored")
     blind: dict[TileKey, float] = {}
     columns = (table[name].to_pylist() for name in ("key", "image", "tile", "log_ratio"))
@@ -133,15 +143,16 @@ def _by_sample(table: pa.Table, column: str) -> dict[str, Any]:
     return dict(zip(table["key"].to_pylist(), table[column].to_pylist(), strict=True))
 
 
-def _pictures(context: Context, samples: pa.Table) -> dict[str, tuple[bytes, ...]]:
-    """Return the digests of each sample's pictures, by key."""
-    index = load_index(context.folder("shard")).table(["key", "image_sha256"], "test")
-    index = index.filter(pc.is_in(index["key"], samples["key"]))
-    columns = (index[name].to_pylist() for name in ("key", "image_sha256"))
-    return {key: tuple(digests) for key, digests in zip(*columns, strict=True)}
+def _cut_pictures(samples: pa.Table) -> dict[str, CutPictures]:
+    """Return by sample its pictures and how they are cut: tile 4 of two cuts may be different regions."""
+    columns = (samples[name].to_pylist() for name in ("key", "image_sha256", "tiles", "max_tiles"))
+    return {
+        key: (tuple(digests), tuple(tiles), max_tiles)
+        for key, digests, tiles, max_tiles in zip(*columns, strict=True)
+    }
 
 
-def _measured(config: EvaluateConfig, context: Context, samples: pa.Table) -> pa.Table:
+def _measured(config: EvaluateConfig, context: Context, samples: pa.Table, scale: RatioScale) -> pa.Table:
     """Return the table of all samples, measured by actors unless it is published."""
     parts = context.parts
     if parts.done(QUESTION_RATIOS_FILE):
@@ -149,7 +160,7 @@ def _measured(config: EvaluateConfig, context: Context, samples: pa.Table) -> pa
     rows = samples["row"].to_pylist()
     blocks = [rows[first : first + BLOCK_SAMPLES] for first in range(0, len(rows), BLOCK_SAMPLES)]
     tables: dict[int, pa.Table] = {}
-    arguments = (inference_settings(context, config.dtype),)
+    arguments = (inference_settings(context, config.dtype), scale)
     results = actor_pool(QuestionLosses, arguments, blocks, "ratios", site=context.site, check=context.check)
     for number, table in results:
         tables[number] = table

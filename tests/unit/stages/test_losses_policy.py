@@ -54,9 +54,9 @@ def test_the_router_refuses_labels_of_another_policy(other_policy, tmp_path):
         prepared(settings)
 
 
-def test_the_evaluation_refuses_ratios_of_another_policy(other_policy, tmp_path):
-    inputs = {"ratio": tmp_path / "made", "consistency": other_policy}
+def test_the_evaluation_refuses_labels_of_another_policy(other_policy, tmp_path):
+    inputs = {"label": tmp_path / "made", "consistency": other_policy}
     samples = pa.table({"key": ["a"], "tiles": [[1]]})
     context = stage_context("evaluate", tmp_path, inputs)
-    with pytest.raises(UserError, match=r"of another policy than .*inputs.adopt.ratio"):
+    with pytest.raises(UserError, match=r"of another policy than .*inputs.adopt.label"):
         evaluated_tiles(EvaluateConfig(seed=0), context, samples, samples, None)

@@ -106,6 +106,54 @@ def test_a_history_comes_before_the_question_and_pictures_before_all():
     assert [turn["value"] for turn in row["conversations"]] == ["<image>\none", "1", "two", "2"]
 
 
+LAYOUT = json.dumps([{"type": "text", "text": "1 Intro", "text_level": 1}, {"type": "text", "text": "Body"}])
+SPELLED = json.dumps([{"type": "text", "text": "hi"}])
+
+
+@pytest.mark.parametrize("answer", [LAYOUT, SPELLED, json.dumps([{"type": "image"}])])
+def test_an_answer_that_is_json_is_learned_as_it_is(answer):
+    turns = [TURNS[0], {"from": "gpt", "value": answer}]
+    assert normal_row({"conversations": turns})["conversations"] == turns
+    question = [{"from": "human", "value": LAYOUT}, TURNS[1]]
+    assert normal_row({"conversations": question})["conversations"] == question, "more than parts have"
+
+
+def test_answers_in_parts_are_read_where_questions_are():
+    content = [json.dumps([{"type": "text", "text": text}]) for text in (ASKED, ANSWERED)]
+    turns = [
+        {"role": role, "content": text} for role, text in zip(("user", "assistant"), content, strict=True)
+    ]
+    assert normal_row({"messages": turns})["conversations"] == TURNS
+
+
+@pytest.mark.parametrize("answer", ["None", "null", "[]", "{}", 0])
+def test_an_answer_may_be_any_text(answer):
+    for asked, answered in (("question", "answer"), ("query", "response"), ("instruction", "output")):
+        row = normal_row({asked: ASKED, answered: answer})
+        assert row["conversations"] == [TURNS[0], {"from": "gpt", "value": str(answer)}]
+    assert (
+        normal_row({"texts": [{"user": ASKED, "assistant": answer}]})["conversations"][1]["value"] == answer
+    )
+    alpaca = normal_row({"instruction": "Evaluate", "input": "[]", "output": "empty"})
+    assert alpaca["conversations"][0]["value"] == "Evaluate\n[]"
+    assert normal_row({"instruction": ASKED, "input": " ", "output": ANSWERED})["conversations"] == TURNS
+
+
+@pytest.mark.parametrize("field", ["loss", "weight", "train"])
+def test_a_pair_says_whether_its_answer_is_learned(field):
+    pairs = [{"user": ASKED, "assistant": ANSWERED, field: 0}, {"user": ASKED, "assistant": ANSWERED}]
+    row = normal_row({"texts": pairs})
+    assert row["conversations"] == [TURNS[0], {**TURNS[1], "loss": False}, *TURNS]
+
+
+def answered(*content: object) -> dict:
+    return {"messages": [MESSAGES[0] | {"content": ASKED}, {"role": "assistant", "content": list(content)}]}
+
+
+def pair_with(**fields: object) -> dict:
+    return {"texts": [{"user": ASKED, "assistant": ANSWERED, **fields}]}
+
+
 PNG = base64.b64encode(picture(1)).decode()
 TRAINED = {"conversations": TURNS}
 REFUSED = {
@@ -243,6 +291,44 @@ REFUSED = {
         {"conversations": json.dumps([TURNS[0], {"from": "gpt", "value": "\ud83d"}])},
         "not_utf8",
         "surrogate",
+    ),
+    "part that is not learned": (
+        answered({"type": "text", "text": "a", "weight": 0}),
+        "unread_field",
+        "weight",
+    ),
+    "part with train false": (
+        answered({"type": "text", "text": "a", "train": False}),
+        "unread_field",
+        "train",
+    ),
+    "part with tools": (
+        answered({"type": "text", "text": "a", "tool_calls": [1]}),
+        "unread_field",
+        "tool_calls",
+    ),
+    "nameless picture in an answer": (
+        answered(TEXT, {"type": "image"}),
+        "unread_field",
+        "answer with a picture",
+    ),
+    "picture in a part of text": (parts({**TEXT, "image_url": "b.png"}), "unread_field", "image_url"),
+    "weight of a pair": (pair_with(weight=0.5), "unread_field", "weight=0.5"),
+    "picture of a pair": (pair_with(image="b.png"), "unread_field", "image"),
+    "video of a pair": (pair_with(video="b.mp4"), "video", "video"),
+    "system of a pair": (pair_with(system="be rude"), "unread_field", "system"),
+    "input of a pair": (pair_with(input="bonjour"), "unread_field", "input"),
+    "options of a pair": (pair_with(options=["a"]), "unread_field", "options"),
+    "two questions of a pair": (pair_with(question="else?"), "broken_row", "different questions"),
+    "pair of a history": (
+        {"history": [{"user": "a", "assistant": "b", "hint": "c"}], "query": ASKED, "response": ANSWERED},
+        "unread_field",
+        "hint",
+    ),
+    "other answer that is None": (
+        {"question": ASKED, "answer": "None", "response": "a rationale"},
+        "broken_row",
+        "different questions or answers",
     ),
     "empty name": ({"image": [""], "conversations": SHOWN}, "missing_image", "empty text"),
 }

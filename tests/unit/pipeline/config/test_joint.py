@@ -52,8 +52,8 @@ def test_the_joint_stages_come_after_the_router_and_the_later_stages_read_them(l
     assert givers["joint_consistency"]["model"] == "model", "its reference is the start model"
     for stage in ("joint_ratio", "joint_router", "evaluate", "export"):
         assert givers[stage]["consistency"] == "joint_consistency"
-    assert givers["joint_label"]["ratio"] == givers["evaluate"]["ratio"] == "joint_ratio"
-    assert givers["joint_router"]["label"] == "joint_label"
+    assert givers["joint_label"]["ratio"] == "joint_ratio"
+    assert givers["joint_router"]["label"] == givers["evaluate"]["label"] == "joint_label"
     assert givers["evaluate"]["router"] == givers["export"]["router"] == "joint_router"
     assert graph.dependents(["router"]) == {"router", *JOINT, "evaluate", "export"}
 

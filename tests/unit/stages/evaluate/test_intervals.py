@@ -35,7 +35,7 @@ def scored_points(levels=LEVELS, spread=0.05):
 
 
 def resampled(scored, groups=None):
-    draws = resampling(groups or [""] * NUM_SAMPLES, 400, seed=0)
+    draws = resampling(groups or [""] * NUM_SAMPLES, [[]] * NUM_SAMPLES, 400, seed=0)
     return resampled_points(scored, np.full(NUM_SAMPLES, 3), SAVING, draws)
 
 
@@ -145,5 +145,11 @@ def test_the_auc_of_the_router_leaves_unlabelled_tiles_out():
     p_compress = np.array([0.9, 0.1, 0.8, 0.2, 0.5, 0.6], np.float32)
     labels = np.array([0, 1, 0, 1, -1, -1], np.int8)
     tiles = EvaluatedTiles([(2,), (2,), (2,)], p_compress, None, label_N=labels)
-    auc = router_auc(tiles, resampling(["", "", ""], 200, seed=0))
+    auc = router_auc(tiles, resampling(["", "", ""], [[]] * 3, 200, seed=0))
     assert auc["auc"] == 1.0 and auc["num_tiles"] == 4
+
+
+def test_the_auc_ranks_tiles_that_are_almost_certainly_kept():
+    p_compress = np.array([1e-9, 1e-8, 2e-8, 0.5], np.float32)
+    tiles = EvaluatedTiles([(4,)], p_compress, None, label_N=np.array([1, 1, 0, 0], np.int8))
+    assert router_auc(tiles, resampling([""], [[]], 10, seed=0))["auc"] == 1.0

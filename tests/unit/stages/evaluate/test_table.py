@@ -39,9 +39,11 @@ def test_limits_that_cut_no_picture_differently_are_shown_once():
         ("sample", 12, 0, "1,000 resamples of 12 samples"),
         ("sample", 12, 1, "1,000 resamples of 12 samples (the samples come from 1 group)"),
         ("sample", 316, 11, "1,000 resamples of 316 samples (the samples come from 11 groups)"),
+        ("picture", 207, 0, "1,000 resamples of 207 pictures"),
+        ("picture", 207, 11, "1,000 resamples of 207 pictures (the samples come from 11 groups)"),
         ("group", 30, 30, "1,000 resamples of 30 groups"),
-        ("group", 31, 30, "1,000 resamples of 30 groups and 1 sample without a group"),
-        ("group", 2000, 30, "1,000 resamples of 30 groups and 1,970 samples without a group"),
+        ("group", 31, 30, "1,000 resamples of 30 groups and 1 picture without a group"),
+        ("group", 2000, 30, "1,000 resamples of 30 groups and 1,970 pictures without a group"),
     ],
 )
 def test_the_basis_of_the_intervals_names_only_groups_that_exist(unit, num_units, num_groups, expected):

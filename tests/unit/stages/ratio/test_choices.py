@@ -10,7 +10,8 @@ from data_prep.shards.folder import write_index
 from data_prep.shards.index import SCHEMA
 from data_prep.shards.names import INDEX_FILE
 from stages.evaluate.config import EvaluateConfig
-from stages.ratio.actor import check_finite, medians
+from stages.finite import check_finite
+from stages.ratio.actor import medians
 from stages.ratio.config import RatioConfig
 from stages.ratio.isolation import random_masks, rate_vectors, tile_losses
 from stages.ratio.samples import shards_of
@@ -47,9 +48,20 @@ def test_random_masks_are_a_function_of_sample_and_config():
     assert (random_masks(5, "k", RANDOM) == masks).all()
     others = [random_masks(5, "l", RANDOM), random_masks(5, "k", RANDOM.model_copy(update={"seed": 2}))]
     assert not any((other == masks).all() for other in others)
-    losses = 1.0 + masks @ np.arange(5.0)
-    full, compressed = tile_losses((3, 2), list(masks), losses, RANDOM)
+    vectors = rate_vectors((3, 2), "k", RANDOM)
+    assert not vectors[0].any() and (np.stack(vectors[1:]) == masks).all()
+    losses = 1.0 + np.stack(vectors) @ np.arange(5.0)
+    full, compressed = tile_losses((3, 2), vectors, losses, RANDOM)
+    assert full.tolist() == [1.0] * 5, "what other tiles cost is not in it"
     np.testing.assert_allclose(compressed - full, np.arange(5.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_tiles", [1, 3, 13])
+def test_tiles_of_equal_cost_have_equal_ratios_whatever_the_number_of_tiles(num_tiles):
+    vectors = rate_vectors((num_tiles,), "k", RatioConfig(seed=1, isolation="random", masks=40, ridge=1e-9))
+    losses = 0.05 + 0.2 * np.stack(vectors).sum(1)
+    full, compressed = tile_losses((num_tiles,), vectors, losses, RANDOM)
+    np.testing.assert_allclose(compressed / full, 5.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.667])
@@ -67,11 +79,11 @@ def test_random_masks_compress_each_tile_equally_often(num_tiles, share):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_is_refused_with_its_sample(value):
-    check_finite("k", np.array([0.0, 1e30]), "float32")
+    check_finite("k", np.array([0.0, 1e30]), "losses", "float32", "ratio.dtype")
     with pytest.raises(UserError, match=r"sample a-1: 1 of its 2 losses are not finite; set ratio.dtype"):
-        check_finite("a-1", np.array([0.1, value]), "bfloat16")
+        check_finite("a-1", np.array([0.1, value]), "losses", "bfloat16", "ratio.dtype")
     with pytest.raises(UserError, match="not finite; check the policy"):
-        check_finite("a-1", np.array([0.1, value]), "float32")
+        check_finite("a-1", np.array([0.1, value]), "losses", "float32", "ratio.dtype")
 
 
 def test_a_smaller_choice_is_part_of_a_larger_one():

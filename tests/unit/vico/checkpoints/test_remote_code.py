@@ -157,3 +157,21 @@ def test_a_model_without_router_gets_no_code(tmp_path):
     write_hf_folder(tmp_path / "base", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.py"))
     assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_the_published_epsilon_of_the_towers_norm_is_used(tmp_path):
+    vision = {"use_qk_norm": True, "norm_type": "rms_norm", "qk_norm_eps": 0.5}
+    model = load_model(make_tiny_model(tmp_path / "base", vision=vision))
+    model.add_compressed_connector(1)
+    model.add_router(2)
+    save_model(model.state_dict(), tmp_path / "base", tmp_path / "saved", {"absolute_threshold": 0.5})
+    (tmp_path / "exported").mkdir()
+    write_hf_folder(tmp_path / "saved", tmp_path / "exported")
+    code = """
+import sys
+from transformers import AutoModelForImageTextToText
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True)
+layers = [layer.attention for layer in model.model.vision_tower.encoder.layer]
+print({norm.variance_epsilon for layer in layers for norm in (layer.q_norm, layer.k_norm)})
+"""
+    assert without_the_project(code, tmp_path, tmp_path / "exported") == "{0.5}\n"

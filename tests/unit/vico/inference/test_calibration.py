@@ -75,6 +75,23 @@ def test_no_scores_are_refused():
         placed_threshold(np.array([]), 0.5)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused(value):
+    with pytest.raises(ValueError, match="not finite"):
+        placed_threshold(np.array([0.1, value]), 0.5)
+    with pytest.raises(ValueError, match="not finite"):
+        placed_threshold(np.array([0.1, 0.2]), 0.5, blank_probability_B=np.array([value]))
+
+
+def test_a_threshold_separates_neighbouring_scores_where_it_is_compared():
+    """Tiles are compared in float32, where the middle of two neighbours may be the lower one."""
+    lower_N = np.random.default_rng(0).random(200, dtype=np.float32)
+    for lower in lower_N:
+        scores = np.array([lower, np.nextafter(lower, np.float32(2))])
+        threshold = placed_threshold(scores, 0.5, 0.0)
+        assert (scores >= threshold.value).mean() == threshold.share == 0.5
+
+
 def test_ties_stay_together_on_the_nearer_side():
     scores = np.array([0.9, 0.5, 0.5, 0.5, 0.5, 0.5])
     assert placed_threshold(scores, 1 / 3).share == pytest.approx(1 / 6)

@@ -105,8 +105,18 @@ def test_tokens_are_drawn_with_the_probabilities_of_temperature_and_top_p():
         assert not draws[kept:].any()
     tiny = Sampler(Sampling(1e-6, 1.0, seed=0))
     assert {tiny.drawn(logits) for _ in range(50)} == {0}, "towards 0 it becomes greedy"
+    for temperature in (1e-306, 1e-308, 5e-324):
+        smallest = Sampler(Sampling(temperature, 1.0, seed=0))
+        assert smallest.drawn(logits) == 0
+        assert smallest.drawn(torch.tensor([0.1, 20.0, 0.3])) == 1
     least = Sampler(Sampling(2.0, 1e-9, seed=0))
     assert {least.drawn(logits) for _ in range(50)} == {0}, "one token is always left"
+
+
+def test_a_negative_seed_draws_other_tokens_than_the_positive_one():
+    logits = torch.zeros(1000)
+    draws = [[Sampler(Sampling(1.0, 1.0, seed)).drawn(logits) for _ in range(2)] for seed in (3, -3, 3)]
+    assert draws[0] == draws[2] != draws[1]
 
 
 def test_logprobs_are_those_of_the_model_whatever_is_drawn():
