@@ -162,7 +162,7 @@ def model_config(folder: Path) -> dict[str, Any]:
 
 def _hf_form(config: dict[str, Any], folder: Path, path: Path) -> dict[str, Any]:
     if is_published(config):
-        return hf_config(config, _image_token_id(folder), str(path))
+        return hf_config(config, token_id(folder, IMAGE_TOKEN), str(path))
     if config.get("model_type") != "internvl":
         raise UserError(
             f"{path}: model_type={config.get('model_type')!r} is neither 'internvl' (Hugging Face layout) "
@@ -181,15 +181,15 @@ def _hf_form(config: dict[str, Any], folder: Path, path: Path) -> dict[str, Any]
     return config
 
 
-def _image_token_id(folder: Path) -> int | None:
-    """Return the id of the image token in the tokenizer's files, or None without a tokenizer."""
+def token_id(folder: Path, token: str) -> int | None:
+    """Return the id of an added token in the tokenizer's files, or None if they do not have it."""
     path = folder / "tokenizer.json"
     if path.is_file():
-        for token in read_json(path).get("added_tokens", []):
-            if token["content"] == IMAGE_TOKEN:
-                return int(token["id"])
+        for added in read_json(path).get("added_tokens", []):
+            if added["content"] == token:
+                return int(added["id"])
     path = folder / "added_tokens.json"
-    return read_json(path).get(IMAGE_TOKEN) if path.is_file() else None
+    return read_json(path).get(token) if path.is_file() else None
 
 
 def stored_threshold(folder: Path) -> float:

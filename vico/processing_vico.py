@@ -5,12 +5,15 @@ transformers and `tiling.py`, and makes the prompts that `vico/prompt.py` makes.
 """
 
 from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from os.path import isfile
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature
+from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 
 from .tiling import Tiling, pixel_values
@@ -55,8 +58,10 @@ class VicoProcessor(ProcessorMixin):
         """Return `input_ids` and `attention_mask`, left-padded int64 [B, L], and `pixel_values` float32 [N,
         3, S, S].
 
-        `images` is one picture, a list, or a list of lists, in the order of the texts. `max_tiles` lowers the
-        number of tiles of a picture. Raises ValueError if pictures and places differ in number.
+        `images` is one picture, a list, or a list of lists, in the order of the texts. A picture is a PIL
+        picture, an array uint8 [H, W, 3] or [H, W], or a text that transformers reads: a path, a URL, or
+        base64. `max_tiles` lowers the number of tiles of a picture. Raises ValueError if pictures and places
+        differ in number, and for a picture of another kind.
         """
         texts = [text] if isinstance(text, str) else list(text or ())
         pictures = _flat(images)
@@ -101,4 +106,14 @@ def _flat(images: Any) -> list[Image.Image]:
         return []
     if isinstance(images, Image.Image):
         return [images]
-    return [picture for entry in images for picture in _flat(entry)]
+    if isinstance(images, str | PathLike):
+        path = fspath(images)
+        return [Image.open(path).convert("RGB") if isfile(path) else load_image(path)]
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim in (2, 3):
+        return [Image.fromarray(images).convert("RGB")]
+    if isinstance(images, list | tuple):
+        return [picture for entry in images for picture in _flat(entry)]
+    raise ValueError(
+        f"a picture of type {type(images).__name__} is not supported; give a PIL picture, a path, a URL, or "
+        "an array uint8 [H, W, 3]"
+    )

@@ -40,11 +40,11 @@ def scores_of(folder: Path) -> Scores:
         raise SystemExit(f"{folder} has no *_samples_TASK.jsonl; run lmms-eval with --log_samples")
     scores: Scores = defaultdict(dict)
     for task, path in newest.items():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            sample = json.loads(line)
-            for metric, value in sample.items():
-                if metric not in _NOT_METRICS and (score := number(value)) is not None:
-                    scores[task, metric][str(sample["doc_id"])] = score
+        with path.open(encoding="utf-8") as lines:
+            for sample in map(json.loads, lines):
+                for metric, value in sample.items():
+                    if metric not in _NOT_METRICS and (score := number(value)) is not None:
+                        scores[task, metric][str(sample["doc_id"])] = score
     return scores
 
 

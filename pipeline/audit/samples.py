@@ -5,6 +5,7 @@ The answers come from the packs that the trainings themselves follow.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,10 +107,10 @@ class RunSamples:
         """Return why the sample is in no shard. The quarantine has its row by source and line, which make its
         key."""
         ledger = self.output("shard") / QUARANTINE_FILE
-        for line in ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else ():
-            row = json.loads(line)
-            if key in (sample_key(slug_of(row["source"]), row["line"]), f"{row['source']}-{row['line']}"):
-                return f"quarantined: {row['reason']} ({row['message']})"
+        with ledger.open(encoding="utf-8") if ledger.is_file() else nullcontext(()) as lines:
+            for row in map(json.loads, lines):
+                if key in (sample_key(slug_of(row["source"]), row["line"]), f"{row['source']}-{row['line']}"):
+                    return f"quarantined: {row['reason']} ({row['message']})"
         return f"no shard of run {self.run.run} has it; the keys are in {self.index.path}"
 
     def _key(self, row: int) -> str:

@@ -1,9 +1,10 @@
 """The work of `vico data retry`: one shard stage per file of repaired rows, and what each file repaired."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.site import Site
 from data_prep.records.rejection import shown_line
@@ -70,18 +71,20 @@ def nothing_repaired(site: Site, result: RunResult, repaired: Sequence[RepairedF
     run_record = record_of(run, "shard", site.storage)
     ledger = None if run_record is None else run_record.output / "quarantine.jsonl"
     addresses = {
-        (row.get("source"), row.get("line"))
-        for file in repaired
-        for row in map(json.loads, filter(str.strip, Path(file.file).read_text("utf-8").splitlines()))
+        (row.get("source"), row.get("line")) for file in repaired for row in _json_lines(Path(file.file))
     }
     reasons = ""
-    for line in ledger.read_text("utf-8").splitlines() if ledger is not None and ledger.is_file() else ():
-        row = json.loads(line)
+    for row in _json_lines(ledger) if ledger is not None and ledger.is_file() else ():
         if (row["source"], row["line"]) in addresses:
             reasons = f" ({row['source']} line {shown_line(row)}: {row['reason']}, {row['message']})"
             break
     names = ", ".join(file.file for file in repaired)
     return f"{names}: no row is repaired{reasons}; correct the rows and run the command again"
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:  # splitlines would also break at characters inside a text
+        yield from map(json.loads, filter(str.strip, file))
 
 
 def _num_written(site: Site, result: RunResult) -> int:

@@ -4,7 +4,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +15,7 @@ from pipeline.terminal.tables import TextTable
 from vico.errors import UserError, one_line
 from vico.inference.devices import usable_device
 from vico.model_files import stored_threshold
+from vico.picture_files import open_picture
 from vico.settings import ModelSettings, load_settings
 from vico.tiling import tile_boxes, tile_grid
 
@@ -164,7 +164,7 @@ def _routed(
         raise UserError(f"MODEL={model} has no router; give the folder that the export stage wrote")
     tiling = routed_model.settings.tiling()
     for path in paths:
-        with Image.open(BytesIO(picture_bytes(path))) as opened:
+        with open_picture(picture_bytes(path)) as opened:
             image = opened.convert("RGB")
         with torch.no_grad():
             features = routed_model.vision_features(

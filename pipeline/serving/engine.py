@@ -43,7 +43,7 @@ class Engine:
         self.served, self.limits, self._is_ready = served, served.limits, is_ready
         self._on_step = on_step
         self._lock = threading.Lock()
-        self._waiting = FairQueue()
+        self._waiting: FairQueue[Job] = FairQueue()
         self._running: list[Running] = []
         self._wake, self._draining, self._stopping = (threading.Event() for _ in range(3))
         self.decoder = decoder or Decoder(served.model, self.limits.decoded_tokens, self.limits.batch)

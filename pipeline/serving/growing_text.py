@@ -39,15 +39,15 @@ class GrowingText:
             self._logprobs.append((start, self._scores(token)))
         self._ids.append(token.id)
         self._text = str(self._tokenizer.decode(self._ids, skip_special_tokens=False))
-        cuts = [place for stop in self._stop if (place := self._text.find(stop, self._searched(stop))) >= 0]
-        if cuts:
-            self._text, self.is_stopped = self._text[: min(cuts)], True
+        self._cut(len(self._text.rstrip(_INCOMPLETE)))
+        if self.is_stopped:
             return self.rest()
         return "" if self._text.endswith(_INCOMPLETE) else self._given_up_to(self._num_settled())
 
     def rest(self) -> str:
         """Return the text that is still held back, at the end of the answer."""
         self._is_over = True
+        self._cut(len(self._text))  # what is incomplete now stays so
         return self._given_up_to(len(self._text))
 
     def logprobs(self) -> tuple[Mapping[str, Any], ...]:
@@ -56,6 +56,14 @@ class GrowingText:
         given = [entry for start, entry in self._logprobs if has_text or start < self._num_given]
         self._logprobs = [] if self._is_over else self._logprobs[len(given) :]
         return tuple(given)
+
+    def _cut(self, end: int) -> None:
+        """Cut the text at the first stop text that ends before `end`."""
+        if self.is_stopped:
+            return
+        places = [self._text.find(stop, self._searched(stop), end) for stop in self._stop]
+        if cuts := [place for place in places if place >= 0]:
+            self._text, self.is_stopped = self._text[: min(cuts)], True
 
     def _searched(self, stop: str) -> int:
         return max(0, self._num_given - len(stop) + 1)

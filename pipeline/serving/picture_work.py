@@ -4,9 +4,11 @@ jobs."""
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.serving.fair_queue import FairQueue
 from pipeline.serving.pictures import Picture
 from pipeline.serving.running import Running
 from vico.inference.picture_encoding import PendingPicture, PictureCache, encode_batch
@@ -17,8 +19,26 @@ _MAX_DECODED = 2
 """Pictures whose pixels are in memory at once: while some are encoded, the next is decoded."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Undecoded:
+    """One picture of a job, by its number."""
+
+    running: Running
+    number: int
+
+    @property
+    def client(self) -> str:
+        return self.running.job.client
+
+    @property
+    def is_over(self) -> bool:
+        return self.running.job.is_over
+
+
 class PictureWork:
-    """Decodes and encodes pictures, in the order of `add`. Only `wake` is called from another thread.
+    """Decodes and encodes pictures, those of a client in the order of `add`, one of each client in turn.
+
+    Only `wake` is called from another thread.
 
     Equal pictures at the same tiling are encoded once, as long as the cache has room.
     """
@@ -26,7 +46,7 @@ class PictureWork:
     def __init__(self, model: VicoModel, cache_bytes: int, wake: Callable[[], object]):
         self._model, self._wake = model, wake
         self.cache = PictureCache(cache_bytes)
-        self._todo: deque[tuple[Running, int]] = deque()
+        self._todo: FairQueue[_Undecoded] = FairQueue()
         self._decoding: deque[tuple[Running, int, Future[np.ndarray]]] = deque()
         self._pending: list[tuple[Running, int, PendingPicture]] = []
         self._failures: list[tuple[Running, BaseException]] = []
@@ -36,11 +56,11 @@ class PictureWork:
         """Take on the pictures of a job."""
         pictures = running.job.chat.pictures
         running.pictures = [None] * len(pictures)
-        self._todo += [(running, number) for number in range(len(pictures))]
+        for number in range(len(pictures)):
+            self._todo.put(_Undecoded(running, number))
 
     def forget(self, running: Running) -> None:
-        """Drop what is left to do for a job that ended."""
-        self._todo = deque(entry for entry in self._todo if entry[0] is not running)
+        """Drop what was decoded for a job that ended; what was not is over with the job."""
         self._pending = [entry for entry in self._pending if entry[0] is not running]
 
     def take_failures(self) -> list[tuple[Running, BaseException]]:
@@ -77,8 +97,8 @@ class PictureWork:
         self._decoder.shutdown(cancel_futures=True)
 
     def _start_decoding(self) -> None:
-        while self._todo:
-            running, number = self._todo[0]
+        while (undecoded := self._todo.first()) is not None:
+            running, number = undecoded.running, undecoded.number
             cached = self.cache.get(running.picture_key(number))
             if cached is not None:
                 running.pictures[number] = cached
@@ -89,7 +109,7 @@ class PictureWork:
                 self._decoding.append((running, number, future))
             else:
                 return
-            self._todo.popleft()
+            self._todo.pop()
 
 
 def _pixels(picture: Picture, tiling: Tiling) -> np.ndarray:

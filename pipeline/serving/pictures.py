@@ -11,9 +11,11 @@ from PIL import Image
 from pipeline.serving.limits import Limits, RequestError
 from pipeline.serving.request_body import ImageUrl
 from vico.errors import one_line
-from vico.picture_files import open_picture
+from vico.picture_files import check_structure, open_picture
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
+_MAX_SIDE = 65_535
+"""The most that a JPEG can have. Pillow's resizing takes 32 bytes for each pixel of the longer side."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,15 @@ class Picture:
 def picture_of_url(image_url: ImageUrl, param: str, limits: Limits) -> Picture:
     """Return the picture in a data URL, with its size by the header; nothing is decoded."""
     content = _content(image_url.url, param)
-    with _picture_errors(param), open_picture(content, PICTURE_FORMATS) as image:
-        width, height = image.size
+    with _picture_errors(param):
+        check_structure(content)
+        with open_picture(content, PICTURE_FORMATS) as image:
+            width, height = image.size
+    if max(width, height) > _MAX_SIDE:
+        message = (
+            f"a picture of {width} x {height} has a side above this server's limit of {_MAX_SIDE} pixels"
+        )
+        raise RequestError(message, param, code="image_too_large")
     if width * height > limits.picture_pixels:
         message = (
             f"a picture of {width} x {height} is above this server's limit of {limits.picture_pixels} pixels"

@@ -1,6 +1,7 @@
 """The body of an OpenAI chat request: its fields, and the error that names the first fault.
 
-Fields and values that this server does not support are refused by name, never ignored.
+Fields and values that this server does not support are refused by name, never ignored. A field that is null
+counts as left out: clients send null for what they do not set, and answers come back with `refusal: null`.
 """
 
 from itertools import islice
@@ -26,14 +27,15 @@ class _Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def one_unknown_field(cls, value: Any) -> Any:
-        """Keep the known fields and the first unknown one, which is then refused.
+        """Keep the known fields and the first unknown one, which is then refused; drop those that are null.
 
         pydantic would make an error of each unknown field, and a body may have millions.
         """
         if not isinstance(value, dict):
             return value
-        unknown = list(islice((name for name in value if name not in cls.model_fields), 1))
-        return {name: value[name] for name in (*cls.model_fields, *unknown) if name in value}
+        given = {name: value[name] for name in cls.model_fields if value.get(name) is not None}
+        unknown = (name for name in value if name not in cls.model_fields and value[name] is not None)
+        return {**given, **{name: value[name] for name in islice(unknown, 1)}}
 
 
 class ImageUrl(_Part):
@@ -61,7 +63,6 @@ class Message(_Part):
             Field(fail_fast=True, max_length=_MAX_ITEMS),
         ]
     )
-    name: None = None
 
 
 class StreamOptions(_Part):

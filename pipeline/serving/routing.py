@@ -43,11 +43,16 @@ def routed_tiles(
     """Return the decision for every tile.
 
     `p_compress_N` is None without a router; `counts` are the tiles per picture. Raises RequestError if the
-    request asks for a rule that needs a router and there is none.
+    request asks for a rule that needs a router and there is none, or for a threshold that has no effect.
     """
     rule = routing.rule or thresholds.rule or ("full" if p_compress_N is None else "absolute")
     threshold = thresholds.absolute if routing.threshold is None else routing.threshold
     if rule == "full":
+        if routing.threshold is not None:
+            message = (
+                f"vico.threshold={routing.threshold}: no tile is compressed here (rule full); leave it out"
+            )
+            raise RequestError(message, "vico.threshold")
         threshold, compressed_N = None, np.zeros(sum(counts), bool)
     elif p_compress_N is None:
         message = f"vico.rule={rule}: this model has no router; leave vico.rule out"

@@ -15,7 +15,7 @@ from stages.export.start_model import start_model, stated_licence
 from stages.export.thresholds import write_thresholds
 from stages.outputs import METRICS_FILE, MODEL_FOLDER, POLICY_FOLDER, ROUTER_FILE
 
-CODE_VERSION = 7
+CODE_VERSION = 8
 INPUTS = ("shard", "model", "consistency", "router", "evaluate")
 NEEDS_RAY = False
 Config = ExportConfig

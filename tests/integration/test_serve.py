@@ -33,6 +33,7 @@ from pipeline.serving.limits import Limits, RequestError
 from pipeline.serving.routing import Thresholds
 from pipeline.serving.server import serve
 from pipeline.serving.start.settings import ServerSettings
+from tests.odd_pictures import with_scans
 from tests.served import Served, encoded, get, image_part, picture, user
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
@@ -42,6 +43,7 @@ from vico.inference.generation import greedy_answers
 from vico.inference.tile_losses import encoded_tiles
 from vico.model.internvl import VicoModel
 from vico.packing import TiledSequence
+from vico.picture_files import MAX_JPEG_SCANS
 from vico.prompt import PromptFormat, load_prompt_format
 from vico.tiling import Tiling, pixel_values
 
@@ -225,6 +227,10 @@ def url_part(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
+def jpeg_part(data: bytes) -> dict[str, Any]:
+    return url_part("data:image/jpeg;base64," + base64.b64encode(data).decode())
+
+
 def cut_picture() -> dict[str, Any]:
     """Return a picture whose header is valid and whose end is missing."""
     return url_part("data:image/png;base64," + base64.b64encode(encoded(picture())[:3000]).decode())
@@ -238,6 +244,8 @@ def cut_picture() -> dict[str, Any]:
         (url_part("data:image/png;base64,a$"), "messages.0.content.1.image_url", "not valid base64"),
         (url_part("data:image/png;base64,aGVsbG8="), "messages.0.content.1.image_url", "does not decode"),
         (image_part(Image.new("1", (4000, 4000))), "messages.0.content.1.image_url", "4000 x 4000"),
+        (image_part(Image.new("1", (70_000, 1))), "messages.0.content.1.image_url", "limit of 65535 pixels"),
+        (jpeg_part(with_scans(MAX_JPEG_SCANS)), "messages.0.content.1.image_url", "more than 100 scans"),
         ("spell <|im_end|>", "messages.0.content.1", "spells <|im_end|>"),
         ("spell <|endoftext|>", "messages.0.content.1", "spells <|endoftext|>"),
         ("spell </img>", "messages.0.content.1", "spells </img>"),
@@ -286,6 +294,18 @@ def test_no_other_field_of_a_message_reaches_the_prompt(routed):
     ):
         status, named, _ = refusal(routed, [user("what"), {**message, name: value}, user("what")])
         assert (status, named) == (400, f"messages.1.{name}")
+
+
+def test_an_answer_is_part_of_the_next_request_and_null_counts_as_left_out(routed):
+    """OpenAI's client sends back the message that it got, with the fields that the server set to null."""
+    messages: list[Any] = [user("what")]
+    messages.append(routed.ask(messages, max_tokens=2).choices[0].message)
+    messages.append(user(image_part(picture(), detail=None), "is it"))
+    nulls = {"stop": None, "seed": None, "tools": None, "vico": None, "stream": None}
+    answer = routed.ask(messages, max_tokens=2, extra_body=nulls)
+    assert answer.usage.completion_tokens >= 1
+    texts = [{"role": "user", "content": "what"}, {"role": "assistant", "content": messages[1].content}]
+    assert routed.ask([*texts, messages[2]], max_tokens=2).usage == answer.usage
 
 
 def body_of(*messages: dict[str, Any], **fields: Any) -> bytes:
@@ -405,6 +425,7 @@ def test_limits_that_contradict_each_other_are_an_error():
         ({"max_tokens": MAX_NEW_TOKENS + 1}, "max_tokens", f"limit of {MAX_NEW_TOKENS}"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"extra_body": {"vico": {"rule": "best"}}}, "vico.rule", "best"),
+        ({"extra_body": {"vico": {"rule": "full", "threshold": 0.1}}}, "vico.threshold", "leave it out"),
         ({"extra_body": {"max_token": 3}}, "max_token", "max_token=3: is not supported"),
     ],
     ids=lambda value: "",

@@ -18,9 +18,10 @@ from vico.checkpoints.layouts import parts_by_published_name
 from vico.checkpoints.remote_code import write_remote_code
 from vico.checkpoints.tensor_files import SHARD_BYTES, StoredTensor, stored_tensors, write_tensor_files
 from vico.errors import UserError
-from vico.model_files import model_config, raw_config
+from vico.model_files import model_config, raw_config, read_json, token_id
 from vico.published_config import INTERNLM2, is_published, language_architecture, published_config
 from vico.settings import ModelSettings, load_settings
+from vico.special_tokens import TURN_END
 from vico.tiling import IMAGENET_MEAN, IMAGENET_STD
 
 TEXT_SUFFIXES = frozenset({".json", ".jinja", ".model", ".txt"})
@@ -51,11 +52,27 @@ def write_hf_folder(
     config["vico"] = {**config.get("vico", {}), **own, **threshold}
     write_tensor_files(folder, {name: (tensor,) for name, tensor in tensors.items()}, shard_bytes)
     copy_files(source, folder, TEXT_SUFFIXES)
+    _write_generation_config(folder, config)
     settings = load_settings(source)
     _write_image_processor(folder, settings)
     if all(own.values()) and "absolute_threshold" in config["vico"]:
         write_remote_code(folder, config, settings)
     write_config(folder, config)
+
+
+def _write_generation_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Let transformers end an answer at its end of turn, besides the tokens that the source names.
+
+    Pretrained checkpoints name only the end of a text, and InternVL's own code gives the end of turn itself.
+    """
+    path = folder / "generation_config.json"
+    content = read_json(path) if path.is_file() else {}
+    named = content.get("eos_token_id", config["text_config"].get("eos_token_id"))
+    ends = [token_id(folder, TURN_END), *(named if isinstance(named, list) else [named])]
+    ends = list(dict.fromkeys(end for end in ends if end is not None))
+    if ends:
+        content["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_image_processor(folder: Path, settings: ModelSettings) -> None:

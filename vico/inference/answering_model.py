@@ -103,7 +103,12 @@ class AnsweringModel:
             raise UserError(f"threshold={threshold}: the model has no router; leave it out")
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens={max_new_tokens} is not positive; give at least 1")
-        pictures = [picture] if isinstance(picture, str | Path | Image.Image) else list(picture)
+        for name, text in (("question", question), ("system_message", system_message or "")):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UserError(
+                    f"{name} has half of a surrogate pair, which no UTF-8 text can hold; correct it"
+                )
+        pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
         images = [_opened(each) for each in pictures]
         tiling = self.model.settings.tiling()
         boxes = [tile_boxes(*image.size, tiling) for image in images]
@@ -141,6 +146,8 @@ class AnsweringModel:
 
     def _turns(self, question: str, num_pictures: int, system_message: str | None) -> list[Turn]:
         """Return the conversation; raise UserError if the question cannot be asked."""
+        if system_message is not None and IMAGE_MARK in system_message:
+            raise UserError(f"system_message has {IMAGE_MARK} marks; only the question can place pictures")
         marks = question.count(IMAGE_MARK)
         if marks not in (0, num_pictures):
             raise UserError(
@@ -153,7 +160,10 @@ class AnsweringModel:
         try:
             self.prompts.num_tokens(turns, [1] * num_pictures)
         except SpelledToken as error:
-            raise UserError(f"question: {error}; write it another way") from error
+            name = "question" if error.turn == len(turns) - 1 else "system_message"
+            raise UserError(
+                f"{name}: the text spells the token {error.token}; write it another way"
+            ) from error
         return turns
 
     def _tiles(
@@ -201,6 +211,11 @@ def _opened(picture: Picture) -> Image.Image:
     """Return the picture as RGB; raise UserError if it is missing or does not decode."""
     if isinstance(picture, Image.Image):
         return _as_rgb(picture, f"{picture.format or picture.mode} picture")
+    if not isinstance(picture, str | Path):
+        raise UserError(
+            f"picture: {type(picture).__name__} is not supported; give a path or a PIL picture "
+            "(Image.fromarray makes one of an array)"
+        )
     try:
         data = Path(picture).read_bytes()
     except OSError as error:

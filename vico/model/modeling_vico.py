@@ -165,6 +165,12 @@ class VicoForConditionalGeneration(InternVLForConditionalGeneration):
             inputs_embeds=routed.inputs_embeds, attention_mask=routed.attention_mask, **kwargs
         )
         if torch.is_tensor(generated):
-            return torch.cat([input_ids, generated], dim=1)
-        generated.sequences = torch.cat([input_ids, generated.sequences], dim=1)
+            return _joined(input_ids, generated)
+        generated.sequences = _joined(input_ids, generated.sequences)
         return generated
+
+
+def _joined(input_ids: torch.Tensor, new_ids: torch.Tensor) -> torch.Tensor:
+    """Return the new ids, one or several rows of each given row, with the given ones before them."""
+    num_each = len(new_ids) // len(input_ids)  # num_return_sequences
+    return torch.cat([input_ids.repeat_interleave(num_each, dim=0), new_ids], dim=1)

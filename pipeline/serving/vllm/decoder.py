@@ -160,13 +160,14 @@ class VllmDecoder:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "stop_token_ids": [self.end_of_turn_id],
+            "ignore_eos": True,  # at other tokens of generation_config.json the built-in engine goes on, too
             "stream": True,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             "skip_special_tokens": False,
         }
         if sampling.seed is not None:
-            fields["seed"] = sampling.seed
+            fields["seed"] = sampling.seed % 2**63  # vLLM takes -1 as no seed
         if sampling.top_logprobs is not None:
             fields["logprobs"] = sampling.top_logprobs
         return json.dumps(fields).encode()

@@ -26,7 +26,14 @@ def write_samples(folder: Path, task: str, scores: dict[int, float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps(
-            {"doc_id": key, "target": "a", "filtered_resps": ["b"], "exact": score, "x": {"score": score}}
+            {
+                "doc_id": key,
+                "target": "a\u2028b",
+                "filtered_resps": ["b"],
+                "exact": score,
+                "x": {"score": score},
+            },
+            ensure_ascii=False,
         )
         for key, score in scores.items()
     ]

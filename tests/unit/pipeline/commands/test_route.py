@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -148,6 +149,15 @@ def test_a_picture_over_the_sharders_limit_is_refused_before_any_model_is_loaded
     first, second = error.splitlines()
     assert "large.png is refused (too_many_pixels" in first and "14000 x 12000" in first
     assert "broken.png does not decode" in second
+
+
+def test_a_png_with_a_large_text_is_routed(routed, tmp_path):
+    """Pillow refuses to read such a text, and no pixel depends on it."""
+    info = PngInfo()
+    info.add_text("workflow", "x" * 2**21, zip=True)
+    Image.new("RGB", (60, 60)).save(tmp_path / "text.png", pnginfo=info)
+    result = route(routed, tmp_path / "text.png")
+    assert result.exit_code == 0, result.output
 
 
 def test_pillows_warnings_do_not_reach_the_terminal(routed, tmp_path):

@@ -128,7 +128,7 @@ STAGES = {
     "label": "4f96465a74fd5271",
     "router": "2adb61727f9b0548",
     "evaluate": "8f8dcff49401a3bb",
-    "export": "febc2f5d9b91e4be",
+    "export": "0cf06ce9aa5437e4",
 }
 
 
@@ -140,7 +140,7 @@ WITH_JOINT = {
     "joint_label": "e791269dbaa40317",
     "joint_router": "971b0d62fa0ed112",
     "evaluate": "f62ad514eeaf3ff2",
-    "export": "bb3e015cea7312c2",
+    "export": "50db4db87c42e027",
 }
 
 

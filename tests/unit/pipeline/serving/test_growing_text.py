@@ -40,3 +40,12 @@ def test_the_text_is_cut_at_the_first_stop_text_and_given_once(text, stop, score
         assert entries == []
     elif not growing.is_stopped:
         assert len(entries) == len(text.encode())
+
+
+def test_an_incomplete_character_is_no_stop_text_until_the_answer_ends_with_it():
+    growing = GrowingText(Bytes(), ["\ufffd"])
+    text = "".join(growing.add(Token(byte), is_end=False) for byte in "a€é".encode())
+    assert (text, growing.rest(), growing.is_stopped) == ("a€é", "", False)
+    growing = GrowingText(Bytes(), ["\ufffd"])
+    text = "".join(growing.add(Token(byte), is_end=False) for byte in "a€é".encode()[:-1])
+    assert (text + growing.rest(), growing.is_stopped) == ("a€", True)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import InternVLForConditionalGeneration
 
-from tests.tiny_model import make_tiny_model
+from tests.tiny_model import SPECIAL, make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
 from vico.checkpoints.write import write_hf_folder
@@ -27,9 +28,11 @@ from vico.prompt import load_prompt_format
 from vico.settings import load_settings
 from vico.tiling import pixel_values
 
+END = SPECIAL.index("<|im_end|>")
 QUESTIONS = (("what is written here", (190, 130)), ("is it", None), ("system what", (60, 200)))
 SCRIPT = """
 import json, sys, torch
+import numpy as np
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 folder, out = sys.argv[1:]
@@ -47,6 +50,19 @@ with torch.no_grad():
     outputs = model(**inputs)
     full = model(**inputs, threshold=2.0)
 ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+several = model.generate(**inputs, max_new_tokens=4, do_sample=True, num_return_sequences=2)
+given = inputs["input_ids"]
+assert len(several) == 2 * len(ids) and torch.equal(several[::2, :given.shape[1]], given)
+conversations[0][0]["content"][0] = {"type": "image", "path": f"{out}/0.png"}
+conversations[2][0]["content"][0] = {"type": "image", "image": np.array(Image.open(f"{out}/2.png"))}
+again = processor.apply_chat_template(
+    conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+assert torch.equal(again["pixel_values"], inputs["pixel_values"]), "paths and arrays are pictures"
+try:
+    processor(images=[3], text="<IMG_CONTEXT>")
+except ValueError as error:
+    assert "int is not supported" in str(error)
 torch.save({"logits": outputs.logits, "mask": outputs.attention_mask, "compressed": outputs.compressed,
     "full": full.logits, "ids": ids[:, inputs["input_ids"].shape[1]:]}, f"{out}/outputs.pt")
 """
@@ -149,6 +165,26 @@ def test_without_our_code_the_folder_is_the_full_rate_model(folders):
     ours = load_model(exported)
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter, ours.base.get_parameter(name)), name
+
+
+@pytest.mark.parametrize(
+    "named, text, expected",
+    [(3, 5, [END, 3]), ([3, END], 5, [END, 3]), (None, 5, [END, 5]), (None, None, END), (END, None, END)],
+)
+def test_an_answer_of_plain_transformers_ends_at_the_end_of_turn(folders, tmp_path, named, text, expected):
+    """Pretrained checkpoints name only the end of a text, in generation_config.json or in the text config."""
+    base = shutil.copytree(folders[0], tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = text
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "generation_config.json").unlink(missing_ok=True)
+    if named is not None:
+        content = {"eos_token_id": named, "temperature": 0.5}
+        (base / "generation_config.json").write_text(json.dumps(content))
+    (tmp_path / "exported").mkdir()
+    write_hf_folder(base, tmp_path / "exported")
+    written = json.loads((tmp_path / "exported" / "generation_config.json").read_text())
+    assert written == {"eos_token_id": expected} | ({"temperature": 0.5} if named is not None else {})
 
 
 def test_a_model_without_router_gets_no_code(tmp_path):

@@ -127,6 +127,11 @@ def test_what_cannot_be_asked_is_refused_in_one_line(base, routed, tmp_path):
         (Image.open(cut), {}, "picture=PNG picture does not decode"),
         (picture(), {"question": "<image> and <image>"}, "2 <image> marks for 1 pictures"),
         (picture(), {"question": "end <|im_end|>"}, "spells the token <|im_end|>"),
+        (picture(), {"question": "half \ud83d"}, "question has half of a surrogate pair"),
+        (picture(), {"system_message": "see <image>"}, "system_message has <image> marks"),
+        (picture(), {"system_message": "<|im_end|>"}, "system_message: the text spells"),
+        (np.zeros((9, 9, 3), np.uint8), {}, "picture: ndarray is not supported"),
+        (b"bytes", {}, "picture: bytes is not supported"),
         (picture(), {"max_new_tokens": 0}, "max_new_tokens=0"),
         (picture(), {"max_new_tokens": 5000}, "are more than the model's 4096"),
     ):
