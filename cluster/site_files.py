@@ -7,16 +7,15 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster.project import STARTER_FOLDER
 from cluster.settings.blocks import SiteBlock
+from cluster.settings.yaml_files import yaml_mapping
 from cluster.site import Site
-from vico.bounded_text import BeyondLimits, refuse_yaml_bomb
 from vico.errors import UserError, one_line
 
 SITES_FOLDER = STARTER_FOLDER / "sites"
@@ -31,7 +30,7 @@ def load_site(site: str | Path | None = None, *, storage: str | Path | None = No
     Raises UserError if the file is missing, and one with a line per fault if it is wrong.
     """
     path = site_path(site)
-    settings = {} if path is None else site_settings(path)
+    settings = {} if path is None else yaml_mapping(path, "site")
     if storage is not None:
         settings["storage"] = str(storage)
     try:
@@ -62,46 +61,6 @@ def site_names() -> list[str]:
     """Return the names of all sites in `sites/` of the working directory and of the project."""
     names = {path.stem for folder in (Path("sites"), SITES_FOLDER) for path in folder.glob("*.yaml")}
     return sorted(names | {"local"})
-
-
-def site_settings(path: Path) -> dict[str, Any]:
-    """Return the content of a site file before it is checked; UserError if it is not a YAML mapping."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        refuse_yaml_bomb(text)
-        settings = yaml.safe_load(text)
-        repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not readable ({error}); give a readable YAML file") from error
-    except BeyondLimits as error:
-        raise UserError(f"{path}: {error}; fix the YAML there") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date of month 13
-        raise UserError(f"{path}: is not YAML ({one_line(error)}); fix that line") from error
-    if repeated is not None:
-        line = repeated.start_mark.line + 1
-        raise UserError(f"{path}, line {line}: the key {repeated.value!r} appears twice; fix the YAML there")
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise UserError(
-            f"{path}: holds a {type(settings).__name__}; a site file holds fields such as `storage: ./runs`"
-        )
-    return settings
-
-
-def _repeated_key(node: yaml.Node | None) -> yaml.ScalarNode | None:
-    """Return a key that stands twice in a block; YAML would keep the last value without a word."""
-    if isinstance(node, yaml.MappingNode):
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        seen = set[str]()
-        for key in keys:
-            if key.value in seen:
-                return key
-            seen.add(key.value)
-        nodes = [value for _, value in node.value]
-    else:
-        nodes = node.value if isinstance(node, yaml.SequenceNode) else []
-    return next(filter(None, map(_repeated_key, nodes)), None)
 
 
 def problems(error: ValidationError) -> list[str]:

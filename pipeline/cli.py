@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -20,6 +21,7 @@ from pipeline.commands import model as cli_model
 from pipeline.commands import runs as cli_runs
 from pipeline.commands import site as cli_site
 from pipeline.terminal.output import filter_standard_streams, print_errors, terminal
+from stages.stops import Interrupted
 from vico.errors import Unreachable, UserError, one_line
 
 app = typer.Typer(
@@ -123,6 +125,8 @@ def main() -> None:
         path = one_line(str(error.filename))
         print_errors(f"{path}: {error.strerror}; give another path, or fix permissions and space there")
         sys.exit(2)
+    except Interrupted as stop:  # before a run began; later its driver decides
+        sys.exit(128 + signal.Signals[str(stop)])
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -95,9 +95,15 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file in one step, as `write_json` does."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     temporary.unlink(missing_ok=True)  # left by a process that is gone, or a link
-    with temporary.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.filename is None:  # a full disk, for example; the message needs the path
+            error.filename = str(path)
+        raise
     os.replace(temporary, path)
     sync_folder(path.parent)

@@ -39,8 +39,9 @@ FAULTS: dict[str, Callable[[int], str | None]] = {
 class FaultyProxy(ThreadingHTTPServer):
     """Forwards requests to an S3 server, or answers them with a fault.
 
-    `fault` is called with the number of each request, from 0, and returns None, "503", "403", or "stop" (the
-    body ends half way through). `fault_of` is called with method and path instead.
+    `fault` is called with the number of each request, from 0, and returns None, "503", "403", "400 CODE"
+    (with this code of S3), or "stop" (the body ends half way through). `fault_of` is called with method and
+    path instead.
     """
 
     daemon_threads = True
@@ -71,11 +72,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.num_requests += 1
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else None
-        if fault in ("503", "403"):
+        if fault is not None and fault != "stop":
+            status, _, code = fault.partition(" ")
+            answer = f"<Error><Code>{code}</Code><Message>planted</Message></Error>".encode() if code else b""
             self.server.faults.append(fault)
-            self.send_response(int(fault))
-            self.send_header("Content-Length", "0")
+            self.send_response(int(status))
+            self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
+            self.wfile.write(answer)
             return
         connection = http.client.HTTPConnection(HOST, self.server.target_port, timeout=30)
         headers = {

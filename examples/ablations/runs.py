@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.settings.yaml_files import yaml_mapping
 from pipeline.config.dotted_keys import flattened
-from pipeline.config.yaml_files import yaml_mapping
 from vico.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from pipeline.config.yaml_files import yaml_text
+from cluster.settings.yaml_files import yaml_text
 
 META_NAME = "meta.json"
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config.yaml_files import yaml_value
+from cluster.settings.yaml_files import yaml_value
 from vico.bounded_text import MAX_DEPTH
 from vico.errors import UserError
 

@@ -10,13 +10,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from cluster.passwords import password_fields
+from cluster.settings.yaml_files import yaml_mapping
 from pipeline.config.dotted_keys import apply_override
 from pipeline.config.errors import error_lines
 from pipeline.config.graph import JOINT, JOINT_STAGES, Graph, block_path, with_joint
 from pipeline.config.inputs import Inputs, check_inputs, with_absolute_paths
 from pipeline.config.joint import fill_in_joint, is_taken_over, joint_field
 from pipeline.config.quality_gate import QualityGate
-from pipeline.config.yaml_files import yaml_mapping
 from stages.stage_config import StageConfig
 from vico.errors import Faults, UserError
 from vico.shown_text import printable

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from cluster.settings.yaml_files import yaml_text
 from cluster.site import Site
 from pipeline.config.graph import Graph
 from pipeline.config.pipeline_file import load_config
-from pipeline.config.yaml_files import yaml_text
 from pipeline.identity.file_digests import DigestCache
 from pipeline.identity.provenance import git_state, package_versions
 from pipeline.planning.reasons import mixed_code

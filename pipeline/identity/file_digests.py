@@ -100,3 +100,19 @@ class DigestCache:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             pass
         return {}
+
+
+class RemoteInput(Exception):
+    """A digest of a remote file was asked for where only local ones are read."""
+
+
+class LocalDigests(DigestCache):
+    """The digests of a cache for local files only: a check may not wait for a server."""
+
+    def __init__(self, cache: DigestCache):
+        self._cache = cache
+
+    def sha256(self, path: Location) -> str:
+        if isinstance(path, str):
+            raise RemoteInput(path)
+        return self._cache.sha256(path)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.project import STARTER_FOLDER
+from cluster.settings.yaml_files import yaml_mapping
 from pipeline.config.dotted_keys import apply_override
 from pipeline.config.graph import Graph
 from pipeline.config.joint_checks import check_together
 from pipeline.config.pipeline_file import PipelineConfig, config_with_faults
-from pipeline.config.yaml_files import yaml_mapping
 from pipeline.planning.estimates import StageEstimate, inference_of, limits_of, training_of
 from pipeline.planning.plan import PlannedStage
 from pipeline.planning.request import RunRequest

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.settings.yaml_files import yaml_text
 from pipeline.config.dotted_keys import flattened_text
 from pipeline.config.graph import SOURCES
-from pipeline.config.yaml_files import yaml_text
 from pipeline.planning.reasons import mixed_code
 from pipeline.report.run_files import RunFiles
 from pipeline.report.tables import Row, Table, moment, size

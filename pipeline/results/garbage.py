@@ -4,6 +4,7 @@ A run is kept as long as its folder exists. It needs the folders of its stages a
 were made from, and its record if a later run moved that to superseded/.
 """
 
+import errno
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from cluster.launchers.shared_folder import MARKER
 from pipeline.results.records import RECORD_FILE, Record
 from pipeline.results.run_results import record_of
 from pipeline.results.runs import RUN_FILE, RunFile, Runs
+from pipeline.storage.folder import UPLOAD_MARK, FolderStorage
 from pipeline.storage.leases import STALE_S, Leases
 from pipeline.storage.lookup import storage_of
 from pipeline.storage.output_files import partials
@@ -64,16 +66,32 @@ def collect_garbage(
     stale_tokens = leases.refuse_live_holders(_folders(storage), _STOP_IT)
     if dry_run:
         return list(_all_garbage(storage, runs, drop))
-    with runs.locked():  # meanwhile no command looks for its run or creates it
+    with runs.locked():  # meanwhile no command looks for its run, creates it or begins to work on it
+        # A working copy may be minutes old: what it shows as unneeded, a run that has ended since may need.
+        runs.storage.refresh()
         leases.refuse_new_holders(_folders(storage), stale_tokens, _STOP_IT)
+        leases.revoke(stale_tokens, _STOP_IT)
         all_garbage = list(_all_garbage(storage, runs, drop))
-        trash = storage / f"{TRASH}{os.getpid()}-{secrets.token_hex(4)}"
-        trash.mkdir()
+        for path in storage.glob(f"{TRASH}*"):
+            delete(path, storage)
+        trash = _new_trash(storage)
         for number, garbage in enumerate(all_garbage):
-            _move(garbage, trash / str(number))
-    for path in storage.glob(f"{TRASH}*"):
-        delete(path, storage)
+            _remove(garbage, None if trash is None else trash / str(number), runs.storage)
+    if trash is not None:
+        delete(trash, storage)
     return all_garbage
+
+
+def _new_trash(storage: Path) -> Path | None:
+    """Return a new folder for what is removed, or None if the file system is too full for one."""
+    trash = storage / f"{TRASH}{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        trash.mkdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return None
+    return trash
 
 
 def _folders(storage: Path) -> list[Path]:
@@ -81,14 +99,17 @@ def _folders(storage: Path) -> list[Path]:
     return [folder for folder in folders if not folder.is_symlink()]
 
 
-def _move(garbage: Garbage, target: Path) -> None:
-    """Rename it, so that it is gone at once; if a kill leaves it in the trash, the next gc removes it."""
+def _remove(garbage: Garbage, target: Path | None, storage: FolderStorage) -> None:
+    """Rename it to `target`, so that it is gone at once; if a kill leaves it there, the next gc removes it.
+
+    Without a target it is deleted in place, its record first.
+    """
     if garbage.kind == "trash":
         return
     with ExitStack() as stack:
         if isinstance(garbage.path, Path) and garbage.kind in ("partial", "superseded"):
             stack.enter_context(locked(_stage_folder(garbage.path)))
-        storage_of(target).remove(garbage.path, target)
+        storage.remove(garbage.path, target)
 
 
 def _stage_folder(path: Path) -> Path:
@@ -126,7 +147,8 @@ def _all_garbage(storage: Path, runs: Runs, drop: Iterable[str]) -> Iterator[Gar
         if not _is_needed_job(folder, kept):
             yield _garbage("job", folder, "its run is gone, or it was a check of the site")
     for address, num_bytes in storage_of(storage).garbage(needed, unneeded).items():
-        yield Garbage("object", address, "no stage names this part", num_bytes)
+        why = "its upload was never finished" if UPLOAD_MARK in address else "no stage names this part"
+        yield Garbage("object", address, why, num_bytes)
 
 
 def _unneeded_superseded(folder: Path, needed: set[Path] | None) -> list[Path]:

@@ -77,6 +77,8 @@ def _work_on_run(command: RunCommand) -> RunResult | None:
     except LeaseHeld as held:
         return RunResult(chosen.run, "running", site.storage_address, 1, str(held))
     with lease:
+        with runs.locked():
+            pass  # a `vico gc` that did not see this lease has ended, and a later one sees it
         runs.storage.refresh(folder)
         run = runs.named(chosen.run)
         if run.state != chosen.state and run.state in ("done", "cancelled"):

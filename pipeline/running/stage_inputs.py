@@ -11,14 +11,14 @@ from cluster.site import Site
 from data_prep.records.config import RecordsConfig
 from data_prep.records.repairs import Repairs
 from pipeline.config.graph import MODEL_SOURCES, SOURCES
-from pipeline.identity.file_digests import DigestCache
-from pipeline.identity.input_digests import repaired_fingerprint
+from pipeline.identity.file_digests import DigestCache, LocalDigests, RemoteInput
+from pipeline.identity.input_digests import repaired_fingerprint, source_fingerprint
 from pipeline.planning.tasks import Pipeline, StageTask
 from pipeline.results.records import Record
 from pipeline.results.runs import RunFile
 from pipeline.results.stage_folder import StageFolder
 from stages.adopted import ADOPTED_FOLDER
-from vico.errors import UserError
+from vico.errors import Unreachable, UserError
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,48 @@ class StageInputs:
         Raises UserError if their bytes differ from the records although the sizes are right. Files that were
         read before and have not changed since are not read again.
         """
+        self.check_unchanged(task)
         for name in task.inputs:
             if name not in self._outputs or name in self._fetched:
                 continue
-            folder = StageFolder(self._site.storage, name, self._run.stages[name].fingerprint)
+            folder = self._folder(name)
             record = folder.record()
             if record is not None:
                 self._fetch(folder, record)
             self._fetched.add(name)
+
+    def check_unchanged(self, task: StageTask) -> None:
+        """Raise UserError if an input is not what this run's digests say: a source that was edited, or a
+        result that another run replaced, while this run used it.
+
+        Remote sources are not asked for again.
+        """
+        for name in task.inputs:
+            if name in self._outputs:
+                folder = self._folder(name)
+                folder.storage.refresh_file(folder.record_path)
+                record = folder.record()
+                if record is None or record.output_digest != self._digests[name]:
+                    raise UserError(
+                        f"{folder.storage.address(folder.path)}: another command replaced the result of "
+                        f"stage {name} while this run used it; run the same command again"
+                    )
+            elif name in SOURCES and self._local_fingerprint(name) not in (None, self._digests[name]):
+                field = "inputs.model" if name in MODEL_SOURCES else f"inputs.{name}"
+                raise UserError(
+                    f"{field}: its files changed after this run had read their digests, so stage {task.name} "
+                    "cannot say what it was made from; run the same command again"
+                )
+
+    def _folder(self, stage: str) -> StageFolder:
+        return StageFolder(self._site.storage, stage, self._run.stages[stage].fingerprint)
+
+    def _local_fingerprint(self, source: str) -> str | None:
+        """Return the digest of a source as it is now; None if a part of it is remote."""
+        try:
+            return source_fingerprint(source, self._pipeline.config.inputs, LocalDigests(self._cache))
+        except (RemoteInput, Unreachable):
+            return None
 
     def files(self, task: StageTask) -> InputFiles:
         """Return what the stage's code may read; call `fetch` first."""

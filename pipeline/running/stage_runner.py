@@ -194,6 +194,7 @@ class StageRunner:
 
     def _finish(self, attempt: StageAttempt, outputs: dict[str, OutputFile], counts: Counts) -> None:
         """Write the record, then enter the stage as done."""
+        self.inputs.check_unchanged(attempt.task)
         record = self._record(attempt, outputs, counts)
         attempt.folder.finish(attempt.lease, record)
         entry = self._entry(attempt.task)

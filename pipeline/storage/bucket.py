@@ -7,6 +7,7 @@ early, for at most VICO_REMOTE_PATIENCE_S seconds. botocore is imported at the f
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,19 @@ PART_BYTES = 64 << 20
 _MAX_PARTS = 10_000
 _GONE = ("404", "NoSuchKey", "NotFound")
 _FAILED_CONDITION = ("412", "PreconditionFailed")
-_NOT_UNDERSTOOD = ("400", "501", "NotImplemented", "InvalidArgument", "InvalidRequest", "NoSuchBucket")
+_NOT_UNDERSTOOD = (
+    "501",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "InvalidArgument",
+    "InvalidBucketName",
+    "InvalidRequest",
+    "MethodNotAllowed",
+    "NoSuchBucket",
+    "NotImplemented",
+)
+"""Refusals that stay. Others with the status 400 (RequestTimeout, IncompleteBody, BadDigest) may not."""
+_BAD_CREDENTIALS = ("403", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId")
 
 
 class ConditionFailed(Exception):
@@ -150,6 +163,30 @@ class Bucket:
             self._request(lambda: self.client.abort_multipart_upload(**target), key, "written")
             raise
 
+    def unfinished_uploads(self, prefix: str, older_than: timedelta) -> dict[str, str]:
+        """Return the uploads in parts that a kill left, as id -> key; they are in no list of objects."""
+        arguments, found = {"Bucket": self.name, "Prefix": self._full_key(prefix)}, {}
+        start, before = len(self._full_key("")), datetime.now(UTC) - older_than
+        while True:
+            page = self._request(lambda: self.client.list_multipart_uploads(**arguments), prefix) or {}
+            for upload in page.get("Uploads", ()):
+                if upload["Initiated"] < before:
+                    found[upload["UploadId"]] = upload["Key"][start:]
+            if not page.get("IsTruncated"):
+                return found
+            arguments["KeyMarker"] = page["NextKeyMarker"]
+            arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        target = {**self._target(key), "UploadId": upload_id}
+        self._request(lambda: self.client.abort_multipart_upload(**target), key, "written")
+
+    def uploaded_bytes(self, key: str, upload_id: str) -> int:
+        """Return the bytes of the first thousand parts of an unfinished upload."""
+        target = {**self._target(key), "UploadId": upload_id}
+        page = self._request(lambda: self.client.list_parts(**target), key) or {}
+        return sum(part["Size"] for part in page.get("Parts", ()))
+
     def _upload_part(self, target: dict[str, Any], number: int, data: bytes, key: str) -> str:
         arguments = {**target, "PartNumber": number, "Body": data}
         return self._write(lambda: self.client.upload_part(**arguments)["ETag"], key)
@@ -230,7 +267,7 @@ class Bucket:
                     return None, True
                 if {code, status} & set(_FAILED_CONDITION):
                     return None, False
-                if status == "403":
+                if {code, status} & set(_BAD_CREDENTIALS):
                     raise PermissionError(code) from error
                 if {code, status} & set(_NOT_UNDERSTOOD):
                     raise UserError(

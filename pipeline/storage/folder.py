@@ -19,11 +19,13 @@ from pipeline.storage.output_files import (
     published,
     remove_partials,
 )
-from stages.durable_files import locked
+from stages.durable_files import delete, locked
 from vico.own_files import move_inside
 
 MARKER = "object-storage.json"
 """The file that makes a folder the working copy of an object store, and names the store."""
+UPLOAD_MARK = "?uploadId="
+"""In an address of `garbage`: before the id of an upload that was never finished."""
 Sha256s = Callable[[list[Path]], list[str]]
 
 
@@ -85,6 +87,12 @@ class FolderStorage:
         """Remove half-written parts of earlier attempts; from now on those can commit nothing more."""
         remove_partials(folder / "output")
 
+    def fence(self, folder: Path, attempt: int) -> None:
+        """Let no attempt before this one commit anything in the folder of a stage, whose lease it has lost.
+
+        Raises Conflict if that attempt is still writing.
+        """
+
     def flush(self, folder: Path) -> None:
         """Wait until others can read every file of the output."""
 
@@ -126,9 +134,16 @@ class FolderStorage:
         `stage_folders`; `unneeded` are superseded results of these that no longer count."""
         return {}
 
-    def remove(self, path: Path | str, trash: Path) -> None:
+    def remove(self, path: Path | str, trash: Path | None) -> None:
         """Hide a path, or an address of `garbage`, from everybody.
 
-        `trash`, a path in a folder of the storage, is where it waits for deletion.
+        `trash`, a path in a folder of the storage, is where it waits for deletion. Without one, as on a full
+        disk, it is deleted, beginning with the file that makes it count.
         """
-        move_inside(Path(path), trash, trash.parents[1])
+        path = Path(path)
+        if trash is not None:
+            move_inside(path, trash, trash.parents[1])
+            return
+        for name in ("record.json", "run.json"):
+            delete(path / name, path.parent)
+        delete(path, path.parent)

@@ -134,6 +134,28 @@ class Leases:
             if holder is not None and stale_tokens.get(folder) != holder.token:
                 raise LeaseHeld(self.storage.address(folder), holder, remedy)
 
+    def revoke(self, tokens: Mapping[Path, str], remedy: str) -> None:
+        """Take the lease of each folder from the silent holder with this token, which commits nothing more.
+
+        Raises LeaseHeld if one renewed or ended its lease at this moment.
+        """
+        for folder, token in tokens.items():
+            self.storage.refresh_file(folder / LEASE_FILE)
+            with locked(folder):
+                current = holder_at_work(folder)
+                if current is None:
+                    continue
+                attempt = current.attempt + 1
+                taken = _this_process("of vico gc", attempt, self.storage.copy_id)
+                try:
+                    if current.token != token:
+                        raise Conflict(folder)
+                    released = taken.model_copy(update={"released": True})
+                    self.storage.write(folder / LEASE_FILE, released.content())
+                    self.storage.fence(folder, attempt)
+                except Conflict as conflict:
+                    raise LeaseHeld(self.storage.address(folder), current, remedy) from conflict
+
 
 def holder_at_work(folder: Path) -> Holder | None:
     """Return the holder of a folder's lease unless it released the lease or is known to be dead."""

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 from pipeline.identity.file_digests import DigestCache
 from pipeline.json_files import OutputFile, json_bytes, write_bytes
 from pipeline.storage.bucket import Bucket, ConditionFailed
-from pipeline.storage.folder import MARKER, FolderStorage, Sha256s
+from pipeline.storage.folder import MARKER, UPLOAD_MARK, Conflict, FolderStorage, Sha256s
 from pipeline.storage.leases import LeaseHeld, Leases
 from pipeline.storage.log_uploads import LogUploads
 from pipeline.storage.output_files import move_to_superseded, new_superseded_folder
@@ -33,11 +34,14 @@ from pipeline.storage.part_downloads import download_files
 from pipeline.storage.parts_file import address_of, file_key, file_keys, read_parts
 from pipeline.storage.stored_parts import StoredParts
 from pipeline.storage.working_copy import BYTES_PREFIX, PARTS_FILE, THREADS, WorkingCopy
+from stages.stops import LeaseLost
 from vico.errors import Unreachable, UserError
 
 logger = logging.getLogger(__name__)
 _ROUND_S = 1.0
 _LOCKED_RUNS_WAIT_S = 120.0
+_UNFINISHED_AFTER = timedelta(days=1)
+"""Age from which an upload in parts counts as left by a kill."""
 
 
 class ObjectStorage(FolderStorage):
@@ -151,6 +155,14 @@ class ObjectStorage(FolderStorage):
         parts.begin(attempt)
         self._working[folder] = parts
 
+    def fence(self, folder: Path, attempt: int) -> None:
+        self.refresh_file(folder / PARTS_FILE)
+        if (folder / PARTS_FILE).exists():
+            try:
+                self._parts(folder).fence(attempt)
+            except LeaseLost as lost:
+                raise Conflict(str(lost)) from lost
+
     def _parts(self, folder: Path) -> StoredParts:
         return StoredParts(self.copy, folder, DigestCache(self.folder).sha256s, self.logs.upload_changed)
 
@@ -224,11 +236,18 @@ class ObjectStorage(FolderStorage):
             stage = "/".join(entry.key.split("/")[1:3])
             if entry.key not in listed and (stage in kept_stages or not (self.folder / stage).is_dir()):
                 garbage[self.bucket.address_of(entry.key)] = entry.bytes
+        for upload_id, key in self.bucket.unfinished_uploads(BYTES_PREFIX, _UNFINISHED_AFTER).items():
+            size = self.bucket.uploaded_bytes(key, upload_id)
+            garbage[f"{self.bucket.address_of(key)}{UPLOAD_MARK}{upload_id}"] = size
         return garbage
 
-    def remove(self, path: Path | str, trash: Path) -> None:
+    def remove(self, path: Path | str, trash: Path | None) -> None:
         if isinstance(path, str):
-            self.bucket.delete([path.removeprefix(f"{self.bucket.address}/")])
+            key, _, upload_id = path.removeprefix(f"{self.bucket.address}/").partition(UPLOAD_MARK)
+            if upload_id:
+                self.bucket.abort_upload(key, upload_id)
+            else:
+                self.bucket.delete([key])
             return
         key = self.key(path)
         prefixes = (f"{key}/", f"{BYTES_PREFIX}{key}/")

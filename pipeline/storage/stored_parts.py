@@ -62,6 +62,12 @@ class StoredParts:
         self._journal = PartsJournal(self._logs / JOURNAL_FILE, self.output)
         self._replace(stored.parts)
 
+    def fence(self, attempt: int) -> None:
+        """Prevent all attempts before this one from listing more; what is listed stays."""
+        stored = read_parts(self.folder)
+        self.attempt = attempt
+        self._replace(stored.parts, stored.record)
+
     def publish_new(self) -> None:
         """Upload the parts that the attempt's journal names since the last call, in its order."""
         with self._changing:

@@ -14,10 +14,10 @@ import yaml
 from cluster.launchers.by_kind import launcher_of, launcher_of_submission
 from cluster.launchers.launcher import Job, Launcher
 from cluster.passwords import password_fields
+from cluster.settings.yaml_files import yaml_text
 from cluster.site import Site
 from cluster.sources.driver import driver_code
 from pipeline.config.graph import Graph
-from pipeline.config.yaml_files import yaml_text
 from pipeline.identity.provenance import PACKAGED_GIT_FILE, PACKAGED_PATCH_FILE, git_patch, git_state
 from pipeline.planning.estimates import check_memory
 from pipeline.planning.request import OpenPipeline, RunRequest, open_pipeline

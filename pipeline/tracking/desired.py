@@ -7,10 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cluster.settings.yaml_files import yaml_text
 from cluster.site import Site
 from pipeline.config.dotted_keys import flattened_text
 from pipeline.config.graph import block_of, block_path
-from pipeline.config.yaml_files import yaml_text
 from pipeline.identity.provenance import git_state
 from pipeline.results.quality import gate_of, run_quality
 from pipeline.results.records import Record

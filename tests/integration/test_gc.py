@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from pipeline.json_files import write_json
+from pipeline.results import garbage
 from pipeline.results.garbage import collect_garbage
 from pipeline.storage.leases import LeaseHeld
 from tests.integration.tiny_pipeline.project import TinyProject
@@ -25,9 +26,9 @@ def gc(project, *arguments):
     """Return kind -> paths below the storage."""
     answer = json.loads(project.vico("gc", "--json", *arguments))
     paths = {}
-    for garbage in answer["removed"]:
-        paths.setdefault(garbage["kind"], []).append(os.path.relpath(garbage["path"], project.storage))
-        assert os.path.exists(garbage["path"]) == answer["dry_run"]
+    for removed in answer["removed"]:
+        paths.setdefault(removed["kind"], []).append(os.path.relpath(removed["path"], project.storage))
+        assert os.path.exists(removed["path"]) == answer["dry_run"]
     return paths
 
 
@@ -68,9 +69,9 @@ def test_leftovers_go_and_outputs_stay(project):
     notes.write_text("not a file of vico")
     before = project.outputs()
     assert "partial" in project.vico("gc", "--dry-run")
-    garbage = gc(project)
-    assert set(garbage) == {"run", "superseded", "partial"}
-    assert garbage["partial"] == [str(partial.relative_to(project.storage))]
+    removed = gc(project)
+    assert set(removed) == {"run", "superseded", "partial"}
+    assert removed["partial"] == [str(partial.relative_to(project.storage))]
     assert project.outputs() == before and notes.exists()
     project.vico("run")
     assert gc(project) == {}
@@ -121,6 +122,21 @@ def test_a_driver_whose_machine_is_gone_is_watched_and_then_ignored(project):
         stop.set()
         alive.join()
     assert len(collect_garbage(project.storage, dry_run=False, stale_s=2.0)) == len(before)
+    now = json.loads(path.read_text())
+    assert now["released"] and now["token"] != holder["token"], "if it wakes up, it has lost its lease"
+
+
+def test_on_a_full_disk_things_are_removed_in_place(project, monkeypatch):
+    project.vico("run")
+    first = project.runs()[0]
+    project.vico("run", "--set", "square.power=3")
+    before = project.kept()
+    (project.storage / ".gc-1-dead").mkdir()
+    monkeypatch.setattr(garbage, "_new_trash", lambda storage: None)
+    removed = collect_garbage(project.storage, [project.runs()[0]], dry_run=False)
+    assert sorted(each.kind for each in removed) == ["run", "stage", "stage", "trash"]
+    assert not any(each.path.exists() for each in removed) and len(project.kept()) < len(before)
+    assert json.loads(project.vico("audit", first, "--json"))["ok"]
 
 
 def test_a_run_that_cannot_be_read_stops_gc(project):

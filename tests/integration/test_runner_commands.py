@@ -195,6 +195,36 @@ def test_other_bytes_of_an_input_are_not_built_on(done):
     assert done.record("square")["inputs"]["draw"] == other_record["output_digest"]
 
 
+def test_a_result_that_is_replaced_while_a_stage_reads_it_fails_the_stage(project):
+    process, go = project.pause("square:1")
+    record = project.stage("draw") / "record.json"
+    record.rename(project.folder / "record.json")  # as --force does, in a command of another pipeline
+    go.touch()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "another command replaced the result of stage draw" in errors
+    assert not (project.stage("square") / "record.json").exists()
+    (project.folder / "record.json").rename(record)
+    project.vico("run")
+
+
+def test_records_that_are_edited_while_a_stage_reads_them_fail_the_stage(project):
+    rows, meta = project.folder / "rows.jsonl", project.folder / "meta.json"
+    rows.write_text("{}\n")
+    meta.write_text(
+        json.dumps({"a": {"root": str(project.folder), "annotation": str(rows), "repeat_time": 1}})
+    )
+    records = ("--set", f"inputs.records={{format: internvl, path: {meta}}}")
+    process, go = project.pause("draw:1", *records)
+    rows.write_text("{}\n{}\n")
+    go.touch()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "inputs.records: its files changed after this run had read their digests" in errors
+    assert not (project.stage("draw") / "record.json").exists()
+    project.vico("run", *records)
+
+
 def test_a_file_swapped_for_one_of_equal_size_is_not_built_on(done):
     path = done.stage("draw") / "output" / "part-2.txt"
     path.write_bytes(path.read_bytes()[::-1])

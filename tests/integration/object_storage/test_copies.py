@@ -4,15 +4,17 @@ import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 
 from pipeline.identity.file_digests import file_sha256s
 from pipeline.results.attempt_metrics import GrowingMetrics
+from pipeline.results.garbage import collect_garbage
 from pipeline.storage import bucket, object_store
 from pipeline.storage.folder import Conflict
 from pipeline.storage.lease_file import Holder
-from pipeline.storage.leases import Leases
+from pipeline.storage.leases import LeaseHeld, Leases
 from pipeline.storage.parts_file import file_keys, read_parts
 from stages.parts import LEASE_FILE, Parts
 from stages.stops import LeaseLost
@@ -277,3 +279,68 @@ def test_a_large_file_is_uploaded_in_parts_and_a_small_disk_is_refused(two_copie
             theirs.begin(their_folder, 2)
     theirs.begin(their_folder, 2)
     assert (their_folder / "output" / "large.bin").stat().st_size == 12_000_000
+
+
+@pytest.mark.parametrize("code", ["RequestTimeout", "IncompleteBody", "BadDigest"])
+def test_a_400_that_another_try_may_mend_is_tried_again(two_copies, server, code):
+    (ours, _), _ = two_copies
+    faults = iter([f"400 {code}"])
+    server.fault_of = lambda method, path: next(faults, None)
+    ours.bucket.overwrite("a", b"1")
+    assert ours.bucket.get("a")[0] == b"1" and server.faults[-1] == f"400 {code}"
+
+
+@pytest.mark.parametrize(
+    "code, message", [("ExpiredToken", "fix the credentials"), ("InvalidArgument", "name an existing bucket")]
+)
+def test_a_400_that_stays_is_an_error_with_its_remedy(two_copies, server, code, message):
+    (ours, _), _ = two_copies
+    server.fault_of = lambda method, path: f"400 {code}"
+    with pytest.raises(UserError, match=message):
+        ours.bucket.overwrite("a", b"1")
+    server.fault_of = lambda method, path: None
+
+
+def test_gc_with_an_old_working_copy_keeps_what_ended_since(machine, monkeypatch):
+    """The other machine has seen the stage only before its parts were listed."""
+    ours, theirs = machine("a"), machine("b")
+    ours.vico("run")
+    theirs.vico("status")
+    ours.vico("run", "--set", "square.power=3")
+    before = ours.stored_outputs()
+    for name, value in theirs.environment.items():
+        monkeypatch.setenv(name, value)
+    assert collect_garbage(theirs.storage, dry_run=False) == []
+    assert ours.stored_outputs() == before
+
+
+def test_gc_fences_a_silent_driver(two_copies):
+    (ours, our_folder), (theirs, their_folder) = two_copies
+    with Leases(ours).acquire(our_folder, "ours") as lease:
+        ours.begin(our_folder, lease.attempt)
+        publish(our_folder, lease.attempt, "a.txt", "a")
+        ours.flush(our_folder)
+        theirs.refresh(their_folder)
+        with pytest.raises(LeaseHeld):
+            Leases(theirs).revoke({their_folder: "the token of one before"}, "")
+        Leases(theirs).revoke({their_folder: lease.holder.token}, "")
+        assert theirs.sizes(their_folder) == {"a.txt": 1}
+        with pytest.raises(LeaseLost):
+            lease.verify()
+        with pytest.raises(LeaseLost):
+            ours.commit(our_folder / "record.json", {"ours": 1})
+
+
+def test_an_upload_that_a_kill_left_is_garbage_after_a_day(two_copies, monkeypatch):
+    (ours, our_folder), _ = two_copies
+    key = f"parts/{ours.key(our_folder)}/{'0' * 64}/large.bin"
+    target = {"Bucket": ours.bucket.name, "Key": ours.bucket._full_key(key)}
+    created = ours.bucket.client.create_multipart_upload(**target)
+    ours.bucket.client.upload_part(**target, UploadId=created["UploadId"], PartNumber=1, Body=b"12345")
+    with monkeypatch.context() as patient:  # the test server says 2010 for every upload
+        patient.setattr(object_store, "_UNFINISHED_AFTER", timedelta(days=36_500))
+        assert ours.garbage([], []) == {}, "it may be in progress"
+    [(address, num_bytes)] = ours.garbage([], []).items()
+    assert num_bytes == 5 and address.startswith(ours.bucket.address_of(key))
+    ours.remove(address, None)
+    assert ours.garbage([], []) == {}

@@ -109,8 +109,9 @@ def test_tracking_uri_defaults_to_sqlite_in_the_storage_folder(site_file, tmp_pa
             "train: {profiling: {peak_tflops: 0}}",
             "train.profiling.peak_tflops=0: input should be greater than 0",
         ),
-        ("- a", "holds a list; a site file holds fields"),
-        ("a: [", "is not YAML"),
+        ("- a", "holds a list; a site file is a block of keys"),
+        ("a: [", "fix the YAML there"),
+        ("train: {restarts: {hang_timeout_s: 1:30}}", "hang_timeout_s=1:30: input should be"),
         ("ray: 3", "ray=3: input should be a valid dictionary"),
     ],
 )
@@ -206,3 +207,7 @@ def test_a_storage_that_cannot_work_is_refused_in_one_line(tmp_path, text, messa
 def test_a_key_that_appears_twice_is_refused(site_file, text, line):
     with pytest.raises(UserError, match=rf"here\.yaml, line {line}: the key '\w+' appears twice"):
         site_file(text)
+
+
+def test_numbers_of_a_site_are_decimal(site_file):
+    assert site_file("train: {checkpoints: {every_steps: 0100}}").train.checkpoints.every_steps == 100

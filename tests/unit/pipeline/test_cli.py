@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import cli
+from stages.stops import Interrupted
 from tests.integration.tiny_pipeline.project import TinyProject
 
 ROOT = Path(__file__).parents[3]
@@ -192,3 +194,15 @@ def test_help_at_80_columns_cuts_nothing(monkeypatch, arguments):
     lines = vico(*arguments, "--help").stdout.splitlines()
     assert lines and all(len(line) <= 80 for line in lines)
     assert not any("..." in line for line in lines if not line.startswith("Usage: "))
+
+
+@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_before_a_run_begins_gives_its_exit_code(monkeypatch, name, code):
+    def stopped():
+        raise Interrupted(name)
+
+    monkeypatch.setattr(cli, "app", stopped)
+    monkeypatch.setattr(cli, "filter_standard_streams", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code

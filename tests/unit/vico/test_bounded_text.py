@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 from cluster.metric_lines import MetricLine
-from cluster.site_files import site_settings
+from cluster.settings.yaml_files import yaml_mapping
 from data_prep.records.blocks import block_rows, record_blocks
 from data_prep.records.config import RecordsConfig
 from data_prep.records.internvl import read_meta
@@ -20,7 +20,6 @@ from data_prep.records.sets import record_sets
 from pipeline.config.dotted_keys import apply_override
 from pipeline.config.graph import pipeline_graph
 from pipeline.config.pipeline_file import load_config
-from pipeline.config.yaml_files import yaml_mapping
 from pipeline.results.runs import RunFile
 from tests.tiny_model import make_tiny_model
 from vico.bounded_text import MAX_DEPTH, bounded_json, refuse_depth, refuse_yaml_bomb
@@ -84,7 +83,7 @@ def test_yaml_bombs_in_pipeline_site_and_overrides(tmp_path, bomb):
     path = tmp_path / "file.yaml"
     path.write_text(YAML_BOMBS[bomb])
     refused(lambda: yaml_mapping(path, "config"), str(path))
-    refused(lambda: site_settings(path), str(path))
+    refused(lambda: yaml_mapping(path, "site"), str(path))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_yaml_that_people_write_is_read(tmp_path):
         f"digest: '{'1' * 64}'\nhash: {'ab12' * 16}\nlist: [{', '.join(['name'] * 2_000)}]\n"
     )
     assert yaml_mapping(path, "config")["other"] == {"a": 1, "b": [1, 2.5, 1e-5], "c": 12345678901234567890}
-    assert len(site_settings(path)["list"]) == 2_000
+    assert len(yaml_mapping(path, "site")["list"]) == 2_000
     refuse_yaml_bomb("a: &a 1\nb: &b [*a, *a]\nc: [*b, *b]\n")
 
 
