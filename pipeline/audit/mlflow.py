@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _LARGEST = 1.7e308
 """Databases store inf as the largest float."""
-_MOVING_TAGS = frozenset({"vico.output", "vico.storage", "vico.reused_child"})
+_MOVING_TAGS = frozenset({"vico.output", "vico.storage", "vico.storage_id", "vico.reused_child"})
 """Addresses, which change when a store is moved."""
 _DRIVER_TAGS = frozenset({"mlflow.source.git.commit", "vico.git_dirty", "vico.host", "vico.world_size"})
 """Without a record these describe the process that sent them, which is not this one."""

@@ -16,6 +16,7 @@ from pipeline.results.quality import gate_of, run_quality
 from pipeline.results.records import Record
 from pipeline.results.runs import PIPELINE, RunFile, StageEntry, State
 from pipeline.results.stage_folder import StageFolder
+from pipeline.storage.storage_id import storage_id
 from pipeline.tracking.desired_outputs import (
     DataSet,
     ModelOutput,
@@ -110,6 +111,7 @@ def desired_pipeline_run(run: RunFile, site: Site) -> DesiredRun:
         "vico.state": run.state,
         "vico.site": run.site,
         "vico.storage": site.storage_address,
+        "vico.storage_id": storage_id(site.storage),
         "vico.num_commands": str(len(run.attempts)),
         **source_tags(run),
         **_git_tags(git_state()),

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.site import Site
-from pipeline.results.runs import ENDED, Runs
+from pipeline.results.runs import ENDED, RUN_FILE, Runs
+from pipeline.storage.storage_id import storage_id
 from pipeline.tracking.artifact_roots import correct_moved_roots
 from pipeline.tracking.client import active_run, error_line, mlflow_client, running_runs
 from pipeline.tracking.sent import SentState, database_is_missing, is_incomplete
@@ -42,7 +43,7 @@ def reap(site: Site) -> tuple[list[str], list[str]]:
                 _end(client, own)
                 line = f"closed in MLflow: run {name}: {states[name]}"
                 (failed if problem else done).append(problem or line)
-            elif name not in states and any(_is_of_storage(run, site) for run in own):
+            elif _is_gone(runs, name) and any(_is_of_storage(run, site) for run in own):
                 _end(client, own)
                 done.append(f"closed in MLflow: run {name}: its folder is gone")
     except Exception as error:  # from a server or a database
@@ -60,9 +61,20 @@ def _lacks_something(run_folder: Path, site: Site, is_lost: bool) -> bool:
     return is_incomplete(run_folder, site) or (is_lost and bool(SentState.of(run_folder, site).runs))
 
 
+def _is_gone(runs: Runs, name: str) -> bool:
+    """Return whether the storage has no such run now; one may have begun since the runs were listed."""
+    folder = runs.run_folder(Path(name).name)
+    runs.storage.refresh(folder)
+    return not (folder / RUN_FILE).exists()
+
+
 def _is_of_storage(run: Run, site: Site) -> bool:
-    """Return whether the MLflow run names this storage; runs of other storages are left alone."""
-    return run.data.tags.get("vico.storage") == site.storage_address
+    """Return whether the MLflow run names this storage; runs of other storages are left alone.
+
+    Its path does not say so: storages of two machines may have the same one.
+    """
+    own = storage_id(site.storage)
+    return bool(own) and run.data.tags.get("vico.storage_id") == own
 
 
 def _end(client: MlflowClient, runs: list[Run]) -> None:

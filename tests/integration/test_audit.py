@@ -310,6 +310,11 @@ def test_reap_closes_what_a_killed_driver_left_running_and_nothing_else(finished
     for mlflow_run in alive:
         client.update_run(mlflow_run.info.run_id, status="RUNNING")
     shutil.rmtree(project.storage / "runs" / run)
+    own_id = (project.storage / "storage-id").read_text()
+    (project.storage / "storage-id").write_text("of a storage at the same path of another machine")
+    project.vico("audit", "--reap")
+    assert project.errors == "" and len(running(client)) == 2
+    (project.storage / "storage-id").write_text(own_id)
     project.vico("audit", "--reap")
     assert project.errors == f"closed in MLflow: run {run}: its folder is gone\n"
     assert running(client) == []
