@@ -111,7 +111,7 @@ def lacking(available: Mapping[str, float], resources: Resources) -> list[str]:
     clauses = []
     for kind in ("CPU", "GPU"):
         have = available.get(kind, 0)
-        needs = [(own.workers * own.per_process.get(kind, 0), own.workers) for own in resources.every]
+        needs = [(own.workers * own.per_process.get(kind, 0), own.workers) for own in resources.of_trainings]
         needed, workers = max(needs)
         if have < needed:
             clauses.append(f"has {have:g} {kind}s, resources.workers={workers} need {needed:g}")

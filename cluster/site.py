@@ -88,13 +88,19 @@ class Site(SiteBlock):
             raise ValueError(
                 f"storage={address} is neither a folder nor s3://bucket/prefix; give one of them"
             )
-        work = Path(settings.get("work") or "~/.cache/vico")
+        given = settings.get("work")
+        work = Path(given if isinstance(given, str | Path) and given else "~/.cache/vico")
         working_copy = work / hashlib.sha256(address.encode()).hexdigest()[:16]
         site = handler({**settings, "storage": working_copy})
         if site.tracking.enabled and site.tracking.uri is None:
             raise ValueError(
                 f"tracking.uri is not set, and storage={address} cannot hold a database; set "
                 "tracking.uri to a server or sqlite:///FILE, or tracking.enabled: false"
+            )
+        if site.kind == "kuberay" and site.kuberay.work is None:
+            raise ValueError(
+                f"kuberay.work is not set, and the pods need one folder for the working copy of {address}; "
+                "name a folder on a claim in kuberay.volumes"
             )
         site._remote = address
         return site
@@ -167,7 +173,9 @@ class Site(SiteBlock):
             return self
         ray = self.ray.model_copy(update={"address": "auto"})
         plain = [group.model_copy(update={"selector": {}, "tolerations": []}) for group in self.nodes]
-        own = {"nodes": plain, "jobs": Jobs(), "kuberay": KubeRay(), "slurm": Slurm()}
+        own: dict[str, Any] = {"nodes": plain, "jobs": Jobs(), "kuberay": KubeRay(), "slurm": Slurm()}
+        if self.kind == "kuberay" and self.kuberay.work is not None:
+            own["work"] = Path(self.kuberay.work)
         return self.model_copy(update={"kind": "ray", "ray": ray, **own})
 
     @property

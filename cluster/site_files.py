@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -16,6 +16,7 @@ from cluster.project import STARTER_FOLDER
 from cluster.settings.blocks import SiteBlock
 from cluster.settings.yaml_files import yaml_mapping
 from cluster.site import Site
+from cluster.sqlite_uris import sqlite_path, sqlite_uri
 from vico.errors import UserError, one_line
 
 SITES_FOLDER = STARTER_FOLDER / "sites"
@@ -26,7 +27,7 @@ def load_site(site: str | Path | None = None, *, storage: str | Path | None = No
     """Return the site of a file, or of a name `sites/NAME.yaml`; None is `local`. `storage` overrides the
     file's.
 
-    The `storage` of the result is absolute; a relative one is taken from the working directory.
+    All paths of the result are absolute; relative ones are taken from the working directory.
     Raises UserError if the file is missing, and one with a line per fault if it is wrong.
     """
     path = site_path(site)
@@ -37,8 +38,32 @@ def load_site(site: str | Path | None = None, *, storage: str | Path | None = No
         loaded = Site.model_validate(settings)
     except ValidationError as error:
         raise UserError("\n".join(f"{path}: {line}" for line in problems(error))) from error
-    absolute = Path(os.path.abspath(loaded.storage.expanduser()))
-    return loaded.model_copy(update={"storage": absolute})
+    return _with_absolute_paths(loaded)
+
+
+def _with_absolute_paths(site: Site) -> Site:
+    """Return the site with paths that mean the same in a job, whose working directory is another one."""
+    tracking, hook = site.tracking, site.hook
+    database = None if tracking.uri is None else sqlite_path(tracking.uri)
+    if tracking.uri is not None and database is not None and not database.is_absolute():
+        start, _, options = tracking.uri.partition("?")
+        scheme = start.partition(":")[0]
+        uri = sqlite_uri(_absolute(database)).replace("sqlite", scheme, 1)
+        tracking = tracking.model_copy(update={"uri": uri + (f"?{options}" if options else "")})
+    has_database = tracking.uri is None or database is not None
+    if tracking.artifacts is not None and has_database and "://" not in tracking.artifacts:
+        tracking = tracking.model_copy(update={"artifacts": str(_absolute(Path(tracking.artifacts)))})
+    if hook.command and os.sep in hook.command[0]:
+        program = str(_absolute(Path(hook.command[0])))
+        hook = hook.model_copy(update={"command": [program, *hook.command[1:]]})
+    changes: dict[str, Any] = {"storage": _absolute(site.storage), "tracking": tracking, "hook": hook}
+    if site.work is not None:
+        changes["work"] = _absolute(site.work)
+    return site.model_copy(update=changes)
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path.expanduser()))
 
 
 def site_path(site: str | Path | None) -> Path | None:

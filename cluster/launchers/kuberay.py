@@ -20,6 +20,7 @@ _GROUP, _VERSION, _PLURAL = "ray.io", "v1", "rayjobs"
 _TIMEOUT_S = (10, 60)
 """Seconds for a connection and for an answer."""
 _GONE_TIMEOUT_S = 120.0
+_SUBMITTER = "ray-job-submitter"
 _JOB_STATES: dict[str, JobState] = {"SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "cancelled"}
 _WITHOUT_CLUSTER = ("", "Initializing", "Suspending", "Suspended", "Retrying", "Waiting")
 """Values of `jobDeploymentStatus` of a job that does not run (yet, or again)."""
@@ -40,7 +41,9 @@ class KubeRayJobs:
         return self._site
 
     def place(self) -> dict[str, Any]:
-        return {"context": self.context, "namespace": self.namespace}
+        """Return what a later command needs to reach the jobs: also the context that is the current one now,
+        which may be another one then."""
+        return {"namespace": self.namespace, "context": self.context}
 
     @property
     def namespace(self) -> str:
@@ -201,7 +204,11 @@ class KubeRayJobs:
 
         try:
             return self._core().read_namespaced_pod_log(
-                pod.metadata.name, self.namespace, tail_lines=1000, _request_timeout=_TIMEOUT_S
+                pod.metadata.name,
+                self.namespace,
+                container=_logged_container(pod),
+                tail_lines=1000,
+                _request_timeout=_TIMEOUT_S,
             )
         except ApiException as error:
             return f"pod {pod.metadata.name} has no log: {answer_reason(error)}"
@@ -218,7 +225,7 @@ class KubeRayJobs:
 
     def _client(self) -> Any:
         if self._connection is None:
-            self._connection, namespace = connected(self.context)
+            self._connection, namespace, self.context = connected(self.context)
             self._namespace = self._namespace or namespace
         return self._connection
 
@@ -238,6 +245,12 @@ class KubeRayJobs:
                 f"{what}: the API server {self._connection.configuration.host} does not answer "
                 f"({one_line(error)}); check kuberay.context and `kubectl get rayjobs`"
             ) from error
+
+
+def _logged_container(pod: Any) -> str:
+    """Return the container that prints what the driver prints; a mesh or KubeRay may add others."""
+    names = [container.name for container in pod.spec.containers]
+    return next((name for name in (_SUBMITTER, "ray-head") if name in names), names[0])
 
 
 def _pod_problems(pods: list[Any]) -> list[str]:

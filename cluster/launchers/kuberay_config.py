@@ -62,6 +62,9 @@ class KubeRay(SiteBlock):
     head: Head = Head()
     volumes: list[Volume] = Field([])
     """Claims that every pod mounts."""
+    work: str | None = None
+    """Folder on one of the `volumes` for the working copy of an object store, which all pods must see; needed
+    with one. `work` is the folder on the submitting machine."""
     secrets: list[str] = Field([])
     """Names of secrets whose keys become environment variables of every pod, such as AWS_SECRET_ACCESS_KEY.
     Only the names enter the manifest."""
@@ -138,6 +141,16 @@ class KubeRay(SiteBlock):
                     f"kuberay.volumes.path={volume.path} has another volume already; choose another folder "
                     f"for claim {volume.claim}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def work_is_on_a_volume(self) -> KubeRay:
+        written = [volume.path.rstrip("/") for volume in self.volumes if not volume.read_only]
+        if self.work is not None and not any(f"{self.work}/".startswith(f"{path}/") for path in written):
+            raise ValueError(
+                f"kuberay.work={self.work} is not on a volume that pods may write; list its claim in "
+                "kuberay.volumes, or name a folder below a path there"
+            )
         return self
 
     @model_validator(mode="after")

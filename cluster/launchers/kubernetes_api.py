@@ -13,8 +13,9 @@ from vico.errors import UserError, one_line
 _NAMESPACE_OF_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
-def connected(context: str | None) -> tuple[Any, str]:
-    """Return a client and its namespace, from the kubeconfig or, in a pod, from its service account."""
+def connected(context: str | None) -> tuple[Any, str, str | None]:
+    """Return a client, its namespace and its context, from the kubeconfig or, in a pod, from its service
+    account, which has no context."""
     try:
         from kubernetes import client, config
     except ImportError as error:
@@ -24,9 +25,11 @@ def connected(context: str | None) -> tuple[Any, str]:
         config.load_kube_config(file, context=context, client_configuration=configuration)
         contexts, active = config.list_kube_config_contexts(file)
         chosen = next((entry for entry in contexts if entry["name"] == context), active)
-        namespace = chosen["context"].get("namespace", "default")
+        namespace, context = chosen["context"].get("namespace", "default"), chosen["name"]
     except config.ConfigException as error:
         try:
+            if context is not None:  # the pod's own cluster may be another one
+                raise error
             config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
             raise UserError(
@@ -35,7 +38,7 @@ def connected(context: str | None) -> tuple[Any, str]:
             ) from error
         namespace = _NAMESPACE_OF_POD.read_text(encoding="utf-8").strip()
     configuration.retries = 1
-    return client.ApiClient(configuration), namespace
+    return client.ApiClient(configuration), namespace, context
 
 
 def explained(error: Any, namespace: str) -> str:

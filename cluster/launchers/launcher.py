@@ -13,6 +13,8 @@ from cluster.site import Site
 
 JOB_VARIABLE = "VICO_JOB"
 """In the environment of a job: its submission, as JSON."""
+STOP_WAIT_S = 600
+"""Ray kills a job 3 s after its stop unless told otherwise; ranks first publish a checkpoint."""
 JobState = Literal["pending", "running", "done", "failed", "cancelled", "unknown"]
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from cluster.launchers.archive import write_package
-from cluster.launchers.launcher import Job, JobState, JobStatus
+from cluster.launchers.launcher import STOP_WAIT_S, Job, JobState, JobStatus
 from cluster.site import Site
 from vico.errors import UserError, last_line, one_line
 
@@ -35,8 +35,6 @@ STATES: dict[str, JobState] = {
     "FAILED": "failed",
     "STOPPED": "cancelled",
 }
-_STOP_WAIT_S = 600
-"""Ray kills a job 3 s after its stop unless told otherwise; ranks first publish a checkpoint."""
 _GIB = 1 << 30
 
 
@@ -122,7 +120,7 @@ class RayJobs:
 
     def _runtime_env(self, job: Job) -> dict[str, Any]:
         return {
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S), **job.environment()},
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **job.environment()},
         }
 
     def _entrypoint(self, job: Job) -> str:

@@ -18,7 +18,7 @@ import yaml
 
 from cluster.launchers.archive import write_package_to
 from cluster.launchers.kuberay_config import JOB_LABEL, JOB_MOUNT, NAME_LABEL, QUEUE_LABEL
-from cluster.launchers.launcher import Job
+from cluster.launchers.launcher import STOP_WAIT_S, Job
 from cluster.settings.blocks import NodeGroup
 from cluster.site import Site
 from vico.errors import UserError
@@ -89,7 +89,8 @@ def ray_job(job: Job, site: Site) -> dict[str, Any]:
 
 
 def _runtime_env(job: Job, site: Site) -> str:
-    content = {"working_dir": f"file://{JOB_MOUNT}/{PACKAGE}", "env_vars": job.environment()}
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **job.environment()}
+    content = {"working_dir": f"file://{JOB_MOUNT}/{PACKAGE}", "env_vars": variables}
     return yaml.safe_dump(content, sort_keys=False, width=1000)
 
 

@@ -60,6 +60,7 @@ def node_script(job: Job, site: Site, folder: Path) -> str:
         python=shlex.quote(site.jobs.python),
         start=f"--num-cpus={group.cpus} --num-gpus={group.gpus} --resources={resources}",
         driver=shlex.join(driver),
+        marker=MARKER,
     )
 
 
@@ -97,7 +98,8 @@ def _one_word(option: str) -> str:
 
 
 def _setup(site: Site) -> str:
-    return "\n".join(site.slurm.setup) or ":"
+    """Return the lines of the site. Scripts of systems and of conda read variables that are not set."""
+    return "\n".join(["set +u", *site.slurm.setup, "set -u"]) if site.slurm.setup else ":"
 
 
 def _on_nodes(site: Site, folder: Path) -> str:
@@ -178,7 +180,8 @@ fi
 code=$(tr -dc 0-9 < {marker})
 if [ -n "$again" ] && [ "$code" = 143 ]; then
     echo "$(date '+%F %T') requeued; the run resumes from its checkpoint"
-    scontrol requeue "$SLURM_JOB_ID"
+    mv {marker} {marker}.requeued  # the job has not ended
+    scontrol requeue "$SLURM_JOB_ID" || mv {marker}.requeued {marker}
 fi
 exit "$code"
 """
@@ -204,7 +207,7 @@ ray symmetric-run --address "$VICO_HEAD" --min-nodes "$VICO_NODES" \\
     {start} \\
     -- env RAY_ADDRESS="$VICO_HEAD" {driver}
 code=$?
-# Ray's logs stay on the node after a failure.
-[ "$code" != 0 ] || rm -rf "$RAY_TMPDIR"
+# Ray's logs stay on the node after a failure. Symmetric-run says 0 also if Ray did not start here.
+grep -qs '"exit_code": 0[,}}]' {marker} && rm -rf "$RAY_TMPDIR"
 exit "$code"
 """

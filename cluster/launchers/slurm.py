@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from typing import ClassVar
 
 from cluster.launchers.launcher import Job, JobState, JobStatus
@@ -60,9 +61,10 @@ class SlurmJobs(FolderJobs):
         try:
             answer = _call(["sbatch", "--parsable", str(script)])
         except BaseException:
-            _call(["scancel", f"--name={job.name}"])  # sbatch may have submitted it
+            _remove(job.name)
             raise
         if answer.returncode:
+            _remove(job.name)
             raise UserError(
                 f"site {self.site.name}: sbatch refuses the job ({one_line(answer.stderr)}); correct the "
                 f"slurm block of the site; the script is {script}"
@@ -75,10 +77,9 @@ class SlurmJobs(FolderJobs):
             queue = ["squeue", "--noheader", "--states=all", f"--name={name}", "--format=%i|%T|%r"]
             answer = _call(queue)
         except UserError as error:
-            return end_of_job(self.folder / name) or JobStatus("unknown", str(error))
+            return self._unanswered(name, str(error))
         if answer.returncode:
-            reason = f"Slurm does not answer: {one_line(answer.stderr)}"
-            return end_of_job(self.folder / name) or JobStatus("unknown", reason)
+            return self._unanswered(name, f"Slurm does not answer: {one_line(answer.stderr)}")
         lines = answer.stdout.split("\n")
         if lines[0]:
             number, state, reason = lines[0].split("|", 2)
@@ -125,6 +126,12 @@ class SlurmJobs(FolderJobs):
         job_state: JobState = "done" if state == "COMPLETED" else "failed"
         return JobStatus(job_state, f"{shown}; see {self.folder / name / DRIVER_LOG}")
 
+    def _unanswered(self, name: str, reason: str) -> JobStatus:
+        """Return the status while Slurm says nothing: a job whose driver was stopped may wait to start
+        again."""
+        ended = end_of_job(self.folder / name)
+        return JobStatus("unknown", reason) if ended is None or ended.state == "cancelled" else ended
+
     def _ended_status(self, name: str) -> JobStatus:
         """Return the status of a job that Slurm's queue has forgotten: by the accounting, else the marker."""
         problem = "sacct is not on PATH"
@@ -137,6 +144,12 @@ class SlurmJobs(FolderJobs):
             problem = one_line(answer.stderr) or "the accounting does not know it"
         ended = end_of_job(self.folder / name)
         return ended or JobStatus("unknown", f"Slurm's queue does not know job {name} any more ({problem})")
+
+
+def _remove(name: str) -> None:
+    """Remove a job that sbatch may have submitted although it failed, as after a timeout."""
+    with suppress(UserError):
+        _call(["scancel", f"--name={name}"])
 
 
 def _call(command: list[str]) -> subprocess.CompletedProcess[str]:

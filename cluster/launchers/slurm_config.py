@@ -32,6 +32,7 @@ _FIELDS_OF_OPTIONS = {
     **dict.fromkeys(("--job-name", "-J", "--output", "-o", "--error", "-e", "--open-mode"), _IN_JOB),
     **dict.fromkeys(("--ntasks", "-n", "--ntasks-per-node", "--chdir", "-D"), _IN_JOB),
     **dict.fromkeys(("--array", "-a"), "a run is one job"),
+    **dict.fromkeys(("--clusters", "--cluster", "-M"), "submit on a login node of that cluster"),
     **dict.fromkeys(("--wrap", "--wait", "-W", "--parsable", "--test-only"), "vico calls sbatch itself"),
 }
 """Options of sbatch that a job has already -> what to do instead."""
@@ -47,7 +48,7 @@ class Slurm(SiteBlock):
     qos: str | None = None
     """Quality of service (`--qos`); null: the default."""
     time_limit: str | None = None
-    """Longest duration of the job as Slurm writes it, in quotes, such as "12:00:00" or "2-00:00:00"; null:
+    """Longest duration of the job as Slurm writes it, such as 12:00:00 or 2-00:00:00; null:
     the partition's. A run that needs longer is requeued and resumes."""
     options: list[str] = Field([])
     """More options of sbatch, one per line, such as `--constraint=h100`; none that jobs have already."""
@@ -81,8 +82,8 @@ class Slurm(SiteBlock):
     def time_limit_is_a_text(cls, limit: Any) -> Any:
         if isinstance(limit, int | float):
             raise ValueError(
-                f'slurm.time_limit={limit} is a number; write it in quotes, such as "12:00:00", which YAML '
-                "reads as a number without them"
+                f"slurm.time_limit={limit} is a number, which Slurm takes for minutes; write it as "
+                "HOURS:MINUTES:SECONDS, such as 12:00:00"
             )
         return limit
 

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 Kind = Literal["local", "ray", "kuberay", "slurm"]
 GROUP_RESOURCE = "vico_"
 _JOINT = "joint_"  # the beginning of the names of stages that repeat another one
+_TRAININGS = ("consistency", "router")
 """Ray resource `vico_NAME` marks the nodes of group NAME; each node has 1 of it."""
 _GROUP_SHARE = 0.001  # a node of a group takes up to 1000 processes
 
@@ -165,6 +166,15 @@ class Resources(SiteBlock):
     def every(self) -> list[Resources]:
         """Return the resources of stages without a block of their own, then those of the others."""
         return [self, *(self.of_stage(stage) for stage in self.stages)]
+
+    @property
+    def of_trainings(self) -> list[Resources]:
+        """Return those of `every` whose `workers` are ranks; other stages only inherit the number."""
+        return [self, *(self.of_stage(stage) for stage in self.stages if self.has_ranks(stage))]
+
+    def has_ranks(self, stage: str) -> bool:
+        """Return whether a stage with a block of its own trains, or whether that block sets `workers`."""
+        return stage.removeprefix(_JOINT) in _TRAININGS or self.stages[stage].workers is not None
 
     def of_stage(self, stage: str) -> Resources:
         """Return the resources of one stage."""

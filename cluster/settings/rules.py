@@ -68,20 +68,21 @@ def refuse_unfit_nodes(kind: str, nodes: list[NodeGroup], resources: Resources) 
         raise ValueError("nodes is empty; list the worker groups of the RayJob")
     for group in nodes:
         refuse_labels(f"nodes: selector of group {group.name}", group.selector)
-    for prefix, own in (("", resources), *own_resources(resources)):
+    for stage, prefix, own in own_resources(resources):
         _refuse_quantity(f"resources.{prefix}gpus_per_worker", own.gpus_per_worker)
         if own.nodes is not None and nodes and own.nodes not in names:
             raise ValueError(
                 f"resources.{prefix}nodes={own.nodes} is not a group in nodes; known: {', '.join(names)}"
             )
         if nodes:
-            _refuse_too_few(prefix, own, nodes)
+            _refuse_too_few(prefix, own, nodes, has_ranks=stage is None or resources.has_ranks(stage))
 
 
 def refuse_small_local_ray(num_cpus: int, resources: Resources) -> None:
     """Raise ValueError if a Ray on this machine has too few CPUs and would wait for them forever."""
-    for prefix, own in (("", resources), *own_resources(resources)):
-        for name in ("workers", "actors", "tasks"):
+    for stage, prefix, own in own_resources(resources):
+        has_ranks = stage is None or resources.has_ranks(stage)
+        for name in ("workers", "actors", "tasks") if has_ranks else ("actors", "tasks"):
             count, threads = getattr(own, name), own.threads_per_worker
             if count * threads > num_cpus:
                 raise ValueError(
@@ -115,9 +116,11 @@ def _refuse_quantity(field: str, quantity: float) -> None:
         )
 
 
-def own_resources(resources: Resources) -> list[tuple[str, Resources]]:
-    """Return the resources of each stage that has its own, after the beginning of their field names."""
-    return [(f"stages.{stage}.", resources.of_stage(stage)) for stage in resources.stages]
+def own_resources(resources: Resources) -> list[tuple[str | None, str, Resources]]:
+    """Return (None, "", resources), and (stage, beginning of its fields' names, resources) of each stage that
+    has its own."""
+    own = [(stage, f"stages.{stage}.", resources.of_stage(stage)) for stage in resources.stages]
+    return [(None, "", resources), *own]
 
 
 def num_places(resources: Resources, nodes: list[NodeGroup]) -> int:
@@ -134,7 +137,7 @@ def _groups(resources: Resources, nodes: list[NodeGroup]) -> list[NodeGroup]:
     return [group for group in nodes if resources.nodes in (None, group.name)]
 
 
-def _refuse_too_few(prefix: str, resources: Resources, nodes: list[NodeGroup]) -> None:
+def _refuse_too_few(prefix: str, resources: Resources, nodes: list[NodeGroup], *, has_ranks: bool) -> None:
     groups, places = _groups(resources, nodes), num_places(resources, nodes)
     cpus, gpus = resources.threads_per_worker, resources.gpus_per_worker
     needs = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
@@ -143,7 +146,7 @@ def _refuse_too_few(prefix: str, resources: Resources, nodes: list[NodeGroup]) -
             f"resources.{prefix}threads_per_worker={cpus} and gpus_per_worker={gpus:g}: a process needs "
             f"{needs}, more than any node has ({_shown(groups)}); lower them, or list larger nodes"
         )
-    if resources.workers > places:
+    if has_ranks and resources.workers > places:
         raise ValueError(
             f"resources.{prefix}workers={resources.workers} of {needs} each do not fit on the nodes "
             f"({_shown(groups)}), which take {places}; lower it, or raise the count of a group in nodes"

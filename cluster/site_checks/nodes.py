@@ -168,19 +168,26 @@ def _promised(site: Site, nodes: list[Node], facts: dict[str, dict[str, Any]]) -
             for node in nodes
             if node.resources.get("CPU", 0) >= group.cpus and node.resources.get("GPU", 0) >= group.gpus
         ]
-        marked = [node for node in nodes if node.resources.get(group.resource)]
+        marked = [node for node in fitting if node.resources.get(group.resource)]
+        is_used = any(own.nodes == group.name for own in site.resources.every)
         if len(fitting) < group.count:
             wrong.append(
                 f"group {group.name} promises {group.count} nodes of {group.cpus} CPUs and {group.gpus} "
                 f"GPUs, {len(fitting)} have them"
             )
-        elif any(own.nodes == group.name for own in site.resources.every) and not marked:
-            wrong.append(f"no node has the Ray resource {group.resource} that marks group {group.name}")
+        elif is_used and len(marked) < group.count:
+            wrong.append(
+                f"{len(marked)} of the {group.count} nodes of group {group.name} have the Ray resource "
+                f"{group.resource} that marks it"
+            )
+    promised = sum(group.count for group in site.nodes)
+    if promised > len(nodes):
+        wrong.append(f"the groups promise {promised} nodes together, the cluster has {len(nodes)}")
     for node in nodes:
         gpus = int(node.resources.get("GPU", 0))
         if gpus > facts[node.id]["gpus"]:
             wrong.append(f"{node.address} gives out {gpus} GPUs, its driver shows {facts[node.id]['gpus']}")
-    for own in site.resources.every:
+    for own in site.resources.of_trainings:
         room = num_fitting(nodes, own.per_process)
         if room < own.workers:
             needs = ", ".join(f"{need:g} {name}" for name, need in own.per_process.items())

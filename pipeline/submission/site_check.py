@@ -40,7 +40,7 @@ def site_results(
         return [*results, *check_site(site)]
     try:
         refuse_passwords(site)
-        launcher = launcher_of(site)
+        launcher = launcher_of(_with_a_log(site))
         launcher.check()
     except UserError as error:
         return [*results, failed("scheduler", str(error), "see the message")]
@@ -48,6 +48,12 @@ def site_results(
     if not with_job:
         return results
     return [*results, *_results_of_job(site, launcher, timeout_s, say)]
+
+
+def _with_a_log(site: Site) -> Site:
+    """Return the site with KubeRay's submitter pod, whose log has the results after the cluster is gone."""
+    mode = {"submission_mode": "K8sJobMode"}
+    return site.model_copy(update={"kuberay": site.kuberay.model_copy(update=mode)})
 
 
 def results_in_job(site: Site) -> list[CheckResult]:

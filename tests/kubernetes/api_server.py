@@ -205,6 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.cluster.delete(namespace, plural, name)
             self._send(200, {"kind": "Status", "status": "Success"})
         elif part == "log":
+            self._check_container(self.cluster.read(namespace, plural, name), query.get("container"))
             self._send_text(self.cluster.logs.get(name, ""))
         elif name:
             self._send(200, self.cluster.read(namespace, plural, name))
@@ -238,6 +239,14 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
             except OSError:
                 return
+
+    def _check_container(self, pod: dict[str, Any], container: str | None) -> None:
+        """Refuse the log of a pod with several containers unless one of them is named, as Kubernetes does."""
+        names = [entry["name"] for entry in pod["spec"]["containers"]]
+        if container is None and len(names) > 1:
+            raise Refused(400, "BadRequest", f"a container name must be specified, choose one of: {names}")
+        if container is not None and container not in names:
+            raise Refused(400, "BadRequest", f"container {container} is not valid for the pod")
 
     def _send(self, code: int, content: dict[str, Any]) -> None:
         self._send_bytes(code, "application/json", json.dumps(content).encode())

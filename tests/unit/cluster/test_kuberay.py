@@ -44,7 +44,7 @@ def site(tmp_path) -> Callable[..., Site]:
     def make(**kuberay: Any) -> Site:
         settings = yaml.safe_load((SITES_FOLDER / "kuberay.yaml").read_text())
         settings["storage"] = str(tmp_path / "runs")
-        settings["kuberay"] |= kuberay
+        settings["kuberay"] |= {"work": None, **kuberay}
         return Site.model_validate(settings)
 
     return make
@@ -56,6 +56,7 @@ def test_a_job_is_submitted_followed_and_cancelled(cluster, operator, site):
     assert jobs.submit(JOB) == f"as RayJob vico/{JOB.name}"
     submission = {"kind": "kuberay", **jobs.place(), "id": JOB.name}
     assert submission["namespace"] == "vico"
+    assert submission["context"] == "test", "not whichever is the current one later"
     later = launcher_of_submission(submission)
     assert later.status(JOB.name) == ("pending", "KubeRay's operator has not seen it yet")
 
@@ -80,6 +81,11 @@ def test_a_job_is_submitted_followed_and_cancelled(cluster, operator, site):
     submitter = operator.make_pod(job, "abcde", worker, **{"job-name": JOB.name})
     cluster.logs[submitter] = "Job submitted"
     assert later.logs(JOB.name) == "Job submitted"
+    mesh = {**worker, "spec": {"containers": [{"name": "mesh", "image": "i"}, *worker["spec"]["containers"]]}}
+    mesh["spec"]["containers"][1] = {"name": "ray-job-submitter", "image": "i"}
+    beside_others = operator.make_pod(job, "zzzzz", mesh, **{"job-name": JOB.name})
+    cluster.logs[beside_others] = "submitted beside others"
+    assert later.logs(JOB.name) == "submitted beside others"
 
     operator.set_status(JOB.name, jobDeploymentStatus="Retrying", failed=1)
     assert later.status(JOB.name).message.startswith("Retrying; 1 of 3 attempts failed")
@@ -283,3 +289,17 @@ def test_the_manifest_file_can_be_read_by_kubectl(site):
     text = launcher_of(site()).render(JOB).split("\n\n# ConfigMap")[0]
     assert yaml.safe_load(text)["kind"] == "RayJob"
     assert Path(JOB_MOUNT).is_absolute()
+
+
+def test_an_object_store_needs_a_working_copy_that_all_pods_see():
+    settings = yaml.safe_load((SITES_FOLDER / "kuberay.yaml").read_text())
+    in_job = Site.model_validate(settings).in_job()
+    assert in_job.as_given() | {"work": "/work/vico", "storage": "s3://my-bucket/vico"} == in_job.as_given()
+    assert Site.model_validate(settings).work is None, "the submitting machine has its own"
+    for work, message in (
+        (None, "kuberay.work is not set"),
+        ("/other", "kuberay.work=/other is not on a volume"),
+    ):
+        settings["kuberay"]["work"] = work
+        with pytest.raises(ValueError, match=message):
+            Site.model_validate(settings)

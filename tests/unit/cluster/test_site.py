@@ -111,7 +111,7 @@ def test_tracking_uri_defaults_to_sqlite_in_the_storage_folder(site_file, tmp_pa
         ),
         ("- a", "holds a list; a site file is a block of keys"),
         ("a: [", "fix the YAML there"),
-        ("train: {restarts: {hang_timeout_s: 1:30}}", "hang_timeout_s=1:30: input should be"),
+        ("train: {restarts: {hang_timeout_s: 1:30}}", "hang_timeout_s='1:30': input should be"),
         ("ray: 3", "ray=3: input should be a valid dictionary"),
     ],
 )
@@ -211,3 +211,34 @@ def test_a_key_that_appears_twice_is_refused(site_file, text, line):
 
 def test_numbers_of_a_site_are_decimal(site_file):
     assert site_file("train: {checkpoints: {every_steps: 0100}}").train.checkpoints.every_steps == 100
+
+
+def test_all_paths_of_a_site_are_absolute(site_file, tmp_path):
+    """A job has another working directory."""
+    site = site_file(
+        "storage: s3://b/p\nwork: work\nhook: {command: [./tell.sh, x]}\n"
+        "tracking: {uri: 'sqlite:///a b/m.db?timeout=9', artifacts: art}"
+    )
+    assert site.work == tmp_path / "work" and site.storage.is_relative_to(tmp_path / "work")
+    assert site.hook.command == [str(tmp_path / "tell.sh"), "x"]
+    assert site.tracking.uri == f"sqlite:///{tmp_path}/a b/m.db?timeout=9"
+    assert site.tracking.artifacts == str(tmp_path / "art")
+    same = site_file(
+        "tracking: {uri: 'http://h:5000', artifacts: 'mlflow-artifacts:/x'}\nhook: {command: [tell]}"
+    )
+    assert (same.tracking.uri, same.tracking.artifacts) == ("http://h:5000", "mlflow-artifacts:/x")
+    assert same.hook.command == ["tell"]
+    with pytest.raises(UserError, match="work=5 is not a path"):
+        site_file("storage: s3://b/p\nwork: 5\ntracking: {enabled: false}")
+
+
+def test_a_stage_without_ranks_does_not_need_room_for_them(site_file):
+    groups = "[{name: gpu, count: 8, cpus: 64, gpus: 8}, {name: cpu, count: 1, cpus: 32}]"
+    nodes = f"kind: ray\nray: {{address: 'a:1'}}\nnodes: {groups}\n"
+    shard = "shard: {tasks: 32, gpus_per_worker: 0, nodes: cpu"
+    text = nodes + "resources: {workers: 64, gpus_per_worker: 1, nodes: gpu, stages: {%s}}}"
+    assert site_file(text % shard).resources.of_stage("shard").tasks == 32
+    with pytest.raises(UserError, match=r"stages\.shard\.workers=64"):
+        site_file(text % f"{shard}, workers: 64")
+    with pytest.raises(UserError, match=r"stages\.router\.workers=64"):
+        site_file(text % shard.replace("shard", "router"))

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.site import Site
 from cluster.site_checks import in_node
-from cluster.site_checks.nodes import Node, _clocks, _code, _versions, num_fitting, versions_here
+from cluster.site_checks.nodes import Node, _clocks, _code, _promised, _versions, num_fitting, versions_here
 from cluster.site_checks.report import failed, log_line, passed, results_in_log
 from cluster.site_checks.run import check_mlflow
 from tests.ports import free_port
@@ -78,6 +78,38 @@ def test_processes_must_fit_into_single_nodes(needs, number):
         Node("2", "10.0.0.2", {"CPU": 4.0, "GPU": 3.0, "vico_gpu": 1.0}),
     ]
     assert num_fitting(nodes, needs) == number
+
+
+@pytest.mark.parametrize(
+    "present, detail",
+    [
+        ([("cpu", 0), ("cpu", 0), ("gpu", 2)], None),
+        (
+            [("cpu", 0), ("gpu", 2), ("gpu", 2)],
+            "1 of the 2 nodes of group cpu have the Ray resource vico_cpu",
+        ),
+        ([("cpu", 0), ("gpu", 2)], "1 of the 2 nodes of group cpu have the Ray resource vico_cpu"),
+        ([("cpu", 0), ("other", 0), ("gpu", 2)], "1 of the 2 nodes of group cpu"),
+        (
+            [("cpu", 0), ("cpu", 0), ("gpu", 1)],
+            "group gpu promises 1 nodes of 4 CPUs and 2 GPUs, 0 have them",
+        ),
+    ],
+)
+def test_groups_must_have_the_nodes_that_they_promise(present, detail):
+    groups = [{"name": "cpu", "count": 2, "cpus": 4}, {"name": "gpu", "count": 1, "cpus": 4, "gpus": 2}]
+    stages = {"shard": {"nodes": "cpu", "gpus_per_worker": 0}}
+    resources = {"workers": 2, "gpus_per_worker": 1, "nodes": "gpu", "stages": stages}
+    site = Site.model_validate(
+        {"kind": "ray", "ray": {"address": "a:1"}, "nodes": groups, "resources": resources}
+    )
+    nodes = [
+        Node(str(n), f"10.0.0.{n}", {"CPU": 4.0, "GPU": float(gpus), f"vico_{name}": 1.0})
+        for n, (name, gpus) in enumerate(present)
+    ]
+    result = _promised(site, nodes, {node.id: {"gpus": 2} for node in nodes})
+    assert result.state == ("ok" if detail is None else "failed")
+    assert detail is None or detail in result.detail
 
 
 class ShiftedNode:

@@ -45,8 +45,8 @@ GROUP = "nodes: [{name: gpu, count: 2, cpus: 8, gpus: 4, memory_gib: 64}]"
         (f'kind: slurm\n{GROUP}\nstorage: "/a\\nb"', "storage='/a\\nb' has a line break"),
         ("kind: laptop", "kind='laptop'"),
         (
-            f"kind: slurm\n{GROUP}\nslurm: {{time_limit: 12:00:00}}",
-            "slurm.time_limit=43200 is a number; write it in q",
+            f"kind: slurm\n{GROUP}\nslurm: {{time_limit: 720}}",
+            "slurm.time_limit=720 is a number, which Slurm takes for minutes",
         ),
         (
             f"kind: slurm\n{GROUP}\nslurm: {{time_limit: '1:2:3:4'}}",

@@ -4,13 +4,19 @@ Small programs stand for squeue and sacct: Debian's Slurm has no accounting with
 """
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cluster.launchers.launcher import Job
+from cluster.launchers.sbatch import batch_script, node_script
 from cluster.launchers.shared_folder import MARKER
 from cluster.launchers.slurm import SlurmJobs
+from cluster.site import Site
+from vico.errors import UserError
 
 NAME = "vico-x"
 
@@ -33,7 +39,7 @@ def slurm(tmp_path, monkeypatch) -> Callable[..., SlurmJobs]:
 
 def ended(jobs: SlurmJobs, code: int) -> None:
     folder = Path(jobs.folder, NAME)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).write_text(json.dumps({"exit_code": code}))
 
 
@@ -77,3 +83,37 @@ def test_a_controller_that_is_away_leaves_the_state_unknown(slurm):
     status = jobs.status(NAME)
     assert status.state == "unknown" and "Unable to contact slurm controller" in status.message
     assert jobs.cancel(NAME) is False
+    ended(jobs, 143)
+    assert jobs.status(NAME).state == "unknown", "a job that was requeued starts again"
+    ended(jobs, 0)
+    assert jobs.status(NAME).state == "done"
+
+
+def site_of(tmp_path: Path, **slurm: Any) -> Site:
+    nodes = [{"name": "a", "cpus": 4}]
+    settings = {"kind": "slurm", "storage": tmp_path, "nodes": nodes, "slurm": slurm}
+    return Site.model_validate({**settings, "jobs": {"code": "installed"}})
+
+
+def test_a_job_that_a_failed_sbatch_left_is_removed(slurm, tmp_path):
+    """A controller that is slow may have taken the job although sbatch gave up."""
+    slurm(
+        sbatch="echo 'Socket timed out on send/recv operation' >&2; exit 1",
+        scancel=f"echo $@ > {tmp_path}/gone",
+    )
+    jobs = SlurmJobs(tmp_path / "jobs", site_of(tmp_path))
+    with pytest.raises(UserError, match="Socket timed out"):
+        jobs.submit(Job(NAME, ("run", "c.yaml")))
+    assert (tmp_path / "gone").read_text() == f"--name={NAME}\n"
+
+
+def test_lines_of_a_site_may_read_variables_that_are_not_set(tmp_path):
+    """As /etc/bashrc of some systems and scripts of conda do."""
+    site = site_of(tmp_path, setup=['[ -z "$BASHRC_OF_THE_SYSTEM" ] || exit 9', "export PREPARED=1"])
+    for script in (batch_script, node_script):
+        text = script(Job(NAME, ("run",)), site, tmp_path)
+        begin = text.index("set -u") if "set -u\n" in text else text.index("set -uo pipefail")
+        end = text.index("set -u\n", text.index("PREPARED"))
+        lines = text[begin:end].replace('cd "$folder" || exit 1', "") + 'set -u\necho "$PREPARED"'
+        done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("1\n", "")
