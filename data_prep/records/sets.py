@@ -20,6 +20,7 @@ from data_prep.remote_files import (
 )
 from vico.errors import UserError
 
+_JSON: tuple[Format, ...] = ("internvl", "llava", "sharegpt")
 _SLUG_LENGTH = 64  # the name of a tar member has 100 bytes: slug, line, picture number, extension
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "llava": (".json", ".jsonl", ".ndjson"),
@@ -76,6 +77,15 @@ def record_sets(config: RecordsConfig, *, heldout: bool = False) -> list[RecordS
 def all_sources(config: RecordsConfig) -> tuple[RecordsConfig, ...]:
     """Return the sources of a list, or the config itself, which is one source."""
     return config.sources if config.format == "sources" else (config,)
+
+
+def picture_roots(config: RecordsConfig) -> tuple[str, ...]:
+    """Return the folders of the pictures that rows of JSON files name, sorted.
+
+    Pictures there are in no fingerprint; parquet files and tars, which are, usually have their own.
+    """
+    files = (record_set.rows for record_set in record_sets(config))
+    return tuple(sorted({str(f.root) for f in files if isinstance(f, RecordFile) and f.format in _JSON}))
 
 
 def demo_sets(config: RecordsConfig, *, heldout: bool = False) -> dict[str, RecordsConfig]:

@@ -82,7 +82,7 @@ def nothing_repaired(site: Site, result: RunResult, repaired: Sequence[RepairedF
     return f"{names}: no row is repaired{reasons}; correct the rows and run the command again"
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _json_lines(path: Path) -> Iterator[Any]:
     with path.open(encoding="utf-8") as file:  # splitlines would also break at characters inside a text
         yield from map(json.loads, filter(str.strip, file))
 

@@ -1,6 +1,7 @@
 """Commands that start runs and follow them."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import typer
@@ -23,6 +24,9 @@ from pipeline.commands.options import (
 )
 from pipeline.terminal.output import error_terminal, print_errors, print_json, terminal
 from vico.errors import UserError
+
+_ASKED_AT_ONCE = 16
+"""Schedulers' answers that `vico status` waits for at the same time."""
 
 
 def run(
@@ -196,7 +200,8 @@ def status(
         return
     runs = Runs(opened_site.storage)
     if run is None:
-        current = [with_job_state(run_file) for run_file in runs.all()]
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:  # a scheduler may take a second for each
+            current = list(pool.map(with_job_state, runs.all()))
         if as_json:
             print_json(sys.stdout, [run_summary(run_file) for run_file in current])
         elif current:

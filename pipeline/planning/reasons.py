@@ -12,7 +12,13 @@ from pipeline.config.dotted_keys import flattened
 from pipeline.config.graph import SOURCES
 from pipeline.identity.provenance import package_versions
 from pipeline.identity.source_files import imported_packages, source_digests, sources_digest
-from pipeline.results.records import CODES_OF_ATTEMPTS, PACKAGES_OF_ATTEMPTS, AttemptFile, Record
+from pipeline.results.records import (
+    CODES_OF_ATTEMPTS,
+    PACKAGES_OF_ATTEMPTS,
+    PICTURE_ROOTS,
+    AttemptFile,
+    Record,
+)
 from pipeline.results.stage_folder import StageFolder, records_of
 from stages.parts import has_published
 
@@ -24,12 +30,26 @@ _MOST_SHOWN = 3
 
 
 def code_changes(task: StageTask, record: Record) -> list[str]:
-    """Return one line per reason why a reused result may be of other code or packages than those that are
-    here."""
+    """Return one line per reason why a reused result may be of other code, packages or pictures than those
+    that are here."""
     changed, mixed = changed_since(task, record), mixed_code(record, of_module=task.spec.module_name)
     version = f"fingerprint kept, code_version {task.spec.code_version}"
     lines = [f"{changed} changed since; {version}"] if changed else []
-    return [*lines, f"{mixed}; {version}"] if mixed else lines
+    lines += [f"{mixed}; {version}"] if mixed else []
+    return [*lines, *_other_pictures(task, record)]
+
+
+def _other_pictures(task: StageTask, record: Record) -> list[str]:
+    """Return a line if the pictures were read from other folders; their bytes are in no fingerprint."""
+    before, now = record.facts.get(PICTURE_ROOTS), list(task.picture_roots)
+    if not isinstance(before, list) or before == now:
+        return []
+    old = ", ".join(str(root) for root in before if root not in now) or "fewer folders"
+    new = ", ".join(root for root in now if root not in before) or "fewer folders"
+    return [
+        f"its pictures were read from {old}, the config names {new}; pictures are in no fingerprint: "
+        f"--force {task.name} if these are others"
+    ]
 
 
 def changed_since(task: StageTask, made: Record | AttemptFile) -> str:

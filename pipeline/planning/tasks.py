@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data_prep.records.sets import picture_roots
 from pipeline.config.graph import SOURCES, Graph, StageSpec
 from pipeline.config.pipeline_file import PipelineConfig
 from pipeline.identity.file_digests import DigestCache
@@ -29,6 +30,8 @@ class StageTask:
     """Input name -> fingerprint. An input that the pipeline does not have is left out."""
     adopted_from: Path | None = None
     """The folder with the result, if it was made elsewhere."""
+    picture_roots: tuple[str, ...] = ()
+    """The folders whose pictures it reads; they are in no fingerprint."""
 
     @property
     def name(self) -> str:
@@ -76,7 +79,8 @@ def resolve(
     tasks = []
     for spec in graph.stages:
         inputs = {name: fingerprints[name] for name in spec.inputs if name in fingerprints}
-        task = StageTask(spec, config.stage(spec.name), inputs)
+        roots = picture_roots(config.inputs.records) if "records" in spec.inputs else ()
+        task = StageTask(spec, config.stage(spec.name), inputs, picture_roots=roots)
         if spec.name in config.inputs.adopt:
             task = _adopting_task(spec.name, config.inputs.adopt[spec.name], cache)
         fingerprints[spec.name] = task.fingerprint

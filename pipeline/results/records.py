@@ -16,6 +16,8 @@ ATTEMPT_FILE = "attempt.json"
 CODE = "code"
 """Key in `facts` of a record: digest of all code of the project in the driver, and digest -> number of
 processes for the workers of the attempt."""
+PICTURE_ROOTS = "picture_roots"
+"""Key in `facts` of a record: the folders whose pictures the stage read, sorted."""
 CODES_OF_ATTEMPTS = "sources_of_attempts"
 """Key in `facts` of a record: attempt -> digest of its source files, if the attempts had different ones."""
 PACKAGES_OF_ATTEMPTS = "packages_of_attempts"

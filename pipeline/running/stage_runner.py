@@ -27,7 +27,7 @@ from pipeline.planning.reasons import code_changes, made_by_attempts
 from pipeline.planning.shard_contents import check_shards
 from pipeline.planning.stage_status import StageStatus, task_status
 from pipeline.planning.tasks import StageTask
-from pipeline.results.records import CODE, Record, outputs_digest
+from pipeline.results.records import CODE, PICTURE_ROOTS, Record, outputs_digest
 from pipeline.results.runs import StageEntry
 from pipeline.results.stage_folder import StageFolder
 from pipeline.running.held_run import HeldRun
@@ -227,6 +227,7 @@ class StageRunner:
             facts=run_environment(self.site.for_stage(task.name))
             | {CODE: code_of_attempt(attempt.parts.attempt_folder)}
             | _kernels(attempt.parts.attempt_folder)
+            | ({PICTURE_ROOTS: list(task.picture_roots)} if task.picture_roots else {})
             | made_by_attempts(attempt.folder, sources, package_versions()),
             mlflow_run_id=self.services.stage_run_id(task.name),
         )

@@ -225,6 +225,24 @@ def test_records_that_are_edited_while_a_stage_reads_them_fail_the_stage(project
     project.vico("run", *records)
 
 
+def test_reused_shards_of_pictures_in_another_folder_are_said(project):
+    rows, meta = project.folder / "rows.jsonl", project.folder / "meta.json"
+    rows.write_text("{}\n")
+    records = ("--set", f"inputs.records={{format: internvl, path: {meta}}}")
+
+    def of_folder(name: str) -> tuple[str, ...]:
+        (project.folder / name).mkdir(exist_ok=True)
+        root = str(project.folder / name)
+        meta.write_text(json.dumps({"a": {"root": root, "annotation": str(rows), "repeat_time": 1}}))
+        return records
+
+    project.vico("run", *of_folder("small"))
+    assert project.plan(*of_folder("small"))["draw"][1][1:] == []
+    [line] = project.plan(*of_folder("large"))["draw"][1][1:]
+    assert f"read from {project.folder}/small, the config names {project.folder}/large" in line
+    assert line in project.vico("run", *records) + project.errors, line
+
+
 def test_a_file_swapped_for_one_of_equal_size_is_not_built_on(done):
     path = done.stage("draw") / "output" / "part-2.txt"
     path.write_bytes(path.read_bytes()[::-1])

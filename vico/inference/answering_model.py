@@ -207,7 +207,7 @@ def load(
     )
 
 
-def _opened(picture: Picture) -> Image.Image:
+def _opened(picture: object) -> Image.Image:
     """Return the picture as RGB; raise UserError if it is missing or does not decode."""
     if isinstance(picture, Image.Image):
         return _as_rgb(picture, f"{picture.format or picture.mode} picture")
