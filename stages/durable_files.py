@@ -60,7 +60,8 @@ def locked_file(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"{path} is locked by a process that does not release it; end it (lsof {path})"
+                        f"{path} is locked by a process that does not release it; wait if that is vico gc, "
+                        f"else end it (lsof {path})"
                     ) from None
                 time.sleep(0.01)
             except OSError as error:
