@@ -68,8 +68,8 @@ consistency:
   reference_tokens_per_pack: 1024
   tiles_per_pack: 32
   train_vision: false   # policy and reference share one pass through the vision tower
-  optimizer: {learning_rate: 3.0e-4}
-  connector_lr_scale: 4.0
+  optimizer: {learning_rate: 5.0e-5}
+  connector_lr_scale: 60.0
   validate_every_steps: 50
 
 router:
