@@ -93,6 +93,27 @@ def json_bytes(content: Any) -> bytes:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file in one step, as `write_json` does."""
+    os.replace(_whole_file_beside(path, data), path)
+    sync_folder(path.parent)
+
+
+def write_bytes_once(path: Path, data: bytes) -> None:
+    """Create the file in one step, unless there is one: of several writers, the first one wins.
+
+    The file system must have hard links. Raises OSError.
+    """
+    temporary = _whole_file_beside(path, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+    sync_folder(path.parent)
+
+
+def _whole_file_beside(path: Path, data: bytes) -> Path:
+    """Write the bytes to a temporary file in the folder of `path`, and return it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     temporary.unlink(missing_ok=True)  # left by a process that is gone, or a link
     try:
@@ -105,5 +126,4 @@ def write_bytes(path: Path, data: bytes) -> None:
         if error.filename is None:  # a full disk, for example; the message needs the path
             error.filename = str(path)
         raise
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    return temporary

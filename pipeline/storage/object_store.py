@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.identity.file_digests import DigestCache
-from pipeline.json_files import OutputFile, json_bytes, write_bytes
+from pipeline.json_files import OutputFile, json_bytes, write_bytes, write_bytes_once
 from pipeline.storage.bucket import Bucket, ConditionFailed
 from pipeline.storage.folder import MARKER, UPLOAD_MARK, Conflict, FolderStorage, Sha256s
 from pipeline.storage.leases import LeaseHeld, Leases
@@ -270,11 +270,4 @@ def make_working_copy(folder: Path, address: str) -> None:
     if marker.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{MARKER}.{secrets.token_hex(8)}.tmp"
-    write_bytes(temporary, json_bytes({"address": address, "copy": secrets.token_hex(8)}))
-    try:
-        os.link(temporary, marker)  # unlike a rename this keeps the marker of a command that was faster
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink()
+    write_bytes_once(marker, json_bytes({"address": address, "copy": secrets.token_hex(8)}))

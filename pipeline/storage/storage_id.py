@@ -1,9 +1,9 @@
 """The id of a storage, by which a run in MLflow is known as one of it: paths of two machines may be equal."""
 
-import os
 import secrets
 from pathlib import Path
 
+from pipeline.json_files import write_bytes_once
 from pipeline.storage.lookup import storage_of
 
 ID_FILE = "storage-id"
@@ -25,15 +25,8 @@ def storage_id(folder: Path) -> str:
 
 
 def _new_id(path: Path) -> str:
-    temporary = path.with_name(f".{ID_FILE}.{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_text(f"{secrets.token_hex(8)}\n", encoding="utf-8")
-        try:
-            os.link(temporary, path)  # unlike a rename this keeps the id of a command that was faster
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
+        write_bytes_once(path, f"{secrets.token_hex(8)}\n".encode())  # a faster command's id is kept
         return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""

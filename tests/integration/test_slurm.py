@@ -89,6 +89,8 @@ class Project:
             return self.slurm("squeue", "-h", "--format=%T", f"--jobs={number}") == "PENDING"
 
         wait_until(is_pending, 200)
+        # A requeued job's credential is revoked with a time in seconds: a start within that second is killed.
+        time.sleep(1.5)
         self.slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def steps(self) -> int:
@@ -122,7 +124,8 @@ class Project:
                 process.kill()
                 print("\n".join(process.communicate()))
             print(self.login.run("scontrol", "show", "job").stdout)
-            for path in sorted(self.folder.glob("runs/**/*.log")):
+            slurms_own = Path(os.environ["SLURM_CONF"]).parent.glob("slurm*.log")
+            for path in [*sorted(slurms_own), *sorted(self.folder.glob("runs/**/*.log"))]:
                 print(f"==== {path}\n{path.read_text(errors='replace')[-6000:]}")
             self.login.run("scancel", "--full", "--state=RUNNING,PENDING,SUSPENDED")
             raise
