@@ -44,8 +44,9 @@ memory; with ZeRO 3 and a sharded reference it reads only its part. At the end r
 in host memory to write it: 2 bytes per parameter.
 
 The table is about training. `ratio` and `evaluate` keep policy and reference whole on one GPU, which takes
-{whole} in bfloat16. `vico plan` refuses GPUs that are too small
-for that; `--until consistency` ends the run before `ratio`.
+{whole} in bfloat16. With `resources.gpu_memory_gb` in the site,
+`vico plan`, `vico run` and `vico submit` refuse GPUs that are too small for that; `--until consistency`
+ends the run before `ratio`.
 
 ## InternLM2 and InternLM3
 

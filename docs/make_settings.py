@@ -39,8 +39,9 @@ may have one block per stage, and `joint`.
 """
 SITE = """## Site file
 
-Nothing here changes what is computed, only where it runs, how fast, and in how much memory.
-`sites/local.yaml` is the default.
+Nothing here changes what is computed, only where it runs, how fast, and in how much memory. One
+exception: `ratio.dtype` and `evaluate.dtype`, if the pipeline file leaves them out, depend on
+`gpus_per_worker`. `sites/local.yaml` is the default.
 """
 NAMES = {
     int: "integer",
@@ -93,6 +94,10 @@ def _tables(model: type[BaseModel], path: str, documented: dict[type[BaseModel],
             continue
         description = " ".join((field.description or "").split()).replace("|", "\\|")
         assert description, f"{model.__name__}.{name} has no docstring below it"
+        if (several := _several_blocks(field.annotation)) is not None:
+            index, one = several
+            blocks[key + index] = one
+            description += f" Keys: see `{key}{index}` below."
         default = "the pipeline's" if path and name == "seed" and field.is_required() else _default(field)
         rows.append(f"| `{name}` | {_type(field)} | {default} | {description} |")
     if rows:
@@ -112,6 +117,14 @@ def _block(annotation: Any) -> type[BaseModel] | None:
     choices = [choice for choice in _choices(annotation) if choice is not type(None)]
     if len(choices) == 1 and isinstance(choices[0], type) and issubclass(choices[0], BaseModel):
         return choices[0]
+    return None
+
+
+def _several_blocks(annotation: Any) -> tuple[str, type[BaseModel]] | None:
+    """Return how one block of a list or mapping of blocks is written, and its model."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (list, dict) and (block := _block(arguments[-1])) is not None:
+        return ("[]" if origin is list else ".NAME"), block
     return None
 
 

@@ -112,7 +112,7 @@ class StageResources(SiteBlock):
     threads_per_worker: int | None = Field(None, ge=1)
     """CPUs and threads per worker, actor or task."""
     gpus_per_worker: float | None = Field(None, ge=0)
-    """GPUs per worker, actor or task."""
+    """GPUs per worker or actor."""
     nodes: str | None = None
     """Group of nodes that the stage's processes run on."""
     gpu_memory_gb: float | None = Field(None, gt=0)
@@ -131,8 +131,9 @@ class Resources(SiteBlock):
     threads_per_worker: int = Field(1, ge=1)
     """CPUs and threads per worker, actor or task."""
     gpus_per_worker: float = Field(0, ge=0)
-    """GPUs per worker, actor or task: 1 puts ranks and models on GPUs, 0 on CPUs whatever the nodes have.
-    Stages that only run a model also accept a share of a GPU, such as 0.5."""
+    """GPUs per worker or actor: 1 puts ranks and models on GPUs, 0 on CPUs whatever the nodes have.
+    Stages that only run a model also accept a share of a GPU, such as 0.5. Tasks (the shard stage) use none;
+    set 0 in `resources.stages.shard` if they have nodes without GPUs."""
     nodes: str | None = None
     """Name of the group in `nodes` that processes run on, by its Ray resource `vico_NAME`; null: any node."""
     gpu_memory_gb: float | None = Field(None, gt=0)

@@ -262,3 +262,11 @@ def test_wheel_holds_the_five_packages_and_no_tests(tmp_path):
         text=True,
     )
     assert starter == set(listed.stdout.split())
+
+
+def test_the_order_in_the_documentation_is_the_one_that_is_checked():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    order = "".join(line for line in page.splitlines(keepends=True) if line.startswith("    "))
+    shown = {package: shown_order(package) for package in ORDERS}
+    shown["stages"] = shown["stages"].replace(", ".join(STAGES), "the eight stages")
+    assert " ".join(order.split()).endswith(" ".join(f"{package}: {text}" for package, text in shown.items()))
