@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from data_prep.environment import number_in_environment
 from vico.errors import Unreachable, UserError, one_line
 
 Location = Path | str
@@ -28,7 +29,7 @@ _WINDOW_BYTES = 8 << 20
 _NOT_TRANSIENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _NO_ACCESS = ("NoCredentialsError", "PartialCredentialsError", "RepositoryNotFoundError", "GatedRepoError")
 _GLOB_CHARACTERS = "*?["
-_COMPRESSED_ENDS = (".gz", ".zst", ".bz2", ".xz", ".zip")
+_COMPRESSED_ENDS = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".lzma", ".lz4", ".br", ".zip", ".7z", ".rar")
 
 
 def is_remote(location: Location) -> bool:
@@ -59,7 +60,10 @@ def joined(folder: Location, name: str) -> Location:
 
 
 def parent(location: Location) -> Location:
-    return location.rpartition("/")[0] if isinstance(location, str) else location.resolve().parent
+    """Return the folder of a file: beside the link if the file is one, such as those of the Hub's cache."""
+    if isinstance(location, str):
+        return location.rpartition("/")[0]
+    return Path(os.path.abspath(location)).parent
 
 
 def name_of(location: Location) -> str:
@@ -136,7 +140,11 @@ def matching_files(pattern: Location, suffixes: tuple[str, ...]) -> list[Locatio
             if isinstance(pattern, str)
             else (pattern.parent, pattern.name)
         )
-        names = [name for name in _file_names(folder) if fnmatch.fnmatchcase(name, wanted)]
+        names = [
+            name
+            for name in _file_names(folder)
+            if fnmatch.fnmatchcase(name, wanted) and (wanted.startswith(".") or not name.startswith("."))
+        ]
     elif is_file(pattern):
         return [pattern]
     else:
@@ -157,7 +165,8 @@ def matching_files(pattern: Location, suffixes: tuple[str, ...]) -> list[Locatio
 
 def _file_names(folder: Location) -> list[str]:
     if isinstance(folder, Path):
-        return [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+        # what is no file, such as a link to nothing, has its error where it is opened
+        return [path.name for path in folder.iterdir() if not path.is_dir()] if folder.is_dir() else []
     try:
         infos = with_retries(lambda: _filesystem(folder).ls(folder, detail=True, refresh=True), folder)
     except FileNotFoundError:
@@ -214,7 +223,7 @@ def with_retries(action: Callable[[], Result], address: str, verb: str = "read")
     address. Raises UserError when access is denied and Unreachable when the time is over; FileNotFoundError
     and its like are raised as they are.
     """
-    patience_s = float(os.environ.get(PATIENCE_VARIABLE, _PATIENCE_S))
+    patience_s = number_in_environment(PATIENCE_VARIABLE, _PATIENCE_S)
     deadline, pause_s, num_tries = time.monotonic() + patience_s, _FIRST_PAUSE_S, 1
     while True:
         try:

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from vico.checkpoints import load_model
+from vico.errors import UserError
 from vico.model_files import stored_threshold
 from vico.picture_files import open_picture
 from vico.settings import load_settings
@@ -87,9 +88,10 @@ def line_kinds(picture: Image.Image, text: str, tiling: Tiling, pixels_N3SS: np.
 def routed_tiles(model_folder: Path, folder: Path, threshold: float) -> Iterator[tuple[str, bool]]:
     """Yield (kind, compressed) of every tile of the pictures in the subfolders."""
     model, tiling = load_model(model_folder).eval(), load_settings(model_folder).tiling()
-    assert model.router is not None
+    if model.router is None:
+        raise UserError(f"MODEL={model_folder} has no router; give a folder that `vico run` exported")
     lines_file = folder / LINES_FILE
-    texts: dict[str, str] = json.loads(lines_file.read_text()) if lines_file.exists() else {}
+    texts: dict[str, str] = json.loads(lines_file.read_text(encoding="utf-8")) if lines_file.exists() else {}
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
         name = path.relative_to(folder)
         picture = open_picture(path.read_bytes())
@@ -142,8 +144,11 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, help="default: the threshold in the model's config.json")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
-    threshold = stored_threshold(arguments.model) if arguments.threshold is None else arguments.threshold
-    rows = rows_by_kind(list(routed_tiles(arguments.model, arguments.folder, threshold)))
+    try:
+        threshold = stored_threshold(arguments.model) if arguments.threshold is None else arguments.threshold
+        rows = rows_by_kind(list(routed_tiles(arguments.model, arguments.folder, threshold)))
+    except UserError as error:
+        sys.exit(str(error))
     if not rows:
         sys.exit(f"FOLDER={arguments.folder} has no pictures ({', '.join(SUFFIXES)}) in subfolders")
     if arguments.json:

@@ -100,6 +100,16 @@ def _sites() -> None:
 app.add_typer(site_app, name="site")
 
 
+def _refuse_other_encodings() -> None:
+    """Raise UserError if names of files are not UTF-8 here: pictures with other letters would be missing."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        raise UserError(
+            f"the locale has the encoding {encoding}, in which files of many names cannot be opened; set "
+            "PYTHONUTF8=1, or a locale such as C.UTF-8"
+        )
+
+
 def main() -> None:
     """Run the command line.
 
@@ -112,6 +122,7 @@ def main() -> None:
     logging.captureWarnings(True)
     filter_standard_streams()
     try:
+        _refuse_other_encodings()
         app()
     except UserError as error:
         print_errors(str(error))

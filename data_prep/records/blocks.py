@@ -5,6 +5,8 @@ its block from there. The modules of the formats know what a row looks like.
 """
 
 import json
+import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,6 +23,8 @@ from data_prep.records.text_rows import text_digests, text_rows
 from vico.errors import UserError
 
 _LINES_PER_TICK = 20_000
+_MANY_SHARDS = 20
+logger = logging.getLogger(__name__)
 NOT_REPAIRED: Mapping[int, bytes] = MappingProxyType({})
 _NUM_PROBED_BLOCKS, _NUM_PROBED_ROWS = 8, 8
 
@@ -100,17 +104,19 @@ def _file_rows(block: Block, source: RecordFile, repaired: Mapping[int, bytes]) 
 
 
 def estimated_bytes(blocks: Sequence[Block]) -> int:
-    """Estimate the bytes of the shards of these blocks from the first rows of a few blocks."""
-    if not blocks:
-        return 0
-    chosen = blocks[:: max(1, len(blocks) // _NUM_PROBED_BLOCKS)][:_NUM_PROBED_BLOCKS]
-    num_rows, num_bytes = 0, 0
-    for block in chosen:
-        beginning = replace(block, num_lines=min(block.num_lines, _NUM_PROBED_ROWS))
-        for row in block_rows(beginning):
-            num_rows += 1
-            num_bytes += _row_bytes(row)
-    return num_bytes * sum(block.num_lines for block in blocks) // max(1, num_rows)
+    """Estimate the bytes of the shards of these blocks from the first rows of a few blocks.
+
+    The blocks from one of them to the next have its bytes per row: sets of long and of short rows each count
+    by their own number of rows.
+    """
+    step = max(1, math.ceil(len(blocks) / _NUM_PROBED_BLOCKS))
+    num_bytes = 0.0
+    for first in range(0, len(blocks), step):
+        represented = blocks[first : first + step]
+        num_rows = min(represented[0].num_lines, _NUM_PROBED_ROWS)
+        probed = sum(map(_row_bytes, block_rows(replace(represented[0], num_lines=num_rows))))
+        num_bytes += probed / max(1, num_rows) * sum(block.num_lines for block in represented)
+    return int(num_bytes)
 
 
 def _row_bytes(row: RawRow) -> int:
@@ -141,12 +147,29 @@ def _file_blocks(
             tick()
         digests += digest
         num_rows += 1
+    if source.format == "parquet":
+        _warn_of_large_row_groups(source, samples_per_shard)
     duplicates = repeated_lines(np.frombuffer(digests, np.uint64).reshape(-1, 2))
     for n, start in enumerate(starts):
         first = n * samples_per_shard
         last = min(first + samples_per_shard, num_rows)
         inside = duplicates[np.searchsorted(duplicates, first) : np.searchsorted(duplicates, last)]
         yield Block(0, record_set, first, last - first, start, tuple(inside.tolist()))
+
+
+def _warn_of_large_row_groups(source: RecordFile, samples_per_shard: int) -> None:
+    from data_prep.records.containers.parquet_rows import rows_of_largest_group
+
+    num_rows = rows_of_largest_group(source.path)
+    if num_rows > _MANY_SHARDS * samples_per_shard:
+        logger.warning(
+            "%s has a row group of %d rows, which each of %d tasks decodes up to its own rows; written again "
+            "with row_group_size=%d it is read faster",
+            source.path,
+            num_rows,
+            num_rows // samples_per_shard,
+            samples_per_shard,
+        )
 
 
 def _digests(source: RecordFile) -> Iterator[tuple[int, bytes]]:

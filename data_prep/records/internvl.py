@@ -71,6 +71,7 @@ def read_meta(path: Location) -> list[MetaSet]:
 
 def _meta_set(path: Location, name: str, fields: Any) -> MetaSet:
     where = f"{path}: set {name!r}"
+    _refuse_half_characters(where, "name", name)
     if not isinstance(fields, dict):
         raise UserError(f"{where} is not an object; give root and annotation")
     for field in fields:
@@ -117,7 +118,14 @@ def _text(where: str, fields: dict[str, Any], field: str) -> str:
     value = fields.get(field, "")
     if not isinstance(value, str):
         raise UserError(f"{where} has {field}={value!r}; it must be text")
+    _refuse_half_characters(where, field, value)
     return value
+
+
+def _refuse_half_characters(where: str, field: str, text: str) -> None:
+    """Raise UserError for half of a surrogate pair, which JSON can spell and the index cannot hold."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{where} has half of a surrogate pair in its {field}; correct the text")
 
 
 def _repeat_time(where: str, fields: dict[str, Any]) -> float:

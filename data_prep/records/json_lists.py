@@ -29,7 +29,8 @@ def first_byte(file: BinaryIO) -> bytes:
 def list_elements(file: BinaryIO, name: str, offset: int | None = None) -> Iterator[tuple[int, bytes]]:
     """Yield (byte offset, bytes) of each element, starting with the one at `offset` (None: the first).
 
-    Raises UserError with the file's name and the byte where the list ends early or is not JSON.
+    Raises UserError with the file's name and the byte where the list ends early or is not JSON, or where
+    something follows it.
     """
     window = _Window(file, name, offset or 0)
     if offset is None:
@@ -37,11 +38,13 @@ def list_elements(file: BinaryIO, name: str, offset: int | None = None) -> Itera
         window.expect("[")
         window.skip(_SPACE)
         if window.peek() == "]":
+            window.expect_the_end()
             return
     while True:
         yield window.element()
         window.skip(_SPACE)
         if window.peek() == "]":
+            window.expect_the_end()
             return
         window.expect(",")
         window.skip(_SPACE)
@@ -76,6 +79,14 @@ class _Window:
         if self.peek() != character:
             raise self.broken(f"{character!r} is expected")
         self.position += 1
+
+    def expect_the_end(self) -> None:
+        """Go past the end of the list; another list, for example, may follow in the file."""
+        self.position += 1
+        while self.position < len(self.text) or self.more():
+            if self.text[self.position] not in _SPACE:
+                raise self.broken("the list has ended before")
+            self.position += 1
 
     def element(self) -> tuple[int, bytes]:
         self.peek()

@@ -18,7 +18,7 @@ from data_prep.records.media.jpeg_headers import jpeg_header
 from data_prep.records.media.kinds import media_of_bytes, name_end, unread_format
 from data_prep.records.rejection import Rejected, shown
 from data_prep.remote_files import Location, content, joined
-from vico.picture_files import PICTURE_FORMATS, open_picture
+from vico.picture_files import PICTURE_FORMATS, check_structure, open_picture
 
 _EXTENSIONS = {
     "JPEG": "jpg",
@@ -31,6 +31,8 @@ _EXTENSIONS = {
     "TIFF": "tif",
     "AVIF": "avif",
 }
+_WIDE_MODES = ("F", "I")
+"""Pillow would cut their values off at 255: a picture of floats from 0 to 1 would be black."""
 _FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 
 
@@ -94,8 +96,10 @@ def _plain_file(root: Path, name: str, follow_links: bool) -> bytes | None:
 @lru_cache(maxsize=4096)
 def _folder_inside(root: Path, folder: str, follow_links: bool) -> str | None:
     """Return the real path of the folder `root/folder`, None when it is outside the root."""
-    path = os.path.join(root, folder)
-    return os.path.realpath(path) if _is_inside(path, root, follow_links) else None
+    path = os.path.join(os.path.abspath(root), folder)
+    if not _is_inside(path, root, follow_links):
+        return None
+    return os.path.realpath(os.path.normpath(path) if follow_links else path)
 
 
 def _is_inside(path: str, root: Path, follow_links: bool) -> bool:
@@ -151,6 +155,10 @@ def checked_picture(data: bytes, name: str, *, max_pixels: int, decode: bool) ->
 
     With `decode` all of its coded data is decoded, without it only the header is read.
     """
+    try:
+        check_structure(data)
+    except ValueError as error:
+        raise Rejected("undecodable_image", f"{shown(name)} is {error}") from None
     header = jpeg_header(data)
     if (
         header is None
@@ -182,6 +190,9 @@ def _opened_picture(data: bytes, name: str, max_pixels: int, decode: bool) -> Pi
             if width * height > max_pixels:
                 message = f"{shown(name)} has {width} x {height} pixels, over {max_pixels}"
                 raise Rejected("too_many_pixels", message)
+            if image.mode in _WIDE_MODES:
+                message = f"{shown(name)} has pixels of 32 bits, whose range is unknown; scale them to 8 bits"
+                raise Rejected("picture_format", message)
             if decode:
                 image.load()
                 if image.mode != "RGB":

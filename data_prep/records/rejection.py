@@ -21,7 +21,7 @@ REASONS: dict[str, str] = {
     "path_outside_root": "The path of a picture leads out of the set's root, directly or through a link.",
     "not_a_file": "The path of a picture is a folder or a device.",
     "unreadable_image": "The permissions of a picture file do not allow reading it.",
-    "picture_format": "A picture is not JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.",
+    "picture_format": "A picture is not JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, or has 32 bits per channel.",
     "undecodable_image": "A picture is truncated or damaged.",
     "too_many_pixels": "A picture has more pixels than shard.max_pixels.",
     "image_count": "The conversation has more or fewer <image> marks than the row has pictures.",
@@ -63,7 +63,12 @@ class Rejected(Exception):
 
 
 def shown(text: str) -> str:
-    """Return a name or value of a row for a message: on one line, the middle of a long one left out."""
+    """Return a name or value of a row for a message: on one line, the middle of a long one left out.
+
+    In quotes if it begins or ends with white space, which would not be seen otherwise.
+    """
+    if text != text.strip() and len(text) <= _SHOWN_CHARACTERS:
+        return repr(text)
     line = " ".join(text.split()) if len(text) <= _SHOWN_CHARACTERS else ""
     if line or not text:
         return line

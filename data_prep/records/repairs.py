@@ -7,6 +7,7 @@ lines of `quarantine.jsonl` have this form.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 from collections.abc import Iterator
@@ -107,10 +108,17 @@ def repair_blocks(
     `blocks` are the blocks of the records themselves.
     """
     repeated = _repeated_rows(repairs)
+    lines_of_sets: dict[str, list[int]] = {record_set.name: [] for record_set in sets}
+    for address in repairs:
+        if address.source in lines_of_sets:
+            lines_of_sets[address.source].append(address.line)
+    blocks_of_sets: dict[str, list[Block]] = {record_set.name: [] for record_set in sets}
+    for block in blocks:
+        blocks_of_sets[block.record_set.name].append(block)
     again: list[RepairBlock] = []
     for record_set in sets:
         name = record_set.name
-        lines = sorted(address.line for address in repairs if address.source == name)
+        lines, own_blocks = sorted(lines_of_sets[name]), blocks_of_sets[name]
         for start in range(0, len(lines), samples_per_shard):
             chosen = lines[start : start + samples_per_shard]
             rows = tuple((line, repairs[RowAddress(name, line)]) for line in chosen)
@@ -123,11 +131,7 @@ def repair_blocks(
                     num_lines=len(chosen),
                     duplicates=tuple(line for line in chosen if RowAddress(name, line) in repeated),
                     rows=rows,
-                    original_blocks=tuple(
-                        block
-                        for block in blocks
-                        if block.record_set.name == name and _has_any(block, originals)
-                    ),
+                    original_blocks=tuple(_blocks_with(originals, own_blocks)),
                 )
             )
     return again
@@ -145,8 +149,11 @@ def _repeated_rows(repairs: dict[RowAddress, bytes | None]) -> set[RowAddress]:
     return repeated
 
 
-def _has_any(block: Block, lines: list[int]) -> bool:
-    return any(block.first_line <= line < block.first_line + block.num_lines for line in lines)
+def _blocks_with(lines: list[int], blocks: list[Block]) -> list[Block]:
+    """Return the blocks that have any of the lines; both are sorted."""
+    first_lines = [block.first_line for block in blocks]
+    numbers = sorted({bisect.bisect(first_lines, line) - 1 for line in lines})
+    return [blocks[number] for number in numbers]
 
 
 def holds_pictures(record_set: RecordSet) -> bool:

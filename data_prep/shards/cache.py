@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from data_prep.environment import number_in_environment
 from data_prep.remote_files import content, file_version, open_file
 from data_prep.shards.names import MANIFEST_FILE
 from vico.errors import UserError
@@ -49,7 +50,7 @@ class ShardCache:
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
         self.folder = Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "vico" / "shards")
-        self.limit = int(os.environ.get(BYTES_VARIABLE) or _DEFAULT_BYTES)
+        self.limit = int(number_in_environment(BYTES_VARIABLE, _DEFAULT_BYTES))
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             manifest = json.loads(content(f"{self.address}/{MANIFEST_FILE}"))

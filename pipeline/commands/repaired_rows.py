@@ -48,7 +48,8 @@ def retry_files(
         before, num_written = num_written, _num_written(site, result)
         if number:
             file = files[number - 1]
-            num_rows = sum(1 for line in file.read_bytes().splitlines() if line.strip())
+            with file.open("rb") as lines:
+                num_rows = sum(1 for line in lines if line.strip())
             repaired.append(RepairedFile(str(file), num_rows, num_written - before))
     return result, repaired
 
@@ -83,7 +84,7 @@ def nothing_repaired(site: Site, result: RunResult, repaired: Sequence[RepairedF
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:  # splitlines would also break at characters inside a text
+    with path.open(encoding="utf-8-sig") as file:  # splitlines would also break at characters inside a text
         yield from map(json.loads, filter(str.strip, file))
 
 

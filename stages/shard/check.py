@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -21,6 +21,8 @@ from stages.shard.tile_limit import tile_limit_notes
 from vico.errors import UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from data_prep.records.blocks import Block
     from data_prep.records.rejection import LedgerRow
     from data_prep.records.sets import RecordSet
@@ -55,6 +57,17 @@ class CheckTask:
     tokenizer: Path
 
 
+@dataclass(frozen=True)
+class CheckedBlock:
+    """What the driver keeps of a block: numbers of bad rows and the first of each reason, and the good rows'
+    columns that decide the split. All bad rows of many millions would not fit into its memory.
+    """
+
+    reasons: dict[str, int]
+    examples: dict[str, list[LedgerRow]]
+    table: pa.Table
+
+
 def check_records(
     config: ShardConfig,
     sets: list[RecordSet],
@@ -82,10 +95,10 @@ def check_records(
         CheckTask(block, shard_settings(config, block.record_set, bool(heldout)), tokenizer)
         for block in blocks
     ]
-    contents: dict[int, ShardContent] = {}
+    contents: dict[int, CheckedBlock] = {}
     num_rows, num_done = sum(block.num_lines for block in blocks), 0
     with ray_session(site):
-        for number, content in map_tasks(check_part, tasks, site=site):
+        for number, content in map_tasks(check_block, tasks, site=site):
             contents[number] = content
             num_done += blocks[number].num_lines
             progress(num_done, num_rows)
@@ -94,6 +107,22 @@ def check_records(
     settled = [replace(content, table=sides.settled(content.table)) for content in ordered]
     report = _report(blocks, settled, leaked_lines(lambda: (content.table for content in settled)))
     return {**report, "notes": tile_limit_notes(config, sets, tokenizer)}
+
+
+def check_block(task: CheckTask) -> CheckedBlock:
+    """Check a block as `check_part` does, and return what the report needs."""
+    content = check_part(task)
+    return CheckedBlock(*_counted(content.quarantine), content.table)
+
+
+def _counted(bad: Iterable[LedgerRow]) -> tuple[dict[str, int], dict[str, list[LedgerRow]]]:
+    """Return the numbers of rows by reason, and the first rows of each reason."""
+    reasons, examples = Counter[str](), dict[str, list[LedgerRow]]()
+    for row in bad:
+        reasons[row["reason"]] += 1
+        if reasons[row["reason"]] <= _EXAMPLES_PER_REASON:
+            examples.setdefault(row["reason"], []).append(row)
+    return dict(reasons), examples
 
 
 def check_part(task: CheckTask) -> ShardContent:
@@ -106,24 +135,26 @@ def check_part(task: CheckTask) -> ShardContent:
 
 
 def _report(
-    blocks: Sequence[Block], contents: Sequence[ShardContent], leaked: dict[int, frozenset[int]]
+    blocks: Sequence[Block], contents: Sequence[CheckedBlock], leaked: dict[int, frozenset[int]]
 ) -> CheckReport:
     splits, reasons = Counter[str](), Counter[str]()
     sources: dict[str, Counter[str]] = {}
     examples: dict[str, list[LedgerRow]] = {}
     for number, (block, content) in enumerate(zip(blocks, contents, strict=True)):
         lines = leaked.get(number, frozenset())
-        bad = [*content.quarantine, *_leak_rows(block, lines)]
+        num_bad = sum(content.reasons.values()) + len(lines)
         counts = sources.setdefault(block.record_set.name, Counter(read=0, written=0, quarantined=0))
-        counts.update(read=block.num_lines, written=block.num_lines - len(bad), quarantined=len(bad))
+        counts.update(read=block.num_lines, written=block.num_lines - num_bad, quarantined=num_bad)
         for line, split in zip(
             content.table["line"].to_pylist(), content.table["split"].to_pylist(), strict=True
         ):
             splits[split] += line not in lines
-        for row in bad:
-            reasons[row["reason"]] += 1
-            if len(examples.setdefault(row["reason"], [])) < _EXAMPLES_PER_REASON:
-                examples[row["reason"]].append(row)
+        of_leaks, leak_examples = _counted(_leak_rows(block, lines))
+        reasons.update(content.reasons)
+        reasons.update(of_leaks)
+        for reason, rows in (*content.examples.items(), *leak_examples.items()):
+            first = examples.setdefault(reason, [])
+            first += rows[: _EXAMPLES_PER_REASON - len(first)]
     total = sum(sources.values(), Counter(read=0, written=0, quarantined=0))
     return {
         "read": total["read"],

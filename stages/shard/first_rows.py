@@ -17,7 +17,7 @@ from data_prep.records.blocks import first_block
 from data_prep.records.config import Format, RecordsConfig
 from data_prep.records.json_lists import first_byte
 from data_prep.records.rejection import shown_line
-from data_prep.records.sets import SUFFIXES, RecordFile, RecordSet, record_sets
+from data_prep.records.sets import SUFFIXES, RecordFile, RecordSet, check_slugs, record_sets
 from stages.shard.check import CheckTask, check_part
 from stages.shard.config import ShardConfig
 from stages.shard.tasks import shard_settings
@@ -92,6 +92,7 @@ def checked_folder(folder: Path, config: ShardConfig, tokenizer: Path) -> Checke
             "rows there, for example one JSON object per line"
         )
     (formats, paths), *others = kinds.items()
+    paths, other_lists = _without_other_lists(folder, formats, paths, config, tokenizer)
     best: list[CheckedFile] = []
     for record_format in _in_order(formats, paths):
         checked = list(_checked_files(folder, paths, record_format, config, tokenizer))
@@ -101,15 +102,41 @@ def checked_folder(folder: Path, config: ShardConfig, tokenizer: Path) -> Checke
             break
     if not _num_good(best):
         raise _no_good_row(folder, best)
-    unused = tuple(path for _, other in others for path in other)
+    check_slugs([_file_set(path, best[0].format, folder) for path in paths])
+    unused = (*other_lists, *(path for _, other in others for path in other))
     return CheckedFolder(best[0].format, tuple(best), tuple(paths), unused)
 
 
 def _files_with_rows(folder: Path, formats: Sequence[Format]) -> list[Path]:
     """Return the files that the formats read, sorted; of `.json` files only lists and lines of objects."""
     suffixes = SUFFIXES[formats[-1]]
-    paths = sorted(path for path in folder.iterdir() if path.name.endswith(suffixes) and path.is_file())
-    return [path for path in paths if path.suffix != ".json" or _is_list(path) or _has_lines(path)]
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    paths = sorted(path for path in visible if path.name.lower().endswith(suffixes) and not path.is_dir())
+    return [path for path in paths if not _is_json(path) or _is_list(path) or _has_lines(path)]
+
+
+def _without_other_lists(
+    folder: Path, formats: Sequence[Format], paths: list[Path], config: ShardConfig, tokenizer: Path
+) -> tuple[list[Path], list[Path]]:
+    """Return the files with rows, and the `.json` files that hold another list, such as names of classes.
+
+    A list is another one if no row of it is good in any format, and another file is left.
+    """
+    others = [
+        path
+        for path in paths
+        if _is_json(path)
+        and not any(
+            _num_good(list(_checked_files(folder, [path], name, config, tokenizer)))
+            for name in formats
+            if name != "internvl"
+        )
+    ]
+    return (paths, []) if len(others) == len(paths) else ([p for p in paths if p not in others], others)
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
 
 
 def _is_list(path: Path) -> bool:
@@ -128,9 +155,13 @@ def _patterns(paths: Sequence[Path]) -> list[str]:
     """Return the paths or the one pattern that stand for the files in `inputs.records`, and for no others."""
     endings = {"".join(path.suffixes[-1:]) for path in paths}
     pattern = f"*{min(endings)}"
-    if len(paths) > 1 and len(endings) == 1 and sorted(paths[0].parent.glob(pattern)) == sorted(paths):
+    if len(paths) > 1 and len(endings) == 1 and _visible(paths[0].parent, pattern) == sorted(paths):
         return [str(paths[0].parent / pattern)]
     return [_pattern(path) for path in paths]
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def _in_order(formats: Sequence[Format], paths: Sequence[Path]) -> Sequence[Format]:

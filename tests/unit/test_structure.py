@@ -45,7 +45,13 @@ ORDERS = {
         ("parts", "controls"),
         ("stops", "durable_files", "outputs", "palette", "stage_config"),
     ),
-    "data_prep": (("packs",), ("shards",), ("records",), ("demo", "disjoint_sets", "draws", "remote_files")),
+    "data_prep": (
+        ("packs",),
+        ("shards",),
+        ("records",),
+        ("demo", "disjoint_sets", "draws", "remote_files"),
+        ("environment",),
+    ),
 }
 # library -> files (or folders) that may import it; the longest matching name decides
 DOORS = {

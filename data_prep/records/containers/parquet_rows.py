@@ -17,30 +17,40 @@ from data_prep.records.forms.named_pictures import listed_pictures, paths_beside
 from data_prep.records.forms.turns import PAIR_FIELDS, TURN_FIELDS
 from data_prep.records.pictures import picture_in_root
 from data_prep.records.raw_rows import DIGEST_BYTES, RawRow
-from data_prep.records.rejection import Rejected
+from data_prep.records.rejection import Rejected, shown
 from data_prep.records.sets import RecordFile
 from data_prep.remote_files import Location, open_file
-from vico.errors import UserError
+from vico.errors import UserError, one_line
 
 _ROWS_PER_BATCH = 16  # pictures of several megabytes are normal
 _NUM_SHOWN_COLUMNS = 12
+_NO_PYTHON_VALUE = (ValueError, OverflowError, pa.ArrowException)
+"""For example of text that is not UTF-8 (UnicodeDecodeError), or of a date after the year 9999."""
 
 
 class _ParquetRow(NamedTuple):
-    """The values of a row by column; without `is_utf8` the columns whose text is not UTF-8 are left out."""
+    """The values of a row by column. Columns whose value Python cannot hold are left out; `refused` is the
+    reason with the message then."""
 
     values: dict[str, Any]
-    is_utf8: bool = True
+    refused: tuple[str, str] | None = None
 
 
 def parquet_digests(path: Location) -> Iterator[tuple[int, bytes]]:
     """Yield (row number, digest of all columns) of every row."""
     for number, row in enumerate(_rows(path, 0)):
         digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-        if not row.is_utf8:
-            digest.update(number.to_bytes(8, "little"))  # what differs may be in the text that is left out
+        if row.refused:
+            digest.update(number.to_bytes(8, "little"))  # what differs may be in what is left out
         _add_to_digest(digest, row.values)
         yield number, digest.digest()
+
+
+def rows_of_largest_group(path: Location) -> int:
+    """Return the number of rows of the file's largest row group. A task decodes its group from the start."""
+    with open_file(path) as file:
+        metadata = pq.ParquetFile(file, pre_buffer=False).metadata
+        return max((metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)), default=0)
 
 
 def parquet_rows(
@@ -59,8 +69,7 @@ def parquet_rows(
         if number in repaired:
             yield RawRow(number, repaired[number], is_duplicate, picture_bytes, embedded=_original(fields))
         else:
-            refused = None if row.is_utf8 else ("not_utf8", "a text of the row is not UTF-8")
-            yield RawRow(number, fields, is_duplicate, picture_bytes, refused=refused)
+            yield RawRow(number, fields, is_duplicate, picture_bytes, refused=row.refused)
 
 
 def _rows(path: Location, first: int) -> Iterator[_ParquetRow]:
@@ -91,14 +100,16 @@ def _rows(path: Location, first: int) -> Iterator[_ParquetRow]:
 def _row(batch: pa.RecordBatch) -> _ParquetRow:
     try:
         return _ParquetRow(batch.to_pylist()[0])
-    except UnicodeDecodeError:
-        values = {}
+    except _NO_PYTHON_VALUE:
+        values, refused = {}, None
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
                 values[name] = column[0].as_py()
             except UnicodeDecodeError:
-                continue
-        return _ParquetRow(values, is_utf8=False)
+                refused = "not_utf8", "a text of the row is not UTF-8"
+            except _NO_PYTHON_VALUE as error:
+                refused = refused or ("broken_row", f"{shown(name)} cannot be read ({one_line(error)})")
+        return _ParquetRow(values, refused)
 
 
 def _check_columns(path: Location, schema: pa.Schema) -> None:
@@ -149,12 +160,15 @@ def _original(fields: dict[str, Any]) -> Embedded:
 
 def _add_to_digest(digest: "hashlib.blake2b", value: Any) -> None:
     if isinstance(value, dict):
+        digest.update(b"{" + len(value).to_bytes(8, "little"))
         for name, inner in value.items():
-            digest.update(name.encode())
+            _add_to_digest(digest, name)
             _add_to_digest(digest, inner)
     elif isinstance(value, list):
+        digest.update(b"[" + len(value).to_bytes(8, "little"))
         for inner in value:
             _add_to_digest(digest, inner)
     else:
-        data = value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little") + data)
+        is_bytes = isinstance(value, bytes)
+        data = value if is_bytes else repr(value).encode("utf-8", "surrogatepass")
+        digest.update((b"b" if is_bytes else b"v") + len(data).to_bytes(8, "little") + data)

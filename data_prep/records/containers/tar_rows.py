@@ -16,6 +16,7 @@ from data_prep.records.raw_rows import RawRow
 from data_prep.records.rejection import Rejected
 from data_prep.records.sets import RecordFile
 
+_MAX_DIGITS = 18
 _TEXT_ENDS = ("json", "jsonl", "txt", "text", "html", "xml", "md", "csv", "tsv", "cls", "id", "url")
 
 
@@ -91,6 +92,6 @@ def _attachment(member: TarMember) -> Attachment:
 def _in_order(pictures: list[Attachment]) -> list[Attachment]:
     """Return pictures in the order of their numbers if all are KEY.NUMBER.EXTENSION, else of the tar."""
     numbers = [posixpath.basename(picture.name).rpartition(".")[0].partition(".")[2] for picture in pictures]
-    if not all(number.isdecimal() for number in numbers):
+    if not all(number.isdecimal() and len(number) <= _MAX_DIGITS for number in numbers):
         return pictures
     return [pictures[n] for n in sorted(range(len(pictures)), key=lambda n: int(numbers[n]))]

@@ -30,6 +30,7 @@ from vico.errors import UserError, one_line
 _KEPT_HEADERS = 1000
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, such as __meta__/info.json
 _MAGIC_BYTES = 6
+_READ_BYTES = 1 << 20
 _DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -165,10 +166,19 @@ def _belongs_to_a_sample(name: str) -> bool:
 
 
 def _check_end(file: BinaryIO, offset: int, path: Location) -> None:
-    """Raise UserError unless the tar ends with a block of zeros: tarfile also stops at a damaged header."""
+    """Raise UserError unless the file ends with blocks of zeros.
+
+    tarfile also stops at a damaged header, and before a tar that was appended (cat a.tar b.tar).
+    """
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise UserError(f"{path} is cut off or damaged at byte {offset}; download or write it again")
+    while rest := file.read(_READ_BYTES):
+        if rest.strip(b"\0"):
+            raise UserError(
+                f"{path} goes on after the end of its tar at byte {offset}, perhaps with another tar; split "
+                "the file, or unpack it and write one tar"
+            )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A turn list is in `conversations`, `messages`, `conversation` or `texts`, possib
 one question with its answer. A turn may name its pictures itself, in parts of its content or in a field.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +12,12 @@ from typing import Any
 from data_prep.records.forms.embedded import Attachment, type_name
 from data_prep.records.forms.named_pictures import PICTURE_FIELDS, picture_list
 from data_prep.records.forms.parts import content_of_turn, joined_parts
-from data_prep.records.forms.unread import LEARNED_FIELDS, refuse_unread_of_turn
+from data_prep.records.forms.unread import (
+    LEARNED_FIELDS,
+    TOOL_SPEAKERS,
+    plain_name,
+    refuse_unread_of_turn,
+)
 from data_prep.records.forms.values import as_text, fields_given, filled, is_given, json_value
 from data_prep.records.rejection import Rejected, shown
 from vico.special_tokens import IMAGE_MARK
@@ -27,7 +33,10 @@ PAIR_FIELDS = (
     ("question", "response"),
 )
 # what a question may need to make sense; conversations have it in their turns
-_BESIDE_A_QUESTION = ("input", "options", "choices", "context", "passage", "hint")
+_BESIDE_A_QUESTION = re.compile(
+    r"input|(options|choices)(list)?|(option|choice)s?([a-h]|\d+)|contexts?|passages?|hints?"
+)
+_LETTERS_OF_OPTIONS = ("a", "b", "c", "d", "e", "f", "g", "h")
 _SPEAKERS = {
     **dict.fromkeys(("human", "user", "prompter"), "human"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "gpt"),
@@ -74,10 +83,12 @@ def turns_of_caption(caption: str) -> Turns:
 def _turns_of_field(row: dict[str, Any], name: str) -> Turns:
     value = json_value(row[name])
     if isinstance(value, dict):
-        value = _transposed(value)
+        value = _transposed(value, name)
     if not isinstance(value, list):
         raise Rejected("broken_row", f"{name} is not a list of turns")
-    if all(_is_pair(element) for element in value):
+    if _are_speakers_and_texts(value):
+        value = [{"from": speaker, "value": text} for speaker, text in value]
+    elif all(_is_pair(element) for element in value):
         return _turns_of_pairs(value)
     turns, is_spelled = Turns(), any(_asks_in_spelled_parts(turn) for turn in value)
     for number, turn in enumerate(value):
@@ -94,11 +105,18 @@ def _asks_in_spelled_parts(turn: Any) -> bool:
     return "gpt" not in speakers and any(content_of_turn(text) is not text for text in texts)
 
 
-def _transposed(lists: dict[str, Any]) -> Any:
-    """Return the turns of {"from": [..], "value": [..]}, as some libraries write a list of structs."""
+def _transposed(lists: dict[str, Any], field: str) -> Any:
+    """Return the turns of {"from": [..], "value": [..]}, as some libraries write a list of structs.
+
+    Raises Rejected when a value is beside the lists: it might change what is learned.
+    """
     columns = {name: column for name, column in lists.items() if isinstance(column, list)}
     if not columns or len({len(column) for column in columns.values()}) > 1:
         return lists
+    for name, value in lists.items():
+        if name not in columns and value is not None:
+            message = f"{field} has {shown(name)} beside lists of turns, which is not read; give it per turn"
+            raise Rejected("unread_field", message)
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
@@ -164,6 +182,16 @@ def _learned(turn: dict[str, Any], speaker: Any, number: int) -> dict[str, bool]
     return {"loss": False} if given and not any(given.values()) else {}
 
 
+def _are_speakers_and_texts(elements: list[Any]) -> bool:
+    """Return whether the elements are turns such as ["user", "Hello"], and not questions with answers."""
+    return bool(elements) and all(
+        isinstance(element, list)
+        and _is_pair(element)
+        and (element[0].lower() in _SPEAKERS or element[0].lower() in TOOL_SPEAKERS)
+        for element in elements
+    )
+
+
 def _is_pair(element: Any) -> bool:
     if isinstance(element, list):
         return len(element) == 2 and all(isinstance(text, str) for text in element)
@@ -195,7 +223,7 @@ def _of_fields(pair: dict[str, Any], number: int) -> tuple[Any, Any]:
         _only([pair[name] for name in names], "questions or answers", number) for names in (asked, answered)
     )
     rest = {name: value for name, value in pair.items() if name not in (*_ASKED, *_ANSWERED)}
-    for name in (*filled(rest, ("system", *PICTURE_FIELDS)), *fields_given(rest, _BESIDE_A_QUESTION)):
+    for name in (*filled(rest, ("system", *PICTURE_FIELDS)), *_beside_a_question(rest)):
         message = (
             f"turn {number} has {name} beside a question, which is not read; use turns of from and value"
         )
@@ -216,18 +244,34 @@ def _turns_of_pair(row: dict[str, Any]) -> Turns | None:
             raise Rejected("broken_row", f"{names} hold different questions or answers; keep one of each")
     fields = tuple(dict.fromkeys(name for pair in pairs for name in pair))
     question, answer = json_value(row[asked]), json_value(row[answered])
-    if isinstance(question, list) and isinstance(answer, list):  # TRL's prompt and completion as turns
+    if _are_turns(question) and _are_turns(answer):  # TRL's prompt and completion
         return replace(_turns_of_field({"turns": [*question, *answer]}, "turns"), fields=fields)
     history = json_value(row.get("history")) or []
     if not isinstance(history, list) or not all(map(_is_pair, history)):
         raise Rejected("broken_row", "history is not a list of [question, answer]")
-    for name in fields_given(row, _BESIDE_A_QUESTION):
+    for name in _beside_a_question(row):
         if (asked, name) != ("instruction", "input"):
-            message = f"{name} is not read beside {asked}; put it into the text of {asked}"
+            message = f"{shown(name)} is not read beside {asked}; put it into the text of {asked}"
             raise Rejected("unread_field", message)
     text = "\n".join(_pair_text(part) for part in _question_texts(row, asked))
     turns = _turns_of_pairs([*history, (text, _pair_text(row[answered]))])
     return replace(turns, fields=(*fields, "history", "input"))
+
+
+def _are_turns(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and filled(turn, _SPEAKER_FIELDS) for turn in value)
+    )
+
+
+def _beside_a_question(fields: dict[str, Any]) -> list[str]:
+    """Return the fields that a question may need, such as its options: by name, or as columns A, B, C .."""
+    given = [name for name, value in fields.items() if is_given(value)]
+    letters = [name for name in given if name.lower() in _LETTERS_OF_OPTIONS]
+    named = [name for name in given if _BESIDE_A_QUESTION.fullmatch(plain_name(name))]
+    return named + (letters if len(letters) > 1 else [])
 
 
 def _question_texts(row: dict[str, Any], asked: str) -> Iterator[Any]:

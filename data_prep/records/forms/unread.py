@@ -11,7 +11,7 @@ from data_prep.records.media.inline import inline_media
 from data_prep.records.media.kinds import Media, media_of_name
 from data_prep.records.rejection import Rejected, shown
 
-# names of fields here are those of `_plain_name`
+# names of fields here are those of `plain_name`
 _MEDIA_FIELDS: dict[str, Media] = {
     **dict.fromkeys(("video", "videos"), "video"),
     **dict.fromkeys(("audio", "audios", "sound", "sounds", "speech"), "audio"),
@@ -34,7 +34,7 @@ LEARNED_FIELDS = ("loss", "weight", "train", "loss_scale")
 """Fields of a turn that say whether it is learned."""
 _READ_OF_TURN = frozenset(("from", "role", "speaker", "value", "content", "text", "image", "images"))
 _READ_OF_PART = frozenset(("type", "text", "value", "content", "index"))
-_TOOL_SPEAKERS = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
+TOOL_SPEAKERS = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
 # a weight or mask by any name; of a turn, `forms/turns.py` reads some
 _WEIGHT = re.compile(
     r"(sample|row|turn|message|token|answer)?weights?|loss.*|(compute|has|with)loss|trainon.*|trainable"
@@ -66,11 +66,11 @@ def refuse_unread(row: dict[str, Any], read: Collection[str], pictures: Collecti
 
     `read` are the fields that were read, `pictures` those in them, and other names of these.
     """
-    read_pictures, read_names = _ReadPictures(pictures), _by_plain_name(frozenset(read))
+    read_pictures, read_names = _ReadPictures(pictures), _byplain_name(frozenset(read))
     for field, value in row.items():
         if field in read:
             continue
-        name = _plain_name(field)
+        name = plain_name(field)
         if name in read_names and has_content(value):
             raise Rejected("unread_field", f"{shown(field)} is not read; rename it to {read_names[name]}")
         _refuse_by_name(name, field, value)
@@ -86,23 +86,26 @@ def refuse_unread(row: dict[str, Any], read: Collection[str], pictures: Collecti
 
 
 @lru_cache(maxsize=4096)
-def _plain_name(field: str) -> str:
+def plain_name(field: str) -> str:
     """Return a name without case and separators: `toolCalls` and `Tool-Calls` are `toolcalls`."""
     return "".join(filter(str.isalnum, field.lower()))
 
 
 @lru_cache(maxsize=256)
-def _by_plain_name(read: frozenset[str]) -> Mapping[str, str]:
-    return {_plain_name(field): field for field in sorted(read, reverse=True)}
+def _byplain_name(read: frozenset[str]) -> Mapping[str, str]:
+    return {plain_name(field): field for field in sorted(read, reverse=True)}
 
 
 def _refuse_by_name(name: str, field: str, value: Any) -> None:
-    """Raise Rejected for media, tools, a preference or a weight of a row, as the name of its field says."""
+    """Raise Rejected for media, tools, thoughts, a preference or a weight of a row, by its field's name."""
     if name in _MEDIA_FIELDS and has_content(value):
         media = _MEDIA_FIELDS[name]
         raise Rejected(media, f"the row has {_WITH_ARTICLE[media]} in {shown(field)}")
     if name in _TOOL_FIELDS and has_content(value):
         raise Rejected("unread_field", f"{shown(field)} is not read; rows with tools are not supported")
+    if name in _THOUGHT_FIELDS and has_content(value):
+        message = f"{shown(field)} is not read; put it into the answer, or remove it"
+        raise Rejected("unread_field", message)
     is_preference = name in _PREFERENCE_FIELDS or (
         name.startswith(_PREFERENCE_STARTS) and isinstance(value, str | list | dict)
     )
@@ -139,12 +142,12 @@ def refuse_unread_of_turn(turn: dict[str, Any], number: int) -> None:
     """Raise Rejected when a turn holds media, tool calls or thoughts, or is from a tool."""
     for field in ("from", "role", "speaker"):
         speaker = turn.get(field)
-        if isinstance(speaker, str) and speaker.lower() in _TOOL_SPEAKERS:
+        if isinstance(speaker, str) and speaker.lower() in TOOL_SPEAKERS:
             raise Rejected("unread_field", f"turn {number} is from {speaker!r}; turns of tools are not read")
     for field, value in turn.items():
         if field in _READ_OF_TURN:
             continue
-        name = _plain_name(field)
+        name = plain_name(field)
         if name in _READ_OF_TURN and has_content(value):
             raise Rejected("unread_field", f"turn {number} has {shown(field)}; rename it to {name}")
         is_weight = _WEIGHT.fullmatch(name) or _NO_WEIGHT.fullmatch(name)
@@ -164,7 +167,7 @@ def refuse_unread_of_part(part: dict[str, Any], where: str, is_text: bool) -> No
     for field, value in part.items():
         if field in _READ_OF_PART:
             continue
-        name = _plain_name(field)
+        name = plain_name(field)
         is_weight = name in LEARNED_FIELDS and value not in (None, 1, "")
         if is_weight or not _is_full_weight(name, value):
             message = (

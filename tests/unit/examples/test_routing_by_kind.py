@@ -57,6 +57,9 @@ def test_the_interval_of_a_share_stays_between_0_and_1():
 
 def test_the_table_counts_every_tile_of_every_picture(tmp_path):
     start = make_tiny_model(tmp_path / "start")
+    command = [sys.executable, "-m", "examples.routing_by_kind", start, tmp_path, "--threshold", "0.5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "has no router" in done.stderr.splitlines()[-1]
     model = load_model(start)
     model.add_compressed_connector(1)
     model.add_router(2)

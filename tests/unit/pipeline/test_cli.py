@@ -52,9 +52,9 @@ finally:
 """
 
 
-def vico(*arguments, cwd=None):
+def vico(*arguments, cwd=None, **variables):
     command = [sys.executable, "-c", PROBE, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
 
 
@@ -136,6 +136,12 @@ def test_a_wrong_command_ends_with_2_and_no_traceback(arguments, message):
     result = vico(*arguments, cwd=ROOT)
     assert result.returncode == 2
     assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_locale_that_cannot_name_all_files_is_refused():
+    result = vico("status", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "the locale has the encoding ascii" in result.stderr and "PYTHONUTF8=1" in result.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="a small disk needs root to mount")

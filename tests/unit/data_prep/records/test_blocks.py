@@ -77,6 +77,17 @@ def test_estimate_counts_pictures_and_survives_bad_rows(tmp_path):
     assert estimated_bytes([]) == 0
 
 
+def test_estimate_weighs_files_of_long_and_of_short_rows_by_their_rows(tmp_path):
+    data = picture(1, (300, 300))
+    (tmp_path / "a.png").write_bytes(data)
+    for n in range(3):
+        write_lines(tmp_path / f"{n}.jsonl", [row("a.png", answer=str(k)) for k in range(4)])
+    write_lines(tmp_path / "9.jsonl", [row(answer=str(k)) for k in range(1000)])
+    blocks = record_blocks(record_sets(RecordsConfig(format="llava", path=tmp_path)), 1000)
+    estimate = estimated_bytes(blocks)
+    assert 12 * len(data) <= estimate <= 12 * len(data) + 1012 * 3000
+
+
 def test_demo_blocks_give_rows_with_their_pictures():
     demo = record_sets(RecordsConfig(format="demo", num_samples=7, seed=1))
     blocks = record_blocks(demo, 3)

@@ -96,7 +96,17 @@ def test_a_folder_gives_all_of_its_files(tmp_path):
     (tmp_path / "part5.jsonl.gz").write_bytes(WRONG["gzip"])
     with pytest.raises(UserError, match=r"part5.jsonl.gz is compressed and would be left out"):
         record_sets(config)
-    (tmp_path / "part5.jsonl.gz").unlink()
+    (tmp_path / "part5.jsonl.gz").rename(tmp_path / "part5.jsonl.lz4")
+    with pytest.raises(UserError, match=r"part5.jsonl.lz4 is compressed and would be left out"):
+        record_sets(config)
+    (tmp_path / "part5.jsonl.lz4").unlink()
+    (tmp_path / "part5.jsonl").symlink_to("not-fetched")
+    with pytest.raises(UserError, match=r"part5.jsonl is not a file"):
+        record_sets(config)
+    (tmp_path / "part5.jsonl").unlink()
+    (tmp_path / "._part1.jsonl").write_bytes(b"\0" * 100)
+    pattern = config.model_copy(update={"path": str(tmp_path / "*.jsonl")})
+    assert [record_set.name for record_set in record_sets(pattern)] == ["part1"]
     write_lines(tmp_path / "part1.json", [row()])
     with pytest.raises(UserError, match="'part1' and 'part1'"):
         record_sets(config)

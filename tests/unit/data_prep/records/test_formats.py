@@ -175,6 +175,9 @@ def test_bad_and_repeated_rows_of_a_list_have_their_reasons(tmp_path, prompt_for
         (b'[{"a": 1}, {"a" 2}]', "Expecting ':' delimiter at byte 16"),
         (b'[{"a": 1}, {"a": 2}', "the file ends inside the list"),
         (b'[{"a": 1}, {"a": "never', "Unterminated string"),
+        (b'[{"a": 1}]\n[{"a": 2}]', "byte 11 on: the list has ended before"),
+        (b"[ ]\n" + b" " * 2_000_000 + b"x", "byte 2000004 on: the list has ended before"),
+        (b'[{"from": "human"}]\n[{"from": "human"}]\n', "one row per line"),
         (b"[" + b"[" * 100_000, "nested too deep|Expecting value"),
     ],
 )

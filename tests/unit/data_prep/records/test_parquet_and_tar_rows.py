@@ -1,5 +1,6 @@
 """Damaged files, incomplete rows and videos in parquet files and WebDataset tars."""
 
+import gzip
 import json
 
 import pyarrow as pa
@@ -165,6 +166,57 @@ def test_a_cut_tar_is_refused_and_not_read_as_a_shorter_one(tmp_path, kept):
     (tmp_path / "w.tar").write_bytes(data[:kept])
     with pytest.raises(UserError, match=r"w.tar is (not a complete tar|cut off)"):
         record_blocks(record_sets(RecordsConfig(format="webdataset", path=tmp_path / "w.tar")), 10)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_tar_that_goes_on_after_its_end_is_refused(tmp_path, compress):
+    turns = json.dumps({"conversations": TURNS}).encode()
+    write_tar(tmp_path / "w.tar", {"1.json": turns, "1.png": PICTURES["a.png"]})
+    data = compress((tmp_path / "w.tar").read_bytes())
+    config = RecordsConfig(format="webdataset", path=tmp_path / "w.tar")
+    for more in (data, compress(b"junk")):
+        (tmp_path / "w.tar").write_bytes(data + more)
+        with pytest.raises(UserError, match=r"w.tar goes on after the end of its tar"):
+            record_blocks(record_sets(config), 10)
+
+
+def test_a_picture_of_a_tar_may_have_any_number_in_its_name(tmp_path, prompt_format):
+    turns = json.dumps({"conversations": TURNS}).encode()
+    write_tar(tmp_path / "w.tar", {"1.json": turns, f"1.{'9' * 5000}.png": PICTURES["a.png"]})
+    results = samples_by_line(RecordsConfig(format="webdataset", path=tmp_path / "w.tar"), prompt_format)
+    assert not isinstance(results[0], str)
+
+
+@pytest.mark.parametrize(
+    "value, kind",
+    [(2**30, pa.date32()), (2**62, pa.timestamp("us")), (5, pa.timestamp("us", "Nowhere/City"))],
+)
+def test_a_value_that_python_cannot_hold_rejects_its_row(tmp_path, prompt_format, value, kind):
+    texts = [json.dumps([TURNS[0] | {"value": "what?"}, TURNS[1] | {"value": str(n)}]) for n in range(3)]
+    when = pa.array([None, value, None], pa.int32() if kind == pa.date32() else pa.int64()).cast(kind)
+    pq.write_table(pa.table({"conversations": texts, "when": when}), tmp_path / "p.parquet")
+    results = samples_by_line(RecordsConfig(format="parquet", path=tmp_path / "p.parquet"), prompt_format)
+    assert results[1] == "broken_row" and not any(isinstance(results[n], str) for n in (0, 2))
+
+
+def test_rows_with_lists_of_other_lengths_are_no_duplicates(tmp_path, prompt_format):
+    turns = json.dumps([TURNS[0] | {"value": "what?"}, TURNS[1]])
+    lists = [[[1, 2, 3, 4], [5, 6]], [[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 5, 6]]]
+    blobs = [b"None", b"None", b"None"]
+    table = pa.table({"conversations": [turns] * 3, "boxes": lists, "x": pa.array(blobs, pa.binary())})
+    pq.write_table(table, tmp_path / "p.parquet")
+    results = samples_by_line(RecordsConfig(format="parquet", path=tmp_path / "p.parquet"), prompt_format)
+    assert "duplicate" not in (results[0], results[1]) and results[2] == "duplicate"
+
+
+def test_a_large_row_group_is_a_warning_with_the_remedy(tmp_path, caplog):
+    turns = [json.dumps([TURNS[0], TURNS[1] | {"value": str(n)}]) for n in range(50)]
+    config = RecordsConfig(format="parquet", path=tmp_path / "p.parquet")
+    for size, words in ((50, "row_group_size=2 "), (5, "")):
+        caplog.clear()
+        pq.write_table(pa.table({"conversations": turns}), tmp_path / "p.parquet", row_group_size=size)
+        assert len(record_blocks(record_sets(config), 2)) == 25
+        assert words in caplog.text and bool(words) == bool(caplog.records)
 
 
 def test_a_sample_without_json_is_rejected_and_a_damaged_header_refused(tmp_path, prompt_format):

@@ -20,9 +20,10 @@ from data_prep.records.raw_rows import RawRow, picture_data
 from data_prep.records.rejection import Rejected
 from data_prep.records.sets import record_sets
 from data_prep.shards.checks import checked_sample
+from tests.odd_pictures import with_chunks, with_scans, with_segments
 from tests.record_files import picture, row, write_lines, write_meta
 from tests.record_samples import RULES
-from vico.picture_files import open_picture
+from vico.picture_files import MAX_JPEG_SCANS, MAX_JPEG_SEGMENTS, MAX_PNG_CHUNKS, open_picture
 
 MOST_PIXELS = 10**6
 HAS_AVIF = "avif" in features.get_supported_modules()
@@ -131,11 +132,50 @@ def test_links_lead_out_of_the_root_only_if_the_config_says_so(tmp_path):
         with pytest.raises(Rejected) as caught:
             picture_in_root(tmp_path / "data", name, follow_links=True)
         assert caught.value.reason == "path_outside_root"
+    (tmp_path / "data" / "b.png").write_bytes(b"own")
+    (tmp_path / "b.png").write_bytes(b"outside")
+    for name in ("coco/../b.png", str(tmp_path / "data" / "coco" / ".." / "b.png")):
+        assert picture_in_root(tmp_path / "data", name, follow_links=True) == b"own", "the name is inside"
     config = RecordsConfig(format="llava", path=tmp_path / "data" / "rows.jsonl")
     followed = config.model_copy(update={"follow_links": True})
     (block,) = record_blocks(record_sets(followed), 5)
     assert next(block_rows(block)).picture_bytes("coco/a.png") == b"a"
     assert records_fingerprint(followed) != records_fingerprint(config)
+
+
+def test_pictures_are_beside_the_annotation_also_if_it_is_a_link(tmp_path):
+    """As in the Hub's cache, where the files of a snapshot are links to blobs."""
+    for folder in ("blobs", "snapshot/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_lines(tmp_path / "blobs" / "0a1b", [row("images/a.png")])
+    (tmp_path / "snapshot" / "rows.jsonl").symlink_to("../blobs/0a1b")
+    (tmp_path / "snapshot" / "images" / "a.png").write_bytes(b"a")
+    (block,) = record_blocks(record_sets(RecordsConfig(format="llava", path=tmp_path / "snapshot")), 5)
+    assert next(block_rows(block)).picture_bytes("images/a.png") == b"a"
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_whose_range_is_unknown_are_refused_and_not_cut_off(mode):
+    data = io.BytesIO()
+    Image.new(mode, (8, 8), 1).save(data, "TIFF")
+    with pytest.raises(Rejected, match="scale them to 8 bits") as caught:
+        checked_picture(data.getvalue(), "a.tif", max_pixels=1000, decode=False)
+    assert caught.value.reason == "picture_format"
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (with_scans(MAX_JPEG_SCANS), "scans"),
+        (with_segments(MAX_JPEG_SEGMENTS), "segments"),
+        (with_chunks(MAX_PNG_CHUNKS), "chunks"),
+    ],
+    ids=["scans", "segments", "chunks"],
+)
+def test_a_file_that_takes_far_more_than_its_pixels_need_is_refused(data, words):
+    with pytest.raises(Rejected, match=words) as caught:
+        check(data)
+    assert caught.value.reason == "undecodable_image"
 
 
 def test_more_formats_are_read_and_of_several_frames_the_first():

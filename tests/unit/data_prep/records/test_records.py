@@ -54,6 +54,8 @@ def test_a_config_survives_dump_and_load(tmp_path):
         ('{"a": {"annotation": "a.jsonl", "repeat_time": -1}}', "repeat_time=-1"),
         ('{"a": {"annotation": "a.jsonl", "repeat_time": "two"}}', "repeat_time='two'"),
         ('{"a": {"annotation": "a.jsonl", "max_dynamic_patch": 0}}', "max_dynamic_patch=0"),
+        (r'{"a\ud800": {"annotation": "a.jsonl"}}', "half of a surrogate pair in its name"),
+        (r'{"a": {"annotation": "a.jsonl", "license": "\udc00"}}', "surrogate pair in its license"),
     ],
 )
 def test_an_error_in_a_meta_file_is_one_line_that_names_the_file(tmp_path, text, words):

@@ -27,3 +27,15 @@ def test_a_repaired_row_of_the_demo_may_have_text_only(tmp_path):
     with pytest.raises(Rejected) as caught:
         with_picture.picture_bytes("a.png")
     assert caught.value.reason == "missing_image"
+
+
+def test_rows_of_several_sets_come_back_from_the_blocks_that_have_them(tmp_path):
+    for name in ("b", "a"):
+        write_lines(tmp_path / f"{name}.jsonl", [row(answer=f"{name}{n}") for n in range(9)])
+    sets = record_sets(RecordsConfig(format="llava", path=tmp_path))
+    wanted = [RowAddress("b", 8), RowAddress("a", 3), RowAddress("b", 0), RowAddress("a", 2)]
+    blocks = record_blocks(sets, 3)
+    again = repair_blocks(dict.fromkeys(wanted), sets, blocks, 1, 6)
+    rows = [json.loads(raw.content) for block in again for raw in repair_block_rows(block)]
+    assert [row["conversations"][1]["value"] for row in rows] == ["a2", "a3", "b0", "b8"]
+    assert [[b.number for b in block.original_blocks] for block in again] == [[0], [1], [3], [5]]

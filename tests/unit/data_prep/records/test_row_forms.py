@@ -77,6 +77,10 @@ READ = {
         "images": "a.png",
         "conversation": [{"human": ASKED, "assistant": ANSWERED}],
     },
+    "speakers and texts in lists": {
+        "images": "a.png",
+        "messages": [["User", MARKED], ["assistant", ANSWERED]],
+    },
     "query and response": {"images": ["a.png"], "query": ASKED, "response": ANSWERED},
     "query with a mark": {"images": ["a.png"], "query": MARKED, "response": ANSWERED},
     "question and answer": {"image": "a.png", "question": ASKED, "answer": ANSWERED},
@@ -137,6 +141,17 @@ def test_an_answer_may_be_any_text(answer):
     alpaca = normal_row({"instruction": "Evaluate", "input": "[]", "output": "empty"})
     assert alpaca["conversations"][0]["value"] == "Evaluate\n[]"
     assert normal_row({"instruction": ASKED, "input": " ", "output": ANSWERED})["conversations"] == TURNS
+
+
+@pytest.mark.parametrize("lists", [("[1, 2]", "[2, 1]"), ('[["a", "b"]]', '[["c", "d"]]'), ("[]", "[]")])
+def test_a_question_and_its_answer_may_both_be_lists_as_text(lists):
+    turns = normal_row(dict(zip(("question", "answer"), lists, strict=True)))["conversations"]
+    assert tuple(turn["value"] for turn in turns) == lists
+
+
+def test_a_letter_and_information_beside_a_question_are_no_options():
+    row = {"question": ASKED, "answer": ANSWERED, "a": "x", "category": "choice", "hint": " "}
+    assert normal_row(row)["conversations"] == TURNS
 
 
 @pytest.mark.parametrize("field", ["loss", "weight", "train"])
@@ -276,6 +291,27 @@ REFUSED = {
     "no turns": ({"id": 5}, "broken_row", "no field holds turns"),
     "choices": ({"question": ASKED, "answer": "B", "choices": ["a", "b"]}, "unread_field", "choices"),
     "context": ({"question": ASKED, "answer": "B", "context": "a text"}, "unread_field", "context"),
+    **{
+        f"{name} of a question": ({"question": ASKED, "answer": "B", name: "a text"}, "unread_field", name)
+        for name in ("Options", "choice_a", "optionB", "option_1", "Context", "hints", "choicesList")
+    },
+    "columns of options": (
+        {"question": ASKED, "answer": "B", "A": "a dog", "B": "a cat", "C": None},
+        "unread_field",
+        "A is not read",
+    ),
+    "thoughts of a row": ({**TRAINED, "reasoning_content": "hm"}, "unread_field", "reasoning_content"),
+    "thoughts of a question": (
+        {"question": ASKED, "answer": "B", "thinking": "hm"},
+        "unread_field",
+        "thinking",
+    ),
+    "tools in lists": ({"messages": [["user", ASKED], ["tool", "7"]]}, "unread_field", "'tool'"),
+    "loss beside columns of turns": (
+        {"conversations": {"from": ["human", "gpt"], "value": [ASKED, ANSWERED], "loss": False}},
+        "unread_field",
+        "loss beside lists",
+    ),
     "input of a question": ({"question": ASKED, "answer": "B", "input": "x"}, "unread_field", "input"),
     "numbered address": (
         {"image": "a.png", "image_2": "https://x.org/b.png", "conversations": SHOWN},

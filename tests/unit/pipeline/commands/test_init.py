@@ -138,6 +138,32 @@ def test_every_text_file_of_rows_is_read_and_no_other(data, model):
     assert checked(data.parent / "pipeline.yaml") == (5, 5)
 
 
+def test_a_list_that_holds_no_rows_is_left_to_the_user(data, model):
+    """Also for the choice of the format: the rows need `internvl`, which reads no `.json` file."""
+    write_lines(data / "rows.JSONL", [row("a.png")])
+    (data / "rows.JSONL").rename(data / "rows.jsonl")
+    (data / "classes.json").write_text(json.dumps(["cat", "dog"]))
+    (data / "._rows.jsonl").write_bytes(b"\0" * 100)  # of macOS
+    result = init(data, model)
+    assert result.exit_code == 0, result.exception
+    assert "format internvl" in result.stdout and "classes.json" in result.stdout
+    assert checked(data.parent / "pipeline.yaml") == (1, 1)
+
+
+def test_upper_case_endings_are_found_and_links_to_nothing_are_named(data, model):
+    (data / "ROWS.JSONL").write_text(json.dumps(row("a.png")) + "\n")
+    assert init(data, model).exit_code == 0
+    assert checked(data.parent / "pipeline.yaml") == (1, 1)
+    (data / "more.jsonl").symlink_to("not-fetched")
+    assert "more.jsonl" in str(init(data, model, "b.yaml").exception)
+
+
+def test_files_whose_names_give_the_same_keys_are_refused(data, model):
+    for name in ("图表", "文档"):
+        write_lines(data / f"{name}.jsonl", [row("a.png", answer=name)])
+    assert "give the same keys" in str(init(data, model).exception)
+
+
 def test_a_second_run_uses_the_meta_file_of_the_first(data, model):
     write_lines(data / "a.jsonl", [row("a.png")])
     assert init(data, model).exit_code == 0
