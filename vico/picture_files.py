@@ -28,8 +28,9 @@ MAX_PNG_CHUNKS = 100_000
 """Pillow keeps an object of each segment and chunk, many times the size of a short one."""
 _JPEG_SIGNATURE = b"\xff\xd8"
 _SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
-"""A marker that ends a scan: not a stuffed byte, a restart marker, or a fill byte."""
+_NEXT_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+"""A marker that ends a scan: not a stuffed byte, a restart marker, or a fill byte. Python searches for its
+first byte as a constant, which takes a twelfth of the time of `\\xff+`."""
 _LENGTH = Struct(">H")
 
 
