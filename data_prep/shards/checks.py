@@ -113,7 +113,7 @@ def checked_sample(raw: RawRow, rules: RowRules, prompt_format: PromptFormat) ->
         conversations=conversations,
         pictures=pictures,
         kind=_information(row, "kind", "category") or ("image" if pictures else "text"),
-        group=as_text(row.get("group")),  # never cut: it decides the split
+        group=_group(row.get("group")),
         license=_information(row, "license").strip(),
         origin=_information(row, "origin", "source").strip(),
         fields=_small_fields(row),
@@ -157,6 +157,14 @@ def _spelled(error: SpelledToken, conversations: list[dict[str, Any]]) -> str:
     number = error.turn - (conversations[0]["from"] == "system")
     where = "the system message" if number < 0 else f"turn {number}"
     return f"{where}: the text spells the token {error.token}"
+
+
+def _group(value: Any) -> str:
+    """Return a group as text, never cut, because it decides the split.
+
+    1.0 is the group 1: pandas writes it so in a column that lacks a value, and another source may write 1.
+    """
+    return as_text(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _information(row: dict[str, Any], *fields: str) -> str:

@@ -90,6 +90,11 @@ def test_a_sample_keeps_picture_bytes_kind_group_and_small_fields(prompt_format)
     assert sample_of(row(image=[]), prompt_format).pictures == []
 
 
+@pytest.mark.parametrize("group, expected", [(12.0, "12"), (12, "12"), (1.5, "1.5"), ("12.0", "12.0")])
+def test_a_whole_number_is_one_group_however_it_is_written(prompt_format, group, expected):
+    assert sample_of(row(group=group), prompt_format).group == expected
+
+
 def test_a_long_kind_is_cut_but_not_a_group(prompt_format):
     sample = sample_of(row(kind="k" * 5000, group="g" * 5000), prompt_format)
     assert (len(sample.kind), len(sample.group)) == (200, 5000)
