@@ -117,7 +117,8 @@ def check_block(task: CheckTask) -> CheckedBlock:
 
 def _counted(bad: Iterable[LedgerRow]) -> tuple[dict[str, int], dict[str, list[LedgerRow]]]:
     """Return the numbers of rows by reason, and the first rows of each reason."""
-    reasons, examples = Counter[str](), dict[str, list[LedgerRow]]()
+    reasons = Counter[str]()
+    examples: dict[str, list[LedgerRow]] = {}
     for row in bad:
         reasons[row["reason"]] += 1
         if reasons[row["reason"]] <= _EXAMPLES_PER_REASON:
