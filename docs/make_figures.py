@@ -56,6 +56,7 @@ RUNS = {
         },
     ),
     "demo": QuotedRun("configs/demo.yaml", {"quality_against_tokens.png": "demo_quality.png"}),
+    "headline": QuotedRun("configs/headline.yaml", {"quality_against_tokens.png": "headline_quality.png"}),
 }
 
 
