@@ -25,7 +25,7 @@ from ray.job_config import JobConfig
 from cluster.process_environment import session_environment
 from cluster.project import PROJECT_FOLDER
 from cluster.ray_start.address import refuse_no_cluster, refused_token
-from cluster.ray_start.local import RAY_FOLDER, start_limit, temporary_ray_folder
+from cluster.ray_start.local import RAY_FOLDER, start_in_time, temporary_ray_folder
 from cluster.settings.blocks import Resources
 from cluster.site import Site
 from cluster.sources.by_value import refuse_other_code
@@ -130,15 +130,13 @@ def start_local(folder: Path, site: Site) -> None:
         # Otherwise Ray writes a token to the home folder. Without a dashboard only our processes need it.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it logs that it uses a token
-    with start_limit(folder, site.ray.start_timeout_s):
-        init(
-            site,
-            "local",
-            num_cpus=site.ray.num_cpus,
-            include_dashboard=site.ray.dashboard,
-            dashboard_port=site.ray.dashboard_port,
-            _temp_dir=str(folder / RAY_FOLDER),
-        )
+    options = {
+        "num_cpus": site.ray.num_cpus,
+        "include_dashboard": site.ray.dashboard,
+        "dashboard_port": site.ray.dashboard_port,
+        "_temp_dir": str(folder / RAY_FOLDER),
+    }
+    start_in_time(folder, site.ray.start_timeout_s, lambda: init(site, "local", **options))
 
 
 def init(site: Site, address: str, **options: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import math
 import os
 import shutil
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,21 @@ from ray._private import services
 from vico.errors import UserError, one_line
 from vico.own_files import is_own_folder, no_links
 
+logger = logging.getLogger(__name__)
 FOLDER_PREFIX = "vico-ray-"
 OWNER_FILE = "owner.lock"
 # The path of a socket has at most 107 bytes; Ray appends /session_<date>_<time>_<pid>/sockets/plasma_store.
 # In our folder Ray gets one of its own, which it opens to everybody: ours keeps others out.
 RAY_FOLDER = "r"
 LONGEST_FOLDER = 107 - 66 - len(f"/{RAY_FOLDER}")
-_WAITS_S = ("RAY_gcs_server_port_wait_time_s", "RAY_raylet_start_wait_time_s")
+_WAITS_S = ("RAY_gcs_server_port_wait_time_s",)
 _WAITS_MS = ("RAY_agent_register_timeout_ms",)
 """Ray's own limits for parts of a start, of 10 to 30 s each."""
+_RAYLET_WAIT = "RAY_raylet_start_wait_time_s"
+"""How long one question for the raylet waits in Ray."""
+_ASK_EVERY_S = 2
 _SHORTEST_WAIT_S = 30
+_MAX_STARTS = 3
 _CHECK_S = 1.0
 _GRACE_S = 5.0
 
@@ -84,23 +90,36 @@ def remove_abandoned_folders(parent: Path) -> None:
             continue  # in use, just being created, or not our folder in spite of its name
 
 
-@contextmanager
-def start_limit(folder: Path, timeout_s: float) -> Iterator[None]:
-    """Give each process of the Ray in `folder`, which the body starts, `timeout_s` to start.
+class _RayletEnded(Exception):
+    """The raylet has ended before it was ready. It gives its agents 15 s to start, a limit that no setting
+    changes and that a busy machine misses."""
 
-    Raises UserError after this or any other failure: what was waited for, for how long, and where the logs
-    are. The processes are then killed.
+
+def start_in_time(folder: Path, timeout_s: float, start: Callable[[], None]) -> None:
+    """Call `start`, which starts the Ray in `folder`, and give each of its processes `timeout_s` to start.
+
+    If the raylet ends, the start is repeated. Raises UserError after a timeout or any other failure: what was
+    waited for, for how long, and where the logs are. The processes are then killed.
     """
-    watch = _Watch(folder, timeout_s)
-    try:
-        with watch, _patient_ray(timeout_s):
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        line = watch.late_line() if watch.waited_s >= timeout_s else watch.failed_line(one_line(error))
-        end_processes(folder)
-        raise UserError(line) from error
+    began_s = time.monotonic()
+    for number in range(1, _MAX_STARTS + 1):
+        watch = _Watch(folder, timeout_s)
+        try:
+            with watch, _patient_ray(folder, timeout_s):
+                start()
+            return
+        except UserError:
+            raise
+        except _RayletEnded as error:
+            end_processes(folder)
+            if number == _MAX_STARTS or time.monotonic() - began_s > timeout_s:
+                line = watch.failed_line(f"its raylet has ended in each of {number} starts")
+                raise UserError(line) from error
+            logger.warning("the raylet of the local Ray has ended during the start; Ray is started again")
+        except Exception as error:
+            line = watch.late_line() if watch.waited_s >= timeout_s else watch.failed_line(one_line(error))
+            end_processes(folder)
+            raise UserError(line) from error
 
 
 class _Watch:
@@ -129,7 +148,7 @@ class _Watch:
 
     def late_line(self) -> str:
         """Return which process was late, as `failed_line` does."""
-        missing = "its raylet" if "raylet" in self._names() else "its GCS server"
+        missing = "its raylet" if "raylet" in _names(self._folder) else "its GCS server"
         return self.failed_line(
             f"{missing} was not ready after {self.waited_s:.0f} s; raise "
             f"ray.start_timeout_s={self._timeout_s:g} in the site if the machine is slow"
@@ -139,13 +158,10 @@ class _Watch:
         """Return why the start failed and where the logs are. Moves them out of the folder."""
         return f"a local Ray did not start: {reason}; its logs are in {_kept_logs(self._folder)}"
 
-    def _names(self) -> set[str]:
-        return {process.name() for process in ray_processes(self._folder)}
-
     def _end_if_it_hangs(self) -> None:
         had_server = False
         while not self._ended.wait(_CHECK_S):
-            has_server = "gcs_server" in self._names()
+            has_server = "gcs_server" in _names(self._folder)
             if had_server and not has_server:
                 if not self._ended.wait(_GRACE_S):
                     self._end(self.failed_line("its GCS server has ended"))
@@ -162,11 +178,12 @@ class _Watch:
 
 
 @contextmanager
-def _patient_ray(timeout_s: float) -> Iterator[None]:
-    """Set the limits of Ray itself to `timeout_s`."""
+def _patient_ray(folder: Path, timeout_s: float) -> Iterator[None]:
+    """Set the limits of Ray itself to `timeout_s`, and raise _RayletEnded in the body if its raylet ends."""
     wait_s, agent_wait_s = math.ceil(timeout_s), max(math.ceil(timeout_s), _SHORTEST_WAIT_S)
     limits = {
         **dict.fromkeys(_WAITS_S, str(wait_s)),
+        _RAYLET_WAIT: str(_ASK_EVERY_S),
         # without its agents a raylet ends, also after the start
         **dict.fromkeys(_WAITS_MS, str(1000 * agent_wait_s)),
     }
@@ -181,6 +198,8 @@ def _patient_ray(timeout_s: float) -> Iterator[None]:
             except RuntimeError as error:
                 if time.monotonic() > deadline:
                     raise TimeoutError(one_line(error)) from error
+                if "raylet" not in _names(folder):
+                    raise _RayletEnded from error
             time.sleep(0.1)
 
     os.environ.update(limits)
@@ -205,6 +224,10 @@ def ray_processes(folder: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue  # it has ended meanwhile
     return processes
+
+
+def _names(folder: Path) -> set[str]:
+    return {process.name() for process in ray_processes(folder)}
 
 
 def end_processes(folder: Path) -> None:

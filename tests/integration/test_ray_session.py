@@ -311,6 +311,41 @@ def test_a_server_that_is_lost_during_the_start_is_one_line(short_folder, act, r
     assert list(kept.glob("session_*/gcs_server.*"))
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(9, marks=pytest.mark.slow)])
+def test_a_raylet_that_ends_during_the_start_is_started_again(short_folder, times):
+    """As it does if its agents take more than 15 s on a busy machine."""
+    code = f"""
+        import os, threading, psutil, ray
+        from cluster.ray_session import ray_session
+        from cluster.site import Site
+
+        def lose_raylets():
+            lost = set()
+            while len(lost) < {times}:
+                for process in psutil.Process().children(recursive=True):
+                    try:
+                        if os.path.basename(process.exe()) == "raylet" and process.pid not in lost:
+                            process.kill()
+                            lost.add(process.pid)
+                    except psutil.Error:
+                        continue
+
+        threading.Thread(target=lose_raylets, daemon=True).start()
+        with ray_session(Site.model_validate({{"ray": {{"temp_dir": {str(short_folder)!r}}}}})):
+            print(ray.get(ray.remote(lambda: "started").remote()))
+    """
+    process = driver(code)
+    output, _ = process.communicate(timeout=180)
+    if times == 1:
+        assert output.splitlines()[-1:] == ["started"], output
+        assert list(short_folder.iterdir()) == []
+        return
+    (line,) = [line for line in output.splitlines() if "a local Ray did not start: " in line]
+    assert "did not start: its raylet has ended in each of 3 starts; its logs are in " in line
+    (kept,) = short_folder.iterdir()
+    assert line.endswith(str(kept)) and len(list(kept.glob("session_*"))) == 3
+
+
 @pytest.mark.slow
 def test_a_start_that_takes_longer_than_rays_own_limit_succeeds(short_folder):
     """The raylet is stopped for 35 s; Ray alone gives up after 30."""
