@@ -202,6 +202,9 @@ python=$(command -v {python}) || {{
 export PATH=$(dirname "$python"):$PATH  # symmetric-run calls `ray` by name
 export RAY_TMPDIR={node_folder}/vico-$VICO_JOB_ID
 mkdir -p "$RAY_TMPDIR" || exit 1
+# Ray ends if its agents do not start within 15 s. Their code is read once before, because that alone can take
+# longer from a shared folder that many nodes read at the same time.
+"$python" -c 'import ray.dashboard.agent, ray._private.runtime_env.agent.runtime_env_agent' || :
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT={timeout} RAY_raylet_start_wait_time_s={timeout}
 ray symmetric-run --address "$VICO_HEAD" --min-nodes "$VICO_NODES" \\
     {start} \\
