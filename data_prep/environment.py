@@ -17,5 +17,7 @@ def number_in_environment(variable: str, default: float) -> float:
     except ValueError:
         number = math.nan
     if not 0 <= number < math.inf:
-        raise UserError(f"{variable}={text} in the environment is no number from 0 on; correct or unset it")
+        raise UserError(
+            f"{variable}={text} in the environment must be a number from 0 on; correct or unset it"
+        )
     return number

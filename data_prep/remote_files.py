@@ -165,7 +165,7 @@ def matching_files(pattern: Location, suffixes: tuple[str, ...]) -> list[Locatio
 
 def _file_names(folder: Location) -> list[str]:
     if isinstance(folder, Path):
-        # what is no file, such as a link to nothing, has its error where it is opened
+        # A link to nothing is listed, too: the command that opens it reports it.
         return [path.name for path in folder.iterdir() if not path.is_dir()] if folder.is_dir() else []
     try:
         infos = with_retries(lambda: _filesystem(folder).ls(folder, detail=True, refresh=True), folder)

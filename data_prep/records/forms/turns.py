@@ -34,7 +34,7 @@ PAIR_FIELDS = (
 )
 # what a question may need to make sense; conversations have it in their turns
 _BESIDE_A_QUESTION = re.compile(
-    r"input|(options|choices)(list)?|(option|choice)s?([a-h]|\d+)|contexts?|passages?|hints?"
+    r"input|(answer)?(options|choices)(list)?|(option|choice)s?([a-h]|\d+)|contexts?|passages?|hints?"
 )
 _LETTERS_OF_OPTIONS = ("a", "b", "c", "d", "e", "f", "g", "h")
 _SPEAKERS = {
@@ -247,7 +247,7 @@ def _turns_of_pair(row: dict[str, Any]) -> Turns | None:
     if _are_turns(question) and _are_turns(answer):  # TRL's prompt and completion
         return replace(_turns_of_field({"turns": [*question, *answer]}, "turns"), fields=fields)
     history = json_value(row.get("history")) or []
-    if not isinstance(history, list) or not all(map(_is_pair, history)):
+    if not isinstance(history, list) or not all(map(_is_pair, history)) or _are_speakers_and_texts(history):
         raise Rejected("broken_row", "history is not a list of [question, answer]")
     for name in _beside_a_question(row):
         if (asked, name) != ("instruction", "input"):

@@ -293,7 +293,16 @@ REFUSED = {
     "context": ({"question": ASKED, "answer": "B", "context": "a text"}, "unread_field", "context"),
     **{
         f"{name} of a question": ({"question": ASKED, "answer": "B", name: "a text"}, "unread_field", name)
-        for name in ("Options", "choice_a", "optionB", "option_1", "Context", "hints", "choicesList")
+        for name in (
+            "Options",
+            "choice_a",
+            "optionB",
+            "option_1",
+            "Context",
+            "hints",
+            "choicesList",
+            "Answer Choices",
+        )
     },
     "columns of options": (
         {"question": ASKED, "answer": "B", "A": "a dog", "B": "a cat", "C": None},
@@ -305,6 +314,11 @@ REFUSED = {
         {"question": ASKED, "answer": "B", "thinking": "hm"},
         "unread_field",
         "thinking",
+    ),
+    "history of speakers": (
+        {"history": [["user", "hi"], ["assistant", "hello"]], "query": ASKED, "response": ANSWERED},
+        "broken_row",
+        "history is not",
     ),
     "tools in lists": ({"messages": [["user", ASKED], ["tool", "7"]]}, "unread_field", "'tool'"),
     "loss beside columns of turns": (
