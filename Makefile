@@ -67,11 +67,10 @@ $(venv)/.extensions: $(venv)/.installed
 quickstart: venv
 	$(bin)/vico run configs/quickstart.yaml
 
-# Three processes side by side, each with whole files, in the order of their names: the long ones come first. Tests
-# wait for other processes about two fifths of their time, so three of them keep two cores busy.
+# Two processes side by side, each with whole files, in the order of their names: the long ones come first.
 # pytest ends with an error when it collects nothing, so an empty selection cannot pass.
 test: venv
-	$(bin)/python -m pytest -q -m "not slow and not cuda" -n 3 --dist loadgroup --no-loadscope-reorder
+	$(bin)/python -m pytest -q -m "not slow and not cuda" -n 2 --dist loadgroup --no-loadscope-reorder
 	$(MAKE) --no-print-directory lint
 
 test-slow: venv

@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests of a file for runs in three processes (`make test`), so that they share its fixtures.
+    """Group the tests of a file for runs in two processes (`make test`), so that they share its fixtures.
 
     All tests that use the one run of the pipeline are one group, too.
     """
