@@ -71,8 +71,8 @@ def test_a_kill_in_the_middle_leaves_the_bytes_of_an_undisturbed_run(command, ou
         for name in files:
             assert (folders[stage] / name).read_bytes() == (undisturbed / name).read_bytes(), name
     attempts = folders["joint_consistency"].parent / "attempts"
-    log = "".join(path.read_text() for path in attempts.glob("*/rank-0.log"))
-    assert "resuming from step" in log
+    log = (attempts / "2" / "driver.log").read_text()
+    assert "attempt 2 (unfinished: resumes from attempt 1)" in log
 
 
 def test_tiles_train_at_the_rates_that_the_router_chooses_at_its_threshold(joint, folders):
@@ -98,7 +98,7 @@ def test_tiles_train_at_the_rates_that_the_router_chooses_at_its_threshold(joint
 def test_the_model_is_the_joint_policy_with_the_second_router(joint, folders, tmp_path):
     storage, status = joint
     out = tmp_path / "exported"
-    code, _, errors = finished(vico("export", status["run"], out, "--storage", storage))
+    code, _, errors = finished(vico("export", status["run"], out, "--layout", "hf", "--storage", storage))
     assert code == 0, errors[-3000:]
     policy = load_file(folders["joint_consistency"] / "policy" / "model.safetensors")
     router = load_file(folders["joint_router"] / "router.safetensors")
@@ -120,8 +120,8 @@ def test_the_audit_follows_the_joint_stages_to_the_evaluation(joint, folders):
     findings = answer("audit", status["run"], "--storage", storage)
     assert findings["problems"] == []
     record = read_json(folders["evaluate"].parent / "record.json")
-    assert {"joint_consistency", "joint_ratio", "joint_router"} <= record["identity"]["inputs"].keys()
-    assert not {"consistency", "ratio", "router"} & record["identity"]["inputs"].keys()
+    assert {"joint_consistency", "joint_label", "joint_router"} <= record["identity"]["inputs"].keys()
+    assert not {"consistency", "label", "router"} & record["identity"]["inputs"].keys()
     labels = pq.read_table(folders["joint_label"] / "labels.parquet", filters=[("split", "=", "train")])
     key = labels["key"][0]
     sample = answer("audit", status["run"], "--sample", key, "--storage", storage)

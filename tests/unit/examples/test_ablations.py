@@ -21,7 +21,7 @@ from vico.errors import UserError
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "configs" / "ablations"
 ALL = ablations(FOLDER)
-IS_BASE = {"quickstart.yaml": {"percentile_67"}, "demo.yaml": {"percentile_67", "floor_large", "hard"}}
+IS_BASE = {"quickstart.yaml": {"percentile_67"}, "demo.yaml": {"percentile_67", "hard"}}
 """Ablations that are what the pipeline does anyway."""
 
 
