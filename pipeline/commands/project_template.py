@@ -61,8 +61,8 @@ router:
   {router_packs:<19}   # at least resources.workers of the site
 {router_dtype}{evaluate}"""
 DEMO_TRAINING = """\
-# For a model of 4M parameters on CPUs: trained as in configs/quickstart.yaml, with more epochs. Labels, targets
-# and threshold are the defaults.
+# For a model of 4M parameters on CPUs: trained as in configs/quickstart.yaml, with more epochs. Labels,
+# targets and threshold are the defaults.
 consistency:
   epochs: 3
   packs_per_step: 4     # at least resources.workers of the site
