@@ -21,7 +21,7 @@ from vico.errors import UserError
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "configs" / "ablations"
 ALL = ablations(FOLDER)
-IS_BASE = {"quickstart.yaml": {"percentile_67"}, "demo.yaml": {"percentile_67", "hard"}}
+IS_BASE = {"quickstart.yaml": {"percentile_67", "soft"}, "demo.yaml": {"percentile_67", "hard"}}
 """Ablations that are what the pipeline does anyway."""
 
 
@@ -60,6 +60,7 @@ def test_the_issues_ablations_are_there():
         "percentile_50",
         "floor_large",
         "hard",
+        "soft",
     }
 
 
