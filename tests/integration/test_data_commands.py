@@ -34,6 +34,7 @@ def project(tmp_path_factory):
     return folder, reasons
 
 
+@pytest.mark.slow
 def test_check_and_build_account_for_every_row_of_a_hostile_set(project):
     folder, reasons = project
     where = (folder / "pipeline.yaml", "--site", folder / "site.yaml")

@@ -38,6 +38,7 @@ def stages_begun(folder):
     return sorted(path.name for path in (folder / "runs").iterdir() if list(path.glob("*/attempts")))
 
 
+@pytest.mark.slow
 def test_a_run_on_rows_without_pictures_ends_after_sharding(project, tmp_path):
     where = project([row(answer=str(n)) for n in range(40)])
     code, _, err = finished(vico("run", *where))

@@ -365,6 +365,7 @@ def test_tiles_that_the_router_did_not_score_are_scored(storage):
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_stage_resumes_from_its_parts(storage, tmp_path):
     """The outputs are as after a kill: some parts published, one half written, nothing merged."""
     for stage, module, config in (

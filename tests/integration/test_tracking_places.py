@@ -71,6 +71,7 @@ def test_stores_whose_names_differ_by_quoting_do_not_share_a_database(tmp_path, 
         assert version == str(project.storage)
 
 
+@pytest.mark.slow
 def test_a_copied_store_writes_nothing_into_the_original(project, tmp_path):
     project.vico("run")
     original = files(project.storage)

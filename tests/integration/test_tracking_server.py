@@ -91,6 +91,7 @@ def test_a_server_killed_during_training_gets_every_step_later_once(server, tmp_
     assert all(point.value == pytest.approx(1 / point.step) for point in points)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_during_a_whole_run_gets_it_from_the_same_command(server, tmp_path):
     project = TinyProject(tmp_path)
     site = project.folder / "site.yaml"

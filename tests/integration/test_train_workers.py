@@ -179,6 +179,7 @@ def logs(parts: Parts) -> str:
     return "".join(path.read_text() for path in sorted(parts.attempt_folder.glob("rank-*.log")))
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_after_the_last_part_causes_no_restart(context):
     """A restart would train again from the last checkpoint and then fail, because the policy is published."""
     run_workers(train, (context.parts, "after", 1), context, num_steps=1, last_part="policy")
@@ -218,6 +219,7 @@ def test_a_rank_that_dies_while_the_ranks_are_launched_frees_its_resources(conte
     assert starts(context.parts, 1) == 2
 
 
+@pytest.mark.slow
 def test_an_error_of_a_rank_is_not_retried(context):
     with pytest.raises(WorkersFailed, match=r"^rank 1: ValueError: an error of its own; see .*/rank-1.log$"):
         run_workers(fail, context.parts, context, num_steps=1)

@@ -82,6 +82,7 @@ def test_a_wheel_started_inside_another_checkout_runs_its_own_code(installed, ot
     assert_workers_ran_the_drivers_code(tmp_path / "runs", "consistency", place, kinds=3)
 
 
+@pytest.mark.slow
 def test_a_checkout_started_beside_modules_of_the_same_names_runs_its_own_code(installed, tmp_path):
     """`queue` and `simplejpeg` are imported by workers only, late or early; an empty entry of PYTHONPATH is
     the working directory."""

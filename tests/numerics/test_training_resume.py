@@ -349,6 +349,7 @@ def checkpoint_steps(folder: Path, attempt: int) -> list[int]:
     return [entry["step"] for entry in entries if "seconds_checkpoint" in entry["metrics"]]
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_from_the_last_checkpoint_by_time(model, tmp_path):
     """Rank 0's clock decides for all ranks: by rank 1's, a checkpoint would be due after every step."""
     by_time = {"checkpoints": {"every_steps": 1000, "every_s": 3}}

@@ -25,6 +25,7 @@ def part_until(command: str) -> str:
     return head.rpartition("```console")[0]
 
 
+@pytest.mark.slow
 def test_what_comes_before_the_training_is_as_the_page_shows_it(tmp_path):
     page = part_until("vico run my.yaml")
     run = make_tutorial.run_page(page, tmp_path)
