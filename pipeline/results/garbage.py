@@ -72,13 +72,13 @@ def collect_garbage(
         leases.refuse_new_holders(_folders(storage), stale_tokens, _STOP_IT)
         leases.revoke(stale_tokens, _STOP_IT)
         all_garbage = list(_all_garbage(storage, runs, drop))
-        for path in storage.glob(f"{TRASH}*"):
-            delete(path, storage)
         trash = _new_trash(storage)
         for number, garbage in enumerate(all_garbage):
             _remove(garbage, None if trash is None else trash / str(number), runs.storage)
-    if trash is not None:
-        delete(trash, storage)
+    # Deleting may take longer than a command waits for the lock, also what a killed gc has left.
+    left = [garbage.path for garbage in all_garbage if garbage.kind == "trash"]
+    for path in [*left, *([] if trash is None else [trash])]:
+        delete(Path(path), storage)
     return all_garbage
 
 

@@ -1,5 +1,6 @@
 """What gc removes and what it never touches: real commands over tiny stages."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ from pipeline.json_files import write_json
 from pipeline.results import garbage
 from pipeline.results.garbage import collect_garbage
 from pipeline.storage.leases import LeaseHeld
+from stages import durable_files
 from tests.integration.tiny_pipeline.project import TinyProject
 
 
@@ -124,6 +126,25 @@ def test_a_driver_whose_machine_is_gone_is_watched_and_then_ignored(project):
     assert len(collect_garbage(project.storage, dry_run=False, stale_s=2.0)) == len(before)
     now = json.loads(path.read_text())
     assert now["released"] and now["token"] != holder["token"], "if it wakes up, it has lost its lease"
+
+
+def test_nothing_is_deleted_under_the_lock_that_other_commands_wait_for(project, monkeypatch):
+    project.vico("run")
+    project.vico("run", "--set", "square.power=3")
+    left = project.storage / ".gc-1-dead"
+    left.mkdir()
+    deleted = []
+
+    def delete(path, root):
+        with (project.storage / "runs" / "lease.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError if gc holds it
+        deleted.append(path)
+        durable_files.delete(path, root)
+
+    monkeypatch.setattr(garbage, "delete", delete)
+    collect_garbage(project.storage, [project.runs()[0]], dry_run=False)
+    assert len(deleted) == 2 and left in deleted
+    assert not list(project.storage.glob(".gc-*"))
 
 
 def test_on_a_full_disk_things_are_removed_in_place(project, monkeypatch):
