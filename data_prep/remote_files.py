@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from data_prep.environment import number_in_environment
-from vico.errors import Unreachable, UserError, one_line
+from vico.errors import Unreachable, UserError, missing_package, one_line
 
 Location = Path | str
 Result = TypeVar("Result")
@@ -288,10 +288,7 @@ def _filesystem_of(scheme: str, process: int) -> Any:
     try:
         filesystem = fsspec.filesystem(scheme, **options)
     except ImportError as error:
-        package = SCHEMES[scheme]
-        raise UserError(
-            f"{scheme}:// needs the package {package}; install it: pip install {package}"
-        ) from error
+        raise missing_package(f"{scheme}://", SCHEMES[scheme]) from error
     if scheme == "s3":
         filesystem.retries = 1
     return filesystem

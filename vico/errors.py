@@ -11,6 +11,15 @@ class UserError(Exception):
     """A fault that the user can fix (exit code 2). The message is one line: field or path, value, remedy."""
 
 
+def missing_package(needed_by: str, package: str) -> UserError:
+    """Return the error of something that needs a package which is not installed.
+
+    An unpinned install may bring other versions than were tested, so the command has the constraints.
+    """
+    command = f"pip install --constraint constraints.txt {package}"
+    return UserError(f"{needed_by} needs the package {package}; install it: {command}")
+
+
 class Faults:
     """Collects the UserErrors of checks that do not need each other, so that a user sees all of them."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vico.errors import UserError, one_line
+from vico.errors import UserError, missing_package, one_line
 
 _NAMESPACE_OF_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -19,7 +19,7 @@ def connected(context: str | None) -> tuple[Any, str, str | None]:
     try:
         from kubernetes import client, config
     except ImportError as error:
-        raise UserError("kind: kuberay needs the package kubernetes; pip install 'vico[kuberay]'") from error
+        raise missing_package("kind: kuberay", "kubernetes") from error
     configuration, file = client.Configuration(), os.environ.get("KUBECONFIG")
     try:
         config.load_kube_config(file, context=context, client_configuration=configuration)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from vico.errors import missing_package
+
 NUM_GROUPS = 96
 _WORDS_PER_PASSAGE = 90
 _LINES_PER_LISTING = 24
@@ -65,6 +67,7 @@ _COLUMNS = (
     ("matplotlib", "mpl-data/sample_data/Stocks.csv", 2, 1, 1),  # IBM, monthly, dollars
     ("matplotlib", "mpl-data/sample_data/Stocks.csv", 2, 4, 1),  # Xerox, monthly, dollars
 )
+_DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 _NOT_PROSE = ("::=", ">>>", "**", "==", "--", "+-", "    ")
 _LISTINGS = (
     "ast.py",
@@ -83,9 +86,7 @@ def package_folder(package: str) -> Path:
     """Return the folder of an installed package without importing it; importing matplotlib takes 0.3 s."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            f"the demo needs the package {package}; install it with `pip install {package}`"
-        )
+        raise missing_package("the demo", _DISTRIBUTIONS.get(package, package))
     return Path(next(iter(spec.submodule_search_locations)))
 
 

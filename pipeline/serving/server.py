@@ -28,7 +28,7 @@ from pipeline.serving.start.engine import Answering, language_folder, running_en
 from pipeline.serving.start.settings import ServerSettings
 from pipeline.terminal.output import TerminalHandler, error_terminal, terminal
 from vico.checkpoints.hub import model_folder, pinned_hub_id
-from vico.errors import UserError
+from vico.errors import UserError, missing_package
 
 _GRACE_S = 3
 """How long clients may take to receive the end of their answers, after the last of them ended."""
@@ -77,9 +77,9 @@ def _engine(
         from pipeline.serving.replicas.application import application
         from pipeline.serving.replicas.engine import ReplicatedEngine
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"--replicas: {error.name} is not installed; install the extra: pip install 'vico[replicas]'"
-        ) from error
+        if not str(error.name).startswith("grpc"):
+            raise
+        raise missing_package("--replicas", "grpcio-reflection") from error
     answering = replace(answering, folder=answering.folder.absolute())  # replicas work in other folders
     if settings.vllm is not None:
         language_folder(answering.folder, settings)  # once, before several replicas on this machine need it

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_prep.remote_files import with_retries
-from vico.errors import UserError
+from vico.errors import UserError, missing_package
 
 Result = TypeVar("Result")
 WINDOW_BYTES = 16 << 20
@@ -63,9 +63,7 @@ class Bucket:
             from botocore.config import Config
             from botocore.session import Session
         except ImportError as error:
-            raise UserError(
-                f"storage={self.address} needs the package botocore; install it: pip install s3fs"
-            ) from error
+            raise missing_package(f"storage={self.address}", "botocore") from error
         config = Config(
             retries={"total_max_attempts": 1},  # retries are made and counted here
             connect_timeout=10,

@@ -168,9 +168,7 @@ def row_kernel(capability: int, width: int, dropout: float) -> tuple[str, Varlen
             return kernel.name, function
         refused.append(f"{kernel.name}: {lack or 'not installed'}")
     where = f"{_FIELD}.rows={_chosen.rows}"
-    remedy = (
-        "install flash-attn (the extra vico[gpu])" if _chosen.rows == "auto" else f"set {_FIELD}.rows: auto"
-    )
+    remedy = "install flash-attn (the extra gpu)" if _chosen.rows == "auto" else f"set {_FIELD}.rows: auto"
     raise UserError(f"{where}: no attention kernel for packed rows ({'; '.join(refused)}); {remedy}")
 
 
