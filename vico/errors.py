@@ -12,9 +12,9 @@ class UserError(Exception):
 
 
 def missing_package(needed_by: str, package: str) -> UserError:
-    """Return the error of something that needs a package which is not installed.
+    """Return the error to raise where a package is not installed.
 
-    An unpinned install may bring other versions than were tested, so the command has the constraints.
+    Its command has the constraints: an unpinned install may bring versions that were not tested.
     """
     command = f"pip install --constraint constraints.txt {package}"
     return UserError(f"{needed_by} needs the package {package}; install it: {command}")

@@ -30,6 +30,8 @@ from pipeline.terminal.output import TerminalHandler, error_terminal, terminal
 from vico.checkpoints.hub import model_folder, pinned_hub_id
 from vico.errors import UserError, missing_package
 
+_DISTRIBUTIONS = {"grpc": "grpcio", "grpc_reflection": "grpcio-reflection"}
+"""Module -> package, of what Ray Serve imports; the others have the names of their modules."""
 _GRACE_S = 3
 """How long clients may take to receive the end of their answers, after the last of them ended."""
 
@@ -77,9 +79,8 @@ def _engine(
         from pipeline.serving.replicas.application import application
         from pipeline.serving.replicas.engine import ReplicatedEngine
     except ModuleNotFoundError as error:
-        if not str(error.name).startswith("grpc"):
-            raise
-        raise missing_package("--replicas", "grpcio-reflection") from error
+        module = (error.name or "ray").partition(".")[0]
+        raise missing_package("--replicas", _DISTRIBUTIONS.get(module, module)) from error
     answering = replace(answering, folder=answering.folder.absolute())  # replicas work in other folders
     if settings.vllm is not None:
         language_folder(answering.folder, settings)  # once, before several replicas on this machine need it

@@ -46,12 +46,16 @@ def test_the_demo_names_the_package_that_has_a_module(monkeypatch):
     assert_says_how(str(raised.value), "the demo", "scikit-image")
 
 
-def test_replicas_need_a_package_that_ray_serve_imports():
+REPLICAS = [("grpc_reflection", "grpcio-reflection"), ("grpc", "grpcio"), ("ray.serve", "ray")]
+
+
+@pytest.mark.parametrize("module, package", REPLICAS)
+def test_replicas_need_a_package_that_ray_serve_imports(module, package):
     """In a process of its own: in this one Ray Serve may be imported already."""
     code = """
 import sys
 from types import SimpleNamespace
-sys.modules["grpc_reflection"] = None
+sys.modules[sys.argv[1]] = None
 from pipeline.serving.server import _engine
 try:
     with _engine(None, SimpleNamespace(), SimpleNamespace(replicas=2), None, 0):
@@ -59,8 +63,8 @@ try:
 except Exception as error:
     print(f"{type(error).__name__}: {error}")
 """
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, module]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
     name, _, message = done.stdout.strip().partition(": ")
     assert name == "UserError", done.stdout + done.stderr
-    assert_says_how(message, "--replicas", "grpcio-reflection")
+    assert_says_how(message, "--replicas", package)
