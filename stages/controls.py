@@ -12,7 +12,7 @@ from stages.palette import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY
 
 ControlName = Literal["random", "shuffled", "pixel_rule", "blind_oracle", "oracle", "fewer_tiles"]
 """The controls that `evaluate.controls` may name."""
-TileMeasure = Literal["p_compress_N", "detail_N", "ratio_N", "blind_ratio_N"]
+TileMeasure = Literal["p_compress_N", "pixel_score_N", "ratio_N", "blind_ratio_N"]
 """The fields of EvaluatedTiles that a control may order the tiles by."""
 
 
@@ -75,7 +75,7 @@ SERVED = Control(
 )
 RANDOM = Control("random", "random tiles", GREY, line="--", has_band=True, is_random=True)
 SHUFFLED = Control("shuffled", "router, decisions shuffled", SKY, line=":", is_random=True)
-PIXEL_RULE = Control("pixel_rule", "pixel rule", PINK, line="-.", needs="detail_N")
+PIXEL_RULE = Control("pixel_rule", "pixel rule", PINK, line="-.", needs="pixel_score_N")
 ORACLE = Control(
     "oracle",
     "oracle (the tiles' own ratios)",

@@ -42,9 +42,9 @@ class EvaluateConfig(StageConfig):
         "fewer_tiles",
     )
     """The controls to measure, most at the router's number of tokens: random tiles, the router's decisions
-    shuffled among samples, tiles with little detail in their pixels, tiles with the smallest loss ratios over
-    other questions about the picture (`blind_oracle`) or over the sample's own (`oracle`). `fewer_tiles` cuts
-    pictures into fewer tiles and keeps all of them at the full rate."""
+    shuffled among samples, tiles that a rule of their pixels keeps least, tiles with the smallest loss
+    ratios over other questions about the picture (`blind_oracle`) or over the sample's own (`oracle`).
+    `fewer_tiles` cuts pictures into fewer tiles and keeps all of them at the full rate."""
     fewer_tiles: tuple[int, ...] = (1, 2, 3, 4, 6, 9)
     """Most tiles per picture of the control `fewer_tiles`, in place of `shard.max_tiles`."""
     wanted_quality: float | None = Field(None, gt=0, le=1)

@@ -40,16 +40,16 @@ class EvaluatedTiles:
 
     Sample s has the tiles `starts[s]` to `starts[s + 1]`, `tiles_per_image[s]` of each image. `p_compress_N`
     float32 is the router's probability to compress. `ratio_N` float64 is each tile's own loss ratio, None if
-    the ratio stage did not see all of them. `detail_N` float64 is the measure of the pixel rule, None if
-    there is no rule. `blind_ratio_N` float64 is the tile's loss ratio over other questions, nan without any,
-    None if no tile has one. `label_N` int8 is 1 keep, 0 compress, UNLABELLED if the router stage had none.
-    `contents` names what each tile shows, None if its record does not say so.
+    the ratio stage did not see all of them. `pixel_score_N` float64 is the pixel rule's log-odds of keep,
+    None without a rule. `blind_ratio_N` float64 is the tile's loss ratio over other questions, nan
+    without any, None if no tile has one. `label_N` int8 is 1 keep, 0 compress, UNLABELLED if the router
+    stage had none. `contents` names what each tile shows, None if its record does not say so.
     """
 
     tiles_per_image: Sequence[tuple[int, ...]]
     p_compress_N: np.ndarray
     ratio_N: np.ndarray | None
-    detail_N: np.ndarray | None = None
+    pixel_score_N: np.ndarray | None = None
     label_N: np.ndarray | None = None
     contents: Sequence[str | None] = ()
     blind_ratio_N: np.ndarray | None = None
@@ -144,8 +144,8 @@ def _smallest_of_blind(
 
 
 def pixel_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
-    """Choose the tiles with the least detail in their pixels, as many as the router compresses."""
-    return _smallest(tiles.detail_N, routed_N)
+    """Choose the tiles that the pixel rule keeps least, as many as the router compresses."""
+    return _smallest(tiles.pixel_score_N, routed_N)
 
 
 def _smallest(values_N: np.ndarray | None, routed_N: np.ndarray) -> np.ndarray:

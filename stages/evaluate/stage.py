@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stages.evaluate.scores import PointScores
 
 
-CODE_VERSION = 6
+CODE_VERSION = 7
 INPUTS = ("records", "heldout", "shard", "model", "consistency", "label", "router")
 NEEDS_RAY = True
 Config = EvaluateConfig
@@ -46,7 +46,7 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float | int | str
     from stages.evaluate.points import operating_points
     from stages.evaluate.scores import all_point_scores
     from stages.evaluate.table import evaluation_table
-    from stages.evaluate.tile_measures.pixel_rule import measured_tiles, pixel_rule_choice, tile_labels
+    from stages.evaluate.tile_measures.pixel_rule import fitted_pixel_rule, measured_tiles, tile_labels
     from stages.evaluate.tiles import chosen_samples, evaluated_tiles, ratio_by_content, swept_thresholds
     from stages.evaluate.wanted_quality import choice_line, threshold_for_quality
     from stages.router_files import calibrated_threshold, check_router_policy
@@ -64,8 +64,8 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float | int | str
             context.note(choice_line(quality_choice))
             calibrated = quality_choice["threshold"]
         measured = measured_tiles(config, context, samples)
-        choice = pixel_rule_choice(measured, tile_labels(context))
-        tiles = evaluated_tiles(config, context, samples, measured, choice["feature"])
+        pixel_fit, pixel_scores = fitted_pixel_rule(measured, tile_labels(context))
+        tiles = evaluated_tiles(config, context, samples, measured, pixel_scores)
         points = operating_points(tiles, config, thresholds, calibrated)
         predictions = _predictions(config, context, blocks_of(samples["row"].to_pylist(), tiles, points))
     scored = all_point_scores(samples, tiles, points, predictions)
@@ -74,7 +74,7 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float | int | str
         "num_answers": len(predictions),
         "absolute_threshold": calibrated,
         "wanted_quality": quality_choice,
-        "pixel_rule_choice": choice,
+        "pixel_rule_fit": pixel_fit,
         "ratio_by_content": ratio_by_content(tiles),
     }
     context.parts.write_json(METRICS_FILE, metrics)

@@ -127,12 +127,11 @@ def findings(metrics: Mapping[str, Any], shown: Callable[[str], str] = markdown)
 
 
 def _pixel_rule_line(metrics: Mapping[str, Any]) -> Iterator[str]:
-    choice = metrics["pixel_rule_choice"]
-    feature = choice["feature"]
-    if feature is not None:
+    fit = metrics["pixel_rule_fit"]
+    if fit["weights"] is not None:
         yield (
-            f"{PIXEL_RULE.label}: {feature.replace('_', ' ')}, AUC {choice['auc_calib'][feature]:.3f} on "
-            f"calib tiles, {_number(choice['auc_test'][feature])} on test tiles"
+            f"{PIXEL_RULE.label}: AUC {_number(fit['auc_calib'][PIXEL_RULE.name])} on calib tiles, "
+            f"{_number(fit['auc_test'][PIXEL_RULE.name])} on test tiles"
         )
 
 

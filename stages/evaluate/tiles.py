@@ -68,9 +68,14 @@ def swept_thresholds(config: EvaluateConfig, context: Context, calibrated: float
 
 
 def evaluated_tiles(
-    config: EvaluateConfig, context: Context, samples: pa.Table, measured: pa.Table, feature: str | None
+    config: EvaluateConfig,
+    context: Context,
+    samples: pa.Table,
+    measured: pa.Table,
+    pixel_scores: np.ndarray | None,
 ) -> EvaluatedTiles:
-    """Return the samples' tiles with all that the controls need; `feature` is a column of `measured`.
+    """Return the samples' tiles with all that the controls need; `pixel_scores` are the pixel
+    rule's log-odds of keep, one per row of `measured`, None without a rule.
 
     Needs Ray if the router stage did not score all of them.
     """
@@ -83,7 +88,10 @@ def evaluated_tiles(
         ratio_N = np.array([ratios[key] for key in keys], np.float64)
     scores = router_scores(config, context, samples, "test")
     labels = tile_labels(context)
-    detail = {} if feature is None else column_by_tile(measured, feature)
+    pixel_N = None
+    if pixel_scores is not None:
+        by_tile = dict(zip(tile_keys(measured), pixel_scores.tolist(), strict=True))
+        pixel_N = np.array([by_tile[key] for key in keys], np.float64)
     contents = column_by_tile(measured, "content")
     blind_N = None
     if BLIND_ORACLE.name in config.controls and ratio_N is not None:
@@ -93,7 +101,7 @@ def evaluated_tiles(
         tiles_per_image=[tuple(tiles) for tiles in samples["tiles"].to_pylist()],
         p_compress_N=np.array([scores[key] for key in keys], np.float32),
         ratio_N=ratio_N,
-        detail_N=None if feature is None else np.array([detail[key] for key in keys], np.float64),
+        pixel_score_N=pixel_N,
         label_N=np.array([labels.get(key, UNLABELLED) for key in keys], np.int8),
         contents=[contents[key] for key in keys],
         blind_ratio_N=blind_N,

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launchers.kubernetes_api import connected
 from data_prep.demo.sources import package_folder
-from data_prep.remote_files import _filesystem_of
-from pipeline.storage.bucket import Bucket
 from vico.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -23,20 +20,43 @@ def assert_says_how(message: str, needed_by: str, package: str) -> None:
     assert package in PINNED
 
 
+def error_without(module: str, imports: str, use: str) -> str:
+    """Return the error that the statement `use` ends with where a module is not installed.
+
+    In a process of its own: in this one a library may have loaded the module already.
+    """
+    code = f"""
+import sys
+sys.modules[{module!r}] = None  # importing it raises ModuleNotFoundError
+{imports}
+try:
+    {use}
+except Exception as error:
+    print(f"{{type(error).__name__}}: {{error}}")
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    name, _, message = done.stdout.strip().partition(": ")
+    assert name == "UserError", done.stdout + done.stderr
+    return message
+
+
+BUCKET = ("from pipeline.storage.bucket import Bucket", "Bucket('s3://a/b').client")
+REMOTE = ("from data_prep.remote_files import _filesystem_of", "_filesystem_of({!r}, 0)")
+KUBERNETES = ("from cluster.launchers.kubernetes_api import connected", "connected(None)")
+
+
 @pytest.mark.parametrize(
     "needed_by, package, module, use",
     [
-        ("storage=s3://a/b", "botocore", "botocore.config", lambda: Bucket("s3://a/b").client),
-        ("gs://", "gcsfs", "gcsfs", lambda: _filesystem_of.__wrapped__("gs", 0)),
-        ("s3://", "s3fs", "s3fs", lambda: _filesystem_of.__wrapped__("s3", 0)),
-        ("kind: kuberay", "kubernetes", "kubernetes", lambda: connected(None)),
+        ("storage=s3://a/b", "botocore", "botocore.config", BUCKET),
+        ("gs://", "gcsfs", "gcsfs", (REMOTE[0], REMOTE[1].format("gs"))),
+        ("s3://", "s3fs", "s3fs", (REMOTE[0], REMOTE[1].format("s3"))),
+        ("kind: kuberay", "kubernetes", "kubernetes", KUBERNETES),
     ],
 )
-def test_the_package_of_an_address_or_a_cluster(monkeypatch, needed_by, package, module, use):
-    monkeypatch.setitem(sys.modules, module, None)  # importing it raises ModuleNotFoundError
-    with pytest.raises(UserError) as raised:
-        use()
-    assert_says_how(str(raised.value), needed_by, package)
+def test_the_package_of_an_address_or_a_cluster(needed_by, package, module, use):
+    assert_says_how(error_without(module, *use), needed_by, package)
 
 
 def test_the_demo_names_the_package_that_has_a_module(monkeypatch):
@@ -51,20 +71,8 @@ REPLICAS = [("grpc_reflection", "grpcio-reflection"), ("grpc", "grpcio"), ("ray.
 
 @pytest.mark.parametrize("module, package", REPLICAS)
 def test_replicas_need_a_package_that_ray_serve_imports(module, package):
-    """In a process of its own: in this one Ray Serve may be imported already."""
-    code = """
-import sys
+    imports = """
 from types import SimpleNamespace
-sys.modules[sys.argv[1]] = None
-from pipeline.serving.server import _engine
-try:
-    with _engine(None, SimpleNamespace(), SimpleNamespace(replicas=2), None, 0):
-        pass
-except Exception as error:
-    print(f"{type(error).__name__}: {error}")
-"""
-    command = [sys.executable, "-c", code, module]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
-    name, _, message = done.stdout.strip().partition(": ")
-    assert name == "UserError", done.stdout + done.stderr
-    assert_says_how(message, "--replicas", package)
+from pipeline.serving.server import _engine"""
+    use = "_engine(None, SimpleNamespace(), SimpleNamespace(replicas=2), None, 0).__enter__()"
+    assert_says_how(error_without(module, imports, use), "--replicas", package)

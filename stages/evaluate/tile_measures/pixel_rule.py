@@ -1,4 +1,7 @@
-"""The pixel rule, a control without training: rank tiles by one measure of their pixels."""
+"""The pixel rule, a control without a network: rank tiles by three measures of their pixels.
+
+Shapes: N tiles, F measures.
+"""
 
 from collections.abc import Mapping
 from typing import TypedDict
@@ -14,23 +17,32 @@ from data_prep.records.config import RecordsConfig
 from data_prep.records.sets import demo_sets
 from data_prep.shards.index import load_index
 from stages.context import Context
+from stages.controls import PIXEL_RULE
 from stages.evaluate.config import BLOCK_SAMPLES, EvaluateConfig
+from stages.evaluate.points import UNLABELLED
 from stages.evaluate.tile_measures.pixel_features import FEATURES, TileMeasurer
 from stages.inference import inference_settings
 from stages.outputs import SCORES_FILE, TILES_FILE
+from vico.objectives.labels import KEEP
 
 TileKey = tuple[str, int, int]
 """Key of the sample, number of the image, number of the tile."""
 TILE_KEY_COLUMNS = ("key", "image", "tile")
-FeatureAucs = dict[str, float | None]
+SMALLEST_F = np.array([0.01, 1.0, 1.0])
+"""Is added to the measures before the logarithm, in their units: differences below it are noise."""
+Aucs = dict[str, float | None]
+"""How well the rule and each measure (FEATURES) rank keep above compress; null unless both labels occur."""
 
 
-class PixelRuleChoice(TypedDict):
-    """The chosen measure, null without calib tiles of both labels, and the AUC of all measures."""
+class PixelRuleFit(TypedDict):
+    """The rule's weight of each measure, null without calib tiles of both labels, and what it ranks how well.
 
-    feature: str | None
-    auc_calib: FeatureAucs
-    auc_test: FeatureAucs
+    A weight is the change of the log-odds of keep per standard deviation of the measure's logarithm.
+    """
+
+    weights: dict[str, float] | None
+    auc_calib: Aucs
+    auc_test: Aucs
 
 
 def measured_tiles(config: EvaluateConfig, context: Context, samples: pa.Table) -> pa.Table:
@@ -61,22 +73,6 @@ def demo_sources(records: RecordsConfig | None, heldout: RecordsConfig | None) -
     return training | ({} if heldout is None else demo_sets(heldout, heldout=True))
 
 
-def feature_aucs(measured: pa.Table, labels: Mapping[TileKey, int], split: str) -> FeatureAucs:
-    """Return how well each measure ranks keep above compress on the labelled tiles of a split.
-
-    The values are null unless both labels occur.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    tiles = measured.filter(pc.equal(measured["split"], split))
-    keys = tile_keys(tiles)
-    labelled = np.array([key in labels for key in keys], bool)
-    keep = np.array([labels[key] == 1 for key in keys if key in labels], bool)
-    if not keep.any() or keep.all():
-        return dict.fromkeys(FEATURES)
-    return {name: float(roc_auc_score(keep, tiles[name].to_numpy()[labelled])) for name in FEATURES}
-
-
 def tile_keys(table: pa.Table) -> list[TileKey]:
     """Return the keys of a table with one row per tile."""
     return list(zip(*(table[name].to_pylist() for name in TILE_KEY_COLUMNS), strict=True))
@@ -89,16 +85,45 @@ def tile_labels(context: Context) -> dict[TileKey, int]:
     return dict(zip(tile_keys(scores), scores["label"].to_pylist(), strict=True))
 
 
-def pixel_rule_choice(measured: pa.Table, labels: Mapping[TileKey, int]) -> PixelRuleChoice:
-    """Choose the measure that ranks the labels of calib tiles best; also return all AUCs on calib and test.
+def fitted_pixel_rule(
+    measured: pa.Table, labels: Mapping[TileKey, int]
+) -> tuple[PixelRuleFit, np.ndarray | None]:
+    """Fit a logistic regression of the labels of calib tiles on the logarithms of all measures.
+
+    Also return its log-odds of keep, float64, one per row of `measured`, or None without calib tiles of both
+    labels. One measure alone ranks badly, because photographs have as much detail as text and need less;
+    together they separate edges from texture.
 
     The labels decide, not the answers: they are what the router itself is trained to rank, and answering the
-    calib samples for every measure and threshold would cost as much as the evaluation.
+    calib samples for every rule and threshold would cost as much as the evaluation.
     """
-    calib = feature_aucs(measured, labels, "calib")
-    aucs = {name: auc for name, auc in calib.items() if auc is not None}
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    label_N = np.array([labels.get(key, UNLABELLED) for key in tile_keys(measured)], np.int8)
+    split_N = measured["split"].to_numpy()
+    measure_NF = np.stack([measured[name].to_numpy() for name in FEATURES], axis=1)
+    scores = {name: measure_NF[:, number] for number, name in enumerate(FEATURES)}
+    calib_N = (split_N == "calib") & (label_N != UNLABELLED)
+    weights = None
+    if len(np.unique(label_N[calib_N])) == 2:
+        log_NF = np.log(measure_NF + SMALLEST_F)
+        rule = make_pipeline(StandardScaler(), LogisticRegression())
+        rule.fit(log_NF[calib_N], label_N[calib_N])
+        scores[PIXEL_RULE.name] = rule.decision_function(log_NF)
+        weights = dict(zip(FEATURES, rule[-1].coef_[0].tolist(), strict=True))
     return {
-        "feature": max(aucs, key=aucs.__getitem__) if aucs else None,
-        "auc_calib": calib,
-        "auc_test": feature_aucs(measured, labels, "test"),
-    }
+        "weights": weights,
+        "auc_calib": _aucs(scores, label_N, calib_N),
+        "auc_test": _aucs(scores, label_N, (split_N == "test") & (label_N != UNLABELLED)),
+    }, scores.get(PIXEL_RULE.name)
+
+
+def _aucs(scores: Mapping[str, np.ndarray], label_N: np.ndarray, chosen_N: np.ndarray) -> Aucs:
+    from sklearn.metrics import roc_auc_score
+
+    keep = label_N[chosen_N] == KEEP
+    if not keep.any() or keep.all():
+        return dict.fromkeys(scores)
+    return {name: float(roc_auc_score(keep, score_N[chosen_N])) for name, score_N in scores.items()}

@@ -127,8 +127,8 @@ STAGES = {
     "ratio": "76991b3607f55feb",
     "label": "4f96465a74fd5271",
     "router": "2adb61727f9b0548",
-    "evaluate": "8f8dcff49401a3bb",
-    "export": "0cf06ce9aa5437e4",
+    "evaluate": "b4cc2352900b575f",
+    "export": "fc49a73503b51662",
 }
 
 
@@ -139,8 +139,8 @@ WITH_JOINT = {
     "joint_ratio": "cfa7219cb286932c",
     "joint_label": "e791269dbaa40317",
     "joint_router": "971b0d62fa0ed112",
-    "evaluate": "f62ad514eeaf3ff2",
-    "export": "50db4db87c42e027",
+    "evaluate": "3ad487d775d3c49b",
+    "export": "b0021159e86a7941",
 }
 
 

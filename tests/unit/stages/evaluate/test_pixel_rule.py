@@ -1,14 +1,15 @@
-"""Pixel measures of real pictures, and the choice of one measure on calib."""
+"""Pixel measures of real pictures, and the rule that is fitted to them on calib."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from data_prep.demo.records import drawn_record
 from data_prep.records.config import RecordsConfig
 from stages.evaluate.tile_measures.pixel_features import FEATURES, SCHEMA, pixel_features
-from stages.evaluate.tile_measures.pixel_rule import demo_sources, feature_aucs, pixel_rule_choice
+from stages.evaluate.tile_measures.pixel_rule import demo_sources, fitted_pixel_rule
 from vico.tiling import Tiling, tile_pixels
 
 
@@ -45,28 +46,58 @@ def measured(split_of_tile, **features) -> pa.Table:
     return pa.table(columns | dict.fromkeys(FEATURES, [0.0] * count) | features, SCHEMA)
 
 
-def test_the_measure_that_ranks_calib_best_is_chosen_regardless_of_test():
-    splits = ["calib"] * 4 + ["test"] * 4
-    labels = {(f"k{n}", 0, 0): n % 2 for n in range(8)}
+def tiles_of_two_measures() -> tuple[pa.Table, dict[tuple[str, int, int], int]]:
+    """400 calib and 400 test tiles that need the full rate if their gradients are strong for their bytes."""
+    rng = np.random.default_rng(3)
+    log_bytes, log_gradient = rng.normal(0, 2, (2, 800))
+    keep = log_gradient - log_bytes > 0.5
     table = measured(
-        splits,
-        gradient_energy=[0, 1, 0, 1, 1, 0, 1, 0],  # right on calib, wrong on test
-        gray_deviation=[1, 0, 0, 1, 0, 1, 0, 1],
+        ["calib"] * 400 + ["test"] * 400,
+        jpeg_bytes_a_pixel=0.1 * np.exp(log_bytes),
+        gradient_energy=100 * np.exp(log_gradient),
+        gray_deviation=rng.uniform(0, 90, 800),
     )
-    choice = pixel_rule_choice(table, labels)
-    assert choice["feature"] == "gradient_energy"
-    assert choice["auc_calib"] == {
-        "jpeg_bytes_a_pixel": 0.5,
-        "gradient_energy": 1.0,
-        "gray_deviation": 0.5,
-    }
-    assert choice["auc_test"]["gradient_energy"] == 0.0 and choice["auc_test"]["gray_deviation"] == 1.0
+    return table, {(f"k{n}", 0, 0): int(keep[n]) for n in range(800)}
 
 
-def test_tiles_without_a_label_do_not_count_and_a_single_label_gives_no_rule():
+def test_the_rule_weighs_the_measures_and_ranks_better_than_any_one_of_them():
+    table, labels = tiles_of_two_measures()
+    fit, score_N = fitted_pixel_rule(table, labels)
+    assert fit["weights"]["jpeg_bytes_a_pixel"] < -1 and fit["weights"]["gradient_energy"] > 1
+    assert abs(fit["weights"]["gray_deviation"]) < 0.5
+    for aucs in (fit["auc_calib"], fit["auc_test"]):
+        assert aucs["pixel_rule"] > 0.97 and max(aucs[name] for name in FEATURES) < 0.85
+    keep_N = np.array([labels[f"k{n}", 0, 0] for n in range(800)])
+    assert roc_auc_score(keep_N[400:], score_N[400:]) == pytest.approx(fit["auc_test"]["pixel_rule"])
+
+
+def test_test_tiles_have_no_influence_on_the_rule():
+    table, labels = tiles_of_two_measures()
+    fit, score_N = fitted_pixel_rule(table, labels)
+    turned = {key: 1 - label if int(key[0][1:]) >= 400 else label for key, label in labels.items()}
+    other, other_N = fitted_pixel_rule(table, turned)
+    assert other["weights"] == fit["weights"] and other["auc_calib"] == fit["auc_calib"]
+    assert other["auc_test"]["pixel_rule"] == pytest.approx(1 - fit["auc_test"]["pixel_rule"])
+    np.testing.assert_array_equal(other_N, score_N)
+
+
+def test_tiles_without_a_label_do_not_count():
+    table, labels = tiles_of_two_measures()
+    some = {key: label for key, label in labels.items() if int(key[0][1:]) % 2}
+    rows = [row for row in range(800) if row % 2]
+    fit, score_N = fitted_pixel_rule(table, some)
+    alone, alone_N = fitted_pixel_rule(table.take(rows), some)
+    assert fit == alone
+    np.testing.assert_array_equal(score_N[rows], alone_N)
+
+
+def test_blank_tiles_have_finite_scores_and_a_single_label_gives_no_rule():
     table = measured(["calib"] * 3, gray_deviation=[0, 1, 5])
-    assert feature_aucs(table, {("k0", 0, 0): 0, ("k1", 0, 0): 1}, "calib")["gray_deviation"] == 1.0
-    assert pixel_rule_choice(table, {("k0", 0, 0): 1})["feature"] is None
+    fit, score_N = fitted_pixel_rule(table, {("k0", 0, 0): 0, ("k1", 0, 0): 1})
+    assert np.isfinite(score_N).all() and fit["auc_calib"]["gray_deviation"] == 1.0
+    fit, score_N = fitted_pixel_rule(table, {("k0", 0, 0): 1})
+    assert score_N is None and fit["weights"] is None
+    assert fit["auc_calib"] == fit["auc_test"] == dict.fromkeys(FEATURES)
 
 
 def test_only_the_demo_is_drawn_again():

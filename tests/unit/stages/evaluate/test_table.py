@@ -58,7 +58,7 @@ def test_the_basis_of_the_intervals_names_only_groups_that_exist(unit, num_units
             "num_groups": num_groups,
         },
         "router": {"auc": None, "auc_interval": None, "num_tiles": 0},
-        "pixel_rule_choice": {"feature": None},
+        "pixel_rule_fit": {"weights": None},
         "gap_closed": None,
     }
     assert findings(metrics)[0].endswith(f"intervals over {expected}")
