@@ -110,6 +110,12 @@ def _refuse_other_encodings() -> None:
         )
 
 
+def _log_instead(record: logging.LogRecord) -> bool:
+    """Give a record to the handlers of the root logger, and keep it from those of its own."""
+    logging.getLogger().handle(record)
+    return False
+
+
 def main() -> None:
     """Run the command line.
 
@@ -120,6 +126,9 @@ def main() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     leave_no_core()
     logging.captureWarnings(True)
+    # DeepSpeed's logger writes to standard output. Stages import it here only to name the functions of their
+    # ranks, and where DS_ACCELERATOR is not set it warns that this process has no GPU.
+    logging.getLogger("DeepSpeed").addFilter(_log_instead)
     filter_standard_streams()
     try:
         _refuse_other_encodings()

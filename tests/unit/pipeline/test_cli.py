@@ -107,6 +107,26 @@ finally:
     assert sum(name.partition(".")[0] in PROJECT for name in modules) < 24
 
 
+def test_what_deepspeed_says_in_the_driver_goes_to_its_log(tmp_path):
+    """Without DS_ACCELERATOR it warns, on standard output, that the driver has no GPU."""
+    probe = """
+import logging, sys
+import pipeline.cli
+def command():
+    logging.getLogger().addHandler(logging.FileHandler(sys.argv[1]))
+    import stages.training.engine
+pipeline.cli.app = command
+pipeline.cli.main()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-c", probe, str(tmp_path / "log")]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "accelerator" not in result.stdout + result.stderr
+    assert "Setting accelerator to CPU" in (tmp_path / "log").read_text()
+
+
 def test_every_command_is_listed():
     help_text = vico("--help").stdout
     for name in ("run", "plan", "status", "logs", "submit", "route", "export"):
