@@ -42,7 +42,7 @@ class EvaluateConfig(StageConfig):
         "fewer_tiles",
     )
     """The controls to measure, most at the router's number of tokens: random tiles, the router's decisions
-    shuffled among samples, tiles that a rule of their pixels keeps least, tiles with the smallest loss
+    shuffled among samples, tiles that score lowest in a rule on pixel measures, tiles with the smallest loss
     ratios over other questions about the picture (`blind_oracle`) or over the sample's own (`oracle`).
     `fewer_tiles` cuts pictures into fewer tiles and keeps all of them at the full rate."""
     fewer_tiles: tuple[int, ...] = (1, 2, 3, 4, 6, 9)

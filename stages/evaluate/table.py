@@ -127,8 +127,8 @@ def findings(metrics: Mapping[str, Any], shown: Callable[[str], str] = markdown)
 
 
 def _pixel_rule_line(metrics: Mapping[str, Any]) -> Iterator[str]:
-    fit = metrics["pixel_rule_fit"]
-    if fit["weights"] is not None:
+    fit = metrics.get("pixel_rule_fit")  # results of an older evaluate stage have another control
+    if fit and fit["weights"] is not None:
         yield (
             f"{PIXEL_RULE.label}: AUC {_number(fit['auc_calib'][PIXEL_RULE.name])} on calib tiles, "
             f"{_number(fit['auc_test'][PIXEL_RULE.name])} on test tiles"

@@ -31,11 +31,13 @@ TILE_KEY_COLUMNS = ("key", "image", "tile")
 SMALLEST_F = np.array([0.01, 1.0, 1.0])
 """Is added to the measures before the logarithm, in their units: differences below it are noise."""
 Aucs = dict[str, float | None]
-"""How well the rule and each measure (FEATURES) rank keep above compress; null unless both labels occur."""
+"""AUC of each measure (FEATURES) and, if there is a rule, of the rule, keep above compress; null unless both
+labels occur."""
 
 
 class PixelRuleFit(TypedDict):
-    """The rule's weight of each measure, null without calib tiles of both labels, and what it ranks how well.
+    """The rule's weight of each measure, null without calib tiles of both labels, and the AUC of it and
+    of each measure.
 
     A weight is the change of the log-odds of keep per standard deviation of the measure's logarithm.
     """
@@ -91,7 +93,7 @@ def fitted_pixel_rule(
     """Fit a logistic regression of the labels of calib tiles on the logarithms of all measures.
 
     Also return its log-odds of keep, float64, one per row of `measured`, or None without calib tiles of both
-    labels. One measure alone ranks badly, because photographs have as much detail as text and need less;
+    labels. One measure alone ranks worse, because photographs have as much detail as text and need less;
     together they separate edges from texture.
 
     The labels decide, not the answers: they are what the router itself is trained to rank, and answering the

@@ -58,7 +58,36 @@ def test_the_basis_of_the_intervals_names_only_groups_that_exist(unit, num_units
             "num_groups": num_groups,
         },
         "router": {"auc": None, "auc_interval": None, "num_tiles": 0},
-        "pixel_rule_fit": {"weights": None},
         "gap_closed": None,
     }
     assert findings(metrics)[0].endswith(f"intervals over {expected}")
+
+
+AUCS = {"auc_calib": {"pixel_rule": 0.7521}, "auc_test": {"pixel_rule": 0.7801}}
+
+
+@pytest.mark.parametrize(
+    "fit, line",
+    [
+        ({}, []),  # of an older evaluate stage
+        ({"pixel_rule_fit": {"weights": None}}, []),
+        (
+            {"pixel_rule_fit": {"weights": {}, **AUCS}},
+            ["pixel rule: AUC 0.752 on calib tiles, 0.780 on test tiles"],
+        ),
+        (
+            {"pixel_rule_fit": {"weights": {}, **AUCS, "auc_test": {"pixel_rule": None}}},
+            ["pixel rule: AUC 0.752 on calib tiles, - on test tiles"],
+        ),
+    ],
+)
+def test_the_pixel_rule_has_a_line_if_there_is_one(fit, line):
+    basis = {"level": 0.95, "resamples": 9, "unit": "sample", "num_units": 12, "num_groups": 0}
+    metrics = {
+        "num_samples": 12,
+        "num_tiles": 30,
+        "intervals": basis,
+        "router": {"auc": None, "auc_interval": None, "num_tiles": 0},
+        "gap_closed": None,
+    }
+    assert findings(metrics | fit)[2:] == line
