@@ -144,7 +144,7 @@ def _smallest_of_blind(
 
 
 def pixel_choice(tiles: EvaluatedTiles, routed_N: np.ndarray, seed: int, replicate: int) -> np.ndarray:
-    """Choose the tiles that the pixel rule keeps least, as many as the router compresses."""
+    """Choose the tiles with the lowest scores of the pixel rule, as many as the router compresses."""
     return _smallest(tiles.pixel_score_N, routed_N)
 
 
