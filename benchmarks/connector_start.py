@@ -71,7 +71,7 @@ def fit(policy: VicoModel, packs: ConsistencyPacks) -> float:
             packs.packs(step // packs.config.packs_per_step)[step % packs.config.packs_per_step]
         )
         with torch.no_grad():
-            features = policy.vision_features(batch.pixel_values)
+            features = policy.vision_features(batch.tiles)
             target = mean_of_squares(policy.full_tokens(features))
         loss = F.mse_loss(policy.compressed_tokens(features), target) / target.var()
         optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / _FIT_STEPS)

@@ -138,7 +138,7 @@ def random_pack(size: dict[str, Any], settings: ModelSettings) -> PackedBatch:
 
 def sft_loss(model: VicoModel, pack: PackedBatch) -> torch.Tensor:
     """Return the cross entropy of the answers, all tiles at the full rate, without the new connector."""
-    features = model.vision_features(pack.pixel_values)
+    features = model.vision_features(pack.tiles)
     full = model.full_tokens(features[pack.reference.full_tiles])
     hidden = model.answer_hidden_states(pack.reference, full, None)
     return F.cross_entropy(model.lm_head(hidden).float(), pack.reference.answer_ids)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from cluster.settings.blocks import Resources
+
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(256 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+"""glibc keeps freed memory up to 1 GiB. By default it returns tensors of some megabytes to the kernel between
+layers, and the page faults of taking them again were a fifth of the time of a vision tower without gradients
+(12 MB of activations per layer)."""
 
 
 def session_environment(resources: Resources) -> dict[str, str]:
@@ -21,4 +28,5 @@ def process_environment(resources: Resources) -> dict[str, str]:
     environment = {"OMP_NUM_THREADS": str(resources.threads_per_worker)}
     if resources.gpus_per_worker:
         return environment
-    return {**environment, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    malloc = {name: os.environ.get(name, value) for name, value in _MALLOC.items()}
+    return {**environment, **malloc, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}

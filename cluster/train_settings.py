@@ -28,10 +28,12 @@ class MemorySettings(SiteBlock):
     kl_chunk_rows: int | None = Field(None, ge=1)
     """Number of answer tokens whose logits are in memory at the same time when the loss is computed. null:
     1024 on GPUs, 256 on CPUs."""
-    router_features_gb: float = Field(20, ge=0)
-    """Most gigabytes of vision features that the router stage keeps in the storage while it trains. If those
-    of all labelled tiles are more, or with 0, every step computes the features of its tiles instead. Both
-    ways give the same features except for rounding."""
+    frozen_outputs_gb: float = Field(20, ge=0)
+    """Most gigabytes that a training keeps in the storage, while it works, of what its frozen parts compute:
+    the vision features of its tiles (router; consistency with a frozen vision tower) and the reference's
+    hidden states at answers (consistency). A consistency training keeps them only if it reads its samples
+    1.25 times or more. What would exceed the limit, the features first, is computed in every step instead,
+    with 0 everything. Results differ by rounding."""
 
     def chunk_rows(self, *, on_gpus: bool) -> int:
         """Return `kl_chunk_rows`, or its default on this kind of device."""

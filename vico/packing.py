@@ -20,12 +20,18 @@ LOSS_REDUCTIONS = ("sample", "token", "square")
 
 
 @dataclass(frozen=True)
-class EncodedSample:
-    """One sample ready to pack: `pixels` uint8 [T, 3, S, S], its skeleton, its row number in the index."""
+class EncodedText:
+    """The text of a sample as its skeleton, with a placeholder per tile, and its row number in the index."""
 
     key: str
     row: int
     skeleton: Skeleton
+
+
+@dataclass(frozen=True)
+class EncodedSample(EncodedText):
+    """One sample ready to pack: its text and `pixels` uint8 [T, 3, S, S]."""
+
     pixels: np.ndarray
     tiles_per_image: tuple[int, ...] = ()
 
@@ -80,15 +86,17 @@ class PackedRow:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A pack for one micro-step: `pixel_values` uint8 [max(N, 1), 3, S, S] and both rows.
+    """A pack for one micro-step: its tiles and both rows.
 
+    `tiles` holds pixels, uint8 [max(N, 1), 3, S, S], or kept vision features, [max(N, 1), P, v].
+    `reference_hidden_AD` are the reference's kept hidden states at the answers; None: it has to run.
     `weights_A` float32 weights the KL of each answer token, and `loss_weight` is what the pack adds to the
     denominator of the global batch. `sample_of_answer` int64 [A] is the number, within the pack, of the
     sample of each answer token. A pack without tiles has one tile of zeros; an empty pack has one token and
     no answer.
     """
 
-    pixel_values: torch.Tensor
+    tiles: torch.Tensor
     policy: PackedRow
     reference: PackedRow
     weights_A: torch.Tensor
@@ -97,6 +105,12 @@ class PackedBatch:
     rows: tuple[int, ...]
     num_tiles: int
     num_compressed: int
+    reference_hidden_AD: torch.Tensor | None = None
+
+    @property
+    def has_features(self) -> bool:
+        """Whether `tiles` are vision features."""
+        return self.tiles.ndim == 3
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """Return a copy with all tensors, those of both rows included, on `device`."""
@@ -187,24 +201,36 @@ def packed_batch(
     reduction: str,
 ) -> PackedBatch:
     """Return one pack of samples; `compressed` holds the rate of every tile, bool [T] per sample."""
+    pixels = [sample.pixels for sample in samples if len(sample.pixels)]
+    size = settings.tile_size
+    tiles = (
+        torch.from_numpy(np.concatenate(pixels))
+        if pixels
+        else torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    )
+    return packed_texts(samples, tiles, compressed, settings, reduction)
+
+
+def packed_texts(
+    samples: Sequence[EncodedText],
+    tiles: torch.Tensor,
+    compressed: Sequence[np.ndarray],
+    settings: ModelSettings,
+    reduction: str,
+) -> PackedBatch:
+    """Return `packed_batch` with these `tiles`, pixels or features of all samples in order."""
     first_tiles = np.cumsum([0, *(sample.skeleton.num_tiles for sample in samples)]).tolist()
     skeletons = [sample.skeleton for sample in samples]
     all_full = [np.zeros(skeleton.num_tiles, bool) for skeleton in skeletons]
     weights = [token_weights(skeleton.num_answer_tokens, reduction) for skeleton in skeletons]
     num_answers = [skeleton.num_answer_tokens for skeleton in skeletons]
     num_tiles = first_tiles[-1]
-    size = settings.tile_size
-    pixels = (
-        np.concatenate([sample.pixels for sample in samples if len(sample.pixels)]) if num_tiles else None
-    )
     policy, reference = (
         [TiledSequence(*parts) for parts in zip(skeletons, rates, first_tiles[:-1], strict=True)]
         for rates in (compressed, all_full)
     )
     return PackedBatch(
-        pixel_values=torch.zeros(1, 3, size, size, dtype=torch.uint8)
-        if pixels is None
-        else torch.from_numpy(pixels),
+        tiles=tiles,
         policy=packed_row(policy, settings),
         reference=packed_row(reference, settings),
         weights_A=torch.from_numpy(

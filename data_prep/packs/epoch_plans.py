@@ -23,6 +23,10 @@ class EpochPlans:
             epoch += 1
         return self._plan(epoch).step(step)
 
+    def num_steps_of(self, epoch: int) -> int:
+        """Return the number of steps of an epoch that is not cut short."""
+        return self._plan(epoch).num_steps
+
     def _plan(self, epoch: int) -> PackPlan:
         if epoch not in self._plans:
             self._plans[epoch] = self._new_plan(epoch)

@@ -59,7 +59,7 @@ SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLU
 
 @dataclass(frozen=True, eq=False)
 class IndexColumns:
-    """The planning columns of the n samples of one split, in index order.
+    """The planning columns of n samples, those of one split or all, in index order.
 
     `rows` int64 [n] are row numbers of the index; `shard` int32 [n]; `text_tokens`, `num_tiles` int32 [n];
     `repeat` float32 [n]; picture k of sample i has `image_tiles[image_starts[i] + k]` tiles (`image_starts`
@@ -180,8 +180,8 @@ class ShardIndex:
         selected = table.select(names).append_column("row", pa.array(np.arange(len(table))))
         return selected if split is None else selected.filter(pc.equal(table["split"], split))
 
-    def columns(self, split: str) -> IndexColumns:
-        """Return the planning columns of one split: train, calib or test."""
+    def columns(self, split: str | None = None) -> IndexColumns:
+        """Return the planning columns of one split: train, calib or test; None: of all samples."""
         table = self.table(["shard", "text_tokens", "num_tiles", "repeat", "tiles"], split)
         tiles = table["tiles"].combine_chunks()
         lengths = pc.list_value_length(tiles).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -20,7 +20,7 @@ from PIL import Image
 from data_prep.remote_files import as_location
 from data_prep.shards.index import ShardIndex, load_index
 from data_prep.shards.open_shards import OpenShards
-from vico.packing import EncodedSample
+from vico.packing import EncodedSample, EncodedText
 from vico.picture_files import open_picture
 from vico.prompt import PromptFormat, Skeleton
 from vico.tiling import Tiling, tile_pixels
@@ -90,13 +90,18 @@ class SampleReader:
             raise self._shards.mismatch(
                 index_row, f"pictures give {list(tiles_per_image)} tiles, the index has {index_row['tiles']}"
             )
-        skeleton = self._skeleton(index_row, text, tiles_per_image)
-        if skeleton.num_text_tokens != index_row["text_tokens"]:
-            raise self._shards.mismatch(
-                index_row,
-                f"the text gives {skeleton.num_text_tokens} tokens, the index has {index_row['text_tokens']}",
-            )
+        skeleton = self._checked_skeleton(index_row, text, tiles_per_image)
         return EncodedSample(index_row["key"], row, skeleton, _pixels(tiles, tiling), tiles_per_image)
+
+    def text(self, row: int) -> EncodedText:
+        """Return the sample without its pictures, which are not read.
+
+        Raises ShardMismatch when shard, index and model disagree about its tokens.
+        """
+        index_row = self.index.row(row, _READ_COLUMNS)
+        text = self._shards.read(index_row, index_row["json_offset"], index_row["json_bytes"])
+        skeleton = self._checked_skeleton(index_row, text, tuple(index_row["tiles"]))
+        return EncodedText(index_row["key"], row, skeleton)
 
     def retiled(self, row: int, max_tiles: int) -> EncodedSample:
         """Return the sample with its pictures cut into at most `max_tiles` tiles each, or its own limit."""
@@ -141,6 +146,16 @@ class SampleReader:
         if not _has_turns(record):
             raise self._shards.mismatch(index_row, "its conversations are not a list of from and value")
         return record
+
+    def _checked_skeleton(self, index_row: dict[str, Any], text: bytes, tiles: tuple[int, ...]) -> Skeleton:
+        """Return the skeleton; raise ShardMismatch unless it has as many tokens as the index says."""
+        skeleton = self._skeleton(index_row, text, tiles)
+        if skeleton.num_text_tokens != index_row["text_tokens"]:
+            raise self._shards.mismatch(
+                index_row,
+                f"the text gives {skeleton.num_text_tokens} tokens, the index has {index_row['text_tokens']}",
+            )
+        return skeleton
 
     def _skeleton(self, index_row: dict[str, Any], text: bytes, tiles: tuple[int, ...]) -> Skeleton:
         try:

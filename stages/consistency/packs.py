@@ -2,10 +2,15 @@
 starts."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
 
 from cluster.train_settings import TrainSettings
 from data_prep.draws import draw_bits
@@ -25,10 +30,12 @@ from stages.outputs import METRICS_FILE
 from stages.parts import Parts
 from stages.router_files import calibrated_threshold
 from stages.training.engine_settings import check_engine_settings
+from stages.training.kept.outputs import KeptOutputs
+from stages.training.kept.shard_rows import ShardRows, rows_by_shard
 from stages.training.kept_batches import KeptBatches
 from vico.checkpoints.tensor_files import stored_tensors
 from vico.errors import UserError
-from vico.packing import PackedBatch, packed_batch
+from vico.packing import PackedBatch, packed_batch, packed_texts
 from vico.prompt import load_prompt_format
 from vico.settings import ModelSettings
 
@@ -91,7 +98,11 @@ class ConsistencySettings:
 
 class ConsistencyPacks:
     """The packs of all epochs: `packs(step)` plans them, `batch(pack)` decodes one. `calib_packs` are for
-    validation."""
+    validation.
+
+    `features` and `reference_states` are set by a rank that has computed them; without them a batch has
+    pixels and no states.
+    """
 
     def __init__(self, settings: ConsistencySettings):
         config, shard_folder = settings.config, settings.shard_folder
@@ -99,10 +110,12 @@ class ConsistencyPacks:
         self._seed, self._rates = settings.seed, rate_draw(settings)
         self._cache = settings.parts.folder / "plan"  # not an output: it is built again if it is missing
         self._format = load_prompt_format(settings.model_folder)
-        self._index = load_index(shard_folder)
+        self.index = load_index(shard_folder)
         self._reader = SampleReader(
-            shard_folder, self._format, self._index, threads=settings.train.data_threads
+            shard_folder, self._format, self.index, threads=settings.train.data_threads
         )
+        self.features: KeptOutputs | None = None
+        self.reference_states: KeptOutputs | None = None
         self._calib: dict[bool, list[Pack]] = {}
         self._calib_batches = KeptBatches[PackedBatch]()
         self._epochs = EpochPlans(self._new_plan, config.epochs, config.max_steps)
@@ -122,7 +135,7 @@ class ConsistencyPacks:
             window_samples=config.window_samples,
             rates=self._rates,
         )
-        return cached_plan(self._shard_folder, "train", self._cache, settings, self._index)
+        return cached_plan(self._shard_folder, "train", self._cache, settings, self.index)
 
     def _budget(self) -> PackBudget:
         config = self.config
@@ -134,12 +147,54 @@ class ConsistencyPacks:
 
     def batch(self, pack: Pack) -> PackedBatch:
         """Return the pack decoded."""
-        samples = self._reader.samples(pack.rows.tolist())
-        return packed_batch(samples, pack.compressed, self.settings, self.config.loss_reduction)
+        return self._batch(pack.rows.tolist(), pack.compressed)
 
     def empty(self) -> PackedBatch:
         """Return a batch without samples."""
-        return packed_batch([], [], self.settings, self.config.loss_reduction)
+        return self._batch([], [])
+
+    def _batch(self, rows: Sequence[int], compressed: Sequence[np.ndarray]) -> PackedBatch:
+        settings, reduction = self.settings, self.config.loss_reduction
+        if self.features is None:
+            batch = packed_batch(self._reader.samples(rows), compressed, settings, reduction)
+        else:
+            texts, tiles = [self._reader.text(row) for row in rows], self.features.of_rows(rows)
+            tiles = tiles if len(tiles) else tiles.new_zeros(1, *self.features.shape)
+            batch = packed_texts(texts, tiles, compressed, settings, reduction)
+        if self.reference_states is None:
+            return batch
+        return replace(batch, reference_hidden_AD=self.reference_states.of_rows(rows))
+
+    def pixels(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return the tiles of samples, uint8 [N, 3, S, S]."""
+        return torch.from_numpy(np.concatenate([sample.pixels for sample in self._reader.samples(rows)]))
+
+    @property
+    def passes(self) -> float:
+        """How often the training reads a sample, on average by tiles."""
+        train = self.index.columns("train")
+        share = self.num_steps / max(self._epochs.num_steps_of(0), 1)
+        return share * float(train.repeat @ train.num_tiles) / max(int(train.num_tiles.sum()), 1)
+
+    def kept_rows(self, column: Literal["num_tiles", "answer_tokens"]) -> dict[int, ShardRows]:
+        """Return all that may be kept, by shard: the samples of train and of validations, with this column of
+        the index as number of values."""
+        packs = [*self.calib_packs(compressed=False), *self.calib_packs(compressed=True)]
+        table = self.index.table(["split", "shard", column])
+        rows, split = table["row"].to_numpy(), table["split"]
+        chosen = np.isin(rows, [row for pack in packs for row in pack.rows.tolist()])
+        chosen |= pc.equal(split, "train").to_numpy()
+        return rows_by_shard(
+            rows[chosen], table["shard"].to_numpy()[chosen], table[column].to_numpy()[chosen]
+        )
+
+    def reference_packs(self, shards: Mapping[int, ShardRows]) -> dict[int, list[Pack]]:
+        """Return packs of all samples of each shard, each sample once, for the reference."""
+        columns, budget = self.index.columns(), self._budget()
+        return {
+            number: list(fixed_packs(columns.at(shard.rows), budget, compressed=False))
+            for number, shard in shards.items()
+        }
 
     def calib_packs(self, compressed: bool) -> list[Pack]:
         """Return at most `validation_packs` packs of calibration samples, evenly spread, all tiles at one
@@ -159,13 +214,13 @@ class ConsistencyPacks:
         return self._calib_batches.get((compressed, pack.rows.tobytes()), lambda: self.batch(pack))
 
     def _all_calib_packs(self, compressed: bool) -> Iterator[Pack]:
-        columns = self._index.columns("calib")
+        columns = self.index.columns("calib")
         if len(columns):
             yield from fixed_packs(columns, self._budget(), compressed=compressed)
 
     def source(self, row: int) -> str:
         """Return the source of a sample by its row number in the index."""
-        return self._index.row(row)["source"]
+        return self.index.row(row)["source"]
 
 
 def rate_draw(settings: ConsistencySettings) -> RateDraw:
@@ -177,8 +232,8 @@ def rate_draw(settings: ConsistencySettings) -> RateDraw:
     return RateDraw(config.rate_unit, config.compress_share, joint.routed, config.random_share)
 
 
-def prepared(settings: ConsistencySettings) -> int:
-    """Return the number of updates, after all checks that are possible before a worker starts.
+def prepared(settings: ConsistencySettings) -> ConsistencyPacks:
+    """Return the packs of the training, after all checks that are possible before a worker starts.
 
     Raises UserError for what cannot work.
     """
@@ -196,7 +251,7 @@ def prepared(settings: ConsistencySettings) -> int:
             f"shard.calib_share, or set {settings.block}.select: last"
         )
     check_connector_start(settings)
-    return packs.num_steps
+    return packs
 
 
 def check_connector_start(settings: ConsistencySettings) -> None:

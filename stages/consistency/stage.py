@@ -39,27 +39,31 @@ def run(config: ConsistencyConfig, context: Context) -> dict[str, float | int | 
 
 def run_training(settings: "ConsistencySettings", context: Context) -> dict[str, float | int | str]:
     """Train on all ranks, publish and return the last metrics, as `run` does."""
-    from stages.consistency.disk import check_disk
+    from stages.consistency.disk import check_disk, kept_bytes
     from stages.consistency.packs import prepared
     from stages.training.checkpoints import remove_checkpoints
+    from stages.training.kept.folders import kept_folder
     from stages.training.metrics import publish_curve
     from stages.training.ranks.rank_failures import restart_counts
     from stages.training.ranks.workers import run_workers
     from stages.training.speed.throughput import run_throughput
     from stages.training.universal import remove_conversions
 
-    num_steps = prepared(settings)
+    packs = prepared(settings)
+    num_steps = packs.num_steps
     if not context.parts.done(POLICY_FOLDER):
         note_slow_dtype(settings.config.optimizer, context)
         num_parameters = model_sizes(model_config(settings.model_folder)).base
         if warning := rate_warning(settings.config, num_parameters, settings.block):
             context.note(warning)
         remove_conversions(context.parts)
-        check_disk(settings, context.site.resources.workers, remote=context.site.remote is not None)
+        remote = context.site.remote is not None
+        check_disk(settings, context.site.resources.workers, kept_bytes(settings, packs), remote=remote)
         run_throughput(_measure, settings, context, num_steps=num_steps)
         run_workers(_train, settings, context, num_steps=num_steps, last_part=POLICY_FOLDER)
     curve = publish_curve(context.parts)
     remove_checkpoints(context.parts)
+    context.parts.delete(kept_folder(context.parts))
     return {"steps": num_steps, **restart_counts(context.parts), **curve}
 
 

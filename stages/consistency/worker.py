@@ -13,6 +13,7 @@ from torch import nn
 
 from stages.consistency.best_policy import SCORE_FILE, BestPolicy
 from stages.consistency.config import ConsistencyConfig
+from stages.consistency.kept import keep_outputs
 from stages.consistency.learning_rates import consistency_rates
 from stages.consistency.packs import ConsistencyPacks, ConsistencySettings
 from stages.outputs import POLICY_FOLDER
@@ -116,6 +117,7 @@ def train_policy(settings: ConsistencySettings) -> None:
     init_distributed(settings.train.restarts.collective_timeout_s)
     packs = ConsistencyPacks(settings)
     engine = build_engine(settings)
+    keep_outputs(settings, packs, engine)
     plan = consistency_plan(settings, packs)
     keep = config.select == "best"
     best = BestPolicy(settings.parts, settings.model_folder, keep, engine.of_rank_0)
@@ -148,6 +150,7 @@ def measure_policy(settings: ConsistencySettings) -> None:
     init_distributed(settings.train.restarts.collective_timeout_s)
     packs = ConsistencyPacks(settings)
     engine = build_engine(settings)
+    keep_outputs(settings, packs, engine)
     plan = consistency_plan(settings, packs)
     measure_throughput(engine, packs, plan, lambda: validation(engine, packs))
 

@@ -1,5 +1,6 @@
 """The data of a router training: labelled tiles in packs, the same on every rank."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +23,18 @@ from stages.outputs import LABELS_FILE
 from stages.parts import Parts
 from stages.router.blank_tiles import NUM_BLANK, blank_tiles
 from stages.router.config import RouterConfig
-from stages.router.features import BLANK_FILE, FeatureFiles, shard_file
-from stages.router.shard_tiles import ShardTiles
 from stages.router.tile_labels import TileLabels
 from stages.training.engine_settings import check_engine_settings
+from stages.training.kept.outputs import KeptOutputs
+from stages.training.kept.shard_rows import ShardRows, rows_by_shard
 from stages.training.kept_batches import KeptBatches
 from vico.errors import UserError
 from vico.objectives.router import IGNORED, TargetTiles, class_weights
 from vico.prompt import load_prompt_format
 from vico.settings import ModelSettings
 
+BLANK_FILE = "blank"
+"""The file with the features of the blank tiles, beside those of the shards."""
 _UNLIMITED_TOKENS = 2**40  # the router sees only tiles, so only their number limits a pack
 
 
@@ -64,11 +67,11 @@ class RouterPacks:
     def __init__(self, settings: RouterSettings):
         config = self.config = settings.config
         self._format = load_prompt_format(settings.policy_folder)
-        self._index = load_index(settings.shard_folder)
+        self.index = load_index(settings.shard_folder)
         self._reader = SampleReader(
-            settings.shard_folder, self._format, self._index, threads=settings.train.data_threads
+            settings.shard_folder, self._format, self.index, threads=settings.train.data_threads
         )
-        self.features: FeatureFiles | None = None
+        self.features: KeptOutputs | None = None
         soft = config.targets == "soft"
         self.labels = TileLabels(settings.label_folder, config.soft_spread if soft else None)
         self._validation_batches = KeptBatches[TargetTiles]()
@@ -87,9 +90,9 @@ class RouterPacks:
 
     def _labelled(self, split: str) -> IndexColumns:
         """Return the planning columns of the split's samples that have labels."""
-        table = self._index.table(["key"], split)
+        table = self.index.table(["key"], split)
         chosen = pc.is_in(table["key"], self.labels.keys.cast(table["key"].type))
-        return self._index.columns(split).take(chosen.to_numpy())
+        return self.index.columns(split).take(chosen.to_numpy())
 
     def _new_plan(self, epoch: int) -> PackPlan:
         settings = PlanSettings(
@@ -134,28 +137,18 @@ class RouterPacks:
             )
 
     @cached_property
-    def shard_tiles(self) -> dict[int, ShardTiles]:
+    def shard_rows(self) -> dict[int, ShardRows]:
         """The labelled train and calib samples by shard: those whose features are kept."""
         splits = [self._train, self._labelled("calib")]
-        rows, shards, counts = (
-            np.concatenate([getattr(columns, name) for columns in splits])
-            for name in ("rows", "shard", "num_tiles")
-        )
-        order = np.argsort(rows)
-        rows, shards, counts = rows[order], shards[order], counts[order]
-        return {
-            shard: ShardTiles(
-                shard, rows[shards == shard], np.concatenate([[0], np.cumsum(counts[shards == shard])])
-            )
-            for shard in np.unique(shards).tolist()
-        }
+        names = ("rows", "shard", "num_tiles")
+        return rows_by_shard(*(np.concatenate([getattr(split, name) for split in splits]) for name in names))
 
     @cached_property
     def _weights(self) -> tuple[float, float]:
         """The weights of (compress, keep); the blank tiles, which are compress, count, too."""
         if self.config.class_weights == "none":
             return 1.0, 1.0
-        keys, repeat_S = self._index.table(["key"], "train")["key"], self._index.columns("train").repeat
+        keys, repeat_S = self.index.table(["key"], "train")["key"], self.index.columns("train").repeat
         compress, keep = self.labels.totals(keys.to_pylist(), repeat_S)
         return class_weights(
             compress + self.config.blank_share * self._train.repeat @ self._train.num_tiles, keep
@@ -203,7 +196,7 @@ class RouterPacks:
 
     def _labels(self, pack: Pack) -> tuple[np.ndarray, np.ndarray]:
         """Return labels int64 [N] and targets float32 [N] of a pack's tiles."""
-        indexed = [self._index.row(int(row), ("key", "tiles")) for row in pack.rows]
+        indexed = [self.index.row(int(row), ("key", "tiles")) for row in pack.rows]
         by_sample = [self.labels.of(sample["key"], tuple(sample["tiles"])) for sample in indexed]
         labels, targets = zip(*by_sample, strict=True)
         return np.concatenate(labels), np.concatenate(targets)
@@ -212,13 +205,9 @@ class RouterPacks:
         """Return the tiles of a pack's samples: their features if they are kept, else their pixels."""
         if self.features is None:
             return self.pixels(pack.rows.tolist())
-        parts = []
-        for row in pack.rows.tolist():
-            shard = self._index.row(row, ("shard",))["shard"]
-            parts.append(self.features.read(shard_file(shard), slice(*self.shard_tiles[shard].span(row))))
-        return torch.cat(parts)
+        return self.features.of_rows(pack.rows.tolist())
 
-    def pixels(self, rows: list[int]) -> torch.Tensor:
+    def pixels(self, rows: Sequence[int]) -> torch.Tensor:
         """Return the tiles of samples, uint8 [N, 3, S, S]."""
         return torch.from_numpy(np.concatenate([sample.pixels for sample in self._reader.samples(rows)]))
 
@@ -235,14 +224,14 @@ class RouterPacks:
     def _blank(self, numbers: list[int]) -> torch.Tensor:
         if self.features is None:
             return self.blank_pixels("train", numbers)
-        return self.features.read(BLANK_FILE, numbers)
+        return self.features.files.read(BLANK_FILE, numbers)
 
     def positioned(self, pack: Pack) -> tuple[TargetTiles, list[TilePosition]]:
         """Return the pixels of a pack that is not empty, with labels, and the position of each tile."""
         batch = self._with_targets(pack, self.pixels(pack.rows.tolist()))
         positions: list[TilePosition] = [
             {"key": indexed["key"], "image": image, "tile": tile}
-            for indexed in (self._index.row(int(row), ("key", "tiles")) for row in pack.rows)
+            for indexed in (self.index.row(int(row), ("key", "tiles")) for row in pack.rows)
             for image, count in enumerate(indexed["tiles"])
             for tile in range(count)
         ]

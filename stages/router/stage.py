@@ -17,11 +17,11 @@ Config = RouterConfig
 
 def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     """Train on all ranks; publish the router, its scores, `metrics.json`, `curve.parquet` and a figure."""
-    from stages.router.features import features_folder
     from stages.router.metrics import publish_metrics
     from stages.router.packs import RouterSettings, prepared
     from stages.router.worker import measure_router, train_router
     from stages.training.checkpoints import remove_checkpoints
+    from stages.training.kept.folders import kept_folder
     from stages.training.metrics import publish_curve
     from stages.training.ranks.rank_failures import restart_counts
     from stages.training.ranks.workers import run_workers
@@ -43,7 +43,7 @@ def run(config: RouterConfig, context: Context) -> dict[str, float | int | str]:
     metrics = publish_metrics(config, context, num_steps)
     publish_curve(context.parts)
     remove_checkpoints(context.parts)
-    context.parts.delete(features_folder(context.parts))
+    context.parts.delete(kept_folder(context.parts))
     measured = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
     last_step = max(metrics["candidates"], key=lambda candidate: candidate["auc_calib"])["step"]
     return {"steps": last_step, **restart_counts(context.parts), **measured}

@@ -2,7 +2,6 @@
 tiles."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,21 +14,21 @@ from stages.outputs import BLANK_SPLIT, ROUTER_FILE, SCORES_FILE
 from stages.parts import Parts
 from stages.router.best_routers import AUC_METRIC, BestRouters
 from stages.router.blank_tiles import NUM_BLANK
-from stages.router.features import BLANK_FILE, FeatureFiles, features_folder, shard_file, tower_digest
-from stages.router.packs import RouterPacks, RouterSettings, TilePosition
-from stages.router.shard_tiles import ShardTiles
+from stages.router.packs import BLANK_FILE, RouterPacks, RouterSettings, TilePosition
 from stages.router_files import policy_mark
 from stages.training.engine import Engine, init_distributed
 from stages.training.engine_settings import engine_settings
+from stages.training.kept.features import compute_features, open_tower
+from stages.training.kept.files import KeptFiles, tensors_digest
+from stages.training.kept.folders import features_folder
+from stages.training.kept.outputs import KeptOutputs
 from stages.training.loop import StageTask, TrainingLoop, TrainingPlan, training_plan
 from stages.training.parameter_groups import parameter_groups
 from stages.training.speed.throughput import measure_throughput
 from stages.training.step import derived_seed, evaluating, share_of_rank, sum_over_ranks
-from vico.checkpoints import open_unread
 from vico.model.attention_kernels import use_attention
 from vico.model.internvl import VicoModel
 from vico.model.router import Router
-from vico.model.unread import read_all
 from vico.objectives.router import FEATURE_DTYPE, IGNORED, RouterTask
 
 SCORES_SCHEMA = pa.schema(
@@ -58,11 +57,7 @@ def _started(settings: RouterSettings) -> tuple[RouterPacks, Engine, TrainingPla
     init_distributed(settings.train.restarts.collective_timeout_s)
     use_attention(settings.train.attention.rows, settings.train.attention.vision)
     packs = RouterPacks(settings)
-    policy = open_unread(settings.policy_folder, getattr(torch, config.optimizer.dtype))
-    policy.requires_grad_(False)
-    tower = policy.base.model.vision_tower  # of the policy, only this runs; the rest stays unread
-    read_all(tower.parameters())
-    tower.to("cuda" if torch.cuda.is_available() else "cpu")
+    policy = open_tower(settings.policy_folder, getattr(torch, config.optimizer.dtype))
     keep_features(settings, packs, policy)
     routers = [new_router(policy, derived_seed(config.seed, "router", c)) for c in range(config.candidates)]
     task = RouterTask(routers, policy.vision_features, config.token_dropout)
@@ -87,32 +82,24 @@ def keep_features(settings: RouterSettings, packs: RouterPacks, policy: VicoMode
     and write those that are missing. Otherwise every step computes its features."""
     device = next(policy.base.model.vision_tower.parameters()).device
     tile_bytes = packs.settings.vision_tokens * policy.vision_width * FEATURE_DTYPE.itemsize
-    num_tiles = NUM_BLANK + sum(shard.num_tiles for shard in packs.shard_tiles.values())
-    limit = settings.train.memory.router_features_gb * 1e9
-    if num_tiles * tile_bytes > limit:
+    num_tiles = NUM_BLANK + sum(shard.num_values for shard in packs.shard_rows.values())
+    if num_tiles * tile_bytes > settings.train.memory.frozen_outputs_gb * 1e9:
         return
-    files = FeatureFiles(features_folder(settings.parts), tower_digest(policy.base.model.vision_tower))
+    digest = tensors_digest(policy.base.model.vision_tower)
+    files = KeptFiles(features_folder(settings.parts), digest, FEATURE_DTYPE)
+    tile_shape = packs.settings.vision_tokens, policy.vision_width
+    features = KeptOutputs(files, packs.shard_rows, packs.index, tile_shape)
     batch_tiles = settings.config.tiles_per_pack
-
-    @torch.no_grad()
-    def of_shard(shard: ShardTiles) -> Iterator[torch.Tensor]:
-        for rows in shard.batches(batch_tiles):
-            yield policy.vision_features(packs.pixels(rows).to(device))
 
     @torch.no_grad()
     def of_blank() -> Iterator[torch.Tensor]:
         for numbers in torch.arange(NUM_BLANK).split(batch_tiles):
             yield policy.vision_features(packs.blank_pixels("train", numbers.tolist()).to(device))
 
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    shards = sorted(packs.shard_tiles.values(), key=lambda shard: shard.shard)
-    for _, shard in share_of_rank(shards, rank, world_size):
-        if shard is not None:
-            files.write(shard_file(shard.shard), shard.num_tiles, partial(of_shard, shard))
-    if rank == world_size - 1:
+    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
         files.write(BLANK_FILE, NUM_BLANK, of_blank)
-    torch.distributed.barrier()
-    packs.features = files
+    compute_features(features, policy, packs.pixels, batch_tiles)
+    packs.features = features
 
 
 def _task(engine: Engine) -> RouterTask:

@@ -53,7 +53,7 @@ def test_a_session_sets_the_environment_of_workers_and_leaves_no_files(tmp_path,
         handler = lambda *a: None
         signal.signal(signal.SIGTERM, handler)
         names = ["OMP_NUM_THREADS", "DS_ACCELERATOR", "MLFLOW_RUN_ID", "RAY_USAGE_STATS_ENABLED"]
-        names.append("CUDA_VISIBLE_DEVICES")
+        names += ["CUDA_VISIBLE_DEVICES", "MALLOC_TRIM_THRESHOLD_"]
         def environment(_):
             import vico.errors
             return [os.environ.get(name) for name in names]
@@ -72,7 +72,7 @@ def test_a_session_sets_the_environment_of_workers_and_leaves_no_files(tmp_path,
     process = driver(code, MLFLOW_RUN_ID="parent", HOME=str(home))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert output.splitlines()[-4:] == ["['1', 'cpu', '', '0', '']", "{0: 1}", "{0: 2}", "[]"]
+    assert output.splitlines()[-4:] == ["['1', 'cpu', '', '0', '', '1073741824']", "{0: 1}", "{0: 2}", "[]"]
     assert not (home / ".ray").exists(), "a token was left in the home folder"
 
 
@@ -260,18 +260,23 @@ def test_a_start_that_takes_too_long_is_one_line_and_keeps_the_logs(short_folder
                 print("started")
         except UserError as error:
             print(error)
-        _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=30)
-        print([process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE])
     """
     process = driver(code)
     output, _ = process.communicate(timeout=180)
-    line, left = output.splitlines()[-2:]
-    assert line.startswith(f"a local Ray did not start: {missing} was not ready after "), output
+    # A GCS server that was stopped after it had answered hangs Ray's own code, so our watch ends the driver.
+    (line,) = [line for line in output.splitlines() if "a local Ray did not start: " in line]
+    assert line.split("a local Ray did not start: ")[1].startswith(f"{missing} was not ready after "), output
     assert "; raise ray.start_timeout_s=10 in the site if the machine is slow; its logs are in " in line
-    assert left == "[]"
+    left = [process for process in psutil.process_iter(["cmdline"]) if uses(process, short_folder)]
+    _, alive = psutil.wait_procs(left, timeout=30)
+    assert [process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
     (kept,) = short_folder.iterdir()
     assert line.endswith(str(kept))
     assert list(kept.glob("session_*"))
+
+
+def uses(process: psutil.Process, folder: Path) -> bool:
+    return any(str(folder) in argument for argument in process.info["cmdline"] or ())
 
 
 @pytest.mark.parametrize(

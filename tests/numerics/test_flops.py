@@ -81,7 +81,7 @@ def test_sft_step(folder, pack):
     )
 
     def step():
-        full, _, tie = model.visual_tokens(model.vision_features(pack.pixel_values), pack.reference)
+        full, _, tie = model.visual_tokens(model.vision_features(pack.tiles), pack.reference)
         logits = model.lm_head(model.answer_hidden_states(pack.reference, full, None))
         (torch.nn.functional.cross_entropy(logits, pack.reference.answer_ids) + tie).backward()
 

@@ -47,9 +47,7 @@ def dense_kl(task: ConsistencyTask, prompt_format: PromptFormat) -> list[torch.T
     reference_states, reference_head_VD, _ = task._reference
     for sample in (sample for pack in step_samples(prompt_format) for sample in pack):
         pack = packed_batch([sample], [rates(sample)], prompt_format.settings, "sample")
-        hidden_AD, _ = answer_hidden_states(
-            task.policy, task.policy.vision_features(pack.pixel_values), pack.policy
-        )
+        hidden_AD, _ = answer_hidden_states(task.policy, task.policy.vision_features(pack.tiles), pack.policy)
         log_policy_AV = task.policy.lm_head(hidden_AD).log_softmax(-1)
         log_reference_AV = (reference_states(pack) @ reference_head_VD.T).log_softmax(-1)
         kl.append(F.kl_div(log_policy_AV, log_reference_AV, log_target=True, reduction="none").sum(-1))

@@ -164,7 +164,7 @@ def test_against_the_answers_the_loss_is_their_cross_entropy_and_no_reference_ru
     assert not calls
     policy = task.policy
     with torch.no_grad():
-        hidden_AD, _ = answer_hidden_states(policy, policy.vision_features(pack.pixel_values), pack.policy)
+        hidden_AD, _ = answer_hidden_states(policy, policy.vision_features(pack.tiles), pack.policy)
         logits_AV = hidden_AD.double() @ policy.lm_head.weight.double().T
         expected_A = torch.nn.functional.cross_entropy(
             logits_AV[:, : answers.num_ids], pack.policy.answer_ids, reduction="none"

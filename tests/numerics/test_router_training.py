@@ -52,7 +52,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one_bit_for_bit(folder, early)
     scenario = {"name": "killed", "config": EARLY}
     parts = Parts(folder / "killed", 1)
     reached = [
-        lambda: any((parts.folder / "features").glob("0*")),
+        lambda: any((parts.folder / "kept" / "features").glob("0*")),
         lambda: steps(parts)[-1:] >= [10],
         lambda: False,
     ]
@@ -96,7 +96,7 @@ def split_of(stage: Path, split: str):
 
 def test_kept_and_computed_features_train_alike(folder):
     short = {"max_steps": 6, "validate_every_steps": 6}
-    computed = {"memory": {"router_features_gb": 0}}
+    computed = {"memory": {"frozen_outputs_gb": 0}}
     finish(
         *started(
             folder,
@@ -104,8 +104,8 @@ def test_kept_and_computed_features_train_alike(folder):
             1,
         )
     )
-    assert list((folder / "kept" / "features").iterdir())
-    assert not (folder / "computed" / "features").exists()
+    assert list((folder / "kept" / "kept" / "features").iterdir())
+    assert not (folder / "computed" / "kept").exists()
     losses = [
         [metrics["loss"] for _, metrics in read_metrics(Parts(folder / name, 1))]
         for name in ("kept", "computed")

@@ -75,8 +75,12 @@ class ReferenceStates(nn.Module):
         own tower.
         """
         if features_NPv is None:
-            features_NPv = self.model.vision_features(pack.pixel_values)
+            features_NPv = self.model.vision_features(pack.tiles)
         return answer_hidden_states(self.model, features_NPv, pack.reference)[0]
+
+
+def _no_reference(pack: PackedBatch, features_NPv: torch.Tensor | None = None) -> torch.Tensor:
+    raise AssertionError("the reference was dropped, and a pack has no kept states of it")
 
 
 def answer_hidden_states(
@@ -154,14 +158,12 @@ class ConsistencyTask(nn.Module):
         if self.learns_answers and self.training:
             return self._of_answers(pack)
         reference_states, reference_head_VD, whole = self._reference
-        if self.one_vision_pass:
-            with torch.no_grad():
-                features_NPv = self._policy_features(pack)
+        features_NPv = self._frozen_features(pack)
+        reference_hidden_AD = pack.reference_hidden_AD
+        if reference_hidden_AD is None:
             with self.phases.phase("reference"):
                 reference_hidden_AD = reference_states(pack, features_NPv)
-        else:
-            with self.phases.phase("reference"):
-                reference_hidden_AD = reference_states(pack)
+        if features_NPv is None:
             features_NPv = self._policy_features(pack)  # after the reference: fewer activations exist at once
         with self.phases.phase("language"):
             hidden_AD, tie = answer_hidden_states(self.policy, features_NPv, pack.policy)
@@ -174,11 +176,20 @@ class ConsistencyTask(nn.Module):
                 self.kl_chunk_rows,
                 self.num_ids,
             )
-        counts = self._counts(pack, kl_A)
+        counts = self._counts(pack, kl_A, ran_reference=pack.reference_hidden_AD is None)
         if by_sample:
             kl_S = kl_A.new_zeros(len(pack.rows))
             counts["kl_S"] = kl_S.index_add(0, pack.sample_of_answer, kl_A)
         return loss + tie.to(loss.dtype), counts
+
+    def reference_hidden(self, pack: PackedBatch) -> torch.Tensor:
+        """Return the reference's hidden states at the answers of a pack, [A, D]."""
+        reference_states, _, _ = self._reference
+        return reference_states(pack, self._frozen_features(pack))
+
+    def drop_reference(self) -> None:
+        """Free the reference except its head: from now on every pack has `reference_hidden_AD`."""
+        self._reference = (_no_reference, *self._reference[1:])
 
     def _of_answers(self, pack: PackedBatch) -> tuple[torch.Tensor, Counts]:
         """Return what `forward` does for the loss against the answer tokens."""
@@ -194,13 +205,21 @@ class ConsistencyTask(nn.Module):
                 num_ids=self.num_ids,
                 answer_ids_A=pack.policy.answer_ids,
             )
-        return loss + tie.to(loss.dtype), self._counts(pack, loss_A, with_reference=False)
+        return loss + tie.to(loss.dtype), self._counts(pack, loss_A, ran_reference=False)
+
+    @torch.no_grad()
+    def _frozen_features(self, pack: PackedBatch) -> torch.Tensor | None:
+        """Return the vision tokens that serve both models; None if each runs its own tower."""
+        return self._policy_features(pack) if self.one_vision_pass else None
 
     def _policy_features(self, pack: PackedBatch) -> torch.Tensor:
+        if pack.has_features:
+            assert self.one_vision_pass, "kept features are those of a frozen tower that serves both models"
+            return pack.tiles
         with self.phases.phase("vision"):
-            return self.policy.vision_features(pack.pixel_values)
+            return self.policy.vision_features(pack.tiles)
 
-    def _counts(self, pack: PackedBatch, kl_A: torch.Tensor, *, with_reference: bool = True) -> Counts:
+    def _counts(self, pack: PackedBatch, kl_A: torch.Tensor, *, ran_reference: bool) -> Counts:
         empty = not pack.rows
         return {
             "kl_sum": kl_A.sum(),
@@ -213,10 +232,10 @@ class ConsistencyTask(nn.Module):
             "packs": float(not empty),
             "flops": consistency_flops(
                 self.policy.base.config,
-                pack.num_tiles,
+                0 if pack.has_features else pack.num_tiles,
                 row_work(pack.policy),
                 row_work(pack.reference),
                 train_vision=self.trains_vision,
-                with_reference=with_reference,
+                with_reference=ran_reference,
             ),
         }

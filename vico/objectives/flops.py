@@ -123,7 +123,8 @@ def consistency_flops(
 ) -> float:
     """Return the FLOPs of a consistency step on one pack: policy forward and backward, reference forward.
 
-    A frozen vision tower runs forward once for both. `with_reference` false: the reference does not run.
+    `num_tiles` tiles go through the vision tower, a frozen one once for both models. `with_reference` false:
+    the reference does not run.
     """
     vision = vision_flops(config, num_tiles)
     trained = [

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.train_settings import TrainSettings
 from stages.consistency.config import ConsistencyConfig, JointConsistencyConfig
-from stages.consistency.disk import check_disk
+from stages.consistency.disk import KeptBytes, check_disk
 from stages.consistency.packs import ConsistencySettings, JointInputs, check_connector_start
 from stages.losses_policy import policy_digest
 from stages.outputs import METRICS_FILE
@@ -47,12 +47,12 @@ def test_a_disk_without_room_for_one_more_checkpoint_than_are_kept_and_the_polic
     num_parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
     settings = settings_of(model, tmp_path, dtype)
     with_free(monkeypatch, int(1.11 * (3 * checkpoint_bytes + weight_bytes) * num_parameters))
-    check_disk(settings, 2)
+    check_disk(settings, 2, KeptBytes())
     with_free(monkeypatch, (3 * checkpoint_bytes + weight_bytes) * num_parameters)
     with pytest.raises(
         UserError, match=r"storage=.* GB free, but consistency .*train\.checkpoints\.keep=2 .*--storage"
     ):
-        check_disk(settings, 2)
+        check_disk(settings, 2, KeptBytes())
 
 
 def test_existing_checkpoints_need_room_only_for_another_number_of_ranks(model, tmp_path, monkeypatch):
@@ -63,14 +63,14 @@ def test_existing_checkpoints_need_room_only_for_another_number_of_ranks(model, 
         (folder / METADATA_FILE).write_text(json.dumps({"world_size": 2}))
     settings = settings_of(model, tmp_path)
     with_free(monkeypatch, int(1.11 * (16 + 4) * num_parameters))
-    check_disk(settings, 2)
+    check_disk(settings, 2, KeptBytes())
     with pytest.raises(UserError, match="the last one converted for another number of ranks"):
-        check_disk(settings, 3)
+        check_disk(settings, 3, KeptBytes())
     with_free(monkeypatch, int(1.11 * (3 * 16 + 4) * num_parameters))
-    check_disk(settings, 3)
+    check_disk(settings, 3, KeptBytes())
     with_free(monkeypatch, (16 + 4) * num_parameters)
     with pytest.raises(UserError, match="GB free"):
-        check_disk(settings, 2)
+        check_disk(settings, 2, KeptBytes())
 
 
 def test_an_existing_best_policy_needs_no_room(model, tmp_path, monkeypatch):
@@ -79,19 +79,19 @@ def test_an_existing_best_policy_needs_no_room(model, tmp_path, monkeypatch):
     settings = replace(settings, config=settings.config.model_copy(update={"select": "best"}))
     with_free(monkeypatch, int(1.11 * (3 * 16 + 2 * 4) * num_parameters))
     with pytest.raises(UserError, match="3 model folders"):
-        check_disk(settings, 2)
+        check_disk(settings, 2, KeptBytes())
     (tmp_path / "output/best/step-0000004").mkdir(parents=True)
-    check_disk(settings, 2)
+    check_disk(settings, 2, KeptBytes())
 
 
 def test_an_object_store_needs_room_for_the_checkpoint_that_is_uploading(model, tmp_path, monkeypatch):
     num_parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
     with_free(monkeypatch, int(1.11 * (3 * 16 + 4) * num_parameters))
-    check_disk(settings_of(model, tmp_path), 2)
+    check_disk(settings_of(model, tmp_path), 2, KeptBytes())
     with pytest.raises(
         UserError, match=r"^work=.* 4 more checkpoints .* and 2 more\).*another `work` in the"
     ):
-        check_disk(settings_of(model, tmp_path), 2, remote=True)
+        check_disk(settings_of(model, tmp_path), 2, KeptBytes(), remote=True)
 
 
 def test_a_start_for_a_connector_that_the_model_has_already_is_refused(model, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.router.features import FeatureFiles, tower_digest
+from stages.training.kept.files import KeptFiles, tensors_digest
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.errors import UserError
@@ -12,7 +12,7 @@ FEATURES_NPv = torch.randn(7, 4, 32, generator=torch.Generator().manual_seed(0))
 
 
 def test_features_are_read_by_tile_rounded_to_bfloat16(tmp_path):
-    files = FeatureFiles(tmp_path / "features", "tower")
+    files = KeptFiles(tmp_path / "features", "tower", torch.bfloat16)
     files.write("00000", 7, lambda: iter(FEATURES_NPv.split(3)))
     rounded = FEATURES_NPv.bfloat16()
     assert torch.equal(files.read("00000", slice(2, 6)), rounded[2:6])
@@ -20,12 +20,12 @@ def test_features_are_read_by_tile_rounded_to_bfloat16(tmp_path):
 
 
 def test_published_features_are_not_computed_again(tmp_path):
-    FeatureFiles(tmp_path, "tower").write("00000", 7, lambda: iter([FEATURES_NPv]))
+    KeptFiles(tmp_path, "tower", torch.bfloat16).write("00000", 7, lambda: iter([FEATURES_NPv]))
 
     def never():
         raise AssertionError("computed again")
 
-    files = FeatureFiles(tmp_path, "tower")
+    files = KeptFiles(tmp_path, "tower", torch.bfloat16)
     files.write("00000", 7, never)
     assert torch.equal(files.read("00000", [1]), FEATURES_NPv[1:2].bfloat16())
 
@@ -34,13 +34,13 @@ def test_features_of_another_tower_are_refused(tmp_path):
     towers = []
     for seed in (0, 1, 0):
         model = make_tiny_model(tmp_path / f"model-{len(towers)}", seed=seed)
-        towers.append(tower_digest(load_model(model).base.model.vision_tower))
+        towers.append(tensors_digest(load_model(model).base.model.vision_tower))
     assert towers[0] == towers[2] != towers[1]
     folder = tmp_path / "features"
-    FeatureFiles(folder, towers[0]).write("00000", 7, lambda: iter([FEATURES_NPv]))
-    files = FeatureFiles(folder, towers[1])
-    message = f"features of the vision tower {towers[0][:12]}, but the policy has the tower {towers[1][:12]}"
+    KeptFiles(folder, towers[0], torch.float32).write("00000", 7, lambda: iter([FEATURES_NPv]))
+    files = KeptFiles(folder, towers[1], torch.float32)
+    message = f"weights of the digest {towers[0][:12]}, but this training has {towers[1][:12]}"
     with pytest.raises(UserError, match=message):
         files.read("00000", [0])
-    with pytest.raises(UserError, match=r"remove .*/features, and the features are computed again"):
+    with pytest.raises(UserError, match=r"remove .*/features, and it is computed again"):
         files.write("00000", 7, lambda: iter([FEATURES_NPv]))
