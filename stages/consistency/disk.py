@@ -63,31 +63,31 @@ def most_policies(config: ConsistencyConfig) -> int:
 
 @dataclass(frozen=True)
 class KeptBytes:
-    """Bytes of vision features and of the reference's states that a training keeps; 0: it keeps none."""
+    """Bytes of vision features and of reference states that a training keeps; 0: it keeps none."""
 
     features: int = 0
     states: int = 0
 
 
 def kept_bytes(settings: "ConsistencySettings", packs: "ConsistencyPacks") -> KeptBytes:
-    """Return what the training keeps of its frozen parts.
+    """Return an upper estimate of what the training keeps of its frozen parts, as if validations read all
+    calib samples.
 
     It keeps them if it reads its samples at least 1.25 times: the states unless it learns the answers
     themselves, the features of a frozen tower that the reference has, too. What exceeds the site's limit is
     left out, the larger features first.
     """
     config, limit = settings.config, settings.train.memory.frozen_outputs_gb * 1e9
-    if packs.passes < _LEAST_PASSES:
+    totals = packs.totals()
+    if totals.passes < _LEAST_PASSES:
         return KeptBytes()
     sizes = model_sizes(model_config(settings.model_folder))
     value_bytes = 4 if config.optimizer.dtype == "float32" else 2
     states = features = 0
     if config.target == "reference":
-        num_answers = sum(shard.num_values for shard in packs.kept_rows("answer_tokens").values())
-        states = num_answers * sizes.width * value_bytes
+        states = totals.answer_tokens * sizes.width * value_bytes
     if not config.train_vision:
-        num_tiles = sum(shard.num_values for shard in packs.kept_rows("num_tiles").values())
-        features = num_tiles * packs.settings.vision_tokens * sizes.vision_width * value_bytes
+        features = totals.tiles * packs.settings.vision_tokens * sizes.vision_width * value_bytes
     states = states if states <= limit else 0
     return KeptBytes(features if features + states <= limit else 0, states)
 

@@ -96,6 +96,16 @@ class ConsistencySettings:
         return int(draw_bits("joint training", self.config.seed)[0]) >> 1
 
 
+@dataclass(frozen=True)
+class Totals:
+    """How often a training reads a train sample, on average by answer tokens; tiles and answer tokens of all
+    train and calib samples, each counted once."""
+
+    passes: float
+    tiles: int
+    answer_tokens: int
+
+
 class ConsistencyPacks:
     """The packs of all epochs: `packs(step)` plans them, `batch(pack)` decodes one. `calib_packs` are for
     validation.
@@ -169,12 +179,19 @@ class ConsistencyPacks:
         """Return the tiles of samples, uint8 [N, 3, S, S]."""
         return torch.from_numpy(np.concatenate([sample.pixels for sample in self._reader.samples(rows)]))
 
-    @property
-    def passes(self) -> float:
-        """How often the training reads a sample, on average by tiles."""
-        train = self.index.columns("train")
-        share = self.num_steps / max(self._epochs.num_steps_of(0), 1)
-        return share * float(train.repeat @ train.num_tiles) / max(int(train.num_tiles.sum()), 1)
+    def totals(self) -> Totals:
+        """Return the totals of the samples that a training reads."""
+        table = self.index.table(["split", "repeat", "num_tiles", "answer_tokens"])
+        in_train = pc.equal(table["split"], "train").to_numpy()
+        read = in_train | pc.equal(table["split"], "calib").to_numpy()
+        tiles, answers = (table[name].to_numpy() for name in ("num_tiles", "answer_tokens"))
+        epochs = self.num_steps / max(self._epochs.num_steps_of(0), 1)
+        per_epoch = float(table["repeat"].to_numpy()[in_train] @ answers[in_train])
+        return Totals(
+            passes=epochs * per_epoch / max(int(answers[in_train].sum()), 1),
+            tiles=int(tiles[read].sum()),
+            answer_tokens=int(answers[read].sum()),
+        )
 
     def kept_rows(self, column: Literal["num_tiles", "answer_tokens"]) -> dict[int, ShardRows]:
         """Return all that may be kept, by shard: the samples of train and of validations, with this column of

@@ -158,7 +158,7 @@ def test_what_saves_work_and_fits_is_kept(folder, config, memory, features, stat
 
 
 def number_of(packs: ConsistencyPacks, column: str) -> int:
-    """Return the sum of a column over all samples of train and calib; validations see all of calib."""
+    """Return the sum of a column over all samples of train and calib."""
     table = packs.index.table([column, "split"]).to_pydict()
     return sum(
         value

@@ -6,6 +6,7 @@ vision tower, whose digest it holds; values of another maker are refused.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from stages.durable_files import sync_folder, sync_tree
 from stages.training.kept.folders import ARRAY_FILE
 from vico.errors import UserError
 
+logger = logging.getLogger(__name__)
 _ABOUT = "about.json"
 Batches = Iterator[torch.Tensor]
 """The next values, [n, ...] each, in order."""
@@ -74,6 +76,7 @@ class KeptFiles:
         sync_tree(partial)
         os.rename(partial, target)
         sync_folder(self._folder)
+        logger.info("kept %d values of what a frozen part computes in %s", num_values, target)
 
     def read(self, name: str, values: Sequence[int] | slice) -> torch.Tensor:
         """Return some values of a file, [n, ...] in the dtype of the files."""
