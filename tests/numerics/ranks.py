@@ -1,11 +1,13 @@
 """Run the ranks of one process group as separate programs, in the environment that torchrun would make."""
 
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,15 @@ def start_ranks(
                 )
             )
     return ranks
+
+
+def start_scenarios(
+    module: str, folder: Path, scenarios: Sequence[Mapping[str, Any]], world_size: int
+) -> tuple[list[subprocess.Popen[bytes]], Path]:
+    """Start ranks that train the scenarios one after another; return them and the folder of their logs."""
+    logs = folder / f"logs-{scenarios[0]['name']}-{scenarios[0].get('attempt', 1)}"
+    texts = [json.dumps(scenario) for scenario in scenarios]
+    return start_ranks(module, [str(folder), *texts], logs, world_size), logs
 
 
 def check_ranks(ranks: Sequence[subprocess.Popen[bytes]], logs: Path) -> bool:

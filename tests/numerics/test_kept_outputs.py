@@ -1,10 +1,9 @@
 """A consistency training that keeps what its frozen parts compute is the one that computes it in every step,
 also after kills; and what is kept at all."""
 
-import json
-import subprocess
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,9 @@ from stages.training.kept.folders import features_folder, kept_folder, states_fo
 from stages.training.kept.outputs import KeptOutputs, shard_file
 from stages.training.metrics import read_metrics
 from tests.numerics.kept_case import settings_of
-from tests.numerics.ranks import check_ranks, finish, start_ranks, stop_ranks
+from tests.numerics.ranks import check_ranks, finish, start_scenarios, stop_ranks
 from tests.numerics.router_case import write_case
 from vico.errors import UserError
-
-MODULE = "tests.numerics.kept_case"
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +29,7 @@ def folder(tmp_path_factory) -> Path:
     return write_case(tmp_path_factory.mktemp("kept"))
 
 
-def started(
-    folder: Path, scenarios: list[dict], world_size: int
-) -> tuple[list[subprocess.Popen[bytes]], Path]:
-    logs = folder / f"logs-{scenarios[0]['name']}-{scenarios[0].get('attempt', 1)}"
-    texts = [json.dumps(scenario) for scenario in scenarios]
-    return start_ranks(MODULE, [str(folder), *texts], logs, world_size), logs
+started = partial(start_scenarios, "tests.numerics.kept_case")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
 """Training of routers on real ranks: kills, early stopping, kept and computed features, blank tiles."""
 
-import json
-import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,11 @@ from stages.parts import Parts
 from stages.router.best_routers import BestRouters
 from stages.router.blank_tiles import NUM_BLANK
 from stages.training.metrics import read_metrics
-from tests.numerics.ranks import check_ranks, finish, start_ranks, stop_ranks
+from tests.numerics.ranks import check_ranks, finish, start_scenarios, stop_ranks
 from tests.numerics.router_case import MODEL, settings_of, write_case
 from vico.checkpoints import load_model
 from vico.inference.calibration import placed_threshold
 
-MODULE = "tests.numerics.router_case"
 EARLY = {"epochs": 40, "patience": 3, "optimizer": {"learning_rate": 3e-3, "warmup_share": 0}}
 
 
@@ -32,12 +30,7 @@ def folder(tmp_path_factory) -> Path:
     return write_case(tmp_path_factory.mktemp("router"))
 
 
-def started(
-    folder: Path, scenarios: list[dict], world_size: int
-) -> tuple[list[subprocess.Popen[bytes]], Path]:
-    logs = folder / f"logs-{scenarios[0]['name']}-{scenarios[0].get('attempt', 1)}"
-    texts = [json.dumps(scenario) for scenario in scenarios]
-    return start_ranks(MODULE, [str(folder), *texts], logs, world_size), logs
+started = partial(start_scenarios, "tests.numerics.router_case")
 
 
 @pytest.fixture(scope="module")
