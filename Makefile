@@ -18,6 +18,8 @@ export PATH := $(bin):$(PATH)
 export TORCH_EXTENSIONS_DIR := $(venv)/torch_extensions
 export DS_ACCELERATOR ?= cpu
 export OMP_NUM_THREADS := 1
+# The tests start thousands of Python processes; without this some environments would compile every module in each.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Tests of CPU code see no CUDA device where there is one: torch would take it.
 test test-slow drill: export CUDA_VISIBLE_DEVICES :=
@@ -64,6 +66,11 @@ $(venv)/.extensions: $(venv)/.installed
 	@$(bin)/python -c 'from stages.training.engine import prebuild_extensions; prebuild_extensions()'
 	@touch $@
 
+$(venv)/sbom/.installed: constraints.txt
+	@$(PYTHON) -m venv $(venv)/sbom
+	@$(subst $(bin),$(venv)/sbom/bin,$(pip)) --constraint constraints.txt cyclonedx-bom
+	@touch $@
+
 quickstart: venv
 	$(bin)/vico run configs/quickstart.yaml
 
@@ -95,10 +102,11 @@ lint: venv
 	$(bin)/python docs/make_models.py --check
 	$(bin)/mypy
 
-# Of this environment, with a CUDA build of torch its CUDA packages too. Needs no network.
-sbom: venv
+# Of the environment in $(VENV), with a CUDA build of torch its CUDA packages too. The tool has an environment of
+# its own, because one of its packages makes every import of Ray seconds slower (docs/dependencies.md).
+sbom: venv $(venv)/sbom/.installed
 	@mkdir -p $(dir $(SBOM))
-	$(bin)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --of JSON -o $(SBOM) $(bin)/python
+	$(venv)/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --of JSON -o $(SBOM) $(bin)/python
 
 # Sends names and versions of constraints.txt to the service. ADVISORIES names a mirror.
 advisories: venv

@@ -5,8 +5,12 @@ the docstrings below the fields of the configs.
 """
 
 import argparse
+import ast
+import inspect
+import itertools
 import json
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
@@ -85,6 +89,7 @@ def _tables(model: type[BaseModel], path: str, documented: dict[type[BaseModel],
     if base is not None:
         yield f"The keys of `{base}`, and with another default or new:\n"
         own_fields = [(name, field) for name, field in own_fields if name in model.__annotations__]
+    docstrings = _docstrings(model)
     for name, field in own_fields:
         block = _block(field.annotation)
         key = f"{path}.{name}" if path else name
@@ -92,7 +97,7 @@ def _tables(model: type[BaseModel], path: str, documented: dict[type[BaseModel],
             blocks[key] = block
             rows.append(f"| `{name}` | block | {_default(field, is_block=True)} | see `{key}` below |")
             continue
-        description = " ".join((field.description or "").split()).replace("|", "\\|")
+        description = " ".join(docstrings.get(name, "").split()).replace("|", "\\|")
         assert description, f"{model.__name__}.{name} has no docstring below it"
         if (several := _several_blocks(field.annotation)) is not None:
             index, one = several
@@ -105,6 +110,24 @@ def _tables(model: type[BaseModel], path: str, documented: dict[type[BaseModel],
         yield "\n".join(rows) + "\n"
     for key, block in blocks.items():
         yield from _tables(block, key, documented)
+
+
+def _docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """Return the docstrings below the fields of a model and of its bases, by field.
+
+    pydantic can do this too, but whenever a model is imported: it was half of what a command's imports took.
+    """
+    docstrings = {}
+    for part in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
+        try:
+            [source] = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+        except OSError:  # made by pydantic.create_model
+            continue
+        assert isinstance(source, ast.ClassDef)
+        for field, below in itertools.pairwise(source.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                docstrings[ast.unparse(field.target)] = ast.literal_eval(below.value)
+    return docstrings
 
 
 def _first_line(model: type[BaseModel]) -> str:

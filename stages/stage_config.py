@@ -17,4 +17,4 @@ class StageConfig(BaseModel):
     """Field -> the value that a fingerprint leaves out, of fields whose default has changed since. Of all
     others it is the default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

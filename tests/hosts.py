@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.waiting import wait_until
 
 needs_hosts = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("nsenter") is None,
@@ -111,10 +112,7 @@ def _keeper(name: str, folder: Path, private: Sequence[str]) -> tuple[subprocess
     keeper = subprocess.Popen(
         ["unshare", *_NAMESPACES, "--fork", "--kill-child", "sh", "-c", "\n".join(script)]
     )
-    deadline = time.monotonic() + 20
-    while not ready.exists():
-        assert keeper.poll() is None and time.monotonic() < deadline, f"host {name} did not start"
-        time.sleep(0.02)
+    wait_until(ready.exists, keeper, or_else=lambda: f"for host {name}")
     children = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text().split()
     return keeper, int(children[0])
 

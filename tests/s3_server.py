@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tests.ports import free_port
+from tests.waiting import PATIENCE_S, wait_until
 
 HOST = "127.0.0.1"
 CREDENTIALS = {
@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(answer)
             return
-        connection = http.client.HTTPConnection(HOST, self.server.target_port, timeout=30)
+        connection = http.client.HTTPConnection(HOST, self.server.target_port, timeout=PATIENCE_S)
         headers = {
             name: value
             for name, value in self.headers.items()
@@ -135,14 +135,14 @@ def s3_server() -> Iterator[FaultyProxy]:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while True:
+    def answers() -> bool:
         try:
             urllib.request.urlopen(f"http://{HOST}:{port}/moto-api/", timeout=2).close()
-            return
+            return True
         except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, "the S3 server does not start"
-            time.sleep(0.1)
+            return False
+
+    wait_until(answers, process, pause_s=0.1)
 
 
 def upload(proxy: FaultyProxy, bucket: str, files: dict[str, bytes]) -> None:

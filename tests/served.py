@@ -16,6 +16,8 @@ import openai
 import psutil
 from PIL import Image
 
+from tests.waiting import PATIENCE_S
+
 
 class Served:
     """A running server: its process, its address and a client."""
@@ -34,15 +36,15 @@ class Served:
             self.process.stderr.read(),
         )
         self.url = line.split()[-1]
-        self.client = openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=120)
+        self.client = openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=PATIENCE_S)
         return self
 
     def ask(self, messages: list[dict[str, Any]], **options: Any) -> Any:
         return self.client.chat.completions.create(model=self.name, messages=messages, **options)
 
-    def end(self, number: int = signal.SIGTERM, timeout_s: float = 60) -> tuple[int, str]:
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=timeout_s)
+        _, errors = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, errors
 
 
@@ -52,14 +54,6 @@ def command_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
-
-
-def has_ended(process: psutil.Process) -> bool:
-    """Whether a process has ended, also if nobody has asked for its exit code."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def schemathesis_command(server: Served, key: str, max_examples: int, seed: int) -> list[str]:
@@ -108,7 +102,7 @@ def user(*parts: str | dict[str, Any]) -> dict[str, Any]:
 
 def get(url: str, **options: Any) -> tuple[int, dict[str, Any]]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, **options), timeout=30) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, **options), timeout=PATIENCE_S) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)

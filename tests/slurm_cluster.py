@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import Host, hosts, needs_hosts
+from tests.waiting import wait_until
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 needs_slurm = [
@@ -73,10 +73,11 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, Host]]:
                 machines[node].start(
                     "/usr/sbin/slurmd", "-D", "-f", config, "-N", node, stderr=subprocess.DEVNULL
                 )
-            deadline = time.monotonic() + 60
-            while machines["login"].run("sinfo", "-h", "-o", "%T %D").stdout.strip() != "idle 2":
-                assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text()[-3000:]
-                time.sleep(0.3)
+            wait_until(
+                lambda: machines["login"].run("sinfo", "-h", "-o", "%T %D").stdout.strip() == "idle 2",
+                pause_s=0.3,
+                or_else=lambda: (folder / "slurmctld.log").read_text()[-3000:],
+            )
             yield machines
         finally:
             os.environ.pop("SLURM_CONF")
@@ -99,10 +100,9 @@ def _munged(folder: Path) -> Iterator[None]:
     with (folder / "munged.log").open("w") as log:
         daemon = subprocess.Popen(command, user="munge", group="munge", stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 20
-        while not (folder / "munge.socket").exists():
-            assert daemon.poll() is None and time.monotonic() < deadline, (folder / "munged.log").read_text()
-            time.sleep(0.05)
+        wait_until(
+            (folder / "munge.socket").exists, daemon, or_else=lambda: (folder / "munged.log").read_text()
+        )
         yield
     finally:
         daemon.terminate()

@@ -20,7 +20,7 @@ _GROUP_SHARE = 0.001  # a node of a group takes up to 1000 processes
 class SiteBlock(BaseModel):
     """What all blocks of a site file share: frozen, no unknown key, no nan or inf."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

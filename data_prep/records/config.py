@@ -22,7 +22,7 @@ _WITHOUT_PATH = ("demo", "sources")
 class RecordsConfig(BaseModel):
     """The records: `{format: demo, num_samples: N, seed: S}`, a format and a path, or a list of these."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Format
     """Format of the records: `internvl` is a meta JSON file that names JSONL files, `llava` and `sharegpt`

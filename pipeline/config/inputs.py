@@ -17,7 +17,7 @@ from vico.shown_text import CONTROL, printable
 class Inputs(BaseModel):
     """What a pipeline reads from outside: records, held-out records, and the model to start from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     records: RecordsConfig
     """The rows to train on, from which the shard stage also splits off calibration and test samples."""

@@ -18,7 +18,7 @@ class JointBlock(BaseModel):
     """Continued consistency training at the router's rates, then losses, labels and router once more. null,
     the default: off; `{}`: on, with the settings of the first stages."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def joint_field(graph: Graph) -> dict[str, Any]:

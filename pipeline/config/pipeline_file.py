@@ -25,7 +25,7 @@ from vico.shown_text import printable
 class PipelineConfig(BaseModel):
     """A pipeline file. The class that is read has one more field per stage, named after the stage."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = Field(0, ge=0)
     """The seed of every stage that draws random numbers and has no `seed` of its own in its block."""

@@ -10,7 +10,7 @@ class QualityGate(BaseModel):
     candidate.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_questions: int = Field(100, ge=1)
     """Fewest test questions that the quality may be measured on."""

@@ -13,14 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import deepspeed
 import torch
-from deepspeed.ops.adam import DeepSpeedCPUAdam
-from deepspeed.utils import groups as process_groups
 from torch import nn
 
 from stages.training.background_writer import BackgroundWriter
 from stages.training.engine_settings import EngineSettings
+from stages.training.lean_deepspeed import deepspeed
 from stages.training.parameter_groups import ParameterGroup
 from stages.training.partitioned import spread_unread
 from stages.training.safe_loading import weights_only
@@ -70,6 +68,7 @@ def init_distributed(timeout_s: float) -> None:
     """
     backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout_s)
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False, verbose=False)
+    process_groups = deepspeed.utils.groups
     if process_groups._WORLD_GROUP is None:
         # DeepSpeed reduces gradients in a copy of the group, which it would make with torch's default
         # timeout: on NCCL that ends the waiting ranks before the watchdog has said which rank hangs.
@@ -96,7 +95,7 @@ class Engine:
         self.phases = Phases()
         self._rates = [group.rate for group in groups]
         # DeepSpeed has an AdamW of its own for states in host memory, where torch's would be slow.
-        adamw: Callable[..., torch.optim.Optimizer] = DeepSpeedCPUAdam
+        adamw: Callable[..., torch.optim.Optimizer] = deepspeed.ops.adam.DeepSpeedCPUAdam
         if settings.offload == "none":
             adamw = partial(torch.optim.AdamW, fused=True if settings.fused else None)
         optimizer = adamw(

@@ -12,7 +12,7 @@ class OptimizerConfig(BaseModel):
     """AdamW with a linear warm-up, then a cosine from `learning_rate` down to `final_lr_share` of it, and
     gradients clipped by their global norm."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_rate: float = Field(1e-4, gt=0)
     """Highest learning rate, reached at the end of the warm-up."""

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import deepspeed
 import torch
 from torch import nn
 
+from stages.training.lean_deepspeed import deepspeed
 from vico.model.unread import UnreadParameter
 
 

@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import psutil
 import yaml
 
 from tests.tiny_model import make_tiny_model
+from tests.waiting import PATIENCE_S, wait_for_end
 
 ROOT = Path(__file__).parents[2]
 STAGES = ["shard", "consistency", "ratio", "label", "router", "evaluate", "export"]
@@ -69,9 +68,9 @@ def vico(*arguments: object, dies: str = "", **options: Any) -> subprocess.Popen
     return subprocess.Popen(command, env=environment, **options)
 
 
-def finished(process: subprocess.Popen[str], timeout_s: float = 900) -> tuple[int, str, str]:
+def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Wait for a command; return (exit code, standard output, standard error)."""
-    out, err = process.communicate(timeout=timeout_s)
+    out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out, err
 
 
@@ -92,19 +91,7 @@ def kill_with_children(process: subprocess.Popen[str]) -> None:
         except psutil.NoSuchProcess:
             continue
     process.wait()
-    psutil.wait_procs(family, timeout=10)
-
-
-def wait_until(
-    condition: Callable[[], object], timeout_s: float, process: subprocess.Popen[str] | None = None
-) -> None:
-    """Wait for a condition; fail when the time is up or `process` has ended."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s"
-        if process is not None:
-            assert process.poll() is None, f"ended with {process.returncode}"
-        time.sleep(0.05)
+    wait_for_end(family)
 
 
 def model_files(storage: Path, stage: str = "consistency") -> dict[str, bytes]:

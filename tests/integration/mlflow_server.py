@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.ports import free_port
+from tests.waiting import wait_until
 
 
 @dataclass
@@ -26,7 +26,7 @@ class MlflowServer:
     def database(self) -> Path:
         return self.folder / "server.db"
 
-    def start(self, timeout_s: float = 120) -> None:
+    def start(self) -> None:
         """Start the server, on the same port every time, and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.port:
@@ -43,11 +43,12 @@ class MlflowServer:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + timeout_s
-        while not self.answers():
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()[-3000:]
-            assert time.monotonic() < deadline, "the server does not answer"
-            time.sleep(0.2)
+        wait_until(
+            self.answers,
+            self.process,
+            pause_s=0.2,
+            or_else=lambda: (self.folder / "server.log").read_text()[-3000:],
+        )
 
     def answers(self) -> bool:
         try:

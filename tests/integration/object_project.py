@@ -10,6 +10,7 @@ import botocore.session
 
 from tests import s3_server
 from tests.integration.tiny_pipeline.project import TinyProject
+from tests.waiting import PATIENCE_S
 
 BUCKET = "store"
 
@@ -89,7 +90,7 @@ class ObjectProject(TinyProject):
 
     def vico_slowly(self, command: str) -> None:
         process = self.start(command)
-        output, errors = process.communicate(timeout=180)
+        output, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, (output, errors)
 
     def put(self, key: str, data: bytes) -> None:

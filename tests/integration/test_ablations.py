@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.demo_pipeline import ROOT, STAGES, answer
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +21,9 @@ def test_the_command_runs_what_differs_and_compares_it_with_the_base(pipeline, o
     arguments = [config, "--site", site, "--storage", storage, "--only", "floor_large", "--json"]
     command = [sys.executable, "-m", "examples.ablations", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     base, changed = json.loads(done.stdout)["rows"]
     assert (base["name"], changed["name"]) == ("base", "floor_large")

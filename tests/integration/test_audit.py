@@ -13,7 +13,8 @@ from cluster.site import Site
 from pipeline.audit.run import audit_run
 from pipeline.storage.folder import FolderStorage
 from pipeline.tracking.artifact_roots import correct_moved_roots
-from tests.integration.tiny_pipeline.project import TRACKED, TinyProject, wait_for
+from tests.integration.tiny_pipeline.project import TRACKED, TinyProject
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +297,7 @@ def test_reap_closes_what_a_killed_driver_left_running_and_nothing_else(finished
     shutil.copy(finished.storage / "mlflow.db", project.storage)
     process, _ = project.pause("square:1", "--set", "seed=8")
     client = mlflow.MlflowClient(f"sqlite:///{project.storage}/mlflow.db")
-    wait_for(lambda: len(running(client)) == 2, process, timeout_s=120)
+    wait_until(lambda: len(running(client)) == 2, process)
     (run,) = project.runs()
     project.vico("audit", "--reap")
     alive = running(client)

@@ -1,13 +1,13 @@
 """Kind local: `vico submit` starts a run in the background; it outlives its terminal and can be cancelled."""
 
 import json
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.integration.demo_pipeline import answer, finished, vico, wait_until, write_pipeline
+from tests.integration.demo_pipeline import answer, finished, vico, write_pipeline
+from tests.waiting import wait_for_end, wait_until
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def test_a_background_run_is_followed_cancelled_and_resumed(arguments, tmp_path)
     run, submission = submitted["run"], submitted["submission"]
     assert submission["kind"] == "local"
     run_file = tmp_path / "runs" / "runs" / run / "run.json"
-    wait_until(lambda: json.loads(run_file.read_text())["attempts"], 120)
+    wait_until(lambda: json.loads(run_file.read_text())["attempts"])
     driver = json.loads(run_file.read_text())["attempts"][-1]["pid"]
     code, out, err = finished(vico("cancel", run, *site))
     assert code == 0 and "is cancelled" in out, err
@@ -58,14 +58,11 @@ def test_a_process_that_vanished_is_reported(arguments, tmp_path):
     submitted = answer("submit", *arguments, "--until", "shard")
     folder = Path(submitted["submission"]["folder"], submitted["submission"]["id"])
     program = psutil.Process(json.loads((folder / "host.json").read_text())["pid"])
-    wait_until(
-        lambda: json.loads((tmp_path / "runs/runs" / submitted["run"] / "run.json").read_text())["attempts"],
-        120,
-    )
+    run_file = tmp_path / "runs" / "runs" / submitted["run"] / "run.json"
+    wait_until(lambda: json.loads(run_file.read_text())["attempts"])
     family = [program, *program.children(recursive=True)]
     program.kill()
-    psutil.wait_procs(family, timeout=20)
-    time.sleep(0.1)
+    wait_for_end(family)
     status = answer("status", submitted["run"], *arguments[1:])
     assert status["state"] == "interrupted"
 

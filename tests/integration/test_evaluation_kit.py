@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 KITS = ROOT / "examples" / "evaluation_kits"
 LMMS_EVAL = os.environ.get("VICO_LMMS_EVAL")
@@ -33,7 +35,9 @@ def compared(folder: Path, rules: str, lmms_eval: str) -> subprocess.CompletedPr
     }
     model = ROOT / "models" / "small-internvl"
     command = [str(KITS / "run.sh"), str(model), str(folder / "out"), "vico_demo"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, cwd=folder)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, cwd=folder
+    )
 
 
 @pytest.mark.slow

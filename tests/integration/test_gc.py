@@ -15,6 +15,7 @@ from pipeline.results.garbage import collect_garbage
 from pipeline.storage.leases import LeaseHeld
 from stages import durable_files
 from tests.integration.tiny_pipeline.project import TinyProject
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_nothing_is_removed_while_a_driver_works(project):
         assert f"pid {process.pid}" in project.errors
     assert before and project.half_written() == before
     go.touch()
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
 
 
 def test_a_driver_whose_machine_is_gone_is_watched_and_then_ignored(project):

@@ -20,9 +20,10 @@ import yaml
 from cluster.launchers.kuberay_config import JOB_MOUNT
 from cluster.launchers.rayjob import PACKAGE
 from tests.hosts import Host, hosts, needs_hosts
-from tests.integration.demo_pipeline import answer, finished, model_files, vico, wait_until, write_pipeline
+from tests.integration.demo_pipeline import answer, finished, model_files, vico, write_pipeline
 from tests.kubernetes.api_server import Cluster, kubernetes_cluster
 from tests.kubernetes.operator import Operator, wait_for_job
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = [pytest.mark.slow, needs_hosts]
 NAMES = ("head1", "work1", "head2", "work2")
@@ -117,9 +118,9 @@ def test_the_second_cluster_continues_the_run_of_the_first(tmp_path, cluster, ma
     submitter = first.submit()
     checkpoints = tmp_path / "runs" / "consistency"
     try:
-        wait_until(lambda: list(checkpoints.glob("*/attempts/1/metrics.jsonl")), 300, submitter)
+        wait_until(lambda: list(checkpoints.glob("*/attempts/1/metrics.jsonl")), submitter)
         metrics = next(checkpoints.glob("*/attempts/1/metrics.jsonl"))
-        wait_until(lambda: '"step": 5' in metrics.read_text(), 300, submitter)
+        wait_until(lambda: '"step": 5' in metrics.read_text(), submitter)
     except BaseException:
         first.lose()
         print(submitter.communicate()[0])
@@ -133,9 +134,9 @@ def test_the_second_cluster_continues_the_run_of_the_first(tmp_path, cluster, ma
 
     second = RayCluster(job, package, machines["head2"], machines["work2"])
     operator.set_status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
-    out, _ = second.submit().communicate(timeout=600)
+    out, _ = second.submit().communicate(timeout=PATIENCE_S)
     operator.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED", succeeded=1)
-    code, followed, err = finished(following, timeout_s=60)
+    code, followed, err = finished(following)
     assert f"run {run}: done until " in followed.splitlines()[-1], (out, followed, err)
     assert code == 0
     status = answer("status", run, *on_site)

@@ -15,15 +15,9 @@ from safetensors.torch import load_file
 
 from stages.parts import Parts
 from stages.training.metrics import read_metrics
-from tests.integration.demo_pipeline import (
-    STAGES,
-    answer,
-    finished,
-    kill_with_children,
-    vico,
-    wait_until,
-)
+from tests.integration.demo_pipeline import STAGES, answer, finished, kill_with_children, vico
 from tests.table_readers import assert_opens_everywhere
+from tests.waiting import wait_until
 from vico.checkpoints import load_model
 
 if TYPE_CHECKING:
@@ -219,7 +213,7 @@ def test_after_a_kill_in_training_the_same_command_gives_the_same_policy(pipelin
         steps = list(storage.glob("consistency/*/output/checkpoints/step-*"))
         return bool(reports and steps) and len(reports[0].read_text().splitlines()) >= 5
 
-    wait_until(past_a_checkpoint, 200, driver)
+    wait_until(past_a_checkpoint, driver)
     kill_with_children(driver)
     stage = next((storage / "consistency").iterdir())
     assert not (stage / "record.json").exists()

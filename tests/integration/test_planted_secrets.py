@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from cluster.sources.in_worker import PACKAGES
-from tests.integration.demo_pipeline import ROOT, answer, finished, vico, wait_until, write_pipeline
+from tests.integration.demo_pipeline import ROOT, answer, finished, vico, write_pipeline
 from tests.integration.tiny_pipeline.project import TRACKED, TinyProject
+from tests.waiting import PATIENCE_S, wait_until
 
 VARIABLES = (
     "HF_TOKEN",
@@ -77,7 +78,7 @@ def test_what_a_library_quotes_in_an_error_a_log_line_and_on_standard_error(tmp_
     assert "***" in shown, "the message itself was shown"
     for arguments in (("status",), ("status", first), ("status", first, "--json"), ("plan",)):
         command(*arguments)
-    out, err = project.start("logs", first, **environment).communicate(timeout=120)
+    out, err = project.start("logs", first, **environment).communicate(timeout=PATIENCE_S)
     assert "Traceback" in out, "the log has it, and no secrets"
     shown += out + err
     command("run")
@@ -140,7 +141,7 @@ def test_a_job_with_archived_sources(checkout, tmp_path):
     options = {"extra_environment": {**environment, "PYTHONPATH": str(folder)}, "cwd": tmp_path}
     submitted = answer("submit", pipeline, "--site", site, "--until", "shard", **options)
     run_file = tmp_path / "runs" / "runs" / submitted["run"] / "run.json"
-    wait_until(lambda: json.loads(run_file.read_text())["state"] in ("done", "failed"), 300)
+    wait_until(lambda: json.loads(run_file.read_text())["state"] in ("done", "failed"))
     assert json.loads(run_file.read_text())["state"] == "done", finished(
         vico("logs", "latest", "--site", site)
     )

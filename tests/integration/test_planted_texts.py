@@ -20,6 +20,7 @@ import yaml
 from tests.integration.tiny_pipeline.project import TinyProject
 from tests.record_files import picture, row
 from tests.tiny_model import make_tiny_model
+from tests.waiting import PATIENCE_S
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
 
@@ -36,7 +37,7 @@ REAL = ("-m", "pipeline.cli")
 
 def in_pipes(command: list[str], cwd: Path) -> tuple[int, str]:
     """Return exit code, and standard output with standard error."""
-    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, timeout=300)
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, timeout=PATIENCE_S)
     return done.returncode, (done.stdout + done.stderr).decode("utf-8", "surrogateescape")
 
 
@@ -55,7 +56,7 @@ def in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
             break
         output += piece
     os.close(main)
-    code = process.wait(timeout=300)
+    code = process.wait(timeout=PATIENCE_S)
     return code, OURS.sub("", output.decode("utf-8", "surrogateescape"))
 
 

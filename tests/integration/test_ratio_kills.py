@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -19,10 +18,11 @@ from cluster.ray_session import ray_session
 from data_prep.records.config import RecordsConfig
 from stages.ratio.config import RatioConfig
 from stages.shard import stage as shard
-from tests.integration.demo_pipeline import kill_with_children, wait_until
+from tests.integration.demo_pipeline import kill_with_children
 from tests.integration.ratio_run import run_ratio
 from tests.stage_context import stage_context
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
 from vico.errors import UserError
@@ -71,7 +71,7 @@ def test_kills_and_other_numbers_of_actors_change_no_bit(inputs, tmp_path, isola
         env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     try:
-        wait_until(lambda: parts_in(store) >= 2, 240, process)
+        wait_until(lambda: parts_in(store) >= 2, process)
     finally:
         kill_with_children(process)
     left = parts_in(store)
@@ -86,9 +86,7 @@ def test_kills_and_other_numbers_of_actors_change_no_bit(inputs, tmp_path, isola
 
 def kill_an_actor(store: Path, num_parts: int) -> None:
     """Kill one actor once there are `num_parts` parts."""
-    deadline = time.monotonic() + 240
-    while parts_in(store) < num_parts and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_until(lambda: parts_in(store) >= num_parts, pause_s=0.002)
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if child.name().startswith("ray::") and "Actor" in "".join(child.cmdline()):

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,14 @@ import psutil
 import pytest
 import yaml
 
-from tests.integration.demo_pipeline import finished, vico, wait_until, write_pipeline
+from tests.integration.demo_pipeline import finished, vico, write_pipeline
 from tests.ports import free_port
+from tests.waiting import wait_until
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +41,12 @@ def server() -> Iterator[str]:
         with Path(folder, "head.log").open("w") as log:
             head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
-            deadline = time.monotonic() + 90
-            while True:
-                is_starting = head.poll() is None and time.monotonic() < deadline
-                assert is_starting, Path(folder, "head.log").read_text()
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", ports["dashboard-port"])) == 0:
-                        break
-                time.sleep(0.2)
+            wait_until(
+                lambda: answers(ports["dashboard-port"]),
+                head,
+                pause_s=0.2,
+                or_else=Path(folder, "head.log").read_text,
+            )
             yield f"http://127.0.0.1:{ports['dashboard-port']}"
         finally:
             family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
@@ -103,7 +106,7 @@ def test_a_job_that_never_started_is_submitted_again_and_followed_to_the_end(ser
     run = submitted["run"]
     assert submitted["state"] == "pending"
     assert submitted["submission"]["id"].startswith(f"vico-{run}-")
-    code, followed, err = finished(vico("logs", "-f", run, *project.site), timeout_s=300)
+    code, followed, err = finished(vico("logs", "-f", run, *project.site))
     assert f"run {run}: failed: job vico-{run}-" in followed
     assert "/no/such/python" in followed
     status = json.loads(finished(vico("status", run, *project.site, "--json"))[1])
@@ -166,9 +169,9 @@ def test_a_driver_that_is_killed_starts_again_in_its_job(server, project):
     assert code == 0, err
     run = json.loads(out)["run"]
     run_file = project.storage / "runs" / run / "run.json"
-    wait_until(lambda: json.loads(run_file.read_text())["attempts"], 200)
+    wait_until(lambda: json.loads(run_file.read_text())["attempts"])
     os.kill(json.loads(run_file.read_text())["attempts"][-1]["pid"], signal.SIGKILL)
-    code, followed, err = finished(vico("logs", "-f", run, *project.site), timeout_s=300)
+    code, followed, err = finished(vico("logs", "-f", run, *project.site))
     assert f"run {run}: done until shard" in followed.splitlines()[-1], followed + err
     assert (
         "the driver died of SIGKILL; starts again" in finished(vico("logs", "--job", run, *project.site))[1]
@@ -183,7 +186,7 @@ def test_a_cancelled_job_leaves_nothing_and_the_same_command_resumes_the_run(ser
     assert code == 0, err
     run = json.loads(out)["run"]
     run_file = project.storage / "runs" / run / "run.json"
-    wait_until(lambda: json.loads(run_file.read_text())["attempts"], 200)
+    wait_until(lambda: json.loads(run_file.read_text())["attempts"])
     driver = json.loads(run_file.read_text())["attempts"][-1]["pid"]
     code, out, err = finished(vico("cancel", run, *project.site))
     assert code == 0 and "is cancelled" in out, err

@@ -20,7 +20,8 @@ import yaml
 
 from cluster.site_checks.report import CheckResult
 from tests.hosts import Host, hosts, needs_hosts
-from tests.integration.demo_pipeline import ROOT, finished, wait_until, write_pipeline
+from tests.integration.demo_pipeline import ROOT, finished, write_pipeline
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, needs_hosts]
 NODES = ("head", "w1", "w2")
@@ -62,9 +63,7 @@ class RayNodes:
 
     def checks(self, host: str, site: Path, *options: str, **variables: str) -> dict[str, CheckResult]:
         """Return the results of `vico site check` by name; its exit code must fit them."""
-        code, out, err = finished(
-            self.vico(host, "site", "check", site, "--json", *options, **variables), timeout_s=400
-        )
+        code, out, err = finished(self.vico(host, "site", "check", site, "--json", *options, **variables))
         assert out, err
         results = [CheckResult(**result) for result in json.loads(out.splitlines()[-1])]
         assert code == any(result.state == "failed" for result in results), (results, err)
@@ -251,11 +250,11 @@ def test_a_run_outlives_its_client_and_a_node(nodes, site, tmp_path):
         files = attempts.glob("*/attempts/*/metrics.jsonl")
         return any(f'"step": {number},' in path.read_text() for path in files)
 
-    wait_until(lambda: has_step(4), 400)
+    wait_until(lambda: has_step(4))
     following.kill()
     following.wait()
     nodes.machines["w2"].kill()
-    code, out, err = finished(nodes.vico("head", "logs", "-f", run, *on_site), timeout_s=600)
+    code, out, err = finished(nodes.vico("head", "logs", "-f", run, *on_site))
     assert code == 0 and f"run {run}: done until " in out.splitlines()[-1], out + err
     code, _, err = finished(nodes.vico("head", "audit", run, *on_site))
     assert code == 0, err

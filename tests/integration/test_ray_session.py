@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from cluster.site import Site
+from tests.waiting import PATIENCE_S, wait_for_end
 from vico.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +71,7 @@ def test_a_session_sets_the_environment_of_workers_and_leaves_no_files(tmp_path,
     home = tmp_path / "home"
     home.mkdir()
     process = driver(code, MLFLOW_RUN_ID="parent", HOME=str(home))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     assert output.splitlines()[-4:] == ["['1', 'cpu', '', '0', '', '1073741824']", "{0: 1}", "{0: 2}", "[]"]
     assert not (home / ".ray").exists(), "a token was left in the home folder"
@@ -108,14 +109,13 @@ def test_ray_ends_when_its_driver_is_killed(short_folder):
     assert (folder / "r").is_dir() and list(folder.glob("r/session_*/sockets/*"))
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700, "no other user reaches the sockets and logs in it"
     # A worker that was just starting asks the dead cluster until Ray gives up (26 s measured, 60 s at most).
-    _, alive = psutil.wait_procs(others, timeout=90)
-    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    wait_for_end(others)
     # The agents hold no resources; they try for a minute to report to the dead cluster before they end.
     for agent in agents:
         agent.kill()
     assert len(list(short_folder.glob("vico-ray-*"))) == 1
     follower = driver(code.replace("[1, 0]", "[1]"))
-    assert follower.wait(timeout=120) == 0
+    assert follower.wait(timeout=PATIENCE_S) == 0
     assert list(short_folder.glob("vico-ray-*")) == [], "the next session removes the old folder"
 
 
@@ -225,7 +225,7 @@ def test_other_ports_of_a_cluster_are_named(short_folder):
             print("the cluster itself answers")
     """
     process = driver(code)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     *refused, accepted = output.splitlines()[-4:]
     assert all("no Ray cluster answers there (" in line for line in refused), output
@@ -262,14 +262,13 @@ def test_a_start_that_takes_too_long_is_one_line_and_keeps_the_logs(short_folder
             print(error)
     """
     process = driver(code)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     # A GCS server that was stopped after it had answered hangs Ray's own code, so our watch ends the driver.
     (line,) = [line for line in output.splitlines() if "a local Ray did not start: " in line]
     assert line.split("a local Ray did not start: ")[1].startswith(f"{missing} was not ready after "), output
     assert "; raise ray.start_timeout_s=10 in the site if the machine is slow; its logs are in " in line
     left = [process for process in psutil.process_iter(["cmdline"]) if uses(process, short_folder)]
-    _, alive = psutil.wait_procs(left, timeout=30)
-    assert [process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    wait_for_end(left)
     (kept,) = short_folder.iterdir()
     assert line.endswith(str(kept))
     assert list(kept.glob("session_*"))
@@ -308,7 +307,7 @@ def test_a_server_that_is_lost_during_the_start_is_one_line(short_folder, act, r
             print("started")
     """
     process = driver(code)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     (line,) = [line for line in output.splitlines() if "a local Ray did not start: " in line]
     assert line.split("a local Ray did not start: ")[1].startswith(reason), output
     (kept,) = short_folder.iterdir()
@@ -340,7 +339,7 @@ def test_a_raylet_that_ends_during_the_start_is_started_again(short_folder, time
             print(ray.get(ray.remote(lambda: "started").remote()))
     """
     process = driver(code)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     if times == 1:
         assert output.splitlines()[-1:] == ["started"], output
         assert list(short_folder.iterdir()) == []
@@ -376,5 +375,5 @@ def test_a_start_that_takes_longer_than_rays_own_limit_succeeds(short_folder):
             print("started")
     """
     process = driver(code)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert output.splitlines()[-1:] == ["started"], output

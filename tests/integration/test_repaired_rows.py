@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from tests.integration.demo_pipeline import kill_with_children
 from tests.integration.shard_run import context_of, files, internvl, manifest, site_with
 from tests.record_files import picture, row, write_hostile_records, write_lines, write_meta
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 from vico.errors import UserError
 from vico.prompt import load_prompt_format
 
@@ -190,10 +190,7 @@ def test_a_killed_run_that_resumes_gives_the_bytes_of_an_undisturbed_run(tmp_pat
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(command, cwd=root, env=environment | {"PYTHONPATH": str(root)})
     try:
-        deadline = time.monotonic() + 300
-        while len(list(folder.glob("output/*.tar"))) < 13 + 4:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: len(list(folder.glob("output/*.tar"))) >= 13 + 4, process, pause_s=0.005)
     finally:
         kill_with_children(process)  # without a lease nothing would stop a worker that outlives it
     assert not (folder / "output" / "manifest.json").exists()

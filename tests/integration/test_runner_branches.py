@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from tests.integration.tiny_pipeline.project import TinyProject, wait_for
+from tests.integration.tiny_pipeline.project import TinyProject
+from tests.waiting import PATIENCE_S, wait_until
 
 STAGES = ("draw", "square", "cube", "both")
 BOTH = "square:1,cube:1"
@@ -32,11 +33,11 @@ def states(project):
 
 def test_a_branch_does_not_wait_for_the_other(project, undisturbed):
     process, go = project.pause("square:1")
-    wait_for(lambda: list(project.storage.glob("cube/*/record.json")), process)
+    wait_until(lambda: list(project.storage.glob("cube/*/record.json")), process)
     assert not list(project.storage.glob("square/*/record.json"))
     assert states(project)["square"] == "running" and states(project)["both"] == "pending"
     go.touch()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert output.splitlines()[-1].endswith(": done")
     assert project.outputs() == undisturbed
@@ -48,10 +49,10 @@ def test_a_branch_does_not_wait_for_the_other(project, undisturbed):
 
 def test_when_a_branch_fails_the_other_finishes_and_nothing_new_begins(project, undisturbed):
     process, go = project.pause("square:1", TINY_FAIL="cube:1")
-    wait_for(lambda: states(project)["cube"] == "failed", process)
+    wait_until(lambda: states(project)["cube"] == "failed", process)
     assert project.status()["state"] == "running" and states(project)["square"] == "running"
     go.touch()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     (line,) = errors.splitlines()
     assert line.startswith("error: cube failed: RuntimeError: and its last line; see ")
@@ -65,9 +66,9 @@ def test_when_a_branch_fails_the_other_finishes_and_nothing_new_begins(project, 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_both_branches(project, undisturbed, number, code):
     process, _ = project.pause(BOTH)
-    wait_for(lambda: list(states(project).values()).count("running") == 2, process)
+    wait_until(lambda: list(states(project).values()).count("running") == 2, process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, errors
     assert "stopped by" in errors and "Traceback" not in errors
     (path,) = project.storage.glob("runs/*/run.json")
@@ -81,7 +82,7 @@ def test_a_signal_stops_both_branches(project, undisturbed, number, code):
 
 def test_after_a_kill_in_both_branches_the_same_command_resumes(project, undisturbed):
     process, _ = project.pause(BOTH)
-    wait_for(lambda: list(states(project).values()).count("running") == 2, process)
+    wait_until(lambda: list(states(project).values()).count("running") == 2, process)
     process.kill()
     process.wait()
     assert states(project) == {
@@ -102,4 +103,4 @@ def test_a_branch_that_another_driver_holds_does_not_stop_the_other(project):
     assert project.status()["state"] == "interrupted"
     assert states(project) == {"draw": "done", "square": "pending", "cube": "done", "both": "pending"}
     go.touch()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.tiny_pipeline.project import ROOT, TinyProject
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ def test_a_result_that_is_replaced_while_a_stage_reads_it_fails_the_stage(projec
     record = project.stage("draw") / "record.json"
     record.rename(project.folder / "record.json")  # as --force does, in a command of another pipeline
     go.touch()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode != 0
     assert "another command replaced the result of stage draw" in errors
     assert not (project.stage("square") / "record.json").exists()
@@ -218,7 +219,7 @@ def test_records_that_are_edited_while_a_stage_reads_them_fail_the_stage(project
     process, go = project.pause("draw:1", *records)
     rows.write_text("{}\n{}\n")
     go.touch()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode != 0
     assert "inputs.records: its files changed after this run had read their digests" in errors
     assert not (project.stage("draw") / "record.json").exists()

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.tiny_pipeline.project import TinyProject, wait_for
+from tests.integration.tiny_pipeline.project import TinyProject
+from tests.waiting import PATIENCE_S, wait_until
 
 STAGES = ("draw", "square", "total")
 
@@ -101,7 +102,7 @@ def test_a_signal_leaves_a_true_state_and_the_same_command_resumes(project, undi
     assert running["state"] == "running"
     assert [entry["state"] for entry in running["stages"]] == ["done", "running", "pending"]
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code
     assert "stopped by" in errors and "Traceback" not in output + errors
     stored = json.loads((project.storage / "runs" / running["run"] / "run.json").read_text())
@@ -132,7 +133,7 @@ def test_a_second_driver_names_the_holder_of_the_run_and_writes_nothing(project)
     assert json.loads(output.splitlines()[-1])["state"] == "running"
     assert f"held by run {run}" in project.errors and f"pid {process.pid}," in project.errors
     go.touch()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
     assert project.runs() == [run]
     assert len(project.status()["attempts"]) == 1
 
@@ -140,10 +141,12 @@ def test_a_second_driver_names_the_holder_of_the_run_and_writes_nothing(project)
 def test_a_second_driver_that_waits_finds_the_work_done(project, undisturbed):
     process, go = project.pause("draw:1")
     second = project.start("run", "--wait", "30")
-    wait_for(lambda: second.stdout.readline().startswith("run "), second)  # it printed which run it waits for
+    wait_until(
+        lambda: second.stdout.readline().startswith("run "), second
+    )  # it printed which run it waits for
     go.touch()
-    assert process.wait(timeout=60) == 0
-    output, _ = second.communicate(timeout=60)
+    assert process.wait(timeout=PATIENCE_S) == 0
+    output, _ = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 0
     assert "total: reused" in output
     assert len(project.runs()) == 1
@@ -157,10 +160,10 @@ def test_two_pipelines_that_share_a_stage_have_one_writer_of_it(project):
     assert "is held by run" in project.errors and f"pid {process.pid}," in project.errors
     assert project.status()["state"] == "interrupted"
     waiting = project.start("run", "--set", "square.power=3", "--wait", "30")
-    wait_for(lambda: waiting.stdout.readline().startswith("draw: waiting"), waiting)
+    wait_until(lambda: waiting.stdout.readline().startswith("draw: waiting"), waiting)
     go.touch()
-    assert process.wait(timeout=60) == 0
-    assert waiting.wait(timeout=60) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
+    assert waiting.wait(timeout=PATIENCE_S) == 0
     ours, theirs = project.runs()
     draw = project.status(ours)["stages"][0]
     assert draw["reused"] and draw["reused_from"] == theirs
@@ -170,7 +173,7 @@ def test_two_pipelines_that_share_a_stage_have_one_writer_of_it(project):
 def test_drivers_started_at_once_make_one_run(project, undisturbed):
     for _ in range(4):
         drivers = [project.start("run", "--wait", "30") for _ in range(3)]
-        assert [driver.wait(timeout=60) for driver in drivers] == [0, 0, 0]
+        assert [driver.wait(timeout=PATIENCE_S) for driver in drivers] == [0, 0, 0]
         assert len(project.runs()) == 1
         assert len(project.status()["attempts"]) == 1
         assert project.outputs() == undisturbed
@@ -190,7 +193,7 @@ def test_two_drivers_at_once_are_one_writer_in_twenty_rounds(project, undisturbe
             drivers[0].kill()
         ends = []
         for driver in drivers:
-            output, errors = driver.communicate(timeout=120)
+            output, errors = driver.communicate(timeout=PATIENCE_S)
             assert "Traceback" not in output + errors
             assert driver.returncode in (0, -signal.SIGKILL) or "is held by run" in errors, errors
             ends.append(driver.returncode)
@@ -219,10 +222,10 @@ def test_a_driver_that_lost_its_lease_publishes_nothing_more(project, undisturbe
         lease["host"] = "elsewhere"  # as seen from another machine: only the counter shows life
         path.write_text(json.dumps(lease))
     second = project.start("run", PYTHONUNBUFFERED="1")
-    assert second.wait(timeout=120) == 0
+    assert second.wait(timeout=PATIENCE_S) == 0
     os.kill(process.pid, signal.SIGCONT)
     go.touch()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "taken over" in errors or "no longer" in errors
     assert project.status()["state"] == "done"

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from tests.integration.tiny_pipeline.project import TinyProject
+from tests.waiting import PATIENCE_S
 
 WRITE_STATE = (
     "import os, sys; open(os.environ['VICO_STATE'], 'w').write(sys.stdin.read() + os.environ['VICO_RUN'])"
@@ -89,7 +90,7 @@ def test_command_and_url_of_the_hook_get_every_ending(project, listener):
     project.vico("run", code=1, TINY_FAIL="square:1")
     process, _ = project.pause("square:1")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 143
+    assert process.wait(timeout=PATIENCE_S) == 143
     project.vico("run")
     project.vico("run")
     (run,) = project.runs()

@@ -9,9 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +34,7 @@ from pipeline.serving.start.settings import ServerSettings
 from tests.odd_pictures import with_scans
 from tests.served import Served, encoded, get, image_part, picture, user
 from tests.tiny_model import make_tiny_model
+from tests.waiting import PATIENCE_S, wait_until
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
 from vico.errors import UserError
@@ -344,7 +343,7 @@ def test_pictures_are_decoded_one_at_a_time_when_it_is_their_turn(monkeypatch):
         chat = parsed_chat(body_of(user(*parts), max_tokens=1), limits, ())
         engine.submit(Job(chat, served.prompt(chat), events.put))
         while True:
-            event = events.get(timeout=60)
+            event = events.get(timeout=PATIENCE_S)
             if event.error is not None or event.finish_reason is not None:
                 return event
 
@@ -462,13 +461,6 @@ def test_models_health_and_other_requests(routed):
     assert status == 400 and "not valid JSON" in body["error"]["message"]
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_the_server_keeps_answering_and_drops_a_client_that_disconnects(routed):
     """Two long answers run at once, a third is refused; clients that leave free their places."""
     long = [user(image_part(picture(1)), "what")]
@@ -482,12 +474,12 @@ def test_the_server_keeps_answering_and_drops_a_client_that_disconnects(routed):
     assert int(caught.value.response.headers["Retry-After"]) > 0
     for stream in streams:
         stream.close()
-    eventually(lambda: get(f"{root}/health")[1]["requests"] == 0)
+    wait_until(lambda: get(f"{root}/health")[1]["requests"] == 0)
     with pytest.raises(openai.APITimeoutError):  # an answer in one piece
         routed.client.with_options(timeout=0.05).chat.completions.create(
             model=routed.name, messages=long, max_tokens=MAX_NEW_TOKENS
         )
-    eventually(lambda: get(f"{root}/health")[1]["requests"] == 0)
+    wait_until(lambda: get(f"{root}/health")[1]["requests"] == 0)
     assert routed.ask(long, max_tokens=1).usage.completion_tokens == 1
 
 

@@ -18,9 +18,10 @@ from pipeline.serving.engine import Engine
 from pipeline.serving.job import Event, Job
 from pipeline.serving.limits import RequestError
 from pipeline.serving.routing import Thresholds
-from tests.integration.test_serve import LIMITS, SMALL, body_of, eventually, expected_answer
+from tests.integration.test_serve import LIMITS, SMALL, body_of, expected_answer
 from tests.served import Served, image_part, picture, user
 from tests.tiny_model import make_tiny_model
+from tests.waiting import PATIENCE_S, wait_until
 from vico.checkpoints import load_model
 from vico.inference.decoding import Decoder
 from vico.prompt import load_prompt_format
@@ -155,7 +156,7 @@ class Asked:
         self.events.put(event)
 
     def last(self) -> Event:
-        while not (event := self.events.get(timeout=60)).is_last:
+        while not (event := self.events.get(timeout=PATIENCE_S)).is_last:
             pass
         return event
 
@@ -183,7 +184,7 @@ def test_the_same_picture_is_encoded_once(engine, served, monkeypatch):
 
 
 def text_of(asked: "Asked") -> Iterator[str]:
-    while not (event := asked.events.get(timeout=60)).is_last:
+    while not (event := asked.events.get(timeout=PATIENCE_S)).is_last:
         yield event.text
     yield event.text
 
@@ -200,13 +201,13 @@ def test_clients_take_turns(engine):
 
 def test_a_cancelled_job_frees_its_row_and_its_place(engine):
     running, waiting, last = (Asked(engine, 1000) for _ in range(3))
-    running.events.get(timeout=60)
+    running.events.get(timeout=PATIENCE_S)
     engine.cancel(waiting.job)
     assert engine.num_waiting == 1, "forgotten at once, with its pictures"
     engine.cancel(running.job)
     assert last.last().usage["completion_tokens"] == 1000
     assert waiting.events.empty(), "it never got a row"
-    eventually(lambda: engine.num_running == engine.num_waiting == engine.decoder.num_reserved == 0)
+    wait_until(lambda: engine.num_running == engine.num_waiting == engine.decoder.num_reserved == 0)
 
 
 def test_clients_get_the_error_of_a_stopping_server_at_once(engine, monkeypatch):

@@ -11,9 +11,9 @@ from contextlib import closing
 
 import pytest
 
-from tests.integration.test_serve import eventually
 from tests.served import Served, get, image_part, picture, user
 from tests.tiny_model import make_tiny_model
+from tests.waiting import PATIENCE_S, wait_until
 
 CHAT = "/v1/chat/completions"
 LONG = 1500
@@ -50,7 +50,7 @@ def num_requests(server: Served) -> int:
 
 def figures(server: Served) -> dict[str, float]:
     host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
-    with closing(http.client.HTTPConnection(host, int(port), timeout=60)) as connection:
+    with closing(http.client.HTTPConnection(host, int(port), timeout=PATIENCE_S)) as connection:
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
     return {
@@ -89,8 +89,8 @@ def test_streams_that_are_closed_at_any_time_free_their_places(server, way):
         time.sleep(moments.random() * 0.02)
         for connection in connections:
             leave(connection, way)
-        eventually(lambda: num_requests(server) == 0)
-    eventually(lambda: is_empty(server))
+        wait_until(lambda: num_requests(server) == 0)
+    wait_until(lambda: is_empty(server))
 
 
 @WAYS
@@ -103,7 +103,7 @@ def test_a_running_request_ends_when_its_client_leaves(server, way, stream, dela
     time.sleep(delay_s)
     for connection in connections:
         leave(connection, way)
-    eventually(lambda: is_empty(server))
+    wait_until(lambda: is_empty(server))
 
 
 @WAYS
@@ -118,17 +118,17 @@ def test_a_waiting_client_that_leaves_frees_its_place_before_its_turn(server, wa
     waiting = [connected(server) for _ in range(4)]
     for connection in waiting:
         connection.sendall(request(server, stream=stream))
-    eventually(lambda: num_requests(server) == 6)
+    wait_until(lambda: num_requests(server) == 6)
     for connection in waiting:
         connection.sendall(ahead)
     time.sleep(0.05)  # so that what was sent ahead arrives by itself
     for connection in waiting:
         leave(connection, way)
-    eventually(lambda: num_requests(server) == 2)
+    wait_until(lambda: num_requests(server) == 2)
     assert figures(server)["vico_running_requests"] == 2, "the answers before them are still running"
     for connection in running:
         leave(connection, way)
-    eventually(lambda: is_empty(server))
+    wait_until(lambda: is_empty(server))
 
 
 @WAYS
@@ -141,7 +141,7 @@ def test_a_client_that_leaves_within_its_body_frees_its_memory(server, way, shar
     time.sleep(0.05)
     for connection in connections:
         leave(connection, way)
-    eventually(lambda: is_empty(server))
+    wait_until(lambda: is_empty(server))
     assert server.ask([user("what")], max_tokens=1).usage.completion_tokens == 1
 
 
@@ -154,15 +154,15 @@ def test_a_client_that_leaves_with_its_whole_body_unparsed_frees_its_place(serve
     for connection in connections:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         leave(connection, way)
-    eventually(lambda: is_empty(server))
+    wait_until(lambda: is_empty(server))
 
 
 def test_a_client_that_sends_without_end_ahead_of_its_answer_is_cut_off(server):
     connection = connected(server)
     connection.sendall(request(server))
-    eventually(lambda: num_requests(server) == 1)
+    wait_until(lambda: num_requests(server) == 1)
     with pytest.raises(ConnectionError):
         for _ in range(1000):
             connection.sendall(b"x" * 65536)
     connection.close()
-    eventually(lambda: is_empty(server))
+    wait_until(lambda: is_empty(server))

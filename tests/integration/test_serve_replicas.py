@@ -15,14 +15,14 @@ import pytest
 from cluster.site import Site
 from pipeline.serving.server import serve
 from pipeline.serving.start.settings import ReplicaOptions, ServerSettings
-from tests.integration.test_serve import LIMITS, SMALL, eventually, expected_answer
+from tests.integration.test_serve import LIMITS, SMALL, expected_answer
 from tests.integration.test_serve_decoding import demo_questions, message
 from tests.integration.test_serve_vllm import PYTHON, needs_vllm
-from tests.served import Served, command_of, get, has_ended
+from tests.served import Served, command_of, get
+from tests.waiting import PATIENCE_S, has_ended, wait_until
 from vico.errors import UserError
 
 pytestmark = pytest.mark.slow
-SLOW_S = 300
 """A replica imports torch when it starts; other work may take the CPUs."""
 
 
@@ -33,7 +33,7 @@ def server() -> Iterator[Served]:
         site.write_text(f"ray: {{temp_dir: {folder}, num_cpus: 2}}\n")
         server = Served(SMALL, "--replicas", "2", "--site", str(site), "--max-batch", "4").started()
         yield server
-        code, errors = server.end(timeout_s=SLOW_S)
+        code, errors = server.end()
         assert code == 0, errors
         assert "1 of 2 replicas run" in errors and "all 2 replicas run again" in errors, "of the killed one"
         assert not list(Path(folder).glob("vico-ray-*")), "its Ray has ended"
@@ -81,12 +81,12 @@ def test_a_killed_replica_loses_no_answer_and_is_replaced(server):
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(ask, range(72))) == {expected}
     assert killed.is_set()
-    eventually(lambda: health(server)["replicas"] == 2 and len(replicas_of(server)) == 2, SLOW_S)
+    wait_until(lambda: health(server)["replicas"] == 2 and len(replicas_of(server)) == 2)
     after = {process.pid for process in replicas_of(server)}
     assert min(before) not in after and max(before) in after
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(ask, range(16))) == {expected}
-    eventually(lambda: health(server)["requests"] == 0, SLOW_S)
+    wait_until(lambda: health(server)["requests"] == 0)
 
 
 def test_a_client_that_leaves_frees_its_replica(server):
@@ -97,9 +97,9 @@ def test_a_client_that_leaves_frees_its_replica(server):
     for stream in streams:
         next(iter(stream))
         stream.close()
-    eventually(lambda: health(server)["requests"] == 0, SLOW_S)
+    wait_until(lambda: health(server)["requests"] == 0)
     for replica in replicas_of(server):
-        eventually(lambda replica=replica: replica.cpu_percent(1) < 50, SLOW_S)
+        wait_until(lambda replica=replica: replica.cpu_percent(1) < 50)
     assert server.ask([message(*question)], max_tokens=2).usage.completion_tokens == 2
 
 
@@ -119,7 +119,7 @@ def test_a_replica_that_cannot_start_ends_the_server_with_its_reason(tmp_path):
             "/bin/false",
         ]
         server = Served(SMALL, *options, "--engine-folder", str(tmp_path / "language"))
-        output, errors = server.process.communicate(timeout=400)
+        output, errors = server.process.communicate(timeout=PATIENCE_S)
     assert (server.process.returncode, output) == (2, "")
     [line] = errors.splitlines()
     assert line.startswith("error: --replicas=2: they do not start: host "), errors
@@ -144,7 +144,7 @@ def test_a_replica_has_a_vllm_of_its_own(tmp_path):
         options = ["--replicas", "1", "--site", str(site), "--max-total-tokens", "2048", "--engine", "vllm"]
         options += ["--engine-python", str(PYTHON), "--engine-arg=--enforce-eager"]
         server = Served(SMALL, *options, "--engine-folder", str(tmp_path / "language")).started()
-        server.client = server.client.with_options(timeout=SLOW_S)
+        server.client = server.client.with_options(timeout=PATIENCE_S)
         expected = [
             expected_answer(SMALL, *question, 20, False).text for question in demo_questions(len(questions))
         ]
@@ -156,11 +156,11 @@ def test_a_replica_has_a_vllm_of_its_own(tmp_path):
         [replica] = replicas_of(server)
         replica.kill()
         assert answers(server) == expected
-        eventually(lambda: has_ended(second), SLOW_S)
+        wait_until(lambda: has_ended(second))
         [third] = vllm_of(server)
         assert len({first.pid, second.pid, third.pid}) == 3
-        assert server.end(timeout_s=SLOW_S)[0] == 0
-        eventually(lambda: has_ended(third), SLOW_S)
+        assert server.end()[0] == 0
+        wait_until(lambda: has_ended(third))
 
 
 def test_a_signal_while_replicas_start_ends_all(tmp_path):
@@ -174,11 +174,11 @@ def test_a_signal_while_replicas_start_ends_all(tmp_path):
             assert not has_ended(main), server.process.stderr.read()
             return any("Serve" in command_of(child) for child in main.children(recursive=True))
 
-        eventually(is_starting, SLOW_S)
+        wait_until(is_starting)
         children = main.children(recursive=True)
-        code, errors = server.end(timeout_s=SLOW_S)
+        code, errors = server.end()
         assert (code, errors) == (128 + signal.SIGTERM, "")
-        eventually(lambda: all(map(has_ended, children)), SLOW_S)
+        wait_until(lambda: all(map(has_ended, children)))
         assert not list(Path(folder).glob("vico-ray-*"))
 
 

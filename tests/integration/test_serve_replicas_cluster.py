@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.test_serve import SMALL, eventually
+from tests.integration.test_serve import SMALL
 from tests.ports import free_port
 from tests.served import Served, command_of, get, user
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.slow
-SLOW_S = 300
 """A replica imports torch when it starts; other work may take the CPUs."""
 ROOT = Path(__file__).parents[2]
 
@@ -90,16 +90,16 @@ def test_the_next_server_replaces_what_a_killed_one_left(cluster):
     assert len(left) == 1, "Ray Serve's replicas outlive their server"
     server = served(port)
     assert answered(server)
-    eventually(lambda: not left.keys() & cluster.processes("ServeReplica").keys(), SLOW_S)
-    code, errors = server.end(timeout_s=SLOW_S)
+    wait_until(lambda: not left.keys() & cluster.processes("ServeReplica").keys())
+    code, errors = server.end()
     assert (code, errors) == (0, "")
-    eventually(lambda: not cluster.processes("ServeReplica"), SLOW_S)
+    wait_until(lambda: not cluster.processes("ServeReplica"))
 
 
 def test_replicas_end_by_themselves_when_their_server_is_killed(cluster):
     killed(served(free_port()))
     assert cluster.processes("ServeReplica")
-    eventually(lambda: not cluster.processes("ServeReplica"), SLOW_S)
+    wait_until(lambda: not cluster.processes("ServeReplica"))
 
 
 def test_replicas_come_back_after_serve_shutdown_and_a_killed_controller(cluster):
@@ -107,16 +107,14 @@ def test_replicas_come_back_after_serve_shutdown_and_a_killed_controller(cluster
     [controller] = cluster.processes("ServeController").values()
     os.kill(controller.pid, signal.SIGKILL)
     assert answered(server), "answers do not pass through the controller"
-    eventually(lambda: cluster.processes("ServeController").keys() - {controller.pid}, SLOW_S)
-    eventually(lambda: num_replicas(server) == 1, SLOW_S)
+    wait_until(lambda: cluster.processes("ServeController").keys() - {controller.pid})
+    wait_until(lambda: num_replicas(server) == 1)
     before = cluster.processes("ServeReplica").keys()
     shutdown = cluster.python("from ray import serve; serve.status(); serve.shutdown()")
-    assert shutdown.wait(timeout=120) == 0, shutdown.stderr.read()
-    eventually(
-        lambda: num_replicas(server) == 1 and not before & cluster.processes("ServeReplica").keys(), SLOW_S
-    )
+    assert shutdown.wait(timeout=PATIENCE_S) == 0, shutdown.stderr.read()
+    wait_until(lambda: num_replicas(server) == 1 and not before & cluster.processes("ServeReplica").keys())
     assert answered(server)
-    code, errors = server.end(timeout_s=SLOW_S)
+    code, errors = server.end()
     assert code == 0
     assert "the replicas were deleted by another program; they are started again" in errors
 
@@ -132,27 +130,27 @@ with lease("vico-host-8000"):
     try:
         assert first.stdout.readline() == "held\n", first.stderr.read()
         second = cluster.python(hold)
-        assert second.wait(timeout=120) == 1
+        assert second.wait(timeout=PATIENCE_S) == 1
         assert "vico-host-8000 belong to another `vico serve`, which lives" in second.stderr.read()
     finally:
         first.kill()
         first.wait()
     third = cluster.python(hold.replace("input()", ""))
-    assert third.wait(timeout=120) == 0, third.stderr.read()
+    assert third.wait(timeout=PATIENCE_S) == 0, third.stderr.read()
 
 
 def test_ray_shows_the_figures_of_each_replica(cluster):
     server = served(free_port())
     nodes = cluster.python("print('port', ray.nodes()[0]['MetricsExportPort'])")
-    output, errors = nodes.communicate(timeout=120)
+    output, errors = nodes.communicate(timeout=PATIENCE_S)
     [port] = re.findall(r"port (\d+)", output) or [errors]
     assert answered(server)
 
     def steps() -> list[str]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as answer:
             return re.findall(
                 r"ray_vico_engine_step_seconds_count\{.*replica=.*\} [\d.]+", answer.read().decode()
             )
 
-    eventually(steps, SLOW_S)
-    server.end(timeout_s=SLOW_S)
+    wait_until(steps)
+    server.end()

@@ -5,7 +5,6 @@ vLLM has its own environment; the variable VICO_VLLM_PYTHON names its Python (do
 
 import os
 import signal
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import openai
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from pipeline.serving.vllm.process import engine_arguments
-from tests.integration.test_serve import SMALL, eventually, expected_answer
+from tests.integration.test_serve import SMALL, expected_answer
 from tests.integration.test_serve_decoding import demo_questions, message
 from tests.served import Served, get
+from tests.waiting import PATIENCE_S, wait_for_end, wait_until
 from vico.checkpoints import load_model
 from vico.checkpoints.language_model import language_model_folder
 from vico.checkpoints.save import save_model
@@ -69,7 +70,7 @@ def test_a_vllm_that_does_not_start_is_an_error_of_one_line(tmp_path):
         ("/bin/false", "vLLM ended at its start"),
     ):
         server = Served(SMALL, *options, python)
-        _, errors = server.process.communicate(timeout=120)
+        _, errors = server.process.communicate(timeout=PATIENCE_S)
         assert server.process.returncode == 2 and words in errors
         assert errors.startswith("error: ") and errors.count("\n") == 1
 
@@ -182,7 +183,7 @@ def num_running(server: Served) -> float:
     """Return the number of requests that vLLM itself works on."""
     arguments = Path(f"/proc/{processes_of(server)['server']}/cmdline").read_bytes().split(b"\0")
     port = int(arguments[arguments.index(b"--port") + 1])
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as answer:
         lines = answer.read().decode().splitlines()
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
@@ -204,6 +205,7 @@ def test_a_killed_vllm_is_reported_and_starts_again(server, victim):
     [question] = demo_questions(1)
     expected = server.ask([message(*question)], max_tokens=20).choices[0].message.content
     killed = processes_of(server)
+    left = [psutil.Process(pid) for pid in killed.values()]
     streams = long_answers(server, 16)
     os.kill(killed[victim], signal.SIGKILL)
     errors = []
@@ -214,16 +216,13 @@ def test_a_killed_vllm_is_reported_and_starts_again(server, victim):
             errors.append(error.message)
     assert errors and all("vLLM did not finish the answer" in error for error in errors), errors
     health = f"{server.url[:-3]}/health"
-    eventually(lambda: get(health)[0] == 503)
+    wait_until(lambda: get(health)[0] == 503)
     assert get(health)[1]["status"] == "starting"
-    deadline = time.monotonic() + 280
-    while get(health)[0] != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    wait_until(lambda: get(health)[0] == 200, pause_s=0.5)
     answer = server.ask([message(*question)], max_tokens=20)
     assert answer.choices[0].message.content == expected
     assert not set(killed.values()) & set(processes_of(server).values())
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in killed.values()))
+    wait_for_end(left)
 
 
 @needs_vllm
@@ -233,8 +232,8 @@ def test_a_client_that_leaves_ends_its_request_in_vllm(server):
     assert num_running(server) > 0
     for stream in streams:
         stream.close()
-    eventually(lambda: get(f"{server.url[:-3]}/health")[1]["requests"] == 0)
-    eventually(lambda: num_running(server) == 0)
+    wait_until(lambda: get(f"{server.url[:-3]}/health")[1]["requests"] == 0)
+    wait_until(lambda: num_running(server) == 0)
 
 
 @needs_vllm
@@ -242,7 +241,7 @@ def test_a_client_that_leaves_ends_its_request_in_vllm(server):
 def test_vllm_ends_with_a_server_that_is_killed(model):
     options = ["--engine", "vllm", "--engine-python", str(PYTHON), "--engine-arg=--enforce-eager"]
     server = Served(model, *options, "--max-total-tokens", "2048").started()
-    pids = processes_of(server).values()
+    left = [psutil.Process(pid) for pid in processes_of(server).values()]
     server.process.kill()
     server.process.wait()
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    wait_for_end(left)

@@ -19,6 +19,7 @@ from tests.integration.demo_pipeline import kill_with_children
 from tests.integration.shard_run import context_of, files, internvl, site_with
 from tests.record_files import write_good_records, write_sharing_records
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +42,7 @@ def test_a_killed_run_that_resumes_gives_the_bytes_of_an_undisturbed_run(tmp_pat
     (tmp_path / "job.json").write_text(json.dumps(job))
     process = started(tmp_path / "job.json")
     try:
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob("output/sidecars/*.tar"))) < 4:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: len(list(folder.glob("output/sidecars/*.tar"))) >= 4, process, pause_s=0.005)
     finally:
         kill_with_children(process)  # without a lease nothing would stop a worker that outlives it
     left = list(folder.glob("output/**/*.tar"))
@@ -65,10 +63,8 @@ def test_a_kill_while_rows_change_side_changes_nothing(tmp_path, model, ray_up):
     (tmp_path / "job.json").write_text(json.dumps(job))
     process = started(tmp_path / "job.json")
     try:
-        deadline = time.monotonic() + 300
-        while len(list(folder.glob("output/sidecars/*.kept.parquet"))) < 3:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.001)
+        kept = "output/sidecars/*.kept.parquet"
+        wait_until(lambda: len(list(folder.glob(kept))) >= 3, process, pause_s=0.001)
     finally:
         kill_with_children(process)
     assert not (folder / "output" / "manifest.json").exists()
@@ -93,14 +89,9 @@ def test_a_killed_worker_changes_nothing(tmp_path, model, ray_up, caplog):
     run(config, context_of(tmp_path / "whole", model, internvl(meta)))
     folder, at_work = tmp_path / "killed", "its worker died, trying again"
 
-    def wait_for_shards(number: int) -> None:
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob("output/sidecars/*.tar"))) < number and time.monotonic() < deadline:
-            time.sleep(0.005)
-
     def kill_workers() -> None:
         for number in (4, 12, 20):  # a worker killed between two shards has no task to retry
-            wait_for_shards(number)
+            wait_until(lambda n=number: len(list(folder.glob("output/sidecars/*.tar"))) >= n, pause_s=0.005)
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     title = "".join(process.cmdline())
@@ -110,7 +101,7 @@ def test_a_killed_worker_changes_nothing(tmp_path, model, ray_up, caplog):
             if at_work in caplog.text:
                 return
 
-    killer = threading.Thread(target=kill_workers)
+    killer = threading.Thread(target=kill_workers, daemon=True)
     killer.start()
     run(config, context_of(folder, model, internvl(meta)))
     killer.join()

@@ -20,16 +20,9 @@ import pytest
 import yaml
 
 from tests.hosts import Host
-from tests.integration.demo_pipeline import (
-    ROOT,
-    answer,
-    finished,
-    model_files,
-    vico,
-    wait_until,
-    write_pipeline,
-)
+from tests.integration.demo_pipeline import ROOT, answer, finished, model_files, vico, write_pipeline
 from tests.slurm_cluster import needs_slurm, slurm_cluster
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, *needs_slurm]
 
@@ -61,7 +54,7 @@ class Project:
         (self.folder / "slurm.yaml").write_text(yaml.safe_dump(site))
 
     def vico(self, *arguments: object) -> tuple[int, str, str]:
-        return finished(self.start(*arguments), timeout_s=900)
+        return finished(self.start(*arguments))
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start the command line on the login node."""
@@ -88,7 +81,7 @@ class Project:
         def is_pending() -> bool:
             return self.slurm("squeue", "-h", "--format=%T", f"--jobs={number}") == "PENDING"
 
-        wait_until(is_pending, 200)
+        wait_until(is_pending)
         # A requeued job's credential is revoked with a time in seconds: a start within that second is killed.
         time.sleep(1.5)
         self.slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
@@ -102,17 +95,16 @@ class Project:
         ]
         return max((json.loads(line).get("step", 0) for line in lines), default=0)
 
-    def wait_until(self, condition: Callable[[], object], timeout_s: float) -> None:
-        """Wait for a condition; fail when the time is up, or when no job is left that could fulfil it."""
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait for a condition; fail when it takes too long, or when no job is left that could fulfil it."""
 
         def holds() -> object:
             if condition():
                 return True
             assert self.slurm("squeue", "-h"), "the job has ended"
-            time.sleep(0.5)
             return False
 
-        wait_until(holds, timeout_s)
+        wait_until(holds, pause_s=0.5)
 
     @contextmanager
     def logs_of_failure(self, *processes: subprocess.Popen[str]) -> Iterator[None]:
@@ -171,16 +163,16 @@ def test_a_requeued_run_ends_with_the_weights_of_an_undisturbed_one(project):
     following = project.start("logs", "-f", run, *project.site)
     log = project.folder / "runs" / "jobs" / job / "job.log"
     with project.logs_of_failure(following):
-        project.wait_until(lambda: project.steps() >= 4, 600)
+        project.wait_until(lambda: project.steps() >= 4)
         number = project.slurm("squeue", "-h", f"--name={job}", "--format=%i")
         project.slurm("scancel", "--batch", "--signal=USR1", number)
-        project.wait_until(lambda: "requeued; the run resumes" in log.read_text(), 200)
+        project.wait_until(lambda: "requeued; the run resumes" in log.read_text())
         project.start_at_once(number)
         before = project.steps()
-        project.wait_until(lambda: project.steps() >= before + 4, 600)
+        project.wait_until(lambda: project.steps() >= before + 4)
         project.slurm("scontrol", "requeue", number)
         project.start_at_once(number)
-        code, out, err = finished(following, timeout_s=900)
+        code, out, err = finished(following)
     assert code == 0, err
     assert "consistency: resumes" in out or "attempt 2" in out
     assert f"run {run}: done" in out, (out, log.read_text())
@@ -226,7 +218,7 @@ def test_a_job_without_srun_is_cancelled_with_a_checkpoint(tmp_path, cluster):
     submitted = project.answer("submit", project.config, *project.site, "--until", "consistency")
     run, job = submitted["run"], submitted["submission"]["id"]
     with project.logs_of_failure():
-        project.wait_until(lambda: project.steps() >= 2, 600)
+        project.wait_until(lambda: project.steps() >= 2)
         code, out, err = project.vico("cancel", run, *project.site)
         assert code == 0 and "is cancelled" in out, err
     log = (project.folder / "runs" / "jobs" / job / "job.log").read_text()

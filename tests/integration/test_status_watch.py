@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.integration.tiny_pipeline.project import TinyProject, wait_for
+from tests.integration.tiny_pipeline.project import TinyProject
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -21,10 +22,10 @@ def test_watch_shows_how_far_a_run_is_and_ends_with_it(project):
         lines.append(watching.stdout.readline())
         return text in lines[-1]
 
-    wait_for(lambda: shown("parts"), watching)
+    wait_until(lambda: shown("parts"), watching)
     go.touch()
-    rest, errors = watching.communicate(timeout=60)
-    run.communicate(timeout=60)
+    rest, errors = watching.communicate(timeout=PATIENCE_S)
+    run.communicate(timeout=PATIENCE_S)
     assert watching.returncode == 0 and errors == ""
     output = "".join(lines) + rest
     assert "square: " in output and "waits" in output

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from tests.integration.tiny_pipeline.project import TinyProject, wait_for
+from tests.integration.tiny_pipeline.project import TinyProject
+from tests.waiting import wait_until
 
 
 def steps(folder: Path, name: str) -> list[int]:
@@ -36,7 +37,7 @@ def test_a_resumed_run_has_every_step_once(project):
     process, _ = project.pause("square:2")
     [run] = project.runs()
     folder = project.storage / "runs" / run / "tensorboard"
-    wait_for(lambda: steps(folder / "square", "square/length") == [0, 1], process)
+    wait_until(lambda: steps(folder / "square", "square/length") == [0, 1], process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     project.vico("run")

@@ -19,8 +19,9 @@ from pipeline.tracking.desired_outputs import ModelOutput
 from pipeline.tracking.outputs import CANDIDATE, OutputSender
 from pipeline.tracking.sent import SentRun
 from tests.integration.mlflow_server import MlflowServer
-from tests.integration.tiny_pipeline.project import ROOT, TinyProject, wait_for
+from tests.integration.tiny_pipeline.project import ROOT, TinyProject
 from tests.integration.tracked_training import EXPERIMENT, FINGERPRINT, STOP_FILE
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +61,23 @@ def test_a_server_killed_during_training_gets_every_step_later_once(server, tmp_
     storage = tmp_path / "runs"
     first = start_training(storage, 1_000_000, server.uri)
     attempts = storage / f"train/{FINGERPRINT}/attempts"
-    wait_for(lambda: last_sent_step(storage) > 50, first, timeout_s=120)
+    wait_until(lambda: last_sent_step(storage) > 50, first)
     server.kill()
     try:
         at_death = last_step(attempts / "1/metrics.jsonl")
-        wait_for(lambda: last_step(attempts / "1/metrics.jsonl") > at_death + 40, first, timeout_s=60)
+        wait_until(lambda: last_step(attempts / "1/metrics.jsonl") > at_death + 40, first)
         first.send_signal(signal.SIGKILL)
         first.wait()
         reached = last_step(attempts / "1/metrics.jsonl")
         second = start_training(storage, 1_000_000, server.uri)
-        wait_for(lambda: last_step(attempts / "2/metrics.jsonl") > reached, second, timeout_s=60)
+        wait_until(lambda: last_step(attempts / "2/metrics.jsonl") > reached, second)
         resumed = last_step(attempts / "2/metrics.jsonl")
         time.sleep(outage_s)
         assert last_step(attempts / "2/metrics.jsonl") > resumed, "the training continued without the server"
     finally:
         server.start()
     (storage / STOP_FILE).touch()
-    assert second.communicate(timeout=240)[0].strip() == "None", "nothing is left unsent"
+    assert second.communicate(timeout=PATIENCE_S)[0].strip() == "None", "nothing is left unsent"
     num_steps = last_step(attempts / "2/metrics.jsonl")
     client = mlflow.MlflowClient(server.uri)
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id

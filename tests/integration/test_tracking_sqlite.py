@@ -20,8 +20,9 @@ from pipeline.results.records import outputs_digest
 from pipeline.results.stage_folder import StageFolder
 from pipeline.tracking.sent import STATE_FILE, is_complete
 from pipeline.tracking.thread import sync_once
-from tests.integration.tiny_pipeline.project import ROOT, TRACKED, TinyProject, wait_for
+from tests.integration.tiny_pipeline.project import ROOT, TRACKED, TinyProject
 from tests.integration.tracked_training import CHECKPOINT_EVERY, EXPERIMENT, FINGERPRINT
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +125,7 @@ def test_failed_and_stopped_runs_show_their_status_and_resume(project):
     process, _ = project.pause("square:2")
     wait_for_status(project.storage, "square", "RUNNING")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     shown = Shown(project.storage)
     assert shown.statuses() == {"pipeline": "KILLED", "draw": "FINISHED", "square": "KILLED"}
 
@@ -149,10 +150,7 @@ def test_a_resumed_run_stays_in_its_experiment_and_says_so(project):
 
 
 def wait_for_status(storage: Path, stage: str, status: str) -> None:
-    deadline = time.monotonic() + 60
-    while Shown(storage).statuses().get(stage) != status:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: Shown(storage).statuses().get(stage) == status, pause_s=0.2)
 
 
 def test_reused_stages_name_the_run_they_come_from_and_copy_nothing(project):
@@ -255,7 +253,7 @@ def test_two_runs_create_the_database_at_the_same_time(tmp_path):
     try:
         processes = [project.start("run", "--set", f"seed={seed}") for seed in (1, 2)]
         for process in processes:
-            output, errors = process.communicate(timeout=120)
+            output, errors = process.communicate(timeout=PATIENCE_S)
             assert process.returncode == 0, output + errors
     finally:
         project.close()
@@ -292,7 +290,7 @@ def test_kills_during_training_lose_and_repeat_no_step(tmp_path, empty_database)
     for attempt in range(1, 4):
         process = start_training(tmp_path, 100_000)
         metrics = tmp_path / f"train/{FINGERPRINT}/attempts/{attempt}/metrics.jsonl"
-        wait_for(partial(sends_steps_of, attempt, tmp_path), process, timeout_s=90)
+        wait_until(partial(sends_steps_of, attempt, tmp_path), process)
         time.sleep(moments.random())
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -300,7 +298,7 @@ def test_kills_during_training_lose_and_repeat_no_step(tmp_path, empty_database)
     *whole_lines, _ = metrics.read_text().splitlines()
     num_steps = json.loads(whole_lines[-1])["step"] + 200
     process = start_training(tmp_path, num_steps)
-    assert process.communicate(timeout=120)[0].strip() == "None", "nothing is left unsent"
+    assert process.communicate(timeout=PATIENCE_S)[0].strip() == "None", "nothing is left unsent"
     shown = Shown(tmp_path, EXPERIMENT)
     assert len(shown.runs) == 2
     assert shown.steps("train", "loss") == list(range(1, num_steps + 1)), "each once, in order"

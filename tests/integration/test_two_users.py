@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.tiny_pipeline.project import ROOT, TinyProject
+from tests.waiting import PATIENCE_S
 
 ALICE, BOB, GROUP = 64001, 64002, 64100
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of two users")
@@ -63,7 +64,7 @@ class Users:
             umask=umask,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
         )
 
     def vico(self, uid: int, command: str, *arguments: str, umask: int = 0o002, code: int = 0) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.installed_wheel import install_wheel, without_checkout
 from tests.record_files import picture
+from tests.waiting import PATIENCE_S
 
 SMALL = (
     "inputs.records.num_samples=200",
@@ -29,7 +30,7 @@ def test_a_wheel_alone_goes_from_init_to_a_routed_answer(tmp_path):
             env=without_checkout(),
             capture_output=True,
             text=True,
-            timeout=1200,
+            timeout=2 * PATIENCE_S,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout

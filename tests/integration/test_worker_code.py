@@ -17,6 +17,7 @@ from cluster.sources.in_worker import PACKAGES
 from tests.installed_wheel import copy_packages, install_wheel, without_checkout
 from tests.integration.demo_pipeline import write_pipeline
 from tests.ports import free_port
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
@@ -48,7 +49,7 @@ def vico(program: Path, *arguments: object, cwd: Path, **variables: str) -> tupl
         env=without_checkout(**variables),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE_S,
     )
     return process.returncode, process.stderr
 
@@ -188,7 +189,7 @@ def test_code_edited_during_a_session_is_refused_by_tasks_actors_and_ranks(tmp_p
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     *worked, task, actor, rank = process.stdout.splitlines()

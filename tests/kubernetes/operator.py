@@ -1,11 +1,12 @@
 """What KubeRay's operator does to a RayJob, as far as tests need it; played with the official client."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kubernetes import client, config, watch
+
+from tests.waiting import PATIENCE_S
 
 NAMESPACE = "vico"
 _RAY_JOBS = ("ray.io", "v1", NAMESPACE, "rayjobs")
@@ -61,9 +62,8 @@ class Operator:
         self.core.patch_namespaced_pod_status(name, NAMESPACE, {"status": status})
 
 
-def wait_for_job(operator: Operator, timeout_s: float) -> dict[str, Any]:
+def wait_for_job(operator: Operator) -> dict[str, Any]:
     """Return the first RayJob that is created."""
-    deadline = time.monotonic() + timeout_s
-    for job in operator.jobs(timeout_s):
+    for job in operator.jobs(PATIENCE_S):
         return job
-    raise AssertionError(f"no RayJob within {time.monotonic() - deadline + timeout_s:.0f} s")
+    raise AssertionError(f"no RayJob within {PATIENCE_S:.0f} s")

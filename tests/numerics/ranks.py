@@ -4,14 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.ports import free_port
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,11 +65,25 @@ def stop_ranks(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
         rank.wait()
 
 
-def finish(ranks: Sequence[subprocess.Popen[bytes]], logs: Path, timeout_s: float = 900) -> None:
+def finish(ranks: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
     """Wait until all ranks have succeeded; fail with the end of the log of one that did not."""
-    deadline = time.monotonic() + timeout_s
-    while not check_ranks(ranks, logs):
-        if time.monotonic() > deadline:
-            stop_ranks(ranks)
-            pytest.fail(f"no end after {timeout_s} s: {(logs / 'rank-0.log').read_text()[-3000:]}")
-        time.sleep(0.1)
+    _wait(lambda: check_ranks(ranks, logs), ranks, logs)
+
+
+def wait_for_ranks(
+    ranks: Sequence[subprocess.Popen[bytes]], logs: Path, condition: Callable[[], object]
+) -> None:
+    """Wait for a condition; fail when the ranks end before that."""
+
+    def holds() -> object:
+        return condition() or (check_ranks(ranks, logs) and pytest.fail("the ranks ended before that"))
+
+    _wait(holds, ranks, logs)
+
+
+def _wait(condition: Callable[[], object], ranks: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
+    try:
+        wait_until(condition, or_else=lambda: (logs / "rank-0.log").read_text()[-3000:])
+    except BaseException:
+        stop_ranks(ranks)
+        raise

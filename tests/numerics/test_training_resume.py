@@ -7,7 +7,6 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,10 @@ from stages.training.faults import hung_ranks
 from stages.training.metrics import read_metrics
 from stages.training.speed.throughput import throughput_of
 from stages.training.universal import convert_last_checkpoint
-from tests.numerics.ranks import check_ranks, finish, start_ranks, stop_ranks
+from tests.numerics.ranks import finish, start_ranks, stop_ranks, wait_for_ranks
 from tests.numerics.training_case import CHECKPOINT_EVERY, NUM_STEPS
 from tests.tiny_model import make_tiny_model
+from tests.waiting import PATIENCE_S
 from vico.errors import UserError
 
 MODULE = "tests.numerics.training_case"
@@ -277,15 +277,9 @@ def faults(model, tmp_path_factory) -> Path:
     ]
     ranks, logs = started(model, folder, wanted, 2)
     step_file = folder / "preempted/rank-1-step.txt"
-    deadline = time.monotonic() + 600
-    while not (step_file.exists() and int(step_file.read_text() or 0) >= 6):
-        assert not check_ranks(ranks, logs)
-        if time.monotonic() > deadline:
-            stop_ranks(ranks)
-            pytest.fail((logs / "rank-0.log").read_text()[-3000:])
-        time.sleep(0.05)
+    wait_for_ranks(ranks, logs, lambda: step_file.exists() and int(step_file.read_text() or 0) >= 6)
     ranks[1].send_signal(signal.SIGTERM)
-    assert [rank.wait(timeout=300) for rank in ranks] == [1, 1]
+    assert [rank.wait(timeout=PATIENCE_S) for rank in ranks] == [1, 1]
     return folder
 
 
@@ -355,10 +349,8 @@ def test_a_killed_training_resumes_from_the_last_checkpoint_by_time(model, tmp_p
     by_time = {"checkpoints": {"every_steps": 1000, "every_s": 3}}
     more = {"site": by_time, "seconds_per_step": [1, 50]}
     ranks, logs = started(model, tmp_path, [scenario("killed", 2, sleep_s=0.2, **more)], 2)
-    parts, deadline = Parts(tmp_path / "killed", 1), time.monotonic() + 300
-    while not checkpoints(parts) and time.monotonic() < deadline:
-        assert not check_ranks(ranks, logs), "ended without a checkpoint"
-        time.sleep(0.02)
+    parts = Parts(tmp_path / "killed", 1)
+    wait_for_ranks(ranks, logs, lambda: checkpoints(parts))
     stop_ranks(ranks)
     assert checkpoint_steps(tmp_path / "killed", 1)[0] == 4
     last = checkpoints(parts)[-1][0]
@@ -374,6 +366,6 @@ def test_ranks_wait_for_a_hung_rank_as_long_as_configured(tmp_path):
     """This includes DeepSpeed's own process group, where torch's timeout would be 30 minutes (NCCL: 10)."""
     file = tmp_path / "waited.txt"
     ranks = start_ranks("tests.numerics.waiting_case", [str(file), "5"], tmp_path / "logs", 2)
-    finish(ranks, tmp_path / "logs", timeout_s=120)
+    finish(ranks, tmp_path / "logs")
     seconds, _, error = file.read_text().partition(" ")
     assert float(seconds) > 4 and "5000ms" in error

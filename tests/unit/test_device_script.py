@@ -14,6 +14,7 @@ from benchmarks import device
 from benchmarks.device import PARTS, part_end_s, record
 from benchmarks.device_runner import END_S, Runner
 from benchmarks.device_summary import summary
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "device.sh"
@@ -101,7 +102,9 @@ def test_a_row_that_is_needed_and_was_skipped_fails_the_part(runner):
 
 def test_a_machine_without_the_dependencies_gets_a_result_too(tmp_path):
     environment = {**os.environ, "OUT": str(tmp_path / "out"), "PYTHON": "/bin/false"}
-    ended = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(
+        [SCRIPT], env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
     assert ended.returncode == 1
     report = json.loads((tmp_path / "out" / "device.json").read_text())
     assert not report["ok"] and "set PYTHON or WHEELS" in report["error"]
@@ -111,7 +114,13 @@ def test_folders_are_relative_to_where_the_script_is_called(tmp_path):
     environment = {**os.environ, "OUT": "out", "PYTHON": "./false"}
     (tmp_path / "false").symlink_to("/bin/false")
     ended = subprocess.run(
-        [SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+        [SCRIPT],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
     )
     assert ended.returncode == 1 and (tmp_path / "out" / "device.json").is_file()
 
@@ -126,7 +135,7 @@ def test_a_stopped_script_keeps_what_has_ended_and_prints_a_summary(tmp_path):
     )
     first = process.stdout.readline()  # the line of the first part
     process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=120)
+    rest, _ = process.communicate(timeout=PATIENCE_S)
     report = json.loads((tmp_path / "device.json").read_text())
     assert first.startswith("environment: ok") and process.returncode == 1
     assert report["parts"]["environment"]["ok"] and not report["parts"]["attention_steps"]["ok"]
@@ -137,7 +146,12 @@ def test_a_stopped_script_keeps_what_has_ended_and_prints_a_summary(tmp_path):
 def test_the_dry_run_runs_every_part(tmp_path):
     environment = {**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable}
     ended = subprocess.run(
-        [SCRIPT, "--dry-run"], env=environment, capture_output=True, text=True, check=False, timeout=3600
+        [SCRIPT, "--dry-run"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=4 * PATIENCE_S,
     )
     report = json.loads((tmp_path / "device.json").read_text())
     failed = {name: part["error"] for name, part in report["parts"].items() if not part["ok"]}

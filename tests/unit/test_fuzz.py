@@ -13,6 +13,7 @@ import pytest
 from tests.fuzz.__main__ import NAMES
 from tests.fuzz.one_target import outside
 from tests.fuzz.watch import KernelWatch, PythonWatch
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ def test_no_reader_crashes_hangs_or_touches_its_neighbours(tmp_path):
     }
     command = [sys.executable, "-m", "tests.fuzz.one_target", ",".join(NAMES), str(tmp_path), "1", "1.0"]
     done = subprocess.run(
-        command, cwd=secret / "cwd", env=environment, capture_output=True, text=True, timeout=900
+        command, cwd=secret / "cwd", env=environment, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.demo.sources import package_folder
+from tests.waiting import PATIENCE_S
 from vico.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ except Exception as error:
     print(f"{{type(error).__name__}}: {{error}}")
 """
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=PATIENCE_S)
     name, _, message = done.stdout.strip().partition(": ")
     assert name == "UserError", done.stdout + done.stderr
     return message

@@ -13,6 +13,7 @@ from cluster.metric_lines import MetricsWriter
 from cluster.ray_start.local import FOLDER_PREFIX, OWNER_FILE, remove_abandoned_folders, temporary_ray_folder
 from data_prep.shards.cache import _locked
 from stages.durable_files import locked
+from tests.waiting import PATIENCE_S
 from vico.errors import UserError
 from vico.own_files import LogFile, make_own_folder
 
@@ -54,7 +55,7 @@ def test_a_file_that_others_planted_is_refused_without_waiting(tmp_path, monkeyp
 
     thread = threading.Thread(target=open_it, daemon=True)
     thread.start()
-    thread.join(timeout=30)
+    thread.join(timeout=PATIENCE_S)
     assert not thread.is_alive(), "it waits"
     [error] = errors
     assert isinstance(error, UserError) and "lease.lock is" in str(error) and "remove it" in str(error)

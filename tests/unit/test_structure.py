@@ -60,6 +60,7 @@ DOORS = {
     "ray.train": ("stages/training/ranks/ray_trainer.py",),
     "deepspeed": (
         "stages/training/engine.py",
+        "stages/training/lean_deepspeed.py",
         "stages/training/partitioned.py",
         "stages/training/safe_loading.py",
     ),

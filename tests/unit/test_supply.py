@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.identity.provenance import locked_versions
 from tests.supply import named_packages, needed_packages, normal
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 ALLOWED = frozenset(
@@ -47,6 +48,26 @@ WITHOUT_METADATA = {"deepspeed": "Apache-2.0", "huey": "MIT", "skops": "MIT"}
 NOT_PINNED = ("nvidia-", "cuda-", "triton", "pip")
 """Packages that a CUDA build of torch brings and pins itself; pip comes with Python and reads the pins."""
 
+SBOM_ONLY = frozenset(
+    [
+        "arrow",
+        "chardet",
+        "cyclonedx-bom",
+        "fqdn",
+        "isoduration",
+        "jsonpointer",
+        "lark",
+        "lxml",
+        "rfc3339-validator",
+        "rfc3986-validator",
+        "rfc3987-syntax",
+        "tzdata",
+        "uri-template",
+        "webcolors",
+    ]
+)
+"""What only the extra `sbom` needs."""
+
 
 def test_every_dependency_has_a_pin_and_is_installed_with_it():
     pins = {normal(name): version for name, version in locked_versions().items()}
@@ -64,7 +85,8 @@ def test_every_dependency_has_a_pin_and_is_installed_with_it():
 
 
 def test_the_lock_has_the_pinned_versions_with_hashes():
-    """`wheel` is only built with, and the extra `gpu` is not locked: flash-attn compiles for one CUDA."""
+    """`wheel` is only built with. Of the extras, `gpu` is not locked, because flash-attn compiles for one
+    CUDA, and `sbom`, which belongs into an environment of its own."""
     pins = {normal(name): version for name, version in locked_versions().items()}
     entries = re.findall(
         r"^([\w.-]+)==(\S+)((?:.*\\\n)*.*)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE
@@ -72,8 +94,15 @@ def test_the_lock_has_the_pinned_versions_with_hashes():
     locked = {normal(name): version for name, version, _ in entries}
     assert {name: locked[name] for name in pins.keys() & locked.keys()}.items() <= pins.items()
     assert [n for n in locked.keys() - pins.keys() if not n.startswith(NOT_PINNED)] == []
-    assert pins.keys() - locked.keys() == {"wheel", "flash-attn", "nvidia-ml-py"}
+    assert pins.keys() - locked.keys() == {"wheel", "flash-attn", "nvidia-ml-py", *SBOM_ONLY}
     assert [name for name, _, hashes in entries if "--hash=sha256:" not in hashes] == []
+
+
+def test_nothing_makes_imports_of_ray_slow():
+    """jsonschema imports rfc3987-syntax if it is installed, and that builds a grammar for seconds."""
+    code = "import sys, ray; print('jsonschema' in sys.modules, 'rfc3987_syntax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"], "pip uninstall rfc3987-syntax"
 
 
 def test_every_licence_is_allowed():
@@ -140,7 +169,7 @@ def test_make_advisories_finds_an_advisory_of_a_pinned_version(package, code):
     with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         command = [*_make("advisories"), f"ADVISORIES=http://127.0.0.1:{server.server_port}/v1/query"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
         server.shutdown()
     assert (done.returncode != 0) == bool(code), done.stdout + done.stderr
     assert ("PLANTED-1" in done.stdout + done.stderr) == bool(code), done.stdout + done.stderr
@@ -149,7 +178,9 @@ def test_make_advisories_finds_an_advisory_of_a_pinned_version(package, code):
 @pytest.mark.slow
 def test_make_sbom_lists_every_package_with_its_version(tmp_path):
     file = tmp_path / "sbom.json"
-    subprocess.run([*_make("sbom"), f"SBOM={file}"], cwd=ROOT, check=True, capture_output=True, timeout=600)
+    subprocess.run(
+        [*_make("sbom"), f"SBOM={file}"], cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE_S
+    )
     content = json.loads(file.read_text())
     assert content["bomFormat"] == "CycloneDX" and content["metadata"]["component"]["name"] == "vico"
     listed = {normal(one["name"]): one["version"].partition("+")[0] for one in content["components"]}

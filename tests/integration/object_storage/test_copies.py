@@ -18,7 +18,7 @@ from pipeline.storage.leases import LeaseHeld, Leases
 from pipeline.storage.parts_file import file_keys, read_parts
 from stages.parts import LEASE_FILE, Parts
 from stages.stops import LeaseLost
-from tests.integration.tiny_pipeline.project import wait_for
+from tests.waiting import PATIENCE_S, wait_until
 from vico.errors import UserError
 
 METRIC_LINE = '{"step": %d, "time": 1.0, "metrics": {"loss": 0.5}}\n'
@@ -119,7 +119,7 @@ def test_a_store_slower_than_the_stage_always_lists_a_complete_checkpoint_and_ge
     monkeypatch.setattr(ours.copy, "write", watched)
     checkpoint(1)
     with ours.sharing(our_folder, logs):
-        wait_for(lambda: listed)
+        wait_until(lambda: listed)
         checkpoint(2)
         assert started.wait(30)
         for step in (3, 4, 5, 6):
@@ -127,7 +127,7 @@ def test_a_store_slower_than_the_stage_always_lists_a_complete_checkpoint_and_ge
         assert (our_folder / "output/checkpoints/step-2/rank-11").exists(), "it is being uploaded"
         assert not (our_folder / "output/checkpoints/step-3").exists()
         proceed.set()
-        wait_for(lambda: listed[-1] == ["checkpoints/step-5", "checkpoints/step-6"])
+        wait_until(lambda: listed[-1] == ["checkpoints/step-5", "checkpoints/step-6"])
         assert not (our_folder / "output/checkpoints/step-2").exists()
         assert listed[0] == ["checkpoints/step-1"] and all(listed), "at every moment there is one"
         assert ["checkpoints/step-6"] in listed, "the newest comes first"
@@ -140,7 +140,7 @@ def test_a_store_slower_than_the_stage_always_lists_a_complete_checkpoint_and_ge
         parts.partial("policy").write_text("trained")
         parts.publish("policy")
         proceed.set()
-        wait_for(lambda: listed[-1] == ["policy"])
+        wait_until(lambda: listed[-1] == ["policy"])
     ours.check_sharing(our_folder)
     ours.flush(our_folder)
     assert list(ours.sizes(our_folder)) == ["policy"]
@@ -156,7 +156,7 @@ def test_metrics_are_readable_once_the_store_has_them_and_are_dropped_if_it_neve
     with ours.sharing(our_folder, logs):
         with (logs / "metrics.jsonl").open("a", buffering=1) as file:
             file.write(METRIC_LINE % 1)
-            wait_for(lambda: files.unread(10))
+            wait_until(lambda: files.unread(10))
             files.take(files.unread(10))
             ours.logs.upload_changed = lambda logs, at_once: None  # killed: no more uploads
             file.write(METRIC_LINE % 2)
@@ -201,7 +201,7 @@ def test_two_commands_that_fetch_one_file_at_once_both_have_it(two_copies, monke
     def in_turns(key, num_bytes):
         for window in windows(key, num_bytes):
             yield window[:500]
-            both.wait(timeout=60)
+            both.wait(timeout=PATIENCE_S)
             yield window[500:]
 
     monkeypatch.setattr(theirs.bucket, "windows", in_turns)
@@ -222,7 +222,7 @@ def test_a_log_may_grow_while_it_is_uploaded(two_copies):
 
     ours.bucket.client.meta.events.register("before-send.s3.PutObject", grow)
     with ours.sharing(our_folder, our_folder):
-        wait_for(lambda: ours.shared_bytes(log))
+        wait_until(lambda: ours.shared_bytes(log))
         assert ours.bucket.get(ours.key(log))[0] == b"first\n"
         assert ours.shared_bytes(log) == len(b"first\n")
     ours.check_sharing(our_folder)
@@ -235,7 +235,7 @@ def test_workers_publish_while_the_store_does_not_answer_the_heartbeat(two_copie
         server.fault_of = lambda method, path: "503"
         try:
             before = len(server.faults)
-            wait_for(lambda: len(server.faults) > before)  # the heartbeat retries, for up to 20 s
+            wait_until(lambda: len(server.faults) > before)  # the heartbeat retries, for up to 20 s
             publish(our_folder, lease.attempt, "a.txt", "whole")
             assert "could not be renewed" not in caplog.text, "it waited until the heartbeat gave up"
         finally:

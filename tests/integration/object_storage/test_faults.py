@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 
 def test_failing_requests_and_truncated_bodies_are_retried(machine, server, undisturbed):
     project = machine()
@@ -28,7 +30,7 @@ def test_a_store_that_stays_down_is_one_clear_error_and_the_same_command_resumes
     process, go = project.pause("square:1")
     server.fault_of = lambda method, path: "503"
     go.touch()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     (line,) = errors.strip().splitlines()
     assert process.returncode == 1
     assert "square failed: Unreachable: s3://" in line and "the same command again" in line
@@ -44,7 +46,7 @@ def test_a_store_that_becomes_read_only_during_a_write_is_named(machine, server,
     process, go = project.pause("square:1")
     server.fault_of = lambda method, path: "403" if method == "PUT" else None
     go.touch()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     (line,) = errors.strip().splitlines()
     assert process.returncode == 2
     assert line.startswith("error: square: s3://") and "may not be written" in line

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.integration.tiny_pipeline.project import wait_for
+from tests.waiting import PATIENCE_S, wait_until
 
 STAGES = ("draw", "square", "total")
 PLACES = ("before", "middle", "unrecorded", "recorded")
@@ -40,8 +40,8 @@ def test_after_a_kill_at_any_place_another_machine_resumes(machine, undisturbed,
 def test_parts_of_a_dead_attempt_count_if_they_reached_the_store(machine, undisturbed):
     first, second = machine("a"), machine("b")
     process, _ = first.pause("square:2")
-    wait_for(lambda: any(k.startswith("parts/square") for k in first.objects()), process)
-    wait_for(lambda: len(json.loads(square_parts(first))["parts"]) == 2, process)
+    wait_until(lambda: any(k.startswith("parts/square") for k in first.objects()), process)
+    wait_until(lambda: len(json.loads(square_parts(first))["parts"]) == 2, process)
     assert second.status()["state"] == "running", "as seen from another machine"
     process.kill()
     process.wait()
@@ -83,7 +83,7 @@ def test_two_machines_at_once_are_one_writer(machine, undisturbed):
     first, second = machine("a"), machine("b")
     drivers = [project.start("run", "--wait", "60") for project in (first, second, first, second)]
     for driver in drivers:
-        output, errors = driver.communicate(timeout=120)
+        output, errors = driver.communicate(timeout=PATIENCE_S)
         assert driver.returncode == 0, (output, errors)
     assert len(first.runs()) == 1
     assert len(first.status()["attempts"]) == 1
@@ -98,7 +98,7 @@ def test_a_second_machine_names_the_holder_of_the_run(machine):
     second.vico("run", code=1)
     assert f"held by run {first.status()['run']}" in second.errors and "s3://" in second.errors
     go.touch()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
 
 
 @pytest.mark.slow  # the counter is watched for 30 s, twice
@@ -112,7 +112,7 @@ def test_a_driver_whose_lease_another_machine_took_over_publishes_nothing_more(m
     second.vico_slowly("run")
     os.kill(process.pid, signal.SIGCONT)
     go.touch()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "taken over" in errors or "no longer" in errors or "another driver" in errors
     assert second.status()["state"] == "done"

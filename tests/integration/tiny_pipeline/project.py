@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.results.records import record_digest
+from tests.waiting import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
@@ -74,7 +73,7 @@ class TinyProject:
         Its standard error is in `errors`.
         """
         process = self.start(command, *arguments, **environment)
-        output, self.errors = process.communicate(timeout=120)
+        output, self.errors = process.communicate(timeout=PATIENCE_S)
         self.last_output = output
         assert process.returncode == code, (process.returncode, output, self.errors)
         assert "Traceback" not in output + self.errors
@@ -85,7 +84,7 @@ class TinyProject:
         continue."""
         mark = self.folder / f"paused-{len(self.started)}"
         process = self.start("run", *arguments, TINY_PAUSE=place, TINY_PAUSED=str(mark), **more)
-        wait_for(mark.exists, process)
+        wait_until(mark.exists, process)
         return process, Path(f"{mark}.go")
 
     def status(self, run: str = "latest") -> dict[str, Any]:
@@ -136,14 +135,3 @@ class TinyProject:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-
-
-def wait_for(
-    condition: Callable[[], object], process: subprocess.Popen[str] | None = None, timeout_s: float = 30.0
-) -> None:
-    """Wait until the condition is true; fail if the process ends or the time is over before that."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)

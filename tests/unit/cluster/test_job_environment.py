@@ -22,6 +22,7 @@ from cluster.launchers.rayjob import ray_job
 from cluster.launchers.shared_folder import DRIVER_LOG, MARKER
 from cluster.launchers.slurm import SlurmJobs
 from cluster.site import Site
+from tests.waiting import PATIENCE_S
 from vico.errors import UserError
 
 ODD = {
@@ -86,7 +87,7 @@ def run_slurm_job(tmp_path: Path, program: Callable[[str, str], Path], ray: str)
         "SLURM_CPUS_PER_TASK": "2",
     }
     command = ["bash", str(folder / "job.sh")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
     return done.returncode, done.stdout + done.stderr, folder
 
 

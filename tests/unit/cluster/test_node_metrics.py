@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,11 @@ import pytest
 
 from cluster import node_metrics
 from cluster.node_metrics import NodeSampler
+from tests.waiting import wait_until
 
 
 def samples_in(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
 
 
 def num_lines(path: Path) -> int:
@@ -32,7 +25,7 @@ def num_lines(path: Path) -> int:
 def sampled_file(folder: Path, num_samples: int) -> Path:
     """Run a sampler until it has written `num_samples`; return its file."""
     with NodeSampler(folder, interval_s=0.02, node="n 1") as sampler:
-        wait_for(lambda: num_lines(sampler.path) >= num_samples)
+        wait_until(lambda: num_lines(sampler.path) >= num_samples)
     return sampler.path
 
 
@@ -58,7 +51,7 @@ def test_steps_continue_over_attempts_and_after_an_incomplete_line(tmp_path):
 
 def test_two_samplers_of_a_node_write_one_series(tmp_path):
     with NodeSampler(tmp_path / "1", interval_s=0.02, node="n") as sampler:
-        wait_for(lambda: num_lines(sampler.path) > 0)
+        wait_until(lambda: num_lines(sampler.path) > 0)
         with NodeSampler(tmp_path / "1", interval_s=0.02, node="n"):
             time.sleep(0.2)
     steps = [sample["step"] for sample in samples_in(sampler.path)]
@@ -74,7 +67,7 @@ def test_a_failing_measurement_is_logged_once_and_ends_nothing(tmp_path, monkeyp
 
     monkeypatch.setattr(node_metrics.psutil, "virtual_memory", broken)
     with NodeSampler(tmp_path / "1", interval_s=0.01, node="n"):
-        wait_for(lambda: len(failures) >= 3)
+        wait_until(lambda: len(failures) >= 3)
     assert [record.getMessage() for record in caplog.records] == [
         "no system metrics from n for now: no /proc"
     ]

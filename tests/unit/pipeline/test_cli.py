@@ -12,6 +12,7 @@ import pytest
 from pipeline import cli
 from stages.stops import Interrupted
 from tests.integration.tiny_pipeline.project import TinyProject
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 PROJECT = ("pipeline", "stages", "cluster", "data_prep", "vico")
@@ -55,7 +56,9 @@ finally:
 def vico(*arguments, cwd=None, **variables):
     command = [sys.executable, "-c", PROBE, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +124,9 @@ pipeline.cli.main()
     environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     command = [sys.executable, "-c", probe, str(tmp_path / "log")]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert result.returncode == 0, result.stderr
     assert "accelerator" not in result.stdout + result.stderr
     assert "Setting accelerator to CPU" in (tmp_path / "log").read_text()

@@ -23,7 +23,7 @@ from data_prep.shards.index import load_index
 from data_prep.shards.names import shard_name
 from data_prep.shards.open_shards import ShardMismatch
 from data_prep.shards.reader import SampleReader
-from tests.integration.demo_pipeline import wait_until
+from tests.waiting import wait_until
 from vico.errors import UserError
 from vico.prompt import PromptFormat
 from vico.tiling import tile_pixels
@@ -90,7 +90,7 @@ def test_announced_rows_are_loaded_before_they_are_read(copied, prompt_format):
     SampleReader(copied, prompt_format).announce([2, 21])
     for row in (2, 21):
         index_row = index.row(row)
-        wait_until(lambda r=index_row: _in_memory(shards[r["shard"]], r["image_offsets"][-1]), 10)
+        wait_until(lambda r=index_row: _in_memory(shards[r["shard"]], r["image_offsets"][-1]))
     assert not _in_memory(shards[1], 0)  # none of its samples was announced
 
 

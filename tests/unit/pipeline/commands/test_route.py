@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from tests.tiny_model import make_tiny_model
+from tests.waiting import PATIENCE_S
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
 from vico.errors import UserError
@@ -164,7 +165,7 @@ def test_pillows_warnings_do_not_reach_the_terminal(routed, tmp_path):
     large = tmp_path / "large.png"
     Image.new("1", (14_000, 12_000)).save(large)
     command = [sys.executable, "-m", "pipeline.cli", "route", str(routed), str(large)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert result.returncode == 2 and result.stdout == ""
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: IMAGE=")
 
@@ -190,7 +191,7 @@ except SystemExit as ended:
 print(main_exit, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 """
     command = [sys.executable, "-c", probe, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     code, peak_kib = result.stderr.splitlines()[-1].split()
     assert code in ("None", "0"), result.stderr
     return int(peak_kib) << 10

@@ -15,6 +15,7 @@ from pipeline.planning.request import RunRequest
 from pipeline.planning.setups import smallest_setup
 from pipeline.planning.without_weights import PUBLISHED, plan_without_weights
 from tests.tiny_model import make_tiny_model
+from tests.waiting import PATIENCE_S
 from vico.memory.model_sizes import model_sizes
 from vico.memory.speed import PackWork, pack_flops
 from vico.model_files import model_config
@@ -244,7 +245,7 @@ def test_a_plan_needs_no_torch_and_exits_with_2_if_refused(capsys, tmp_path):
     )
     command = [sys.executable, "-c", code, "plan", str(CONFIGS / "internvl3_5-30b-a3b.yaml")]
     command += ["--site", str(ROOT / "sites" / "slurm.yaml"), "--storage", str(tmp_path / "store")]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=PATIENCE_S)
     assert ended.returncode == 2
     assert "refused" in ended.stdout and "set train.memory.zero_stage: 3" in ended.stderr
     assert ended.stderr.strip().endswith("False")

@@ -15,6 +15,7 @@ from cluster.site import Site
 from pipeline.results.runs import Runs
 from pipeline.running.prometheus import serve_metrics
 from tests.ports import free_port
+from tests.waiting import PATIENCE_S
 
 MONITORING = Path(__file__).parents[4] / "monitoring"
 
@@ -46,7 +47,7 @@ def samples(tmp_path) -> dict[tuple[str, tuple[str, ...]], float]:
     port = free_port()
     with (
         serve_metrics(site, runs.run_folder(run.run), "127.0.0.1", port),
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer,
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as answer,
     ):
         families = list(text_string_to_metric_families(answer.read().decode()))
     return {

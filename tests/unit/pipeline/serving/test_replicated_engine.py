@@ -21,6 +21,7 @@ from pipeline.serving.limits import RequestError, stopping_error
 from pipeline.serving.replicas.application import Application, State
 from pipeline.serving.replicas.engine import ReplicatedEngine
 from pipeline.serving.replicas.replica import REFUSAL
+from tests.waiting import PATIENCE_S
 
 PIECE, LAST = Event("a piece"), Event("the end", "stop", {}, {})
 Script = list[Event | BaseException]
@@ -87,9 +88,9 @@ def submitted(engine: ReplicatedEngine, *, stream: bool = True) -> tuple[Job, "q
 
 def events_of(engine: ReplicatedEngine, *, stream: bool = True) -> list[Event]:
     _, events = submitted(engine, stream=stream)
-    got = [events.get(timeout=20)]
+    got = [events.get(timeout=PATIENCE_S)]
     while not got[-1].is_last:
-        got.append(events.get(timeout=20))
+        got.append(events.get(timeout=PATIENCE_S))
     return got
 
 
@@ -189,7 +190,7 @@ def test_drain_refuses_at_once_what_has_no_piece(engine_of):
     _, events = submitted(engine)
     wait_until(lambda: replicas.calls)
     engine.drain()
-    refused = events.get(timeout=20).error
+    refused = events.get(timeout=PATIENCE_S).error
     assert refused is not None and refused.body["error"]["code"] == "stopping"
     [late] = events_of(engine)
     assert late.error is not None and late.error.status == 503

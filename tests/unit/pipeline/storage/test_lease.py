@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from pipeline.storage.folder import FolderStorage
@@ -18,6 +19,7 @@ from pipeline.storage.leases import LeaseHeld, Leases
 from stages.durable_files import locked
 from stages.parts import LEASE_FILE, Parts
 from stages.stops import LeaseLost
+from tests.waiting import wait_for_end, wait_until
 from vico.errors import UserError
 
 LEASES = Leases(FolderStorage())
@@ -67,14 +69,8 @@ def test_a_live_holder_is_named(tmp_path, other):
 
 def test_the_lease_of_a_dead_process_on_this_machine_is_taken_over_at_once(tmp_path, other):
     other.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while True:  # the process is dead before its parent has waited for it
-        try:
-            lease = NEVER_STALE.acquire(tmp_path, "ours")
-            break
-        except LeaseHeld:
-            assert time.monotonic() < deadline
-    with lease:
+    wait_for_end([psutil.Process(other.pid)])  # nobody has asked for its exit code
+    with NEVER_STALE.acquire(tmp_path, "ours") as lease:
         assert lease.attempt == 2
         assert read_lease(tmp_path).run == "ours"
 
@@ -207,10 +203,7 @@ def test_waiting_ends_when_the_holder_releases_the_lease(tmp_path):
 def test_the_counter_grows_while_the_lease_is_held(tmp_path):
     with Leases(FolderStorage(), beat_s=0.02).acquire(tmp_path, "ours"):
         before = read_lease(tmp_path).counter
-        deadline = time.monotonic() + 30
-        while read_lease(tmp_path).counter <= before:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: read_lease(tmp_path).counter > before)
     assert read_lease(tmp_path).released
 
 
@@ -224,10 +217,7 @@ def test_a_driver_that_lost_the_lease_notices_and_can_write_nothing(tmp_path):
         pytest.fail("wrote under a lost lease")
     with pytest.raises(LeaseLost):
         parts.publish("part")
-    deadline = time.monotonic() + 30
-    while not lease.lost:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: lease.lost)
     lease.release()
     assert not read_lease(tmp_path).released  # the other driver's lease is not touched
 

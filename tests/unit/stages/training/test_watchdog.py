@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stages.training.faults import hung_ranks
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[4]
 CODE = """
@@ -35,7 +36,7 @@ def started(folder: Path, end: str) -> subprocess.Popen:
 
 def test_a_hang_with_pythons_lock_leaves_stacks_and_steps_write_nothing_there(tmp_path):
     process = started(tmp_path, "hang")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode != 0
     assert output.startswith("[]")
     (line,) = hung_ranks(tmp_path, "start")
@@ -50,7 +51,7 @@ def test_another_end_leaves_nothing(tmp_path, end):
     assert process.stdout.readline().startswith("[]")
     if end == "wait":
         os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=120)
+    process.wait(timeout=PATIENCE_S)
     process.stdout.close()
     assert hung_ranks(tmp_path, "start", wait_s=1.0) == []
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ from cluster.metric_lines import MetricsWriter
 from stages.parts import Parts
 from stages.training.ranks.follower import Follower
 from tests.stage_context import stage_context
+from tests.waiting import wait_until
 
 
 def test_a_collapse_and_spikes_are_noted_while_the_training_continues(tmp_path, monkeypatch):
@@ -22,9 +23,7 @@ def test_a_collapse_and_spikes_are_noted_while_the_training_continues(tmp_path, 
         kl = {"validation_kl_over_best": over[step]} if step in over else {}
         report.append(step, {"loss": 1.0, "loss_spikes": spikes, **kl})
     with Follower(context, 60):
-        deadline = time.monotonic() + 20
-        while (60, 60, "steps") not in context.reported and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: (60, 60, "steps") in context.reported)
     notes = [line.split(";")[0] for line in context.reported if isinstance(line, str)]
     assert notes == [
         "step 20: the validation KL is 1.60 times its best",
@@ -57,9 +56,7 @@ def test_the_follower_survives_a_folder_that_fails(tmp_path, monkeypatch, caplog
     with Follower(context, 10) as follower:
         time.sleep(0.1)
         lost.set()
-        deadline = time.monotonic() + 20
-        while len(notified) < 9 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: len(notified) >= 9)
     assert {rank for rank, _ in notified[5:]} == {0, 1}
     with pytest.raises(RuntimeError, match="the lease is lost"):
         follower.raise_what_stopped()
