@@ -149,10 +149,21 @@ def package_versions() -> dict[str, str]:
     path = [folder for folder in sys.path if not folder.endswith(_RAYS_OWN)]
     versions: dict[str, str] = {}
     for distribution in importlib.metadata.distributions(path=path):
-        name = distribution.metadata["Name"]
+        name, version = _name_and_version(distribution)
         if name:
-            versions.setdefault(name.lower().replace("_", "-"), distribution.version)
+            versions.setdefault(name.lower().replace("_", "-"), version)
     return dict(sorted(versions.items()))
+
+
+def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Return the two without `metadata`, which parses the whole file for each, descriptions included."""
+    head = (distribution.read_text("METADATA") or "").partition("\n\n")[0]
+    fields = dict(
+        line.split(": ", 1) for line in head.splitlines() if line.startswith(("Name: ", "Version: "))
+    )
+    if len(fields) == 2:
+        return fields["Name"].strip(), fields["Version"].strip()
+    return distribution.metadata["Name"], distribution.version
 
 
 @cache

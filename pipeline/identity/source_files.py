@@ -7,6 +7,7 @@ fingerprint.
 import ast
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -96,7 +97,7 @@ def _imports(module: str, path: Path) -> tuple[str, ...]:
     """Return the names that a file imports anywhere, with the packages it is in; some may not be modules."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names = [module.rpartition(".")[0]] if "." in module else []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -104,3 +105,13 @@ def _imports(module: str, path: Path) -> tuple[str, ...]:
             origin = ".".join(part for part in (above, node.module) if part)
             names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
     return tuple(names)
+
+
+def _statements(module: ast.Module) -> Iterator[ast.AST]:
+    """Yield every statement. `ast.walk` also visits expressions, which takes twice as long as parsing."""
+    pending: list[ast.AST] = [module]
+    while pending:
+        node = pending.pop()
+        yield node
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            pending += getattr(node, name, ())

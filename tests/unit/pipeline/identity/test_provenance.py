@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,25 @@ def test_packages_are_the_same_before_and_after_ray_is_imported():
     plain = last_printed(PRINT_VERSIONS)
     assert f'"ray": "{version("ray")}"' in plain and f'"torch": "{version("torch")}"' in plain
     assert last_printed(f"import ray; {PRINT_VERSIONS}") == plain
+
+
+def test_names_and_versions_are_those_of_the_standard_library(tmp_path):
+    """Whatever the metadata look like: fields in a description, Windows line ends, an old format."""
+    files = {
+        "a.dist-info/METADATA": "Metadata-Version: 2.1\nName: A_b\nVersion: 1.0\n\nName: c\nVersion: 2\n",
+        "b.dist-info/METADATA": "Metadata-Version: 2.1\r\nName: b\r\nVersion: 1.1\r\n\r\nVersion: 2\r\n",
+        "c.egg-info/PKG-INFO": "Metadata-Version: 1.0\nName: c\nVersion: 1.2\n",
+        "d.dist-info/METADATA": "Metadata-Version: 2.1\nName:   d\nVersion:1.3\n",
+        "e.dist-info/METADATA": "Metadata-Version: 2.1\nSummary: x\n  Name: y\nName: e\nVersion: 1.4\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(text.encode())
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {PRINT_VERSIONS}"
+    found = json.loads(last_printed(code))
+    assert {"a-b": "1.0", "b": "1.1", "c": "1.2", "d": "1.3", "e": "1.4"}.items() <= found.items()
+    installed = {one.metadata["Name"].lower().replace("_", "-"): one.version for one in distributions()}
+    assert {name: installed[name] for name in found.keys() & installed.keys()}.items() <= found.items()
 
 
 def test_of_a_package_that_is_on_the_path_twice_the_first_counts(tmp_path):

@@ -38,6 +38,41 @@ def test_everything_that_a_stage_imports_belongs_to_its_sources(package):
     assert set(digests) == {f"srcstage/{name}.py" for name in expected}
 
 
+def test_an_import_in_any_kind_of_statement_is_found(tmp_path):
+    lines = """
+try:
+    import a1
+except* OSError:
+    import a2
+else:
+    import a3
+finally:
+    import a4
+async def f():
+    async with x:
+        import a5
+    async for y in x:
+        import a6
+    else:
+        import a7
+    while y: import a8
+match x:
+    case 1:
+        if y: import a9
+        elif z: import a10
+        else: from a11 import b
+class C:
+    def f(self):
+        try: pass
+        except OSError: from . import a12
+x = 1; import a13, a14 as c
+"""
+    (tmp_path / "one.py").write_text(lines)
+    found = {name for name in _imports("pack.one", tmp_path / "one.py") if "a1" in name or name[0] == "a"}
+    expected = {f"a{number}" for number in range(1, 15)} - {"a12"} | {"a11.b", "pack.a12"}
+    assert found == expected
+
+
 def test_an_edit_of_an_indirect_import_is_seen(package):
     before = source_digests("srcstage.one")
     (package / "srcstage/last.py").write_text("x = 2\n")
