@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import device
 from benchmarks.device import PARTS, part_end_s, record
 from benchmarks.device_runner import END_S, Runner
 from benchmarks.device_summary import summary
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_for_end
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "device.sh"
@@ -33,17 +35,9 @@ def python(code):
     return sys.executable, "-c", code
 
 
-def has_ended(process):
-    for _ in range(100):
-        status = Path(f"/proc/{process}/stat")
-        if not status.exists() or "Z" in status.read_text().split()[2]:
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def last_number(text):
-    return int(text.split()[-1])
+def wait_for_end_of_last_number(text):
+    with suppress(psutil.NoSuchProcess):
+        wait_for_end([psutil.Process(int(text.split()[-1]))])
 
 
 def test_a_part_that_hangs_is_stopped_with_all_that_it_started(runner):
@@ -51,11 +45,11 @@ def test_a_part_that_hangs_is_stopped_with_all_that_it_started(runner):
     runner.part_ends_s = time.monotonic() + 3
     entry = record(runner, lambda runner: runner.output(python(f"{SLEEPER}time.sleep(600)")))
     assert not entry["ok"] and entry["error"] == "stopped after 3 s" and entry["seconds"] < 60
-    assert has_ended(last_number(runner.log.read_text()))
+    wait_for_end_of_last_number(runner.log.read_text())
 
 
 def test_what_a_part_leaves_running_ends_with_it(runner):
-    assert has_ended(last_number(runner.output(python(SLEEPER))))
+    wait_for_end_of_last_number(runner.output(python(SLEEPER)))
 
 
 def test_a_part_that_fails_says_why_and_keeps_the_rows_before(runner):

@@ -1,5 +1,6 @@
 """The structure of the project: direction of imports, no circles, doors of heavy libraries, the wheel."""
 
+import ast
 import importlib.metadata
 import shutil
 import subprocess
@@ -269,6 +270,37 @@ def test_wheel_holds_the_five_packages_and_no_tests(tmp_path):
         text=True,
     )
     assert starter == set(listed.stdout.split())
+
+
+OWN_LIMITS = {
+    "tests/drill.py": "a program of its own",
+    "tests/integration/test_serve_exposed.py": "before the server cuts the clients off",
+    "tests/kubernetes/api_server.py": "the server ends a watch after the client's time",
+    "tests/unit/test_device_script.py": "the limit of a part is what is tested",
+    "tests/waiting.py": "the one limit",
+}
+
+
+def test_waits_of_tests_have_one_limit():
+    """A limit that holds on one machine fails on a slower one. That of `tests/waiting.py` ends only hangs."""
+    found = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            deadline = isinstance(node, ast.BinOp) and ast.unparse(node.left) == "time.monotonic()"
+            if (deadline and isinstance(node.op, ast.Add)) or is_own_timeout(node):
+                found.add(path.relative_to(ROOT).as_posix())
+    assert found == OWN_LIMITS.keys()
+
+
+def is_own_timeout(node: ast.AST) -> bool:
+    """Return whether it is a call with a `timeout` of 10 seconds or more; shorter ones are meant to pass."""
+    return (
+        isinstance(node, ast.keyword)
+        and node.arg == "timeout"
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, int | float)
+        and node.value.value >= 10
+    )
 
 
 def test_the_order_in_the_documentation_is_the_one_that_is_checked():
