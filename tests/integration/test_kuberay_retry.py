@@ -106,7 +106,7 @@ def test_the_second_cluster_continues_the_run_of_the_first(tmp_path, cluster, ma
     submitted = answer("submit", config, *on_site, *until)
     run, name = submitted["run"], submitted["submission"]["id"]
     operator = Operator(tmp_path / "kubeconfig")
-    job = wait_for_job(operator, 10)
+    job = wait_for_job(operator)
     assert job["metadata"]["name"] == name
     files = operator.core.read_namespaced_config_map(name, "vico")
     package = tmp_path / PACKAGE

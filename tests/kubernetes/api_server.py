@@ -9,7 +9,6 @@ import json
 import re
 import secrets
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -90,13 +89,12 @@ def _broken_rules(spec: dict[str, Any]) -> Iterator[str]:
 
 
 class Cluster:
-    """The objects of the API, by (namespace, plural, name), and what happened to them."""
+    """The objects of the API, by (namespace, plural, name)."""
 
     def __init__(self, token: str) -> None:
         self.token, self.logs = token, dict[str, str]()
-        self.changed = threading.Condition()
-        self.events: list[tuple[str, str, dict[str, Any]]] = []
-        """(plural, ADDED, MODIFIED or DELETED, object)"""
+        self.num_changes = 0
+        self._changing = threading.Lock()
         self._objects: dict[tuple[str, str, str], dict[str, Any]] = {}
 
     def create(self, namespace: str, plural: str, manifest: dict[str, Any], dry_run: bool) -> dict[str, Any]:
@@ -121,7 +119,7 @@ class Cluster:
                 "creationTimestamp": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             },
         }
-        return created if dry_run else self._save("ADDED", (namespace, plural, name), created)
+        return created if dry_run else self._save((namespace, plural, name), created)
 
     def read(self, namespace: str, plural: str, name: str) -> dict[str, Any]:
         try:
@@ -136,29 +134,25 @@ class Cluster:
 
     def patch(self, namespace: str, plural: str, name: str, patch: dict[str, Any]) -> dict[str, Any]:
         merged = _merged(self.read(namespace, plural, name), patch)
-        return self._save("MODIFIED", (namespace, plural, name), merged)
+        return self._save((namespace, plural, name), merged)
 
     def delete(self, namespace: str, plural: str, name: str) -> dict[str, Any]:
         gone = self.read(namespace, plural, name)
-        with self.changed:
+        with self._changing:
             del self._objects[namespace, plural, name]
-            self._note(plural, "DELETED", gone)
+            self.num_changes += 1
         for key, item in list(self._objects.items()):
             owners = item["metadata"].get("ownerReferences", ())
             if any(owner["uid"] == gone["metadata"]["uid"] for owner in owners):
                 self.delete(*key)
         return gone
 
-    def _save(self, event: str, key: tuple[str, str, str], item: dict[str, Any]) -> dict[str, Any]:
-        with self.changed:
+    def _save(self, key: tuple[str, str, str], item: dict[str, Any]) -> dict[str, Any]:
+        with self._changing:
+            self.num_changes += 1
+            item["metadata"]["resourceVersion"] = str(self.num_changes)
             self._objects[key] = item
-            self._note(key[1], event, item)
         return item
-
-    def _note(self, plural: str, event: str, item: dict[str, Any]) -> None:
-        item["metadata"]["resourceVersion"] = str(len(self.events) + 1)
-        self.events.append((plural, event, json.loads(json.dumps(item))))
-        self.changed.notify_all()
 
 
 def _merged(value: Any, patch: Any) -> Any:
@@ -209,36 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_text(self.cluster.logs.get(name, ""))
         elif name:
             self._send(200, self.cluster.read(namespace, plural, name))
-        elif query.get("watch") in ("true", "True", "1"):
-            self._watch(
-                plural, int(query.get("resourceVersion") or 0), float(query.get("timeoutSeconds", 600))
-            )
         else:
             items = self.cluster.list(namespace, plural, query.get("labelSelector", ""))
-            metadata = {"resourceVersion": str(len(self.cluster.events))}
+            metadata = {"resourceVersion": str(self.cluster.num_changes)}
             self._send(200, {"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})
-
-    def _watch(self, plural: str, seen: int, timeout_s: float) -> None:
-        """Send the events after number `seen` as they come."""
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.close_connection = True
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            with self.cluster.changed:
-                if len(self.cluster.events) == seen:
-                    self.cluster.changed.wait(timeout=0.5)
-                news = self.cluster.events[seen:]
-            seen += len(news)
-            for where, event, item in news:
-                if where == plural:
-                    self.wfile.write(json.dumps({"type": event, "object": item}).encode() + b"\n")
-            try:
-                self.wfile.flush()
-            except OSError:
-                return
 
     def _check_container(self, pod: dict[str, Any], container: str | None) -> None:
         """Refuse the log of a pod with several containers unless one of them is named, as Kubernetes does."""

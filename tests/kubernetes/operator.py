@@ -1,12 +1,11 @@
 """What KubeRay's operator does to a RayJob, as far as tests need it; played with the official client."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kubernetes import client, config, watch
+from kubernetes import client, config
 
-from tests.waiting import PATIENCE_S
+from tests.waiting import wait_until
 
 NAMESPACE = "vico"
 _RAY_JOBS = ("ray.io", "v1", NAMESPACE, "rayjobs")
@@ -19,14 +18,8 @@ class Operator:
         connection = config.new_client_from_config(str(kubeconfig))
         self.objects, self.core = client.CustomObjectsApi(connection), client.CoreV1Api(connection)
 
-    def jobs(self, timeout_s: float) -> Iterator[dict[str, Any]]:
-        """Yield RayJobs as they are created."""
-        events = watch.Watch().stream(
-            self.objects.list_namespaced_custom_object, *_RAY_JOBS, timeout_seconds=int(timeout_s)
-        )
-        for event in events:
-            if event["type"] == "ADDED":
-                yield event["object"]
+    def jobs(self) -> list[dict[str, Any]]:
+        return self.objects.list_namespaced_custom_object(*_RAY_JOBS)["items"]
 
     def job(self, name: str) -> dict[str, Any]:
         return self.objects.get_namespaced_custom_object(*_RAY_JOBS, name)
@@ -64,6 +57,5 @@ class Operator:
 
 def wait_for_job(operator: Operator) -> dict[str, Any]:
     """Return the first RayJob that is created."""
-    for job in operator.jobs(PATIENCE_S):
-        return job
-    raise AssertionError(f"no RayJob within {PATIENCE_S:.0f} s")
+    wait_until(operator.jobs)
+    return operator.jobs()[0]

@@ -275,7 +275,6 @@ def test_wheel_holds_the_five_packages_and_no_tests(tmp_path):
 OWN_LIMITS = {
     "tests/drill.py": "a program of its own",
     "tests/integration/test_serve_exposed.py": "before the server cuts the clients off",
-    "tests/kubernetes/api_server.py": "the server ends a watch after the client's time",
     "tests/unit/test_device_script.py": "the limit of a part is what is tested",
     "tests/waiting.py": "the one limit",
 }
