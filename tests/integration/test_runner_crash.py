@@ -141,9 +141,8 @@ def test_a_second_driver_names_the_holder_of_the_run_and_writes_nothing(project)
 def test_a_second_driver_that_waits_finds_the_work_done(project, undisturbed):
     process, go = project.pause("draw:1")
     second = project.start("run", "--wait", "30")
-    wait_until(
-        lambda: second.stdout.readline().startswith("run "), second
-    )  # it printed which run it waits for
+    # it prints which run it waits for
+    wait_until(lambda: second.stdout.readline().startswith("run "), second)
     go.touch()
     assert process.wait(timeout=PATIENCE_S) == 0
     output, _ = second.communicate(timeout=PATIENCE_S)
