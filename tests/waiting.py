@@ -26,10 +26,17 @@ def wait_until(
         if process is not None and process.poll() is not None:
             if condition():  # the last thing it did
                 return
-            output, errors = process.communicate()
-            raise AssertionError(f"ended with {process.returncode}: {output} {errors} {or_else()}")
+            raise AssertionError(f"ended with {process.returncode}: {_last_words(process)} {or_else()}")
         assert time.monotonic() < deadline, f"waited {PATIENCE_S:.0f} s {or_else()}"
         time.sleep(pause_s)
+
+
+def _last_words(process: subprocess.Popen[Any]) -> tuple[Any, Any]:
+    """Return what an ended process wrote, unless something that it started still holds its streams."""
+    try:
+        return process.communicate(timeout=10)
+    except subprocess.TimeoutExpired as unread:
+        return unread.stdout, unread.stderr
 
 
 def wait_for_end(processes: Iterable[psutil.Process]) -> None:

@@ -29,6 +29,7 @@ from data_prep.shards.reader import SampleReader
 from tests.record_tars import write_shard_folder
 from tests.s3_server import FAULTS, environment, s3_server, upload
 from tests.tiny_model import make_tiny_model
+from tests.waiting import PATIENCE_S
 from vico.errors import Unreachable, UserError
 from vico.prompt import load_prompt_format
 
@@ -150,7 +151,7 @@ def test_no_file_is_added_or_removed_while_another_process_counts(cache, monkeyp
     def copied_sha256(address: str, path: Path) -> str:
         digest = real(address, path)
         written.set()
-        assert counting.wait(60)
+        assert counting.wait(PATIENCE_S)
         return "other" if wrong_bytes else digest
 
     real = shard_cache._copied_sha256
@@ -159,14 +160,14 @@ def test_no_file_is_added_or_removed_while_another_process_counts(cache, monkeyp
     opened = ShardCache(ADDRESS).opened
     with ThreadPoolExecutor(1) as pool:
         fetch = pool.submit(opened, shard_name(0))
-        assert written.wait(60)
+        assert written.wait(PATIENCE_S)
         with open(cache / "cache.lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             counting.set()
             with pytest.raises(TimeoutError):
                 fetch.result(timeout=0.5)
             assert [path.suffix for path in cache.iterdir() if path.suffix != ".lock"] == [".partial"]
-        assert isinstance(fetch.exception(60), WrongBytes if wrong_bytes else type(None))
+        assert isinstance(fetch.exception(PATIENCE_S), WrongBytes if wrong_bytes else type(None))
     assert not list(cache.glob("*.partial")) and bool(list(cache.glob("*.tar"))) != wrong_bytes
 
 

@@ -349,7 +349,7 @@ def test_the_state_of_a_run_resumed_outside_its_job_no_longer_depends_on_the_job
     process, go = project.pause("square:3")
     assert (project.status()["state"], project.status()["submission"]) == ("running", None)
     go.touch()
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE_S) == 0
 
 
 def test_a_resumed_run_has_the_paths_and_the_experiment_of_the_new_command(project):

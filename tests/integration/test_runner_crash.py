@@ -140,7 +140,7 @@ def test_a_second_driver_names_the_holder_of_the_run_and_writes_nothing(project)
 
 def test_a_second_driver_that_waits_finds_the_work_done(project, undisturbed):
     process, go = project.pause("draw:1")
-    second = project.start("run", "--wait", "30")
+    second = project.start("run", "--wait", f"{PATIENCE_S:.0f}")
     # it prints which run it waits for
     wait_until(lambda: second.stdout.readline().startswith("run "), second)
     go.touch()
@@ -158,7 +158,7 @@ def test_two_pipelines_that_share_a_stage_have_one_writer_of_it(project):
     project.vico("run", "--set", "square.power=3", code=1)
     assert "is held by run" in project.errors and f"pid {process.pid}," in project.errors
     assert project.status()["state"] == "interrupted"
-    waiting = project.start("run", "--set", "square.power=3", "--wait", "30")
+    waiting = project.start("run", "--set", "square.power=3", "--wait", f"{PATIENCE_S:.0f}")
     wait_until(lambda: waiting.stdout.readline().startswith("draw: waiting"), waiting)
     go.touch()
     assert process.wait(timeout=PATIENCE_S) == 0
@@ -171,7 +171,7 @@ def test_two_pipelines_that_share_a_stage_have_one_writer_of_it(project):
 
 def test_drivers_started_at_once_make_one_run(project, undisturbed):
     for _ in range(4):
-        drivers = [project.start("run", "--wait", "30") for _ in range(3)]
+        drivers = [project.start("run", "--wait", f"{PATIENCE_S:.0f}") for _ in range(3)]
         assert [driver.wait(timeout=PATIENCE_S) for driver in drivers] == [0, 0, 0]
         assert len(project.runs()) == 1
         assert len(project.status()["attempts"]) == 1
@@ -185,7 +185,7 @@ def test_two_drivers_at_once_are_one_writer_in_twenty_rounds(project, undisturbe
     In every second round one of them is killed at a random time, and the same command resumes."""
     moments, refused = random.Random(0), 0
     for number in range(20):
-        waiting = ["--wait", "60"] if number % 4 < 2 else []
+        waiting = ["--wait", f"{PATIENCE_S:.0f}"] if number % 4 < 2 else []
         drivers = [project.start("run", *waiting) for _ in range(2)]
         if number % 2:
             time.sleep(0.5 + moments.random())

@@ -216,12 +216,12 @@ def test_clients_get_the_error_of_a_stopping_server_at_once(engine, monkeypatch)
 
     def step(self: Decoder) -> list[Any]:
         entered.set()
-        goes_on.wait(60)
+        goes_on.wait(PATIENCE_S)
         return []
 
     monkeypatch.setattr(Decoder, "step", step)
     running, waiting = Asked(engine, 10), Asked(engine, 10)
-    assert entered.wait(60)
+    assert entered.wait(PATIENCE_S)
     engine.stop()
     for job in (running, waiting, Asked(engine, 10)):
         error = job.last().error

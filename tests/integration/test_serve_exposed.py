@@ -415,7 +415,7 @@ def test_a_signal_refuses_waiting_requests_at_once_and_lets_running_ones_end(tmp
     wait_until(lambda: get(f"{root}/health")[1]["requests"] == 4)
     server.process.send_signal(signal.SIGTERM)
     for thread in waiting:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert [type(error) for error in errors] == [openai.InternalServerError] * 3
     for error in errors:
         assert error.status_code == 503 and error.body["code"] == "stopping"
@@ -472,7 +472,7 @@ def test_the_peak_of_memory_stays_below_what_the_server_says():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(PATIENCE_S)
     assert set(statuses) <= {200, 400, 413, 429} and {200, 400} <= set(statuses)
     assert memory("VmHWM") - before < allowed
     assert server.end() == (0, "")

@@ -292,14 +292,35 @@ def test_waits_of_tests_have_one_limit():
 
 
 def is_own_timeout(node: ast.AST) -> bool:
-    """Return whether it is a call with a `timeout` of 10 seconds or more; shorter ones are meant to pass."""
-    return (
-        isinstance(node, ast.keyword)
-        and node.arg == "timeout"
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, int | float)
-        and node.value.value >= 10
-    )
+    """Return whether it limits a wait to 10 seconds or more; a test expects shorter limits to run out."""
+    limits: list[ast.expr] = []
+    if isinstance(node, ast.keyword) and node.arg in ("timeout", "wait_s"):
+        limits = [node.value]
+    elif (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("wait", "join", "result", "exception", "timeout")
+    ):
+        limits = node.args[:1]
+    numbers = [limit.value for limit in limits if isinstance(limit, ast.Constant)]
+    return any(isinstance(number, int | float) and number >= 10 for number in numbers)
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ("process.wait(timeout=60)", True),
+        ("process.wait(60)", True),
+        ("future.result(60)", True),
+        ("asyncio.timeout(20)", True),
+        ("LEASES.acquire(wait_s=20)", True),
+        ("fetch.result(timeout=0.5)", False),
+        ("thread.join(PATIENCE_S)", False),
+        ("', '.join(names)", False),
+    ],
+)
+def test_an_own_limit_is_found(source, expected):
+    assert any(map(is_own_timeout, ast.walk(ast.parse(source)))) == expected
 
 
 def test_the_order_in_the_documentation_is_the_one_that_is_checked():

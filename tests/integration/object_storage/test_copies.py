@@ -106,7 +106,7 @@ def test_a_store_slower_than_the_stage_always_lists_a_complete_checkpoint_and_ge
     def slow(key, path):
         if "step-2" in str(path) or "step-7" in str(path):
             started.set()
-            assert proceed.wait(30)
+            assert proceed.wait(PATIENCE_S)
         upload(key, path)
 
     def watched(path, content):
@@ -121,7 +121,7 @@ def test_a_store_slower_than_the_stage_always_lists_a_complete_checkpoint_and_ge
     with ours.sharing(our_folder, logs):
         wait_until(lambda: listed)
         checkpoint(2)
-        assert started.wait(30)
+        assert started.wait(PATIENCE_S)
         for step in (3, 4, 5, 6):
             checkpoint(step)
         assert (our_folder / "output/checkpoints/step-2/rank-11").exists(), "it is being uploaded"
@@ -134,7 +134,7 @@ def test_a_store_slower_than_the_stage_always_lists_a_complete_checkpoint_and_ge
 
         started.clear(), proceed.clear()
         checkpoint(7)
-        assert started.wait(30)
+        assert started.wait(PATIENCE_S)
         parts.remove("checkpoints")  # as at the end of the stage
         assert not (our_folder / "output/checkpoints/step-6").exists()
         parts.partial("policy").write_text("trained")

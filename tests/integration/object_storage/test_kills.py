@@ -81,7 +81,9 @@ def test_another_machine_reuses_results_that_it_has_never_read(machine, undistur
 
 def test_two_machines_at_once_are_one_writer(machine, undisturbed):
     first, second = machine("a"), machine("b")
-    drivers = [project.start("run", "--wait", "60") for project in (first, second, first, second)]
+    drivers = [
+        project.start("run", "--wait", f"{PATIENCE_S:.0f}") for project in (first, second, first, second)
+    ]
     for driver in drivers:
         output, errors = driver.communicate(timeout=PATIENCE_S)
         assert driver.returncode == 0, (output, errors)

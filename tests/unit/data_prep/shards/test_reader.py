@@ -23,7 +23,7 @@ from data_prep.shards.index import load_index
 from data_prep.shards.names import shard_name
 from data_prep.shards.open_shards import ShardMismatch
 from data_prep.shards.reader import SampleReader
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 from vico.errors import UserError
 from vico.prompt import PromptFormat
 from vico.tiling import tile_pixels
@@ -200,7 +200,7 @@ def test_a_page_that_was_wrong_once_is_read_again(copied, prompt_format, caplog)
     repairer = threading.Thread(target=repair, daemon=True)
     repairer.start()
     assert reader.sample(11).key == "good-00000011"
-    repairer.join(60)
+    repairer.join(PATIENCE_S)
     assert not repairer.is_alive()
 
 

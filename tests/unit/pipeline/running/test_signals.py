@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.running.signals import StopSignals
 from stages.stops import Interrupted
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def test_a_signal_interrupts_the_main_thread_and_calls_on_stop():
         with pytest.raises(Interrupted, match="SIGTERM"):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
-        assert called.wait(60)
+        assert called.wait(PATIENCE_S)
         assert signals.received() is signal.SIGTERM
         with pytest.raises(Interrupted, match="SIGTERM"):
             signals.check()

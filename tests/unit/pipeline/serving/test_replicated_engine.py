@@ -214,7 +214,7 @@ RuntimeError: {REFUSAL} host gpu-3: /models/m is not a folder; give the folder o
 
 def wait_until(condition: Callable[[], Any]) -> None:
     async def poll() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not condition():
                 await asyncio.sleep(0.01)
 

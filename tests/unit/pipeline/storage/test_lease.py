@@ -19,7 +19,7 @@ from pipeline.storage.leases import LeaseHeld, Leases
 from stages.durable_files import locked
 from stages.parts import LEASE_FILE, Parts
 from stages.stops import LeaseLost
-from tests.waiting import wait_for_end, wait_until
+from tests.waiting import PATIENCE_S, wait_for_end, wait_until
 from vico.errors import UserError
 
 LEASES = Leases(FolderStorage())
@@ -195,7 +195,7 @@ def test_waiting_ends_when_the_holder_releases_the_lease(tmp_path):
         holders.append(holder)
         threading.Thread(target=first.release).start()
 
-    with LEASES.acquire(tmp_path, "second", wait_s=20, on_wait=on_wait) as second:
+    with LEASES.acquire(tmp_path, "second", wait_s=PATIENCE_S, on_wait=on_wait) as second:
         assert second.attempt == 2
     assert [holder.run for holder in holders] == ["first"]
 
