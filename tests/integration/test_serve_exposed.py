@@ -229,9 +229,9 @@ def test_half_sent_bodies_take_places_of_their_client_only_and_are_cut_off(serve
 
 def test_a_body_that_trickles_in_is_cut_off(server):
     with half_sent(server, post_head(1000), 1, OTHER_CLIENT) as [connection]:
-        connection.settimeout(0.2)
-        received = b""
-        for _ in range(100):
+        pause_s, received = 0.2, b""
+        connection.settimeout(pause_s)
+        for _ in range(int(PATIENCE_S / pause_s)):
             try:
                 connection.sendall(b" ")
                 piece = connection.recv(65536)

@@ -32,7 +32,7 @@ def server(tmp_path_factory) -> Iterator[Served]:
 
 def connected(server: Served) -> socket.socket:
     host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
-    return socket.create_connection((host, int(port)), 60)
+    return socket.create_connection((host, int(port)), PATIENCE_S)
 
 
 def request(server: Served, num_words: int = 1, **fields: object) -> bytes:

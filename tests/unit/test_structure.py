@@ -291,17 +291,21 @@ def test_waits_of_tests_have_one_limit():
     assert found == OWN_LIMITS.keys()
 
 
+LIMIT_POSITIONS = {
+    **dict.fromkeys(("wait", "join", "result", "exception", "timeout", "settimeout"), 0),
+    **dict.fromkeys(("create_connection", "communicate"), 1),
+}
+"""Where calls that wait take a limit by position."""
+
+
 def is_own_timeout(node: ast.AST) -> bool:
     """Return whether it limits a wait to 10 seconds or more; a test expects shorter limits to run out."""
     limits: list[ast.expr] = []
     if isinstance(node, ast.keyword) and node.arg in ("timeout", "wait_s"):
         limits = [node.value]
-    elif (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("wait", "join", "result", "exception", "timeout")
-    ):
-        limits = node.args[:1]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        position = LIMIT_POSITIONS.get(node.func.attr)
+        limits = [] if position is None else node.args[position : position + 1]
     numbers = [limit.value for limit in limits if isinstance(limit, ast.Constant)]
     return any(isinstance(number, int | float) and number >= 10 for number in numbers)
 
@@ -313,6 +317,9 @@ def is_own_timeout(node: ast.AST) -> bool:
         ("process.wait(60)", True),
         ("future.result(60)", True),
         ("asyncio.timeout(20)", True),
+        ("connection.settimeout(60)", True),
+        ("socket.create_connection(address, 60)", True),
+        ("process.communicate(None, 60)", True),
         ("LEASES.acquire(wait_s=20)", True),
         ("fetch.result(timeout=0.5)", False),
         ("thread.join(PATIENCE_S)", False),
