@@ -6,7 +6,7 @@ are counted by themselves, whatever their picture: `white tile` and `blank tile`
 
 FOLDER may have a file `lines.json` with the text of pictures that show one line: {"line/1.png": "text"}.
 Their tiles are counted as `legible line` if a character is at least 5 px wide in the tile, `illegible line`
-if it is narrower, and `beside a line` if the tile has no ink.
+if it is narrower, and `beside a line` if the tile has no ink. Wide gaps, as in headers, do not count.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from PIL import Image
 
 from vico.checkpoints import load_model
 from vico.errors import UserError
-from vico.model_files import stored_threshold
+from vico.model_files import check_model_folder, stored_threshold
 from vico.picture_files import open_picture
 from vico.settings import load_settings
 from vico.tiling import Tiling, tile_boxes, tile_pixels
@@ -39,6 +39,8 @@ LEGIBLE_WIDTH = 5.0
 LINES_FILE = "lines.json"
 _INK = 60  # levels from the median to a pixel of ink in the picture; scaling makes strokes paler
 _TILE_INK, _INK_SHARE = 40, 0.005
+_WIDE_GAP = 1.5
+"""Gap over the height of the ink from which two texts are apart, as in the header of a page."""
 _Z = 1.96  # of a 95 % interval
 
 
@@ -69,17 +71,31 @@ def tile_kinds(pixels_N3SS: np.ndarray, kind: str) -> list[str]:
     ]
 
 
+def character_width(picture: Image.Image, text: str) -> float:
+    """Return the mean width, in pixels, of a character of the line of text that a picture shows.
+
+    A wide gap, as between title and page number of a header, counts neither as width nor as a character.
+    """
+    gray = np.asarray(picture.convert("L"), np.int16)
+    ink = np.abs(gray - np.median(gray)) > _INK
+    columns, rows = np.flatnonzero(ink.any(axis=0)), np.flatnonzero(ink.any(axis=1))
+    if not len(columns):
+        return 0.0
+    gaps = np.diff(columns) - 1
+    wide = gaps[gaps > _WIDE_GAP * (rows[-1] - rows[0] + 1)]
+    line_width = columns[-1] - columns[0] + 1 - wide.sum()
+    return float(line_width) / max(len(text) - len(wide), 1)
+
+
 def line_kinds(picture: Image.Image, text: str, tiling: Tiling, pixels_N3SS: np.ndarray) -> list[str]:
     """Return the kind of each tile of a picture of one line of text."""
-    gray = np.asarray(picture.convert("L"), np.int16)
-    ink_columns = np.flatnonzero((np.abs(gray - np.median(gray)) > _INK).any(axis=0))
-    line_width = int(ink_columns[-1] - ink_columns[0] + 1) if len(ink_columns) else 0
+    picture_width = character_width(picture, text)
     kinds = []
     boxes = tile_boxes(*picture.size, tiling)
     for pixels_3SS, (left, _, right, _) in zip(pixels_N3SS, boxes, strict=True):
         level_SS = pixels_3SS.mean(axis=0)
         has_ink = np.mean(np.abs(level_SS - np.median(level_SS)) > _TILE_INK) >= _INK_SHARE
-        width = line_width / max(len(text), 1) * tiling.tile_size / (right - left)
+        width = picture_width * tiling.tile_size / (right - left)
         legibility = "legible line" if width >= LEGIBLE_WIDTH else "illegible line"
         kinds.append(legibility if has_ink else "beside a line")
     return kinds
@@ -137,14 +153,16 @@ def table(rows: Sequence[KindRow]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
+    """Print the table for the words of a command line, by default those of this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="a model folder with a router, as `vico export` writes it")
     parser.add_argument("folder", type=Path, help="a folder with one subfolder of pictures per kind")
     parser.add_argument("--threshold", type=float, help="default: the threshold in the model's config.json")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
+        check_model_folder(arguments.model, "MODEL")
         threshold = stored_threshold(arguments.model) if arguments.threshold is None else arguments.threshold
         rows = rows_by_kind(list(routed_tiles(arguments.model, arguments.folder, threshold)))
     except UserError as error:

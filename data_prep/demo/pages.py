@@ -82,8 +82,8 @@ def code_picture(rng: random.Random, group: int) -> Content:
 def line_picture(rng: random.Random, group: int) -> Content:
     """Draw one line on an empty page: real prose, source code, or words of the lexicon as a heading.
 
-    The line may be anywhere and may cross tiles. On a page most tiles with text do not matter to the question;
-    here all of them do.
+    The line may be anywhere and may cross tiles. On a page most tiles with text do not matter to the
+    question; here all of them do.
     """
     canvas = sheet(rng, group, ((1, 1), (2, 1), (2, 2)), (35, 25, 40), paper=True)
     size = rng.uniform(10.5, 16) if canvas.columns == 1 else rng.uniform(13, 24)

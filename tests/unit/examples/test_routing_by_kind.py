@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from examples.routing_by_kind import line_kinds, tile_kinds, wilson_interval
+from examples.routing_by_kind import character_width, line_kinds, main, tile_kinds, wilson_interval
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.checkpoints.save import save_model
@@ -44,6 +44,17 @@ def test_a_line_is_legible_where_its_characters_are_wide_enough_and_only_where_i
     assert line_kinds(picture, "a" * 30, tiling, pixels)[0] == "illegible line"
 
 
+def test_the_gap_of_a_header_makes_its_characters_no_wider():
+    """Four characters of 12 px at the left and two at the right, 300 px apart; a space is 12 px."""
+    picture = Image.new("RGB", (400, 200), "white")
+    pen = ImageDraw.Draw(picture)
+    for x in (0, 12, 36, 48, 360, 372):
+        pen.rectangle((x, 40, x + 11, 60), fill="black")
+    assert character_width(picture, "ab cd 72") == 12.0
+    assert character_width(picture.crop((0, 0, 100, 200)), "ab cd") == 12.0
+    assert character_width(Image.new("RGB", (40, 20), "white"), "ab") == 0.0
+
+
 def striped() -> np.ndarray:
     return np.tile(np.array([0, 255], np.uint8), (3, 8, 4))
 
@@ -57,9 +68,10 @@ def test_the_interval_of_a_share_stays_between_0_and_1():
 
 def test_the_table_counts_every_tile_of_every_picture(tmp_path):
     start = make_tiny_model(tmp_path / "start")
-    command = [sys.executable, "-m", "examples.routing_by_kind", start, tmp_path, "--threshold", "0.5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "has no router" in done.stderr.splitlines()[-1]
+    with pytest.raises(SystemExit, match="has no router"):
+        main([str(start), str(tmp_path), "--threshold", "0.5"])
+    with pytest.raises(SystemExit, match=rf"^MODEL={tmp_path} has no config\.json; "):
+        main([str(tmp_path), str(tmp_path)])
     model = load_model(start)
     model.add_compressed_connector(1)
     model.add_router(2)
