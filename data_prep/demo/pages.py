@@ -1,4 +1,4 @@
-"""Demo pages: real prose, real source code, prose with a photograph, and single lines."""
+"""Demo pages: real prose, real source code, and prose with a photograph."""
 
 import random
 
@@ -77,63 +77,6 @@ def code_picture(rng: random.Random, group: int) -> Content:
     lines = [line for line in cut if line]  # a line that is indented by the whole width shows nothing
     draw_lines(canvas, lines, 4, 3, TextStyle(MONO, size, ink_on(rng, canvas.background)))
     return Content("code", canvas, [*line_questions(rng, lines), look_question(rng, "page")])
-
-
-def line_picture(rng: random.Random, group: int) -> Content:
-    """Draw one line on an empty page: real prose, source code, or words of the lexicon as a heading.
-
-    The line may be anywhere and may cross tiles. On a page most tiles with text do not matter to the
-    question; here all of them do.
-    """
-    canvas = sheet(rng, group, ((1, 1), (2, 1), (2, 2)), (35, 25, 40), paper=True)
-    size = rng.uniform(10.5, 16) if canvas.columns == 1 else rng.uniform(13, 24)
-    room = canvas.width - 6
-    form = rng.choices((_prose_line, _code_line, _heading), (55, 20, 25))[0]
-    text, name = form(rng, group, canvas, size, room)
-    left = rng.uniform(3, canvas.width - 3 - canvas.measure(text, name, size))
-    top = rng.uniform(1, canvas.height - _LINE_PITCH * size)
-    canvas.text(left, top, text, TextStyle(name, size, ink_on(rng, canvas.background)))
-    questions = [
-        Question("Transcribe the line.", text, "transcribe"),
-        Question("Is there any text in the picture?", "yes", "look"),
-    ]
-    return Content("line", canvas, questions)
-
-
-def _prose_line(rng: random.Random, group: int, canvas: Canvas, size: float, room: float) -> tuple[str, str]:
-    """Return a line of a passage that is 30 % to 100 % of `room` tile units wide, and its font."""
-    words = rng.choice(sources.group_passages(group)).split()
-    start = rng.randrange(len(words) - 12)
-    name = rng.choice((SANS, SERIF))
-    width = room * rng.uniform(0.3, 1)
-    text = words[start]
-    for word in words[start + 1 :]:
-        if canvas.measure(f"{text} {word}", name, size) > width:
-            break
-        text = f"{text} {word}"
-    return _cut(canvas, text, name, size, room), name
-
-
-def _code_line(rng: random.Random, group: int, canvas: Canvas, size: float, room: float) -> tuple[str, str]:
-    """Return a line of a listing without its indentation, and its font."""
-    text = rng.choice(rng.choice(sources.group_listings(group))).strip()
-    return _cut(canvas, text, MONO, size, room), MONO
-
-
-def _heading(rng: random.Random, group: int, canvas: Canvas, size: float, room: float) -> tuple[str, str]:
-    """Return one to four words of the lexicon, capitalised, and their font."""
-    name = rng.choice((BOLD, BOLD, SERIF))
-    words = rng.sample(LEXICON, rng.randint(1, 4))
-    while len(words) > 1 and canvas.measure(" ".join(words).capitalize(), name, size) > room:
-        words.pop()
-    return _cut(canvas, " ".join(words).capitalize(), name, size, room), name
-
-
-def _cut(canvas: Canvas, text: str, name: str, size: float, room: float) -> str:
-    """Return the beginning of a text that is at most `room` tile units wide."""
-    while canvas.measure(text, name, size) > room:
-        text = text[:-1].rstrip()
-    return text
 
 
 def figure_picture(rng: random.Random, group: int) -> Content:
