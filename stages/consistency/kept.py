@@ -16,6 +16,7 @@ from stages.training.kept.features import compute_features, open_tower
 from stages.training.kept.files import KeptFiles, tensors_digest
 from stages.training.kept.folders import features_folder, states_folder
 from stages.training.kept.outputs import KeptOutputs, shard_file
+from stages.training.ranks.phases import phase_items
 from stages.training.step import share_of_rank
 from vico.objectives.consistency import ConsistencyTask
 from vico.packing import PackedBatch
@@ -39,7 +40,7 @@ def _features(settings: ConsistencySettings, packs: ConsistencyPacks) -> KeptOut
     files = KeptFiles(features_folder(settings.parts), digest, model.lm_head.weight.dtype)
     shape = packs.settings.vision_tokens, model.vision_width
     kept = KeptOutputs(files, packs.kept_rows("num_tiles"), packs.index, shape)
-    compute_features(kept, model, packs.pixels, settings.config.tiles_per_pack)
+    compute_features(kept, model, packs.pixels, settings.config.tiles_per_pack, settings.parts.attempt_folder)
     return kept
 
 
@@ -73,7 +74,8 @@ def _reference_states(
         for pack in plans[number]:
             yield states(packs.batch(pack))
 
-    for number in own:
+    unit, folder = "shards of reference states", settings.parts.attempt_folder
+    for number in phase_items(own, len(missing), unit, folder, may_stop=True):
         files.write(shard_file(number), shards[number].num_values, partial(of_packs, number))
     while num_runs < most_runs:
         states(packs.empty())

@@ -2,6 +2,7 @@
 tiles."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from stages.training.kept.folders import features_folder
 from stages.training.kept.outputs import KeptOutputs
 from stages.training.loop import StageTask, TrainingLoop, TrainingPlan, training_plan
 from stages.training.parameter_groups import parameter_groups
+from stages.training.ranks.phases import phase_items
 from stages.training.speed.throughput import measure_throughput
 from stages.training.step import derived_seed, evaluating, share_of_rank, sum_over_ranks
 from vico.model.attention_kernels import use_attention
@@ -98,7 +100,7 @@ def keep_features(settings: RouterSettings, packs: RouterPacks, policy: VicoMode
 
     if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
         files.write(BLANK_FILE, NUM_BLANK, of_blank)
-    compute_features(features, policy, packs.pixels, batch_tiles)
+    compute_features(features, policy, packs.pixels, batch_tiles, settings.parts.attempt_folder)
     packs.features = features
 
 
@@ -128,8 +130,9 @@ def train_router(settings: RouterSettings) -> None:
     step = TrainingLoop(engine, StageTask(packs, summary, validate, best.finished), plan).run()
     tensors = best.winner(step)
     router = trained_router(tensors, engine.device, getattr(torch, config.optimizer.dtype))
+    folder = settings.parts.attempt_folder
     own_rows = [
-        *(row for split in ("calib", "test") for row in scores(engine, router, packs, split)),
+        *(row for split in ("calib", "test") for row in scores(engine, router, packs, split, folder)),
         *blank_scores(engine, router, packs),
     ]
     rows_of_ranks: list[list[ScoreRow]] = [[]] * engine.world_size
@@ -191,13 +194,18 @@ def validation(engine: Engine, packs: RouterPacks) -> dict[str, float]:
 
 
 @torch.no_grad()
-def scores(engine: Engine, router: Router, packs: RouterPacks, split: str) -> list[ScoreRow]:
+def scores(
+    engine: Engine, router: Router, packs: RouterPacks, split: str, attempt_folder: Path
+) -> list[ScoreRow]:
     """Return the tiles of this rank's share of the split, with their probability of compress.
 
     Their features are computed and not rounded, as where the router is used.
     """
     rows: list[ScoreRow] = []
-    for _, pack in share_of_rank(packs.of_split(split), engine.rank, engine.world_size):
+    all_packs = packs.of_split(split)
+    own = share_of_rank(all_packs, engine.rank, engine.world_size)
+    unit = f"packs of {split} tiles scored"
+    for _, pack in phase_items(own, len(all_packs), unit, attempt_folder, may_stop=False):
         if pack is None:
             continue
         batch, positions = packs.positioned(pack)

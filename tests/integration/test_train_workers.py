@@ -17,6 +17,7 @@ from pipeline.running.signals import StopSignals
 from stages.parts import Parts
 from stages.stops import Interrupted
 from stages.training.faults import Preempted, stop_notice
+from stages.training.ranks.phases import phase_items
 from stages.training.ranks.rank_failures import FAILURE, PREEMPTION, Restarts, WorkersFailed, restart_counts
 from stages.training.ranks.workers import run_workers
 from tests.stage_context import StageContext, stage_context
@@ -146,6 +147,11 @@ def train_until_notice(parts: Parts) -> None:
             time.sleep(0.02)
 
 
+def keep_slowly(parts: Parts) -> None:
+    for _ in phase_items(range(10**6), 2 * 10**6, "shards", parts.attempt_folder, may_stop=True):
+        time.sleep(0.02)
+
+
 def load_too_long(parts: Parts) -> None:
     """In the first start, rank 1 gets SIGTERM while it loads its models, and is killed before it trains."""
     number = count_start(parts)
@@ -239,6 +245,20 @@ def test_an_error_of_the_context_ends_the_training_after_its_step(context):
     with pytest.raises(UserError, match="the store takes nothing more"):
         run_workers(train_until_notice, context.parts, context, num_steps=10**6)
     assert "is done and its checkpoint published" in logs(context.parts)
+    assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 0}
+
+
+def test_a_stop_does_not_wait_for_all_that_precedes_the_first_step(context):
+    """What frozen parts compute is kept shard by shard, before the first step, which may take an hour."""
+
+    def check() -> None:
+        if any(report[1:] == (2 * 10**6, "shards") for report in context.reported):
+            raise UserError("the lease is lost")
+
+    context.check = check
+    with pytest.raises(UserError, match="the lease is lost"):
+        run_workers(keep_slowly, context.parts, context, num_steps=10)
+    assert "got a stop notice; its shards so far are kept" in logs(context.parts)
     assert restart_counts(context.parts) == {"worker_failures": 0, "preemptions": 0}
 
 

@@ -18,6 +18,7 @@ from stages.training.kept.files import KeptFiles
 from stages.training.kept.folders import features_folder, kept_folder, states_folder
 from stages.training.kept.outputs import KeptOutputs, shard_file
 from stages.training.metrics import read_metrics
+from stages.training.ranks.phases import read_phase
 from tests.numerics.kept_case import settings_of
 from tests.numerics.ranks import check_ranks, finish, start_scenarios, stop_ranks
 from tests.numerics.router_case import write_case
@@ -100,9 +101,11 @@ def test_a_killed_training_ends_as_an_undisturbed_one_bit_for_bit(folder, traine
         lambda: [step for step, _ in read_metrics(parts)][-1:] >= [3],
         lambda: False,
     ]
+    phases = set()
     for attempt, is_reached in enumerate(reached, start=1):
         ranks, logs = started(folder, [{"name": "killed", "attempt": attempt}], 2)
         while not (ended := check_ranks(ranks, logs)) and not is_reached():
+            phases.add(read_phase(Parts(parts.folder, attempt).attempt_folder))
             time.sleep(0.01)
         assert ended == (attempt == len(reached)), "the training ended before the kill"
         stop_ranks(ranks)
@@ -111,6 +114,8 @@ def test_a_killed_training_ends_as_an_undisturbed_one_bit_for_bit(folder, traine
         for name in ("killed", "frozen-kept")
     )
     assert weights == undisturbed
+    units = {phase[2] for phase in phases if phase}  # what the driver can show before the first step
+    assert units == {"shards of vision features", "shards of reference states"}
 
 
 PER_TOKEN = 4 * 192  # bytes of a state or of a vision token: float32, both widths are 192

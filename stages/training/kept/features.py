@@ -8,6 +8,7 @@ import torch
 
 from stages.training.kept.outputs import KeptOutputs, shard_file
 from stages.training.kept.shard_rows import ShardRows
+from stages.training.ranks.phases import phase_items
 from stages.training.step import share_of_rank
 from vico.checkpoints import open_unread
 from vico.model.internvl import VicoModel
@@ -29,8 +30,10 @@ def compute_features(
     model: VicoModel,
     pixels: Callable[[Sequence[int]], torch.Tensor],
     batch_tiles: int,
+    attempt_folder: Path,
 ) -> None:
     """Compute the features that are missing. Every rank must call it; each writes its share of the shards.
+    Raises Preempted after a stop notice, between two shards.
 
     `pixels` returns the tiles of samples, by their rows in the index. The tiles that go through the tower
     together depend on the shard alone, so a file that is written again is the same.
@@ -44,7 +47,9 @@ def compute_features(
 
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     shards = [kept.shards[number] for number in sorted(kept.shards)]
-    for _, shard in share_of_rank(shards, rank, world_size):
+    own = share_of_rank(shards, rank, world_size)
+    unit = "shards of vision features"
+    for _, shard in phase_items(own, len(shards), unit, attempt_folder, may_stop=True):
         if shard is not None:
             kept.files.write(shard_file(shard.shard), shard.num_values, partial(of_shard, shard))
     torch.distributed.barrier()

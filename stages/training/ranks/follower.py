@@ -10,6 +10,7 @@ from stages.context import Context
 from stages.stops import Interrupted
 from stages.training.faults import KL_RISE, write_notice
 from stages.training.metrics import NewSteps
+from stages.training.ranks.phases import read_phase
 
 logger = logging.getLogger(__name__)
 _FOLLOW_S = 1.0
@@ -87,7 +88,11 @@ class Follower:
             self._note_collapse(step, metrics)
             self._note_spikes(step, metrics)
             self._recent.append(metrics)
-        if self._steps.last != self._reported_step:
+        phase = read_phase(self._context.parts.attempt_folder)
+        if phase is not None:
+            self._context.progress(*phase)
+            self._reported_step = -1  # the steps are shown again when the phase has ended
+        elif self._steps.last != self._reported_step:
             self._context.progress(self._steps.last, self._num_steps, "steps", recent_figures(self._recent))
             self._reported_step = self._steps.last
 

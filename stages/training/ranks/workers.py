@@ -15,6 +15,7 @@ from stages.context import Context
 from stages.training.checkpoints import remove_half_deleted
 from stages.training.faults import remove_notices, remove_stacks
 from stages.training.ranks.follower import Follower
+from stages.training.ranks.phases import remove_phase
 from stages.training.ranks.rank_failures import (
     FAILURE,
     PREEMPTION,
@@ -49,9 +50,9 @@ def run_workers(
     then loses nothing. A start waits up to `train.restarts.start_timeout_s` for free resources.
 
     Each rank logs to the attempt's `rank-<r>.log`; Ray keeps files of its own in `name`-<start>. Meanwhile
-    the context hears of the progress, in steps of the attempt's metrics file, and is asked whether to stop.
-    To stop, or when a signal interrupts this call, the ranks finish their step and publish a checkpoint, as
-    after a preemption.
+    the context hears of the progress, in steps of the attempt's metrics file or items of a phase, and is
+    asked whether to stop. To stop, or when a signal interrupts this call, the ranks finish their step and
+    publish a checkpoint, as after a preemption.
 
     Raises what `context.check` raised. Raises what a rank raised if the user can fix it (UserError) or the
     numbers went wrong (Diverged, CheckpointDiffers), otherwise WorkersFailed.
@@ -101,7 +102,7 @@ class _Starts:
             note=self._context.note,
             check=follower.raise_what_stopped,
         )
-        for remove in (remove_failures, remove_notices, remove_stacks):
+        for remove in (remove_failures, remove_notices, remove_stacks, remove_phase):
             remove(self._folder)
         remove_half_deleted(parts)
 
