@@ -74,7 +74,8 @@ def tile_kinds(pixels_N3SS: np.ndarray, kind: str) -> list[str]:
 def character_width(picture: Image.Image, text: str) -> float:
     """Return the mean width, in pixels, of a character of the line of text that a picture shows.
 
-    A wide gap, as between title and page number of a header, counts neither as width nor as a character.
+    A wide gap, as between title and page number of a header, counts neither as width nor as a character. The
+    picture shows nothing but the text: a rule along the line would fill its gaps.
     """
     gray = np.asarray(picture.convert("L"), np.int16)
     ink = np.abs(gray - np.median(gray)) > _INK
@@ -84,7 +85,7 @@ def character_width(picture: Image.Image, text: str) -> float:
     gaps = np.diff(columns) - 1
     wide = gaps[gaps > _WIDE_GAP * (rows[-1] - rows[0] + 1)]
     line_width = columns[-1] - columns[0] + 1 - wide.sum()
-    return float(line_width) / max(len(text) - len(wide), 1)
+    return float(line_width) / max(len(" ".join(text.split())) - len(wide), 1)
 
 
 def line_kinds(picture: Image.Image, text: str, tiling: Tiling, pixels_N3SS: np.ndarray) -> list[str]:

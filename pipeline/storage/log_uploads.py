@@ -32,14 +32,22 @@ class LogUploads:
         for path in sorted(logs.iterdir() if logs.is_dir() else ()):
             if path.name in _NOT_UPLOADED or path.name.startswith(".") or not path.is_file():
                 continue
-            status = path.stat()
-            version = status.st_size, status.st_mtime_ns
-            waited_s = time.monotonic() - self._uploaded_at.get(path, -math.inf)
-            is_due = at_once or waited_s * _BYTES_PER_S >= status.st_size
-            if self._uploaded.get(path) == version or not is_due:
-                continue
-            self._copy.bucket.upload(self._copy.key(path), path)
-            self._uploaded[path], self._uploaded_at[path] = version, time.monotonic()
+            try:
+                self._upload_if_changed(path, at_once)
+            except FileNotFoundError:  # the file, or the bucket
+                if path.exists():
+                    raise
+
+    def _upload_if_changed(self, path: Path, at_once: bool) -> None:
+        """Upload a file; raise FileNotFoundError if it is removed meanwhile, such as an old stop notice."""
+        status = path.stat()
+        version = status.st_size, status.st_mtime_ns
+        waited_s = time.monotonic() - self._uploaded_at.get(path, -math.inf)
+        is_due = at_once or waited_s * _BYTES_PER_S >= status.st_size
+        if self._uploaded.get(path) == version or not is_due:
+            return
+        self._copy.bucket.upload(self._copy.key(path), path)
+        self._uploaded[path], self._uploaded_at[path] = version, time.monotonic()
 
     def shared_bytes(self, path: Path) -> float:
         """Return how many bytes of the file the store has; infinity if another process uploads it."""

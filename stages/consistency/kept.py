@@ -57,7 +57,7 @@ def _reference_states(
     files = KeptFiles(states_folder(settings.parts), fingerprint, dtype)
     shards = packs.kept_rows("answer_tokens")
     kept = KeptOutputs(files, shards, packs.index, (task.policy.language_width,))
-    missing = engine.of_rank_0([number for number in sorted(shards) if not files.has(shard_file(number))])
+    missing = kept.missing_shards()
     own = [
         number for _, number in share_of_rank(missing, engine.rank, engine.world_size) if number is not None
     ]

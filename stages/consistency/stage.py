@@ -42,7 +42,7 @@ def run_training(settings: "ConsistencySettings", context: Context) -> dict[str,
     from stages.consistency.disk import check_disk, kept_bytes
     from stages.consistency.packs import prepared
     from stages.training.checkpoints import remove_checkpoints
-    from stages.training.kept.folders import kept_folder
+    from stages.training.kept.folders import kept_folder, remove_half_kept
     from stages.training.metrics import publish_curve
     from stages.training.ranks.rank_failures import restart_counts
     from stages.training.ranks.workers import run_workers
@@ -57,6 +57,7 @@ def run_training(settings: "ConsistencySettings", context: Context) -> dict[str,
         if warning := rate_warning(settings.config, num_parameters, settings.block):
             context.note(warning)
         remove_conversions(context.parts)
+        remove_half_kept(context.parts)
         remote = context.site.remote is not None
         check_disk(settings, context.site.resources.workers, kept_bytes(settings, packs), remote=remote)
         run_throughput(_measure, settings, context, num_steps=num_steps)

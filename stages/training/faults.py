@@ -28,8 +28,8 @@ _MIN_LOSSES = 10
 
 
 class Preempted(Exception):
-    """A rank got notice that it will be ended. Before, its step was finished and the checkpoint published; or,
-    before the first step, the file was finished that it keeps of a shard."""
+    """A rank got notice that it will be ended. It has finished its step and published the checkpoint or,
+    before the first step, has finished the file of a shard."""
 
 
 class Diverged(RuntimeError):

@@ -46,10 +46,10 @@ def compute_features(
             yield model.vision_features(pixels(rows).to(device))
 
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    shards = [kept.shards[number] for number in sorted(kept.shards)]
-    own = share_of_rank(shards, rank, world_size)
+    missing = [kept.shards[number] for number in kept.missing_shards()]
+    own = share_of_rank(missing, rank, world_size)
     unit = "shards of vision features"
-    for _, shard in phase_items(own, len(shards), unit, attempt_folder, may_stop=True):
+    for _, shard in phase_items(own, len(missing), unit, attempt_folder, may_stop=True):
         if shard is not None:
             kept.files.write(shard_file(shard.shard), shard.num_values, partial(of_shard, shard))
     torch.distributed.barrier()

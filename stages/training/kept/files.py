@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from stages.durable_files import sync_folder, sync_tree
-from stages.training.kept.folders import ARRAY_FILE
+from stages.training.kept.folders import ARRAY_FILE, PARTIAL
 from vico.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -46,19 +46,22 @@ class KeptFiles:
         self._opened = lru_cache(maxsize=64)(self._open)
 
     def has(self, name: str) -> bool:
-        """Return whether a file is complete."""
-        return (self._folder / name).exists()
+        """Return whether a file is complete; raise UserError if it belongs to another maker."""
+        target = self._folder / name
+        if not target.exists():
+            return False
+        self._check(target)
+        return True
 
     def write(self, name: str, num_values: int, batches: Callable[[], Batches]) -> None:
         """Write a file of `num_values` values unless it is complete; `batches` computes them.
 
         Raises UserError if the file belongs to another maker.
         """
-        target = self._folder / name
-        if target.exists():
-            self._check(target)
+        if self.has(name):
             return
-        partial = self._folder / f".{name}.partial-{os.getpid()}"
+        target = self._folder / name
+        partial = self._folder / f".{name}{PARTIAL}{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         array: np.memmap | None = None

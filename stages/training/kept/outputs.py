@@ -29,6 +29,15 @@ class KeptOutputs:
                 parts.append(self.files.read(shard_file(shard), span))
         return torch.cat(parts) if parts else torch.zeros(0, *self.shape, dtype=self.files.dtype)
 
+    def missing_shards(self) -> list[int]:
+        """Return the shards whose file is not complete, the same list on every rank, which must all call it.
+
+        Raises UserError if a file belongs to another maker.
+        """
+        missing = [[number for number in sorted(self.shards) if not self.files.has(shard_file(number))]]
+        torch.distributed.broadcast_object_list(missing)
+        return missing[0]
+
 
 def shard_file(shard: int) -> str:
     """Return the name of the file with the values of a shard's samples."""

@@ -13,8 +13,8 @@ import torch
 from stages.training.faults import Preempted, stop_notice
 
 logger = logging.getLogger(__name__)
-PHASE_FILE = "phase.json"
-"""In an attempt's folder while a phase lasts: [done, total, unit]."""
+PHASE_FILE = ".phase.json"
+"""In an attempt's folder while a phase lasts: [done, total, unit]. Hidden: no object store gets it."""
 _WRITE_EVERY_S = 1.0
 Item = TypeVar("Item")
 
@@ -24,9 +24,9 @@ def phase_items(
 ) -> Iterator[Item]:
     """Yield this rank's items; meanwhile rank 0 writes how many of the `total` of all ranks are done.
 
-    The ranks take turns with items of about equal size, so all of them have done about rank 0's number times
-    their own number. With `may_stop`, raises Preempted between two items after a stop notice to this rank:
-    the next start finds what is done.
+    The ranks take turns with items of about equal size, so together they have done about rank 0's number
+    times the number of ranks. With `may_stop`, raises Preempted between two items after a stop notice to
+    this rank. Ray then ends the others, within their item: the next start finds the items that are done.
     """
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     attempt_folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def phase_items(
 
 def _write(file: Path, done: int, total: int, unit: str) -> None:
     """Write the file whole or not at all; a folder that cannot be written costs no training."""
-    partial = file.with_name(f".{file.name}.partial")
+    partial = file.with_name(f"{file.name}.partial")
     try:
         partial.write_text(json.dumps([done, total, unit]))
         os.replace(partial, file)
@@ -66,4 +66,7 @@ def read_phase(attempt_folder: Path) -> tuple[int, int, str] | None:
 
 def remove_phase(attempt_folder: Path) -> None:
     """Remove what an ended phase, or a start that was killed, left."""
-    (attempt_folder / PHASE_FILE).unlink(missing_ok=True)
+    try:
+        (attempt_folder / PHASE_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        logger.info("%s is not removed: %s", attempt_folder / PHASE_FILE, error)

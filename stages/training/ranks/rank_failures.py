@@ -112,8 +112,11 @@ def cause(
     for failure in first:
         if failure["kind"] == _OWN:
             _raise_own(failure, folder, error)
-    if preempted:
-        return PREEMPTION, preempted[0]["message"]
+    # A rank that Ray does not name may have had only the SIGTERM with which Ray clears the rest of a start.
+    seen = {rank for failure in first for rank in failure["noticed"]}
+    for failure in preempted:
+        if not ended or failure["rank"] in ended or failure["rank"] in seen:
+            return PREEMPTION, failure["message"]
     if node_taken or any(getattr(end, "preempted", False) for end in ended.values()):
         return PREEMPTION, last_line(str(error))
     for failure in first:

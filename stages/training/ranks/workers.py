@@ -14,6 +14,7 @@ from typing import TypeVar
 from stages.context import Context
 from stages.training.checkpoints import remove_half_deleted
 from stages.training.faults import remove_notices, remove_stacks
+from stages.training.kept.folders import remove_half_kept
 from stages.training.ranks.follower import Follower
 from stages.training.ranks.phases import remove_phase
 from stages.training.ranks.rank_failures import (
@@ -105,6 +106,7 @@ class _Starts:
         for remove in (remove_failures, remove_notices, remove_stacks, remove_phase):
             remove(self._folder)
         remove_half_deleted(parts)
+        remove_half_kept(parts)
 
     def _last_part_is_published(self) -> bool:
         return self._job.last_part is not None and self._context.parts.done(self._job.last_part)

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from stages.parts import Parts
 from stages.training.kept.files import KeptFiles, tensors_digest
+from stages.training.kept.folders import features_folder, kept_bytes_on_disk, remove_half_kept
 from tests.tiny_model import make_tiny_model
 from vico.checkpoints import load_model
 from vico.errors import UserError
@@ -42,5 +44,25 @@ def test_features_of_another_tower_are_refused(tmp_path):
     message = f"weights of the digest {towers[0][:12]}, but this training has {towers[1][:12]}"
     with pytest.raises(UserError, match=message):
         files.read("00000", [0])
-    with pytest.raises(UserError, match=r"remove .*/features, and it is computed again"):
-        files.write("00000", 7, lambda: iter([FEATURES_NPv]))
+    for use in (lambda: files.write("00000", 7, lambda: iter([FEATURES_NPv])), lambda: files.has("00000")):
+        with pytest.raises(UserError, match=r"remove .*/features, and it is computed again"):
+            use()
+
+
+def test_what_a_killed_rank_was_writing_is_removed_and_does_not_count_as_kept(tmp_path):
+    parts = Parts(tmp_path, 1)
+    files = KeptFiles(features_folder(parts), "tower", torch.float32)
+    files.write("00000", 7, lambda: iter([FEATURES_NPv]))
+    kept_bytes = kept_bytes_on_disk(parts)
+    assert FEATURES_NPv.nbytes <= kept_bytes < FEATURES_NPv.nbytes + 1000  # with the header
+
+    def killed():
+        yield FEATURES_NPv[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write("00001", 7, killed)
+    folder = features_folder(parts)
+    assert len(list(folder.iterdir())) == 2 and kept_bytes_on_disk(parts) == kept_bytes
+    remove_half_kept(parts)
+    assert [path.name for path in folder.iterdir()] == ["00000"] and files.has("00000")

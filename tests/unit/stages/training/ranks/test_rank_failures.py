@@ -102,6 +102,18 @@ def test_a_rank_that_dies_silently_after_a_notice_was_preempted(tmp_path):
     assert cause(tmp_path, RayError(0, 1))[0] == "worker failure"
 
 
+def test_a_stop_of_the_others_by_ray_does_not_make_a_death_a_preemption(tmp_path):
+    """Rank 0 was killed while both kept what frozen parts compute; rank 1 then ended its shard."""
+    leave(tmp_path, 1, Preempted("rank 1 got a stop notice"))
+    assert cause(tmp_path, RayError(0))[0] == "worker failure"
+    assert cause(tmp_path, RayError(0, 1))[0] == cause(tmp_path, RayError(1))[0] == "preemption"
+    write_notice(tmp_path, 1, "SIGTERM\n")
+    leave(tmp_path, 0, RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
+    assert cause(tmp_path, RayError(0)) == ("preemption", "rank 1 got a stop notice"), (
+        "its peer saw the notice"
+    )
+
+
 @pytest.mark.parametrize("first, kind", [("notice", "preemption"), ("error", "worker failure")])
 def test_a_notice_of_a_rank_that_ray_does_not_name_counts_if_it_came_before_its_peer_failed(
     tmp_path, first, kind
