@@ -58,8 +58,8 @@ def mlflow_client(uri: str) -> MlflowClient:
 def sqlite_lock(uri: str) -> Iterator[None]:
     """Lock an sqlite database for steps that fail when two processes take them at the same time.
 
-    These are creating the database, correcting it and logging a data set. Raises UserError if another process
-    does not release the lock.
+    These are creating the database or an experiment, correcting it and logging a data set. Raises UserError
+    if another process does not release the lock.
     """
     path = sqlite_path(uri)
     if path is None:

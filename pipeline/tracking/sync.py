@@ -179,16 +179,20 @@ class RunSync:
     def _open_experiment(self, name: str) -> None:
         """Find the experiment, or create it if it does not exist; raise UserError if it was deleted."""
         existing = active_experiment(self.client, name, self.site)
-        if existing is None:
-            with sqlite_lock(self.site.tracking_uri):
-                existing = active_experiment(self.client, name, self.site) or self._created_experiment(name)
+        if existing is None or existing.experiment_id != self._experiment:
+            existing = self._tagged_experiment(name)
         if existing.experiment_id != self._experiment:
-            if MODEL_TRAINING.keys() - existing.tags.keys():
-                for key, value in MODEL_TRAINING.items():
-                    self.client.set_experiment_tag(existing.experiment_id, key, value)
             self._experiment = existing.experiment_id
             self._progress, self._settled = {}, {}
         self._lost_root = lost_root(self.site, name, existing.artifact_location)
+
+    def _tagged_experiment(self, name: str) -> Experiment:
+        """Return the experiment with its tags. Of two runs that add one row at once, SQLite refuses one."""
+        with sqlite_lock(self.site.tracking_uri):
+            experiment = active_experiment(self.client, name, self.site) or self._created_experiment(name)
+            for key in MODEL_TRAINING.keys() - experiment.tags.keys():
+                self.client.set_experiment_tag(experiment.experiment_id, key, MODEL_TRAINING[key])
+        return experiment
 
     def _created_experiment(self, name: str) -> Experiment:
         location = artifact_root(self.site, name)

@@ -6,7 +6,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from cluster.site import Site
 from cluster.site_files import load_site
 from pipeline.results.records import outputs_digest
 from pipeline.results.stage_folder import StageFolder
-from pipeline.tracking.sent import STATE_FILE, is_complete
+from pipeline.tracking.sent import STATE_FILE, SentState, is_complete
+from pipeline.tracking.sync import RunSync
 from pipeline.tracking.thread import sync_once
 from tests.integration.tiny_pipeline.project import ROOT, TRACKED, TinyProject
 from tests.integration.tracked_training import CHECKPOINT_EVERY, EXPERIMENT, FINGERPRINT
@@ -262,6 +266,26 @@ def test_two_runs_create_the_database_at_the_same_time(tmp_path):
     assert {run.info.status for run in shown.runs} == {"FINISHED"}
     for log in project.storage.glob("runs/*/driver.log"):
         assert "MLflow" not in log.read_text()
+
+
+def test_two_runs_that_open_an_experiment_at_once_tag_it_once(project, monkeypatch):
+    """Of two processes that add a tag at the same time, SQLite refuses one."""
+    site = Site(storage=project.storage)
+    syncs = [RunSync(site, None, project.folder, SentState(uri=site.tracking_uri)) for _ in range(2)]
+    meeting, tagged = threading.Barrier(2), []
+
+    def meet_and_tag(tag, experiment, key, value):
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(2)  # both are here only if nothing keeps them apart
+        tagged.append(key)
+        tag(experiment, key, value)
+
+    for sync in syncs:
+        tag = sync.client.set_experiment_tag
+        monkeypatch.setattr(sync.client, "set_experiment_tag", partial(meet_and_tag, tag))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda sync: sync._open_experiment("vico"), syncs))
+    assert tagged == ["mlflow.experimentKind"]
 
 
 def start_training(storage: Path, num_steps: int) -> subprocess.Popen:
