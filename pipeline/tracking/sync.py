@@ -179,7 +179,9 @@ class RunSync:
     def _open_experiment(self, name: str) -> None:
         """Find the experiment, or create it if it does not exist; raise UserError if it was deleted."""
         existing = active_experiment(self.client, name, self.site)
-        if existing is None or existing.experiment_id != self._experiment:
+        if existing is None or (
+            existing.experiment_id != self._experiment and MODEL_TRAINING.keys() - existing.tags.keys()
+        ):
             existing = self._tagged_experiment(name)
         if existing.experiment_id != self._experiment:
             self._experiment = existing.experiment_id

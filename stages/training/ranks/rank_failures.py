@@ -113,9 +113,9 @@ def cause(
         if failure["kind"] == _OWN:
             _raise_own(failure, folder, error)
     # A rank that Ray does not name may have had only the SIGTERM with which Ray clears the rest of a start.
-    seen = {rank for failure in first for rank in failure["noticed"]}
+    noticed = _ranks_with_notice(ended, first, folder)
     for failure in preempted:
-        if not ended or failure["rank"] in ended or failure["rank"] in seen:
+        if not ended or failure["rank"] in {*ended, *noticed}:
             return PREEMPTION, failure["message"]
     if node_taken or any(getattr(end, "preempted", False) for end in ended.values()):
         return PREEMPTION, last_line(str(error))
@@ -123,7 +123,7 @@ def cause(
         if failure["kind"] == _MACHINE:
             return FAILURE, _failure_line(failure, folder)
     reported = {failure["rank"] for failure in failures}
-    for rank in sorted(_ranks_with_notice(ended, first, folder) - reported):  # it had no time to report
+    for rank in sorted(noticed - reported):  # it had no time to report
         return PREEMPTION, f"rank {rank} got SIGTERM, or its node was taken away, and ended before its step"
     hung = hung_ranks(folder, start)
     if hung:
